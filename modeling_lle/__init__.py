@@ -1,0 +1,54 @@
+"""LLE, Learning from History: recurrent models for transformers that keep learning from what they read.
+
+Importing this package registers its classes with the Auto classes of transformers; each class is loaded when it is
+first used.
+"""
+
+import importlib
+import sys
+from typing import TYPE_CHECKING, Any
+
+from .registration import register
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .cache_lle import LLECache
+    from .configuration_lle import HistoryConfig, LLEConfig, StreamConfig
+    from .modeling_lle import LLEForCausalLM, LLEModel, LLEPreTrainedModel
+    from .tokenization_lle import LLETokenizer
+
+_HOME = {
+    "LLECache": "cache_lle",
+    "HistoryConfig": "configuration_lle",
+    "LLEConfig": "configuration_lle",
+    "StreamConfig": "configuration_lle",
+    "LLEForCausalLM": "modeling_lle",
+    "LLEModel": "modeling_lle",
+    "LLEPreTrainedModel": "modeling_lle",
+    "LLETokenizer": "tokenization_lle",
+}
+
+__all__ = [
+    "HistoryConfig",
+    "LLECache",
+    "LLEConfig",
+    "LLEForCausalLM",
+    "LLEModel",
+    "LLEPreTrainedModel",
+    "LLETokenizer",
+    "StreamConfig",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(_HOME))
+
+
+register(sys.modules[__name__])

@@ -1,0 +1,277 @@
+"""LLECache: what a stream of text leaves behind, the recurrent state and the stream of entries, in constant memory.
+
+Notable: the entry of a position is made when the next token arrives, so a prediction can never recall what it
+predicts; each row counts its own entries, so padding changes nothing; nothing is written in place into a tensor that
+a gradient may still need.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, LinearAttentionCacheLayerMixin
+
+
+@dataclass
+class Block:
+    """Consecutive positions of a segment, and the entries of the stream that each of them may recall.
+
+    Attributes:
+        positions: Which positions of the segment these are.
+        queries: (B, T, D), the normalised states of those positions.
+        keys: One or two tensors (B, n, D) that hold the N entries' keys, side by side.
+        outcomes: (B, N) int64, the token that followed each key.
+        age: (B, T, N) int64, how many entries ago the entry was made, 1 for the newest one.
+        valid: (B, T, N) bool, whether the position may recall the entry: made before it, within the window.
+    """
+
+    positions: slice
+    queries: Tensor
+    keys: list[Tensor]
+    outcomes: Tensor
+    age: Tensor
+    valid: Tensor
+
+    def similarity(self) -> Tensor:
+        """The cosine similarity of every position with every entry, (B, T, N), in the dtype of the keys."""
+        parts = [self.queries @ keys.transpose(1, 2) for keys in self.keys]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+
+class Stream:
+    """A ring buffer of the last `window` entries (key, outcome) of each row.
+
+    Args:
+        window: Entries kept for each row, at least 1.
+
+    Attributes:
+        keys: (B, C, D) normalised states, C <= window: the buffer grows by doubling, then stays.
+        outcomes: (B, C) int64 token ids.
+        count: (B,) int64, entries made so far; entry n lies in slot `n % window`.
+        pending: (B, D), the key of the newest position, whose outcome has not been seen yet.
+        has_pending: (B,) bool.
+    """
+
+    tensors = ("keys", "outcomes", "count", "pending", "has_pending")
+
+    def __init__(self, window: int) -> None:
+        if window < 1:
+            raise ValueError(f"a stream holds at least one entry, got a window of {window}")
+        self.window = window
+        self.keys: Tensor | None = None
+
+    def _start(self, keys: Tensor) -> None:
+        rows, _, width = keys.shape
+        self.keys = keys.new_zeros(rows, 0, width)
+        self.outcomes = torch.zeros(rows, 0, dtype=torch.long, device=keys.device)
+        self.count = torch.zeros(rows, dtype=torch.long, device=keys.device)
+        self.pending = keys.new_zeros(rows, width)
+        self.has_pending = torch.zeros(rows, dtype=torch.bool, device=keys.device)
+
+    def read(self, states: Tensor, tokens: Tensor | None, mask: Tensor | None, block: int) -> Iterator[Block]:
+        """Yields the segment's blocks with what each may recall, and records each block after it has been read.
+
+        The iterator must be exhausted: what is not read is not recorded.
+
+        Args:
+            states: (B, T, D) floating, the backbone's states of the segment.
+            tokens: (B, T) int64, the tokens that were read; None if only their embeddings are known, which makes
+                no entries.
+            mask: (B, T) bool, False where a position is padding; None for none.
+            block: Positions in a block.
+        """
+        queries = torch.nn.functional.normalize(states.detach().float(), dim=-1).to(states.dtype)
+        if self.keys is None:
+            self._start(queries)
+        elif self.keys.shape[0] != states.shape[0]:
+            raise ValueError(
+                f"the cache holds {self.keys.shape[0]} rows, the batch has {states.shape[0]}: "
+                "start a new stream with a new cache or cache.reset()"
+            )
+        block = min(block, self.window)
+        for start in range(0, states.shape[1], block):
+            part = slice(start, start + block)
+            own_tokens = None if tokens is None else tokens[:, part]
+            yield from self._advance(part, queries[:, part], own_tokens, None if mask is None else mask[:, part])
+
+    def _advance(
+        self, part: slice, queries: Tensor, tokens: Tensor | None, mask: Tensor | None
+    ) -> Iterator[Block]:
+        """Makes the entries of one block, yields what can be recalled, and writes the entries."""
+        assert self.keys is not None
+        keys, known, self.pending, self.has_pending = self._shift(queries, mask)
+        if tokens is None:
+            known = torch.zeros_like(known)
+            tokens = torch.zeros_like(known, dtype=torch.long)
+        rank = known.long().cumsum(1)
+        made = self.count[:, None] + rank  # entries that exist once the token of the position has been read
+        stored, self.count = self.count, self.count + rank[:, -1]
+        if queries.shape[1] == 1:  # the new entry takes the place of the one that has just left the window
+            self._write(keys, tokens, known, made)
+            age, valid = self._age(made, self.count)
+            yield Block(part, queries, [self.keys], self.outcomes, age, valid)
+            return
+        age, valid = self._age(made, stored)
+        own_age = rank[:, :, None] - rank[:, None, :] + 1
+        position = torch.arange(queries.shape[1], device=rank.device)
+        own_valid = known[:, None, :] & (position[:, None] >= position) & (own_age <= self.window)
+        yield Block(
+            part,
+            queries,
+            [self.keys, keys],
+            torch.cat([self.outcomes, tokens], dim=1),
+            torch.cat([age, own_age], dim=-1),
+            torch.cat([valid, own_valid], dim=-1),
+        )
+        self._write(keys, tokens, known, made)
+
+    def _shift(self, queries: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """For each position the key of the last real position before it, whether both exist, and the new pending."""
+        before = torch.cat([self.pending[:, None], queries[:, :-1]], dim=1)
+        if mask is None:
+            known = torch.ones(queries.shape[:2], dtype=torch.bool, device=queries.device)
+            known[:, 0] = self.has_pending
+            return before, known, queries[:, -1].clone(), torch.ones_like(self.has_pending)
+        # Slot 0 of `extended` is the pending key, slot t + 1 position t.
+        extended = torch.cat([self.pending[:, None], queries], dim=1)
+        position = torch.arange(1, mask.shape[1] + 1, device=mask.device)
+        latest = torch.where(mask, position, 0).cummax(dim=1).values
+        previous = torch.cat([latest.new_zeros(len(latest), 1), latest[:, :-1]], dim=1)
+        width = queries.shape[-1]
+        before = extended.gather(1, previous[..., None].expand(-1, -1, width))
+        known = mask & ((previous > 0) | self.has_pending[:, None])
+        last = latest[:, -1]
+        pending = extended.gather(1, last[:, None, None].expand(-1, 1, width))[:, 0]
+        return before, known, pending, self.has_pending | (last > 0)
+
+    def _age(self, made: Tensor, stored: Tensor) -> tuple[Tensor, Tensor]:
+        """Age and validity of every slot for every position, (B, T, C), when `stored` entries lie in the buffer."""
+        assert self.keys is not None
+        newest = stored[:, None] - 1
+        serial = newest - (newest - torch.arange(self.keys.shape[1], device=made.device)) % self.window
+        age = made[:, :, None] - serial[:, None, :]
+        return age, (serial >= 0)[:, None, :] & (age <= self.window)
+
+    def _write(self, keys: Tensor, outcomes: Tensor, known: Tensor, made: Tensor) -> None:
+        """Stores the entries that are known."""
+        assert self.keys is not None
+        needed = min(int(self.count.max()), self.window)
+        slots = self.keys.shape[1]
+        if needed > slots:
+            grown = min(self.window, max(64, 1 << (needed - 1).bit_length()))
+            self.keys = torch.nn.functional.pad(self.keys, (0, 0, 0, grown - slots))
+            self.outcomes = torch.nn.functional.pad(self.outcomes, (0, grown - slots))
+        row, column = known.nonzero(as_tuple=True)
+        slot = (made[row, column] - 1) % self.window
+        self.keys[row, slot] = keys[row, column]
+        self.outcomes[row, slot] = outcomes[row, column]
+
+    def apply(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Replaces every tensor by `change(tensor)`: reordering, repeating or moving the rows."""
+        if self.keys is not None:
+            for name in self.tensors:
+                setattr(self, name, change(getattr(self, name)))
+
+
+class _StateLayer(LinearAttentionCacheLayerMixin):
+    """The backbone's state, as the one layer that `transformers.Cache` asks for: tensors with the batch first."""
+
+    is_compileable = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.state: tuple[Tensor, ...] | None = None
+
+    def set(self, state: tuple[Tensor, ...] | None) -> None:
+        self.state = state
+        self.has_previous_state[0] = state is not None
+
+    def apply(self, change: Callable[[Tensor], Tensor]) -> None:
+        if self.state is not None:
+            self.state = tuple(change(tensor) for tensor in self.state)
+
+    def reset(self) -> None:
+        self.set(None)
+
+    @property
+    def is_croppable(self) -> bool:
+        return False
+
+    def lazy_initialization(self, *args: object, **kwargs: object) -> None:
+        """Nothing to allocate: the backbone makes its state."""
+
+    def update_conv_state(self, *args: object, **kwargs: object) -> Tensor:
+        raise TypeError("an LLE backbone keeps one opaque state: read and set LLECache.state")
+
+    update_recurrent_state = update_conv_state
+
+
+class LLECache(Cache):
+    """The recurrent state and the stream of a batch of texts, as `past_key_values`.
+
+    Pass it back to continue a text; `reset` starts a new one. Rows are independent of each other.
+
+    Args:
+        window: Entries that the stream keeps for each row; 0 keeps no stream.
+
+    Attributes:
+        stream: The ring buffer, or None.
+        seen_tokens: Length of what has been read, padding included.
+    """
+
+    def __init__(self, window: int = 0) -> None:
+        super().__init__(layers=[_StateLayer()])
+        self.window = window
+        self.seen_tokens = 0
+        self.stream = Stream(window) if window > 0 else None
+
+    @property
+    def state(self) -> tuple[Tensor, ...] | None:
+        """The backbone's state: tensors with the batch in dimension 0, or None at the beginning of a text."""
+        return self.layers[0].state
+
+    @state.setter
+    def state(self, state: tuple[Tensor, ...] | None) -> None:
+        self.layers[0].set(state)
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of the batch, -1 before the first one."""
+        return -1 if not self.state else self.state[0].shape[0]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Length of what has been read, padding included."""
+        return self.seen_tokens
+
+    def _apply(self, change: Callable[[Tensor], Tensor]) -> None:
+        self.layers[0].apply(change)
+        if self.stream is not None:
+            self.stream.apply(change)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Row i becomes a copy of row `beam_idx[i]`."""
+        self._apply(lambda tensor: tensor.index_select(0, beam_idx.to(tensor.device)))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keeps the rows `indices`."""
+        self._apply(lambda tensor: tensor[indices.to(tensor.device)])
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeats every row `repeats` times."""
+        self._apply(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
+
+    def detach(self) -> "LLECache":
+        """Cuts the gradient here (truncated backpropagation through time) and returns the cache."""
+        self._apply(Tensor.detach)
+        return self
+
+    def reset(self) -> None:
+        """Forgets everything: the next token begins a new text."""
+        self.layers[0].reset()
+        self.seen_tokens = 0
+        self.stream = Stream(self.window) if self.window > 0 else None
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """A recurrent state cannot go back."""
+        raise ValueError("an LLECache cannot be cropped: a recurrent state cannot go back to an earlier token")

@@ -1,0 +1,191 @@
+"""LLEConfig: the size of the backbone, how it is regularised, and the history that it learns from.
+
+Notable: every field is typed and validated whenever it is set; a misspelt key is an error that proposes the nearest
+one; `history` holds the handful of numbers that `calibrate` fits. The same class serves Python, YAML and the Hub.
+"""
+
+import copy
+import dataclasses
+import difflib
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar, Literal
+
+from huggingface_hub.dataclasses import strict, validated_field
+from transformers import PreTrainedConfig
+
+CONFIG_VERSION = 1
+
+# What transformers itself writes into a config.json, or passes on to a config, beyond the declared fields.
+_TRANSFORMERS_KEYS = {
+    "_attn_implementation",
+    "_name_or_path",
+    "attn_implementation",
+    "auto_map",
+    "custom_pipelines",
+    "experts_implementation",
+    "model_type",
+    "name_or_path",
+    "num_labels",
+    "output_attentions",
+    "torch_dtype",
+    "transformers_weights",
+}
+
+
+def check_keys(given: Iterable[str], known: Iterable[str], where: str) -> None:
+    """Raises a ValueError that names every key of `given` that is not in `known`, with the nearest known one."""
+    known = sorted(known)
+    hints = []
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            hints.append(f"{key!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
+    if hints:
+        raise ValueError(f"unknown key in {where}: {', '.join(hints)}. Known keys: {', '.join(known)}.")
+
+
+def _within(default: Any, low: float, high: float = float("inf")) -> Any:
+    """A dataclass field for a number (or None, where the annotation allows it) in [low, high]."""
+
+    def check(value: Any) -> None:
+        if value is not None and not low <= value <= high:
+            bounds = f"at least {low:g}" if high == float("inf") else f"between {low:g} and {high:g}"
+            raise ValueError(f"must be {bounds}, got {value!r}")
+
+    return validated_field(check, default=default)
+
+
+def _probability(default: float = 0.0) -> Any:
+    """A dataclass field for the probability of dropping something."""
+    return _within(default, 0.0, 0.95)
+
+
+def _four_numbers(default: Callable[[], list[float]]) -> Any:
+    def check(value: Any) -> None:
+        if len(value) != 4:
+            raise ValueError(f"must hold four numbers: bias, mass, entropy, max log p; got {value!r}")
+
+    return validated_field(check, default_factory=default)
+
+
+@strict
+@dataclasses.dataclass
+class StreamConfig:
+    """The stream: the entries of the text that is being read.
+
+    Args:
+        window: Entries kept, the newest ones; 0 switches the stream off.
+        sharpness: Factor of the cosine similarity in the kernel, in nats.
+        recency: Exponent of the decay with the age of an entry: its weight is multiplied by `age ** -recency`.
+        gate: Bias, and weights of the mass, of the base's entropy and of its largest log probability, in the logit
+            of the share that the stream has in the mixture (the base's logit is 0).
+    """
+
+    window: int = _within(2000, 0)
+    sharpness: float | int = _within(12.0, 0.0)
+    recency: float | int = _within(0.2, 0.0)
+    gate: list[float | int] = _four_numbers(lambda: [-2.0, 0.2, 0.0, 0.0])
+
+
+@strict
+@dataclasses.dataclass
+class HistoryConfig:
+    """What the model learns from after training: one section for each source."""
+
+    stream: StreamConfig | dict | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.stream, StreamConfig):
+            self.stream = _section(StreamConfig, self.stream, "history.stream")
+
+
+def _section(cls: type, values: Any, where: str) -> Any:
+    """`values` (a mapping, None or an instance of another import of `cls`) as a `cls`, its keys checked."""
+    if dataclasses.is_dataclass(values) and not isinstance(values, type):
+        values = dataclasses.asdict(values)
+    values = values or {}
+    check_keys(values, [field.name for field in dataclasses.fields(cls)], where)
+    return cls(**values)
+
+
+@strict
+class LLEConfig(PreTrainedConfig):
+    """Configuration of every LLE model.
+
+    Args:
+        vocab_size: Number of token types, V.
+        hidden_size: Width of the embeddings and of the states that are keys and queries, D.
+        intermediate_size: Width of the inner layers of the plain stack, of the MLP in the residual stack. None: for
+            the plain stack `hidden_size`, for the residual stack no MLP.
+        num_hidden_layers: Number of recurrent layers.
+        recurrence: "lstm" (Hochreiter and Schmidhuber 1997), "gru" (Cho et al. 2014), or "qrnn": a causal convolution
+            of width 2 and a gated linear recurrence (Bradbury et al. 2017), parallel over time but for the scan.
+        stack: "plain" (each layer reads the one below) or "residual" (pre-normalised, added to its input).
+        embedding_dropout: Probability that a word type is dropped from the whole batch (Gal and Ghahramani 2016).
+        input_dropout: Variational dropout of the embedded tokens: one mask a row, for all time steps.
+        hidden_dropout: Variational dropout between layers.
+        output_dropout: Variational dropout of the states before the output layer.
+        weight_dropout: Probability that a recurrent weight is dropped for a whole segment (Merity et al. 2018).
+        activation_penalty: Weight of the mean square of the output states in the training loss (AWD-LSTM's AR).
+        smoothness_penalty: Weight of the mean square of their change from step to step (AWD-LSTM's TAR).
+        initializer_range: Embeddings are drawn from a uniform distribution in [-initializer_range, initializer_range].
+        norm_eps: Epsilon of the normalisations of the residual stack.
+        tie_word_embeddings: Whether the output layer shares the embedding's matrix.
+        use_history: Whether a model in evaluation mode uses its history; `forward(use_history=...)` overrules it.
+        history: The sources, see `HistoryConfig`.
+        config_version: Version of this format; a newer one than the installed package knows is refused.
+
+    Example:
+        >>> LLEConfig(hidden_size=64, history={"stream": {"window": 500}}).history.stream.window
+        500
+        >>> LLEConfig(hiden_size=64)
+        Traceback (most recent call last):
+            ...
+        ValueError: unknown key in LLEConfig: 'hiden_size' (did you mean 'hidden_size'?). Known keys: ...
+    """
+
+    model_type: ClassVar[str] = "lle"
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+
+    vocab_size: int = _within(10000, 1)
+    hidden_size: int = _within(512, 1)
+    intermediate_size: int | None = _within(None, 1)
+    num_hidden_layers: int = _within(2, 1)
+    recurrence: Literal["lstm", "gru", "qrnn"] = "lstm"
+    stack: Literal["plain", "residual"] = "plain"
+    embedding_dropout: float | int = _probability()
+    input_dropout: float | int = _probability()
+    hidden_dropout: float | int = _probability()
+    output_dropout: float | int = _probability()
+    weight_dropout: float | int = _probability()
+    activation_penalty: float | int = _within(0.0, 0.0)
+    smoothness_penalty: float | int = _within(0.0, 0.0)
+    initializer_range: float | int = _within(0.1, 0.0)
+    norm_eps: float | int = _within(1e-6, 0.0)
+    tie_word_embeddings: bool = True
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    pad_token_id: int | None = None
+    use_cache: bool = True
+    use_history: bool = True
+    history: HistoryConfig | dict | None = None
+    config_version: int = CONFIG_VERSION
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.config_version > CONFIG_VERSION:
+            raise ValueError(
+                f"this configuration has version {self.config_version}, the installed modeling_lle reads up to "
+                f"{CONFIG_VERSION}: upgrade with `pip install -U modeling_lle`"
+            )
+        known = {field.name for field in dataclasses.fields(self)}
+        check_keys(kwargs, known | _TRANSFORMERS_KEYS, type(self).__name__)
+        if not isinstance(self.history, HistoryConfig):
+            self.history = _section(HistoryConfig, self.history, "history")
+        super().__post_init__(**kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as plain values: what config.json holds."""
+        output = super().to_dict()
+        if dataclasses.is_dataclass(self.history):
+            output["history"] = dataclasses.asdict(copy.deepcopy(self.history))  # type: ignore[arg-type]
+        return output

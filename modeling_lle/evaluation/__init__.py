@@ -1,0 +1,15 @@
+"""Measuring what a model predicts, with and without its history, and keeping the results."""
+
+from .language import StreamEvaluation, evaluate_folder, evaluate_stream, format_table
+from .metrics import LanguageModelMetric
+from .results import read_results, write_results
+
+__all__ = [
+    "LanguageModelMetric",
+    "StreamEvaluation",
+    "evaluate_folder",
+    "evaluate_stream",
+    "format_table",
+    "read_results",
+    "write_results",
+]

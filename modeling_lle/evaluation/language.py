@@ -1,0 +1,330 @@
+"""One streaming pass over a text: what the base gives to each token, what the history makes of it, and for which.
+
+Notable: base and history are measured side by side in the same pass, with the state and the stream carried from
+segment to segment; every token is a target once. Shapes: B batch, T time, N tokens of the text, V vocabulary.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch.utils.data import DataLoader
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from ..data import StreamDataset, TextTokens, collect, load_texts, tokenize
+from ..data.streams import IGNORED
+from .metrics import LanguageModelMetric
+from .results import this_command, write_results
+
+SEGMENT_LENGTH = 512
+
+FREQUENCIES = ("0", "1-9", "10-99", "100-999", "1,000-9,999", "10,000+")
+_FREQUENCY_EDGES = (1, 10, 100, 1000, 10000)
+SEEN = ("in the window", "before the window", "new")
+ALL = "all"
+
+
+@dataclass
+class StreamEvaluation:
+    """What one pass measured: arrays with an item for each target, in the order of the text.
+
+    Attributes:
+        targets: (N,) int64, the tokens that were predicted.
+        position: (N,) int64, how many targets the token's row had before it: 0 where a row begins.
+        base_nats: (N,) float32, minus the log probability of the plain output layer.
+        history_nats: (N,) float32, the same with history.
+        stream_share: (N,) float32, the share of the stream in the mixture.
+        counts: (V,) int64, how often each type occurs in the training set, or in this text if that is not known.
+        counted: "training set" or "evaluated text", where `counts` come from.
+        window: Entries that the stream keeps.
+        words, bytes: Size of the text.
+        seconds: Duration of the pass.
+    """
+
+    targets: np.ndarray
+    position: np.ndarray
+    base_nats: np.ndarray
+    history_nats: np.ndarray
+    stream_share: np.ndarray
+    counts: np.ndarray
+    counted: Literal["training set", "evaluated text"]
+    window: int
+    words: int
+    bytes: int
+    seconds: float
+
+    @property
+    def gain(self) -> np.ndarray:
+        """(N,) float32, the nats that the history saved; negative where it cost some."""
+        return self.base_nats - self.history_nats
+
+    def metrics(self) -> dict[str, float]:
+        """Flat metrics: `base_` and `history_` times `ppl`, `word_ppl` and `bits_per_byte`; wins and losses; speed."""
+        values: dict[str, float] = {}
+        for side, nats in (("base", self.base_nats), ("history", self.history_nats)):
+            metric = LanguageModelMetric(keep_in_memory=True)
+            measured = metric.compute(nats=nats, words=self.words, bytes=self.bytes)
+            values |= {f"{side}_{name}": value for name, value in measured.items()}
+        wins, losses = self.gain[self.gain > 0], -self.gain[self.gain < 0]
+        return values | {
+            "wins": len(wins) / len(self.gain),
+            "losses": len(losses) / len(self.gain),
+            "mean_win_nats": float(wins.mean()) if len(wins) else 0.0,
+            "mean_loss_nats": float(losses.mean()) if len(losses) else 0.0,
+            "mean_stream_share": float(self.stream_share.mean()),
+            "tokens": len(self.targets),
+            "words": self.words,
+            "bytes": self.bytes,
+            "seconds": self.seconds,
+            "tokens_per_second": len(self.targets) / self.seconds,
+        }
+
+    def breakdown(self) -> list[dict[str, Any]]:
+        """Tokens by the frequency of their type, and by whether they repeat an earlier one.
+
+        Returns:
+            A row for each group that has tokens, "all" standing for every value: `frequency` (occurrences in
+            `counted`), `seen` (its last occurrence is still in the window, lies before it, or it is new), `tokens`,
+            and the means `base_nats`, `history_nats` and `gain` (nats saved per token).
+        """
+        frequency = np.digitize(self.counts[self.targets], _FREQUENCY_EDGES)
+        age = ages(self.targets, self.position)
+        seen = np.where(age == 0, 2, np.where(age <= self.window, 0, 1))
+        every = np.full(len(age), True)
+        rows = []
+        for frequency_name, of_frequency in [(ALL, every), *_groups(frequency, FREQUENCIES)]:
+            for seen_name, of_seen in [(ALL, every), *_groups(seen, SEEN)]:
+                group = of_frequency & of_seen
+                if group.any():
+                    rows.append(
+                        {
+                            "frequency": frequency_name,
+                            "seen": seen_name,
+                            "tokens": int(group.sum()),
+                            "base_nats": float(self.base_nats[group].mean()),
+                            "history_nats": float(self.history_nats[group].mean()),
+                            "gain": float(self.gain[group].mean()),
+                        }
+                    )
+        return rows
+
+    def running(self, blocks: int = 200) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """The perplexity of what has been read so far, at the ends of equally long blocks of the stream.
+
+        Args:
+            blocks: At most so many blocks.
+
+        Returns:
+            Tokens that each row has read, (n,) int64, and the perplexities (n,) of "base" and "history" up to there.
+        """
+        length = int(self.position.max()) + 1
+        size = -(-length // blocks)
+        block = self.position // size
+        tokens = np.bincount(block).cumsum()
+        ends = np.minimum((np.arange(len(tokens)) + 1) * size, length)
+        nats = {"base": self.base_nats, "history": self.history_nats}
+        return ends, {side: np.exp(np.bincount(block, weights=n).cumsum() / tokens) for side, n in nats.items()}
+
+
+def _groups(index: np.ndarray, names: tuple[str, ...]) -> list[tuple[str, np.ndarray]]:
+    return [(name, index == i) for i, name in enumerate(names)]
+
+
+def ages(targets: np.ndarray, position: np.ndarray) -> np.ndarray:
+    """How many tokens ago each target occurred in its row last, 0 where it had not; (N,) int64 as both arguments.
+
+    It is the age that the entry with this outcome has in the stream.
+    """
+    row = (position == 0).cumsum()
+    order = np.lexsort((position, targets, row))
+    same = (np.diff(targets[order]) == 0) & (np.diff(row[order]) == 0)
+    result = np.zeros_like(position)
+    result[order[1:]] = np.where(same, np.diff(position[order]), 0)
+    return result
+
+
+def evaluate_stream(
+    model: Any,
+    tokens: TextTokens,
+    *,
+    rows: int = 1,
+    segment_length: int = SEGMENT_LENGTH,
+    train_counts: np.ndarray | None = None,
+    autocast: torch.dtype | None = None,
+) -> StreamEvaluation:
+    """Reads a text once as a stream and measures it with and without history.
+
+    Args:
+        model: An `LLEForCausalLM`.
+        tokens: The text, as `collect` returns it: each token but the first is a target.
+        rows: Readers who start at equal distances, each with a stream of its own. One reads the text as it is; more
+            are faster and remember less.
+        segment_length: Tokens that a row reads in a step; the result does not depend on it.
+        train_counts: (V,) integers, how often each type occurs in the training set, for the breakdown.
+        autocast: Type that matrix products are computed in, such as `torch.bfloat16`; None: that of the weights.
+
+    Raises:
+        FloatingPointError: A log probability is not finite.
+        TypeError: The model cannot score a stream.
+        ValueError: The text is too short, or has tokens that the model does not know.
+    """
+    if not hasattr(model, "score"):
+        raise TypeError(f"a {type(model).__name__} cannot be evaluated as a stream: it takes an LLEForCausalLM")
+    tokens.check_vocabulary(model.config.vocab_size)
+    stream = StreamDataset(tokens.ids, rows, segment_length, evaluation=True)
+    training = model.training
+    model.eval()
+    begin = time.perf_counter()
+    try:
+        columns = _read(model, stream, autocast)
+    finally:
+        model.train(training)
+    seconds = time.perf_counter() - begin
+    labels = np.concatenate([labels for labels, _ in columns], axis=1)
+    scores = np.concatenate([scores for _, scores in columns], axis=2)
+    valid = labels != IGNORED
+    targets = labels[valid]
+    base, history, share = scores[:, valid]
+    return StreamEvaluation(
+        targets=targets,
+        position=np.broadcast_to(np.arange(labels.shape[1]), labels.shape)[valid],
+        base_nats=-base,
+        history_nats=-history,
+        stream_share=share,
+        counts=_check_counts(train_counts, targets, model.config.vocab_size),
+        counted="evaluated text" if train_counts is None else "training set",
+        window=model.config.history.stream.window if model.config.use_history else 0,
+        words=tokens.words,
+        bytes=tokens.bytes,
+        seconds=seconds,
+    )
+
+
+def _read(model: Any, stream: StreamDataset, autocast: torch.dtype | None) -> list[tuple[np.ndarray, np.ndarray]]:
+    """For each segment the labels (B, T) and the log probabilities of base and history and the share, (3, B, T)."""
+    columns: list[tuple[np.ndarray, np.ndarray]] = []
+    cache = None
+    with torch.autocast(model.device.type, dtype=autocast, enabled=autocast is not None):
+        for batch in DataLoader(stream, batch_size=stream.rows):
+            output = model.score(
+                **{name: tensor.to(model.device) for name, tensor in batch.items()}, past_key_values=cache
+            )
+            cache = output.past_key_values
+            scores = torch.stack([output.base_log_probs, output.log_probs, output.stream_share]).float()
+            if not bool(scores.isfinite().all()):
+                raise FloatingPointError(
+                    f"the log probabilities are not finite after {len(columns) * stream.segment_length} tokens: the "
+                    "weights hold NaN or infinite values, or autocast overflows; evaluate an earlier checkpoint, or "
+                    "without autocast"
+                )
+            columns.append((batch["shift_labels"].numpy(), scores.cpu().numpy()))
+    return columns
+
+
+def _check_counts(train_counts: np.ndarray | None, targets: np.ndarray, vocab_size: int) -> np.ndarray:
+    if train_counts is None:
+        return np.bincount(targets, minlength=vocab_size)
+    if train_counts.shape != (vocab_size,):
+        raise ValueError(f"train_counts must hold a number for each of the {vocab_size} types: {train_counts.shape}")
+    return train_counts
+
+
+def evaluate_folder(
+    model_path: str | Path,
+    source: Any,
+    *,
+    name: str | None = None,
+    split: str | None = "test",
+    train_split: str | None = None,
+    text_column: str = "text",
+    sample_by: Literal["line", "document"] = "line",
+    rows: int = 1,
+    segment_length: int = SEGMENT_LENGTH,
+    limit_tokens: int | None = None,
+    bf16: bool = False,
+    output: str | Path | None = None,
+    command: str | None = None,
+) -> dict[str, Any]:
+    """Evaluates a saved model on a data set: what `lle evaluate` does.
+
+    Args:
+        model_path: Folder, or name on the Hub, of a model and its tokenizer.
+        source, name, split, text_column, sample_by: The text, as in `load_texts`.
+        train_split: Split that the frequency of types is counted on; None: the evaluated text itself.
+        rows, segment_length: As in `evaluate_stream`.
+        limit_tokens: Read only the first rows of the data set that fit in so many tokens, one row at least.
+        bf16: Whether to compute in bfloat16.
+        output: Folder for evaluation.json and evaluation.png; None: nothing is written.
+        command: Command that is written into the JSON; None: the one that runs now.
+
+    Returns:
+        `metrics` and `rows` (the breakdown); what evaluation.json holds, if it is written.
+    """
+    if output is not None:
+        from .pictures import draw_evaluation, save_figure  # first, so that a missing extra costs no pass
+    tokenizer = AutoTokenizer.from_pretrained(model_path)
+    model: Any = AutoModelForCausalLM.from_pretrained(model_path)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+    def read(part: str | None) -> Dataset:
+        texts = load_texts(source, name=name, split=part, text_column=text_column, sample_by=sample_by)
+        return tokenize(texts, tokenizer, text_column=text_column)
+
+    evaluation = evaluate_stream(
+        model,
+        _first(read(split), tokenizer, limit_tokens),
+        rows=rows,
+        segment_length=segment_length,
+        train_counts=_count(read(train_split), model.config.vocab_size) if train_split else None,
+        autocast=torch.bfloat16 if bf16 else None,
+    )
+    results: dict[str, Any] = {"metrics": evaluation.metrics(), "rows": evaluation.breakdown()}
+    if output is not None:
+        output = Path(output)
+        results = write_results(output / "evaluation.json", command or this_command(), **results)
+        save_figure(draw_evaluation(evaluation), output / "evaluation.png")
+    return results
+
+
+def _first(tokenized: Dataset, tokenizer: PreTrainedTokenizerBase, limit: int | None) -> TextTokens:
+    """The rows of a data set as one text, at most `limit` tokens, but one row at least."""
+    if limit is not None:
+        if limit < 1:
+            raise ValueError(f"limit_tokens must be at least 1, got {limit}")
+        lengths = np.cumsum([len(ids) for ids in tokenized["input_ids"]])
+        tokenized = tokenized.select(range(max(1, int(np.searchsorted(lengths, limit, side="right")))))
+    return collect(tokenized, start=tokenizer.eos_token_id)
+
+
+def _count(tokenized: Dataset, vocab_size: int) -> np.ndarray:
+    """How often each type occurs, (V,)."""
+    tokens = collect(tokenized)
+    tokens.check_vocabulary(vocab_size)
+    return np.bincount(tokens.ids, minlength=vocab_size)
+
+
+def format_table(metrics: dict[str, float]) -> str:
+    """The metrics of a `StreamEvaluation` as a table for the terminal."""
+    lines = [f"{'':20}{'base':>12}{'history':>12}{'ratio':>9}"]
+    for label, key in (
+        ("perplexity / token", "ppl"),
+        ("perplexity / word", "word_ppl"),
+        ("bits / byte", "bits_per_byte"),
+    ):
+        base, history = metrics[f"base_{key}"], metrics[f"history_{key}"]
+        digits = 2 if key.endswith("ppl") else 4
+        lines.append(f"{label:20}{base:>12,.{digits}f}{history:>12,.{digits}f}{history / base:>9.3f}")
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"The history helps {metrics['wins']:.0%} of the tokens, by {metrics['mean_win_nats']:.2f} nats each, and "
+            f"hurts {metrics['losses']:.0%}, by {metrics['mean_loss_nats']:.2f}.",
+            f"{metrics['tokens']:,.0f} tokens in {metrics['seconds']:.1f} s, "
+            f"{metrics['tokens_per_second']:,.0f} tokens/s.",
+        ]
+    )

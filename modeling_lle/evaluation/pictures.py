@@ -1,0 +1,100 @@
+"""The picture of an evaluation: perplexity over the stream, and which tokens the history helps."""
+
+from pathlib import Path
+from typing import Any
+
+from .language import ALL, FREQUENCIES, SEEN, StreamEvaluation
+
+try:
+    from matplotlib.axes import Axes
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+    from matplotlib.ticker import FuncFormatter
+except ImportError as error:
+    raise ImportError("pictures need matplotlib: pip install modeling_lle[plots]") from error
+
+INK, FAINT, BASE, HISTORY = "#1f2933", "#d5dae0", "#8b95a1", "#0b6bcb"
+SEEN_COLOURS = dict(zip(SEEN, (HISTORY, "#86bdf0", "#e8833a"), strict=True))
+LEAST_SHARE = 0.001  # groups with fewer tokens than this share are noise
+
+
+def draw_evaluation(evaluation: StreamEvaluation, title: str | None = None) -> Figure:
+    """Draws both panels; show the figure in a notebook, or give it to `save_figure`."""
+    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08, wspace=0.04)
+    figure = Figure(figsize=(12, 4.8), layout=layout, facecolor="white")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2, gridspec_kw={"width_ratios": [1, 1.15]})
+    if title:
+        figure.suptitle(title, color=INK, fontsize=14, fontweight="bold")
+    _draw_running(left, evaluation)
+    _draw_gain(right, evaluation)
+    return figure
+
+
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Writes a figure to a file, whose folder is made; the ending of its name says the format."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=160)
+
+
+def _style(axes: Axes, title: str, x: str, y: str) -> None:
+    axes.set_title(title, loc="left", color=INK, fontsize=12, pad=10)
+    axes.set_xlabel(x, color=INK)
+    axes.set_ylabel(y, color=INK)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(FAINT)
+    axes.grid(axis="y", color=FAINT, linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=INK, length=0)
+
+
+def _draw_running(axes: Axes, evaluation: StreamEvaluation) -> None:
+    ends, perplexity = evaluation.running()
+    base, history = perplexity["base"], perplexity["history"]
+    axes.fill_between(ends, history, base, color=HISTORY, alpha=0.10, linewidth=0)
+    for curve, colour, label in ((base, BASE, "base"), (history, HISTORY, "with history")):
+        axes.plot(ends, curve, color=colour, linewidth=2.2, solid_capstyle="round")
+        axes.annotate(
+            f"{label}\n{curve[-1]:.4g}",
+            (ends[-1], curve[-1]),
+            xytext=(8, 0),
+            textcoords="offset points",
+            va="center",
+            color=colour,
+            fontweight="bold",
+        )
+    _style(axes, "Perplexity of the text read so far", "tokens read", "perplexity per token")
+    settled = slice(len(ends) // 20, None)  # the first tokens alone would set the scale
+    low, high = min(base[settled].min(), history[settled].min()), max(base[settled].max(), history[settled].max())
+    axes.set_ylim(low - 0.12 * (high - low), high + 0.08 * (high - low))
+    axes.set_xlim(0, ends[-1])
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+
+
+def _draw_gain(axes: Axes, evaluation: StreamEvaluation) -> None:
+    rows = evaluation.breakdown()
+    whole = rows[0]
+    groups = {(row["frequency"], row["seen"]): row for row in rows if row["tokens"] >= LEAST_SHARE * whole["tokens"]}
+    names = [name for name in FREQUENCIES if (name, ALL) in groups]
+    seen = [kind for kind in SEEN if any((name, kind) in groups for name in names)]
+    width = 0.8 / len(seen)
+    for i, kind in enumerate(seen):
+        members = [(x, groups[name, kind]) for x, name in enumerate(names) if (name, kind) in groups]
+        places = [x + (i - (len(seen) - 1) / 2) * width for x, _ in members]
+        heights = [row["gain"] for _, row in members]
+        bars = axes.bar(places, heights, width * 0.92, color=SEEN_COLOURS[kind], label=kind)
+        total = whole["gain"] * whole["tokens"]
+        labels = [f"{row['gain'] * row['tokens'] / total:.0%}" for _, row in members] if total else []
+        axes.bar_label(bars, labels, padding=2, fontsize=8, color=INK)
+    axes.axhline(0, color=INK, linewidth=0.8)
+    _style(
+        axes,
+        "Where the gain comes from",
+        f"occurrences of the token's type in the {evaluation.counted} (share of the tokens)",
+        "nats saved per token of the group",
+    )
+    shares: list[Any] = [groups[name, ALL]["tokens"] / whole["tokens"] for name in names]
+    axes.set_xticks(range(len(names)), [f"{name}\n({share:.0%})" for name, share in zip(names, shares, strict=True)])
+    axes.margins(y=0.12)
+    axes.legend(title="last occurrence in the stream", frameon=False, labelcolor=INK, alignment="left")

@@ -1,0 +1,180 @@
+"""Results files: every measured number in JSON, with the command, commit and machine that made it.
+
+Notable: files are written atomically; the tables in README, docs and model cards are filled from them. A table stands
+between two comments, of which the first says what it shows:
+
+    <!-- results:ptb,wikitext-2 base_test_ppl stream_test_ppl -->   these metrics of the two files, a column for each
+    <!-- results:ptb -->                                            all metrics of ptb.json
+    <!-- rows:history method ppl -->                                two columns of the rows of history.json
+    <!-- end -->                                                    ends each of them
+"""
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..configuration_lle import check_keys
+
+_PACKAGES = ("torch", "transformers", "modeling_lle", "numba", "flash-linear-attention")
+_KEYS = ("command", "commit", "environment", "metrics", "rows")
+_TABLE = re.compile(r"(<!-- (results|rows):(\S+)((?: \S+)*) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def write_results(
+    path: str | Path, command: str, metrics: Mapping[str, float], rows: Sequence[Mapping[str, Any]] | None = None
+) -> dict[str, Any]:
+    """Writes a results file, in one step that an interruption cannot leave half done.
+
+    Args:
+        path: Name of the JSON file; its folder is made.
+        command: Command that makes it again.
+        metrics: Finite numbers by flat names.
+        rows: Measurements that have more than one dimension.
+
+    Returns:
+        What the file holds.
+    """
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise ValueError(f"the metric {name!r} is {value}: a results file holds finite numbers")
+    results = {
+        "command": command,
+        "commit": commit(),
+        "environment": environment(),
+        "metrics": dict(metrics),
+        "rows": [dict(row) for row in rows or []],
+    }
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, suffix=".tmp", delete=False) as file:
+        file.write(text)
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, path)
+    return results
+
+
+def read_results(path: str | Path) -> dict[str, Any]:
+    """What a results file holds: `command`, `commit`, `environment`, `metrics` and `rows`."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there are no results at {path}: run the command that writes them first")
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    missing = [key for key in _KEYS if key not in results]
+    if missing:
+        raise ValueError(f"{path} is not a results file: it lacks {', '.join(missing)}")
+    return results
+
+
+def this_command() -> str:
+    """The command that runs now, as it was typed."""
+    program, *rest = sys.orig_argv
+    if rest and Path(rest[0]).name == "lle":
+        program, *rest = rest
+    return shlex.join([Path(program).name, *rest])
+
+
+def commit() -> str | None:
+    """The commit of this package, followed by "-dirty" if files differ from it; None outside its repository."""
+    folder = Path(__file__).parent
+    if "site-packages" in folder.parts:
+        return None
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(describe, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def environment() -> dict[str, Any]:
+    """The machine and the versions that numbers depend on."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    values: dict[str, Any] = {"cpu": _cpu(), "cores": cores}
+    if torch.cuda.is_available():
+        values["gpu"] = torch.cuda.get_device_name()
+    values["python"] = platform.python_version()
+    for package in _PACKAGES:
+        try:
+            values[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return values
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"^model name\s*: (.*)$", info.read_text(), re.MULTILINE) if info.is_file() else []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A Markdown table; the first column is aligned to the left, the others to the right.
+
+    Example:
+        >>> print(markdown_table(["", "ppl"], [["base", 85.4213], ["tokens", 82430]]))
+        |  | ppl |
+        |:--|--:|
+        | base | 85.42 |
+        | tokens | 82,430 |
+    """
+    lines = [header, *rows]
+    table = ["| " + " | ".join(map(format_value, line)) + " |" for line in lines]
+    table.insert(1, "|:--|" + "--:|" * (len(header) - 1))
+    return "\n".join(table)
+
+
+def format_value(value: Any) -> str:
+    """A value as a reader wants it: numbers to four digits, thousands apart, and a dash for None."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    if isinstance(value, int) or abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.4g}"
+
+
+def fill_tables(text: str, folder: str | Path) -> str:
+    """Replaces the tables of a Markdown text by what the results files in `folder` hold now."""
+
+    def fill(match: re.Match[str]) -> str:
+        begin, kind, names, keys, end = match.groups()
+        files = {name: read_results(Path(folder) / f"{name}.json") for name in names.split(",")}
+        table = _metrics_table if kind == "results" else _rows_table
+        return f"{begin}{table(files, keys.split())}\n{end}"
+
+    return _TABLE.sub(fill, text)
+
+
+def _metrics_table(files: dict[str, dict[str, Any]], keys: list[str]) -> str:
+    known = {key: None for results in files.values() for key in results["metrics"]}  # a set that keeps its order
+    check_keys(keys, known, f"the metrics of {', '.join(files)}")
+    rows = [[_label(key), *(results["metrics"].get(key) for results in files.values())] for key in keys or known]
+    return markdown_table(["", *files], rows)
+
+
+def _rows_table(files: dict[str, dict[str, Any]], keys: list[str]) -> str:
+    rows = [row for results in files.values() for row in results["rows"]]
+    known = {key: None for row in rows for key in row}
+    check_keys(keys, known, f"the rows of {', '.join(files)}")
+    columns = keys or list(known)
+    return markdown_table([_label(key) for key in columns], [[row.get(key) for key in columns] for row in rows])
+
+
+def _label(key: str) -> str:
+    return key.replace("_", " ")

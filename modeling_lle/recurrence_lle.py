@@ -1,0 +1,266 @@
+"""The recurrent layers and their stack: `(x, state, mask) -> (y, state)`, and nobody else knows what a state holds.
+
+Notable: lstm and gru are torch.nn's, so oneDNN and cuDNN do the work; qrnn is one matrix product over all time steps
+and a fused scan. A state is a flat tuple of tensors with the batch in dim 0. Padding may lie anywhere: each row's
+valid steps are moved to its front, run with their lengths, and moved back, so a padded batch gives what its rows give
+alone. Regularisation follows AWD-LSTM (Merity et al. 2018): variational dropout, and dropped recurrent weights.
+Shapes: B batch, T time, D width.
+"""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .configuration_lle import LLEConfig
+from .scan_lle import gated_scan
+
+State = tuple[Tensor, ...]
+FROZEN = 100.0  # the pre-activation of a forget gate that is exactly 1 in every dtype
+LONGEST_MEMORY = 128.0  # time steps that the slowest channel of a new qrnn remembers
+
+
+def variational_dropout(x: Tensor, probability: float, training: bool) -> Tensor:
+    """Drops channels of `x` (B, T, D), the same ones at all time steps of a row (Gal and Ghahramani 2016)."""
+    if not training or probability == 0:
+        return x
+    return x * F.dropout(x.new_ones(x.shape[0], 1, x.shape[2]), probability)
+
+
+class TorchRecurrence(nn.Module):
+    """One layer of torch.nn.LSTM or torch.nn.GRU. State: h, and c of the lstm, each (B, output_size).
+
+    Args:
+        kind: "lstm" or "gru".
+        input_size: Width of the input.
+        output_size: Width of the output.
+        weight_dropout: Probability that an entry of the recurrent matrix is dropped, for a whole forward pass.
+    """
+
+    def __init__(self, kind: str, input_size: int, output_size: int, weight_dropout: float) -> None:
+        super().__init__()
+        self.cell = {"lstm": nn.LSTM, "gru": nn.GRU}[kind](input_size, output_size, batch_first=True)
+        self.num_states = 2 if kind == "lstm" else 1
+        self.weight_dropout = weight_dropout
+
+    def initial_state(self, x: Tensor) -> State:
+        """The state before the first step, for an input like `x` (B, T, input_size)."""
+        zeros = x.new_zeros(x.shape[0], self.cell.hidden_size, dtype=self.cell.weight_hh_l0.dtype)
+        return (zeros,) * self.num_states
+
+    def forward(self, x: Tensor, state: State, lengths: Tensor | None) -> tuple[Tensor, State]:
+        """Runs over x (B, T, input_size), of each row only `lengths` (B,) int64 steps. Returns y and the new state."""
+        hidden = tuple(part[None] for part in state)
+        if lengths is None:
+            y, hidden = self._run(x, hidden)
+        else:
+            packed = pack_padded_sequence(x, lengths.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False)
+            packed, hidden = self._run(packed, hidden)
+            y, _ = pad_packed_sequence(packed, batch_first=True, total_length=x.shape[1])
+        new = tuple(part[0].to(old.dtype) for part, old in zip(hidden, state, strict=True))
+        if lengths is not None:
+            new = tuple(torch.where(lengths[:, None] > 0, part, old) for part, old in zip(new, state, strict=True))
+        return y, new
+
+    def _run(self, x: Any, hidden: State) -> tuple[Any, State]:
+        inputs = x, (hidden if self.num_states > 1 else hidden[0])
+        if self.training and self.weight_dropout > 0:
+            dropped = {"weight_hh_l0": F.dropout(self.cell.weight_hh_l0, self.weight_dropout)}
+            y, hidden = torch.func.functional_call(self.cell, dropped, inputs)
+        else:
+            y, hidden = self.cell(*inputs)
+        return y, (hidden if self.num_states > 1 else (hidden,))
+
+
+class QRNN(nn.Module):
+    """A causal convolution of width 2 and the gated linear recurrence (Bradbury et al. 2017).
+
+    State: the last input (B, input_size), and c (B, output_size) in float32 or wider.
+
+    Args:
+        input_size: Width of the input.
+        output_size: Width of the output.
+        weight_dropout: Probability that an entry of the gates' matrix is dropped, for a whole forward pass.
+    """
+
+    num_states = 2
+
+    def __init__(self, input_size: int, output_size: int, weight_dropout: float) -> None:
+        super().__init__()
+        self.input_size, self.output_size, self.weight_dropout = input_size, output_size, weight_dropout
+        self.weight = nn.Parameter(torch.empty(3 * output_size, 2 * input_size))
+        self.bias = nn.Parameter(torch.empty(3 * output_size))
+
+    def initial_state(self, x: Tensor) -> State:
+        """The state before the first step, for an input like `x` (B, T, input_size)."""
+        wide = torch.promote_types(self.weight.dtype, torch.float32)
+        return x.new_zeros(x.shape[0], self.input_size), x.new_zeros(x.shape[0], self.output_size, dtype=wide)
+
+    def forward(self, x: Tensor, state: State, lengths: Tensor | None) -> tuple[Tensor, State]:
+        """Runs over x (B, T, input_size), of each row only `lengths` (B,) int64 steps. Returns y and the new state."""
+        last, c = state
+        padded = torch.cat([last[:, None].to(x.dtype), x], dim=1)
+        weight = F.dropout(self.weight, self.weight_dropout, self.training)
+        gates = F.linear(torch.cat([padded[:, :-1], x], dim=-1), weight, self.bias)
+        if lengths is None:
+            last = padded[:, -1]
+        else:
+            padding = torch.arange(x.shape[1], device=x.device) >= lengths[:, None]
+            forget = torch.arange(gates.shape[-1], device=x.device) // self.output_size == 1
+            gates = gates.masked_fill(padding[..., None] & forget, FROZEN)
+            last = padded[torch.arange(x.shape[0], device=x.device), lengths]
+        y, c = gated_scan(gates, c)
+        return y, (last.to(state[0].dtype), c)
+
+
+class RecurrentLayer(GradientCheckpointingLayer):
+    """A layer of the plain stack: variational dropout (not of the first layer's input), then the recurrence.
+
+    Args:
+        config: The configuration.
+        index: Position in the stack, from 0.
+    """
+
+    def __init__(self, config: LLEConfig, index: int) -> None:
+        super().__init__()
+        input_size, output_size = self._sizes(config, index)
+        self.hidden_dropout = config.hidden_dropout
+        self.drops_input = index > 0
+        self.mixer: TorchRecurrence | QRNN
+        if config.recurrence == "qrnn":
+            self.mixer = QRNN(input_size, output_size, config.weight_dropout)
+        else:
+            self.mixer = TorchRecurrence(config.recurrence, input_size, output_size, config.weight_dropout)
+
+    @staticmethod
+    def _sizes(config: LLEConfig, index: int) -> tuple[int, int]:
+        D, inner = config.hidden_size, config.intermediate_size or config.hidden_size
+        return D if index == 0 else inner, D if index == config.num_hidden_layers - 1 else inner
+
+    def forward(self, x: Tensor, lengths: Tensor | None, *state: Tensor) -> tuple[Tensor, ...]:
+        """Returns y, followed by the new state; flat, because reentrant checkpoints see no tensors in tuples."""
+        x = variational_dropout(x, self.hidden_dropout, self.training and self.drops_input)
+        y, new = self.mixer(x, state, lengths)
+        return y, *new
+
+
+class ResidualLayer(RecurrentLayer):
+    """A layer of the residual stack: x + drop(mixer(norm(x))), then x + drop(mlp(norm(x))) if the config has an MLP."""
+
+    def __init__(self, config: LLEConfig, index: int) -> None:
+        super().__init__(config, index)
+        self.mixer_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
+        self.mlp: GatedMLP | None = None
+        if config.intermediate_size is not None:
+            self.mlp_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
+            self.mlp = GatedMLP(config.hidden_size, config.intermediate_size)
+
+    @staticmethod
+    def _sizes(config: LLEConfig, index: int) -> tuple[int, int]:
+        return config.hidden_size, config.hidden_size
+
+    def forward(self, x: Tensor, lengths: Tensor | None, *state: Tensor) -> tuple[Tensor, ...]:
+        """Returns y, followed by the new state."""
+        y, new = self.mixer(self.mixer_norm(x), state, lengths)
+        x = x + variational_dropout(y, self.hidden_dropout, self.training)
+        if self.mlp is not None:
+            x = x + variational_dropout(self.mlp(self.mlp_norm(x)), self.hidden_dropout, self.training)
+        return x, *new
+
+
+class GatedMLP(nn.Module):
+    """SwiGLU (Shazeer 2020): down(silu(gate(x)) * up(x)), gate and up in one matrix."""
+
+    def __init__(self, size: int, inner_size: int) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(size, 2 * inner_size, bias=False)
+        self.down = nn.Linear(inner_size, size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, T, size) to (B, T, size)."""
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
+
+
+class RecurrentStack(nn.Module):
+    """The recurrent layers of the backbone.
+
+    Args:
+        config: The configuration: recurrence, stack, sizes and dropout.
+    """
+
+    def __init__(self, config: LLEConfig) -> None:
+        super().__init__()
+        residual = config.stack == "residual"
+        layer = ResidualLayer if residual else RecurrentLayer
+        self.layers = nn.ModuleList(layer(config, index) for index in range(config.num_hidden_layers))
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps) if residual else nn.Identity()
+
+    def forward(self, x: Tensor, state: State | None = None, mask: Tensor | None = None) -> tuple[Tensor, State]:
+        """Runs the layers over a segment.
+
+        Args:
+            x: (B, T, D) floating.
+            state: What the call for the preceding segment returned; None for zeros.
+            mask: (B, T) bool, False for padding, wherever it lies; None if all steps are valid.
+
+        Returns:
+            y (B, T, D), finite but without meaning at padding, and the state after each row's last valid step.
+        """
+        if mask is None or bool(mask.all()):
+            return self._run(x, state, None)
+        order = mask.int().argsort(dim=1, descending=True, stable=True)
+        y, state = self._run(_take(x, order), state, mask.sum(dim=1))
+        return _take(y, order.argsort(dim=1)), state
+
+    def _run(self, x: Tensor, state: State | None, lengths: Tensor | None) -> tuple[Tensor, State]:
+        new: list[Tensor] = []
+        for layer in self.layers:
+            old = layer.mixer.initial_state(x) if state is None else state[len(new) :][: layer.mixer.num_states]
+            x, *after = layer(x, lengths, *old)
+            new += after
+        return self.norm(x), tuple(new)
+
+
+def _take(x: Tensor, order: Tensor) -> Tensor:
+    """The steps of x (B, T, D) in the order (B, T) of each row."""
+    return x.gather(1, order[..., None].expand(-1, -1, x.shape[2]))
+
+
+def init_recurrent_weights(module: nn.Module) -> None:
+    """Initialises the parameters that `module` itself holds, but for those that were loaded.
+
+    Matrices are uniform in +-1 / sqrt(fan-in). A gate that keeps what it has makes long gradients: the forget bias of
+    an lstm is 1 (Jozefowicz et al. 2015), and a qrnn's channels start with log-spaced memory lengths of 2 to
+    `LONGEST_MEMORY` steps (chrono initialisation, Tallec and Ollivier 2018).
+    """
+    if isinstance(module, nn.LSTM | nn.GRU):
+        bound = 1 / math.sqrt(module.hidden_size)
+        for name, parameter in module.named_parameters():
+            if name.startswith("weight"):
+                init.uniform_(parameter, -bound, bound)
+            else:
+                init.zeros_(parameter)
+        if isinstance(module, nn.LSTM):
+            bias = torch.zeros_like(module.bias_ih_l0)
+            bias[module.hidden_size : 2 * module.hidden_size] = 1  # gates lie as input, forget, cell, output
+            init.copy_(module.bias_ih_l0, bias)
+    elif isinstance(module, QRNN):
+        bound = 1 / math.sqrt(module.weight.shape[1])
+        init.uniform_(module.weight, -bound, bound)
+        steps = torch.logspace(1, math.log2(LONGEST_MEMORY), module.output_size, base=2.0)
+        bias = torch.zeros(3, module.output_size)
+        bias[1] = torch.log(steps - 1)  # sigmoid(log(n - 1)) = 1 - 1/n
+        init.copy_(module.bias, bias.flatten())
+    elif isinstance(module, nn.Linear):
+        bound = 1 / math.sqrt(module.in_features)
+        init.uniform_(module.weight, -bound, bound)
+        if module.bias is not None:
+            init.zeros_(module.bias)
+    elif isinstance(module, nn.RMSNorm):
+        init.ones_(module.weight)

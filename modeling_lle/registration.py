@@ -1,0 +1,80 @@
+"""Makes transformers know LLE: the Auto classes, and through them the pipelines and the Trainer.
+
+Notable: nothing of transformers is loaded for it. Its Auto modules keep tables of names, from which they import a
+class when it is first asked for; the names are entered when those modules are loaded, at once if they are already.
+`AutoConfig.register` and its sisters need the classes themselves, which would cost every import seconds.
+"""
+
+import sys
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from types import ModuleType
+
+AUTO = "transformers.models.auto."
+MODEL_TYPE = "lle"
+# Table of names in each Auto module, and the name of the LLE class in it.
+TABLES = {
+    AUTO + "configuration_auto": {"CONFIG_MAPPING_NAMES": "LLEConfig"},
+    AUTO + "modeling_auto": {
+        "MODEL_MAPPING_NAMES": "LLEModel",
+        "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES": "LLEForCausalLM",
+    },
+    AUTO + "tokenization_auto": {"TOKENIZER_MAPPING_NAMES": "LLETokenizer"},
+}
+
+
+def enter_names(module: ModuleType) -> None:
+    """Enters the LLE classes into the tables of an Auto module that is being loaded."""
+    for table, name in TABLES[module.__name__].items():
+        getattr(module, table)[MODEL_TYPE] = name
+
+
+class _AutoLoader(Loader):
+    """Loads an Auto module as its own loader would, then enters the names."""
+
+    def __init__(self, loader: Loader) -> None:
+        self.loader = loader
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        self.loader.exec_module(module)
+        enter_names(module)
+
+
+class _AutoFinder(MetaPathFinder):
+    """Finds the Auto modules, each once, and hands them to `_AutoLoader`."""
+
+    def __init__(self) -> None:
+        self.waiting = set(TABLES)
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname not in self.waiting:
+            return None
+        self.waiting.remove(fullname)
+        spec = find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _AutoLoader(spec.loader)
+        return spec
+
+
+def register(package: ModuleType) -> None:
+    """Registers the classes of `package`, which are attributes of it, whether transformers is loaded or not."""
+    # The Auto modules import classes from `transformers.models.<type>`.
+    sys.modules[f"transformers.models.{MODEL_TYPE}"] = package
+    if not any(name in sys.modules for name in TABLES):
+        sys.meta_path.insert(0, _AutoFinder())
+        return
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+    from transformers.models.auto import modeling_auto
+
+    enter_names(modeling_auto)
+    AutoConfig.register(MODEL_TYPE, package.LLEConfig, exist_ok=True)
+    AutoModel.register(package.LLEConfig, package.LLEModel, exist_ok=True)
+    AutoModelForCausalLM.register(package.LLEConfig, package.LLEForCausalLM, exist_ok=True)
+    AutoTokenizer.register(package.LLEConfig, tokenizer_class=package.LLETokenizer, exist_ok=True)

@@ -1,0 +1,135 @@
+"""LLETokenizer: byte-level BPE without unknown tokens, and whitespace words for the classic benchmarks.
+
+Notable: the BPE decodes to exactly the text that it encoded, whatever that is; both kinds mark the end of a document
+or line with `<eos>`, pad with `<pad>` on the left as generation needs it, and are plain fast tokenizers.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Literal
+
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+BYTE_VALUES = 256
+MIN_PAIR_FREQUENCY = 2  # a pair of tokens that occurs once is not worth a type
+
+# Llama 3's split of text, with one digit a piece: contractions, words with the blank or sign before them, signs with
+# the line break after them, and runs of blanks that leave the last one to the word, which suits indented code.
+_PIECES = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+class LLETokenizer(PreTrainedTokenizerFast):
+    """Tokenizer of LLE models; `train` makes one, `from_pretrained` and `AutoTokenizer` load it.
+
+    It has no `__init__` of its own, since transformers would then rebuild it without its merges.
+
+    Example:
+        >>> tokenizer = LLETokenizer.train(["the cat sat on the mat"], vocab_size=300)
+        >>> tokenizer.decode(tokenizer.encode("the mat\\n\\tsat"))
+        'the mat\\n\\tsat'
+        >>> words = LLETokenizer.train(["the cat sat on the mat"], kind="word")
+        >>> words.tokenize("the dog sat\\n")
+        ['the', '<unk>', 'sat', '<eos>']
+    """
+
+    _auto_class = "AutoTokenizer"  # saving copies this file, for `trust_remote_code`
+
+    @classmethod
+    def train(
+        cls, texts: Iterable[str], vocab_size: int | None = None, kind: Literal["bpe", "word"] = "bpe"
+    ) -> "LLETokenizer":
+        """Trains a tokenizer.
+
+        Args:
+            texts: Documents or lines, read once.
+            vocab_size: Number of types, the special ones included. None, for words only: all types of `texts`.
+            kind: "bpe" for byte-level BPE, which encodes any text without loss, or "word" for whitespace tokens with
+                `<eos>` for line breaks and `<unk>` for words that `texts` lack.
+
+        Returns:
+            A tokenizer with at most `vocab_size` types, fewer where `texts` do not hold so many.
+        """
+        if kind == "bpe":
+            return cls._train_bpe(texts, vocab_size)
+        if kind == "word":
+            return cls._train_words(texts, vocab_size)
+        raise ValueError(f"kind must be 'bpe' or 'word', got {kind!r}")
+
+    @classmethod
+    def _train_bpe(cls, texts: Iterable[str], vocab_size: int | None) -> "LLETokenizer":
+        template = cls._bpe_template()
+        least = BYTE_VALUES + len(template)
+        if vocab_size is None or vocab_size < least:
+            raise ValueError(
+                f"a byte-level vocabulary needs vocab_size of at least {least} ({BYTE_VALUES} bytes and the special "
+                f"tokens), got {vocab_size}"
+            )
+        return template.train_new_from_iterator(
+            _some(texts), vocab_size, min_frequency=MIN_PAIR_FREQUENCY, show_progress=False
+        )
+
+    @classmethod
+    def _bpe_template(cls) -> "LLETokenizer":
+        """The untrained byte-level BPE: special tokens only."""
+        backend = Tokenizer(models.BPE())
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(_PIECES), "isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
+        backend.decoder = decoders.ByteLevel()
+        return cls._wrap(backend)
+
+    @classmethod
+    def _train_words(cls, texts: Iterable[str], vocab_size: int | None) -> "LLETokenizer":
+        special = ["<eos>", "<pad>", "<unk>"]
+        if vocab_size is not None and vocab_size <= len(special):
+            raise ValueError(
+                f"a vocabulary of words needs vocab_size of more than its {len(special)} special tokens, "
+                f"got {vocab_size}"
+            )
+        counts = Counter(word for text in _some(texts) for word in text.split() if word not in special)
+        if not counts:
+            raise ValueError("cannot train a tokenizer: the texts hold no words")
+        words = sorted(counts, key=lambda word: (-counts[word], word))
+        types = [*special, *words][:vocab_size]
+        backend = Tokenizer(models.WordLevel({word: index for index, word in enumerate(types)}, unk_token="<unk>"))
+        backend.normalizer = normalizers.Replace("\n", " <eos> ")
+        backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        # WordPiece joins with blanks; no word holds a line break, so its prefix never occurs.
+        backend.decoder = decoders.Sequence(
+            [
+                decoders.WordPiece(prefix="\n", cleanup=False),
+                decoders.Fuse(),
+                decoders.Replace(Regex(" ?<eos> ?"), "\n"),
+            ]
+        )
+        return cls._wrap(backend, unk_token="<unk>")
+
+    @classmethod
+    def _wrap(cls, backend: Tokenizer, **special_tokens: str) -> "LLETokenizer":
+        return cls(
+            tokenizer_object=backend,
+            pad_token="<pad>",
+            bos_token="<eos>",
+            eos_token="<eos>",
+            padding_side="left",
+            clean_up_tokenization_spaces=False,
+            model_input_names=["input_ids", "attention_mask"],
+            **special_tokens,
+        )
+
+
+def _some(texts: Iterable[str]) -> Iterator[str]:
+    """The texts that are not empty; raises a ValueError when there are none."""
+    empty = True
+    for text in texts:
+        if text:
+            empty = False
+            yield text
+    if empty:
+        raise ValueError("cannot train a tokenizer: the texts are empty")

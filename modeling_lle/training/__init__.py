@@ -1,0 +1,7 @@
+"""Training on continuous streams: the Trainer, the recipes, and running them."""
+
+from .recipe import Recipe, load_recipe, make_recipe
+from .run import calibrate, run
+from .trainer import LLETrainer, LLETrainingArguments
+
+__all__ = ["LLETrainer", "LLETrainingArguments", "Recipe", "calibrate", "load_recipe", "make_recipe", "run"]

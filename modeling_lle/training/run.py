@@ -1,0 +1,141 @@
+"""Running a recipe: from text to a folder with a model, its tokenizer, the resolved recipe and the metrics."""
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.trainer_utils import get_last_checkpoint
+
+from ..configuration_lle import LLEConfig
+from ..data import StreamDataset, StreamIterableDataset, TextTokens, collect, load_texts, tokenize
+from ..data.text import Rows
+from ..modeling_lle import LLEForCausalLM
+from ..tokenization_lle import LLETokenizer
+from .recipe import DataArguments, Recipe
+from .trainer import LLETrainer, LLETrainingArguments
+
+logger = logging.getLogger(__name__)
+
+
+def run(recipe: Recipe, texts: dict[str, Rows] | None = None, resume: bool = False) -> dict[str, Any]:
+    """Trains a language model by a recipe, fits the rule's numbers on validation text, and saves all of it.
+
+    Args:
+        recipe: The recipe.
+        texts: Rows in memory for "train" and "validation", instead of what `recipe.data` names.
+        resume: Whether to go on from the newest checkpoint in the output folder, if there is one.
+
+    Returns:
+        The metrics, as in the metrics.json that lies beside the weights.
+    """
+    arguments = recipe.training
+    torch.manual_seed(arguments.seed)
+    texts = texts or {split: _load(recipe.data, split) for split in ("train", "validation")}
+    tokenizer = _tokenizer(recipe, texts["train"])
+    model = LLEForCausalLM(_config(recipe.model, tokenizer))
+    trainer = LLETrainer(
+        model=model,
+        args=arguments,
+        train_dataset=_training_stream(texts["train"], tokenizer, recipe),
+        eval_dataset=StreamDataset(
+            _read(texts["validation"], tokenizer, recipe.data).ids,
+            arguments.eval_batch_size * arguments.world_size,
+            arguments.segment_length,
+            evaluation=True,
+        ),
+        processing_class=tokenizer,
+    )
+    start = time.perf_counter()
+    checkpoint = get_last_checkpoint(arguments.output_dir) if resume and Path(arguments.output_dir).is_dir() else None
+    outcome = trainer.train(resume_from_checkpoint=checkpoint)
+    metrics: dict[str, Any] = {
+        "parameters": model.num_parameters(),
+        "train_minutes": (time.perf_counter() - start) / 60,
+        "train_steps": outcome.global_step,
+        "train_loss": outcome.training_loss,
+        **trainer.evaluate(),
+    }
+    if arguments.calibration_tokens and model.config.history.stream.window:
+        validation = trainer.eval_dataset.tokens
+        metrics["calibration"] = calibrate(model, validation, arguments.calibration_tokens)
+    model.config.use_cache = True  # the Trainer switches it off
+    if trainer.is_world_process_zero():
+        save(recipe, trainer, metrics)
+    return metrics
+
+
+def calibrate(model: LLEForCausalLM, tokens: Any, limit: int, segment_length: int = 256) -> dict[str, float]:
+    """Fits the rule's numbers on at most `limit` tokens (N,) of held-out text, read as one row."""
+    stream = StreamDataset(tokens[: limit + 1], 1, segment_length, evaluation=True)
+    if stream.targets < model.config.history.stream.window:
+        logger.warning("calibrating on %d tokens, fewer than the window of the stream", stream.targets)
+
+    def batches() -> Iterator[dict[str, Tensor]]:
+        for index in range(len(stream)):
+            yield {key: value[None] for key, value in stream[index].items()}
+
+    return model.calibrate(batches())
+
+
+def save(recipe: Recipe, trainer: LLETrainer, metrics: dict[str, Any]) -> None:
+    """Writes the model, the tokenizer, recipe.yaml and metrics.json into the output folder."""
+    folder = Path(recipe.training.output_dir)
+    trainer.save_model()
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe.resolved(), sort_keys=False), encoding="utf-8")
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+
+
+def _load(data: DataArguments, split: str) -> Rows:
+    if not data.source:
+        raise ValueError("the recipe names no text: set data.source to a data set on the Hub or a local path")
+    return load_texts(
+        data.source,
+        name=data.name,
+        split=getattr(data, split),
+        text_column=data.text_column,
+        sample_by=data.sample_by,
+        streaming=data.streaming and split == "train",
+    )
+
+
+def _tokenizer(recipe: Recipe, train: Rows) -> PreTrainedTokenizerBase:
+    arguments = recipe.tokenizer
+    if arguments.path:
+        return AutoTokenizer.from_pretrained(arguments.path)
+    column = recipe.data.text_column
+    return LLETokenizer.train((row[column] for row in train), arguments.vocab_size, arguments.kind)
+
+
+def _config(values: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> LLEConfig:
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    config = LLEConfig(**{"vocab_size": len(tokenizer), **ids, **values})
+    if config.vocab_size < len(tokenizer):
+        raise ValueError(
+            f"model.vocab_size is {config.vocab_size}, but the tokenizer has {len(tokenizer)} types: "
+            "leave model.vocab_size out, or train a smaller tokenizer"
+        )
+    return config
+
+
+def _read(rows: Rows, tokenizer: PreTrainedTokenizerBase, data: DataArguments) -> TextTokens:
+    encoded = tokenize(rows, tokenizer, text_column=data.text_column, num_proc=data.num_proc)
+    return collect(encoded, start=tokenizer.eos_token_id)
+
+
+def _training_stream(
+    rows: Rows, tokenizer: PreTrainedTokenizerBase, recipe: Recipe
+) -> StreamDataset | StreamIterableDataset:
+    arguments: LLETrainingArguments = recipe.training
+    count = arguments.train_batch_size * arguments.world_size
+    if recipe.data.streaming:
+        documents = tokenize(rows, tokenizer, text_column=recipe.data.text_column)
+        return StreamIterableDataset(documents, count, arguments.segment_length)
+    tokens = _read(rows, tokenizer, recipe.data).ids
+    return StreamDataset(tokens, count, arguments.segment_length, seed=arguments.seed)

@@ -1,0 +1,132 @@
+"""LLETrainer: transformers' Trainer on continuous streams, with the recurrent state carried from step to step.
+
+Notable: the state is part of every checkpoint, so a resumed run continues exactly; each process carries the rows that
+Accelerate's sharding always gives it; evaluation sums nats over every target once, whatever the batch size.
+"""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler, SequentialSampler
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..cache_lle import LLECache
+
+
+@dataclass
+class LLETrainingArguments(TrainingArguments):
+    """transformers' TrainingArguments, with what streams need.
+
+    Args:
+        segment_length: Tokens of a row that a step reads and backpropagates through.
+        calibration_tokens: Tokens of validation text that the numbers of the rule are fitted on after training;
+            0 keeps the defaults.
+    """
+
+    segment_length: int = field(default=70, metadata={"help": "Tokens of a row that a step reads."})
+    calibration_tokens: int = field(default=30000, metadata={"help": "Validation tokens to fit the rule on."})
+
+
+class _NewEpoch(TrainerCallback):
+    """Forgets the carried state where the stream starts again."""
+
+    def __init__(self, trainer: "LLETrainer") -> None:
+        self.trainer = trainer
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.trainer.carried.reset()
+
+
+class LLETrainer(Trainer):
+    """Trains an LLE language model on a `StreamDataset` or `StreamIterableDataset`.
+
+    Its arguments are those of `transformers.Trainer`. The rows of the data sets must be
+    `per_device_train_batch_size` (for evaluation `per_device_eval_batch_size`) times the number of processes.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.carried = LLECache()
+        self.add_callback(_NewEpoch(self))
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        self._check_rows(dataset, self.args.train_batch_size)
+        return SequentialSampler(dataset)
+
+    def _check_rows(self, dataset: Any, batch_size: int) -> None:
+        rows = getattr(dataset, "rows", None)
+        if rows is not None and rows != batch_size * self.args.world_size:
+            raise ValueError(
+                f"the stream has {rows} rows, but {self.args.world_size} processes read {batch_size} each: "
+                f"make it with rows={batch_size * self.args.world_size}"
+            )
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The loss of a segment that continues the one before; raises FloatingPointError if it is not finite."""
+        inputs = {**inputs, "past_key_values": self.carried.detach(), "use_cache": True}
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if not bool(torch.isfinite(loss.detach())):
+            raise FloatingPointError(
+                f"the loss of step {self.state.global_step} is {float(loss.detach())}: lower learning_rate "
+                f"(now {self.args.learning_rate:g}) or max_grad_norm, or train without bf16"
+            )
+        return (loss, outputs) if return_outputs else loss
+
+    @torch.no_grad()
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Reads the evaluation stream once and returns `{prefix}_loss` (nats per token, no history) and perplexity."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        self._check_rows(dataset, self.args.eval_batch_size)
+        model = self.model
+        training = model.training
+        model.eval()
+        cache, totals = LLECache(), torch.zeros(2, dtype=torch.float64)
+        for batch in self.get_eval_dataloader(dataset):
+            batch = self._prepare_inputs(batch)
+            with self.compute_loss_context_manager():
+                loss = model(
+                    **batch, past_key_values=cache, use_cache=True, use_history=False, return_logits=False,
+                    num_items_in_batch=1,
+                ).loss
+            totals += torch.tensor([float(loss), float((batch["shift_labels"] != -100).sum())], dtype=torch.float64)
+        model.train(training)
+        nats, count = self.accelerator.reduce(totals.float().to(self.args.device), "sum").tolist()
+        mean = nats / max(count, 1.0)
+        metrics = {f"{metric_key_prefix}_loss": mean, f"{metric_key_prefix}_perplexity": math.exp(min(mean, 700.0))}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _state_file(self, folder: str | Path) -> Path:
+        return Path(folder) / f"stream_state_{self.args.process_index}.safetensors"
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Saves what an exact resumption needs: the random generators and the carried state."""
+        super()._save_rng_state(output_dir)
+        state = self.carried.state or ()
+        save_file({str(i): tensor.contiguous() for i, tensor in enumerate(state)}, self._state_file(output_dir))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if checkpoint is not None and self._state_file(checkpoint).is_file():
+            tensors = load_file(self._state_file(checkpoint), device=str(self.args.device))
+            self.carried.state = tuple(tensors[str(i)] for i in range(len(tensors))) or None

@@ -1,0 +1,74 @@
+"""What the Hub tests run in processes of their own, since huggingface_hub reads its endpoint when it is imported.
+
+    python hub_client.py push FOLDER REPO         where modeling_lle is installed: pushes, and loads without trust
+    python hub_client.py load SOURCE COPY [SITE]  where only torch and transformers are: loads with trust, saves again
+
+Each prints the logits of `IDS` as JSON, on its last line. With SITE, packages are taken from that folder alone.
+"""
+
+import importlib.util
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+IDS = [[5, 6, 7, 5, 6, 7, 5, 6]]
+
+
+def logits(model: Any) -> list[list[float]]:
+    import torch
+
+    with torch.no_grad():
+        return model.eval()(torch.tensor(IDS)).logits[0].tolist()
+
+
+def push(folder: str, repo: str) -> Any:
+    from huggingface_hub import ModelCard
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    import modeling_lle
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model.push_to_hub(repo, private=True)
+    tokenizer.push_to_hub(repo)
+    ModelCard.load(Path(folder) / "README.md").push_to_hub(repo)
+    model.push_to_hub(repo)  # keeps the card
+    loaded = AutoModelForCausalLM.from_pretrained(repo)
+    assert type(loaded) is modeling_lle.LLEForCausalLM
+    assert AutoTokenizer.from_pretrained(repo)("the mat\n").input_ids == tokenizer("the mat\n").input_ids
+    return logits(loaded)
+
+
+def load(source: str, copy: str, site: str | None = None) -> Any:
+    if site is not None:
+        sys.path.append(site)
+    assert importlib.util.find_spec("modeling_lle") is None and importlib.util.find_spec("numba") is None
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, pipeline
+
+    config = AutoConfig.from_pretrained(source, trust_remote_code=True)
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=True)
+    model = AutoModelForCausalLM.from_pretrained(source, trust_remote_code=True)
+    backbone = AutoModel.from_pretrained(source, trust_remote_code=True)
+    names = [type(thing).__name__ for thing in (config, tokenizer, model, backbone)]
+    assert names == ["LLEConfig", "LLETokenizer", "LLEForCausalLM", "LLEModel"], names
+    assert backbone.embed_tokens.weight.equal(model.lm_head.weight)
+    assert AutoModelForCausalLM.from_config(config, trust_remote_code=True).config.hidden_size == config.hidden_size
+
+    inputs = tokenizer("the cat", return_tensors="pt")
+    generated = model.generate(**inputs, max_new_tokens=5, do_sample=False)
+    generate = pipeline("text-generation", model=source, trust_remote_code=True)
+    text = generate("the cat", max_new_tokens=5, do_sample=False)[0]["generated_text"]
+    assert text == tokenizer.decode(generated[0], skip_special_tokens=True)
+
+    model.save_pretrained(copy)
+    tokenizer.save_pretrained(copy)
+    again = AutoModelForCausalLM.from_pretrained(copy, trust_remote_code=True)
+    assert logits(again) == logits(model)
+    return logits(model)
+
+
+if __name__ == "__main__":
+    commands: dict[str, Callable[..., Any]] = {"push": push, "load": load}
+    print(json.dumps(commands[sys.argv[1]](*sys.argv[2:])))
