@@ -95,9 +95,7 @@ class Stream:
             own_tokens = None if tokens is None else tokens[:, part]
             yield from self._advance(part, queries[:, part], own_tokens, None if mask is None else mask[:, part])
 
-    def _advance(
-        self, part: slice, queries: Tensor, tokens: Tensor | None, mask: Tensor | None
-    ) -> Iterator[Block]:
+    def _advance(self, part: slice, queries: Tensor, tokens: Tensor | None, mask: Tensor | None) -> Iterator[Block]:
         """Makes the entries of one block, yields what can be recalled, and writes the entries."""
         assert self.keys is not None
         keys, known, self.pending, self.has_pending = self._shift(queries, mask)

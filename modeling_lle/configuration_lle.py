@@ -183,6 +183,12 @@ class LLEConfig(PreTrainedConfig):
             self.history = _section(HistoryConfig, self.history, "history")
         super().__post_init__(**kwargs)
 
+    @property
+    def stream(self) -> StreamConfig:
+        """The numbers of the stream: `history.stream`."""
+        assert isinstance(self.history, HistoryConfig) and isinstance(self.history.stream, StreamConfig)
+        return self.history.stream
+
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain values: what config.json holds."""
         output = super().to_dict()

@@ -98,7 +98,9 @@ def gate(masses: list[Tensor], features: Tensor, weights: list[Tensor | list[flo
     for mass, weight in zip(masses, weights, strict=True):
         bias, of_mass, of_entropy, of_max = weight
         empty = mass == NO_ENTRY
-        logit = bias + of_mass * mass.masked_fill(empty, 0.0) + of_entropy * features[..., 0] + of_max * features[..., 1]
+        logit = (
+            bias + of_mass * mass.masked_fill(empty, 0.0) + of_entropy * features[..., 0] + of_max * features[..., 1]
+        )
         logits.append(logit.masked_fill(empty, NO_ENTRY))
     return torch.stack(logits, dim=-1).log_softmax(-1)
 

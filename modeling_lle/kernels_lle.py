@@ -7,6 +7,7 @@ Imported by scan_lle.py on first use: compilation happens when a kernel is first
 """
 
 import functools
+import itertools
 import math
 import os
 from collections.abc import Callable
@@ -25,7 +26,7 @@ except ImportError as error:
 
 MIN_PARALLEL = 1 << 16  # elements below which a thread costs more than it saves
 
-# Without "reassoc" and "nnan" infinities and rounding keep their meaning; "numpy" division cannot raise, so it vectorises.
+# No "nnan" and "ninf": NaN and infinity keep their meaning. A division that cannot raise an exception vectorises.
 _compile = functools.partial(njit, nogil=True, cache=True, error_model="numpy", fastmath={"contract", "nsz"})
 
 
@@ -36,6 +37,11 @@ def _load(value: Any) -> Any:
 
 def _store(value: Any, like: Any) -> Any:
     """A float as it is stored in an array that holds `like`; bfloat16 rounds to the nearest even."""
+    raise NotImplementedError
+
+
+def _exp(value: Any) -> Any:
+    """Exact for float64, to two units in the last place for float32, where it is limited to exp(+-87)."""
     raise NotImplementedError
 
 
@@ -63,14 +69,15 @@ def _overload_store(value: Any, like: Any) -> Callable[..., Any]:
     return round_to_bfloat16
 
 
-@overload(_sigmoid, strict=False)
-def _overload_sigmoid(value: Any) -> Callable[..., Any]:
+@overload(_exp, strict=False)
+def _overload_exp(value: Any) -> Callable[..., Any]:
     if value == types.float64:
-        return lambda value: 1.0 / (1.0 + math.exp(-value))
+        return lambda value: math.exp(value)
 
-    def sigmoid(value: Any) -> Any:
-        # exp(-value) = 2^n exp(r), |r| <= log(2) / 2, with the polynomial of Cephes; LLVM does not vectorise math.exp.
-        x = min(max(-value, np.float32(-87.0)), np.float32(87.0))
+    def exp(value: Any) -> Any:
+        # exp(x) = 2^n exp(r), |r| <= log(2) / 2, with the polynomial of Cephes; LLVM does not vectorise math.exp.
+        x = np.float32(-87.0) if value < np.float32(-87.0) else value  # min and max would swallow a NaN
+        x = np.float32(87.0) if x > np.float32(87.0) else x
         shifted = x * np.float32(1.44269504) + np.float32(12582912.0)  # 1.5 * 2^23: n is in the low bits
         n = shifted - np.float32(12582912.0)
         r = x - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)
@@ -80,10 +87,16 @@ def _overload_sigmoid(value: Any) -> Callable[..., Any]:
         p = p * r + np.float32(1.6666665459e-1)
         p = p * r + np.float32(5.0000001201e-1)
         p = p * r * r + r + np.float32(1.0)
-        power = np.int32((np.float32(shifted).view(np.int32) + 127) << 23).view(np.float32)
-        return np.float32(1.0) / (np.float32(1.0) + p * power)
+        return p * np.int32((np.float32(shifted).view(np.int32) + 127) << 23).view(np.float32)
 
-    return sigmoid
+    return exp
+
+
+@overload(_sigmoid, strict=False)
+def _overload_sigmoid(value: Any) -> Callable[..., Any]:
+    if value == types.float64:
+        return lambda value: 1.0 / (1.0 + _exp(-value))
+    return lambda value: np.float32(1.0) / (np.float32(1.0) + _exp(-value))
 
 
 @_compile()
@@ -121,15 +134,10 @@ def _backward(gates: Any, state: Any, d_output: Any, d_final: Any, d_gates: Any,
         dc[:] = d_final[b]
         for back in range(T):
             t = T - 1 - back
-            o_in, dz, df, do = (
-                gates[b, t, 2 * D :],
-                d_gates[b, t, :D],
-                d_gates[b, t, D : 2 * D],
-                d_gates[b, t, 2 * D :],
-            )
-            dh, z, f, before, c = d_output[b, t], zs[t], fs[t], cs[t], cs[t + 1]
+            dz, df, do = d_gates[b, t, :D], d_gates[b, t, D : 2 * D], d_gates[b, t, 2 * D :]
+            pre_o, dh, z, f, before, c = gates[b, t, 2 * D :], d_output[b, t], zs[t], fs[t], cs[t], cs[t + 1]
             for d in range(D):
-                o = _sigmoid(_load(o_in[d]))
+                o = _sigmoid(_load(pre_o[d]))
                 do[d] = _store(_load(dh[d]) * c[d] * o * (one - o), do[d])
                 dc[d] += _load(dh[d]) * o
             for d in range(D):
@@ -153,7 +161,7 @@ def _run(kernel: Callable[..., None], *tensors: Tensor) -> None:
     if threads == 1:
         return kernel(*arrays)
     cuts = [rows * i // threads for i in range(threads + 1)]
-    slices = [[array[low:high] for array in arrays] for low, high in zip(cuts, cuts[1:], strict=False)]
+    slices = [[array[low:high] for array in arrays] for low, high in itertools.pairwise(cuts)]
     others = [_pool(os.getpid(), threads).submit(kernel, *part) for part in slices[1:]]
     kernel(*slices[0])
     for other in others:

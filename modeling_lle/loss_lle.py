@@ -8,14 +8,32 @@ is that of one chunk and freshly zeroed pages, half the time of the plain form o
 import torch
 from torch import Tensor
 
+from .scan_lle import installed
+
 IGNORED = -100
-CHUNK_ELEMENTS = 1 << 22  # logits in a chunk: 16 MB in float32, which stays in a last-level cache
+CHUNK_ELEMENTS = 1 << 23  # logits in a chunk: 16 MB in bfloat16, which the allocator reuses without new pages
 
 
 def linear_cross_entropy_reference(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
     """The summed cross entropy in nats, written plainly: hidden (N, D), weight (V, D), bias (V,), targets (N,)."""
     logits = torch.nn.functional.linear(hidden, weight, bias).float()
     return torch.nn.functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
+
+
+def _softmax_slope(logits: Tensor, targets: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The slope of the cross entropy in the logits (N, V), which may be overwritten, and the nats (N,) in `dtype`."""
+    if logits.device.type == "cpu" and installed("numba") and logits.dtype != torch.float16:
+        from .step_kernels_lle import softmax_slope
+
+        nats = torch.empty(len(logits), dtype=dtype)
+        softmax_slope(logits, targets, nats)
+        return logits, nats
+    used = (targets != IGNORED)[:, None]
+    index = targets[:, None].masked_fill(~used, 0)
+    probs = logits.softmax(1, dtype=dtype)
+    nats = -probs.gather(1, index).clamp_(min=torch.finfo(dtype).tiny).log_() * used
+    probs.scatter_add_(1, index, torch.full_like(index, -1, dtype=dtype)).mul_(used)
+    return probs.to(logits.dtype), nats[:, 0]
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -39,21 +57,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grad_bias = None if bias is None else torch.zeros(bias.shape, dtype=total, device=weight.device)
         size = max(1, CHUNK_ELEMENTS // weight.shape[0])
         for start in range(0, rows.shape[0], size):
-            chunk, target = rows[start : start + size], targets[start : start + size, None]
-            used = target != IGNORED
-            target = target.masked_fill(~used, 0)
+            chunk, target = rows[start : start + size], targets[start : start + size]
             logits = torch.nn.functional.linear(chunk, matrix, offset)
             if not differentiate:
-                nats = logits.to(total).logsumexp(1, keepdim=True) - logits.gather(1, target).to(total)
-                loss += (nats * used).sum()
+                loss += torch.nn.functional.cross_entropy(
+                    logits.to(total), target, ignore_index=IGNORED, reduction="sum"
+                )
                 continue
-            probs = logits.softmax(1, dtype=total)
-            nats = -probs.gather(1, target).clamp_(min=torch.finfo(total).tiny).log_()
-            loss += (nats * used).sum()
-            probs.scatter_add_(1, target, torch.full_like(target, -1, dtype=total)).mul_(used)
+            slope, nats = _softmax_slope(logits, target, total)
+            loss += nats.sum()
             if grad_bias is not None:
-                grad_bias += probs.sum(0)
-            slope = probs.to(dtype)
+                grad_bias += slope.sum(0, dtype=total)
             torch.mm(slope, matrix, out=grad_hidden[start : start + size])
             grad_weight += slope.T @ chunk
         if differentiate:

@@ -85,7 +85,9 @@ def write_model_card(
         license=license,
         recipe=recipe and recipe.strip(),
         prompt=prompt,
-        rows=[(metric, f"{value:,}" if isinstance(value, int) else f"{value:,.3f}") for metric, value in metrics.items()],
+        rows=[
+            (metric, f"{value:,}" if isinstance(value, int) else f"{value:,.3f}") for metric, value in metrics.items()
+        ],
         **{key: results.get(key) for key in ("command", "commit", "environment")},
     )
     path = Path(folder) / "README.md"

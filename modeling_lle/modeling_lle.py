@@ -136,16 +136,17 @@ class LLEPreTrainedModel(PreTrainedModel):
         output_loading_info: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """As in transformers, but a backbone that would be partly untrained is an error, and a broken file is named."""
+        """As in transformers, but a backbone that would be partly untrained is an error, as is a broken file."""
         name = pretrained_model_name_or_path
         kwargs |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
         try:
-            model, info = super().from_pretrained(name, *args, **kwargs)
+            loaded: Any = super().from_pretrained(name, *args, **kwargs)
         except SafetensorError as error:
             raise OSError(
                 f"a weight file (.safetensors) of {name} is truncated or corrupted ({error}): "
                 "download it again with force_download=True, or save the model again"
             ) from error
+        model, info = loaded
         prefix = "" if model.base_model is model else f"{cls.base_model_prefix}."
         wrong = [f"{key} is missing" for key in info["missing_keys"] if key.startswith(prefix)]
         wrong += [f"{key} is {tuple(given)}, not {tuple(due)}" for key, given, due in info["mismatched_keys"]]
@@ -154,7 +155,7 @@ class LLEPreTrainedModel(PreTrainedModel):
                 f"the weights of {name} do not fit its config.json: {'; '.join(sorted(wrong))}. Save the model again, "
                 "or pass ignore_mismatched_sizes=True to start these weights anew"
             )
-        return (model, info) if output_loading_info else model
+        return loaded if output_loading_info else model
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """Saves the model, and the code that loads it where this package is not installed, as transformers does."""
@@ -169,7 +170,7 @@ class LLEModel(LLEPreTrainedModel):
         config: The configuration.
     """
 
-    _auto_class = "AutoModel"
+    _auto_class = "AutoModel"  # type: ignore[assignment]
 
     def __init__(self, config: LLEConfig) -> None:
         super().__init__(config)
@@ -213,7 +214,7 @@ class LLEModel(LLEPreTrainedModel):
                 types = torch.empty(self.config.vocab_size, device=input_ids.device).bernoulli_(keep).div_(keep)
                 inputs_embeds = inputs_embeds * types[input_ids][..., None].to(inputs_embeds.dtype)
         if use_cache and past_key_values is None:
-            past_key_values = LLECache(self.config.history.stream.window)
+            past_key_values = LLECache(self.config.stream.window)
         states = variational_dropout(inputs_embeds, self.config.input_dropout, self.training)
         mask = segment_mask(attention_mask, inputs_embeds.shape[1])
         state = None if past_key_values is None else past_key_values.state
@@ -252,7 +253,7 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
         config: The configuration; `config.history` holds the numbers of the rule.
     """
 
-    _auto_class = "AutoModelForCausalLM"
+    _auto_class = "AutoModelForCausalLM"  # type: ignore[assignment]
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
 
     def __init__(self, config: LLEConfig) -> None:
@@ -341,7 +342,7 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
         """The cache to read with, made where one is needed, and whether the history takes part."""
         if use_history is None:
             use_history = self.config.use_history and not self.training
-        window = self.config.history.stream.window if use_history else 0
+        window = self.config.stream.window if use_history else 0
         if cache is None and (use_cache or window > 0):
             cache = LLECache(window)
         return cache, use_history and cache is not None and cache.stream is not None
@@ -367,7 +368,7 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
                 part = slice(start, min(start + size, length))
                 yield _Prediction(part, self._base(states[:, part]))
             return
-        numbers = self.config.history.stream
+        numbers = self.config.stream
         for block in cache.stream.read(states, tokens, mask, size):
             if block.positions.stop <= first:
                 continue
@@ -448,10 +449,10 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
         Returns:
             `positions`, and perplexities on them: `base_ppl`, `before_ppl` and `after_ppl`.
         """
-        if self.config.history.stream.window == 0:
+        if self.config.stream.window == 0:
             raise ValueError("nothing to calibrate: the stream is off (history.stream.window is 0)")
-        calibration = Calibration(self.config.history.stream, max_positions, seed)
-        cache = LLECache(self.config.history.stream.window)
+        calibration = Calibration(self.config.stream, max_positions, seed)
+        cache = LLECache(self.config.stream.window)
         training = self.training
         self.eval()
         with torch.no_grad():

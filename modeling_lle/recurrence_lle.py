@@ -8,7 +8,8 @@ Shapes: B batch, T time, D width.
 """
 
 import math
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,8 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_lle import LLEConfig
-from .scan_lle import gated_scan
+from .lstm_lle import lstm
+from .scan_lle import gated_scan, installed
 
 State = tuple[Tensor, ...]
 FROZEN = 100.0  # the pre-activation of a forget gate that is exactly 1 in every dtype
@@ -67,14 +69,30 @@ class TorchRecurrence(nn.Module):
             new = tuple(torch.where(lengths[:, None] > 0, part, old) for part, old in zip(new, state, strict=True))
         return y, new
 
-    def _run(self, x: Any, hidden: State) -> tuple[Any, State]:
-        inputs = x, (hidden if self.num_states > 1 else hidden[0])
-        if self.training and self.weight_dropout > 0:
-            dropped = {"weight_hh_l0": F.dropout(self.cell.weight_hh_l0, self.weight_dropout)}
-            y, hidden = torch.func.functional_call(self.cell, dropped, inputs)
-        else:
-            y, hidden = self.cell(*inputs)
-        return y, (hidden if self.num_states > 1 else (hidden,))
+    def _run(self, x: Any, state: State) -> tuple[Any, State]:
+        cell = self.cell
+        weight_hh = F.dropout(cell.weight_hh_l0, self.weight_dropout, self.training)
+        if self._is_fast_step(x):
+            dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+            weights = cell.weight_ih_l0, weight_hh, cell.bias_ih_l0 + cell.bias_hh_l0
+            x, h, *weights = (tensor.to(dtype) for tensor in (x, state[0][0], *weights))
+            y, h, c = lstm(x, h, state[1][0], *weights)
+            return y, (h[None], c[None])
+        inputs = x, (state if self.num_states > 1 else state[0])
+        y, after = torch.func.functional_call(cell, {"weight_hh_l0": weight_hh}, inputs)
+        return y, (after if self.num_states > 1 else (after,))
+
+    def _is_fast_step(self, x: Any) -> bool:
+        """Whether this is a training step that lstm_lle.py runs faster than torch.nn.LSTM."""
+        return (
+            self.training
+            and torch.is_grad_enabled()
+            and isinstance(self.cell, nn.LSTM)
+            and isinstance(x, Tensor)
+            and x.device.type == "cpu"
+            and installed("numba")
+            and not torch.compiler.is_compiling()
+        )
 
 
 class QRNN(nn.Module):
@@ -98,8 +116,9 @@ class QRNN(nn.Module):
 
     def initial_state(self, x: Tensor) -> State:
         """The state before the first step, for an input like `x` (B, T, input_size)."""
-        wide = torch.promote_types(self.weight.dtype, torch.float32)
-        return x.new_zeros(x.shape[0], self.input_size), x.new_zeros(x.shape[0], self.output_size, dtype=wide)
+        narrow, wide = self.weight.dtype, torch.promote_types(self.weight.dtype, torch.float32)
+        last = x.new_zeros(x.shape[0], self.input_size, dtype=narrow)
+        return last, x.new_zeros(x.shape[0], self.output_size, dtype=wide)
 
     def forward(self, x: Tensor, state: State, lengths: Tensor | None) -> tuple[Tensor, State]:
         """Runs over x (B, T, input_size), of each row only `lengths` (B,) int64 steps. Returns y and the new state."""
@@ -150,7 +169,7 @@ class RecurrentLayer(GradientCheckpointingLayer):
 
 
 class ResidualLayer(RecurrentLayer):
-    """A layer of the residual stack: x + drop(mixer(norm(x))), then x + drop(mlp(norm(x))) if the config has an MLP."""
+    """A layer of the residual stack: x + drop(mixer(norm(x))), then x + drop(mlp(norm(x))) if there is an MLP."""
 
     def __init__(self, config: LLEConfig, index: int) -> None:
         super().__init__(config, index)
@@ -220,7 +239,7 @@ class RecurrentStack(nn.Module):
 
     def _run(self, x: Tensor, state: State | None, lengths: Tensor | None) -> tuple[Tensor, State]:
         new: list[Tensor] = []
-        for layer in self.layers:
+        for layer in cast(Iterable[RecurrentLayer], self.layers):
             old = layer.mixer.initial_state(x) if state is None else state[len(new) :][: layer.mixer.num_states]
             x, *after = layer(x, lengths, *old)
             new += after
@@ -247,9 +266,9 @@ def init_recurrent_weights(module: nn.Module) -> None:
             else:
                 init.zeros_(parameter)
         if isinstance(module, nn.LSTM):
-            bias = torch.zeros_like(module.bias_ih_l0)
-            bias[module.hidden_size : 2 * module.hidden_size] = 1  # gates lie as input, forget, cell, output
-            init.copy_(module.bias_ih_l0, bias)
+            bias = torch.zeros(4, module.hidden_size)  # input, forget, cell, output
+            bias[1] = 1
+            init.copy_(cast(Tensor, module.bias_ih_l0), bias.flatten())
     elif isinstance(module, QRNN):
         bound = 1 / math.sqrt(module.weight.shape[1])
         init.uniform_(module.weight, -bound, bound)

@@ -9,6 +9,7 @@ least; `gated_scan_reference` is the definition, the other forms are tested agai
 
 import functools
 import importlib.util
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -103,11 +104,17 @@ def _differentiate(ctx: Any, d_output: Tensor, d_final: Tensor) -> tuple[Tensor,
 
 _gated_scan.register_autograd(_differentiate, setup_context=_save)
 
-_FORMS = {"reference": gated_scan_reference, "torch": _scan_torch, "numba": _gated_scan, "fla": _scan_fla}
+_FORMS: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
+    "reference": gated_scan_reference,
+    "torch": _scan_torch,
+    "numba": _gated_scan,
+    "fla": _scan_fla,
+}
 
 
 @functools.cache
-def _installed(package: str) -> bool:
+def installed(package: str) -> bool:
+    """Whether an optional package can be imported."""
     return importlib.util.find_spec(package) is not None
 
 
@@ -116,8 +123,8 @@ def scan_backend(gates: Tensor) -> str:
     if gates.shape[1] == 1:
         return "reference"  # one step needs no scan, and exports as plain operations
     if gates.is_cuda:
-        return "fla" if _installed("fla") else "torch"
-    if gates.device.type == "cpu" and _installed("numba") and gates.dtype != torch.float16:
+        return "fla" if installed("fla") else "torch"
+    if gates.device.type == "cpu" and installed("numba") and gates.dtype != torch.float16:
         return "numba"
     return "torch"
 

@@ -44,7 +44,7 @@ def push(folder: str, repo: str) -> Any:
 def load(source: str, copy: str, site: str | None = None) -> Any:
     if site is not None:
         sys.path.append(site)
-    assert importlib.util.find_spec("modeling_lle") is None and importlib.util.find_spec("numba") is None
+    assert not any(map(importlib.util.find_spec, ("modeling_lle", "numba")))
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, pipeline
 
     config = AutoConfig.from_pretrained(source, trust_remote_code=True)

@@ -105,7 +105,7 @@ def test_newer_configuration(folder: Path) -> None:
 
 def test_unknown_key(folder: Path) -> None:
     configure(folder, hiden_size=16)
-    with pytest.raises(ValueError, match="'hiden_size'.*did you mean 'hidden_size'"):
+    with pytest.raises(ValueError, match=r"'hiden_size'.*did you mean 'hidden_size'"):
         AutoModelForCausalLM.from_pretrained(folder)
 
 

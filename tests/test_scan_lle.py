@@ -39,7 +39,9 @@ def assert_equal_results(inputs: list[Tensor], backend: str) -> None:
     expected = results([part.detach().double().requires_grad_() for part in inputs], "reference")
     for got, want, like in zip(results(inputs, backend), expected, [*inputs, *inputs], strict=True):
         assert got.dtype == like.dtype
-        torch.testing.assert_close(got.double(), want, atol=TOLERANCE[inputs[0].dtype], rtol=TOLERANCE[inputs[0].dtype])
+        torch.testing.assert_close(
+            got.double(), want, atol=TOLERANCE[inputs[0].dtype], rtol=TOLERANCE[inputs[0].dtype]
+        )
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
@@ -68,6 +70,15 @@ def test_extreme_pre_activations(backend: str) -> None:
     want, want_final = gated_scan_reference(gates, torch.ones(2, 1))
     torch.testing.assert_close(output, want)
     torch.testing.assert_close(final, want_final)
+
+
+@pytest.mark.parametrize("backend", FORMS)
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_nan_is_not_swallowed(backend: str, dtype: torch.dtype) -> None:
+    for part in range(3):
+        gates, state = make_inputs(1, 2, 1, dtype)
+        gates.data[0, 1, part] = torch.nan
+        assert gated_scan(gates, state, backend=backend)[0].isnan().tolist() == [[[False], [True]]]
 
 
 @pytest.mark.parametrize("backend", ["reference", *FORMS])

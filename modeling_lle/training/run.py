@@ -62,7 +62,7 @@ def run(recipe: Recipe, texts: dict[str, Rows] | None = None, resume: bool = Fal
         "train_loss": outcome.training_loss,
         **trainer.evaluate(),
     }
-    if arguments.calibration_tokens and model.config.history.stream.window:
+    if arguments.calibration_tokens and model.config.stream.window:
         validation = trainer.eval_dataset.tokens
         metrics["calibration"] = calibrate(model, validation, arguments.calibration_tokens)
     model.config.use_cache = True  # the Trainer switches it off
@@ -74,7 +74,7 @@ def run(recipe: Recipe, texts: dict[str, Rows] | None = None, resume: bool = Fal
 def calibrate(model: LLEForCausalLM, tokens: Any, limit: int, segment_length: int = 256) -> dict[str, float]:
     """Fits the rule's numbers on at most `limit` tokens (N,) of held-out text, read as one row."""
     stream = StreamDataset(tokens[: limit + 1], 1, segment_length, evaluation=True)
-    if stream.targets < model.config.history.stream.window:
+    if stream.targets < model.config.stream.window:
         logger.warning("calibrating on %d tokens, fewer than the window of the stream", stream.targets)
 
     def batches() -> Iterator[dict[str, Tensor]]:

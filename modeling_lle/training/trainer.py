@@ -31,6 +31,10 @@ class LLETrainingArguments(TrainingArguments):
     segment_length: int = field(default=70, metadata={"help": "Tokens of a row that a step reads."})
     calibration_tokens: int = field(default=30000, metadata={"help": "Validation tokens to fit the rule on."})
 
+    def __post_init__(self) -> None:
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()  # or bf16 would ask for a GPU
+        super().__post_init__()
+
 
 class _NewEpoch(TrainerCallback):
     """Forgets the carried state where the stream starts again."""
@@ -104,7 +108,11 @@ class LLETrainer(Trainer):
             batch = self._prepare_inputs(batch)
             with self.compute_loss_context_manager():
                 loss = model(
-                    **batch, past_key_values=cache, use_cache=True, use_history=False, return_logits=False,
+                    **batch,
+                    past_key_values=cache,
+                    use_cache=True,
+                    use_history=False,
+                    return_logits=False,
                     num_items_in_batch=1,
                 ).loss
             totals += torch.tensor([float(loss), float((batch["shift_labels"] != -100).sum())], dtype=torch.float64)
