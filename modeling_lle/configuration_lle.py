@@ -32,12 +32,15 @@ _TRANSFORMERS_KEYS = {
 }
 
 
-def check_keys(given: Iterable[str], known: Iterable[str], where: str) -> None:
-    """Raises a ValueError that names every key of `given` that is not in `known`, with the nearest known one."""
+def check_keys(given: Iterable[str], known: Iterable[str], where: str, silent: Iterable[str] = ()) -> None:
+    """Raises a ValueError that names every key of `given` that is not in `known`, with the nearest known one.
+
+    Keys in `silent` are right as well, but are neither proposed nor listed.
+    """
     known = sorted(known)
     hints = []
     for key in given:
-        if key not in known:
+        if key not in known and key not in silent:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
             hints.append(f"{key!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
     if hints:
@@ -84,7 +87,7 @@ class StreamConfig:
     window: int = _within(2000, 0)
     sharpness: float | int = _within(12.0, 0.0)
     recency: float | int = _within(0.2, 0.0)
-    gate: list[float | int] = _four_numbers(lambda: [-2.0, 0.2, 0.0, 0.0])
+    gate: list[float | int] = _four_numbers(lambda: [-2.0, 0.2, 0.0, 0.0])  # noqa: RUF009
 
 
 @strict
@@ -94,15 +97,14 @@ class HistoryConfig:
 
     stream: StreamConfig | dict | None = None
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.stream, StreamConfig):
-            self.stream = _section(StreamConfig, self.stream, "history.stream")
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, _section(StreamConfig, value, "history.stream") if name == "stream" else value)
 
 
 def _section(cls: type, values: Any, where: str) -> Any:
-    """`values` (a mapping, None or an instance of another import of `cls`) as a `cls`, its keys checked."""
-    if dataclasses.is_dataclass(values) and not isinstance(values, type):
-        values = dataclasses.asdict(values)
+    """`values` (a `cls`, a mapping or None) as a `cls`, its keys checked."""
+    if isinstance(values, cls):
+        return values
     values = values or {}
     check_keys(values, [field.name for field in dataclasses.fields(cls)], where)
     return cls(**values)
@@ -147,6 +149,7 @@ class LLEConfig(PreTrainedConfig):
     model_type: ClassVar[str] = "lle"
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
 
+    config_version: int = CONFIG_VERSION  # the first one, so that it is checked before what a newer one may change
     vocab_size: int = _within(10000, 1)
     hidden_size: int = _within(512, 1)
     intermediate_size: int | None = _within(None, 1)
@@ -169,24 +172,26 @@ class LLEConfig(PreTrainedConfig):
     use_cache: bool = True
     use_history: bool = True
     history: HistoryConfig | dict | None = None
-    config_version: int = CONFIG_VERSION
 
     def __post_init__(self, **kwargs: Any) -> None:
-        if self.config_version > CONFIG_VERSION:
-            raise ValueError(
-                f"this configuration has version {self.config_version}, the installed modeling_lle reads up to "
-                f"{CONFIG_VERSION}: upgrade with `pip install -U modeling_lle`"
-            )
-        known = {field.name for field in dataclasses.fields(self)}
-        check_keys(kwargs, known | _TRANSFORMERS_KEYS, type(self).__name__)
-        if not isinstance(self.history, HistoryConfig):
-            self.history = _section(HistoryConfig, self.history, "history")
+        inherited = {field.name for field in dataclasses.fields(PreTrainedConfig)}
+        known = {field.name for field in dataclasses.fields(self)} - inherited
+        check_keys(kwargs, known, type(self).__name__, silent=_TRANSFORMERS_KEYS)
         super().__post_init__(**kwargs)
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        if key == "config_version" and value > CONFIG_VERSION:
+            raise ValueError(
+                f"this configuration has version {value}, the installed modeling_lle reads up to {CONFIG_VERSION}: "
+                "upgrade with `pip install -U modeling_lle`"
+            )
+        super().__setattr__(key, _section(HistoryConfig, value, "history") if key == "history" else value)
 
     @property
     def stream(self) -> StreamConfig:
         """The numbers of the stream: `history.stream`."""
-        assert isinstance(self.history, HistoryConfig) and isinstance(self.history.stream, StreamConfig)
+        assert isinstance(self.history, HistoryConfig)
+        assert isinstance(self.history.stream, StreamConfig)
         return self.history.stream
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The rule of LLE: how entries of the history become a prediction, and how its few numbers are fitted.
 
-For each source s with entries i = (key k_i, outcome y_i), a state h and the base's prediction p (all states normalised):
+For each source s with entries i = (key k_i, outcome y_i), a normalised state h and the base's prediction p:
 
     kernel     l_i = sharpness_s * (h . k_i - 1) - recency_s * log(age_i)
     recall     p_s(y | h) = sum_i softmax(l)_i [y_i = y]
@@ -9,9 +9,9 @@ For each source s with entries i = (key k_i, outcome y_i), a state h and the bas
     prediction P(y | h) = g_0 p(y | h) + sum_s g_s p_s(y | h)
 
 The kernel with cosine keys and the mixture generalise the continuous cache (Grave et al. 2016, arXiv:1612.04426,
-equations 2 and 3) and kNN-LM (Khandelwal et al. 2020, arXiv:1911.00172, equations 2 and 3) by a gate that sees how much
-the history has to say. Shapes: B batch, T time, D width, V vocabulary, N entries, S sources; a score always means:
-higher is nearer.
+equations 2 and 3) and kNN-LM (Khandelwal et al. 2020, arXiv:1911.00172, equations 2 and 3) by a gate that sees how
+much the history has to say. Shapes: B batch, T time, D width, V vocabulary, N entries, S sources; a score always
+means: higher is nearer.
 """
 
 import math
@@ -112,9 +112,9 @@ def mixed_log_prob(base: Tensor, recalled: list[Tensor], log_shares: Tensor) -> 
 
 
 def mixed_distribution(base: Tensor, recalls: list[Recall], log_shares: Tensor) -> Tensor:
-    """log P of every outcome: base log probabilities (B, T, V) float32, overwritten and returned."""
+    """log P of every outcome; the base log probabilities (B, T, V) float32 are overwritten if they need no gradient."""
     shares = log_shares.exp()
-    mixed = base.exp_().mul_(shares[..., :1])
+    mixed = base.exp() * shares[..., :1] if base.requires_grad else base.exp_().mul_(shares[..., :1])
     for source, recall in enumerate(recalls):
         recall.add_to(mixed, shares[..., source + 1])
     return mixed.clamp_(min=torch.finfo(mixed.dtype).tiny).log_()

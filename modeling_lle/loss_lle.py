@@ -99,6 +99,8 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, ta
         A scalar, float32 (float64 for float64 input). Under autocast the products run in autocast's dtype.
     """
     device = hidden.device.type
+    if device == "cpu" and targets.numel() and int(targets.max()) >= weight.shape[0]:
+        raise ValueError(f"target {int(targets.max())} does not fit an output layer of {weight.shape[0]} outcomes")
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     differentiate = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     with torch.autocast(device, enabled=False):

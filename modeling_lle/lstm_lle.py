@@ -1,8 +1,8 @@
 """The training step of an LSTM layer on a CPU: one product for all inputs, then a product and a kernel a time step.
 
-Notable: torch.nn.LSTM is the definition and does everything else; this form gives the same values and gradients (tests)
-in about half the time, because the gates are fused and the gradients of the weights are single products over all
-steps. Shapes: T time, B batch, I input width, H state width; gates lie as input, forget, cell, output.
+Notable: torch.nn.LSTM is the definition and does everything else; this form gives the same values and gradients
+(tests) in about half the time, because the gates are fused and the gradients of the weights are single products over
+all steps. Shapes: T time, B batch, I input width, H state width; gates lie as input, forget, cell, output.
 """
 
 from typing import Any

@@ -61,7 +61,10 @@ def _scan_torch(gates: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _scan_fla(gates: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    from fla.ops.hgrn import fused_recurrent_hgrn  # type: ignore[import-not-found, unused-ignore]
+    try:  # outside of a try, transformers would demand fla of everybody who loads this file from the Hub
+        from fla.ops.hgrn import fused_recurrent_hgrn  # type: ignore[import-not-found, unused-ignore]
+    except ImportError as error:
+        raise ImportError("the fla kernel needs flash-linear-attention: `pip install modeling_lle[cuda]`") from error
 
     z, f, o = gates.to(state.dtype).chunk(3, dim=-1)
     x = torch.sigmoid(-f) * z.tanh()

@@ -2,7 +2,7 @@
 
 from .language import StreamEvaluation, evaluate_folder, evaluate_stream, format_table
 from .metrics import LanguageModelMetric
-from .results import read_results, write_results
+from .results import read_results, write_release, write_results
 
 __all__ = [
     "LanguageModelMetric",
@@ -11,5 +11,6 @@ __all__ = [
     "evaluate_stream",
     "format_table",
     "read_results",
+    "write_release",
     "write_results",
 ]

@@ -10,7 +10,7 @@ try:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
-    from matplotlib.ticker import FuncFormatter
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
 except ImportError as error:
     raise ImportError("pictures need matplotlib: pip install modeling_lle[plots]") from error
 
@@ -53,22 +53,25 @@ def _draw_running(axes: Axes, evaluation: StreamEvaluation) -> None:
     ends, perplexity = evaluation.running()
     base, history = perplexity["base"], perplexity["history"]
     axes.fill_between(ends, history, base, color=HISTORY, alpha=0.10, linewidth=0)
-    for curve, colour, label in ((base, BASE, "base"), (history, HISTORY, "with history")):
+    above = base[-1] >= history[-1]
+    for curve, colour, label, up in ((base, BASE, "base", above), (history, HISTORY, "with history", not above)):
         axes.plot(ends, curve, color=colour, linewidth=2.2, solid_capstyle="round")
         axes.annotate(
             f"{label}\n{curve[-1]:.4g}",
             (ends[-1], curve[-1]),
-            xytext=(8, 0),
+            xytext=(8, -6 if up else 6),
             textcoords="offset points",
-            va="center",
+            va="bottom" if up else "top",
             color=colour,
             fontweight="bold",
         )
     _style(axes, "Perplexity of the text read so far", "tokens read", "perplexity per token")
     settled = slice(len(ends) // 20, None)  # the first tokens alone would set the scale
-    low, high = min(base[settled].min(), history[settled].min()), max(base[settled].max(), history[settled].max())
-    axes.set_ylim(low - 0.12 * (high - low), high + 0.08 * (high - low))
+    shown = [*base[settled], *history[settled]]
+    margin = 0.15 * (max(shown) - min(shown)) or 1.0
+    axes.set_ylim(min(shown) - margin, max(shown) + margin)
     axes.set_xlim(0, ends[-1])
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 
 
@@ -79,22 +82,23 @@ def _draw_gain(axes: Axes, evaluation: StreamEvaluation) -> None:
     names = [name for name in FREQUENCIES if (name, ALL) in groups]
     seen = [kind for kind in SEEN if any((name, kind) in groups for name in names)]
     width = 0.8 / len(seen)
+    total = whole["gain"] * whole["tokens"]
     for i, kind in enumerate(seen):
         members = [(x, groups[name, kind]) for x, name in enumerate(names) if (name, kind) in groups]
         places = [x + (i - (len(seen) - 1) / 2) * width for x, _ in members]
         heights = [row["gain"] for _, row in members]
         bars = axes.bar(places, heights, width * 0.92, color=SEEN_COLOURS[kind], label=kind)
-        total = whole["gain"] * whole["tokens"]
         labels = [f"{row['gain'] * row['tokens'] / total:.0%}" for _, row in members] if total else []
         axes.bar_label(bars, labels, padding=2, fontsize=8, color=INK)
     axes.axhline(0, color=INK, linewidth=0.8)
     _style(
         axes,
-        "Where the gain comes from",
-        f"occurrences of the token's type in the {evaluation.counted} (share of the tokens)",
+        "Where the gain comes from: nats saved, and % of all that was saved",
+        f"occurrences in the {evaluation.counted} (share of the tokens)",
         "nats saved per token of the group",
     )
     shares: list[Any] = [groups[name, ALL]["tokens"] / whole["tokens"] for name in names]
     axes.set_xticks(range(len(names)), [f"{name}\n({share:.0%})" for name, share in zip(names, shares, strict=True)])
+    axes.set_xlim(-0.6, len(names) - 0.4)
     axes.margins(y=0.12)
-    axes.legend(title="last occurrence in the stream", frameon=False, labelcolor=INK, alignment="left")
+    axes.legend(title="the token's last occurrence", frameon=False, labelcolor=INK, alignment="left")

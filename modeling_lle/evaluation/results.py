@@ -81,6 +81,26 @@ def read_results(path: str | Path) -> dict[str, Any]:
     return results
 
 
+def write_release(path: str | Path, model_path: str | Path, measured: Mapping[str, Any], split: str) -> dict[str, Any]:
+    """Writes the results file of a released recipe: its size, its training time, and perplexities per word.
+
+    Args:
+        path: Name of the JSON file.
+        model_path: Folder that `lle train` wrote, with its metrics.json.
+        measured: What `evaluate_folder` returned for the folder.
+        split: Split that was evaluated, for the names of the metrics.
+    """
+    trained = json.loads((Path(model_path) / "metrics.json").read_text(encoding="utf-8"))
+    metrics = {
+        "parameters": trained["parameters"],
+        "train_minutes": trained["train_minutes"],
+        f"base_{split}_ppl": measured["metrics"]["base_word_ppl"],
+        f"stream_{split}_ppl": measured["metrics"]["history_word_ppl"],
+        "tokens_per_second": measured["metrics"]["tokens_per_second"],
+    }
+    return write_results(path, this_command(), metrics)
+
+
 def this_command() -> str:
     """The command that runs now, as it was typed."""
     program, *rest = sys.orig_argv

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,12 +41,13 @@ def run(recipe: Recipe, texts: dict[str, Rows] | None = None, resume: bool = Fal
     texts = texts or {split: _load(recipe.data, split) for split in ("train", "validation")}
     tokenizer = _tokenizer(recipe, texts["train"])
     model = LLEForCausalLM(_config(recipe.model, tokenizer))
+    validation = _read(texts["validation"], tokenizer, recipe.data)
     trainer = LLETrainer(
         model=model,
         args=arguments,
         train_dataset=_training_stream(texts["train"], tokenizer, recipe),
         eval_dataset=StreamDataset(
-            _read(texts["validation"], tokenizer, recipe.data).ids,
+            validation.ids,
             arguments.eval_batch_size * arguments.world_size,
             arguments.segment_length,
             evaluation=True,
@@ -62,9 +64,10 @@ def run(recipe: Recipe, texts: dict[str, Rows] | None = None, resume: bool = Fal
         "train_loss": outcome.training_loss,
         **trainer.evaluate(),
     }
+    nats = metrics["eval_loss"] * (len(validation.ids) - 1)
+    metrics["eval_word_perplexity"] = math.exp(min(nats / validation.words, 700.0))
     if arguments.calibration_tokens and model.config.stream.window:
-        validation = trainer.eval_dataset.tokens
-        metrics["calibration"] = calibrate(model, validation, arguments.calibration_tokens)
+        metrics["calibration"] = calibrate(model, validation.ids, arguments.calibration_tokens)
     model.config.use_cache = True  # the Trainer switches it off
     if trainer.is_world_process_zero():
         save(recipe, trainer, metrics)

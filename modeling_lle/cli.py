@@ -1,0 +1,135 @@
+"""The command line: `lle train`, `lle evaluate`, `lle calibrate`, `lle demo`.
+
+Heavy imports wait until a command runs, so that `lle --help` answers at once.
+"""
+
+import json
+import logging
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    help="LLE, Learning from History: recurrent language models that keep learning from what they read.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+Source = Annotated[str, typer.Argument(help="A data set on the Hub, or local text, csv, json or parquet files.")]
+Folder = Annotated[str, typer.Argument(help="A folder, or a name on the Hub, with a model and its tokenizer.")]
+Name = Annotated[str | None, typer.Option(help="Configuration of a data set on the Hub.")]
+Column = Annotated[str, typer.Option(help="Column of the text.")]
+SampleBy = Annotated[str, typer.Option(help="Whether a row of plain text is a line or a whole document.")]
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A YAML file, such as configs/lm/smoke.yaml.")],
+    set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, overrides the file.")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint.")] = False,
+) -> None:
+    """Trains a language model by a recipe, calibrates its history, and saves it with its tokenizer and metrics."""
+    from .training import load_recipe, run
+
+    loaded = load_recipe(recipe, set_)
+    metrics = run(loaded, resume=resume)
+    typer.echo(json.dumps(metrics, indent=2))
+    typer.echo(f"The model is in {loaded.training.output_dir}: lle evaluate {loaded.training.output_dir} TEXT")
+
+
+@app.command()
+def evaluate(
+    model: Folder,
+    source: Source,
+    name: Name = None,
+    split: Annotated[str, typer.Option(help="Split that is read.")] = "test",
+    train_split: Annotated[str | None, typer.Option(help="Split that tells rare from frequent tokens.")] = None,
+    text_column: Column = "text",
+    sample_by: SampleBy = "line",
+    rows: Annotated[int, typer.Option(help="Readers, each with a stream of its own; more are faster.")] = 1,
+    segment_length: Annotated[int, typer.Option(help="Tokens of a step; changes the speed only.")] = 256,
+    limit_tokens: Annotated[int | None, typer.Option(help="Read only about so many tokens.")] = None,
+    bf16: Annotated[bool, typer.Option(help="Compute in bfloat16.")] = False,
+    output: Annotated[Path | None, typer.Option(help="Folder for evaluation.json and evaluation.png.")] = None,
+    results: Annotated[Path | None, typer.Option(help="Results file of a released recipe to write.")] = None,
+) -> None:
+    """Reads a text once, and shows its perplexity for the base and with history, side by side."""
+    from .evaluation import evaluate_folder, format_table, write_release
+
+    measured = evaluate_folder(
+        model,
+        source,
+        name=name,
+        split=split,
+        train_split=train_split,
+        text_column=text_column,
+        sample_by="document" if sample_by == "document" else "line",
+        rows=rows,
+        segment_length=segment_length,
+        limit_tokens=limit_tokens,
+        bf16=bf16,
+        output=output,
+    )
+    typer.echo(format_table(measured["metrics"]))
+    if results is not None:
+        write_release(results, model, measured, split)
+
+
+@app.command()
+def calibrate(
+    model: Folder,
+    source: Source,
+    name: Name = None,
+    split: Annotated[str, typer.Option(help="Split that is read: held-out text, not the test set.")] = "validation",
+    text_column: Column = "text",
+    sample_by: SampleBy = "line",
+    limit_tokens: Annotated[int, typer.Option(help="Tokens to fit on.")] = 30000,
+    output: Annotated[Path | None, typer.Option(help="Where to save; the model's own folder if not given.")] = None,
+) -> None:
+    """Fits the few numbers of the history rule on held-out text, in seconds, and saves the model."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from .data import collect, load_texts, tokenize
+    from .training import calibrate as fit
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(model)
+    by_document = "document" if sample_by == "document" else "line"
+    texts = load_texts(source, name=name, split=split, text_column=text_column, sample_by=by_document)
+    tokens = collect(tokenize(texts, tokenizer, text_column=text_column), start=tokenizer.eos_token_id)
+    tokens.check_vocabulary(loaded.config.vocab_size)
+    found = fit(loaded, tokens.ids, limit_tokens)
+    folder = output or Path(model)
+    loaded.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    typer.echo(json.dumps({**found, "stream": loaded.config.to_dict()["history"]["stream"]}, indent=2))
+
+
+@app.command()
+def demo(
+    dataset: Annotated[
+        str | None, typer.Option(help="A data set on the Hub or local files, instead of Python's standard library.")
+    ] = None,
+    name: Name = None,
+    text_column: Column = "text",
+    output: Annotated[Path, typer.Option(help="Folder of the model and the picture.")] = Path("runs/demo"),
+) -> None:
+    """Trains a small model in a few minutes, and shows what it learns from the text that it reads."""
+    from .demo import demonstrate
+
+    demonstrate(output, dataset, name, text_column, say=typer.echo)
+
+
+def main() -> None:
+    """Runs the command line; an error that the user can mend is one line, not a traceback."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        app()
+    except (FileNotFoundError, FloatingPointError, ImportError, OSError, ValueError) as error:
+        typer.secho(f"lle: {error}", fg=typer.colors.RED, err=True)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

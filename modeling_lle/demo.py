@@ -1,0 +1,188 @@
+"""The demonstration: train a small language model, and watch it learn from what it reads.
+
+The corpus is the source code of the running Python's standard library, split by package, so nothing is downloaded;
+any data set of texts can take its place.
+"""
+
+import textwrap
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, pipeline
+
+from .data import collect, load_texts, python_corpus, tokenize
+from .data.text import Rows
+from .evaluation import evaluate_stream, format_table
+from .training import make_recipe, run
+
+TRAIN_TOKENS = 1_500_000  # about three minutes on two cores
+TEST_TOKENS = 60_000
+PROMPTS = 3
+HISTORY_TOKENS = 1500
+NEW_TOKENS = 40
+# Configurations of data sets on the Hub that have no default one.
+CONFIGURATIONS = {"Salesforce/wikitext": "wikitext-2-raw-v1"}
+RECIPE: dict[str, Any] = {
+    "tokenizer": {"kind": "bpe", "vocab_size": 4096},
+    "model": {
+        "hidden_size": 384,
+        "num_hidden_layers": 2,
+        "input_dropout": 0.1,
+        "hidden_dropout": 0.1,
+        "output_dropout": 0.1,
+    },
+    "training": {
+        "num_train_epochs": 1,
+        "per_device_train_batch_size": 32,
+        "per_device_eval_batch_size": 16,
+        "segment_length": 64,
+        "learning_rate": 4e-3,
+        "adam_beta2": 0.99,
+        "weight_decay": 0.05,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.05,
+        "max_grad_norm": 0.5,
+        "bf16": True,
+        "save_strategy": "no",
+        "logging_steps": 100,
+        "seed": 0,
+    },
+}
+NEXT = """What to try next
+  lle evaluate {folder} FILES              how much the history helps on your own text
+  lle train configs/lm/smoke.yaml --set data.source=FILES    a model of your own text
+  python -c "from transformers import pipeline; import modeling_lle; print(pipeline('text-generation', '{folder}')('def ')[0]['generated_text'])"
+"""
+
+
+@dataclass
+class Prompt:
+    """A place in a test document: the beginning of the document, the text just before the place, how it goes on."""
+
+    source: str
+    history: str
+    prompt: str
+    truth: str
+
+
+def demonstrate(
+    folder: str | Path = "runs/demo",
+    dataset: str | None = None,
+    name: str | None = None,
+    text_column: str = "text",
+    train_tokens: int = TRAIN_TOKENS,
+    say: Callable[[str], None] = print,
+) -> dict[str, float]:
+    """Trains, calibrates, measures and saves a language model, then completes text with it.
+
+    Args:
+        folder: Where the model, evaluation.png and metrics.json go.
+        dataset: A data set on the Hub or local files; None: Python's standard library.
+        name: Configuration of a data set on the Hub.
+        text_column: Column of the text.
+        train_tokens: About how many tokens to train on.
+        say: Takes the lines to print.
+
+    Returns:
+        The metrics of the test text, as `StreamEvaluation.metrics` gives them.
+    """
+    begin = time.perf_counter()
+    folder = Path(folder)
+    texts = _texts(dataset, name, text_column, train_tokens)
+    say(f"Training on {len(texts['train']):,} texts of {dataset or 'the Python standard library'} ...")
+    values = {**RECIPE, "data": {"text_column": text_column}}
+    values["training"] = {**RECIPE["training"], "output_dir": str(folder)}
+    metrics = run(make_recipe(values, "the demo"), {split: texts[split] for split in ("train", "validation")})
+    say(
+        f"{metrics['parameters']:,} parameters trained in {metrics['train_minutes']:.1f} minutes; the rule's numbers "
+        f"fitted on {metrics['calibration']['positions']:,.0f} tokens of validation text."
+    )
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    measured = _measure(model, tokenizer, texts["test"], text_column, folder, say)
+    _complete(folder, tokenizer, texts["test"], text_column, say)
+    say(NEXT.format(folder=folder))
+    say(f"Done in {(time.perf_counter() - begin) / 60:.1f} minutes.")
+    return measured
+
+
+def _texts(dataset: str | None, name: str | None, text_column: str, train_tokens: int) -> dict[str, Rows]:
+    """The three splits, the training split cut to about `train_tokens` at four bytes a token."""
+    if dataset is None:
+        return dict(python_corpus(max_train_bytes=4 * train_tokens))
+    name = name or CONFIGURATIONS.get(dataset)
+    splits = {
+        split: load_texts(dataset, name=name, split=split, text_column=text_column)
+        for split in ("train", "validation", "test")
+    }
+    return {split: _at_most(rows, text_column, 4 * train_tokens) for split, rows in splits.items()}
+
+
+def _at_most(rows: Any, text_column: str, size: int) -> Dataset:
+    """The first rows that hold `size` characters."""
+    total = 0
+    for index, text in enumerate(rows[text_column]):
+        total += len(text)
+        if total > size:
+            return rows.select(range(max(1, index)))
+    return rows
+
+
+def _measure(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    test: Any,
+    text_column: str,
+    folder: Path,
+    say: Callable[[str], None],
+) -> dict[str, float]:
+    """Reads unseen text once, prints base against history, and draws the picture."""
+    from .evaluation.pictures import draw_evaluation, save_figure
+
+    encoded = tokenize(_at_most(test, text_column, 4 * TEST_TOKENS), tokenizer, text_column=text_column)
+    evaluation = evaluate_stream(
+        model, collect(encoded, start=tokenizer.eos_token_id), autocast=torch.bfloat16
+    )
+    measured = evaluation.metrics()
+    say("\nUnseen text, read as one stream:\n\n" + format_table(measured))
+    save_figure(draw_evaluation(evaluation), folder / "evaluation.png")
+    say(f"The picture is {folder / 'evaluation.png'}, the model is in {folder}.")
+    return measured
+
+
+def choose_prompts(documents: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, column: str) -> list[Prompt]:
+    """Places in the longest test documents: a line begun, the two lines above it, and enough text to learn from."""
+    prompts = []
+    for document in sorted(documents, key=lambda row: -len(row[column]))[:PROMPTS]:
+        lines = document[column].splitlines(keepends=True)
+        length = len(tokenizer(document[column], verbose=False)["input_ids"])
+        at = min(len(lines) - 1, max(1, len(lines) * HISTORY_TOKENS // max(length, HISTORY_TOKENS)))
+        at = next((place for place in range(at, len(lines)) if len(lines[place].strip()) > 30), at)
+        line, above = lines[at], max(0, at - 2)
+        words = line.split()
+        cut = line.find(words[0]) + len(words[0]) if words else len(line) // 2
+        source = str(document.get("source", "a test document"))
+        prompts.append(Prompt(source, "".join(lines[:above]), "".join(lines[above:at]) + line[:cut], line[cut:]))
+    return prompts
+
+
+def _complete(
+    folder: Path, tokenizer: PreTrainedTokenizerBase, test: Any, column: str, say: Callable[[str], None]
+) -> None:
+    """Completes three prompts, each without and with what stands before it in its document."""
+    generate = pipeline("text-generation", model=str(folder))
+    for place in choose_prompts(list(test), tokenizer, column):
+        say(f"\n{place.source}\n" + textwrap.indent(place.prompt, "    | "))
+        for label, text in (("without history", place.prompt), ("with history", place.history + place.prompt)):
+            output = generate(text, max_new_tokens=NEW_TOKENS, do_sample=False, return_full_text=False)
+            say(f"{label:>16}: {_first_line(output[0]['generated_text'])}")
+        say(f"{'the file itself':>16}: {_first_line(place.truth)}")
+
+
+def _first_line(text: str) -> str:
+    return next((line.strip() for line in text.splitlines() if line.strip()), "(an empty line)")
