@@ -7,6 +7,7 @@ a gradient may still need.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -84,11 +85,6 @@ class Stream:
         queries = torch.nn.functional.normalize(states.detach().float(), dim=-1).to(states.dtype)
         if self.keys is None:
             self._start(queries)
-        elif self.keys.shape[0] != states.shape[0]:
-            raise ValueError(
-                f"the cache holds {self.keys.shape[0]} rows, the batch has {states.shape[0]}: "
-                "start a new stream with a new cache or cache.reset()"
-            )
         block = min(block, self.window)
         for start in range(0, states.shape[1], block):
             part = slice(start, start + block)
@@ -225,25 +221,37 @@ class LLECache(Cache):
         self.stream = Stream(window) if window > 0 else None
 
     @property
+    def _layer(self) -> _StateLayer:
+        return cast(_StateLayer, self.layers[0])
+
+    @property
     def state(self) -> tuple[Tensor, ...] | None:
         """The backbone's state: tensors with the batch in dimension 0, or None at the beginning of a text."""
-        return self.layers[0].state
+        return self._layer.state
 
     @state.setter
     def state(self, state: tuple[Tensor, ...] | None) -> None:
-        self.layers[0].set(state)
+        self._layer.set(state)
 
     @property
     def batch_size(self) -> int:
         """Rows of the batch, -1 before the first one."""
         return -1 if not self.state else self.state[0].shape[0]
 
+    def check_rows(self, rows: int) -> None:
+        """Raises a ValueError unless a batch of `rows` can continue the texts of the cache."""
+        if self.batch_size not in (-1, rows):
+            raise ValueError(
+                f"the cache holds {self.batch_size} rows, the batch has {rows}: "
+                "begin new texts with a new cache or cache.reset()"
+            )
+
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Length of what has been read, padding included."""
         return self.seen_tokens
 
     def _apply(self, change: Callable[[Tensor], Tensor]) -> None:
-        self.layers[0].apply(change)
+        self._layer.apply(change)
         if self.stream is not None:
             self.stream.apply(change)
 

@@ -1,10 +1,11 @@
-"""The command line: `lle train`, `lle evaluate`, `lle calibrate`, `lle demo`.
+"""The command line: `lle train`, `lle evaluate`, `lle calibrate`, `lle card`, `lle demo`.
 
 Heavy imports wait until a command runs, so that `lle --help` answers at once.
 """
 
 import json
 import logging
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +21,16 @@ Source = Annotated[str, typer.Argument(help="A data set on the Hub, or local tex
 Folder = Annotated[str, typer.Argument(help="A folder, or a name on the Hub, with a model and its tokenizer.")]
 Name = Annotated[str | None, typer.Option(help="Configuration of a data set on the Hub.")]
 Column = Annotated[str, typer.Option(help="Column of the text.")]
-SampleBy = Annotated[str, typer.Option(help="Whether a row of plain text is a line or a whole document.")]
+
+
+class Row(str, Enum):
+    """What a row of plain text is."""
+
+    line = "line"
+    document = "document"
+
+
+SampleBy = Annotated[Row, typer.Option(help="Whether a row of plain text is a line or a whole document.")]
 
 
 @app.command()
@@ -46,7 +56,7 @@ def evaluate(
     split: Annotated[str, typer.Option(help="Split that is read.")] = "test",
     train_split: Annotated[str | None, typer.Option(help="Split that tells rare from frequent tokens.")] = None,
     text_column: Column = "text",
-    sample_by: SampleBy = "line",
+    sample_by: SampleBy = Row.line,
     rows: Annotated[int, typer.Option(help="Readers, each with a stream of its own; more are faster.")] = 1,
     segment_length: Annotated[int, typer.Option(help="Tokens of a step; changes the speed only.")] = 256,
     limit_tokens: Annotated[int | None, typer.Option(help="Read only about so many tokens.")] = None,
@@ -64,7 +74,7 @@ def evaluate(
         split=split,
         train_split=train_split,
         text_column=text_column,
-        sample_by="document" if sample_by == "document" else "line",
+        sample_by=sample_by.value,
         rows=rows,
         segment_length=segment_length,
         limit_tokens=limit_tokens,
@@ -83,7 +93,7 @@ def calibrate(
     name: Name = None,
     split: Annotated[str, typer.Option(help="Split that is read: held-out text, not the test set.")] = "validation",
     text_column: Column = "text",
-    sample_by: SampleBy = "line",
+    sample_by: SampleBy = Row.line,
     limit_tokens: Annotated[int, typer.Option(help="Tokens to fit on.")] = 30000,
     output: Annotated[Path | None, typer.Option(help="Where to save; the model's own folder if not given.")] = None,
 ) -> None:
@@ -95,8 +105,7 @@ def calibrate(
 
     tokenizer = AutoTokenizer.from_pretrained(model)
     loaded: Any = AutoModelForCausalLM.from_pretrained(model)
-    by_document = "document" if sample_by == "document" else "line"
-    texts = load_texts(source, name=name, split=split, text_column=text_column, sample_by=by_document)
+    texts = load_texts(source, name=name, split=split, text_column=text_column, sample_by=sample_by.value)
     tokens = collect(tokenize(texts, tokenizer, text_column=text_column), start=tokenizer.eos_token_id)
     tokens.check_vocabulary(loaded.config.vocab_size)
     found = fit(loaded, tokens.ids, limit_tokens)
@@ -104,6 +113,24 @@ def calibrate(
     loaded.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     typer.echo(json.dumps({**found, "stream": loaded.config.to_dict()["history"]["stream"]}, indent=2))
+
+
+@app.command()
+def card(
+    model: Annotated[Path, typer.Argument(help="A folder that `lle train` wrote.")],
+    results: Annotated[Path, typer.Argument(help="The results file that `lle evaluate --results` wrote.")],
+    repo_id: Annotated[str, typer.Option(help="The name that the model will have on the Hub, owner/name.")],
+    dataset: Annotated[str, typer.Option(help="The name of the data set on the Hub.")],
+    prompt: Annotated[str, typer.Option(help="The text that the example completes.")] = "The",
+) -> None:
+    """Writes the model card, README.md, into the folder of a model, from measured results and the recipe."""
+    from .evaluation import read_results
+    from .model_card import write_model_card
+
+    recipe = model / "recipe.yaml"
+    text = recipe.read_text(encoding="utf-8") if recipe.is_file() else None
+    path = write_model_card(model, read_results(results), repo_id=repo_id, dataset=dataset, recipe=text, prompt=prompt)
+    typer.echo(f"The card is {path}.")
 
 
 @app.command()

@@ -198,5 +198,5 @@ class LLEConfig(PreTrainedConfig):
         """The configuration as plain values: what config.json holds."""
         output = super().to_dict()
         if dataclasses.is_dataclass(self.history):
-            output["history"] = dataclasses.asdict(copy.deepcopy(self.history))  # type: ignore[arg-type]
+            output["history"] = dataclasses.asdict(copy.deepcopy(self.history))
         return output

@@ -145,9 +145,7 @@ def _measure(
     from .evaluation.pictures import draw_evaluation, save_figure
 
     encoded = tokenize(_at_most(test, text_column, 4 * TEST_TOKENS), tokenizer, text_column=text_column)
-    evaluation = evaluate_stream(
-        model, collect(encoded, start=tokenizer.eos_token_id), autocast=torch.bfloat16
-    )
+    evaluation = evaluate_stream(model, collect(encoded, start=tokenizer.eos_token_id), autocast=torch.bfloat16)
     measured = evaluation.metrics()
     say("\nUnseen text, read as one stream:\n\n" + format_table(measured))
     save_figure(draw_evaluation(evaluation), folder / "evaluation.png")

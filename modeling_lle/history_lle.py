@@ -112,7 +112,7 @@ def mixed_log_prob(base: Tensor, recalled: list[Tensor], log_shares: Tensor) -> 
 
 
 def mixed_distribution(base: Tensor, recalls: list[Recall], log_shares: Tensor) -> Tensor:
-    """log P of every outcome; the base log probabilities (B, T, V) float32 are overwritten if they need no gradient."""
+    """log P of every outcome; the base's (B, T, V) float32 is overwritten where no gradient is needed."""
     shares = log_shares.exp()
     mixed = base.exp() * shares[..., :1] if base.requires_grad else base.exp_().mul_(shares[..., :1])
     for source, recall in enumerate(recalls):

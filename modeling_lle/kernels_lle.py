@@ -1,105 +1,19 @@
 """The numba kernels of the linear recurrence: serial over time, vectorised over channels, threads over batch rows.
 
 Notable: nothing is saved between forward and backward but the inputs, since recomputing a gate costs a fifth of a
-nanosecond while a large buffer costs page faults; bfloat16 is read and written through int16, as numpy lacks it; the
-threads are Python's own, because numba's abort the process when two threads or a forked child start them.
-Imported by scan_lle.py on first use: compilation happens when a kernel is first called, and is cached on disk.
+nanosecond while a large buffer costs page faults. Imported by scan_lle.py on first use.
 """
 
-import functools
-import itertools
-import math
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-try:
-    import numpy as np
-    from numba import njit, types
-    from numba.extending import overload
-except ImportError as error:
-    raise ImportError("the numba kernels need numba: `pip install modeling_lle[fast]`") from error
-
-MIN_PARALLEL = 1 << 16  # elements below which a thread costs more than it saves
-
-# No "nnan" and "ninf": NaN and infinity keep their meaning. A division that cannot raise an exception vectorises.
-_compile = functools.partial(njit, nogil=True, cache=True, error_model="numpy", fastmath={"contract", "nsz"})
+from .numba_lle import jit, load, run, sigmoid, store
 
 
-def _load(value: Any) -> Any:
-    """A stored value as a float; an int16 holds the bits of a bfloat16."""
-    raise NotImplementedError
-
-
-def _store(value: Any, like: Any) -> Any:
-    """A float as it is stored in an array that holds `like`; bfloat16 rounds to the nearest even."""
-    raise NotImplementedError
-
-
-def _exp(value: Any) -> Any:
-    """Exact for float64, to two units in the last place for float32, where it is limited to exp(+-87)."""
-    raise NotImplementedError
-
-
-def _sigmoid(value: Any) -> Any:
-    """Exact for float64, to two units in the last place for float32."""
-    raise NotImplementedError
-
-
-@overload(_load, strict=False)
-def _overload_load(value: Any) -> Callable[..., Any]:
-    if value == types.int16:
-        return lambda value: np.int32(np.int32(value) << 16).view(np.float32)
-    return lambda value: value
-
-
-@overload(_store, strict=False)
-def _overload_store(value: Any, like: Any) -> Callable[..., Any]:
-    if like != types.int16:
-        return lambda value, like: value
-
-    def round_to_bfloat16(value: Any, like: Any) -> Any:
-        bits = np.float32(value).view(np.int32)
-        return np.int16((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16)
-
-    return round_to_bfloat16
-
-
-@overload(_exp, strict=False)
-def _overload_exp(value: Any) -> Callable[..., Any]:
-    if value == types.float64:
-        return lambda value: math.exp(value)
-
-    def exp(value: Any) -> Any:
-        # exp(x) = 2^n exp(r), |r| <= log(2) / 2, with the polynomial of Cephes; LLVM does not vectorise math.exp.
-        x = np.float32(-87.0) if value < np.float32(-87.0) else value  # min and max would swallow a NaN
-        x = np.float32(87.0) if x > np.float32(87.0) else x
-        shifted = x * np.float32(1.44269504) + np.float32(12582912.0)  # 1.5 * 2^23: n is in the low bits
-        n = shifted - np.float32(12582912.0)
-        r = x - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)
-        p = np.float32(1.9875691500e-4) * r + np.float32(1.3981999507e-3)
-        p = p * r + np.float32(8.3334519073e-3)
-        p = p * r + np.float32(4.1665795894e-2)
-        p = p * r + np.float32(1.6666665459e-1)
-        p = p * r + np.float32(5.0000001201e-1)
-        p = p * r * r + r + np.float32(1.0)
-        return p * np.int32((np.float32(shifted).view(np.int32) + 127) << 23).view(np.float32)
-
-    return exp
-
-
-@overload(_sigmoid, strict=False)
-def _overload_sigmoid(value: Any) -> Callable[..., Any]:
-    if value == types.float64:
-        return lambda value: 1.0 / (1.0 + _exp(-value))
-    return lambda value: np.float32(1.0) / (np.float32(1.0) + _exp(-value))
-
-
-@_compile()
+@jit()
 def _forward(gates: Any, state: Any, output: Any, final: Any) -> None:
     one, two = final.dtype.type(1), final.dtype.type(2)
     B, T, D = output.shape
@@ -107,15 +21,15 @@ def _forward(gates: Any, state: Any, output: Any, final: Any) -> None:
         final[b] = state[b]
         for t in range(T):
             for d in range(D):
-                z = two * _sigmoid(two * _load(gates[b, t, d])) - one
-                f = _sigmoid(_load(gates[b, t, D + d]))
-                o = _sigmoid(_load(gates[b, t, 2 * D + d]))
+                z = two * sigmoid(two * load(gates[b, t, d])) - one
+                f = sigmoid(load(gates[b, t, D + d]))
+                o = sigmoid(load(gates[b, t, 2 * D + d]))
                 c = f * final[b, d] + (one - f) * z
                 final[b, d] = c
-                output[b, t, d] = _store(o * c, output[b, t, d])
+                output[b, t, d] = store(o * c, output[b, t, d])
 
 
-@_compile()
+@jit()
 def _backward(gates: Any, state: Any, d_output: Any, d_final: Any, d_gates: Any, d_state: Any) -> None:
     # LLVM vectorises a loop only while few pairs of its arrays might overlap: hence the short loops and the slices.
     one, two = state.dtype.type(1), state.dtype.type(2)
@@ -125,9 +39,9 @@ def _backward(gates: Any, state: Any, d_output: Any, d_final: Any, d_gates: Any,
         cs[0] = state[b]
         for t in range(T):
             for d in range(D):
-                zs[t, d] = two * _sigmoid(two * _load(gates[b, t, d])) - one
+                zs[t, d] = two * sigmoid(two * load(gates[b, t, d])) - one
             for d in range(D):
-                fs[t, d] = _sigmoid(_load(gates[b, t, D + d]))
+                fs[t, d] = sigmoid(load(gates[b, t, D + d]))
             for d in range(D):
                 cs[t + 1, d] = fs[t, d] * cs[t, d] + (one - fs[t, d]) * zs[t, d]
         dc = d_state[b]
@@ -137,53 +51,26 @@ def _backward(gates: Any, state: Any, d_output: Any, d_final: Any, d_gates: Any,
             dz, df, do = d_gates[b, t, :D], d_gates[b, t, D : 2 * D], d_gates[b, t, 2 * D :]
             pre_o, dh, z, f, before, c = gates[b, t, 2 * D :], d_output[b, t], zs[t], fs[t], cs[t], cs[t + 1]
             for d in range(D):
-                o = _sigmoid(_load(pre_o[d]))
-                do[d] = _store(_load(dh[d]) * c[d] * o * (one - o), do[d])
-                dc[d] += _load(dh[d]) * o
+                o = sigmoid(load(pre_o[d]))
+                do[d] = store(load(dh[d]) * c[d] * o * (one - o), do[d])
+                dc[d] += load(dh[d]) * o
             for d in range(D):
-                dz[d] = _store(dc[d] * (one - f[d]) * (one - z[d] * z[d]), dz[d])
+                dz[d] = store(dc[d] * (one - f[d]) * (one - z[d] * z[d]), dz[d])
             for d in range(D):
-                df[d] = _store(dc[d] * (before[d] - z[d]) * f[d] * (one - f[d]), df[d])
+                df[d] = store(dc[d] * (before[d] - z[d]) * f[d] * (one - f[d]), df[d])
                 dc[d] *= f[d]
-
-
-@functools.cache
-def _pool(process: int, threads: int) -> ThreadPoolExecutor:
-    """The threads of one process: those of its parent do not survive a fork."""
-    return ThreadPoolExecutor(threads, thread_name_prefix="lle-scan")
-
-
-def _run(kernel: Callable[..., None], *tensors: Tensor) -> None:
-    """Calls `kernel` on the tensors (batch in dim 0) as arrays, split by rows over torch's number of threads."""
-    arrays = [_as_array(tensor) for tensor in tensors]
-    rows, threads = len(arrays[0]), torch.get_num_threads()
-    threads = min(threads, rows) if arrays[0].size >= MIN_PARALLEL else 1
-    if threads == 1:
-        return kernel(*arrays)
-    cuts = [rows * i // threads for i in range(threads + 1)]
-    slices = [[array[low:high] for array in arrays] for low, high in itertools.pairwise(cuts)]
-    others = [_pool(os.getpid(), threads).submit(kernel, *part) for part in slices[1:]]
-    kernel(*slices[0])
-    for other in others:
-        other.result()
-    return None
-
-
-def _as_array(tensor: Tensor) -> Any:
-    tensor = tensor.detach()
-    return (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 def scan_forward(gates: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """The output (B, T, D) in the dtype of `gates` (B, T, 3D), and the final state (B, D) in that of `state`."""
     B, T, _ = gates.shape
     output, final = gates.new_empty(B, T, state.shape[1]), torch.empty_like(state)
-    _run(_forward, gates, state, output, final)
+    run(_forward, gates, state, output, final)
     return output, final
 
 
 def scan_backward(gates: Tensor, state: Tensor, d_output: Tensor, d_final: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients of `gates` and `state` from those of the output and of the final state."""
     d_gates, d_state = torch.empty_like(gates), torch.empty_like(state)
-    _run(_backward, gates, state, d_output, d_final, d_gates, d_state)
+    run(_backward, gates, state, d_output, d_final, d_gates, d_state)
     return d_gates, d_state

@@ -5,6 +5,8 @@ the processor's cache (as in the fused linear cross entropy of Liger, Hsu et al.
 is that of one chunk and freshly zeroed pages, half the time of the plain form on a CPU, are not needed.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -30,16 +32,17 @@ def _softmax_slope(logits: Tensor, targets: Tensor, dtype: torch.dtype) -> tuple
         return logits, nats
     used = (targets != IGNORED)[:, None]
     index = targets[:, None].masked_fill(~used, 0)
-    probs = logits.softmax(1, dtype=dtype)
-    nats = -probs.gather(1, index).clamp_(min=torch.finfo(dtype).tiny).log_() * used
+    log_probs = logits.log_softmax(1, dtype=dtype)
+    nats = -log_probs.gather(1, index) * used
+    probs = log_probs.exp_()
     probs.scatter_add_(1, index, torch.full_like(index, -1, dtype=dtype)).mul_(used)
     return probs.to(logits.dtype), nats[:, 0]
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: torch.autograd.function.FunctionCtx,
+    def forward(
+        ctx: Any,
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
@@ -72,12 +75,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grad_weight += slope.T @ chunk
         if differentiate:
             ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
-            ctx.dtypes = hidden.dtype, weight.dtype  # type: ignore[attr-defined]
+            ctx.dtypes = hidden.dtype, weight.dtype
         return loss
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def, override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
         of_hidden, of_weight = ctx.dtypes
         hidden = grad_hidden.to(of_hidden) * grad.to(of_hidden) if ctx.needs_input_grad[0] else None

@@ -8,7 +8,7 @@ Shapes: B batch, T time, D width, V vocabulary, W window, N entries.
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -56,13 +56,13 @@ class HistoryOutput(ModelOutput):
     @classmethod
     def join(cls, parts: list["HistoryOutput"]) -> "HistoryOutput":
         """The outputs of consecutive blocks as one; entries that a block did not see get share 0."""
-        width = max(part.shares.shape[-1] for part in parts)
+        width = max(cast(Tensor, part.shares).shape[-1] for part in parts)
 
         def padded(name: str) -> Tensor:
             tensors = [getattr(part, name) for part in parts]
             return torch.cat([nn.functional.pad(t, (0, width - t.shape[-1])) for t in tensors], dim=1)
 
-        base_share = torch.cat([part.base_share for part in parts], dim=1)
+        base_share = torch.cat([cast(Tensor, part.base_share) for part in parts], dim=1)
         return cls(base_share, padded("shares"), padded("outcomes"), padded("ages"))
 
 
@@ -110,7 +110,7 @@ class LLEPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _is_stateful = True
-    _skip_keys_device_placement = ("past_key_values",)
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _can_record_outputs = {"hidden_states": RecurrentLayer}  # noqa: RUF012
 
     @classmethod
@@ -215,6 +215,8 @@ class LLEModel(LLEPreTrainedModel):
                 inputs_embeds = inputs_embeds * types[input_ids][..., None].to(inputs_embeds.dtype)
         if use_cache and past_key_values is None:
             past_key_values = LLECache(self.config.stream.window)
+        if past_key_values is not None:
+            past_key_values.check_rows(inputs_embeds.shape[0])
         states = variational_dropout(inputs_embeds, self.config.input_dropout, self.training)
         mask = segment_mask(attention_mask, inputs_embeds.shape[1])
         state = None if past_key_values is None else past_key_values.state
@@ -229,10 +231,11 @@ class LLEModel(LLEPreTrainedModel):
         if input_ids.device.type != "cpu" or torch.compiler.is_compiling() or not input_ids.numel():
             return
         highest = int(input_ids.max())
-        if highest >= self.config.vocab_size or int(input_ids.min()) < 0:
+        wrong = highest if highest >= self.config.vocab_size else int(input_ids.min())
+        if not 0 <= wrong < self.config.vocab_size:
             raise ValueError(
-                f"token id {highest if highest >= self.config.vocab_size else int(input_ids.min())} does not fit "
-                f"the model's vocabulary of {self.config.vocab_size}: use the tokenizer that the model was trained with"
+                f"token id {wrong} does not fit the model's vocabulary of {self.config.vocab_size}: "
+                "use the tokenizer that the model was trained with"
             )
 
 
@@ -242,6 +245,8 @@ def segment_mask(attention_mask: Tensor | dict[str, Tensor | None] | None, lengt
         attention_mask = attention_mask["linear_attention"]
     if attention_mask is None:
         return None
+    if attention_mask.shape[1] < length:
+        raise ValueError(f"the attention_mask covers {attention_mask.shape[1]} positions of a segment of {length}")
     mask = attention_mask[:, -length:].bool()
     return None if not torch.compiler.is_compiling() and bool(mask.all()) else mask
 
@@ -313,17 +318,18 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
             **kwargs,
         )
         states = outputs.last_hidden_state
+        dropped = variational_dropout(states, self.config.output_dropout, self.training)
+        mask = segment_mask(attention_mask, states.shape[1])
         output = LLECausalLMOutput(past_key_values=cache if use_cache else None, hidden_states=outputs.hidden_states)
         if with_history:
             first = states.shape[1] - logits_to_keep if isinstance(logits_to_keep, int) and logits_to_keep else 0
             first = 0 if shift_labels is not None or output_history else max(0, first)
-            mask = segment_mask(attention_mask, states.shape[1])
             predictions = self._predictions(states, input_ids, mask, cache, first)
             self._collect(output, predictions, shift_labels, return_logits, output_history)
             if output.logits is not None:
                 output.logits = slice_logits_to_keep(output.logits, logits_to_keep)
         else:
-            dropped = variational_dropout(states, self.config.output_dropout, self.training)
+            self._record(states, input_ids, mask, cache)
             if return_logits:
                 output.logits = self.lm_head(slice_logits_to_keep(dropped, logits_to_keep))
             if shift_labels is not None:
@@ -378,6 +384,12 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
             log_shares = gate([recall.mass], base_features(base), [numbers.gate])
             yield _Prediction(block.positions, base, block, [recall], log_shares)
 
+    def _record(self, states: Tensor, tokens: Tensor | None, mask: Tensor | None, cache: LLECache | None) -> None:
+        """Takes a segment into the stream, if there is one, that is predicted without it."""
+        if cache is not None and cache.stream is not None:
+            for _ in cache.stream.read(states, tokens, mask, BLOCK):
+                pass
+
     def _base(self, states: Tensor) -> Tensor:
         """log p of the output layer alone, (B, T, V) float32."""
         return self.lm_head(states).float().log_softmax(-1)
@@ -424,11 +436,13 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
             past_key_values: The cache of the text so far; it is updated.
             use_history: As in `forward`.
         """
-        cache, _ = self._cache_for(past_key_values, True, use_history)
+        cache, with_history = self._cache_for(past_key_values, True, use_history)
         states = self.model(input_ids, attention_mask, past_key_values=cache, use_cache=False).last_hidden_state
         mask = segment_mask(attention_mask, states.shape[1])
+        if not with_history:
+            self._record(states, input_ids, mask, cache)
         columns = []
-        for prediction in self._predictions(states, input_ids, mask, cache):
+        for prediction in self._predictions(states, input_ids, mask, cache if with_history else None):
             targets = shift_labels[:, prediction.positions]
             columns.append((prediction.log_probs(targets), prediction.base_log_probs(targets), prediction.share()))
         mixed, base, share = (torch.cat(column, dim=1) for column in zip(*columns, strict=True))
@@ -455,14 +469,16 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
         cache = LLECache(self.config.stream.window)
         training = self.training
         self.eval()
-        with torch.no_grad():
-            for batch in batches:
-                ids, targets = batch["input_ids"].to(self.device), batch["shift_labels"].to(self.device)
-                states = self.model(ids, past_key_values=cache, use_cache=False).last_hidden_state
-                for prediction in self._predictions(states, ids, None, cache):
-                    part = targets[:, prediction.positions]
-                    calibration.add(prediction.base, prediction.block, part)
-        self.train(training)
+        try:
+            with torch.no_grad():
+                for batch in batches:
+                    ids, targets = batch["input_ids"].to(self.device), batch["shift_labels"].to(self.device)
+                    states = self.model(ids, past_key_values=cache, use_cache=False).last_hidden_state
+                    for prediction in self._predictions(states, ids, None, cache):
+                        part = targets[:, prediction.positions]
+                        calibration.add(prediction.base, prediction.block, part)
+        finally:
+            self.train(training)
         return calibration.fit(steps)
 
 
@@ -501,12 +517,14 @@ class _Prediction:
 
     def history(self) -> HistoryOutput:
         """The entries and their shares."""
-        assert self.recalls is not None and self.log_shares is not None and self.block is not None
+        assert self.recalls is not None
+        assert self.log_shares is not None
+        assert self.block is not None
         shares, recall = self.log_shares.exp(), self.recalls[0]
         return HistoryOutput(
             base_share=shares[..., 0],
             shares=recall.weights * shares[..., 1:],
-            outcomes=recall.outcomes.expand(recall.weights.shape),
+            outcomes=recall.outcomes.expand(recall.weights.shape).clone(),  # the stream may go on writing into them
             ages=self.block.age,
         )
 

@@ -73,26 +73,23 @@ class TorchRecurrence(nn.Module):
         cell = self.cell
         weight_hh = F.dropout(cell.weight_hh_l0, self.weight_dropout, self.training)
         if self._is_fast_step(x):
-            dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-            weights = cell.weight_ih_l0, weight_hh, cell.bias_ih_l0 + cell.bias_hh_l0
-            x, h, *weights = (tensor.to(dtype) for tensor in (x, state[0][0], *weights))
-            y, h, c = lstm(x, h, state[1][0], *weights)
+            bias = cell.bias_ih_l0 + cell.bias_hh_l0
+            x, h, *weights = (part.bfloat16() for part in (x, state[0][0], cell.weight_ih_l0, weight_hh, bias))
+            y, h, c = lstm(x, h, state[1][0].float(), *weights)
             return y, (h[None], c[None])
         inputs = x, (state if self.num_states > 1 else state[0])
         y, after = torch.func.functional_call(cell, {"weight_hh_l0": weight_hh}, inputs)
         return y, (after if self.num_states > 1 else (after,))
 
     def _is_fast_step(self, x: Any) -> bool:
-        """Whether this is a training step that lstm_lle.py runs faster than torch.nn.LSTM."""
-        return (
-            self.training
-            and torch.is_grad_enabled()
-            and isinstance(self.cell, nn.LSTM)
-            and isinstance(x, Tensor)
-            and x.device.type == "cpu"
-            and installed("numba")
-            and not torch.compiler.is_compiling()
-        )
+        """Whether this is a training step that lstm_lle.py runs faster than torch.nn.LSTM: in bfloat16, on a CPU."""
+        if not (
+            self.training and torch.is_grad_enabled() and isinstance(self.cell, nn.LSTM) and isinstance(x, Tensor)
+        ):
+            return False
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+        on_cpu = x.device.type == "cpu" and not torch.compiler.is_compiling()
+        return on_cpu and dtype == torch.bfloat16 and installed("numba")
 
 
 class QRNN(nn.Module):

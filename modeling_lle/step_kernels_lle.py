@@ -1,4 +1,4 @@
-"""The numba kernels of the LSTM's step and of the cross entropy; imported on first use, see kernels_lle.py."""
+"""The numba kernels of the LSTM's step and of the cross entropy; imported on first use."""
 
 import math
 from typing import Any
@@ -6,13 +6,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from .kernels_lle import _as_array, _compile, _exp, _load, _run, _sigmoid, _store
+from .numba_lle import exp, jit, load, run, sigmoid, store
 
-as_array = _as_array
 LANES = 64
 
 
-@_compile()
+@jit()
 def lstm_forward(gates: Any, before: Any, cell: Any, state: Any) -> None:
     """Turns pre-activations (B, 4H) into gates, in place, and writes the new cell and state (B, H)."""
     B, H = cell.shape
@@ -21,20 +20,20 @@ def lstm_forward(gates: Any, before: Any, cell: Any, state: Any) -> None:
         i, f, g, o = gates[b, :H], gates[b, H : 2 * H], gates[b, 2 * H : 3 * H], gates[b, 3 * H :]
         c, h = cell[b], state[b]
         for d in range(H):
-            i[d] = _store(_sigmoid(_load(i[d])), i[d])
+            i[d] = store(sigmoid(load(i[d])), i[d])
         for d in range(H):
-            f[d] = _store(_sigmoid(_load(f[d])), f[d])
+            f[d] = store(sigmoid(load(f[d])), f[d])
         for d in range(H):
-            g[d] = _store(two * _sigmoid(two * _load(g[d])) - one, g[d])
+            g[d] = store(two * sigmoid(two * load(g[d])) - one, g[d])
         for d in range(H):
-            o[d] = _store(_sigmoid(_load(o[d])), o[d])
+            o[d] = store(sigmoid(load(o[d])), o[d])
         for d in range(H):
-            c[d] = _load(f[d]) * before[b, d] + _load(i[d]) * _load(g[d])
+            c[d] = load(f[d]) * before[b, d] + load(i[d]) * load(g[d])
         for d in range(H):
-            h[d] = _store(_load(o[d]) * (two * _sigmoid(two * c[d]) - one), h[d])
+            h[d] = store(load(o[d]) * (two * sigmoid(two * c[d]) - one), h[d])
 
 
-@_compile()
+@jit()
 def lstm_backward(gates: Any, before: Any, cell: Any, d_output: Any, d_state: Any, d_cell: Any, d_gates: Any) -> None:
     """Gradients of the pre-activations (B, 4H), and in place of `d_cell` that of the cell before (B, H)."""
     B, H = cell.shape
@@ -44,24 +43,24 @@ def lstm_backward(gates: Any, before: Any, cell: Any, d_output: Any, d_state: An
         di, df, dg, do = d_gates[b, :H], d_gates[b, H : 2 * H], d_gates[b, 2 * H : 3 * H], d_gates[b, 3 * H :]
         c, dc, before_c, dy, dh = cell[b], d_cell[b], before[b], d_output[b], d_state[b]
         for d in range(H):
-            squashed = two * _sigmoid(two * c[d]) - one
-            slope = _load(dy[d]) + _load(dh[d])
-            out = _load(o[d])
-            do[d] = _store(slope * squashed * out * (one - out), do[d])
+            squashed = two * sigmoid(two * c[d]) - one
+            slope = load(dy[d]) + load(dh[d])
+            out = load(o[d])
+            do[d] = store(slope * squashed * out * (one - out), do[d])
             dc[d] += slope * out * (one - squashed * squashed)
         for d in range(H):
-            gate = _load(i[d])
-            di[d] = _store(dc[d] * _load(g[d]) * gate * (one - gate), di[d])
+            gate = load(i[d])
+            di[d] = store(dc[d] * load(g[d]) * gate * (one - gate), di[d])
         for d in range(H):
-            candidate = _load(g[d])
-            dg[d] = _store(dc[d] * _load(i[d]) * (one - candidate * candidate), dg[d])
+            candidate = load(g[d])
+            dg[d] = store(dc[d] * load(i[d]) * (one - candidate * candidate), dg[d])
         for d in range(H):
-            gate = _load(f[d])
-            df[d] = _store(dc[d] * before_c[d] * gate * (one - gate), df[d])
+            gate = load(f[d])
+            df[d] = store(dc[d] * before_c[d] * gate * (one - gate), df[d])
             dc[d] *= gate
 
 
-@_compile()
+@jit()
 def _softmax_slope(logits: Any, targets: Any, nats: Any) -> None:
     N, V = logits.shape
     exps, lanes = np.empty(V, nats.dtype), np.empty(LANES, nats.dtype)
@@ -69,7 +68,7 @@ def _softmax_slope(logits: Any, targets: Any, nats: Any) -> None:
     for n in range(N):
         row, target = logits[n], targets[n]
         for v in range(V):
-            exps[v] = _load(row[v])
+            exps[v] = load(row[v])
         # Lanes side by side vectorise without reordering what is added or compared.
         lanes[:] = exps[0]
         for start in range(0, whole, LANES):
@@ -81,7 +80,7 @@ def _softmax_slope(logits: Any, targets: Any, nats: Any) -> None:
         top = lanes.max()
         at_target = exps[target] if target >= 0 else top
         for v in range(V):
-            exps[v] = _exp(exps[v] - top)
+            exps[v] = exp(exps[v] - top)
         lanes[:] = 0
         for start in range(0, whole, LANES):
             for lane in range(LANES):
@@ -94,7 +93,7 @@ def _softmax_slope(logits: Any, targets: Any, nats: Any) -> None:
         if target >= 0:
             exps[target] -= total
         for v in range(V):
-            row[v] = _store(exps[v] * scale, row[v])
+            row[v] = store(exps[v] * scale, row[v])
 
 
 def softmax_slope(logits: Tensor, targets: Tensor, nats: Tensor) -> None:
@@ -102,4 +101,4 @@ def softmax_slope(logits: Tensor, targets: Tensor, nats: Tensor) -> None:
 
     Rows whose target is negative get zeros. float32 and bfloat16 logits take float32 nats, float64 float64.
     """
-    _run(_softmax_slope, logits, targets, nats)
+    run(_softmax_slope, logits, targets, nats)

@@ -149,7 +149,7 @@ def test_dropout_acts_in_training_only(recurrence: str, stack: str, kind: str) -
     module, plain = make_stack(recurrence, stack, **{kind: 0.5}), make_stack(recurrence, stack)
     x = torch.randn(2, 5, 8)
     assert torch.equal(module(x)[0], plain(x)[0])
-    assert torch.equal(plain.train()(x)[0], plain.eval()(x)[0])
+    close(plain.train()(x)[0], plain.eval()(x)[0])  # training may run another kernel
     module.train()
     first, second = module(x)[0], module(x)[0]
     assert not torch.equal(first, second)

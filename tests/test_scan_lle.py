@@ -90,8 +90,7 @@ def test_a_frozen_step_keeps_the_state_exactly(backend: str) -> None:
 
 
 def test_rows_over_threads_numba(monkeypatch: pytest.MonkeyPatch) -> None:
-    kernels = pytest.importorskip("modeling_lle.kernels_lle")
-    monkeypatch.setattr(kernels, "MIN_PARALLEL", 1)
+    monkeypatch.setattr(pytest.importorskip("modeling_lle.numba_lle"), "MIN_PARALLEL", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     assert_equal_results(make_inputs(7, 5, 4, torch.float32), "numba")
     outputs: list[Tensor] = []
@@ -115,7 +114,7 @@ def test_arguments_that_are_not_contiguous_numba() -> None:
 
 def test_dispatch(monkeypatch: pytest.MonkeyPatch) -> None:
     installed = {"numba": True}
-    monkeypatch.setattr("modeling_lle.scan_lle._installed", lambda name: installed.get(name, False))
+    monkeypatch.setattr("modeling_lle.scan_lle.installed", lambda name: installed.get(name, False))
     assert scan_backend(torch.zeros(2, 1, 3)) == "reference"
     assert scan_backend(torch.zeros(2, 2, 3)) == "numba"
     assert scan_backend(torch.zeros(2, 2, 3, dtype=torch.float16)) == "torch"

@@ -20,7 +20,7 @@ from ..data.streams import IGNORED
 from .metrics import LanguageModelMetric
 from .results import this_command, write_results
 
-SEGMENT_LENGTH = 512
+SEGMENT_LENGTH = 256
 
 FREQUENCIES = ("0", "1-9", "10-99", "100-999", "1,000-9,999", "10,000+")
 _FREQUENCY_EDGES = (1, 10, 100, 1000, 10000)
@@ -197,7 +197,7 @@ def evaluate_stream(
         stream_share=share,
         counts=_check_counts(train_counts, targets, model.config.vocab_size),
         counted="evaluated text" if train_counts is None else "training set",
-        window=model.config.history.stream.window if model.config.use_history else 0,
+        window=model.config.stream.window if model.config.use_history else 0,
         words=tokens.words,
         bytes=tokens.bytes,
         seconds=seconds,
@@ -317,7 +317,8 @@ def format_table(metrics: dict[str, float]) -> str:
     ):
         base, history = metrics[f"base_{key}"], metrics[f"history_{key}"]
         digits = 2 if key.endswith("ppl") else 4
-        lines.append(f"{label:20}{base:>12,.{digits}f}{history:>12,.{digits}f}{history / base:>9.3f}")
+        cells = [f"{value:,.{digits}f}" if value < 1e6 else f"{value:.3g}" for value in (base, history)]
+        lines.append(f"{label:20}{cells[0]:>12}{cells[1]:>12}{history / base:>9.3f}")
     return "\n".join(
         [
             *lines,

@@ -88,12 +88,12 @@ def _draw_gain(axes: Axes, evaluation: StreamEvaluation) -> None:
         places = [x + (i - (len(seen) - 1) / 2) * width for x, _ in members]
         heights = [row["gain"] for _, row in members]
         bars = axes.bar(places, heights, width * 0.92, color=SEEN_COLOURS[kind], label=kind)
-        labels = [f"{row['gain'] * row['tokens'] / total:.0%}" for _, row in members] if total else []
+        labels = [f"{row['gain'] * row['tokens'] / total:.0%}" for _, row in members] if total > 0 else []
         axes.bar_label(bars, labels, padding=2, fontsize=8, color=INK)
     axes.axhline(0, color=INK, linewidth=0.8)
     _style(
         axes,
-        "Where the gain comes from: nats saved, and % of all that was saved",
+        "Where the gain comes from (labels: share of all of it)",
         f"occurrences in the {evaluation.counted} (share of the tokens)",
         "nats saved per token of the group",
     )
@@ -101,4 +101,6 @@ def _draw_gain(axes: Axes, evaluation: StreamEvaluation) -> None:
     axes.set_xticks(range(len(names)), [f"{name}\n({share:.0%})" for name, share in zip(names, shares, strict=True)])
     axes.set_xlim(-0.6, len(names) - 0.4)
     axes.margins(y=0.12)
-    axes.legend(title="the token's last occurrence", frameon=False, labelcolor=INK, alignment="left")
+    axes.legend(
+        title="the token's last occurrence", facecolor="white", edgecolor="none", labelcolor=INK, alignment="left"
+    )

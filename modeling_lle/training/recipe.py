@@ -15,6 +15,8 @@ from transformers import HfArgumentParser
 from ..configuration_lle import LLEConfig, check_keys
 from .trainer import LLETrainingArguments
 
+_LOCAL = {"dataloader_pin_memory", "disable_tqdm", "hub_token", "local_rank", "use_cpu"}
+
 
 @dataclasses.dataclass
 class DataArguments:
@@ -66,12 +68,16 @@ class Recipe:
     training: LLETrainingArguments
 
     def resolved(self) -> dict[str, Any]:
-        """Every value, defaults included, as plain types."""
+        """Every value as plain types, defaults included, but for the model's, which its config.json holds.
+
+        `make_recipe` gives the same recipe again. What belongs to this machine, or is secret, is left out.
+        """
+        training = self.training.to_dict()
         return {
             "data": dataclasses.asdict(self.data),
             "tokenizer": dataclasses.asdict(self.tokenizer),
             "model": self.model,
-            "training": self.training.to_dict(),
+            "training": {key: value for key, value in training.items() if key not in _LOCAL},
         }
 
 
@@ -89,53 +95,83 @@ def load_recipe(path: str | Path, settings: list[str] | None = None) -> Recipe:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no recipe at {path}: give a YAML file such as configs/lm/smoke.yaml")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    values = _parse(path.read_text(encoding="utf-8"), str(path)) or {}
     for setting in settings or []:
         key, equals, value = setting.partition("=")
-        section, dot, name = key.partition(".")
+        sections, dot, name = key.rpartition(".")
         if not (equals and dot):
             raise ValueError(f"cannot read the setting {setting!r}: write section.key=value")
-        target = values.setdefault(section, {})
-        *inner, name = name.split(".")
-        for part in inner:
-            target = target.setdefault(part, {})
-        target[name] = yaml.safe_load(value)
+        target = _mapping(values, str(path))
+        for section in sections.split("."):
+            target[section] = target.get(section) or {}
+            target = _mapping(target[section], f"{section} in the setting {setting!r}")
+        target[name] = _parse(value, f"the setting {setting!r}")
     return make_recipe(values, str(path))
 
 
 def make_recipe(values: dict[str, Any], where: str = "the recipe") -> Recipe:
     """A recipe from plain values, its keys and the model's configuration checked."""
-    check_keys(values, ["data", "tokenizer", "model", "training"], where)
-    values = {key: value or {} for key, value in values.items()}
-    model = {key: _number(value) for key, value in values.get("model", {}).items()}
+    check_keys(_mapping(values, where), ["data", "tokenizer", "model", "training"], where)
+    sections = {
+        name: _mapping(values.get(name) or {}, f"the section {name} of {where}")
+        for name in ("data", "tokenizer", "model", "training")
+    }
+    model = _numbers(sections["model"])
     LLEConfig(**model)
-    training = {"output_dir": f"runs/{Path(where).stem}", **values.get("training", {})}
+    training = {"output_dir": f"runs/{Path(where).stem}", **sections["training"]}
     return Recipe(
-        data=_section(DataArguments, values.get("data", {}), f"the section data of {where}"),
-        tokenizer=_section(TokenizerArguments, values.get("tokenizer", {}), f"the section tokenizer of {where}"),
+        data=_section(DataArguments, sections["data"], f"the section data of {where}"),
+        tokenizer=_section(TokenizerArguments, sections["tokenizer"], f"the section tokenizer of {where}"),
         model=model,
         training=_section(LLETrainingArguments, training, f"the section training of {where}"),
     )
 
 
+def _parse(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{where} is not valid YAML: {error}") from error
+
+
+def _mapping(values: Any, where: str) -> dict[str, Any]:
+    if not isinstance(values, dict):
+        raise ValueError(f"{where} should hold keys with values, got {values!r}")
+    return values
+
+
 def _section(cls: Any, values: dict[str, Any], where: str) -> Any:
-    """An instance of the dataclass `cls`, its keys checked, its numbers read as YAML means them."""
+    """An instance of the dataclass `cls`, its keys checked, its values read as their types mean them."""
     hints = typing.get_type_hints(cls)
     check_keys(values, [field.name for field in dataclasses.fields(cls) if field.init], where)
-    numbers = {key for key, hint in hints.items() if hint is float or float in _members(hint)}
-    values = {key: _number(value) if key in numbers else value for key, value in values.items()}
+    values = {key: _value(value, hints[key], f"{key} in {where}") for key, value in values.items()}
     return HfArgumentParser(cls).parse_dict(values)[0]
+
+
+def _value(value: Any, hint: Any, where: str) -> Any:
+    """`value` checked against the type `hint` where that is a number or a choice; other types check themselves."""
+    if typing.get_origin(hint) is typing.Literal and value not in typing.get_args(hint):
+        raise ValueError(f"{where} is {value!r}: choose one of {', '.join(map(repr, typing.get_args(hint)))}")
+    kinds = {hint, *_members(hint)} - {type(None)}
+    if kinds and kinds <= {int, float} and not (value is None and hint not in kinds):
+        value = _numbers(value)
+        if float not in kinds and isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, tuple(kinds | {int})):
+            raise ValueError(f"{where} is {value!r}: give {'a number' if float in kinds else 'a whole number'}")
+    return value
 
 
 def _members(hint: Any) -> tuple[Any, ...]:
     return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else ()
 
 
-def _number(value: Any) -> Any:
+def _numbers(value: Any) -> Any:
     """YAML 1.1 reads 2e-3 as text; everybody who writes it means the number."""
+    if isinstance(value, dict):
+        return {key: _numbers(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_numbers(inner) for inner in value]
     if isinstance(value, str):
         try:
             return float(value)

@@ -1,5 +1,6 @@
 """Running a recipe: from text to a folder with a model, its tokenizer, the resolved recipe and the metrics."""
 
+import importlib.util
 import json
 import logging
 import math
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 import yaml
+from datasets import DatasetDict
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.trainer_utils import get_last_checkpoint
@@ -37,8 +39,11 @@ def run(recipe: Recipe, texts: dict[str, Rows] | None = None, resume: bool = Fal
         The metrics, as in the metrics.json that lies beside the weights.
     """
     arguments = recipe.training
+    _check_trackers(arguments)
+    if recipe.data.streaming and arguments.max_steps < 1:
+        raise ValueError("a streamed text has no length that is known: set training.max_steps with data.streaming")
     torch.manual_seed(arguments.seed)
-    texts = texts or {split: _load(recipe.data, split) for split in ("train", "validation")}
+    texts = {split: _load(recipe.data, split, texts) for split in ("train", "validation")}
     tokenizer = _tokenizer(recipe, texts["train"])
     model = LLEForCausalLM(_config(recipe.model, tokenizer))
     validation = _read(texts["validation"], tokenizer, recipe.data)
@@ -55,7 +60,8 @@ def run(recipe: Recipe, texts: dict[str, Rows] | None = None, resume: bool = Fal
         processing_class=tokenizer,
     )
     start = time.perf_counter()
-    checkpoint = get_last_checkpoint(arguments.output_dir) if resume and Path(arguments.output_dir).is_dir() else None
+    folder = str(arguments.output_dir)
+    checkpoint = get_last_checkpoint(folder) if resume and Path(folder).is_dir() else None
     outcome = trainer.train(resume_from_checkpoint=checkpoint)
     metrics: dict[str, Any] = {
         "parameters": model.num_parameters(),
@@ -89,13 +95,22 @@ def calibrate(model: LLEForCausalLM, tokens: Any, limit: int, segment_length: in
 
 def save(recipe: Recipe, trainer: LLETrainer, metrics: dict[str, Any]) -> None:
     """Writes the model, the tokenizer, recipe.yaml and metrics.json into the output folder."""
-    folder = Path(recipe.training.output_dir)
+    folder = Path(str(recipe.training.output_dir))
     trainer.save_model()
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe.resolved(), sort_keys=False), encoding="utf-8")
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
 
 
-def _load(data: DataArguments, split: str) -> Rows:
+def _check_trackers(arguments: LLETrainingArguments) -> None:
+    """Raises an ImportError that names the extra of what `report_to` asks for and is not installed."""
+    for tracker in sorted({"tensorboard", "trackio"}.intersection(arguments.report_to or [])):
+        if importlib.util.find_spec(tracker) is None:
+            raise ImportError(f"report_to: {tracker} needs {tracker}: pip install modeling_lle[tracking]")
+
+
+def _load(data: DataArguments, split: str, texts: dict[str, Rows] | None) -> Rows:
+    if texts is not None:
+        return load_texts(DatasetDict(texts), split=split, text_column=data.text_column)
     if not data.source:
         raise ValueError("the recipe names no text: set data.source to a data set on the Hub or a local path")
     return load_texts(
@@ -138,7 +153,8 @@ def _training_stream(
     arguments: LLETrainingArguments = recipe.training
     count = arguments.train_batch_size * arguments.world_size
     if recipe.data.streaming:
-        documents = tokenize(rows, tokenizer, text_column=recipe.data.text_column)
+        # Endless, so that all of it is one epoch for the Trainer, which resumes exactly within an epoch only.
+        documents = tokenize(rows, tokenizer, text_column=recipe.data.text_column).repeat(None)
         return StreamIterableDataset(documents, count, arguments.segment_length)
     tokens = _read(rows, tokenizer, recipe.data).ids
     return StreamDataset(tokens, count, arguments.segment_length, seed=arguments.seed)

@@ -5,15 +5,23 @@ Accelerate's sharding always gives it; evaluation sums nats over every target on
 """
 
 import math
+from collections.abc import Sized
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler, SequentialSampler
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
+from transformers import (
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    default_data_collator,
+)
 
 from ..cache_lle import LLECache
 
@@ -55,15 +63,30 @@ class LLETrainer(Trainer):
     `per_device_train_batch_size` (for evaluation `per_device_eval_batch_size`) times the number of processes.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        model: Any = None,
+        args: Any = None,
+        data_collator: Any = default_data_collator,
+        *more: Any,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(model, args, data_collator, *more, **kwargs)
+        if self.args.n_gpu > 1:
+            raise ValueError(
+                f"one process cannot carry the state on {self.args.n_gpu} GPUs: start a process for each of them with "
+                f"`accelerate launch --num_processes {self.args.n_gpu}`, or choose one with CUDA_VISIBLE_DEVICES"
+            )
         self.carried = LLECache()
         self.add_callback(_NewEpoch(self))
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
-        dataset = self.train_dataset if train_dataset is None else train_dataset
-        self._check_rows(dataset, self.args.train_batch_size)
-        return SequentialSampler(dataset)
+        return SequentialSampler(cast(Sized, self.train_dataset if train_dataset is None else train_dataset))
+
+    def get_train_dataloader(self) -> DataLoader:
+        """The segments of the training stream in their order; raises a ValueError if it has the wrong rows."""
+        self._check_rows(self.train_dataset, self.args.train_batch_size)
+        return super().get_train_dataloader()
 
     def _check_rows(self, dataset: Any, batch_size: int) -> None:
         rows = getattr(dataset, "rows", None)
@@ -100,11 +123,11 @@ class LLETrainer(Trainer):
         """Reads the evaluation stream once and returns `{prefix}_loss` (nats per token, no history) and perplexity."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         self._check_rows(dataset, self.args.eval_batch_size)
-        model = self.model
+        model = cast(torch.nn.Module, self.model)
         training = model.training
         model.eval()
         cache, totals = LLECache(), torch.zeros(2, dtype=torch.float64)
-        for batch in self.get_eval_dataloader(dataset):
+        for batch in self.get_eval_dataloader(cast(Dataset, dataset)):
             batch = self._prepare_inputs(batch)
             with self.compute_loss_context_manager():
                 loss = model(
@@ -135,6 +158,7 @@ class LLETrainer(Trainer):
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)
-        if checkpoint is not None and self._state_file(checkpoint).is_file():
+        begins_epoch = float(self.state.epoch or 0).is_integer()  # then the stream starts again, with nothing carried
+        if checkpoint is not None and not begins_epoch and self._state_file(checkpoint).is_file():
             tensors = load_file(self._state_file(checkpoint), device=str(self.args.device))
             self.carried.state = tuple(tensors[str(i)] for i in range(len(tensors))) or None

@@ -1,0 +1,220 @@
+import itertools
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, DatasetDict
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from modeling_lle import LLEConfig, LLEForCausalLM, LLETokenizer
+from modeling_lle.data import TextTokens
+from modeling_lle.evaluation import evaluate_folder, evaluate_stream, format_table, read_results
+from modeling_lle.evaluation.language import ages
+from scripts import evaluate as script
+
+VOCABULARY = 50
+
+
+def make_model(window: int = 20, **options: Any) -> LLEForCausalLM:
+    torch.manual_seed(0)
+    stream = {"window": window, "gate": [0.0, 0.3, 0.1, 0.1]}
+    values = {"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 1, "history": {"stream": stream}}
+    return LLEForCausalLM(LLEConfig(**{**values, **options})).eval()
+
+
+def make_tokens(length: int = 101, seed: int = 0) -> TextTokens:
+    ids = np.random.default_rng(seed).zipf(1.3, length) % VOCABULARY
+    return TextTokens(ids.astype(np.int32), words=length // 2, bytes=3 * length)
+
+
+@pytest.mark.parametrize("segment_length", [1, 7, 200])
+def test_one_row_equals_one_forward(segment_length: int) -> None:
+    model, tokens = make_model(), make_tokens()
+    evaluation = evaluate_stream(model, tokens, segment_length=segment_length)
+    ids = torch.from_numpy(tokens.ids).long()[None]
+    for nats, use_history in ((evaluation.base_nats, False), (evaluation.history_nats, True)):
+        with torch.no_grad():
+            logits = model(ids[:, :-1], use_history=use_history).logits
+        expected = -logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[0, :, 0]
+        torch.testing.assert_close(torch.from_numpy(nats), expected, rtol=1e-4, atol=1e-4)
+    assert evaluation.targets.tolist() == tokens.ids[1:].tolist()
+    assert evaluation.position.tolist() == list(range(100))
+    assert evaluation.stream_share[0] == 0
+    assert 0 < evaluation.stream_share[1:].min() <= evaluation.stream_share.max() < 1
+
+
+@pytest.mark.parametrize("rows", [2, 3, 7])
+def test_rows_cover_each_target_once_and_are_apart(rows: int) -> None:
+    model, tokens = make_model(), make_tokens(102)
+    evaluation = evaluate_stream(model, tokens, rows=rows, segment_length=8)
+    assert evaluation.targets.tolist() == tokens.ids[1:].tolist()
+    borders = [row * 101 // rows for row in range(rows + 1)]
+    for begin, end in itertools.pairwise(borders):
+        part = TextTokens(tokens.ids[begin : end + 1], 1, 1)
+        alone = evaluate_stream(model, part, segment_length=8)
+        for name in ("position", "base_nats", "history_nats", "stream_share"):
+            np.testing.assert_allclose(
+                getattr(evaluation, name)[begin:end], getattr(alone, name), rtol=1e-4, atol=1e-5
+            )
+
+
+def test_metrics() -> None:
+    tokens = make_tokens()
+    evaluation = evaluate_stream(make_model(), tokens)
+    metrics = evaluation.metrics()
+    for side, nats in (("base", evaluation.base_nats), ("history", evaluation.history_nats)):
+        total = float(nats.sum(dtype=np.float64))
+        assert metrics[f"{side}_ppl"] == pytest.approx(math.exp(total / 100), rel=1e-5)
+        assert metrics[f"{side}_word_ppl"] == pytest.approx(math.exp(total / tokens.words), rel=1e-5)
+        assert metrics[f"{side}_bits_per_byte"] == pytest.approx(total / math.log(2) / tokens.bytes, rel=1e-5)
+    saved = metrics["wins"] * metrics["mean_win_nats"] - metrics["losses"] * metrics["mean_loss_nats"]
+    assert saved == pytest.approx(float(evaluation.gain.mean()), abs=1e-5)
+    assert metrics["tokens"] == 100
+    assert metrics["tokens_per_second"] == pytest.approx(100 / metrics["seconds"])
+    json.dumps(metrics)
+    table = format_table(metrics)
+    assert f"{metrics['history_ppl'] / metrics['base_ppl']:.3f}" in table
+    assert table.splitlines()[0].split() == ["base", "history", "ratio"]
+
+
+@pytest.mark.parametrize("options", [{"window": 0}, {"use_history": False}])
+def test_without_history_both_sides_are_equal(options: dict[str, Any]) -> None:
+    evaluation = evaluate_stream(make_model(**options), make_tokens())
+    assert np.array_equal(evaluation.base_nats, evaluation.history_nats)
+    assert not evaluation.stream_share.any()
+    assert evaluation.metrics()["wins"] == evaluation.metrics()["mean_win_nats"] == 0
+    assert {row["seen"] for row in evaluation.breakdown()} == {"all", "before the window", "new"}
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_breakdown_divides_the_tokens(known: bool) -> None:
+    counts = np.arange(VOCABULARY) * 40
+    evaluation = evaluate_stream(make_model(window=5), make_tokens(), train_counts=counts if known else None)
+    assert evaluation.counted == ("training set" if known else "evaluated text")
+    whole, *rest = evaluation.breakdown()
+    assert (whole["frequency"], whole["seen"], whole["tokens"]) == ("all", "all", 100)
+    for fixed, free in (("frequency", "seen"), ("seen", "frequency")):
+        groups = [row for row in rest if row[fixed] == "all" and row[free] != "all"]
+        assert sum(row["tokens"] for row in groups) == 100
+        total = sum(row["tokens"] * row["gain"] for row in groups)
+        assert total == pytest.approx(float(evaluation.gain.sum()), abs=1e-3)
+    assert {row["seen"] for row in rest} == {"all", "in the window", "before the window", "new"}
+    new = sum(row["tokens"] for row in rest if row["frequency"] == "all" and row["seen"] == "new")
+    assert new == len(set(evaluation.targets.tolist()))
+    if known:
+        unseen = [row["tokens"] for row in rest if row["frequency"] == "0" and row["seen"] == "all"]
+        assert sum(unseen) == (evaluation.targets == 0).sum()
+
+
+@settings(max_examples=50, deadline=None)
+@given(rows=st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=20), min_size=1, max_size=4))
+def test_ages(rows: list[list[int]]) -> None:
+    expected = []
+    for row in rows:
+        last: dict[int, int] = {}
+        for place, token in enumerate(row):
+            expected.append(place - last.get(token, place))
+            last[token] = place
+    targets = np.array([token for row in rows for token in row])
+    position = np.concatenate([np.arange(len(row)) for row in rows])
+    assert ages(targets, position).tolist() == expected
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_running_ends_at_the_whole(rows: int) -> None:
+    evaluation = evaluate_stream(make_model(), make_tokens(), rows=rows)
+    ends, curves = evaluation.running(blocks=6)
+    assert len(ends) == len(curves["base"]) <= 6
+    assert ends[-1] == -(-100 // rows)
+    metrics = evaluation.metrics()
+    for side, curve in curves.items():
+        assert curve[-1] == pytest.approx(metrics[f"{side}_ppl"], rel=1e-5)
+        first = evaluation.position < ends[0]
+        nats = evaluation.base_nats if side == "base" else evaluation.history_nats
+        assert curve[0] == pytest.approx(float(np.exp(nats[first].mean())), rel=1e-5)
+
+
+def test_autocast_stays_near() -> None:
+    model, tokens = make_model(), make_tokens()
+    exact, fast = evaluate_stream(model, tokens), evaluate_stream(model, tokens, autocast=torch.bfloat16)
+    np.testing.assert_allclose(fast.history_nats, exact.history_nats, atol=0.1)
+
+
+def test_mode_of_the_model_is_kept() -> None:
+    model, tokens = make_model(hidden_dropout=0.5, output_dropout=0.5), make_tokens()
+    model.train()
+    first = evaluate_stream(model, tokens)
+    assert model.training
+    assert np.array_equal(first.base_nats, evaluate_stream(model, tokens).base_nats)
+
+
+def test_errors() -> None:
+    model, tokens = make_model(), make_tokens()
+    with pytest.raises(ValueError, match="two tokens at least"):
+        evaluate_stream(model, TextTokens(np.zeros(1, dtype=np.int32), 1, 1))
+    with pytest.raises(ValueError, match="at least 71 types, the model has 50"):
+        evaluate_stream(model, TextTokens(np.array([1, 70]), 1, 1))
+    with pytest.raises(TypeError, match="a Linear cannot be evaluated as a stream: it takes an LLEForCausalLM"):
+        evaluate_stream(torch.nn.Linear(2, 2), tokens)
+    with pytest.raises(ValueError, match=r"each of the 50 types: \(3,\)"):
+        evaluate_stream(model, tokens, train_counts=np.ones(3, dtype=int))
+    with torch.no_grad():
+        model.lm_head.weight[3, 2] = math.nan
+    with pytest.raises(FloatingPointError, match=r"not finite .* earlier checkpoint"):
+        evaluate_stream(model, tokens)
+
+
+LINES = ["the cat sat on the mat", "the dog sat on the cat", "", "a cat on a mat"] * 5
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    tokenizer = LLETokenizer.train(LINES, kind="word")
+    make_model(vocab_size=len(tokenizer)).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+TEXTS = DatasetDict({split: Dataset.from_dict({"text": LINES}) for split in ("train", "test")})
+
+
+def test_folder(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    results = evaluate_folder(folder, TEXTS, train_split="train", output=tmp_path / "out", command="lle evaluate")
+    tokens = sum(len(line.split()) + 1 for line in LINES)
+    assert results["metrics"]["tokens"] == results["metrics"]["words"] == tokens
+    assert results["metrics"]["base_ppl"] == pytest.approx(results["metrics"]["base_word_ppl"])
+    assert read_results(tmp_path / "out" / "evaluation.json") == results
+    assert results["command"] == "lle evaluate"
+    assert (tmp_path / "out" / "evaluation.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_limit_takes_whole_rows(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "test.txt").write_text("\n".join(LINES) + "\n")
+    lengths = [len(line.split()) + 1 for line in LINES]
+    for limit, rows in ((1, 1), (13, 1), (14, 2), (10_000, len(LINES))):
+        metrics = evaluate_folder(folder, tmp_path / "test.txt", limit_tokens=limit)["metrics"]
+        assert metrics["tokens"] == sum(lengths[:rows])
+        assert metrics["bytes"] == sum(len(line) + 1 for line in LINES[:rows])
+    with pytest.raises(ValueError, match="limit_tokens must be at least 1, got 0"):
+        evaluate_folder(folder, tmp_path / "test.txt", limit_tokens=0)
+
+
+def test_script(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "test.txt").write_text("\n".join(LINES) + "\n")
+    script.main([str(folder), str(tmp_path / "test.txt"), "--limit-tokens", "14"])
+    assert "perplexity / token" in capsys.readouterr().out
+
+
+def test_folder_with_a_foreign_tokenizer(folder: Path) -> None:
+    LLETokenizer.train([*LINES, "words that the model has never seen"], kind="word").save_pretrained(folder)
+    unknown = DatasetDict({"test": Dataset.from_dict({"text": ["words that the model has never seen"]})})
+    with pytest.raises(ValueError, match="use the tokenizer that was saved with the model"):
+        evaluate_folder(folder, unknown)

@@ -1,0 +1,234 @@
+"""The configuration: what is wrong is refused and named, what is right survives saving."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub.errors import StrictDataclassFieldValidationError
+from tiny import make_ids, make_model
+
+from modeling_lle import HistoryConfig, LLEConfig, LLEForCausalLM, StreamConfig
+from modeling_lle.configuration_lle import CONFIG_VERSION, check_keys
+from modeling_lle.training.recipe import load_recipe
+
+
+def test_defaults() -> None:
+    config = LLEConfig()
+    assert config.recurrence == "lstm"
+    assert config.stream == StreamConfig()
+    assert config.stream.window == 2000
+    assert len(config.stream.gate) == 4
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"hiden_size": 3}, r"LLEConfig: 'hiden_size' \(did you mean 'hidden_size'\?\)"),
+        ({"history": {"strem": {}}}, r"history: 'strem' \(did you mean 'stream'\?\)"),
+        ({"history": {"stream": {"windw": 3}}}, r"history.stream: 'windw' \(did you mean 'window'\?\)"),
+        ({"zzz": 1, "recurence": "gru"}, r"'zzz', 'recurence' \(did you mean 'recurrence'\?\)"),
+    ],
+)
+def test_a_misspelt_key_proposes_the_nearest_one(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LLEConfig(**values)
+
+
+def test_known_keys_are_those_of_lle() -> None:
+    with pytest.raises(ValueError, match="Known keys: ") as caught:
+        LLEConfig(zzz=1)
+    known = str(caught.value).partition("Known keys: ")[2].rstrip(".").split(", ")
+    assert {"hidden_size", "history", "pad_token_id"} <= set(known)
+    assert not {"_name_or_path", "attn_implementation", "id2label", "chunk_size_feed_forward"} & set(known)
+    assert set(known) <= set(LLEConfig.__annotations__)
+
+
+def test_keys_of_transformers_are_accepted() -> None:
+    config = LLEConfig(num_labels=3, torch_dtype="float32", output_attentions=False, architectures=["LLEModel"])
+    assert config.num_labels == 3
+
+
+def test_check_keys_accepts_silent_keys_without_proposing_them() -> None:
+    check_keys(["one", "two"], ["one"], "here", silent=["two"])
+    with pytest.raises(ValueError, match=r"^unknown key in here: 'twoo'. Known keys: one.$"):
+        check_keys(["twoo"], ["one"], "here", silent=["two"])
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("hidden_size", {"hidden_size": 0}),
+        ("hidden_size", {"hidden_size": 1.5}),
+        ("hidden_size", {"hidden_size": "8"}),
+        ("hidden_size", {"hidden_size": True}),
+        ("vocab_size", {"vocab_size": -1}),
+        ("num_hidden_layers", {"num_hidden_layers": 0}),
+        ("intermediate_size", {"intermediate_size": 0}),
+        ("recurrence", {"recurrence": "transformer"}),
+        ("stack", {"stack": "tall"}),
+        ("output_dropout", {"output_dropout": 1.0}),
+        ("weight_dropout", {"weight_dropout": -0.1}),
+        ("input_dropout", {"input_dropout": float("nan")}),
+        ("activation_penalty", {"activation_penalty": -1}),
+        ("tie_word_embeddings", {"tie_word_embeddings": "yes"}),
+        ("history", {"history": 5}),
+        ("stream", {"history": {"stream": 5}}),
+        ("window", {"history": {"stream": {"window": -1}}}),
+        ("window", {"history": {"stream": {"window": 2.5}}}),
+        ("sharpness", {"history": {"stream": {"sharpness": -1}}}),
+        ("recency", {"history": {"stream": {"recency": "0.2"}}}),
+        ("gate", {"history": {"stream": {"gate": [1.0, 2.0]}}}),
+        ("gate", {"history": {"stream": {"gate": ["a", "b", "c", "d"]}}}),
+    ],
+)
+def test_a_wrong_value_is_refused_and_named(name: str, values: dict[str, Any]) -> None:
+    with pytest.raises(StrictDataclassFieldValidationError, match=f"'{name}'"):
+        LLEConfig(**values)
+    config = LLEConfig()
+    for key, value in values.items():
+        with pytest.raises(StrictDataclassFieldValidationError, match=f"'{name}'"):
+            setattr(config, key, value)
+
+
+def test_sections_are_checked_and_converted_whenever_they_are_set() -> None:
+    config = LLEConfig()
+    config.history = {"stream": {"window": 4}}
+    assert config.stream.window == 4
+    assert isinstance(config.history, HistoryConfig)
+    config.history.stream = {"window": 5}
+    assert config.stream.window == 5
+    config.history = None
+    assert config.stream == StreamConfig()
+    with pytest.raises(ValueError, match="did you mean 'window'"):
+        config.history = {"stream": {"windows": 4}}
+
+
+def test_saving_and_loading(tmp_path: Path) -> None:
+    history = {"stream": {"window": 9, "sharpness": 3, "recency": 0, "gate": [1, 2.5, 3, 4]}}
+    config = LLEConfig(vocab_size=20, recurrence="qrnn", stack="residual", eos_token_id=[1, 2], history=history)
+    config.save_pretrained(tmp_path)
+    again = LLEConfig.from_pretrained(tmp_path)
+    assert again.to_dict() == config.to_dict()
+    assert again.history == config.history
+    assert json.loads((tmp_path / "config.json").read_text())["history"] == history
+    assert LLEConfig.from_dict(config.to_dict()).history == config.history
+
+
+def test_loading_with_other_values(tmp_path: Path) -> None:
+    LLEConfig().save_pretrained(tmp_path)
+    config = LLEConfig.from_pretrained(tmp_path, history={"stream": {"window": 3}}, use_history=False)
+    assert config.stream.window == 3
+    assert not config.use_history
+
+
+def test_configurations_share_nothing() -> None:
+    first, second = LLEConfig(), LLEConfig()
+    first.stream.gate[0] = 9.0
+    assert second.stream.gate[0] != 9.0
+    values = first.to_dict()
+    values["history"]["stream"]["gate"][0] = 8.0
+    assert first.stream.gate[0] == 9.0
+
+
+def test_a_newer_version_is_refused_before_anything_else(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"has version 2.*reads up to 1: upgrade with `pip install -U modeling_lle`"):
+        LLEConfig(config_version=CONFIG_VERSION + 1)
+    LLEConfig().save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    values |= {"config_version": 7, "recurrence": "of the future", "history": {"vault": {}}, "depth": 3}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match="has version 7"):
+        LLEConfig.from_pretrained(tmp_path)
+
+
+def test_a_window_of_zero_is_no_stream() -> None:
+    model, ids = make_model(window=0), make_ids(2, 6)
+    with torch.no_grad():
+        output = model(ids, labels=ids, output_history=True)
+        plain = model(ids, labels=ids, use_history=False)
+    assert output.past_key_values.stream is None
+    assert output.history is None
+    assert torch.equal(output.logits, plain.logits)
+    assert torch.equal(output.loss, plain.loss)
+    with pytest.raises(ValueError, match=r"history.stream.window is 0"):
+        model.calibrate([])
+
+
+def test_only_the_embedding_is_tied(tmp_path: Path) -> None:
+    tied, free = make_model(), make_model(tie_word_embeddings=False)
+    assert tied.lm_head.weight is tied.model.embed_tokens.weight
+    assert free.lm_head.weight is not free.model.embed_tokens.weight
+    free.save_pretrained(tmp_path)
+    again = LLEForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(again.lm_head.weight, free.lm_head.weight)
+    assert not torch.equal(again.lm_head.weight, again.model.embed_tokens.weight)
+
+
+RECIPE = """
+data: {source: text.txt}
+model:
+  hidden_size: 8
+  history: {stream: {window: 5}}
+training: {learning_rate: 2e-3, report_to: none}
+"""
+
+
+def recipe(folder: Path, text: str = RECIPE) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_recipe_and_its_settings(tmp_path: Path) -> None:
+    settings = ["model.history.stream.window=6", "training.segment_length=9", "model.weight_dropout=1e-1"]
+    loaded = load_recipe(recipe(tmp_path), settings)
+    assert loaded.training.learning_rate == 2e-3
+    assert loaded.training.segment_length == 9
+    config = LLEConfig(**loaded.model)
+    assert (config.stream.window, config.weight_dropout) == (6, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("model.hiden_size=3", "LLEConfig: 'hiden_size' .did you mean 'hidden_size'"),
+        ("model.history.strem.window=3", "history: 'strem' .did you mean 'stream'"),
+        ("model.history.stream.widow=3", "history.stream: 'widow' .did you mean 'window'"),
+        ("trainin.learning_rate=3", "'trainin' .did you mean 'training'"),
+        ("training.learning_rat=3", "section training .*'learning_rat' .did you mean 'learning_rate'"),
+        ("data.sorce=x", "section data .*'sorce' .did you mean 'source'"),
+        ("tokenizer.kin=word", "section tokenizer .*'kin' .did you mean 'kind'"),
+        ("hidden_size=3", "write section.key=value"),
+        ("model.hidden_size", "write section.key=value"),
+    ],
+)
+def test_a_misspelt_setting_proposes_the_nearest_one(tmp_path: Path, setting: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_recipe(recipe(tmp_path), [setting])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (RECIPE.replace("window", "windw"), "'windw' .did you mean 'window'"),
+        (RECIPE.replace("model:", "modle:"), "'modle' .did you mean 'model'"),
+        ("model: [", "is not valid YAML"),
+    ],
+)
+def test_a_wrong_recipe(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_recipe(recipe(tmp_path, text))
+
+
+def test_no_recipe(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no recipe at .*cat.yaml"):
+        load_recipe(tmp_path / "cat.yaml")
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parent.parent / "configs").rglob("*.yaml")), ids=lambda p: p.stem
+)
+def test_the_recipes_of_the_repository(path: Path) -> None:
+    assert load_recipe(path, ["training.report_to=none"]).data.source

@@ -1,0 +1,193 @@
+"""The chunked cross entropy against its definition."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from modeling_lle import loss_lle
+from modeling_lle.loss_lle import IGNORED, linear_cross_entropy, linear_cross_entropy_reference
+
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
+N, D, V = 13, 5, 70  # more than one lane of the kernel, and a rest
+
+
+@pytest.fixture(params=["numba", "torch"])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """With the kernel, and as it runs where numba is missing."""
+    if request.param == "numba":
+        pytest.importorskip("numba")
+    else:
+        monkeypatch.setattr(loss_lle, "installed", lambda package: False)
+    return request.param
+
+
+def make_inputs(dtype: torch.dtype = torch.float32, n: int = N, v: int = V, seed: int = 0) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(n, D), (v, D), (v,)]
+    leaves = [torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
+    targets = torch.randint(v, (n,), generator=generator)
+    targets[torch.rand(n, generator=generator) < 0.3] = IGNORED
+    return *(leaf.requires_grad_() for leaf in leaves), targets
+
+
+def results(function: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> list[Tensor]:
+    """The loss and all gradients."""
+    leaves = [leaf for leaf in (hidden, weight, bias) if leaf is not None]
+    loss = function(hidden, weight, bias, targets)
+    return [loss, *torch.autograd.grad(loss * 0.7, leaves)]
+
+
+def assert_equal_results(inputs: tuple[Any, ...], tolerance: float) -> None:
+    doubles = [None if leaf is None else leaf.detach().double().requires_grad_() for leaf in inputs[:3]]
+    want = results(double_reference, *doubles, inputs[3])
+    for got, expected in zip(results(linear_cross_entropy, *inputs), want, strict=True):
+        torch.testing.assert_close(got.double(), expected, atol=tolerance, rtol=tolerance)
+
+
+def double_reference(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    logits = torch.nn.functional.linear(hidden, weight, bias)
+    return torch.nn.functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
+
+
+def distance(got: Tensor, want: Tensor) -> float:
+    """The error's norm, as a share of what is due."""
+    return float((got.detach().double() - want.detach()).norm() / want.detach().norm())
+
+
+def test_the_reference_is_the_cross_entropy() -> None:
+    inputs = make_inputs()
+    torch.testing.assert_close(linear_cross_entropy_reference(*inputs), double_reference(*inputs))
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_value_and_gradients(form: str, dtype: torch.dtype, with_bias: bool) -> None:
+    hidden, weight, bias, targets = make_inputs(dtype)
+    loss = linear_cross_entropy(hidden, weight, bias, targets)
+    assert loss.dtype == dtype
+    assert_equal_results((hidden, weight, bias if with_bias else None, targets), TOLERANCE[dtype])
+
+
+@given(n=st.integers(1, 9), v=st.integers(1, 140), chunk=st.integers(1, 1000), seed=st.integers(0, 99))
+@settings(deadline=None, max_examples=40)
+def test_chunks_of_any_size(n: int, v: int, chunk: int, seed: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loss_lle, "CHUNK_ELEMENTS", chunk)
+        assert_equal_results(make_inputs(torch.float64, n, v, seed), 1e-11)
+
+
+@pytest.mark.parametrize("rows", [1, 12, 13, 14])
+def test_chunk_borders(form: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss_lle, "CHUNK_ELEMENTS", rows * V)
+    assert_equal_results(make_inputs(), 1e-5)
+
+
+def test_bfloat16_autocast(form: str) -> None:
+    inputs = make_inputs()
+    with torch.autocast("cpu", torch.bfloat16):
+        got = results(linear_cross_entropy, *inputs)
+    want = results(linear_cross_entropy_reference, *inputs)
+    for value, expected in zip(got, want, strict=True):
+        assert value.dtype == torch.float32
+        assert distance(value, expected) < 0.01
+
+
+def test_bfloat16_weights(form: str) -> None:
+    inputs = make_inputs(torch.bfloat16)
+    got = results(linear_cross_entropy, *inputs)
+    assert got[0].dtype == torch.float32
+    assert all(gradient.dtype == torch.bfloat16 for gradient in got[1:])
+    want = results(double_reference, *(leaf.detach().double().requires_grad_() for leaf in inputs[:3]), inputs[3])
+    for value, expected in zip(got, want, strict=True):
+        assert distance(value, expected) < 0.02
+
+
+def test_leading_dimensions(form: str) -> None:
+    inputs = make_inputs(n=12)
+    want = results(linear_cross_entropy, *inputs)
+    got = results(lambda h, w, b, t: linear_cross_entropy(h.view(3, 4, D), w, b, t.view(3, 4)), *inputs)
+    for value, expected in zip(got, want, strict=True):
+        torch.testing.assert_close(value, expected)
+
+
+def test_only_ignored_targets(form: str) -> None:
+    hidden, weight, bias, targets = make_inputs()
+    for value in results(linear_cross_entropy, hidden, weight, bias, torch.full_like(targets, IGNORED)):
+        assert (value == 0).all()
+
+
+def test_unlikely_targets(form: str) -> None:
+    hidden, weight, bias, targets = make_inputs()
+    assert_equal_results((hidden.detach().mul(200).requires_grad_(), weight, bias, targets), 1e-3)
+
+
+def test_without_gradients(form: str) -> None:
+    inputs = make_inputs()
+    want = linear_cross_entropy_reference(*inputs)
+    with torch.no_grad():
+        torch.testing.assert_close(linear_cross_entropy(*inputs), want)
+
+
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_a_frozen_side(form: str, frozen: int) -> None:
+    inputs = list(make_inputs())
+    want = results(linear_cross_entropy_reference, *inputs)
+    inputs[frozen] = inputs[frozen].detach()
+    linear_cross_entropy(*inputs).mul(0.7).backward()
+    assert inputs[frozen].grad is None
+    torch.testing.assert_close(inputs[1 - frozen].grad, want[2 - frozen])
+
+
+def test_backward_twice_gives_the_same_gradients(form: str) -> None:
+    hidden, weight, bias, targets = make_inputs()
+    loss = linear_cross_entropy(hidden, weight, bias, targets)
+    first = torch.autograd.grad(loss, (hidden, weight, bias), retain_graph=True)
+    second = torch.autograd.grad(loss * 2, (hidden, weight, bias))
+    for one, two in zip(first, second, strict=True):
+        torch.testing.assert_close(two, 2 * one)
+
+
+def test_nan_is_not_swallowed(form: str) -> None:
+    hidden, weight, bias, targets = make_inputs()
+    hidden.data[int((targets != IGNORED).nonzero()[0]), 0] = math.nan
+    assert linear_cross_entropy(hidden, weight, bias, targets).isnan()
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_a_target_out_of_range_is_named(form: str, grad: bool) -> None:
+    hidden, weight, bias, targets = make_inputs()
+    targets[3] = V
+    with torch.set_grad_enabled(grad), pytest.raises(ValueError, match=f"target {V} does not fit .* {V} outcomes"):
+        linear_cross_entropy(hidden, weight, bias, targets)
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the number of elements of the largest tensor that any operation returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        for tensor in output if isinstance(output, tuple | list) else [output]:
+            if isinstance(tensor, Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return output
+
+
+def test_the_logits_never_exist_at_once(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss_lle, "CHUNK_ELEMENTS", 4 * V)
+    inputs = make_inputs(n=100)
+    with Largest() as largest:
+        linear_cross_entropy(*inputs).backward()
+    assert largest.elements <= max(5 * V, V * D, 100 * D)
+    with Largest() as largest:
+        linear_cross_entropy_reference(*inputs)
+    assert largest.elements == 100 * V

@@ -1,0 +1,78 @@
+"""Importing the package is lazy, and makes the Auto classes know LLE in whatever order things are imported."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import make_model
+from transformers.models.auto import configuration_auto, modeling_auto, tokenization_auto
+
+import modeling_lle
+from modeling_lle import LLEConfig, LLEForCausalLM, LLEModel, LLETokenizer
+
+LAZY = """
+import sys
+import modeling_lle
+heavy = {"torch", "transformers", "numpy", "tokenizers", "datasets", "modeling_lle.modeling_lle"} & set(sys.modules)
+assert not heavy, heavy
+import transformers
+assert not {"transformers.modeling_utils", "modeling_lle.modeling_lle"} & set(sys.modules)
+"""
+AFTER_THE_AUTO_CLASSES = """
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+import modeling_lle
+"""
+USE = """
+import sys
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+config = AutoConfig.from_pretrained(sys.argv[1])
+found = [config, AutoModel.from_pretrained(sys.argv[1]), AutoModelForCausalLM.from_pretrained(sys.argv[1])]
+found += [AutoTokenizer.from_pretrained(sys.argv[1])]
+found += [AutoModel.from_config(config), AutoModelForCausalLM.from_config(config)]
+names = ["LLEConfig", "LLEModel", "LLEForCausalLM", "LLETokenizer", "LLEModel", "LLEForCausalLM"]
+assert [type(value) for value in found] == [getattr(modeling_lle, name) for name in names], found
+assert type(AutoConfig.for_model("lle")) is modeling_lle.LLEConfig
+from transformers.models.auto import modeling_auto
+assert "LLEForCausalLM" in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()  # the Trainer's label smoothing
+assert "LLEModel" in modeling_auto.MODEL_MAPPING_NAMES.values()
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model")
+    tokenizer = LLETokenizer.train(["the cat sat"], kind="word")
+    make_model(vocab_size=len(tokenizer)).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize("imports", [LAZY, AFTER_THE_AUTO_CLASSES], ids=["before transformers", "after transformers"])
+def test_the_auto_classes_know_lle(imports: str, folder: Path) -> None:
+    command = [sys.executable, "-W", "error::DeprecationWarning:modeling_lle", "-c", imports + USE, str(folder)]
+    outcome = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert outcome.returncode == 0, outcome.stderr
+
+
+def test_the_tables_hold_the_names() -> None:
+    assert configuration_auto.CONFIG_MAPPING_NAMES["lle"] == "LLEConfig"
+    assert modeling_auto.MODEL_MAPPING_NAMES["lle"] == "LLEModel"
+    assert modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["lle"] == "LLEForCausalLM"
+    assert modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING[LLEConfig] is LLEForCausalLM
+    assert modeling_auto.MODEL_MAPPING[LLEConfig] is LLEModel
+    assert "lle" in configuration_auto.CONFIG_MAPPING
+    assert "lle" in tokenization_auto.TOKENIZER_MAPPING_NAMES
+
+
+def test_the_package_lists_what_it_has() -> None:
+    assert set(modeling_lle.__all__) <= set(dir(modeling_lle))
+    for name in modeling_lle.__all__:
+        assert getattr(modeling_lle, name).__name__ == name
+    with pytest.raises(AttributeError, match="has no attribute 'LLEForWeather'"):
+        modeling_lle.LLEForWeather  # noqa: B018
+
+
+def test_registering_again_changes_nothing() -> None:
+    modeling_lle.register(modeling_lle)
+    assert modeling_auto.MODEL_MAPPING[LLEConfig] is LLEModel

@@ -1,0 +1,26 @@
+"""Tiny models with random weights, large enough to tell right from wrong."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from modeling_lle import LLEConfig, LLEForCausalLM
+
+VOCAB = 11
+# Every number differs from its default, so that none can be left out unnoticed.
+NUMBERS = {"sharpness": 5.0, "recency": 0.5, "gate": [-0.7, 0.4, 0.3, -0.2]}
+
+
+def make_model(window: int = 7, recurrence: str = "lstm", stack: str = "plain", **values: Any) -> LLEForCausalLM:
+    """A language model in evaluation mode; the same arguments give the same weights."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": VOCAB, "hidden_size": 6, "num_hidden_layers": 2, "initializer_range": 1.0}
+    history = {"stream": {"window": window, **NUMBERS}}
+    config = LLEConfig(recurrence=recurrence, stack=stack, history=history, **{**sizes, **values})
+    return LLEForCausalLM(config).eval()
+
+
+def make_ids(rows: int, length: int, seed: int = 0, vocab: int = VOCAB) -> Tensor:
+    """Random tokens (rows, length), of few types, so that the history has something to recall."""
+    return torch.randint(vocab, (rows, length), generator=torch.Generator().manual_seed(seed))

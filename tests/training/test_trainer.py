@@ -1,0 +1,199 @@
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from distributed_worker import SEGMENT, make_arguments, make_model, make_tokens, make_trainer, train
+
+from modeling_lle import LLECache, LLEForCausalLM
+from modeling_lle.data import StreamDataset, StreamIterableDataset
+from modeling_lle.training import LLETrainer
+
+
+def batches(stream: StreamDataset) -> list[dict[str, torch.Tensor]]:
+    """All segments of `stream`, a batch of its rows each."""
+    items = [stream[index] for index in range(len(stream))]
+    parts = [items[begin : begin + stream.rows] for begin in range(0, len(items), stream.rows)]
+    return [{key: torch.stack([item[key] for item in part]) for key in part[0]} for part in parts]
+
+
+def mean_nats(model: LLEForCausalLM, tokens: Any, segment_length: int = 7) -> float:
+    """Nats per target of the plain output layer over one row, by `score`."""
+    cache, nats = LLECache(), 0.0
+    for batch in batches(StreamDataset(tokens, 1, segment_length, evaluation=True)):
+        scores = model.eval().score(**batch, past_key_values=cache)
+        nats -= float(scores.base_log_probs.sum())
+    return nats / (len(tokens) - 1)
+
+
+def assert_same_weights(left: LLEForCausalLM, right: LLEForCausalLM) -> None:
+    right_weights = right.state_dict()
+    for name, weight in left.state_dict().items():
+        assert torch.equal(weight, right_weights[name]), name
+
+
+@pytest.mark.parametrize("recurrence", ["lstm", "gru", "qrnn"])
+def test_the_state_is_carried_and_an_epoch_starts_afresh(tmp_path: Path, recurrence: str) -> None:
+    """With weights that stand still, the losses of the steps are those of the epoch's text read in one piece."""
+    model = make_model(recurrence=recurrence)
+    trainer = make_trainer(tmp_path, model, learning_rate=0.0, num_train_epochs=2)
+    trainer.train()
+    stream = trainer.train_dataset
+    expected = []
+    for epoch in range(2):
+        stream.set_epoch(epoch)
+        whole = {key: torch.cat([batch[key] for batch in batches(stream)], dim=1) for key in stream[0]}
+        log_probs = model.eval().score(**whole, use_history=False).base_log_probs
+        expected += (-log_probs.unflatten(1, (-1, SEGMENT)).mean(dim=(0, 2))).tolist()
+    assert len(trainer.losses) == 12
+    assert trainer.losses == pytest.approx(expected, abs=2e-6)
+
+
+def test_gradient_accumulation_equals_a_plain_loop(tmp_path: Path) -> None:
+    options = {"gradient_accumulation_steps": 4, "num_train_epochs": 2, "max_grad_norm": 0.0, "optim": "sgd"}
+    trainer = make_trainer(tmp_path, lr_scheduler_type="constant", **options)
+    trainer.train()
+    model, stream, losses = make_model(), trainer.train_dataset, []
+    model.train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=trainer.args.learning_rate)
+    for epoch in range(2):
+        stream.set_epoch(epoch)
+        cache, segments = LLECache(), batches(stream)
+        for group in (segments[:4], segments[4:]):
+            optimizer.zero_grad()
+            total = 0.0
+            for batch in group:
+                loss = model(**batch, past_key_values=cache.detach(), use_cache=True).loss / len(group)
+                loss.backward()
+                total += loss.item()
+            optimizer.step()
+            losses.append(total)
+    assert trainer.losses == pytest.approx(losses, abs=1e-6)
+    for left, right in zip(trainer.model.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(left, right, rtol=0, atol=1e-6)
+
+
+def test_bf16_trains_on_a_cpu(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, make_model(dropout=0.1), bf16=True, num_train_epochs=1)
+    before = trainer.model.lm_head.weight.detach().clone()
+    trainer.train()
+    assert all(math.isfinite(loss) for loss in trainer.losses)
+    assert trainer.model.lm_head.weight.dtype == torch.float32
+    assert not torch.equal(trainer.model.lm_head.weight, before)
+    assert math.isfinite(trainer.evaluate()["eval_loss"])
+
+
+@pytest.mark.parametrize(("rows", "segment_length"), [(1, 5), (1, 7), (1, 100)])
+def test_evaluation_equals_score(tmp_path: Path, rows: int, segment_length: int) -> None:
+    tokens = make_tokens(95)
+    trainer = make_trainer(tmp_path, make_model(dropout=0.3), per_device_eval_batch_size=rows)
+    trainer.model.train()
+    metrics = trainer.evaluate(StreamDataset(tokens, rows, segment_length, evaluation=True))
+    assert trainer.model.training
+    assert metrics["eval_loss"] == pytest.approx(mean_nats(trainer.model, tokens), abs=1e-6)
+    assert metrics["eval_perplexity"] == pytest.approx(math.exp(metrics["eval_loss"]))
+
+
+@pytest.mark.parametrize(("rows", "segment_length"), [(3, 4), (7, 50), (13, 5)])
+def test_evaluation_of_several_rows_counts_every_target_once(tmp_path: Path, rows: int, segment_length: int) -> None:
+    """Rows of different lengths too: each row starts afresh, so its own text gives its nats."""
+    tokens = make_tokens(95)
+    stream = StreamDataset(tokens, rows, segment_length, evaluation=True)
+    trainer = make_trainer(tmp_path, per_device_eval_batch_size=rows)
+    pieces = [tokens[begin : end + 1] for begin, end in zip(stream.borders, stream.borders[1:], strict=False)]
+    expected = sum(mean_nats(trainer.model, piece) * (len(piece) - 1) for piece in pieces) / 94
+    assert trainer.evaluate(stream)["eval_loss"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_evaluation_while_training_leaves_the_training_alone(tmp_path: Path) -> None:
+    plain = make_trainer(tmp_path, num_train_epochs=1)
+    plain.train()
+    watched = make_trainer(tmp_path, num_train_epochs=1, eval_strategy="steps", eval_steps=2)
+    watched.train()
+    assert sum("eval_loss" in entry for entry in watched.state.log_history) == 3
+    assert_same_weights(plain.model, watched.model)
+
+
+# An epoch has 6 segments. After how many steps to stop: inside the first epoch, at its end, inside the second one.
+@pytest.mark.parametrize(
+    ("options", "stop"),
+    [
+        ({}, 4),
+        ({}, 6),
+        ({}, 8),
+        ({"gradient_accumulation_steps": 4}, 1),
+        ({"gradient_accumulation_steps": 4}, 2),
+        ({"bf16": True}, 4),
+        ({"streamed": True}, 2),
+    ],
+)
+def test_resuming_is_exact(tmp_path: Path, options: dict[str, Any], stop: int) -> None:
+    options = {**options, "save_strategy": "steps", "save_steps": stop}
+    options |= {"max_steps": 5} if "streamed" in options else {"num_train_epochs": 2}
+    whole = make_trainer(tmp_path, make_model(dropout=0.3), **options)
+    whole.train()
+    torch.manual_seed(99)
+    resumed = make_trainer(tmp_path / "again", make_model(dropout=0.3), **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{stop}"))
+    assert resumed.losses == whole.losses
+    assert len(resumed.seen) < len(whole.seen)
+    assert_same_weights(whole.model, resumed.model)
+
+
+def test_two_processes_train_as_one_with_twice_the_rows(tmp_path: Path) -> None:
+    """On the text in memory and on the streamed one: the same losses and weights, and every process keeps its rows."""
+    # `--cpu --num_processes 2` would start one process only; the worker's use_cpu makes this one run on CPUs.
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    process = subprocess.Popen(
+        [*launch, str(Path(__file__).with_name("distributed_worker.py")), str(tmp_path)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    train(tmp_path, rows=4)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    for name in ("whole", "streamed"):
+        alone = torch.load(tmp_path / f"{name}_1_0.pt")
+        for index in range(2):
+            one = torch.load(tmp_path / f"{name}_2_{index}.pt")
+            assert torch.equal(one["seen"], alone["seen"][:, 2 * index : 2 * index + 2])
+            assert one["eval_loss"] == pytest.approx(alone["eval_loss"], abs=1e-5)
+            for key, weight in one["weights"].items():
+                torch.testing.assert_close(weight, alone["weights"][key], rtol=0, atol=1e-4)
+        assert torch.load(tmp_path / f"{name}_2_0.pt")["losses"] == pytest.approx(alone["losses"], abs=1e-5)
+
+
+@pytest.mark.parametrize("cause", ["learning_rate", "weights"])
+def test_a_loss_that_is_not_finite_is_an_error(tmp_path: Path, cause: str) -> None:
+    model = make_model()
+    if cause == "weights":
+        model.lm_head.bias.data[0] = float("nan")
+    rate = math.inf if cause == "learning_rate" else 0.01
+    trainer = make_trainer(tmp_path, model, learning_rate=rate, lr_scheduler_type="constant")
+    with pytest.raises(FloatingPointError, match=r"the loss of step \d is nan: lower learning_rate"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("kind", [StreamDataset, StreamIterableDataset])
+def test_a_wrong_number_of_rows_is_an_error(tmp_path: Path, kind: type) -> None:
+    text = make_tokens(200)
+    stream = kind(text if kind is StreamDataset else [text], 3, SEGMENT)
+    trainer = LLETrainer(model=make_model(), args=make_arguments(tmp_path, max_steps=1), train_dataset=stream)
+    with pytest.raises(ValueError, match=r"has 3 rows, but 1 processes read 4 each: make it with rows=4"):
+        trainer.train()
+    with pytest.raises(ValueError, match="rows=4"):
+        trainer.evaluate(StreamDataset(text, 3, SEGMENT, evaluation=True))
+
+
+def test_several_gpus_in_one_process_are_an_error(tmp_path: Path) -> None:
+    arguments = make_arguments(tmp_path)
+    arguments._n_gpu = 2
+    with pytest.raises(ValueError, match="accelerate launch --num_processes 2"):
+        LLETrainer(model=make_model(), args=arguments)
