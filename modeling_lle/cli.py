@@ -44,6 +44,8 @@ def train(
 
     loaded = load_recipe(recipe, set_)
     metrics = run(loaded, resume=resume)
+    if loaded.training.process_index > 0:
+        return
     typer.echo(json.dumps(metrics, indent=2))
     typer.echo(f"The model is in {loaded.training.output_dir}: lle evaluate {loaded.training.output_dir} TEXT")
 

@@ -53,10 +53,11 @@ RECIPE: dict[str, Any] = {
         "seed": 0,
     },
 }
-NEXT = """What to try next
-  lle evaluate {folder} FILES              how much the history helps on your own text
+NEXT = """
+What to try next
+  lle evaluate {folder} FILES --output {folder}    how much the history helps on your own text
   lle train configs/lm/smoke.yaml --set data.source=FILES    a model of your own text
-  python -c "from transformers import pipeline; import modeling_lle; print(pipeline('text-generation', '{folder}')('def ')[0]['generated_text'])"
+  README.md    the same from Python, with pipeline() and generate()
 """
 
 

@@ -194,7 +194,7 @@ class Calibration:
         # Descend on standardised features, log sharpness and the root of recency: well-conditioned and unbounded.
         values = torch.cat(
             [
-                torch.tensor([math.log(max(start.sharpness, 1e-3)), math.sqrt(start.recency), 0.0, of_mass]),
+                torch.tensor([math.log(max(start.sharpness, 1e-3)), math.sqrt(max(start.recency, 1e-3)), 0.0, of_mass]),
                 (weights * deviation).cpu(),
             ]
         )

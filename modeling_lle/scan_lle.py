@@ -2,7 +2,7 @@
 
 Notable: every form takes the pre-activations as they leave the matrix product, and keeps its state in float32 at
 least; `gated_scan_reference` is the definition, the other forms are tested against its values and all gradients.
-- numba: one pass over memory on the CPU; it saves nothing for the backward pass but its inputs (kernels_lle.py).
+- numba: one pass over memory on the CPU; it saves nothing for the backward pass but its inputs (scan_kernels_lle.py).
 - fla: flash-linear-attention's HGRN kernel (Qin et al. 2023), on CUDA.
 - torch: needs neither; the gates in a few large operations, one `addcmul` a time step.
 """
@@ -75,14 +75,14 @@ def _scan_fla(gates: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.library.custom_op("lle::gated_scan", mutates_args=())
 def _gated_scan(gates: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    from .kernels_lle import scan_forward
+    from .scan_kernels_lle import scan_forward
 
     return scan_forward(gates.contiguous(), state.contiguous())
 
 
 @torch.library.custom_op("lle::gated_scan_backward", mutates_args=())
 def _gated_scan_backward(gates: Tensor, state: Tensor, d_output: Tensor, d_final: Tensor) -> tuple[Tensor, Tensor]:
-    from .kernels_lle import scan_backward
+    from .scan_kernels_lle import scan_backward
 
     return scan_backward(gates.contiguous(), state.contiguous(), d_output.contiguous(), d_final.contiguous())
 

@@ -372,7 +372,7 @@ def test_initialisation() -> None:
         assert 0.009 < float(weight.detach().abs().max()) <= 0.01
     assert (model.lm_head.bias == 0).all()
     ids = make_ids(2, 9)
-    assert float(model(ids, labels=ids, use_history=False).loss) == pytest.approx(math.log(VOCAB), abs=0.01)
+    assert model(ids, labels=ids, use_history=False).loss.item() == pytest.approx(math.log(VOCAB), abs=0.01)
 
 
 def test_the_history_adds_no_parameter() -> None:
