@@ -215,6 +215,11 @@ class LLEModel(LLEPreTrainedModel):
                 inputs_embeds = inputs_embeds * types[input_ids][..., None].to(inputs_embeds.dtype)
         if use_cache and past_key_values is None:
             past_key_values = LLECache(self.config.stream.window)
+        if inputs_embeds.shape[1] == 0:
+            raise ValueError(
+                "the segment holds no token; generate() takes the whole text so far together with past_key_values, "
+                "and reads what the cache has not seen"
+            )
         if past_key_values is not None:
             past_key_values.check_rows(inputs_embeds.shape[0])
         states = variational_dropout(inputs_embeds, self.config.input_dropout, self.training)

@@ -158,7 +158,7 @@ def _generation(tokens: int = 20_000, parts: int = 10) -> dict[str, float]:
         )
         seconds.append(time.perf_counter() - begin)
         memory.append(psutil.Process().memory_info().rss / 2**20)
-        text, cache = output.sequences[:, -1:], output.past_key_values
+        text, cache = output.sequences, output.past_key_values
     filled = WINDOW * parts // tokens  # parts until the window is full
     full = seconds[filled:]
     return {
