@@ -23,16 +23,29 @@ class Block:
         queries: (B, T, D), the normalised states of those positions.
         keys: One or two tensors (B, n, D) that hold the N entries' keys, side by side.
         outcomes: (B, N) int64, the token that followed each key.
-        age: (B, T, N) int64, how many entries ago the entry was made, 1 for the newest one.
-        valid: (B, T, N) bool, whether the position may recall the entry: made before it, within the window.
+        serial: (B, N) int64, the number of each entry in its row, from 0; -1 where there is none.
+        made: (B, T) int64, how many entries the row has once the token of the position has been read.
+        window: The oldest age that may be recalled.
     """
 
     positions: slice
     queries: Tensor
     keys: list[Tensor]
     outcomes: Tensor
-    age: Tensor
-    valid: Tensor
+    serial: Tensor
+    made: Tensor
+    window: int
+
+    @property
+    def age(self) -> Tensor:
+        """(B, T, N) int64, how many entries ago the entry was made, 1 for the newest one."""
+        return self.made[:, :, None] - self.serial[:, None, :]
+
+    @property
+    def valid(self) -> Tensor:
+        """(B, T, N) bool, whether the position may recall the entry: made before it, within the window."""
+        age = self.age
+        return (self.serial >= 0)[:, None, :] & (age >= 1) & (age <= self.window)
 
     def similarity(self) -> Tensor:
         """The cosine similarity of every position with every entry, (B, T, N), in the dtype of the keys."""
@@ -103,20 +116,16 @@ class Stream:
         stored, self.count = self.count, self.count + rank[:, -1]
         if queries.shape[1] == 1:  # the new entry takes the place of the one that has just left the window
             self._write(keys, tokens, known, made)
-            age, valid = self._age(made, self.count)
-            yield Block(part, queries, [self.keys], self.outcomes, age, valid)
+            yield Block(part, queries, [self.keys], self.outcomes, self._serial(self.count), made, self.window)
             return
-        age, valid = self._age(made, stored)
-        own_age = rank[:, :, None] - rank[:, None, :] + 1
-        position = torch.arange(queries.shape[1], device=rank.device)
-        own_valid = known[:, None, :] & (position[:, None] >= position) & (own_age <= self.window)
         yield Block(
             part,
             queries,
             [self.keys, keys],
             torch.cat([self.outcomes, tokens], dim=1),
-            torch.cat([age, own_age], dim=-1),
-            torch.cat([valid, own_valid], dim=-1),
+            torch.cat([self._serial(stored), (made - 1).masked_fill(~known, -1)], dim=1),
+            made,
+            self.window,
         )
         self._write(keys, tokens, known, made)
 
@@ -139,13 +148,11 @@ class Stream:
         pending = extended.gather(1, last[:, None, None].expand(-1, 1, width))[:, 0]
         return before, known, pending, self.has_pending | (last > 0)
 
-    def _age(self, made: Tensor, stored: Tensor) -> tuple[Tensor, Tensor]:
-        """Age and validity of every slot for every position, (B, T, C), when `stored` entries lie in the buffer."""
+    def _serial(self, stored: Tensor) -> Tensor:
+        """The number of the entry in every slot, (B, C), after `stored` entries were written; negative for none."""
         assert self.keys is not None
         newest = stored[:, None] - 1
-        serial = newest - (newest - torch.arange(self.keys.shape[1], device=made.device)) % self.window
-        age = made[:, :, None] - serial[:, None, :]
-        return age, (serial >= 0)[:, None, :] & (age <= self.window)
+        return newest - (newest - torch.arange(self.keys.shape[1], device=stored.device)) % self.window
 
     def _write(self, keys: Tensor, outcomes: Tensor, known: Tensor, made: Tensor) -> None:
         """Stores the entries that are known."""

@@ -85,9 +85,9 @@ class StreamConfig:
     """
 
     window: int = _within(2000, 0)
-    sharpness: float | int = _within(12.0, 0.0)
-    recency: float | int = _within(0.2, 0.0)
-    gate: list[float | int] = _four_numbers(lambda: [-2.0, 0.2, 0.0, 0.0])  # noqa: RUF009
+    sharpness: float | int = _within(14.0, 0.0)
+    recency: float | int = _within(0.3, 0.0)
+    gate: list[float | int] = _four_numbers(lambda: [-1.5, 0.3, 0.3, 0.3])  # noqa: RUF009
 
 
 @strict

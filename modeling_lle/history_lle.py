@@ -21,6 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .cache_lle import Block
+from .scan_lle import installed
+
 NO_ENTRY = -math.inf
 
 
@@ -75,6 +78,19 @@ class Recall:
         """Adds `share` (B, T) times the recalled distribution to `distribution` (B, T, V), in place."""
         index = self.outcomes.expand(self.weights.shape)
         return distribution.scatter_add_(-1, index, self.weights * share[..., None])
+
+
+def recall_stream(block: Block, sharpness: float, recency: float) -> Recall:
+    """What each position of a block recalls from the stream: `kernel` and `Recall.from_scores`, fused on a CPU."""
+    similarity = block.similarity()
+    if similarity.device.type == "cpu" and installed("numba") and similarity.shape[-1] > 0:
+        from .step_kernels_lle import recall_weights
+
+        weights = similarity.float().contiguous()
+        mass = recall_weights(weights, block.made, block.serial, block.window, sharpness, recency)
+        return Recall(weights, block.outcomes[:, None], mass)
+    scores = kernel(similarity, block.age, sharpness, recency)
+    return Recall.from_scores(scores, block.valid, block.outcomes)
 
 
 def base_features(log_probs: Tensor) -> Tensor:
@@ -137,7 +153,7 @@ class Calibration:
         self.kept = 0
         self.rate = 1.0
 
-    def add(self, base: Tensor, block: Any, targets: Tensor) -> None:
+    def add(self, base: Tensor, block: Block, targets: Tensor) -> None:
         """Takes a block's positions: base log probabilities (B, T, V), what can be recalled, targets (B, T)."""
         chosen = (targets >= 0) & (torch.rand(targets.shape, generator=self.generator) < self.rate).to(targets.device)
         row, column = chosen.nonzero(as_tuple=True)
@@ -194,7 +210,9 @@ class Calibration:
         # Descend on standardised features, log sharpness and the root of recency: well-conditioned and unbounded.
         values = torch.cat(
             [
-                torch.tensor([math.log(max(start.sharpness, 1e-3)), math.sqrt(max(start.recency, 1e-3)), 0.0, of_mass]),
+                torch.tensor(
+                    [math.log(max(start.sharpness, 1e-3)), math.sqrt(max(start.recency, 1e-3)), 0.0, of_mass]
+                ),
                 (weights * deviation).cpu(),
             ]
         )

@@ -23,7 +23,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .cache_lle import Block, LLECache
 from .configuration_lle import LLEConfig
-from .history_lle import Calibration, Recall, base_features, gate, kernel, mixed_distribution, mixed_log_prob
+from .history_lle import Calibration, Recall, base_features, gate, mixed_distribution, mixed_log_prob, recall_stream
 from .loss_lle import IGNORED, linear_cross_entropy
 from .recurrence_lle import RecurrentLayer, RecurrentStack, init_recurrent_weights, variational_dropout
 
@@ -384,8 +384,7 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
             if block.positions.stop <= first:
                 continue
             base = self._base(states[:, block.positions])
-            scores = kernel(block.similarity(), block.age, numbers.sharpness, numbers.recency)
-            recall = Recall.from_scores(scores, block.valid, block.outcomes)
+            recall = recall_stream(block, numbers.sharpness, numbers.recency)
             log_shares = gate([recall.mass], base_features(base), [numbers.gate])
             yield _Prediction(block.positions, base, block, [recall], log_shares)
 

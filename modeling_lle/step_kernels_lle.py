@@ -1,9 +1,11 @@
-"""The numba kernels of the LSTM's step and of the cross entropy; imported on first use."""
+"""The numba kernels of the LSTM's step, of the cross entropy and of the recall; imported on first use."""
 
+import functools
 import math
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from .numba_lle import exp, jit, load, run, sigmoid, store
@@ -102,3 +104,64 @@ def softmax_slope(logits: Tensor, targets: Tensor, nats: Tensor) -> None:
     Rows whose target is negative get zeros. float32 and bfloat16 logits take float32 nats, float64 float64.
     """
     run(_softmax_slope, logits, targets, nats)
+
+
+@jit()
+def _recall(similarity: Any, made: Any, mass: Any, serial: Any, penalty: Any, sharpness: Any) -> None:
+    T, N = similarity.shape
+    window, lanes = len(penalty) - 1, np.empty(LANES, np.float32)
+    whole = N - N % LANES
+    for t in range(T):
+        row, now = similarity[t], made[t]
+        for n in range(N):
+            age = now - serial[n]
+            age = age if serial[n] >= 0 and 1 <= age <= window else 0
+            row[n] = (row[n] - np.float32(1.0)) * sharpness + penalty[age]  # the penalty of age 0 is -inf
+        lanes[:] = penalty[0]
+        for start in range(0, whole, LANES):
+            for lane in range(LANES):
+                value = row[start + lane]
+                lanes[lane] = value if value > lanes[lane] else lanes[lane]
+        for n in range(whole, N):
+            lanes[0] = row[n] if row[n] > lanes[0] else lanes[0]
+        top = lanes.max()
+        if top == penalty[0]:
+            row[:] = 0
+            mass[t] = top
+            continue
+        for n in range(N):
+            weight = exp(row[n] - top)
+            row[n] = weight if row[n] > penalty[0] else np.float32(0.0)
+        lanes[:] = 0
+        for start in range(0, whole, LANES):
+            for lane in range(LANES):
+                lanes[lane] += row[start + lane]
+        for n in range(whole, N):
+            lanes[0] += row[n]
+        total = lanes.sum()
+        mass[t] = top + math.log(total)
+        scale = np.float32(1.0) / total
+        for n in range(N):
+            row[n] *= scale
+
+
+@functools.lru_cache(maxsize=8)
+def _penalties(window: int, recency: float) -> Tensor:
+    """The score that an age costs, (window + 1,) float32; age 0 stands for no entry."""
+    ages = torch.arange(window + 1, dtype=torch.float64)
+    return torch.where(ages > 0, -recency * ages.clamp(min=1).log(), -math.inf).float()
+
+
+def recall_weights(
+    similarity: Tensor, made: Tensor, serial: Tensor, window: int, sharpness: float, recency: float
+) -> Tensor:
+    """Turns cosines (B, T, N) float32 into the weights of the entries, in place, and returns the mass (B, T).
+
+    `made` (B, T) and `serial` (B, N) int64, and `window`, are those of a `Block`; see history_lle.py for the rule.
+    """
+    mass = torch.empty(made.shape, dtype=torch.float32)
+    penalty = _penalties(window, float(recency)).numpy()
+    for row in range(len(similarity)):
+        shared = serial[row].contiguous().numpy(), penalty, np.float32(sharpness)
+        run(lambda *parts, shared=shared: _recall(*parts, *shared), similarity[row], made[row], mass[row])
+    return mass
