@@ -479,8 +479,8 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
                     ids, targets = batch["input_ids"].to(self.device), batch["shift_labels"].to(self.device)
                     states = self.model(ids, past_key_values=cache, use_cache=False).last_hidden_state
                     for prediction in self._predictions(states, ids, None, cache):
-                        part = targets[:, prediction.positions]
-                        calibration.add(prediction.base, prediction.block, part)
+                        assert prediction.block is not None
+                        calibration.add(prediction.base, prediction.block, targets[:, prediction.positions])
         finally:
             self.train(training)
         return calibration.fit(steps)
