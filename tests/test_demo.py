@@ -34,7 +34,7 @@ def test_demonstration(small: None, tmp_path: Path) -> None:
 
 
 def test_default_corpus_is_split_by_package() -> None:
-    texts = demo._texts(None, None, "text", train_tokens=10_000)
+    texts = demo._texts(None, None, "text", train_tokens=30_000)
     packages = [set(texts[split]["package"]) for split in ("train", "validation", "test")]
     assert not packages[0] & packages[1]
     assert not packages[0] & packages[2]
