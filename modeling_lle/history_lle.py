@@ -99,6 +99,20 @@ def base_features(log_probs: Tensor) -> Tensor:
     return torch.stack([entropy, log_probs.amax(-1)], dim=-1)
 
 
+def base_prediction(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The base's log probabilities (..., V) float32 from its logits, which may be overwritten, and `base_features`."""
+    differentiate = torch.is_grad_enabled() and logits.requires_grad
+    logits = logits.float()
+    if logits.device.type == "cpu" and installed("numba") and not differentiate and not torch.compiler.is_compiling():
+        from .step_kernels_lle import log_softmax_
+
+        rows = logits.detach().contiguous().flatten(0, -2)
+        features = log_softmax_(rows)
+        return rows.view(logits.shape), features.view(*logits.shape[:-1], 2)
+    log_probs = logits.log_softmax(-1)
+    return log_probs, base_features(log_probs)
+
+
 def gate(masses: list[Tensor], features: Tensor, weights: list[Tensor | list[float]]) -> Tensor:
     """Log shares of the base and of each source in the mixture.
 

@@ -23,7 +23,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .cache_lle import Block, LLECache
 from .configuration_lle import LLEConfig
-from .history_lle import Calibration, Recall, base_features, gate, mixed_distribution, mixed_log_prob, recall_stream
+from .history_lle import Calibration, Recall, base_prediction, gate, mixed_distribution, mixed_log_prob, recall_stream
 from .loss_lle import IGNORED, linear_cross_entropy
 from .recurrence_lle import RecurrentLayer, RecurrentStack, init_recurrent_weights, variational_dropout
 
@@ -377,15 +377,15 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
         if cache is None or cache.stream is None:
             for start in range(first, length, size):
                 part = slice(start, min(start + size, length))
-                yield _Prediction(part, self._base(states[:, part]))
+                yield _Prediction(part, base_prediction(self.lm_head(states[:, part]))[0])
             return
         numbers = self.config.stream
         for block in cache.stream.read(states, tokens, mask, size):
             if block.positions.stop <= first:
                 continue
-            base = self._base(states[:, block.positions])
+            base, features = base_prediction(self.lm_head(states[:, block.positions]))
             recall = recall_stream(block, numbers.sharpness, numbers.recency)
-            log_shares = gate([recall.mass], base_features(base), [numbers.gate])
+            log_shares = gate([recall.mass], features, [numbers.gate])
             yield _Prediction(block.positions, base, block, [recall], log_shares)
 
     def _record(self, states: Tensor, tokens: Tensor | None, mask: Tensor | None, cache: LLECache | None) -> None:
@@ -393,10 +393,6 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
         if cache is not None and cache.stream is not None:
             for _ in cache.stream.read(states, tokens, mask, BLOCK):
                 pass
-
-    def _base(self, states: Tensor) -> Tensor:
-        """log p of the output layer alone, (B, T, V) float32."""
-        return self.lm_head(states).float().log_softmax(-1)
 
     def _collect(
         self,

@@ -107,6 +107,48 @@ def softmax_slope(logits: Tensor, targets: Tensor, nats: Tensor) -> None:
 
 
 @jit()
+def _log_softmax(logits: Any, features: Any) -> None:
+    N, V = logits.shape
+    sums, products = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
+    whole = V - V % LANES
+    for n in range(N):
+        row = logits[n]
+        sums[:] = row[0]
+        for start in range(0, whole, LANES):
+            for lane in range(LANES):
+                value = row[start + lane]
+                sums[lane] = value if value > sums[lane] else sums[lane]
+        for v in range(whole, V):
+            sums[0] = row[v] if row[v] > sums[0] else sums[0]
+        top = sums.max()
+        sums[:] = 0
+        products[:] = 0
+        for start in range(0, whole, LANES):
+            for lane in range(LANES):
+                below = row[start + lane] - top
+                weight = exp(below)
+                sums[lane] += weight
+                products[lane] += weight * below
+        for v in range(whole, V):
+            weight = exp(row[v] - top)
+            sums[0] += weight
+            products[0] += weight * (row[v] - top)
+        total = sums.sum()
+        log_total = np.float32(math.log(total))
+        features[n, 0] = log_total - products.sum() / total
+        features[n, 1] = -log_total
+        for v in range(V):
+            row[v] = row[v] - top - log_total
+
+
+def log_softmax_(logits: Tensor) -> Tensor:
+    """Turns logits (N, V) float32 into log probabilities, in place; returns their entropy and largest value (N, 2)."""
+    features = torch.empty(len(logits), 2)
+    run(_log_softmax, logits, features)
+    return features
+
+
+@jit()
 def _recall(similarity: Any, made: Any, mass: Any, serial: Any, penalty: Any, sharpness: Any) -> None:
     T, N = similarity.shape
     window, lanes = len(penalty) - 1, np.empty(LANES, np.float32)

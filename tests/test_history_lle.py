@@ -14,7 +14,17 @@ from tiny import NUMBERS, VOCAB, make_ids, make_model
 from torch import Tensor
 
 from modeling_lle import LLECache, LLEForCausalLM, modeling_lle
-from modeling_lle.history_lle import Recall, base_features, gate, kernel, mixed_distribution, mixed_log_prob
+from modeling_lle.cache_lle import Stream
+from modeling_lle.history_lle import (
+    Recall,
+    base_features,
+    base_prediction,
+    gate,
+    kernel,
+    mixed_distribution,
+    mixed_log_prob,
+    recall_stream,
+)
 
 WINDOWS = [0, 1, 2, 7, 100]
 
@@ -219,6 +229,45 @@ def test_gate() -> None:
     torch.testing.assert_close(two[..., :2], shares)
     three = gate([some, some], features, [[0.0] * 4, [math.log(2), 0.0, 0.0, 0.0]]).exp()
     torch.testing.assert_close(three[0, 0], torch.tensor([0.25, 0.25, 0.5]))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 5), (2, 3, 64), (1, 2, 1000)])
+@pytest.mark.parametrize("numba", [True, False])
+def test_base_prediction(shape: tuple[int, ...], numba: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("modeling_lle.history_lle.installed", lambda name: numba)
+    logits = 5 * torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    expected = logits.double().log_softmax(-1)
+    log_probs, features = base_prediction(logits.clone())
+    torch.testing.assert_close(log_probs.double(), expected, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(features.double(), base_features(expected), atol=2e-5, rtol=1e-5)
+
+
+def test_base_prediction_keeps_what_a_gradient_needs() -> None:
+    logits = torch.randn(2, 3, 70, requires_grad=True)
+    base_prediction(logits)[0].sum().backward()
+    assert logits.grad is not None
+
+
+def test_base_prediction_hands_on_nan() -> None:
+    logits = torch.zeros(1, 2, 130)
+    logits[0, 1, 77] = torch.nan
+    log_probs, features = base_prediction(logits)
+    assert log_probs[0, 0].isfinite().all()
+    assert log_probs[0, 1].isnan().all()
+    assert features[0, 1].isnan().all()
+
+
+@pytest.mark.parametrize("window", [1, 7, 200])
+def test_fused_recall_is_the_kernel_and_the_softmax(window: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    stream = Stream(window)
+    mask = torch.rand(2, 300) > 0.2
+    for block in stream.read(torch.randn(2, 300, 8), torch.randint(9, (2, 300)), mask, 64):
+        fused = recall_stream(block, 9.0, 0.4)
+        scores = kernel(block.similarity(), block.age, 9.0, 0.4)
+        plain = Recall.from_scores(scores, block.valid, block.outcomes)
+        torch.testing.assert_close(fused.weights, plain.weights, atol=2e-6, rtol=2e-5)
+        torch.testing.assert_close(fused.mass, plain.mass, atol=1e-5, rtol=1e-5)
 
 
 def test_base_features() -> None:
