@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from torch import Tensor
 
 from modeling_lle import LLEConfig, LLEForCausalLM
@@ -113,3 +114,4 @@ def train(folder: Path, rows: int) -> None:
 
 if __name__ == "__main__":
     train(Path(sys.argv[1]), rows=2)
+    PartialState().destroy_process_group()  # or its threads may end the process with an error
