@@ -62,34 +62,46 @@ def lstm_backward(gates: Any, before: Any, cell: Any, d_output: Any, d_state: An
             dc[d] *= gate
 
 
+# Lanes side by side vectorise without reordering what is compared or added within a lane.
+@jit()
+def _highest(row: Any, lanes: Any) -> Any:
+    whole = len(row) - len(row) % LANES
+    lanes[:] = row[0]
+    for start in range(0, whole, LANES):
+        for lane in range(LANES):
+            value = row[start + lane]
+            lanes[lane] = value if value > lanes[lane] else lanes[lane]
+    for i in range(whole, len(row)):
+        lanes[0] = row[i] if row[i] > lanes[0] else lanes[0]
+    return lanes.max()
+
+
+@jit()
+def _total(row: Any, lanes: Any) -> Any:
+    whole = len(row) - len(row) % LANES
+    lanes[:] = 0
+    for start in range(0, whole, LANES):
+        for lane in range(LANES):
+            lanes[lane] += row[start + lane]
+    for i in range(whole, len(row)):
+        lanes[0] += row[i]
+    return lanes.sum()
+
+
 @jit()
 def _softmax_slope(logits: Any, targets: Any, nats: Any) -> None:
     N, V = logits.shape
     exps, lanes = np.empty(V, nats.dtype), np.empty(LANES, nats.dtype)
-    one, whole = nats.dtype.type(1), V - V % LANES
+    one = nats.dtype.type(1)
     for n in range(N):
         row, target = logits[n], targets[n]
         for v in range(V):
             exps[v] = load(row[v])
-        # Lanes side by side vectorise without reordering what is added or compared.
-        lanes[:] = exps[0]
-        for start in range(0, whole, LANES):
-            for lane in range(LANES):
-                value = exps[start + lane]
-                lanes[lane] = value if value > lanes[lane] else lanes[lane]
-        for v in range(whole, V):
-            lanes[0] = exps[v] if exps[v] > lanes[0] else lanes[0]
-        top = lanes.max()
+        top = _highest(exps, lanes)
         at_target = exps[target] if target >= 0 else top
         for v in range(V):
             exps[v] = exp(exps[v] - top)
-        lanes[:] = 0
-        for start in range(0, whole, LANES):
-            for lane in range(LANES):
-                lanes[lane] += exps[start + lane]
-        for v in range(whole, V):
-            lanes[0] += exps[v]
-        total = lanes.sum()
+        total = _total(exps, lanes)
         scale = one / total if target >= 0 else one - one
         nats[n] = math.log(total) + top - at_target if target >= 0 else scale
         if target >= 0:
@@ -113,14 +125,7 @@ def _log_softmax(logits: Any, features: Any) -> None:
     whole = V - V % LANES
     for n in range(N):
         row = logits[n]
-        sums[:] = row[0]
-        for start in range(0, whole, LANES):
-            for lane in range(LANES):
-                value = row[start + lane]
-                sums[lane] = value if value > sums[lane] else sums[lane]
-        for v in range(whole, V):
-            sums[0] = row[v] if row[v] > sums[0] else sums[0]
-        top = sums.max()
+        top = _highest(row, sums)
         sums[:] = 0
         products[:] = 0
         for start in range(0, whole, LANES):
@@ -152,21 +157,13 @@ def log_softmax_(logits: Tensor) -> Tensor:
 def _recall(similarity: Any, made: Any, mass: Any, serial: Any, penalty: Any, sharpness: Any) -> None:
     T, N = similarity.shape
     window, lanes = len(penalty) - 1, np.empty(LANES, np.float32)
-    whole = N - N % LANES
     for t in range(T):
         row, now = similarity[t], made[t]
         for n in range(N):
             age = now - serial[n]
             age = age if serial[n] >= 0 and 1 <= age <= window else 0
             row[n] = (row[n] - np.float32(1.0)) * sharpness + penalty[age]  # the penalty of age 0 is -inf
-        lanes[:] = penalty[0]
-        for start in range(0, whole, LANES):
-            for lane in range(LANES):
-                value = row[start + lane]
-                lanes[lane] = value if value > lanes[lane] else lanes[lane]
-        for n in range(whole, N):
-            lanes[0] = row[n] if row[n] > lanes[0] else lanes[0]
-        top = lanes.max()
+        top = _highest(row, lanes)
         if top == penalty[0]:
             row[:] = 0
             mass[t] = top
@@ -174,13 +171,7 @@ def _recall(similarity: Any, made: Any, mass: Any, serial: Any, penalty: Any, sh
         for n in range(N):
             weight = exp(row[n] - top)
             row[n] = weight if row[n] > penalty[0] else np.float32(0.0)
-        lanes[:] = 0
-        for start in range(0, whole, LANES):
-            for lane in range(LANES):
-                lanes[lane] += row[start + lane]
-        for n in range(whole, N):
-            lanes[0] += row[n]
-        total = lanes.sum()
+        total = _total(row, lanes)
         mass[t] = top + math.log(total)
         scale = np.float32(1.0) / total
         for n in range(N):
