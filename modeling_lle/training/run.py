@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from datasets import DatasetDict
@@ -47,10 +48,13 @@ def run(recipe: Recipe, texts: dict[str, Rows] | None = None, resume: bool = Fal
     tokenizer = _tokenizer(recipe, texts["train"])
     model = LLEForCausalLM(_config(recipe.model, tokenizer))
     validation = _read(texts["validation"], tokenizer, recipe.data)
+    training = _training_stream(texts["train"], tokenizer, recipe)
+    if isinstance(training, StreamDataset):
+        _begin_at_frequencies(model, training.tokens)
     trainer = LLETrainer(
         model=model,
         args=arguments,
-        train_dataset=_training_stream(texts["train"], tokenizer, recipe),
+        train_dataset=training,
         eval_dataset=StreamDataset(
             validation.ids,
             arguments.eval_batch_size * arguments.world_size,
@@ -140,6 +144,16 @@ def _config(values: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> LLECo
             "leave model.vocab_size out, or train a smaller tokenizer"
         )
     return config
+
+
+@torch.no_grad()
+def _begin_at_frequencies(model: LLEForCausalLM, tokens: np.ndarray) -> None:
+    """Sets the output bias to the log frequencies of the training text (N,), each type counted once more.
+
+    Otherwise the backbone learns them first, by constant states: the cells of an lstm run into saturation and stay.
+    """
+    counts = torch.from_numpy(np.bincount(tokens, minlength=model.config.vocab_size)).float() + 1
+    model.lm_head.bias.copy_((counts / counts.sum()).log())
 
 
 def _read(rows: Rows, tokenizer: PreTrainedTokenizerBase, data: DataArguments) -> TextTokens:
