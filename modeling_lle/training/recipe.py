@@ -153,6 +153,8 @@ def _value(value: Any, hint: Any, where: str) -> Any:
     if typing.get_origin(hint) is typing.Literal and value not in typing.get_args(hint):
         raise ValueError(f"{where} is {value!r}: choose one of {', '.join(map(repr, typing.get_args(hint)))}")
     kinds = {hint, *_members(hint)} - {type(None)}
+    if value is False and str in kinds and bool not in kinds:
+        return "no"  # YAML 1.1 reads the word as false, and save_strategy means the word
     if kinds and kinds <= {int, float} and not (value is None and hint not in kinds):
         value = _numbers(value)
         if float not in kinds and isinstance(value, float) and value.is_integer():

@@ -67,6 +67,11 @@ def test_settings(setting: str, section: str, expected: dict[str, Any]) -> None:
     assert resolved["training"]["seed"] == 3
 
 
+def test_the_word_no_is_not_false() -> None:
+    recipe = load("training: {eval_strategy: no, bf16: no}", "training.save_strategy=no")
+    assert (recipe.training.save_strategy, recipe.training.eval_strategy, recipe.training.bf16) == ("no", "no", False)
+
+
 def test_a_later_setting_overrules() -> None:
     assert load("", "training.seed=3", "training.seed=4").training.seed == 4
 

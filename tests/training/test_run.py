@@ -102,6 +102,18 @@ def test_the_folder_holds_all_of_it(tmp_path: Path, source: Path) -> None:
     )
 
 
+def test_training_begins_at_the_frequencies(tmp_path: Path, source: Path) -> None:
+    run(recipe(tmp_path, source, training={"max_steps": 1, "learning_rate": 1e-9}))
+    model = LLEForCausalLM.from_pretrained(tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    counts = dict.fromkeys(range(len(tokenizer)), 1)  # each type once more than it occurs
+    for token in tokenizer(" ".join(LINES), add_special_tokens=False)["input_ids"]:
+        counts[token] += 1
+    counts[tokenizer.eos_token_id] += len(LINES) + 1  # the start, and the end of every line
+    expected = torch.tensor([counts[token] for token in range(len(tokenizer))]).float()
+    torch.testing.assert_close(model.lm_head.bias.data, (expected / expected.sum()).log(), atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_resuming_is_exact(tmp_path: Path, source: Path, streaming: bool) -> None:
     """An epoch has 14 steps; the training goes on from the newest checkpoint, of step 16, in the second one."""
