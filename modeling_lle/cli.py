@@ -40,13 +40,11 @@ def train(
     resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint.")] = False,
 ) -> None:
     """Trains a language model by a recipe, calibrates its history, and saves it with its tokenizer and metrics."""
-    from accelerate import PartialState
-
-    from .training import load_recipe, run
+    from .training import leave_group, load_recipe, run
 
     loaded = load_recipe(recipe, set_)
     metrics = run(loaded, resume=resume)
-    PartialState().destroy_process_group()  # or its threads may end the process with an error
+    leave_group()
     if loaded.training.process_index > 0:
         return
     typer.echo(json.dumps(metrics, indent=2))

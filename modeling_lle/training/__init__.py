@@ -1,7 +1,16 @@
 """Training on continuous streams: the Trainer, the recipes, and running them."""
 
 from .recipe import Recipe, load_recipe, make_recipe
-from .run import calibrate, run
+from .run import calibrate, leave_group, run
 from .trainer import LLETrainer, LLETrainingArguments
 
-__all__ = ["LLETrainer", "LLETrainingArguments", "Recipe", "calibrate", "load_recipe", "make_recipe", "run"]
+__all__ = [
+    "LLETrainer",
+    "LLETrainingArguments",
+    "Recipe",
+    "calibrate",
+    "leave_group",
+    "load_recipe",
+    "make_recipe",
+    "run",
+]

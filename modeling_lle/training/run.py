@@ -1,5 +1,6 @@
 """Running a recipe: from text to a folder with a model, its tokenizer, the resolved recipe and the metrics."""
 
+import gc
 import importlib.util
 import json
 import logging
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from accelerate import PartialState
 from datasets import DatasetDict
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -82,6 +84,15 @@ def run(recipe: Recipe, texts: dict[str, Rows] | None = None, resume: bool = Fal
     if trainer.is_world_process_zero():
         save(recipe, trainer, metrics)
     return metrics
+
+
+def leave_group() -> None:
+    """Ends the process group, if this is one of several processes: call it when their work is done.
+
+    Its threads would otherwise meet an interpreter that is ending, and end the process with an error.
+    """
+    gc.collect()  # the model that was wrapped for the group holds on to it, in a cycle
+    PartialState().destroy_process_group()
 
 
 def calibrate(model: LLEForCausalLM, tokens: Any, limit: int, segment_length: int = 256) -> dict[str, float]:

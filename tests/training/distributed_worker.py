@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from torch import Tensor
 
 from modeling_lle import LLEConfig, LLEForCausalLM
 from modeling_lle.data import StreamDataset, StreamIterableDataset
-from modeling_lle.training import LLETrainer, LLETrainingArguments
+from modeling_lle.training import LLETrainer, LLETrainingArguments, leave_group
 
 VOCABULARY, SEGMENT = 13, 5
 DROPOUTS = ("embedding_dropout", "input_dropout", "hidden_dropout", "output_dropout", "weight_dropout")
@@ -114,4 +113,4 @@ def train(folder: Path, rows: int) -> None:
 
 if __name__ == "__main__":
     train(Path(sys.argv[1]), rows=2)
-    PartialState().destroy_process_group()  # or its threads may end the process with an error
+    leave_group()
