@@ -92,13 +92,34 @@ class StreamConfig:
 
 @strict
 @dataclasses.dataclass
+class BankConfig:
+    """The bank: entries of past sequences, while one is attached.
+
+    Args:
+        neighbours: Entries that are recalled at each position, the nearest ones.
+        sharpness, gate: As for the stream.
+        skip_above: The bank is not asked where the base gives some token at least this probability; 1 asks always.
+        search: "exact", or for banks that are large "balanced" or "fast", which find nearly all of the same entries.
+    """
+
+    neighbours: int = _within(64, 1, 4096)
+    sharpness: float | int = _within(14.0, 0.0)
+    gate: list[float | int] = _four_numbers(lambda: [-1.5, 0.3, 0.3, 0.3])  # noqa: RUF009
+    skip_above: float | int = _within(1.0, 0.0, 1.0)
+    search: Literal["exact", "balanced", "fast"] = "balanced"
+
+
+@strict
+@dataclasses.dataclass
 class HistoryConfig:
     """What the model learns from after training: one section for each source."""
 
     stream: StreamConfig | dict | None = None
+    bank: BankConfig | dict | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, _section(StreamConfig, value, "history.stream") if name == "stream" else value)
+        sections = {"stream": StreamConfig, "bank": BankConfig}
+        super().__setattr__(name, _section(sections[name], value, f"history.{name}") if name in sections else value)
 
 
 def _section(cls: type, values: Any, where: str) -> Any:
@@ -193,6 +214,13 @@ class LLEConfig(PreTrainedConfig):
         assert isinstance(self.history, HistoryConfig)
         assert isinstance(self.history.stream, StreamConfig)
         return self.history.stream
+
+    @property
+    def bank(self) -> BankConfig:
+        """The numbers of the bank: `history.bank`."""
+        assert isinstance(self.history, HistoryConfig)
+        assert isinstance(self.history.bank, BankConfig)
+        return self.history.bank
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain values: what config.json holds."""

@@ -15,6 +15,7 @@ means: higher is nearer.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,21 +28,26 @@ from .scan_lle import installed
 NO_ENTRY = -math.inf
 
 
-def kernel(similarity: Tensor, age: Tensor, sharpness: Tensor | float, recency: Tensor | float) -> Tensor:
+def kernel(
+    similarity: Tensor, log_age: Tensor | None, sharpness: Tensor | float, recency: Tensor | float = 0.0
+) -> Tensor:
     """Scores of the entries in nats, at most 0.
 
     Args:
         similarity: (..., N) floating, cosine of key and query.
-        age: (..., N) int64, 1 for the newest entry; unused where `recency` is the number 0.
+        log_age: (..., N) float32, logarithm of the age, which is 1 for the newest entry; None for entries without age.
         sharpness, recency: Numbers, or scalar tensors that may need a gradient.
 
     Returns:
         (..., N) float32.
     """
     score = (similarity.float() - 1) * sharpness
-    if isinstance(recency, Tensor) or recency != 0:
-        score = score - recency * age.clamp(min=1).float().log_()
-    return score
+    return score if log_age is None else score - recency * log_age
+
+
+def log_age(age: Tensor) -> Tensor:
+    """Logarithm of ages (int64) as float32; 0 where there is no entry."""
+    return age.clamp(min=1).float().log_()
 
 
 @dataclass
@@ -89,8 +95,21 @@ def recall_stream(block: Block, sharpness: float, recency: float) -> Recall:
         weights = similarity.float().contiguous()
         mass = recall_weights(weights, block.made, block.serial, block.window, sharpness, recency)
         return Recall(weights, block.outcomes[:, None], mass)
-    scores = kernel(similarity, block.age, sharpness, recency)
+    scores = kernel(similarity, log_age(block.age), sharpness, recency)
     return Recall.from_scores(scores, block.valid, block.outcomes)
+
+
+def recall_bank(similarity: Tensor, outcomes: Tensor, counts: Tensor, sharpness: float) -> Recall:
+    """What each position recalls from its nearest entries of a bank.
+
+    Args:
+        similarity: (B, T, K) float32, cosines.
+        outcomes: (B, T, K) int64.
+        counts: (B, T, K) integers, how often each entry occurred; 0 where there is none.
+        sharpness: As in `kernel`.
+    """
+    scores = kernel(similarity, None, sharpness) + counts.clamp(min=1).log()
+    return Recall.from_scores(scores, counts > 0, outcomes)
 
 
 def base_features(log_probs: Tensor) -> Tensor:
@@ -150,65 +169,100 @@ def mixed_distribution(base: Tensor, recalls: list[Recall], log_shares: Tensor) 
     return mixed.clamp_(min=torch.finfo(mixed.dtype).tiny).log_()
 
 
+@dataclass
+class Evidence:
+    """What a source offers at n positions, before its numbers are applied.
+
+    Attributes:
+        similarity: (n, N) float32, cosines.
+        log_age: (n, N) float32, or None for entries without age.
+        log_count: (n, N) float32, logarithm of how often each entry occurred, or None for once.
+        valid: (n, N) bool, whether the position may recall the entry.
+        hit: (n, N) bool, whether the entry's outcome is the target.
+    """
+
+    similarity: Tensor
+    log_age: Tensor | None
+    log_count: Tensor | None
+    valid: Tensor
+    hit: Tensor
+
+    def recall(self, sharpness: Tensor, recency: Tensor) -> tuple[Tensor, Tensor]:
+        """Mass and probability of the target, (n,) float32 each."""
+        scores = kernel(self.similarity, self.log_age, sharpness, recency)
+        scores = scores if self.log_count is None else scores + self.log_count
+        recall = Recall.from_scores(scores[:, None], self.valid[:, None], self.hit.long()[:, None])
+        return recall.mass[:, 0], recall.probability(torch.ones_like(recall.mass, dtype=torch.long))[:, 0]
+
+    def select(self, keep: Tensor) -> "Evidence":
+        """The positions where `keep` (n,) bool."""
+        return self._map(lambda column: column[keep])
+
+    @classmethod
+    def join(cls, parts: list["Evidence"]) -> "Evidence":
+        """The positions of all parts, their entries padded to one width."""
+        width = max(part.valid.shape[1] for part in parts)
+        padded = [
+            part._map(lambda column: torch.nn.functional.pad(column, (0, width - column.shape[1]))) for part in parts
+        ]
+        columns = zip(*([getattr(part, name) for name in cls.__dataclass_fields__] for part in padded), strict=True)
+        return cls(*(None if column[0] is None else torch.cat(column) for column in columns))
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "Evidence":
+        columns = (getattr(self, name) for name in self.__dataclass_fields__)
+        return Evidence(*(None if column is None else change(column) for column in columns))
+
+
+@dataclass
+class _Sample:
+    """Positions to fit on: the base's log probability of the target (n,), its features (n, 2), each source's evidence."""
+
+    base: Tensor
+    features: Tensor
+    sources: list[Evidence]
+
+    def select(self, keep: Tensor) -> "_Sample":
+        keep = keep.to(self.base.device)
+        return _Sample(self.base[keep], self.features[keep], [source.select(keep) for source in self.sources])
+
+
 class Calibration:
-    """Fits the numbers of a source on held-out text, by gradient descent on the mixture's cross entropy.
+    """Fits the numbers of the sources together on held-out text, by gradient descent on the mixture's cross entropy.
 
     Args:
-        numbers: The source's section of the config (`sharpness`, `recency`, `gate`), read and written.
+        numbers: The sources' sections of the config (`sharpness`, `gate`, and `recency` if it has one), which are
+            read and written.
         max_positions: Positions to keep; more are thinned out evenly at random.
         seed: Seed of the thinning.
     """
 
-    def __init__(self, numbers: Any, max_positions: int, seed: int = 0) -> None:
+    def __init__(self, numbers: list[Any], max_positions: int, seed: int = 0) -> None:
         self.numbers = numbers
         self.max_positions = max_positions
         self.generator = torch.Generator().manual_seed(seed)
-        self.samples: list[tuple[Tensor, ...]] = []
+        self.samples: list[_Sample] = []
         self.kept = 0
         self.rate = 1.0
 
-    def add(self, base: Tensor, block: Block, targets: Tensor) -> None:
-        """Takes a block's positions: base log probabilities (B, T, V), what can be recalled, targets (B, T)."""
+    def choose(self, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Row and column, (n,) int64 each, of the positions of a block to take, from its targets (B, T)."""
         chosen = (targets >= 0) & (torch.rand(targets.shape, generator=self.generator) < self.rate).to(targets.device)
         row, column = chosen.nonzero(as_tuple=True)
-        if not len(row):
-            return
-        target = targets[row, column]
-        self.samples.append(
-            (
-                base[row, column, target],
-                base_features(base[row, column]),
-                block.similarity()[row, column].float(),
-                block.age[row, column].clamp(min=1).float().log_(),
-                block.valid[row, column],
-                block.outcomes[row] == target[:, None],
-            )
-        )
-        self.kept += len(row)
+        return row, column
+
+    def add(self, base: Tensor, features: Tensor, sources: list[Evidence]) -> None:
+        """Takes n positions: the base's log probability of the target (n,), `base_features` (n, 2), the evidence."""
+        self.samples.append(_Sample(base, features, sources))
+        self.kept += len(base)
         if self.kept > 2 * self.max_positions:
             self._thin(0.5)
             self.rate *= 0.5
 
     def _thin(self, share: float) -> None:
-        thinned = []
-        for sample in self.samples:
-            keep = (torch.rand(len(sample[0]), generator=self.generator) < share).to(sample[0].device)
-            thinned.append(tuple(column[keep] for column in sample))
-        self.samples = thinned
-        self.kept = sum(len(sample[0]) for sample in thinned)
-
-    def _columns(self) -> list[Tensor]:
-        """The samples side by side, their entries padded to one width."""
-        width = max(sample[2].shape[-1] for sample in self.samples)
-
-        def padded(tensor: Tensor) -> Tensor:
-            return torch.nn.functional.pad(tensor, (0, width - tensor.shape[-1])) if tensor.dim() == 2 else tensor
-
-        columns = []
-        for index in range(6):
-            parts = [sample[index] for sample in self.samples]
-            columns.append(torch.cat([padded(part) if index > 1 else part for part in parts]))
-        return columns
+        self.samples = [
+            sample.select(torch.rand(len(sample.base), generator=self.generator) < share) for sample in self.samples
+        ]
+        self.kept = sum(len(sample.base) for sample in self.samples)
 
     def fit(self, steps: int) -> dict[str, float]:
         """Descends, writes the best numbers found into the config, and returns the perplexities."""
@@ -216,30 +270,20 @@ class Calibration:
             self._thin(self.max_positions / self.kept)
         if self.kept < 2:
             raise ValueError("calibration needs held-out text of at least a few tokens; the batches hold none")
-        base, features, similarity, log_age, valid, hit = self._columns()
+        base = torch.cat([sample.base for sample in self.samples])
+        features = torch.cat([sample.features for sample in self.samples])
+        sources = [Evidence.join(list(parts)) for parts in zip(*(s.sources for s in self.samples), strict=True)]
         mean, deviation = features.mean(0), features.std(0).clamp(min=1e-3)
-        start = self.numbers
-        bias, of_mass, *of_features = (float(number) for number in start.gate)
-        weights = torch.tensor(of_features, device=base.device)
-        # Descend on standardised features, log sharpness and the root of recency: well-conditioned and unbounded.
-        values = torch.cat(
-            [
-                torch.tensor(
-                    [math.log(max(start.sharpness, 1e-3)), math.sqrt(max(start.recency, 1e-3)), 0.0, of_mass]
-                ),
-                (weights * deviation).cpu(),
-            ]
-        )
-        values[2] = bias + float(weights @ mean)
-        values = values.to(base.device).requires_grad_()
+        scaled = (features - mean) / deviation
+        start = [_to_values(numbers, mean.cpu(), deviation.cpu()) for numbers in self.numbers]
+        values = torch.stack(start).to(base.device).requires_grad_()
 
         def nats() -> Tensor:
-            scores = (similarity - 1) * values[0].exp() - values[1].square() * log_age
-            recall = Recall.from_scores(scores[:, None], valid[:, None], hit.long()[:, None])
-            recalled = recall.probability(torch.ones_like(base, dtype=torch.long)[:, None])[:, 0]
-            scaled = (features - mean) / deviation
-            log_shares = gate([recall.mass[:, 0]], scaled, [values[2:]])
-            return -mixed_log_prob(base, [recalled], log_shares).mean()
+            recalls = [
+                source.recall(value[0].exp(), value[1].square()) for source, value in zip(sources, values, strict=True)
+            ]
+            log_shares = gate([mass for mass, _ in recalls], scaled, [value[2:] for value in values])
+            return -mixed_log_prob(base, [probability for _, probability in recalls], log_shares).mean()
 
         optimizer = torch.optim.LBFGS([values], max_iter=steps, history_size=10, line_search_fn="strong_wolfe")
         best = (math.inf, values.detach().clone())
@@ -256,7 +300,8 @@ class Calibration:
             return loss
 
         optimizer.step(closure)
-        self._store(best[1].cpu(), mean.cpu(), deviation.cpu())
+        for numbers, value in zip(self.numbers, best[1].cpu(), strict=True):
+            _store(numbers, value, mean.cpu(), deviation.cpu())
         return {
             "positions": float(len(base)),
             "base_ppl": math.exp(float(-base.mean())),
@@ -264,8 +309,22 @@ class Calibration:
             "after_ppl": math.exp(best[0]),
         }
 
-    def _store(self, values: Tensor, mean: Tensor, deviation: Tensor) -> None:
-        slopes = values[4:] / deviation
-        self.numbers.sharpness = float(values[0].exp())
-        self.numbers.recency = float(values[1].square())
-        self.numbers.gate = [float(values[2] - slopes @ mean), float(values[3]), *(float(slope) for slope in slopes)]
+
+def _to_values(numbers: Any, mean: Tensor, deviation: Tensor) -> Tensor:
+    """What is descended on, (6,): log sharpness, root of recency, and the gate's weights of standardised features.
+
+    They are well-conditioned and unbounded.
+    """
+    bias, of_mass, *of_features = (float(number) for number in numbers.gate)
+    weights = torch.tensor(of_features)
+    kernel_values = [math.log(max(numbers.sharpness, 1e-3)), math.sqrt(max(getattr(numbers, "recency", 0.0), 1e-3))]
+    return torch.cat([torch.tensor([*kernel_values, bias + float(weights @ mean), of_mass]), weights * deviation])
+
+
+def _store(numbers: Any, values: Tensor, mean: Tensor, deviation: Tensor) -> None:
+    """Writes what `_to_values` makes of the numbers back into them."""
+    slopes = values[4:] / deviation
+    numbers.sharpness = float(values[0].exp())
+    if hasattr(numbers, "recency"):
+        numbers.recency = float(values[1].square())
+    numbers.gate = [float(values[2] - slopes @ mean), float(values[3]), *(float(slope) for slope in slopes)]

@@ -6,9 +6,9 @@ Shapes: B batch, T time, D width, V vocabulary, W window, N entries.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -21,10 +21,12 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from .bank_lle import HISTORY_FOLDER, Found, HistoryBank
 from .cache_lle import Block, LLECache
 from .configuration_lle import LLEConfig
-from .history_lle import Calibration, Recall, base_prediction, gate, mixed_distribution, mixed_log_prob, recall_stream
+from .history_lle import Calibration, base_prediction, recall_bank, recall_stream
 from .loss_lle import IGNORED, linear_cross_entropy
+from .prediction_lle import HistoryOutput, Prediction
 from .recurrence_lle import RecurrentLayer, RecurrentStack, init_recurrent_weights, variational_dropout
 
 # What `trust_remote_code` finds in a saved folder, whichever head was saved.
@@ -35,35 +37,6 @@ AUTO_MAP = {
 }
 BLOCK = 128  # positions that are predicted together
 BLOCK_ELEMENTS = 1 << 24  # at most so many scores or log probabilities at once
-
-
-@dataclass
-class HistoryOutput(ModelOutput):
-    """Which entries moved the predictions, and by exactly how much.
-
-    Attributes:
-        base_share: (B, T) float32, the base's share of the mixture, g_0.
-        shares: (B, T, N) float32, each entry's share: P(y) = base_share * p(y) + sum of the shares with outcome y.
-        outcomes: (B, T, N) int64, the token that followed each entry; its share is 0 where there is no entry.
-        ages: (B, T, N) int64, how many tokens ago the entry was made, 1 for the newest.
-    """
-
-    base_share: Tensor | None = None
-    shares: Tensor | None = None
-    outcomes: Tensor | None = None
-    ages: Tensor | None = None
-
-    @classmethod
-    def join(cls, parts: list["HistoryOutput"]) -> "HistoryOutput":
-        """The outputs of consecutive blocks as one; entries that a block did not see get share 0."""
-        width = max(cast(Tensor, part.shares).shape[-1] for part in parts)
-
-        def padded(name: str) -> Tensor:
-            tensors = [getattr(part, name) for part in parts]
-            return torch.cat([nn.functional.pad(t, (0, width - t.shape[-1])) for t in tensors], dim=1)
-
-        base_share = torch.cat([cast(Tensor, part.base_share) for part in parts], dim=1)
-        return cls(base_share, padded("shares"), padded("outcomes"), padded("ages"))
 
 
 @dataclass
@@ -93,13 +66,17 @@ class ScoreOutput(ModelOutput):
     Attributes:
         log_probs: (B, T) float32 nats, with history (equal to `base_log_probs` without); 0 where the target is -100.
         base_log_probs: (B, T) float32 nats, of the plain output layer.
-        stream_share: (B, T) float32, the share of the stream in the mixture.
+        stream_log_probs, bank_log_probs: (B, T) float32 nats, with that source alone; None without a bank.
+        stream_share, bank_share: (B, T) float32, the shares of the sources in the mixture.
         past_key_values: The cache that continues the text.
     """
 
     log_probs: Tensor | None = None
     base_log_probs: Tensor | None = None
+    stream_log_probs: Tensor | None = None
+    bank_log_probs: Tensor | None = None
     stream_share: Tensor | None = None
+    bank_share: Tensor | None = None
     past_key_values: LLECache | None = None
 
 
@@ -157,10 +134,46 @@ class LLEPreTrainedModel(PreTrainedModel):
             )
         return loaded if output_loading_info else model
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """Saves the model, and the code that loads it where this package is not installed, as transformers does."""
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], *args: Any, save_history: bool = False, **kwargs: Any
+    ) -> None:
+        """Saves the model, and the code that loads it where this package is not installed, as transformers does.
+
+        With `save_history`, a copy of the attached bank is kept in the folder `history`, from which
+        `HistoryBank.from_pretrained` opens it. It holds the texts that the bank was made of.
+        """
+        if save_history and self.history_bank is None:
+            raise ValueError("save_history=True, but no bank is attached: call attach_history first")
         self.config.auto_map = dict(AUTO_MAP)
         super().save_pretrained(save_directory, *args, **kwargs)
+        if save_history and self.history_bank is not None:
+            self.history_bank.save_pretrained(os.path.join(save_directory, HISTORY_FOLDER))
+
+    history_bank: HistoryBank | None = None
+    history_namespaces: tuple[str, ...] | None = None
+
+    def attach_history(
+        self, bank: HistoryBank, namespaces: Sequence[str] | str | None = None, tokenizer: Any = None
+    ) -> None:
+        """Lets the model recall from a bank, in evaluation mode, until `detach_history`.
+
+        Args:
+            bank: The bank.
+            namespaces: The namespaces to recall from; None: all that there are at the time of the search.
+            tokenizer: The tokenizer with which `bank.add` is to encode texts.
+
+        Raises:
+            BankError: Another backbone encoded the bank, or it has no such namespace.
+        """
+        bank.check_model(self)
+        self.history_namespaces = bank.check_namespaces(namespaces)
+        self.history_bank = bank
+        if tokenizer is not None or bank.encoder is None:
+            bank.encoder = (self, tokenizer)
+
+    def detach_history(self) -> None:
+        """Ends `attach_history`."""
+        self.history_bank = self.history_namespaces = None
 
 
 class LLEModel(LLEPreTrainedModel):
@@ -329,7 +342,7 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
         if with_history:
             first = states.shape[1] - logits_to_keep if isinstance(logits_to_keep, int) and logits_to_keep else 0
             first = 0 if shift_labels is not None or output_history else max(0, first)
-            predictions = self._predictions(states, input_ids, mask, cache, first)
+            predictions = self._predictions(states, input_ids, mask, cache, True, first)
             self._collect(output, predictions, shift_labels, return_logits, output_history)
             if output.logits is not None:
                 output.logits = slice_logits_to_keep(output.logits, logits_to_keep)
@@ -356,7 +369,8 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
         window = self.config.stream.window if use_history else 0
         if cache is None and (use_cache or window > 0):
             cache = LLECache(window)
-        return cache, use_history and cache is not None and cache.stream is not None
+        has_stream = cache is not None and cache.stream is not None
+        return cache, use_history and (has_stream or self.history_bank is not None)
 
     def _penalties(self, states: Tensor, dropped: Tensor) -> Tensor:
         """Activation and temporal activation regularisation (Merity et al. 2018, arXiv:1708.02182, section 4.6)."""
@@ -368,25 +382,56 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
         return penalty
 
     def _predictions(
-        self, states: Tensor, tokens: Tensor | None, mask: Tensor | None, cache: LLECache | None, first: int = 0
-    ) -> Iterator["_Prediction"]:
+        self,
+        states: Tensor,
+        tokens: Tensor | None,
+        mask: Tensor | None,
+        cache: LLECache | None,
+        with_history: bool,
+        first: int = 0,
+    ) -> Iterator[Prediction]:
         """Predictions for the positions from `first` on, block by block, recording the whole segment in the stream."""
         rows, length, _ = states.shape
-        window = 0 if cache is None else cache.window
-        size = max(1, min(BLOCK, BLOCK_ELEMENTS // (rows * max(self.config.vocab_size, window))))
-        if cache is None or cache.stream is None:
-            for start in range(first, length, size):
-                part = slice(start, min(start + size, length))
-                yield _Prediction(part, base_prediction(self.lm_head(states[:, part]))[0])
-            return
-        numbers = self.config.stream
-        for block in cache.stream.read(states, tokens, mask, size):
-            if block.positions.stop <= first:
+        stream = None if cache is None else cache.stream
+        widest = max(self.config.vocab_size, 0 if stream is None else stream.window)
+        size = max(1, min(BLOCK, BLOCK_ELEMENTS // (rows * widest)))
+        blocks: Iterable[tuple[slice, Block | None]]
+        if stream is None:
+            blocks = ((slice(start, min(start + size, length)), None) for start in range(0, length, size))
+        else:
+            blocks = ((block.positions, block) for block in stream.read(states, tokens, mask, size))
+        for positions, block in blocks:
+            if positions.stop <= first:
                 continue
-            base, features = base_prediction(self.lm_head(states[:, block.positions]))
-            recall = recall_stream(block, numbers.sharpness, numbers.recency)
-            log_shares = gate([recall.mass], features, [numbers.gate])
-            yield _Prediction(block.positions, base, block, [recall], log_shares)
+            base, features = base_prediction(self.lm_head(states[:, positions]))
+            prediction = Prediction(positions, base, features)
+            if with_history and block is not None:
+                numbers = self.config.stream
+                prediction.block = block
+                prediction.add("stream", recall_stream(block, numbers.sharpness, numbers.recency), numbers.gate)
+            if with_history and self.history_bank is not None:
+                found = self._search(states[:, positions], features)
+                recall = recall_bank(found.similarity, found.outcomes, found.counts, self.config.bank.sharpness)
+                prediction.found = found
+                prediction.add("bank", recall, self.config.bank.gate)
+            yield prediction
+
+    def _search(self, states: Tensor, features: Tensor) -> Found:
+        """What the bank holds for each position (B, T, K): nothing where the base is certain."""
+        assert self.history_bank is not None
+        numbers = self.config.bank
+        asked = (features[..., 1].exp() < numbers.skip_above) | (numbers.skip_above >= 1)
+        queries = nn.functional.normalize(states[asked].float(), dim=-1)
+        found = self.history_bank.search(queries, numbers.neighbours, self.history_namespaces, numbers.search)
+
+        def placed(values: Tensor, blank: int) -> Tensor:
+            whole = values.new_full((*asked.shape, numbers.neighbours), blank, device=states.device)
+            whole[asked] = values.to(states.device)
+            return whole
+
+        return Found(
+            placed(found.similarity, 0), placed(found.ids, -1), placed(found.outcomes, 0), placed(found.counts, 0)
+        )
 
     def _record(self, states: Tensor, tokens: Tensor | None, mask: Tensor | None, cache: LLECache | None) -> None:
         """Takes a segment into the stream, if there is one, that is predicted without it."""
@@ -397,7 +442,7 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
     def _collect(
         self,
         output: LLECausalLMOutput,
-        predictions: Iterable["_Prediction"],
+        predictions: Iterable[Prediction],
         targets: Tensor | None,
         with_logits: bool,
         with_history: bool,
@@ -441,17 +486,19 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
         mask = segment_mask(attention_mask, states.shape[1])
         if not with_history:
             self._record(states, input_ids, mask, cache)
-        columns = []
-        for prediction in self._predictions(states, input_ids, mask, cache if with_history else None):
-            targets = shift_labels[:, prediction.positions]
-            columns.append((prediction.log_probs(targets), prediction.base_log_probs(targets), prediction.share()))
-        mixed, base, share = (torch.cat(column, dim=1) for column in zip(*columns, strict=True))
-        return ScoreOutput(log_probs=mixed, base_log_probs=base, stream_share=share, past_key_values=cache)
+        parts = [
+            prediction.scores(shift_labels[:, prediction.positions])
+            for prediction in self._predictions(states, input_ids, mask, cache if with_history else None, with_history)
+        ]
+        columns = {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}
+        return ScoreOutput(**columns, past_key_values=cache)
 
     def calibrate(
         self, batches: Iterable[dict[str, Tensor]], max_positions: int = 3000, steps: int = 40, seed: int = 0
     ) -> dict[str, float]:
         """Fits the numbers of the rule on held-out text, by gradient descent, and stores them in the config.
+
+        Those of the stream and, if one is attached, of the bank are fitted together.
 
         Args:
             batches: Consecutive segments of text: `input_ids` and `shift_labels`, (B, T) int64; row r of a batch
@@ -463,9 +510,13 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
         Returns:
             `positions`, and perplexities on them: `base_ppl`, `before_ppl` and `after_ppl`.
         """
-        if self.config.stream.window == 0:
-            raise ValueError("nothing to calibrate: the stream is off (history.stream.window is 0)")
-        calibration = Calibration(self.config.stream, max_positions, seed)
+        numbers: list[Any] = [self.config.stream] if self.config.stream.window else []
+        numbers += [self.config.bank] if self.history_bank is not None else []
+        if not numbers:
+            raise ValueError(
+                "nothing to calibrate: the stream is off (history.stream.window is 0), and no bank is attached"
+            )
+        calibration = Calibration(numbers, max_positions, seed)
         cache = LLECache(self.config.stream.window)
         training = self.training
         self.eval()
@@ -474,59 +525,14 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
                 for batch in batches:
                     ids, targets = batch["input_ids"].to(self.device), batch["shift_labels"].to(self.device)
                     states = self.model(ids, past_key_values=cache, use_cache=False).last_hidden_state
-                    for prediction in self._predictions(states, ids, None, cache):
-                        assert prediction.block is not None
-                        calibration.add(prediction.base, prediction.block, targets[:, prediction.positions])
+                    for prediction in self._predictions(states, ids, None, cache, True):
+                        own = targets[:, prediction.positions]
+                        row, column = calibration.choose(own)
+                        if len(row):
+                            calibration.add(*prediction.sample(row, column, own[row, column]))
         finally:
             self.train(training)
         return calibration.fit(steps)
-
-
-@dataclass
-class _Prediction:
-    """The prediction of one block: the base's log p (B, T, V) and, with history, what is mixed in."""
-
-    positions: slice
-    base: Tensor
-    block: Block | None = None
-    recalls: list[Recall] | None = None
-    log_shares: Tensor | None = None
-
-    def base_log_probs(self, targets: Tensor) -> Tensor:
-        """log p of the targets (B, T), 0 where the target is -100."""
-        ignored = targets == IGNORED
-        return self.base.gather(-1, targets.masked_fill(ignored, 0)[..., None])[..., 0].masked_fill(ignored, 0.0)
-
-    def log_probs(self, targets: Tensor) -> Tensor:
-        """log P of the targets (B, T), 0 where the target is -100."""
-        base = self.base_log_probs(targets)
-        if self.recalls is None or self.log_shares is None:
-            return base
-        recalled = [recall.probability(targets) for recall in self.recalls]
-        return mixed_log_prob(base, recalled, self.log_shares).masked_fill(targets == IGNORED, 0.0)
-
-    def distribution(self) -> Tensor:
-        """log P of every token, (B, T, V); uses up `base`."""
-        if self.recalls is None or self.log_shares is None:
-            return self.base
-        return mixed_distribution(self.base, self.recalls, self.log_shares)
-
-    def share(self) -> Tensor:
-        """The share of the stream, (B, T)."""
-        return torch.zeros_like(self.base[..., 0]) if self.log_shares is None else self.log_shares[..., 1].exp()
-
-    def history(self) -> HistoryOutput:
-        """The entries and their shares."""
-        assert self.recalls is not None
-        assert self.log_shares is not None
-        assert self.block is not None
-        shares, recall = self.log_shares.exp(), self.recalls[0]
-        return HistoryOutput(
-            base_share=shares[..., 0],
-            shares=recall.weights * shares[..., 1:],
-            outcomes=recall.outcomes.expand(recall.weights.shape).clone(),  # the stream may go on writing into them
-            ages=self.block.age,
-        )
 
 
 def refuse_empty_rows(attention_mask: Tensor | dict[str, Tensor | None]) -> None:

@@ -111,7 +111,7 @@ def _softmax_slope(logits: Any, targets: Any, nats: Any) -> None:
 
 
 def softmax_slope(logits: Tensor, targets: Tensor, nats: Tensor) -> None:
-    """Replaces logits (N, V) by the slope of the cross entropy, and fills the nats (N,) of the targets (N,) int64.
+    """Replaces logits (N, V) by the slope of the cross entropy and fills the nats (N,) of the targets (N,) int64.
 
     Rows whose target is negative get zeros. float32 and bfloat16 logits take float32 nats, float64 float64.
     """

@@ -229,14 +229,23 @@ def _encode(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> dict[str, l
     if None in texts:
         raise ValueError("a row has no text: filter such rows out first")
     texts = [text.removesuffix("\n") for text in texts]
-    encoded = tokenizer(
-        texts, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False, verbose=False
-    )
     return {
-        "input_ids": [[*ids, tokenizer.eos_token_id] for ids in encoded["input_ids"]],
+        "input_ids": encode_texts(texts, tokenizer),
         "words": [len(text.split()) + text.count("\n") + 1 for text in texts],
         "bytes": [len(text.encode()) + 1 for text in texts],
     }
+
+
+def encode_texts(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Token ids of each text, a last line break replaced by `<eos>`; names of special tokens are plain text."""
+    encoded = tokenizer(
+        [text.removesuffix("\n") for text in texts],
+        add_special_tokens=False,
+        split_special_tokens=True,
+        return_attention_mask=False,
+        verbose=False,
+    )
+    return [[*ids, tokenizer.eos_token_id] for ids in encoded["input_ids"]]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,561 @@
+"""HistoryBank: past sequences, encoded by the backbone, that a model recalls; added to, searched, and taken back from.
+
+Notable: an entry is a position in a stored text, so that what stands around it can be shown; ids are never given
+twice; what is forgotten is gone from every search at once, and from the disk after `compact`. A bank in memory is a
+snapshot: other processes may write, `refresh` brings what they wrote.
+Shapes: B batch, T time, D width, Q queries, N entries, K neighbours.
+"""
+
+import dataclasses
+import hashlib
+import importlib
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from .bank_files_lle import MANIFEST, Added, BankError, Folder, Manifest, Segment, SegmentInfo
+from .nearest_lle import nearest, rank
+
+logger = logging.getLogger(__name__)
+
+DEFAULT = "default"
+HISTORY_FOLDER = "history"  # where a saved model keeps its bank
+EXACT_ENTRIES = 50_000  # up to so many entries, exact search is faster than an index
+ATTEMPTS = 5  # readings of a manifest whose files a writer is replacing
+
+Search = Literal["exact", "balanced", "fast"]
+
+
+@dataclasses.dataclass
+class Found:
+    """What a search found.
+
+    Attributes:
+        similarity: (Q, K) float32, cosines, descending.
+        ids: (Q, K) int64, ids of the entries; -1 where there are fewer than K.
+        outcomes: (Q, K) int64, the token that followed each entry.
+        counts: (Q, K) int32, how often each entry occurred.
+    """
+
+    similarity: Tensor
+    ids: Tensor
+    outcomes: Tensor
+    counts: Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class EntryText:
+    """Where an entry comes from.
+
+    Attributes:
+        id: Its id.
+        namespace, source, row: Where its document was added.
+        columns: The document's other columns.
+        before: Token ids up to the entry's key, the oldest first.
+        outcome: The token id that followed.
+        after: Token ids after it.
+    """
+
+    id: int
+    namespace: str
+    source: str
+    row: int
+    columns: dict[str, Any]
+    before: list[int]
+    outcome: int
+    after: list[int]
+
+
+@torch.no_grad()
+def fingerprint(model: Any) -> str:
+    """Identifies the backbone of `model` by its weights, rounded to bfloat16, so that their dtype does not matter."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.base_model.state_dict().items()):
+        digest.update(f"{name} {tuple(weight.shape)}\n".encode())
+        digest.update(weight.detach().cpu().bfloat16().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+class _View:
+    """The segments of some namespaces, side by side, as one search sees them."""
+
+    def __init__(self, segments: list[Segment], forgotten: Tensor, width: int) -> None:
+        self.segments = segments
+        self.offsets = torch.tensor([0, *(len(segment) for segment in segments)]).cumsum(0)
+
+        def joined(parts: list[Tensor], dtype: torch.dtype) -> Tensor:
+            return torch.cat(parts) if parts else torch.zeros(0, dtype=dtype)
+
+        self.ids = joined([segment.ids for segment in segments], torch.long)
+        self.outcomes = joined([segment.outcomes.int() for segment in segments], torch.int32)
+        self.counts = joined([segment.counts for segment in segments], torch.int32)
+        self.usable = ~torch.isin(self.ids, forgotten)
+        self.width = width
+        self._keys: Tensor | None = segments[0].keys if len(segments) == 1 else None
+        self.index: Any = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def keys(self) -> Tensor:
+        """(N, D) bfloat16."""
+        if self._keys is None:
+            parts = [segment.keys for segment in self.segments]
+            self._keys = torch.cat(parts) if parts else torch.zeros(0, self.width, dtype=torch.bfloat16)
+        return self._keys
+
+    def keys_of(self, index: Tensor) -> Tensor:
+        """The keys of the entries `index` (n,) int64, as (n, D) bfloat16, read from their segments."""
+        if self._keys is not None:
+            return self._keys[index]
+        keys = torch.empty(len(index), self.width, dtype=torch.bfloat16)
+        owner = torch.searchsorted(self.offsets, index, right=True) - 1
+        for number, segment in enumerate(self.segments):
+            own = (owner == number).nonzero()[:, 0]
+            keys[own] = segment.keys[index[own] - self.offsets[number]]
+        return keys
+
+    def search(self, queries: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
+        """The nearest entries, from the index if there is one."""
+        if self.index is None:
+            return nearest(queries, self.keys, self.usable, neighbours)
+        candidates = self.index.candidates(queries, neighbours)
+        candidates = candidates.masked_fill(~self.usable[candidates.clamp(min=0)], -1).sort(1).values
+        keys = self.keys_of(candidates.clamp(min=0).flatten()).view(*candidates.shape, -1)
+        return rank(queries, keys, candidates, neighbours)
+
+
+class HistoryBank:
+    """Entries of past sequences, in a folder. Make one with `build`, `open` or `from_pretrained`.
+
+    Args:
+        folder: The files.
+        verify: Whether to test the checksum of every file.
+    """
+
+    def __init__(self, folder: Folder, verify: bool = True) -> None:
+        self.folder = folder
+        self.encoder: tuple[Any, Any] | None = None  # model and tokenizer that `add` uses
+        self._temporary: tempfile.TemporaryDirectory | None = None
+        self._load(verify)
+
+    @classmethod
+    def open(cls, path: str | Path, verify: bool = True) -> "HistoryBank":
+        """Opens a bank.
+
+        Args:
+            path: Its folder.
+            verify: Whether to test the checksum of every file, which reads each of them once.
+
+        Raises:
+            FileNotFoundError: There is no bank at `path`.
+            BankError: A file is missing, damaged, swapped, or of a newer version.
+        """
+        return cls(Folder(path), verify)
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_path: str | Path, *, revision: str | None = None, token: str | bool | None = None
+    ) -> "HistoryBank":
+        """Opens a bank in a folder, in the `history` folder of a saved model, or of a repository on the Hub."""
+        path = Path(name_or_path)
+        if not path.is_dir():
+            from huggingface_hub import snapshot_download
+
+            patterns = [f"{HISTORY_FOLDER}/*"]
+            path = Path(snapshot_download(str(name_or_path), revision=revision, token=token, allow_patterns=patterns))
+        inner = path / HISTORY_FOLDER
+        return cls.open(inner if (inner / MANIFEST).exists() else path)
+
+    @classmethod
+    def build(
+        cls, model: Any, tokenizer: Any, dataset: Any, path: str | Path | None = None, **options: Any
+    ) -> "HistoryBank":
+        """Makes a bank of a data set.
+
+        Args:
+            model: The model that will recall from it; its backbone encodes the texts.
+            tokenizer: Its tokenizer.
+            dataset: Texts: a `datasets.Dataset` or `IterableDataset`, or an iterable of mappings or of texts.
+            path: The folder; None: a temporary one, which lasts as long as the bank. Save it with `save_pretrained`.
+            options: As in `add`.
+
+        Raises:
+            FileExistsError: There is a bank already.
+        """
+        temporary = tempfile.TemporaryDirectory(prefix="lle-bank-") if path is None else None
+        folder = Folder(path if temporary is None else temporary.name)
+        with folder.writing():
+            if (folder.path / MANIFEST).exists():
+                raise FileExistsError(f"there is a bank at {folder.path} already: open it and add to it, or remove it")
+            folder.write_manifest(Manifest(fingerprint(model), model.config.hidden_size, model.config.vocab_size))
+        bank = cls(folder)
+        bank._temporary = temporary
+        bank.encoder = (model, tokenizer)
+        bank.add(dataset, **options)
+        return bank
+
+    def _load(self, verify: bool) -> None:
+        """Reads the newest manifest, and the files that were not read before."""
+        known = getattr(self, "_segments", {})
+        for attempt in range(ATTEMPTS):
+            manifest = self.folder.read_manifest()
+            try:
+                segments = {
+                    info.file: known[info.file] if info.file in known else self.folder.read_segment(info, verify)
+                    for info in manifest.segments
+                }
+                forgotten = self.folder.read_forgotten(manifest, verify)
+                break
+            except BankError:
+                if attempt == ATTEMPTS - 1 or self.folder.read_manifest() == manifest:
+                    raise  # no writer has replaced the files: they are damaged
+        self.manifest, self._segments, self._forgotten = manifest, segments, forgotten
+        self._views: dict[tuple[str, ...], _View] = {}
+
+    def refresh(self) -> bool:
+        """Brings what other processes have written since; returns whether they have."""
+        before = self.manifest.generation
+        self._load(verify=True)
+        return self.manifest.generation != before
+
+    def __len__(self) -> int:
+        """Number of entries that can be recalled."""
+        return sum(info.entries for info in self.manifest.segments) - len(self._forgotten)
+
+    def __repr__(self) -> str:
+        return f"HistoryBank({str(self.folder.path)!r}, {len(self):,} entries in {', '.join(self.namespaces) or 'no namespace'})"
+
+    @property
+    def namespaces(self) -> list[str]:
+        """The namespaces that hold entries."""
+        return sorted({info.namespace for info in self.manifest.segments})
+
+    def info(self) -> dict[str, Any]:
+        """Size and content as plain values."""
+        files = self.manifest.files
+        size = sum(file.bytes for file in files)
+        return {
+            "path": str(self.folder.path),
+            "entries": len(self),
+            "forgotten": len(self._forgotten),
+            "namespaces": {
+                name: sum(info.entries for info in self.manifest.segments if info.namespace == name)
+                for name in self.namespaces
+            },
+            "sources": [dataclasses.asdict(added) for added in self.manifest.added],
+            "segments": len(self.manifest.segments),
+            "bytes": size,
+            "bytes_per_entry": size / max(1, len(self)),
+            "width": self.manifest.width,
+            "vocab_size": self.manifest.vocab_size,
+            "fingerprint": self.manifest.fingerprint,
+            "generation": self.manifest.generation,
+        }
+
+    def check_model(self, model: Any) -> None:
+        """Raises a BankError unless the backbone of `model` is the one that encoded the entries."""
+        if fingerprint(model) != self.manifest.fingerprint:
+            raise BankError(
+                f"the bank {self.folder.path} was encoded by another backbone (width {self.manifest.width}, vocabulary "
+                f"{self.manifest.vocab_size}) than this model's (width {model.config.hidden_size}, vocabulary "
+                f"{model.config.vocab_size}): load the model that built it, or build a bank with this one"
+            )
+
+    # Searching
+
+    def search(
+        self, queries: Tensor, neighbours: int, namespaces: Iterable[str] | None = None, how: Search = "balanced"
+    ) -> Found:
+        """The entries whose keys are nearest to the queries.
+
+        Args:
+            queries: (Q, D) floating, normalised states.
+            neighbours: How many to find, K.
+            namespaces: Where to search; None: everywhere.
+            how: "exact", or for more than `EXACT_ENTRIES` entries "balanced" or "fast", with an index.
+        """
+        if queries.dim() != 2 or queries.shape[1] != self.manifest.width:
+            raise ValueError(f"queries must be (Q, {self.manifest.width}), got {tuple(queries.shape)}")
+        view = self._view(namespaces, how)
+        similarity, index = view.search(queries.float().cpu(), neighbours)
+        found, safe = index >= 0, index.clamp(min=0)
+        if not len(view):
+            blank = torch.zeros_like(index)
+            return Found(similarity, index, blank, blank.int())
+        return Found(
+            similarity,
+            view.ids[safe].masked_fill(~found, -1),
+            view.outcomes[safe].long(),
+            view.counts[safe],
+        )
+
+    def check_namespaces(self, namespaces: Iterable[str] | str | None) -> tuple[str, ...] | None:
+        """The namespaces, each once and sorted, or None for all; raises a BankError if there is none of that name."""
+        if namespaces is None:
+            return None
+        chosen = sorted({namespaces} if isinstance(namespaces, str) else set(namespaces))
+        unknown = [name for name in chosen if name not in self.namespaces]
+        if unknown:
+            raise BankError(
+                f"the bank {self.folder.path} has no namespace {unknown[0]!r}; it has: {', '.join(self.namespaces)}"
+            )
+        return tuple(chosen)
+
+    def _view(self, namespaces: Iterable[str] | str | None, how: Search) -> _View:
+        chosen = self.check_namespaces(namespaces) or tuple(self.namespaces)
+        key = (*chosen, how)
+        if key not in self._views:
+            segments = [self._segments[info.file] for info in self.manifest.segments if info.namespace in chosen]
+            view = _View(segments, self._forgotten, self.manifest.width)
+            if how != "exact" and len(view) > EXACT_ENTRIES:
+                view.index = self._index(view, chosen, how)
+            self._views[key] = view
+        return self._views[key]
+
+    def _index(self, view: _View, namespaces: tuple[str, ...], how: Search) -> Any:
+        try:
+            return _tool("index").index_of(self.folder.path, view, how)
+        except ImportError as error:
+            logger.warning(
+                "searching %s exactly, which is slow for %d entries: %s", self.folder.path, len(view), error
+            )
+            return None
+
+    def describe(self, ids: Iterable[int], before: int = 16, after: int = 8) -> list[EntryText]:
+        """Where entries come from, with up to `before` and `after` tokens around them.
+
+        Raises:
+            BankError: An id does not exist, or was forgotten.
+        """
+        texts = []
+        for number in ids:
+            info, segment, index = self._locate(int(number))
+            position = int(segment.positions[index])
+            owner = int(torch.searchsorted(segment.starts, position, right=True)) - 1
+            document = dict(segment.documents[owner])
+            begin, end = int(segment.starts[owner]), int(segment.starts[owner + 1])
+            texts.append(
+                EntryText(
+                    id=int(number),
+                    namespace=info.namespace,
+                    source=document.pop("source"),
+                    row=document.pop("row"),
+                    columns=document,
+                    before=segment.tokens[max(begin, position - before) : position].tolist(),
+                    outcome=int(segment.tokens[position]),
+                    after=segment.tokens[position + 1 : min(end, position + 1 + after)].tolist(),
+                )
+            )
+        return texts
+
+    def _locate(self, number: int) -> tuple[SegmentInfo, Segment, int]:
+        for info in self.manifest.segments:
+            segment = self._segments[info.file]
+            index = int(torch.searchsorted(segment.ids, number))
+            if index < len(segment) and int(segment.ids[index]) == number:
+                place = int(torch.searchsorted(self._forgotten, number))
+                if place < len(self._forgotten) and int(self._forgotten[place]) == number:
+                    break
+                return info, segment, index
+        raise BankError(f"the bank {self.folder.path} has no entry {number}: it was never made, or was forgotten")
+
+    # Changing
+
+    def add(self, dataset: Any, *, model: Any = None, tokenizer: Any = None, **options: Any) -> int:
+        """Adds the texts of a data set; returns the number of new entries.
+
+        Args:
+            dataset: As in `build`.
+            model, tokenizer: Those that encode; None: those that built this bank, or whose model it is attached to.
+            options: As in `modeling_lle.banks.encode.encode`: `text_column`, `source`, `namespace`, `keep_below`,
+                `merge`, `resume` and others.
+        """
+        if model is None and self.encoder is None:
+            raise ValueError("who encodes? pass model and tokenizer, or attach the bank to the model first")
+        own_model, own_tokenizer = self.encoder or (None, None)
+        model, tokenizer = model or own_model, tokenizer or own_tokenizer
+        if tokenizer is None:
+            raise ValueError("the bank was attached to a model without its tokenizer: pass tokenizer")
+        self.check_model(model)
+        return _tool("encode").add(self, dataset, model, tokenizer, **options)
+
+    def append(self, segments: Iterable[tuple[Segment, list[Added]]], namespace: str) -> int:
+        """Writes new segments, each at once with what the sources have now; returns the number of new entries.
+
+        The ids in the segments are replaced by new ones.
+        """
+        total = 0
+        with self.folder.writing():
+            self._load(verify=True)
+            for segment, added in segments:
+                first = self.manifest.next_id
+                segment.ids = torch.arange(first, first + len(segment))
+                infos = (self.folder.write_segment(segment, namespace),) if len(segment) else ()
+                changed = {(item.namespace, item.source): item for item in (*self.manifest.added, *added)}
+                self._commit(
+                    next_id=first + len(segment),
+                    segments=(*self.manifest.segments, *infos),
+                    added=tuple(changed.values()),
+                )
+                total += len(segment)
+        return total
+
+    def _commit(self, **changes: Any) -> None:
+        """Writes a manifest with the changes, and takes over what it says."""
+        generation = self.manifest.generation + 1
+        self.folder.write_manifest(dataclasses.replace(self.manifest, generation=generation, **changes))
+        self._load(verify=False)
+
+    def forget(
+        self,
+        ids: Iterable[int] | None = None,
+        *,
+        source: str | None = None,
+        namespace: str | None = None,
+        where: Mapping[str, Any] | Callable[[dict[str, Any]], bool] | None = None,
+    ) -> int:
+        """Takes entries back; what is given must hold for all of them together. Returns how many there were.
+
+        From now on, every prediction is as if they had never been added; their bytes leave the disk with `compact`.
+
+        Args:
+            ids: Ids of entries.
+            source: The source that they were added from.
+            namespace: The namespace that they are in.
+            where: Values of columns of their documents, or a function of those columns.
+
+        Raises:
+            BankError: An id, a source or a namespace does not exist.
+            ValueError: Nothing was given.
+        """
+        if ids is None and source is None and namespace is None and where is None:
+            raise ValueError("forget what? give ids, source, namespace or where")
+        wanted = None if ids is None else torch.tensor(sorted({int(number) for number in ids}), dtype=torch.long)
+        with self.folder.writing():
+            self._load(verify=True)
+            self._check_exist(wanted, source, namespace)
+            chosen = [
+                self._chosen(info, wanted, source, where)
+                for info in self.manifest.segments
+                if namespace in (None, info.namespace)
+            ]
+            gone = torch.cat(chosen) if chosen else torch.zeros(0, dtype=torch.long)
+            gone = gone[~torch.isin(gone, self._forgotten)]
+            if len(gone):
+                kept = [
+                    item
+                    for item in self.manifest.added
+                    if wanted is not None
+                    or where is not None
+                    or (source not in (None, item.source))
+                    or namespace not in (None, item.namespace)
+                ]
+                forgotten = torch.cat([self._forgotten, gone]).sort().values
+                self._commit(forgotten=self.folder.write_forgotten(forgotten), added=tuple(kept))
+                self.folder.remove_leftovers()
+        return len(gone)
+
+    def _check_exist(self, ids: Tensor | None, source: str | None, namespace: str | None) -> None:
+        for number in [] if ids is None else ids.tolist():
+            self._locate(number)
+        self.check_namespaces(namespace)
+        sources = sorted({added.source for added in self.manifest.added})
+        if source is not None and source not in sources:
+            raise BankError(f"the bank {self.folder.path} has no source {source!r}; it has: {', '.join(sources)}")
+
+    def _chosen(self, info: SegmentInfo, ids: Tensor | None, source: str | None, where: Any) -> Tensor:
+        """The ids in a segment for which everything that is given holds."""
+        segment = self._segments[info.file]
+        if where is None or callable(where):
+            test = where or (lambda columns: True)
+        else:
+            test = lambda columns: all(columns.get(name) == value for name, value in where.items())  # noqa: E731
+        documents = [
+            source in (None, document["source"])
+            and test({name: value for name, value in document.items() if name not in ("source", "row")})
+            for document in segment.documents
+        ]
+        chosen = torch.tensor(documents, dtype=torch.bool)[segment.owners]
+        if ids is not None:
+            chosen &= torch.isin(segment.ids, ids)
+        return segment.ids[chosen]
+
+    def compact(self) -> int:
+        """Writes the segments anew without what was forgotten, its text included; returns the bytes that this saved."""
+        with self.folder.writing():
+            self._load(verify=True)
+            before = sum(file.bytes for file in self.manifest.files)
+            infos = []
+            for info in self.manifest.segments:
+                segment = self._segments[info.file]
+                forgotten = torch.isin(segment.ids, self._forgotten)
+                if not forgotten.any():
+                    infos.append(info)
+                elif not forgotten.all():
+                    infos.append(self.folder.write_segment(segment.without(forgotten), info.namespace))
+            self._commit(segments=tuple(infos), forgotten=None)
+            self.folder.remove_leftovers()
+            shutil.rmtree(self.folder.path / "index", ignore_errors=True)
+        return before - sum(file.bytes for file in self.manifest.files)
+
+    def verify(self) -> list[str]:
+        """Reads every file again; returns the names of files that belong to no bank (an interrupted change's).
+
+        Raises:
+            BankError: A file is missing or damaged.
+        """
+        manifest = self.folder.read_manifest()
+        for file in manifest.files:
+            self.folder.check(file)
+        return self.folder.leftovers({file.name for file in manifest.files})
+
+    # Keeping and sharing
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Writes a copy of the bank, as it is in memory, into the folder `path`, which must not hold another one."""
+        target = Folder(path)
+        with target.writing():
+            if (target.path / MANIFEST).exists():
+                raise FileExistsError(f"there is a bank at {target.path} already: remove it, or choose another folder")
+            for file in self.manifest.files:
+                shutil.copyfile(self.folder.check(file), target.path / file.name)
+            target.write_manifest(self.manifest)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> Any:
+        """Uploads the bank into the folder `history` of a repository on the Hub.
+
+        Args:
+            repo_id: The repository, "owner/name".
+            options: As in `huggingface_hub.HfApi.upload_folder` (`token`, `commit_message`, ...); `private` as in
+                `create_repo`.
+        """
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=options.pop("token", None))
+        api.create_repo(repo_id, private=options.pop("private", None), exist_ok=True)
+        patterns = [MANIFEST, *(file.name for file in self.manifest.files)]
+        return api.upload_folder(
+            repo_id=repo_id,
+            folder_path=self.folder.path,
+            path_in_repo=HISTORY_FOLDER,
+            allow_patterns=patterns,
+            **{"commit_message": "Upload history", **options},
+        )
+
+
+def _tool(name: str) -> Any:
+    """A module of modeling_lle.banks; a model that was loaded as remote code finds it where the package is installed."""
+    try:
+        return importlib.import_module(f"modeling_lle.banks.{name}")
+    except ModuleNotFoundError as error:
+        if error.name is not None and error.name.startswith("modeling_lle"):
+            raise ImportError("this needs the package: `pip install modeling_lle`") from error
+        raise

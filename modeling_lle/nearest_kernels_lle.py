@@ -1,0 +1,91 @@
+"""The numba kernel of the exact search; imported on first use."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .numba_lle import as_array, jit, load, run
+
+LANES = 64
+CHUNK = 256  # scores that are compared with the least of the best together
+
+
+@jit()
+def _similarity(query: Any, key: Any, lanes: Any) -> Any:
+    whole = len(query) - len(query) % LANES
+    lanes[:] = 0
+    for start in range(0, whole, LANES):
+        for lane in range(LANES):
+            lanes[lane] += query[start + lane] * load(key[start + lane])
+    for d in range(whole, len(query)):
+        lanes[0] += query[d] * load(key[d])
+    return lanes.sum()
+
+
+@jit()
+def _replace_least(heap: Any, value: Any) -> None:
+    """Puts `value` in the place of the least number of a heap."""
+    place, size = 0, len(heap)
+    while 2 * place + 1 < size:
+        child = 2 * place + 1
+        if child + 1 < size and heap[child + 1] < heap[child]:
+            child += 1
+        if heap[child] >= value:
+            break
+        heap[place] = heap[child]
+        place = child
+    heap[place] = value
+
+
+@jit()
+def _nearest(scores: Any, queries: Any, similarity: Any, index: Any, keys: Any, usable: Any, slack: Any) -> None:
+    Q, N = scores.shape
+    K = similarity.shape[1]
+    row, lanes, few = np.empty(N, np.float32), np.empty(LANES, np.float32), np.empty(16, np.float32)
+    chunks = (N + CHUNK - 1) // CHUNK
+    peaks, heap = np.empty(chunks, np.float32), np.empty(K, np.float32)
+    candidates, exact = np.empty(N, np.int64), np.empty(N, np.float32)
+    for q in range(Q):
+        heap[:] = -np.inf
+        for n in range(N):
+            row[n] = load(scores[q, n])
+        for chunk in range(chunks):
+            start, stop = chunk * CHUNK, min(N, (chunk + 1) * CHUNK)
+            if stop - start == CHUNK:
+                few[:] = row[start : start + 16]
+                for part in range(start + 16, stop, 16):
+                    for lane in range(16):
+                        few[lane] = row[part + lane] if row[part + lane] > few[lane] else few[lane]
+                peaks[chunk] = few.max()
+            else:
+                peaks[chunk] = row[start:stop].max()
+            if peaks[chunk] > heap[0]:
+                for n in range(start, stop):
+                    if row[n] > heap[0] and usable[n]:
+                        _replace_least(heap, row[n])
+        least = heap[0] - slack
+        count = 0
+        for chunk in range(chunks):
+            if peaks[chunk] >= least:
+                for n in range(chunk * CHUNK, min(N, (chunk + 1) * CHUNK)):
+                    if row[n] >= least and usable[n]:
+                        candidates[count] = n
+                        exact[count] = -_similarity(queries[q], keys[n], lanes)
+                        count += 1
+        order = np.argsort(exact[:count], kind="mergesort")  # stable: equal ones stay in their order
+        for k in range(min(K, count)):
+            similarity[q, k] = -exact[order[k]]
+            index[q, k] = candidates[order[k]]
+
+
+def nearest_of_scores(
+    scores: Tensor, queries: Tensor, keys: Tensor, usable: Tensor, slack: float, neighbours: int
+) -> tuple[Tensor, Tensor]:
+    """What `nearest` of nearest_lle.py returns, from scores (Q, N) that err by `slack` / 2 at most."""
+    similarity = torch.zeros(len(queries), neighbours)
+    index = torch.full((len(queries), neighbours), -1)
+    shared = as_array(keys.contiguous()), usable.numpy(), np.float32(slack)
+    run(lambda *parts: _nearest(*parts, *shared), scores.contiguous(), queries.contiguous(), similarity, index)
+    return similarity, index
