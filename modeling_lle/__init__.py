@@ -13,12 +13,15 @@ from .registration import register
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .bank_lle import HistoryBank
     from .cache_lle import LLECache
-    from .configuration_lle import HistoryConfig, LLEConfig, StreamConfig
+    from .configuration_lle import BankConfig, HistoryConfig, LLEConfig, StreamConfig
     from .modeling_lle import LLEForCausalLM, LLEModel, LLEPreTrainedModel
     from .tokenization_lle import LLETokenizer
 
 _HOME = {
+    "BankConfig": "configuration_lle",
+    "HistoryBank": "bank_lle",
     "LLECache": "cache_lle",
     "HistoryConfig": "configuration_lle",
     "LLEConfig": "configuration_lle",
@@ -30,6 +33,8 @@ _HOME = {
 }
 
 __all__ = [
+    "BankConfig",
+    "HistoryBank",
     "HistoryConfig",
     "LLECache",
     "LLEConfig",

@@ -12,7 +12,7 @@ import importlib
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -85,8 +85,8 @@ def fingerprint(model: Any) -> str:
 class _View:
     """The segments of some namespaces, side by side, as one search sees them."""
 
-    def __init__(self, segments: list[Segment], forgotten: Tensor, width: int) -> None:
-        self.segments = segments
+    def __init__(self, names: list[str], segments: list[Segment], forgotten: Tensor, width: int) -> None:
+        self.names, self.segments = names, segments
         self.offsets = torch.tensor([0, *(len(segment) for segment in segments)]).cumsum(0)
 
         def joined(parts: list[Tensor], dtype: torch.dtype) -> Tensor:
@@ -98,7 +98,8 @@ class _View:
         self.usable = ~torch.isin(self.ids, forgotten)
         self.width = width
         self._keys: Tensor | None = segments[0].keys if len(segments) == 1 else None
-        self.index: Any = None
+        self._added: Tensor | None = None
+        self.index: Any = None  # of the first entries; set it to search with it
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -126,7 +127,12 @@ class _View:
         """The nearest entries, from the index if there is one."""
         if self.index is None:
             return nearest(queries, self.keys, self.usable, neighbours)
-        candidates = self.index.candidates(queries, neighbours)
+        candidates, known = self.index.candidates(queries, neighbours), self.index.entries
+        if known < len(self):
+            if self._added is None:
+                self._added = self.keys_of(torch.arange(known, len(self)))
+            _, added = nearest(queries, self._added, self.usable[known:], neighbours)
+            candidates = torch.cat([candidates, torch.where(added < 0, added, added + known)], dim=1)
         candidates = candidates.masked_fill(~self.usable[candidates.clamp(min=0)], -1).sort(1).values
         keys = self.keys_of(candidates.clamp(min=0).flatten()).view(*candidates.shape, -1)
         return rank(queries, keys, candidates, neighbours)
@@ -231,7 +237,7 @@ class HistoryBank:
         return sum(info.entries for info in self.manifest.segments) - len(self._forgotten)
 
     def __repr__(self) -> str:
-        return f"HistoryBank({str(self.folder.path)!r}, {len(self):,} entries in {', '.join(self.namespaces) or 'no namespace'})"
+        return f"HistoryBank({str(self.folder.path)!r}, {len(self):,} entries, namespaces: {self.namespaces})"
 
     @property
     def namespaces(self) -> list[str]:
@@ -264,9 +270,9 @@ class HistoryBank:
         """Raises a BankError unless the backbone of `model` is the one that encoded the entries."""
         if fingerprint(model) != self.manifest.fingerprint:
             raise BankError(
-                f"the bank {self.folder.path} was encoded by another backbone (width {self.manifest.width}, vocabulary "
-                f"{self.manifest.vocab_size}) than this model's (width {model.config.hidden_size}, vocabulary "
-                f"{model.config.vocab_size}): load the model that built it, or build a bank with this one"
+                f"the bank {self.folder.path} was encoded by another backbone (width {self.manifest.width}, "
+                f"vocabulary {self.manifest.vocab_size}) than this model's (width {model.config.hidden_size}, "
+                f"vocabulary {model.config.vocab_size}): load the model that built it, or build a bank with this one"
             )
 
     # Searching
@@ -313,8 +319,9 @@ class HistoryBank:
         chosen = self.check_namespaces(namespaces) or tuple(self.namespaces)
         key = (*chosen, how)
         if key not in self._views:
-            segments = [self._segments[info.file] for info in self.manifest.segments if info.namespace in chosen]
-            view = _View(segments, self._forgotten, self.manifest.width)
+            files = [info.file for info in self.manifest.segments if info.namespace in chosen]
+            segments = [self._segments[file] for file in files]
+            view = _View([file.name for file in files], segments, self._forgotten, self.manifest.width)
             if how != "exact" and len(view) > EXACT_ENTRIES:
                 view.index = self._index(view, chosen, how)
             self._views[key] = view
@@ -322,12 +329,21 @@ class HistoryBank:
 
     def _index(self, view: _View, namespaces: tuple[str, ...], how: Search) -> Any:
         try:
-            return _tool("index").index_of(self.folder.path, view, how)
+            return _tool("index").index_of(
+                self.folder.path, view.names, view.keys_of, [len(segment) for segment in view.segments], how
+            )
         except ImportError as error:
             logger.warning(
                 "searching %s exactly, which is slow for %d entries: %s", self.folder.path, len(view), error
             )
             return None
+
+    def segments(self) -> Iterator[tuple[SegmentInfo, Segment]]:
+        """The segments, without what was forgotten."""
+        for info in self.manifest.segments:
+            segment = self._segments[info.file]
+            forgotten = torch.isin(segment.ids, self._forgotten)
+            yield info, segment.without(forgotten) if forgotten.any() else segment
 
     def describe(self, ids: Iterable[int], before: int = 16, after: int = 8) -> list[EntryText]:
         """Where entries come from, with up to `before` and `after` tokens around them.
@@ -489,7 +505,7 @@ class HistoryBank:
         return segment.ids[chosen]
 
     def compact(self) -> int:
-        """Writes the segments anew without what was forgotten, its text included; returns the bytes that this saved."""
+        """Writes the segments anew without what was forgotten and its text; returns the bytes that this saved."""
         with self.folder.writing():
             self._load(verify=True)
             before = sum(file.bytes for file in self.manifest.files)
@@ -552,7 +568,7 @@ class HistoryBank:
 
 
 def _tool(name: str) -> Any:
-    """A module of modeling_lle.banks; a model that was loaded as remote code finds it where the package is installed."""
+    """A module of modeling_lle.banks; remote code finds it where the package is installed."""
     try:
         return importlib.import_module(f"modeling_lle.banks.{name}")
     except ModuleNotFoundError as error:

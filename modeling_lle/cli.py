@@ -1,15 +1,17 @@
-"""The command line: `lle train`, `lle evaluate`, `lle calibrate`, `lle card`, `lle demo`.
+"""The command line: `lle train`, `lle evaluate`, `lle calibrate`, `lle card`, `lle bank ...`, `lle demo`.
 
 Heavy imports wait until a command runs, so that `lle --help` answers at once.
 """
 
 import json
 import logging
-from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from .banks.commands import bank
+from .options import Column, Folder, Name, Row, SampleBy, Source
 
 app = typer.Typer(
     help="LLE, Learning from History: recurrent language models that keep learning from what they read.",
@@ -17,20 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Source = Annotated[str, typer.Argument(help="A data set on the Hub, or local text, csv, json or parquet files.")]
-Folder = Annotated[str, typer.Argument(help="A folder, or a name on the Hub, with a model and its tokenizer.")]
-Name = Annotated[str | None, typer.Option(help="Configuration of a data set on the Hub.")]
-Column = Annotated[str, typer.Option(help="Column of the text.")]
-
-
-class Row(str, Enum):
-    """What a row of plain text is."""
-
-    line = "line"
-    document = "document"
-
-
-SampleBy = Annotated[Row, typer.Option(help="Whether a row of plain text is a line or a whole document.")]
+app.add_typer(bank, name="bank")
 
 
 @app.command()

@@ -5,18 +5,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modeling_lle import LLEConfig, LLEForCausalLM
+from modeling_lle import LLEConfig, LLEForCausalLM, LLETokenizer
 
 VOCAB = 11
 # Every number differs from its default, so that none can be left out unnoticed.
 NUMBERS = {"sharpness": 5.0, "recency": 0.5, "gate": [-0.7, 0.4, 0.3, -0.2]}
+BANK_NUMBERS = {"neighbours": 4, "sharpness": 6.0, "gate": [-0.5, 0.2, 0.1, -0.3]}
+WORDS = ["a", "b", "c", "d", "e", "f", "g", "h"]
 
 
 def make_model(window: int = 7, recurrence: str = "lstm", stack: str = "plain", **values: Any) -> LLEForCausalLM:
     """A language model in evaluation mode; the same arguments give the same weights."""
     torch.manual_seed(0)
     sizes = {"vocab_size": VOCAB, "hidden_size": 6, "num_hidden_layers": 2, "initializer_range": 1.0}
-    history = {"stream": {"window": window, **NUMBERS}}
+    history = {"stream": {"window": window, **NUMBERS}, "bank": BANK_NUMBERS}
     config = LLEConfig(recurrence=recurrence, stack=stack, history=history, **{**sizes, **values})
     return LLEForCausalLM(config).eval()
 
@@ -24,3 +26,17 @@ def make_model(window: int = 7, recurrence: str = "lstm", stack: str = "plain", 
 def make_ids(rows: int, length: int, seed: int = 0, vocab: int = VOCAB) -> Tensor:
     """Random tokens (rows, length), of few types, so that the history has something to recall."""
     return torch.randint(vocab, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def make_tokenizer() -> LLETokenizer:
+    """A tokenizer of the `WORDS`, with no more types than the models have."""
+    tokenizer = LLETokenizer.train([" ".join(WORDS)], kind="word")
+    assert len(tokenizer) <= VOCAB
+    return tokenizer
+
+
+def make_texts(rows: int, length: int, seed: int = 0) -> list[str]:
+    """Random texts of up to `length` words."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, length + 1, (rows,), generator=generator).tolist()
+    return [" ".join(WORDS[i] for i in torch.randint(len(WORDS), (n,), generator=generator).tolist()) for n in lengths]

@@ -1,0 +1,240 @@
+"""The command line of banks: `lle bank build | add | forget | search | info | verify | compact | export | import`.
+
+Heavy imports wait until a command runs.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..options import Column, Folder, Name, Row, SampleBy, Source
+
+bank = typer.Typer(help="Banks of past sequences, that a model recalls from.", no_args_is_help=True)
+
+Path_ = Annotated[Path, typer.Argument(metavar="BANK", help="The folder of the bank.")]
+Split = Annotated[str, typer.Option(help="Split that is read.")]
+SourceName = Annotated[str | None, typer.Option("--as", help="Name of the source, by which it can be forgotten.")]
+Namespace = Annotated[str, typer.Option(help="Namespace that it goes to.")]
+KeepBelow = Annotated[float | None, typer.Option(help="Keep only what the model gives less than this probability.")]
+Merge = Annotated[bool, typer.Option(help="Make duplicates within a row one entry.")]
+
+
+def _rows(source: str, name: str | None, split: str, text_column: str, sample_by: Row, streaming: bool) -> Any:
+    from ..data import load_texts
+
+    return load_texts(
+        source, name=name, split=split, text_column=text_column, sample_by=sample_by.value, streaming=streaming
+    )
+
+
+def _load(model: str) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    return AutoModelForCausalLM.from_pretrained(model), AutoTokenizer.from_pretrained(model)
+
+
+def _say_size(opened: Any) -> None:
+    info = opened.info()
+    typer.echo(
+        f"{info['path']}: {info['entries']:,} entries, {info['bytes'] / 2**20:,.1f} MiB, "
+        f"namespaces: {', '.join(info['namespaces']) or 'none'}."
+    )
+
+
+@bank.command()
+def build(
+    model: Folder,
+    source: Source,
+    path: Path_,
+    name: Name = None,
+    split: Split = "train",
+    text_column: Column = "text",
+    sample_by: SampleBy = Row.line,
+    source_name: SourceName = None,
+    namespace: Namespace = "default",
+    keep_below: KeepBelow = None,
+    merge: Merge = False,
+    streaming: Annotated[bool, typer.Option(help="Read a data set that does not fit on the disk.")] = False,
+) -> None:
+    """Makes a bank of a data set; interrupted, the same command goes on where it was."""
+    from ..bank_files_lle import MANIFEST
+    from ..bank_lle import HistoryBank
+
+    loaded, tokenizer = _load(model)
+    options: dict[str, Any] = {
+        "source": source_name or source,
+        "text_column": text_column,
+        "namespace": namespace,
+        "keep_below": keep_below,
+        "merge": merge,
+        "progress": True,
+    }
+    rows = _rows(source, name, split, text_column, sample_by, streaming)
+    if (path / MANIFEST).exists():
+        opened = HistoryBank.open(path)
+        opened.add(rows, model=loaded, tokenizer=tokenizer, resume=True, **options)
+    else:
+        opened = HistoryBank.build(loaded, tokenizer, rows, path, **options)
+    _say_size(opened)
+
+
+@bank.command()
+def add(
+    model: Folder,
+    source: Source,
+    path: Path_,
+    name: Name = None,
+    split: Split = "train",
+    text_column: Column = "text",
+    sample_by: SampleBy = Row.line,
+    source_name: SourceName = None,
+    namespace: Namespace = "default",
+    keep_below: KeepBelow = None,
+    merge: Merge = False,
+    resume: Annotated[bool, typer.Option(help="Go on where adding this source was interrupted.")] = False,
+) -> None:
+    """Adds a data set to a bank."""
+    from ..bank_lle import HistoryBank
+
+    opened = HistoryBank.open(path)
+    loaded, tokenizer = _load(model)
+    added = opened.add(
+        _rows(source, name, split, text_column, sample_by, False),
+        model=loaded,
+        tokenizer=tokenizer,
+        source=source_name or source,
+        text_column=text_column,
+        namespace=namespace,
+        keep_below=keep_below,
+        merge=merge,
+        resume=resume,
+        progress=True,
+    )
+    typer.echo(f"{added:,} entries added.")
+    _say_size(opened)
+
+
+@bank.command()
+def forget(
+    path: Path_,
+    ids: Annotated[str | None, typer.Option(help="Ids of entries, with commas: 3,17,4.")] = None,
+    source: Annotated[str | None, typer.Option(help="A source.")] = None,
+    namespace: Annotated[str | None, typer.Option(help="A namespace.")] = None,
+    where: Annotated[list[str] | None, typer.Option(help="column=value of a document.")] = None,
+    compact: Annotated[bool, typer.Option(help="Take the bytes from the disk at once.")] = False,
+) -> None:
+    """Takes back the entries for which everything that is given holds."""
+    from ..bank_lle import HistoryBank
+
+    opened = HistoryBank.open(path)
+    gone = opened.forget(
+        None if ids is None else _numbers(ids),
+        source=source,
+        namespace=namespace,
+        where=_conditions(where) if where else None,
+    )
+    typer.echo(f"{gone:,} entries forgotten.")
+    if compact:
+        typer.echo(f"{opened.compact() / 2**20:,.1f} MiB freed.")
+    _say_size(opened)
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"ids are numbers with commas between them, got {text!r}") from None
+
+
+def _conditions(where: list[str]) -> Any:
+    """A test of a document's columns, whose values are compared as they are written."""
+    pairs = [condition.partition("=") for condition in where]
+    for condition, (name, equals, _) in zip(where, pairs, strict=True):
+        if not (name and equals):
+            raise ValueError(f"cannot read the condition {condition!r}: write column=value")
+    return lambda columns: all(str(columns.get(name)) == value for name, _, value in pairs)
+
+
+@bank.command()
+def search(
+    model: Folder,
+    path: Path_,
+    text: Annotated[str, typer.Argument(help="The text so far.")],
+    neighbours: Annotated[int, typer.Option(help="How many entries.")] = 8,
+    namespace: Annotated[list[str] | None, typer.Option(help="Where to search; everywhere if not given.")] = None,
+) -> None:
+    """Shows the entries that are nearest to the end of a text, and what followed them."""
+    import torch
+
+    from ..bank_lle import HistoryBank
+    from ..data.text import encode_texts
+
+    opened = HistoryBank.open(path)
+    loaded, tokenizer = _load(model)
+    opened.check_model(loaded)
+    ids = [tokenizer.eos_token_id, *encode_texts([text], tokenizer)[0][:-1]]
+    with torch.no_grad():
+        state = loaded.model(torch.tensor([ids])).last_hidden_state[0, -1:]
+    found = opened.search(torch.nn.functional.normalize(state, dim=-1), neighbours, namespace or None)
+    real = found.ids[0] >= 0
+    for similarity, entry in zip(
+        found.similarity[0, real].tolist(), opened.describe(found.ids[0, real].tolist()), strict=True
+    ):
+        before, outcome, after = (
+            tokenizer.decode([token for token in tokens if token >= 0])
+            for tokens in (entry.before, [entry.outcome], entry.after)
+        )
+        place = f"{entry.source}:{entry.row}"
+        followed = typer.style(outcome, bold=True, fg=typer.colors.GREEN)
+        typer.echo(f"{entry.id:>10}  {similarity:.3f}  {place}  {before}{followed}{after}".replace("\n", " "))
+
+
+@bank.command()
+def info(path: Path_) -> None:
+    """Shows what is in a bank, as JSON."""
+    from ..bank_lle import HistoryBank
+
+    typer.echo(json.dumps(HistoryBank.open(path).info(), indent=2, ensure_ascii=False))
+
+
+@bank.command()
+def verify(path: Path_) -> None:
+    """Tests the checksum of every file."""
+    from ..bank_lle import HistoryBank
+
+    opened = HistoryBank.open(path)
+    leftovers = opened.verify()
+    typer.echo(f"{opened.folder.path} is whole: {len(opened):,} entries in {len(opened.manifest.files)} files.")
+    if leftovers:
+        typer.echo(f"An interrupted change left {', '.join(leftovers)}: the next change removes it.")
+
+
+@bank.command()
+def compact(path: Path_) -> None:
+    """Takes what was forgotten from the disk."""
+    from ..bank_lle import HistoryBank
+
+    opened = HistoryBank.open(path)
+    typer.echo(f"{opened.compact() / 2**20:,.1f} MiB freed.")
+    _say_size(opened)
+
+
+@bank.command("export")
+def export_(path: Path_, file: Annotated[Path, typer.Argument(help="The Parquet file to write.")]) -> None:
+    """Writes the entries and their texts into a Parquet file."""
+    from ..bank_lle import HistoryBank
+    from .exchange import to_parquet
+
+    typer.echo(f"{to_parquet(HistoryBank.open(path), file):,} entries written to {file}.")
+
+
+@bank.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="A Parquet file that `lle bank export` wrote.")], path: Path_
+) -> None:
+    """Makes a bank of the entries in a Parquet file."""
+    from .exchange import from_parquet
+
+    _say_size(from_parquet(file, path))

@@ -1,0 +1,140 @@
+"""Banks as Parquet: one row a document, with its tokens and its entries, for other tools and other machines.
+
+Columns: `namespace`, `source`, `row`, `columns` (JSON), `tokens` (int32; -1 where one was forgotten), and of the
+document's n entries `positions` in the tokens (int32), `counts` (int32), `copies` (int32 pairs: which entry, and the
+position of a further occurrence) and `keys` (n x D bfloat16, little endian).
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from ..bank_files_lle import FORMAT, MANIFEST, VERSION, Added, BankError, Folder, Manifest, Segment
+from ..bank_lle import HistoryBank
+
+SCHEMA = pa.schema(
+    [
+        ("namespace", pa.string()),
+        ("source", pa.string()),
+        ("row", pa.int64()),
+        ("columns", pa.string()),
+        ("tokens", pa.list_(pa.int32())),
+        ("positions", pa.list_(pa.int32())),
+        ("counts", pa.list_(pa.int32())),
+        ("copies", pa.list_(pa.int32())),
+        ("keys", pa.large_binary()),
+    ]
+)
+
+
+def to_parquet(bank: HistoryBank, path: str | Path) -> int:
+    """Writes the entries that can be recalled, and the texts around them; returns their number."""
+    manifest = bank.manifest
+    described = {
+        "format": FORMAT,
+        "version": VERSION,
+        "fingerprint": manifest.fingerprint,
+        "width": manifest.width,
+        "vocab_size": manifest.vocab_size,
+    }
+    schema = SCHEMA.with_metadata({FORMAT: json.dumps(described)})
+    partial = Path(f"{path}.{os.getpid()}.partial")
+    try:
+        with pq.ParquetWriter(partial, schema) as writer:
+            for info, segment in bank.segments():
+                rows = [{"namespace": info.namespace, **row} for row in _rows(segment)]
+                if rows:
+                    writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return len(bank)
+
+
+def _rows(segment: Segment) -> Iterator[dict[str, Any]]:
+    owners = segment.owners.numpy()
+    first = np.searchsorted(owners, np.arange(len(segment.documents) + 1))
+    copy_owners = segment.owners[segment.copies[:, 0]].numpy()
+    for number, document in enumerate(segment.documents):
+        own = slice(first[number], first[number + 1])
+        start, end = segment.starts[number : number + 2].tolist()
+        copies = segment.copies[torch.from_numpy(copy_owners == number)] - torch.tensor([first[number], start])
+        yield {
+            "source": document["source"],
+            "row": document["row"],
+            "columns": json.dumps({k: v for k, v in document.items() if k not in ("source", "row")}),
+            "tokens": segment.tokens[start:end].numpy(),
+            "positions": (segment.positions[own] - start).int().numpy(),
+            "counts": segment.counts[own].numpy(),
+            "copies": copies.flatten().int().numpy(),
+            "keys": segment.keys[own].contiguous().view(torch.uint8).numpy().tobytes(),
+        }
+
+
+def from_parquet(path: str | Path, bank_path: str | Path) -> HistoryBank:
+    """Makes a bank of what `to_parquet` wrote; the entries get new ids.
+
+    Raises:
+        BankError: The file does not hold a bank, or is damaged.
+        FileExistsError: There is a bank at `bank_path` already.
+    """
+    try:
+        file = pq.ParquetFile(path)
+        described = json.loads((file.schema_arrow.metadata or {}).get(FORMAT.encode(), b"null"))
+    except (pa.ArrowInvalid, ValueError) as error:
+        raise BankError(f"{path} is no Parquet file, or a damaged one: {error}") from error
+    if not described or not file.schema_arrow.equals(SCHEMA):
+        raise BankError(f"{path} does not hold a bank: write it with `lle bank export`")
+    if described["version"] > VERSION:
+        raise BankError(f"{path} is of a newer version: upgrade with `pip install -U modeling_lle`")
+    folder = Folder(bank_path)
+    with folder.writing():
+        if (folder.path / MANIFEST).exists():
+            raise FileExistsError(f"there is a bank at {folder.path} already: remove it, or choose another folder")
+        folder.write_manifest(Manifest(described["fingerprint"], described["width"], described["vocab_size"]))
+    bank = HistoryBank(folder)
+    for group in range(file.num_row_groups):
+        try:
+            rows = file.read_row_group(group).to_pylist()
+        except (pa.ArrowInvalid, OSError) as error:
+            raise BankError(f"{path} is damaged: {error}") from error
+        for namespace in sorted({row["namespace"] for row in rows}):
+            own = [row for row in rows if row["namespace"] == namespace]
+            added = {row["source"]: Added(namespace, row["source"], row["row"] + 1) for row in own}
+            bank.append([(_segment(own, described["width"]), list(added.values()))], namespace)
+    return bank
+
+
+def _segment(rows: list[dict[str, Any]], width: int) -> Segment:
+    """The documents as one segment."""
+
+    def joined(name: str, offsets: np.ndarray | None = None) -> torch.Tensor:
+        parts = [np.array(row[name], dtype=np.int64) for row in rows]
+        if offsets is not None:
+            parts = [part + offset for part, offset in zip(parts, offsets, strict=True)]
+        return torch.from_numpy(np.concatenate(parts))
+
+    starts = np.cumsum([0, *(len(row["tokens"]) for row in rows)])
+    entries = np.cumsum([0, *(len(row["positions"]) for row in rows)])
+    copies = [
+        np.array(row["copies"], dtype=np.int64).reshape(-1, 2) + [entry, start]
+        for row, entry, start in zip(rows, entries[:-1], starts[:-1], strict=True)
+    ]
+    keys = torch.frombuffer(bytearray(b"".join(row["keys"] for row in rows)), dtype=torch.bfloat16)
+    return Segment(
+        keys=keys.view(-1, width),
+        ids=torch.arange(int(entries[-1])),
+        positions=joined("positions", starts[:-1]),
+        counts=joined("counts").int(),
+        copies=torch.from_numpy(np.concatenate(copies)),
+        tokens=joined("tokens").int(),
+        starts=torch.from_numpy(starts),
+        documents=[{"source": row["source"], "row": row["row"], **json.loads(row["columns"])} for row in rows],
+    )

@@ -1,0 +1,149 @@
+"""The search index of a large bank: principal components, coarse cells and short codes (FAISS), all from its size.
+
+Notable: it only proposes candidates, which the bank scores again in full precision; it is a cache in the bank's folder
+`index`, made again when it is absent or damaged, and extended by exact search when entries were added.
+Shapes: Q queries, N entries, D width, R candidates.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..bank_files_lle import sha256
+
+try:
+    import faiss
+except ImportError as error:
+    raise ImportError("a search index needs FAISS: `pip install modeling_lle[faiss]`") from error
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "index"
+COMPONENTS = 128
+SAMPLE_PER_CELL = 64  # keys that the cells are learned from
+CHUNK = 65_536  # keys that are converted at once
+MAX_ADDED = 0.2  # share of entries that may have been added since; beyond it the index is made again
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """How thoroughly to search: the share of the cells that are read, and the candidates for each neighbour."""
+
+    cells: float
+    candidates: int
+
+
+SETTINGS = {"balanced": Setting(1 / 64, 4), "fast": Setting(1 / 256, 2)}
+
+
+class Index:
+    """Proposes candidates for the first `entries` entries of a view.
+
+    Args:
+        index: The FAISS index.
+        setting: How thoroughly to search.
+
+    Attributes:
+        entries: How many entries it knows.
+    """
+
+    def __init__(self, index: Any, setting: Setting) -> None:
+        self.index, self.setting, self.entries = index, setting, index.ntotal
+        self.cells = faiss.extract_index_ivf(index)
+
+    def candidates(self, queries: Tensor, neighbours: int) -> Tensor:
+        """Candidates of the queries (Q, D) float32, as (Q, R) int64; -1 for none."""
+        wanted = min(self.entries, neighbours * self.setting.candidates)
+        self.cells.nprobe = max(1, math.ceil(self.cells.nlist * self.setting.cells))
+        _, found = self.index.search(queries.contiguous().numpy(), wanted)
+        return torch.from_numpy(found)
+
+
+def index_of(folder: Path, names: list[str], keys: Callable[[Tensor], Tensor], sizes: list[int], how: str) -> Index:
+    """The index of a bank's segments, from its folder or made now.
+
+    Args:
+        folder: The bank's folder.
+        names: Names of the segments, in their order.
+        keys: A function that returns the keys of the entries (n,) int64, as (n, D) bfloat16.
+        sizes: How many entries each segment has.
+        how: "balanced" or "fast".
+
+    Returns:
+        An index of the first segments, or of all of them.
+    """
+    entries = sum(sizes)
+    index = _load(folder / FOLDER, names, entries)
+    if index is None:
+        index = _make(keys, entries)
+        _save(index, folder / FOLDER, names)
+    return Index(index, SETTINGS[how])
+
+
+def cells_for(entries: int) -> int:
+    """The number of cells for so many entries: a power of two near their square root."""
+    return 1 << max(4, round(math.log2(math.sqrt(entries))))
+
+
+def _make(keys: Callable[[Tensor], Tensor], entries: int) -> Any:
+    logger.info("making a search index of %d entries", entries)
+    cells = cells_for(entries)
+    sample = min(entries, SAMPLE_PER_CELL * cells)
+    stride = entries / sample
+    chosen = (torch.arange(sample) * stride).long()
+    learned = torch.cat([keys(part) for part in chosen.split(CHUNK)]).float().numpy()
+    components = min(COMPONENTS, learned.shape[1]) // 2 * 2
+    index = faiss.index_factory(learned.shape[1], f"PCAR{components},IVF{cells},PQ{components // 2}x4fs")
+    index.train(learned)
+    for start in range(0, entries, CHUNK):
+        index.add(keys(torch.arange(start, min(start + CHUNK, entries))).float().numpy())
+    return index
+
+
+def _load(folder: Path, names: list[str], entries: int) -> Any:
+    """The largest index in the folder that holds most of the entries and no others; None if there is none."""
+    fitting = []
+    for path in folder.glob("*.json"):
+        try:
+            described = json.loads(path.read_text(encoding="utf-8"))
+            known, size = described["segments"], described["entries"]
+            if described["faiss"] == faiss.__version__ and names[: len(known)] == known:
+                fitting.append((size, described["sha256"], path.with_suffix(".faiss")))
+        except (OSError, ValueError, KeyError, TypeError):
+            logger.warning("%s is damaged: the search index is made again", path)
+    for size, digest, path in sorted(fitting, reverse=True):
+        try:
+            if size >= (1 - MAX_ADDED) * entries and sha256(path) == digest:
+                return faiss.read_index(str(path))
+        except (OSError, RuntimeError):
+            pass
+        logger.info("%s is damaged or too old: the search index is made again", path)
+    return None
+
+
+def _save(index: Any, folder: Path, names: list[str]) -> None:
+    """Writes an index for the next time, in place of those of fewer segments; that it cannot is no error."""
+    try:
+        folder.mkdir(exist_ok=True)
+        path = folder / f"{hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]}.faiss"
+        partial = path.with_suffix(f".{os.getpid()}")
+        faiss.write_index(index, str(partial))
+        described = {"segments": names, "entries": index.ntotal, "sha256": sha256(partial), "faiss": faiss.__version__}
+        os.replace(partial, path)
+        path.with_suffix(".json").write_text(json.dumps(described), encoding="utf-8")
+        for other in folder.glob("*.json"):
+            known = json.loads(other.read_text(encoding="utf-8")).get("segments")
+            if known != names and names[: len(known)] == known:
+                other.with_suffix(".faiss").unlink(missing_ok=True)
+                other.unlink()
+    except (OSError, RuntimeError, ValueError) as error:
+        logger.warning("the search index is not kept: %s", error)
