@@ -215,7 +215,7 @@ class Evidence:
 
 @dataclass
 class _Sample:
-    """Positions to fit on: the base's log probability of the target (n,), its features (n, 2), each source's evidence."""
+    """Positions to fit on: the base's log probability of the target (n,), its features (n, 2), the evidence."""
 
     base: Tensor
     features: Tensor

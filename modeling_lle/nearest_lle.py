@@ -48,9 +48,8 @@ def _nearest(queries: Tensor, keys: Tensor, usable: Tensor, neighbours: int) -> 
     scores = scores.float().masked_fill(~usable, -torch.inf)
     found = min(neighbours, int(usable.sum()))
     if found == 0:
-        return rank(
-            queries, queries.new_zeros(len(queries), 0, keys.shape[1]), torch.zeros(len(queries), 0).long(), neighbours
-        )
+        none = torch.zeros(len(queries), 0, dtype=torch.long)
+        return rank(queries, keys[none], none, neighbours)
     least = scores.topk(found).values[:, -1:] - slack
     possible = scores >= least
     width = int(possible.sum(1).max())

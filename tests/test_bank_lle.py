@@ -304,9 +304,6 @@ def test_resuming_an_interrupted_add(tmp_path: Path, monkeypatch: pytest.MonkeyP
     bank = HistoryBank.build(MODEL, TOKENIZER, TEXTS[:1], tmp_path, source="warm up")
     bank.forget(source="warm up")
 
-    class Interrupted(Exception):
-        pass
-
     writes = 0
     write = Folder.write_manifest
 
@@ -314,12 +311,13 @@ def test_resuming_an_interrupted_add(tmp_path: Path, monkeypatch: pytest.MonkeyP
         nonlocal writes
         writes += 1
         if writes > 2:
-            raise Interrupted
+            raise KeyboardInterrupt
         write(folder, manifest)
 
-    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+    with monkeypatch.context() as patch:
         patch.setattr(Folder, "write_manifest", write_twice)
-        bank.add(TEXTS, source="texts")
+        with pytest.raises(KeyboardInterrupt):
+            bank.add(TEXTS, source="texts")
     bank = HistoryBank.open(tmp_path)
     assert len(bank) == 20
     with pytest.raises(ValueError, match="go on with resume=True"):

@@ -149,7 +149,7 @@ def _parts(
 
 
 def _buffers(parts: Iterable[_Part], before: Added) -> Iterator[tuple[list[_Part], int, int]]:
-    """Parts of about one segment each, with the numbers of complete rows, and of tokens of the next row, after them."""
+    """Parts of one segment each, with the numbers of complete rows, and of tokens of the next row, after them."""
     buffer: list[_Part] = []
     room, rows = SEGMENT_ENTRIES, before.rows
     for part in parts:

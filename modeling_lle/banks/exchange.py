@@ -124,7 +124,7 @@ def _segment(rows: list[dict[str, Any]], width: int) -> Segment:
     starts = np.cumsum([0, *(len(row["tokens"]) for row in rows)])
     entries = np.cumsum([0, *(len(row["positions"]) for row in rows)])
     copies = [
-        np.array(row["copies"], dtype=np.int64).reshape(-1, 2) + [entry, start]
+        np.array(row["copies"], dtype=np.int64).reshape(-1, 2) + np.array([entry, start])
         for row, entry, start in zip(rows, entries[:-1], starts[:-1], strict=True)
     ]
     keys = torch.frombuffer(bytearray(b"".join(row["keys"] for row in rows)), dtype=torch.bfloat16)
