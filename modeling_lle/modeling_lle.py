@@ -24,6 +24,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .bank_lle import HISTORY_FOLDER, Found, HistoryBank
 from .cache_lle import Block, LLECache
 from .configuration_lle import LLEConfig
+from .explanation_lle import Explanation, explain
 from .history_lle import Calibration, base_prediction, recall_bank, recall_stream
 from .loss_lle import IGNORED, linear_cross_entropy
 from .prediction_lle import HistoryOutput, Prediction
@@ -342,7 +343,7 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
         if with_history:
             first = states.shape[1] - logits_to_keep if isinstance(logits_to_keep, int) and logits_to_keep else 0
             first = 0 if shift_labels is not None or output_history else max(0, first)
-            predictions = self._predictions(states, input_ids, mask, cache, True, first)
+            predictions = self.predictions(states, input_ids, mask, cache, True, first)
             self._collect(output, predictions, shift_labels, return_logits, output_history)
             if output.logits is not None:
                 output.logits = slice_logits_to_keep(output.logits, logits_to_keep)
@@ -381,7 +382,7 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
             penalty = penalty + self.config.smoothness_penalty * states.float().diff(dim=1).square().mean()
         return penalty
 
-    def _predictions(
+    def predictions(
         self,
         states: Tensor,
         tokens: Tensor | None,
@@ -463,6 +464,18 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
         if history:
             output.history = HistoryOutput.join(history)
 
+    def explain(self, input_ids: Tensor, top: int = 5) -> list[Explanation]:
+        """Which entries moved the prediction of each token of a text (T,) int64, and by exactly how much.
+
+        Args:
+            input_ids: (T,) int64, or (1, T).
+            top: Entries to name for each token.
+
+        Returns:
+            An `Explanation` for each token but the first.
+        """
+        return explain(self, input_ids[0] if input_ids.dim() == 2 and len(input_ids) == 1 else input_ids, top)
+
     @torch.no_grad()
     def score(
         self,
@@ -488,7 +501,7 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
             self._record(states, input_ids, mask, cache)
         parts = [
             prediction.scores(shift_labels[:, prediction.positions])
-            for prediction in self._predictions(states, input_ids, mask, cache if with_history else None, with_history)
+            for prediction in self.predictions(states, input_ids, mask, cache if with_history else None, with_history)
         ]
         columns = {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}
         return ScoreOutput(**columns, past_key_values=cache)
@@ -525,7 +538,7 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
                 for batch in batches:
                     ids, targets = batch["input_ids"].to(self.device), batch["shift_labels"].to(self.device)
                     states = self.model(ids, past_key_values=cache, use_cache=False).last_hidden_state
-                    for prediction in self._predictions(states, ids, None, cache, True):
+                    for prediction in self.predictions(states, ids, None, cache, True):
                         own = targets[:, prediction.positions]
                         row, column = calibration.choose(own)
                         if len(row):

@@ -1,0 +1,139 @@
+"""Explanations: which entries moved a prediction, and by exactly how much.
+
+With g_0 the base's share and s_i the share of entry i, P(y) - p(y) = sum_i s_i ([y_i = y] - p(y)), since the shares of
+base and entries add up to 1. Each term is the exact effect of one entry on the probability of y.
+Shapes: T time, N entries.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .cache_lle import LLECache
+from .prediction_lle import HistoryOutput, Prediction
+
+CONTEXT = 16  # tokens shown before an entry's outcome
+SEGMENT = 256
+
+
+@dataclass(frozen=True)
+class Cause:
+    """An entry that moved a prediction.
+
+    Attributes:
+        source: "stream" or "bank".
+        share: Its share of the mixture.
+        effect: What it added to the probability of the target; negative if its outcome is another token.
+        outcome: The token id that followed it.
+        before, after: Token ids around the outcome, the oldest first.
+        age: For the stream, how many tokens ago it was made.
+        id: For the bank, its id.
+        place: For the bank, its source and row, "source:row".
+    """
+
+    source: str
+    share: float
+    effect: float
+    outcome: int
+    before: Sequence[int]
+    after: Sequence[int]
+    age: int | None = None
+    id: int | None = None
+    place: str | None = None
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why a token got its probability.
+
+    Attributes:
+        position: Place of the token in the text.
+        target: Its id.
+        base_prob, prob: Its probability by the base alone, and with history.
+        base_share: The base's share of the mixture.
+        causes: The entries of the largest effects.
+        rest: The sum of the effects of all other entries: prob - base_prob = sum of all effects.
+    """
+
+    position: int
+    target: int
+    base_prob: float
+    prob: float
+    base_share: float
+    causes: list[Cause]
+    rest: float
+
+
+@torch.no_grad()
+def explain(model: Any, input_ids: Tensor, top: int = 5) -> list[Explanation]:
+    """Explains every token of a text but the first; what `LLEForCausalLM.explain` does.
+
+    Args:
+        model: An `LLEForCausalLM`; its state and stream begin anew.
+        input_ids: (T,) int64.
+        top: Causes to name for each token.
+    """
+    if input_ids.dim() != 1 or len(input_ids) < 2:
+        raise ValueError(f"explain takes one text of two tokens at least, (T,), got {tuple(input_ids.shape)}")
+    ids = input_ids.to(model.device)
+    cache = LLECache(model.config.stream.window)
+    explanations: list[Explanation] = []
+    for start in range(0, len(ids) - 1, SEGMENT):
+        read, targets = ids[None, start : start + SEGMENT][:, : len(ids) - 1 - start], ids[None, start + 1 :]
+        states = model.model(read, past_key_values=cache, use_cache=False).last_hidden_state
+        for prediction in model.predictions(states, read, None, cache, True):
+            first = start + prediction.positions.start + 1
+            explanations += _explain_block(model, ids, first, prediction, targets[:, prediction.positions], top)
+    return explanations
+
+
+def _explain_block(
+    model: Any, ids: Tensor, first: int, prediction: Prediction, targets: Tensor, top: int
+) -> list[Explanation]:
+    """Explains the tokens `targets` (1, T) of one block, the first of which stands at `first` in the text."""
+    base, mixed = prediction.base_log_probs(targets)[0].exp(), prediction.log_probs(targets)[0].exp()
+    history = prediction.history()
+    share, outcome, identity = _side_by_side(history, len(base))
+    effect = share * ((outcome == targets[0][:, None]).float() - base[:, None])
+    best = effect.abs().topk(min(top, effect.shape[1]), dim=1).indices
+    streamed = 0 if history.shares is None else history.shares.shape[-1]
+    explanations = []
+    for t, chosen in enumerate(best.tolist()):
+        chosen = [i for i in chosen if float(share[t, i]) > 0]
+        causes = [
+            _cause(
+                model, ids, first + t, i < streamed, *(float(c[t, i]) for c in (share, effect)), int(identity[t, i])
+            )
+            for i in chosen
+        ]
+        change = float(mixed[t] - base[t])
+        base_share = 1.0 if history.base_share is None else float(history.base_share[0, t])
+        rest = change - sum(cause.effect for cause in causes)
+        target = int(targets[0, t])
+        explanations.append(Explanation(first + t, target, float(base[t]), float(mixed[t]), base_share, causes, rest))
+    return explanations
+
+
+def _side_by_side(history: HistoryOutput, length: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Share, outcome, and age or id of the entries of both sources, (T, N) each."""
+    columns: list[list[Tensor]] = [[], [], []]
+    for names in (("shares", "outcomes", "ages"), ("bank_shares", "bank_outcomes", "bank_ids")):
+        if history[names[0]] is not None:
+            for column, name in zip(columns, names, strict=True):
+                column.append(history[name][0])
+    blank = torch.zeros(length, 0)
+    share, outcome, identity = (torch.cat(column, dim=1) if column else blank for column in columns)
+    return share, outcome, identity
+
+
+def _cause(model: Any, ids: Tensor, position: int, streamed: bool, share: float, effect: float, number: int) -> Cause:
+    if streamed:  # the entry of age a has as its outcome the token that stood a places before the target
+        at = position - number
+        before, after = ids[max(0, at - CONTEXT) : at].tolist(), ids[at + 1 : min(position, at + 1 + CONTEXT)].tolist()
+        return Cause("stream", share, effect, int(ids[at]), before, after, age=number)
+    entry = model.history_bank.describe([number], before=CONTEXT, after=CONTEXT)[0]
+    place = f"{entry.source}:{entry.row}"
+    return Cause("bank", share, effect, entry.outcome, entry.before, entry.after, id=number, place=place)
