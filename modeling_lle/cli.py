@@ -1,4 +1,5 @@
-"""The command line: `lle train`, `lle evaluate`, `lle calibrate`, `lle card`, `lle bank ...`, `lle demo`.
+"""The command line: `lle train`, `lle evaluate`, `lle calibrate`, `lle explain`, `lle card`, `lle bank ...`,
+`lle demo`.
 
 Heavy imports wait until a command runs, so that `lle --help` answers at once.
 """
@@ -105,6 +106,37 @@ def calibrate(
     loaded.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     typer.echo(json.dumps({**found, "stream": loaded.config.to_dict()["history"]["stream"]}, indent=2))
+
+
+@app.command("explain")
+def explain_(
+    model: Folder,
+    text: Annotated[str, typer.Argument(help="The text, or the name of a file that holds it.")],
+    bank_path: Annotated[Path | None, typer.Option("--bank", help="A bank to recall from.")] = None,
+    namespace: Annotated[list[str] | None, typer.Option(help="Its namespaces; all if not given.")] = None,
+    top: Annotated[int, typer.Option(help="Entries to name for each token.")] = 3,
+    output: Annotated[Path | None, typer.Option(help="An HTML page to write.")] = None,
+) -> None:
+    """Shows for each token of a text which entries moved its probability, and by exactly how much."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from .bank_lle import HistoryBank
+    from .data.text import encode_texts
+    from .evaluation.explanations import format_explanations, write_page
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(model)
+    if bank_path is not None:
+        loaded.attach_history(HistoryBank.open(bank_path), namespace or None)
+    is_file = len(text) < 4096 and "\n" not in text and Path(text).is_file()
+    given = Path(text).read_text(encoding="utf-8") if is_file else text
+    ids = torch.tensor([tokenizer.eos_token_id, *encode_texts([given], tokenizer)[0][:-1]])
+    explanations = loaded.explain(ids, top)
+    typer.echo(format_explanations(explanations, tokenizer))
+    if output is not None:
+        write_page(output, explanations, tokenizer, f"What {model} recalls")
+        typer.echo(f"The page is {output}.")
 
 
 @app.command()
