@@ -1,5 +1,4 @@
-"""The command line: `lle train`, `lle evaluate`, `lle calibrate`, `lle explain`, `lle card`, `lle bank ...`,
-`lle demo`.
+"""The command line: `lle train | evaluate | calibrate | explain | card | demo`, and `lle bank ...`.
 
 Heavy imports wait until a command runs, so that `lle --help` answers at once.
 """

@@ -71,7 +71,7 @@ def _where(cause: Cause) -> str:
 def write_page(
     path: str | Path, explanations: Sequence[Explanation], tokenizer: PreTrainedTokenizerBase, title: str
 ) -> Path:
-    """Writes the explanations as one HTML file, with no other files and no network: click a token to see its causes."""
+    """Writes the explanations as one HTML file, which needs no other files and no network: click a token."""
     tokens: list[dict[str, Any]] = []
     for item in explanations:
         causes = []
