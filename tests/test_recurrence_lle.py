@@ -16,6 +16,7 @@ from modeling_lle.recurrence_lle import (
     RecurrentStack,
     init_recurrent_weights,
     variational_dropout,
+    weight_dropout,
 )
 
 RECURRENCES = ["lstm", "gru", "qrnn"]
@@ -162,6 +163,21 @@ def test_variational_dropout_keeps_its_mask_over_time() -> None:
     assert torch.equal(dropped, dropped[:, :1].expand_as(dropped))
     assert set(dropped.unique().tolist()) == {0.0, 2.0}
     assert not torch.equal(dropped[0], dropped[1])
+
+
+@pytest.mark.parametrize("probability", [0.0001, 0.3, 0.95])
+def test_weight_dropout_drops_each_weight_with_its_probability(probability: float) -> None:
+    torch.manual_seed(0)
+    weight = torch.ones(331, 1201, requires_grad=True)
+    dropped = weight_dropout(weight, probability, True)
+    assert dropped.unique().tolist() == pytest.approx([0, 1 / (1 - probability)], rel=1e-3)
+    spread = (probability * (1 - probability) / weight.numel()) ** 0.5
+    assert (dropped == 0).float().mean().item() == pytest.approx(probability, abs=5 * spread + 1 / 65536)
+    kept = (dropped != 0).double()  # neighbours, whose draws share 64 random bits, are independent
+    together = kept[:, :-1].mul(kept[:, 1:]).mean().item()
+    assert together == pytest.approx((1 - probability) ** 2, abs=10 * spread + 2 / 65536)
+    dropped.sum().backward()
+    assert torch.equal(weight.grad, dropped)
 
 
 @every_stack
