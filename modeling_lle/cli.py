@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from .banks.commands import bank
-from .options import Column, Folder, Name, Row, SampleBy, Source
+from .options import Bank, Column, Folder, Name, Namespaces, Row, SampleBy, Source
 
 app = typer.Typer(
     help="LLE, Learning from History: recurrent language models that keep learning from what they read.",
@@ -52,11 +52,13 @@ def evaluate(
     rows: Annotated[int, typer.Option(help="Readers, each with a stream of its own; more are faster.")] = 1,
     segment_length: Annotated[int, typer.Option(help="Tokens of a step; changes the speed only.")] = 256,
     limit_tokens: Annotated[int | None, typer.Option(help="Read only about so many tokens.")] = None,
+    bank_path: Bank = None,
+    namespace: Namespaces = None,
     bf16: Annotated[bool, typer.Option(help="Compute in bfloat16.")] = False,
     output: Annotated[Path | None, typer.Option(help="Folder for evaluation.json and evaluation.png.")] = None,
     results: Annotated[Path | None, typer.Option(help="Results file of a released recipe to write.")] = None,
 ) -> None:
-    """Reads a text once, and shows its perplexity for the base and with history, side by side."""
+    """Reads a text once, and shows its perplexity for the base and with each source of history, side by side."""
     from .evaluation import evaluate_folder, format_table, write_release
 
     measured = evaluate_folder(
@@ -70,6 +72,8 @@ def evaluate(
         rows=rows,
         segment_length=segment_length,
         limit_tokens=limit_tokens,
+        bank=bank_path,
+        namespaces=namespace or None,
         bf16=bf16,
         output=output,
     )
@@ -87,11 +91,14 @@ def calibrate(
     text_column: Column = "text",
     sample_by: SampleBy = Row.line,
     limit_tokens: Annotated[int, typer.Option(help="Tokens to fit on.")] = 30000,
+    bank_path: Bank = None,
+    namespace: Namespaces = None,
     output: Annotated[Path | None, typer.Option(help="Where to save; the model's own folder if not given.")] = None,
 ) -> None:
     """Fits the few numbers of the history rule on held-out text, in seconds, and saves the model."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from .bank_lle import HistoryBank
     from .data import collect, load_texts, tokenize
     from .training import calibrate as fit
 
@@ -100,19 +107,21 @@ def calibrate(
     texts = load_texts(source, name=name, split=split, text_column=text_column, sample_by=sample_by.value)
     tokens = collect(tokenize(texts, tokenizer, text_column=text_column), start=tokenizer.eos_token_id)
     tokens.check_vocabulary(loaded.config.vocab_size)
+    if bank_path is not None:
+        loaded.attach_history(HistoryBank.from_pretrained(bank_path), namespace or None)
     found = fit(loaded, tokens.ids, limit_tokens)
     folder = output or Path(model)
     loaded.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    typer.echo(json.dumps({**found, "stream": loaded.config.to_dict()["history"]["stream"]}, indent=2))
+    typer.echo(json.dumps({**found, **loaded.config.to_dict()["history"]}, indent=2))
 
 
 @app.command("explain")
 def explain_(
     model: Folder,
     text: Annotated[str, typer.Argument(help="The text, or the name of a file that holds it.")],
-    bank_path: Annotated[Path | None, typer.Option("--bank", help="A bank to recall from.")] = None,
-    namespace: Annotated[list[str] | None, typer.Option(help="Its namespaces; all if not given.")] = None,
+    bank_path: Bank = None,
+    namespace: Namespaces = None,
     top: Annotated[int, typer.Option(help="Entries to name for each token.")] = 3,
     output: Annotated[Path | None, typer.Option(help="An HTML page to write.")] = None,
 ) -> None:
@@ -127,7 +136,7 @@ def explain_(
     tokenizer = AutoTokenizer.from_pretrained(model)
     loaded: Any = AutoModelForCausalLM.from_pretrained(model)
     if bank_path is not None:
-        loaded.attach_history(HistoryBank.open(bank_path), namespace or None)
+        loaded.attach_history(HistoryBank.from_pretrained(bank_path), namespace or None)
     is_file = len(text) < 4096 and "\n" not in text and Path(text).is_file()
     given = Path(text).read_text(encoding="utf-8") if is_file else text
     ids = torch.tensor([tokenizer.eos_token_id, *encode_texts([given], tokenizer)[0][:-1]])

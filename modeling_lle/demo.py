@@ -1,9 +1,10 @@
-"""The demonstration: train a small language model, and watch it learn from what it reads.
+"""The demonstration: train a small language model, and watch it learn from what it reads, and from a bank.
 
 The corpus is the source code of the running Python's standard library, split by package, so nothing is downloaded;
 any data set of texts can take its place.
 """
 
+import shutil
 import textwrap
 import time
 from collections.abc import Callable
@@ -15,13 +16,16 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, pipeline
 
-from .data import collect, load_texts, python_corpus, tokenize
+from .bank_lle import HistoryBank
+from .data import TextTokens, collect, load_texts, python_corpus, tokenize
 from .data.text import Rows
 from .evaluation import evaluate_stream, format_table
-from .training import make_recipe, run
+from .training import calibrate, make_recipe, run
 
 TRAIN_TOKENS = 1_250_000
 TEST_TOKENS = 60_000
+CALIBRATION_TOKENS = 30_000
+KEEP_BELOW = 0.2  # the bank keeps what the model gives less than this probability
 PROMPTS = 3
 HISTORY_TOKENS = 1500
 NEW_TOKENS = 40
@@ -56,6 +60,8 @@ RECIPE: dict[str, Any] = {
 NEXT = """
 What to try next
   lle evaluate {folder} FILES --output {folder}    how much the history helps on your own text
+  lle explain {folder} FILE --bank {folder}/bank --output page.html    which entries moved each prediction
+  lle bank add {folder} FILES {folder}/bank --as mine    the bank learns your texts; `lle bank forget` takes them back
   lle train configs/lm/smoke.yaml --set data.source=FILES    a model of your own text
   README.md    the same from Python, with pipeline() and generate()
 """
@@ -79,7 +85,7 @@ def demonstrate(
     train_tokens: int = TRAIN_TOKENS,
     say: Callable[[str], None] = print,
 ) -> dict[str, float]:
-    """Trains, calibrates, measures and saves a language model, then completes text with it.
+    """Trains, calibrates, measures and saves a language model, gives it a bank, and completes text with it.
 
     Args:
         folder: Where the model, evaluation.png and metrics.json go.
@@ -105,7 +111,13 @@ def demonstrate(
     )
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model: Any = AutoModelForCausalLM.from_pretrained(folder)
-    measured = _measure(model, tokenizer, texts["test"], text_column, folder, say)
+    test = collect(_encoded(texts["test"], tokenizer, text_column, TEST_TOKENS), start=tokenizer.eos_token_id)
+    say("\nUnseen text, read as one stream:\n")
+    _measure(model, test, say)
+    bank = _remember(model, tokenizer, texts, text_column, folder, say)
+    say("\nThe same text, with the stream and the bank:\n")
+    measured = _measure(model, test, say, folder / "evaluation.png")
+    say(f"The picture is {folder / 'evaluation.png'}, the model is in {folder}, its bank in {bank.folder.path}.")
     _complete(folder, tokenizer, texts["test"], text_column, say)
     say(NEXT.format(folder=folder))
     say(f"Done in {(time.perf_counter() - begin) / 60:.1f} minutes.")
@@ -134,24 +146,43 @@ def _at_most(rows: Any, text_column: str, size: int) -> Dataset:
     return rows
 
 
-def _measure(
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    test: Any,
-    text_column: str,
-    folder: Path,
-    say: Callable[[str], None],
-) -> dict[str, float]:
-    """Reads unseen text once, prints base against history, and draws the picture."""
-    from .evaluation.pictures import draw_evaluation, save_figure
+def _encoded(texts: Any, tokenizer: PreTrainedTokenizerBase, text_column: str, tokens: int) -> Dataset:
+    """The first texts that hold about so many tokens, tokenised."""
+    return tokenize(_at_most(texts, text_column, 4 * tokens), tokenizer, text_column=text_column)
 
-    encoded = tokenize(_at_most(test, text_column, 4 * TEST_TOKENS), tokenizer, text_column=text_column)
-    evaluation = evaluate_stream(model, collect(encoded, start=tokenizer.eos_token_id), autocast=torch.bfloat16)
+
+def _measure(
+    model: Any, tokens: TextTokens, say: Callable[[str], None], picture: Path | None = None
+) -> dict[str, float]:
+    """Reads unseen text once, prints what the history makes of it, and draws the picture."""
+    evaluation = evaluate_stream(model, tokens, autocast=torch.bfloat16)
     measured = evaluation.metrics()
-    say("\nUnseen text, read as one stream:\n\n" + format_table(measured))
-    save_figure(draw_evaluation(evaluation), folder / "evaluation.png")
-    say(f"The picture is {folder / 'evaluation.png'}, the model is in {folder}.")
+    say(format_table(measured))
+    if picture is not None:
+        from .evaluation.pictures import draw_evaluation, save_figure
+
+        save_figure(draw_evaluation(evaluation), picture)
     return measured
+
+
+def _remember(
+    model: Any, tokenizer: PreTrainedTokenizerBase, texts: dict[str, Rows], column: str, folder: Path, say: Any
+) -> HistoryBank:
+    """Makes a bank of what the model did not learn of its training text, and fits the numbers of both sources."""
+    path = folder / "bank"
+    shutil.rmtree(path, ignore_errors=True)  # that of an earlier demonstration
+    begin = time.perf_counter()
+    bank = HistoryBank.build(
+        model, tokenizer, texts["train"], path, text_column=column, source="training text", keep_below=KEEP_BELOW
+    )
+    model.attach_history(bank, tokenizer=tokenizer)
+    held_out = collect(_encoded(texts["validation"], tokenizer, column, CALIBRATION_TOKENS))
+    calibrate(model, held_out.ids, CALIBRATION_TOKENS)
+    say(
+        f"\nA bank of what the model had not learned of its training text, {len(bank):,} entries, made and calibrated "
+        f"in {time.perf_counter() - begin:.0f} seconds."
+    )
+    return bank
 
 
 def choose_prompts(documents: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, column: str) -> list[Prompt]:

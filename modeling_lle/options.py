@@ -1,6 +1,7 @@
 """Arguments and options that several commands of the command line share."""
 
 from enum import Enum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -8,6 +9,10 @@ import typer
 Source = Annotated[str, typer.Argument(help="A data set on the Hub, or local text, csv, json or parquet files.")]
 Folder = Annotated[str, typer.Argument(help="A folder, or a name on the Hub, with a model and its tokenizer.")]
 Name = Annotated[str | None, typer.Option(help="Configuration of a data set on the Hub.")]
+Bank = Annotated[Path | None, typer.Option("--bank", help="A bank to recall from.")]
+Namespaces = Annotated[
+    list[str] | None, typer.Option("--namespace", help="A namespace of the bank, repeatable; all if not given.")
+]
 Column = Annotated[str, typer.Option(help="Column of the text.")]
 
 

@@ -2,7 +2,8 @@
 
 Notable: nothing of transformers is loaded for it. Its Auto modules keep tables of names, from which they import a
 class when it is first asked for; the names are entered when those modules are loaded, at once if they are already.
-`AutoConfig.register` and its sisters need the classes themselves, which would cost every import seconds.
+`AutoConfig.register` and its sisters need the classes themselves, which would cost every import seconds. The pipeline
+for text generation is replaced by a subclass that knows one more argument; other models do not notice.
 """
 
 import sys
@@ -23,16 +24,21 @@ TABLES = {
     },
     AUTO + "tokenization_auto": {"TOKENIZER_MAPPING_NAMES": "LLETokenizer"},
 }
+PIPELINES = "transformers.pipelines"
+PIPELINE = "modeling_lle.pipeline_lle.LLETextGenerationPipeline"
 
 
 def enter_names(module: ModuleType) -> None:
-    """Enters the LLE classes into the tables of an Auto module that is being loaded."""
+    """Enters the LLE classes into the tables of a module of transformers that is being loaded."""
+    if module.__name__ == PIPELINES:
+        module.PIPELINE_REGISTRY.supported_tasks["text-generation"]["impl"] = PIPELINE
+        return
     for table, name in TABLES[module.__name__].items():
         getattr(module, table)[MODEL_TYPE] = name
 
 
 class _AutoLoader(Loader):
-    """Loads an Auto module as its own loader would, then enters the names."""
+    """Loads a module as its own loader would, then enters the names."""
 
     def __init__(self, loader: Loader) -> None:
         self.loader = loader
@@ -46,10 +52,10 @@ class _AutoLoader(Loader):
 
 
 class _AutoFinder(MetaPathFinder):
-    """Finds the Auto modules, each once, and hands them to `_AutoLoader`."""
+    """Finds the modules with tables, each once, and hands them to `_AutoLoader`."""
 
-    def __init__(self) -> None:
-        self.waiting = set(TABLES)
+    def __init__(self, waiting: set[str]) -> None:
+        self.waiting = waiting
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -67,9 +73,14 @@ def register(package: ModuleType) -> None:
     """Registers the classes of `package`, which are attributes of it, whether transformers is loaded or not."""
     # The Auto modules import classes from `transformers.models.<type>`.
     sys.modules[f"transformers.models.{MODEL_TYPE}"] = package
-    if not any(name in sys.modules for name in TABLES):
-        sys.meta_path.insert(0, _AutoFinder())
+    loaded = {name for name in (*TABLES, PIPELINES) if name in sys.modules}
+    if PIPELINES in loaded:
+        enter_names(sys.modules[PIPELINES])
+    if loaded.isdisjoint(TABLES):
+        sys.meta_path.insert(0, _AutoFinder({*TABLES, PIPELINES} - loaded))
         return
+    if PIPELINES not in loaded:
+        sys.meta_path.insert(0, _AutoFinder({PIPELINES}))
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
     from transformers.models.auto import modeling_auto
 

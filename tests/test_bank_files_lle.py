@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import make_model, make_texts, make_tokenizer
 
 from modeling_lle import HistoryBank
 from modeling_lle.bank_files_lle import MANIFEST, BankError, Folder, Manifest
-
-from .tiny import make_model, make_texts, make_tokenizer
 
 TEXTS = make_texts(8, 6)
 

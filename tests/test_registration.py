@@ -23,6 +23,10 @@ AFTER_THE_AUTO_CLASSES = """
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 import modeling_lle
 """
+AFTER_THE_PIPELINES = """
+from transformers import pipeline
+import modeling_lle
+"""
 USE = """
 import sys
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
@@ -36,6 +40,8 @@ assert type(AutoConfig.for_model("lle")) is modeling_lle.LLEConfig
 from transformers.models.auto import modeling_auto
 assert "LLEForCausalLM" in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()  # the Trainer's label smoothing
 assert "LLEModel" in modeling_auto.MODEL_MAPPING_NAMES.values()
+from transformers import pipeline
+assert type(pipeline("text-generation", sys.argv[1])) is modeling_lle.LLETextGenerationPipeline
 """
 
 
@@ -48,7 +54,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("imports", [LAZY, AFTER_THE_AUTO_CLASSES], ids=["before transformers", "after transformers"])
+@pytest.mark.parametrize(
+    "imports", [LAZY, AFTER_THE_AUTO_CLASSES, AFTER_THE_PIPELINES], ids=["lazy", "auto", "pipelines"]
+)
 def test_the_auto_classes_know_lle(imports: str, folder: Path) -> None:
     command = [sys.executable, "-W", "error::DeprecationWarning:modeling_lle", "-c", imports + USE, str(folder)]
     outcome = subprocess.run(command, capture_output=True, text=True, check=False)

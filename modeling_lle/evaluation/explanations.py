@@ -68,37 +68,36 @@ def _where(cause: Cause) -> str:
     return f"{cause.place} (entry {cause.id})"
 
 
-def write_page(
-    path: str | Path, explanations: Sequence[Explanation], tokenizer: PreTrainedTokenizerBase, title: str
-) -> Path:
-    """Writes the explanations as one HTML file, which needs no other files and no network: click a token."""
-    tokens: list[dict[str, Any]] = []
-    for item in explanations:
-        causes = []
-        for cause in item.causes:
-            before, outcome, after = _texts(cause, tokenizer)
-            causes.append(
+def as_values(explanations: Sequence[Explanation], tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
+    """The explanations as plain values, with texts in place of token ids."""
+    return [
+        {
+            "text": decode(tokenizer, [item.target]),
+            "base_prob": item.base_prob,
+            "prob": item.prob,
+            "base_share": item.base_share,
+            "causes": [
                 {
                     "source": cause.source,
                     "where": _where(cause),
                     "effect": cause.effect,
                     "share": cause.share,
-                    "before": before,
-                    "outcome": outcome,
-                    "after": after,
+                    **dict(zip(("before", "outcome", "after"), _texts(cause, tokenizer), strict=True)),
                 }
-            )
-        tokens.append(
-            {
-                "text": decode(tokenizer, [item.target]),
-                "base": item.base_prob,
-                "prob": item.prob,
-                "baseShare": item.base_share,
-                "causes": causes,
-                "rest": item.rest,
-            }
-        )
-    data = json.dumps(tokens, ensure_ascii=False).replace("<", "\\u003c")  # text may hold a closing script tag
+                for cause in item.causes
+            ],
+            "rest": item.rest,
+        }
+        for item in explanations
+    ]
+
+
+def write_page(
+    path: str | Path, explanations: Sequence[Explanation], tokenizer: PreTrainedTokenizerBase, title: str
+) -> Path:
+    """Writes the explanations as one HTML file, which needs no other files and no network: click a token."""
+    data = json.dumps(as_values(explanations, tokenizer), ensure_ascii=False)
+    data = data.replace("<", "\\u003c")  # text may hold a closing script tag
     page = PAGE.read_text(encoding="utf-8").replace("{{title}}", html.escape(title)).replace("{{tokens}}", data)
     Path(path).write_text(page, encoding="utf-8")
     return Path(path)

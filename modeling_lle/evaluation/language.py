@@ -5,6 +5,7 @@ segment to segment; every token is a target once. Shapes: B batch, T time, N tok
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from ..bank_lle import HistoryBank
 from ..data import StreamDataset, TextTokens, collect, load_texts, tokenize
 from ..data.streams import IGNORED
 from .metrics import LanguageModelMetric
@@ -26,6 +28,7 @@ FREQUENCIES = ("0", "1-9", "10-99", "100-999", "1,000-9,999", "10,000+")
 _FREQUENCY_EDGES = (1, 10, 100, 1000, 10000)
 SEEN = ("in the window", "before the window", "new")
 ALL = "all"
+SIDES = ("base", "stream", "bank", "history")  # history: all sources together
 
 
 @dataclass
@@ -35,9 +38,9 @@ class StreamEvaluation:
     Attributes:
         targets: (N,) int64, the tokens that were predicted.
         position: (N,) int64, how many targets the token's row had before it: 0 where a row begins.
-        base_nats: (N,) float32, minus the log probability of the plain output layer.
-        history_nats: (N,) float32, the same with history.
-        stream_share: (N,) float32, the share of the stream in the mixture.
+        nats: For each side (N,) float32, minus the log probability: "base", the plain output layer; "history", with
+            history; and with a bank also "stream" and "bank", with that source alone.
+        shares: For each source (N,) float32, its share in the mixture.
         counts: (V,) int64, how often each type occurs in the training set, or in this text if that is not known.
         counted: "training set" or "evaluated text", where `counts` come from.
         window: Entries that the stream keeps.
@@ -47,9 +50,8 @@ class StreamEvaluation:
 
     targets: np.ndarray
     position: np.ndarray
-    base_nats: np.ndarray
-    history_nats: np.ndarray
-    stream_share: np.ndarray
+    nats: dict[str, np.ndarray]
+    shares: dict[str, np.ndarray]
     counts: np.ndarray
     counted: Literal["training set", "evaluated text"]
     window: int
@@ -60,22 +62,23 @@ class StreamEvaluation:
     @property
     def gain(self) -> np.ndarray:
         """(N,) float32, the nats that the history saved; negative where it cost some."""
-        return self.base_nats - self.history_nats
+        return self.nats["base"] - self.nats["history"]
 
     def metrics(self) -> dict[str, float]:
-        """Flat metrics: `base_` and `history_` times `ppl`, `word_ppl` and `bits_per_byte`; wins and losses; speed."""
+        """Flat metrics: the sides times `ppl`, `word_ppl` and `bits_per_byte`; wins and losses; shares; speed.
+
+        `wins` and `losses` are the shares of tokens to which the history gives more, or less, than the base; with a
+        bank, `stream_wins` and so on are those of one source alone.
+        """
         values: dict[str, float] = {}
-        for side, nats in (("base", self.base_nats), ("history", self.history_nats)):
+        for side, nats in self.nats.items():
             metric = LanguageModelMetric(keep_in_memory=True)
             measured = metric.compute(nats=nats, words=self.words, bytes=self.bytes)
             values |= {f"{side}_{name}": value for name, value in measured.items()}
-        wins, losses = self.gain[self.gain > 0], -self.gain[self.gain < 0]
+            if side != "base":
+                values |= _wins_and_losses(self.nats["base"] - nats, "" if side == "history" else f"{side}_")
         return values | {
-            "wins": len(wins) / len(self.gain),
-            "losses": len(losses) / len(self.gain),
-            "mean_win_nats": float(wins.mean()) if len(wins) else 0.0,
-            "mean_loss_nats": float(losses.mean()) if len(losses) else 0.0,
-            "mean_stream_share": float(self.stream_share.mean()),
+            **{f"mean_{source}_share": float(share.mean()) for source, share in self.shares.items()},
             "tokens": len(self.targets),
             "words": self.words,
             "bytes": self.bytes,
@@ -89,7 +92,7 @@ class StreamEvaluation:
         Returns:
             A row for each group that has tokens, "all" standing for every value: `frequency` (occurrences in
             `counted`), `seen` (its last occurrence is still in the window, lies before it, or it is new), `tokens`,
-            and the means `base_nats`, `history_nats` and `gain` (nats saved per token).
+            and the means of each side's nats (`base_nats`, ...) and of `gain` (nats that the history saved).
         """
         frequency = np.digitize(self.counts[self.targets], _FREQUENCY_EDGES)
         age = ages(self.targets, self.position)
@@ -105,8 +108,7 @@ class StreamEvaluation:
                             "frequency": frequency_name,
                             "seen": seen_name,
                             "tokens": int(group.sum()),
-                            "base_nats": float(self.base_nats[group].mean()),
-                            "history_nats": float(self.history_nats[group].mean()),
+                            **{f"{side}_nats": float(nats[group].mean()) for side, nats in self.nats.items()},
                             "gain": float(self.gain[group].mean()),
                         }
                     )
@@ -119,15 +121,24 @@ class StreamEvaluation:
             blocks: At most so many blocks.
 
         Returns:
-            Tokens that each row has read, (n,) int64, and the perplexities (n,) of "base" and "history" up to there.
+            Tokens that each row has read, (n,) int64, and the perplexities (n,) of each side up to there.
         """
         length = int(self.position.max()) + 1
         size = -(-length // blocks)
         block = self.position // size
         tokens = np.bincount(block).cumsum()
         ends = np.minimum((np.arange(len(tokens)) + 1) * size, length)
-        nats = {"base": self.base_nats, "history": self.history_nats}
-        return ends, {side: np.exp(np.bincount(block, weights=n).cumsum() / tokens) for side, n in nats.items()}
+        return ends, {side: np.exp(np.bincount(block, weights=n).cumsum() / tokens) for side, n in self.nats.items()}
+
+
+def _wins_and_losses(gain: np.ndarray, prefix: str) -> dict[str, float]:
+    wins, losses = gain[gain > 0], -gain[gain < 0]
+    return {
+        f"{prefix}wins": len(wins) / len(gain),
+        f"{prefix}losses": len(losses) / len(gain),
+        f"{prefix}mean_win_nats": float(wins.mean()) if len(wins) else 0.0,
+        f"{prefix}mean_loss_nats": float(losses.mean()) if len(losses) else 0.0,
+    }
 
 
 def _groups(index: np.ndarray, names: tuple[str, ...]) -> list[tuple[str, np.ndarray]]:
@@ -180,21 +191,19 @@ def evaluate_stream(
     model.eval()
     begin = time.perf_counter()
     try:
-        columns = _read(model, stream, autocast)
+        segments = _read(model, stream, autocast)
     finally:
         model.train(training)
     seconds = time.perf_counter() - begin
-    labels = np.concatenate([labels for labels, _ in columns], axis=1)
-    scores = np.concatenate([scores for _, scores in columns], axis=2)
-    valid = labels != IGNORED
-    targets = labels[valid]
-    base, history, share = scores[:, valid]
+    joined = {name: np.concatenate([segment[name] for segment in segments], axis=1) for name in segments[0]}
+    valid = joined["labels"] != IGNORED
+    scored = {name: values[valid] for name, values in joined.items()}
+    targets = scored["labels"]
     return StreamEvaluation(
         targets=targets,
-        position=np.broadcast_to(np.arange(labels.shape[1]), labels.shape)[valid],
-        base_nats=-base,
-        history_nats=-history,
-        stream_share=share,
+        position=np.broadcast_to(np.arange(valid.shape[1]), valid.shape)[valid],
+        nats={side: -scored[side] for side in SIDES if side in scored},
+        shares={source: scored[f"{source}_share"] for source in ("stream", "bank") if f"{source}_share" in scored},
         counts=_check_counts(train_counts, targets, model.config.vocab_size),
         counted="evaluated text" if train_counts is None else "training set",
         window=model.config.stream.window if model.config.use_history else 0,
@@ -204,9 +213,19 @@ def evaluate_stream(
     )
 
 
-def _read(model: Any, stream: StreamDataset, autocast: torch.dtype | None) -> list[tuple[np.ndarray, np.ndarray]]:
-    """For each segment the labels (B, T) and the log probabilities of base and history and the share, (3, B, T)."""
-    columns: list[tuple[np.ndarray, np.ndarray]] = []
+_COLUMNS = {
+    "base": "base_log_probs",
+    "stream": "stream_log_probs",
+    "bank": "bank_log_probs",
+    "history": "log_probs",
+    "stream_share": "stream_share",
+    "bank_share": "bank_share",
+}
+
+
+def _read(model: Any, stream: StreamDataset, autocast: torch.dtype | None) -> list[dict[str, np.ndarray]]:
+    """For each segment its `labels`, the log probabilities of the sides and the shares of the sources, (B, T) each."""
+    segments: list[dict[str, np.ndarray]] = []
     cache = None
     with torch.autocast(model.device.type, dtype=autocast, enabled=autocast is not None):
         for batch in DataLoader(stream, batch_size=stream.rows):
@@ -214,15 +233,16 @@ def _read(model: Any, stream: StreamDataset, autocast: torch.dtype | None) -> li
                 **{name: tensor.to(model.device) for name, tensor in batch.items()}, past_key_values=cache
             )
             cache = output.past_key_values
-            scores = torch.stack([output.base_log_probs, output.log_probs, output.stream_share]).float()
-            if not bool(scores.isfinite().all()):
+            scores = {name: output[key].float() for name, key in _COLUMNS.items() if output.get(key) is not None}
+            if not all(bool(values.isfinite().all()) for values in scores.values()):
                 raise FloatingPointError(
-                    f"the log probabilities are not finite after {len(columns) * stream.segment_length} tokens: the "
+                    f"the log probabilities are not finite after {len(segments) * stream.segment_length} tokens: the "
                     "weights hold NaN or infinite values, or autocast overflows; evaluate an earlier checkpoint, or "
                     "without autocast"
                 )
-            columns.append((batch["shift_labels"].numpy(), scores.cpu().numpy()))
-    return columns
+            labels = batch["shift_labels"].numpy()
+            segments.append({"labels": labels, **{name: values.cpu().numpy() for name, values in scores.items()}})
+    return segments
 
 
 def _check_counts(train_counts: np.ndarray | None, targets: np.ndarray, vocab_size: int) -> np.ndarray:
@@ -245,6 +265,8 @@ def evaluate_folder(
     rows: int = 1,
     segment_length: int = SEGMENT_LENGTH,
     limit_tokens: int | None = None,
+    bank: str | Path | None = None,
+    namespaces: Sequence[str] | None = None,
     bf16: bool = False,
     output: str | Path | None = None,
     command: str | None = None,
@@ -257,6 +279,8 @@ def evaluate_folder(
         train_split: Split that the frequency of types is counted on; None: the evaluated text itself.
         rows, segment_length: As in `evaluate_stream`.
         limit_tokens: Read only the first rows of the data set that fit in so many tokens, one row at least.
+        bank: A bank to recall from too, as `HistoryBank.from_pretrained` takes it.
+        namespaces: The namespaces of it; None: all.
         bf16: Whether to compute in bfloat16.
         output: Folder for evaluation.json and evaluation.png; None: nothing is written.
         command: Command that is written into the JSON; None: the one that runs now.
@@ -269,6 +293,8 @@ def evaluate_folder(
     tokenizer = AutoTokenizer.from_pretrained(model_path)
     model: Any = AutoModelForCausalLM.from_pretrained(model_path)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
+    if bank is not None:
+        model.attach_history(HistoryBank.from_pretrained(bank), namespaces)
 
     def read(part: str | None) -> Dataset:
         texts = load_texts(source, name=name, split=part, text_column=text_column, sample_by=sample_by)
@@ -309,23 +335,28 @@ def _count(tokenized: Dataset, vocab_size: int) -> np.ndarray:
 
 def format_table(metrics: dict[str, float]) -> str:
     """The metrics of a `StreamEvaluation` as a table for the terminal."""
-    lines = [f"{'':20}{'base':>12}{'history':>12}{'ratio':>9}"]
+    sides = [side for side in SIDES if f"{side}_ppl" in metrics]
+    names = ["both" if side == "history" and len(sides) > 2 else side for side in sides]
+    lines = [f"{'':20}" + "".join(f"{name:>12}" for name in names) + f"{'ratio':>9}"]
     for label, key in (
         ("perplexity / token", "ppl"),
         ("perplexity / word", "word_ppl"),
         ("bits / byte", "bits_per_byte"),
     ):
-        base, history = metrics[f"base_{key}"], metrics[f"history_{key}"]
+        values = [metrics[f"{side}_{key}"] for side in sides]
         digits = 2 if key.endswith("ppl") else 4
-        cells = [f"{value:,.{digits}f}" if value < 1e6 else f"{value:.3g}" for value in (base, history)]
-        lines.append(f"{label:20}{cells[0]:>12}{cells[1]:>12}{history / base:>9.3f}")
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"The history helps {metrics['wins']:.0%} of the tokens, by {metrics['mean_win_nats']:.2f} nats each, and "
-            f"hurts {metrics['losses']:.0%}, by {metrics['mean_loss_nats']:.2f}.",
-            f"{metrics['tokens']:,.0f} tokens in {metrics['seconds']:.1f} s, "
-            f"{metrics['tokens_per_second']:,.0f} tokens/s.",
-        ]
+        cells = [f"{value:,.{digits}f}" if value < 1e6 else f"{value:.3g}" for value in values]
+        lines.append(f"{label:20}" + "".join(f"{cell:>12}" for cell in cells) + f"{values[-1] / values[0]:>9.3f}")
+    effects = []
+    for side, name in zip(sides[1:], names[1:], strict=True):
+        prefix = "" if side == "history" else f"{side}_"
+        subject = {"both": "Both together", "history": "The history"}.get(name, f"The {name} alone")
+        effects.append(
+            f"{subject} help{'s' * (name != 'both')} {metrics[f'{prefix}wins']:.0%} of the tokens, by "
+            f"{metrics[f'{prefix}mean_win_nats']:.2f} nats each, and hurt{'s' * (name != 'both')} "
+            f"{metrics[f'{prefix}losses']:.0%}, by {metrics[f'{prefix}mean_loss_nats']:.2f}."
+        )
+    speed = (
+        f"{metrics['tokens']:,.0f} tokens in {metrics['seconds']:.1f} s, {metrics['tokens_per_second']:,.0f} tokens/s."
     )
+    return "\n".join([*lines, "", *effects, speed])

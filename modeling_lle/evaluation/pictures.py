@@ -1,7 +1,10 @@
 """The picture of an evaluation: perplexity over the stream, and which tokens the history helps."""
 
+import itertools
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from .language import ALL, FREQUENCIES, SEEN, StreamEvaluation
 
@@ -15,6 +18,8 @@ except ImportError as error:
     raise ImportError("pictures need matplotlib: pip install modeling_lle[plots]") from error
 
 INK, FAINT, BASE, HISTORY = "#1f2933", "#d5dae0", "#8b95a1", "#0b6bcb"
+SIDE_COLOURS = {"base": BASE, "stream": "#3aa6a0", "bank": "#a05fc4", "history": HISTORY}
+LABEL_HEIGHT = 0.115  # of the axes, with the space around it
 SEEN_COLOURS = dict(zip(SEEN, (HISTORY, "#86bdf0", "#e8833a"), strict=True))
 LEAST_SHARE = 0.001  # groups with fewer tokens than this share are noise
 
@@ -51,28 +56,45 @@ def _style(axes: Axes, title: str, x: str, y: str) -> None:
 
 def _draw_running(axes: Axes, evaluation: StreamEvaluation) -> None:
     ends, perplexity = evaluation.running()
-    base, history = perplexity["base"], perplexity["history"]
-    axes.fill_between(ends, history, base, color=HISTORY, alpha=0.10, linewidth=0)
-    above = base[-1] >= history[-1]
-    for curve, colour, label, up in ((base, BASE, "base", above), (history, HISTORY, "with history", not above)):
-        axes.plot(ends, curve, color=colour, linewidth=2.2, solid_capstyle="round")
-        axes.annotate(
-            f"{label}\n{curve[-1]:.4g}",
-            (ends[-1], curve[-1]),
-            xytext=(8, -6 if up else 6),
-            textcoords="offset points",
-            va="bottom" if up else "top",
-            color=colour,
-            fontweight="bold",
-        )
+    for side, curve in perplexity.items():
+        axes.plot(ends, curve, color=SIDE_COLOURS[side], linewidth=2.2, solid_capstyle="round")
+    axes.fill_between(ends, perplexity["history"], perplexity["base"], color=HISTORY, alpha=0.10, linewidth=0)
     _style(axes, "Perplexity of the text read so far", "tokens read", "perplexity per token")
     settled = slice(len(ends) // 20, None)  # the first tokens alone would set the scale
-    shown = [*base[settled], *history[settled]]
-    margin = 0.15 * (max(shown) - min(shown)) or 1.0
-    axes.set_ylim(min(shown) - margin, max(shown) + margin)
+    shown = np.concatenate([curve[settled] for curve in perplexity.values()])
+    margin = 0.15 * float(np.ptp(shown)) or 1.0
+    low, high = float(shown.min()) - margin, float(shown.max()) + margin
+    axes.set_ylim(low, high)
+    last = {side: float(curve[-1]) for side, curve in perplexity.items()}
+    heights = spread([(value - low) / (high - low) for value in last.values()], LABEL_HEIGHT)
+    for (side, value), height in zip(last.items(), heights, strict=True):
+        name = {"base": "base", "history": "with history" if len(last) == 2 else "both"}.get(side, f"with {side}")
+        axes.annotate(
+            f"{name}\n{value:.4g}",
+            (1, height),
+            xycoords="axes fraction",
+            xytext=(8, 0),
+            textcoords="offset points",
+            va="center",
+            color=SIDE_COLOURS[side],
+            fontweight="bold",
+        )
     axes.set_xlim(0, ends[-1])
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+
+
+def spread(heights: list[float], gap: float) -> list[float]:
+    """Moves heights between 0 and 1 apart, upwards, and down again from 1, so that `gap` lies between neighbours."""
+    order = sorted(range(len(heights)), key=lambda i: heights[i])
+    placed = list(heights)
+    for below, above in itertools.pairwise(order):
+        placed[above] = max(placed[above], placed[below] + gap)
+    limit = 1.0
+    for i in reversed(order):
+        placed[i] = min(placed[i], limit)
+        limit = placed[i] - gap
+    return placed
 
 
 def _draw_gain(axes: Axes, evaluation: StreamEvaluation) -> None:

@@ -11,9 +11,10 @@ import torch
 from datasets import Dataset, DatasetDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
-from modeling_lle import LLEConfig, LLEForCausalLM, LLETokenizer
-from modeling_lle.data import TextTokens
+from modeling_lle import HistoryBank, LLEConfig, LLEForCausalLM, LLETokenizer
+from modeling_lle.data import TextTokens, collect, tokenize
 from modeling_lle.evaluation import evaluate_folder, evaluate_stream, format_table, read_results
 from modeling_lle.evaluation.language import ages
 from scripts import evaluate as script
@@ -38,15 +39,16 @@ def test_one_row_equals_one_forward(segment_length: int) -> None:
     model, tokens = make_model(), make_tokens()
     evaluation = evaluate_stream(model, tokens, segment_length=segment_length)
     ids = torch.from_numpy(tokens.ids).long()[None]
-    for nats, use_history in ((evaluation.base_nats, False), (evaluation.history_nats, True)):
+    for nats, use_history in ((evaluation.nats["base"], False), (evaluation.nats["history"], True)):
         with torch.no_grad():
             logits = model(ids[:, :-1], use_history=use_history).logits
         expected = -logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[0, :, 0]
         torch.testing.assert_close(torch.from_numpy(nats), expected, rtol=1e-4, atol=1e-4)
     assert evaluation.targets.tolist() == tokens.ids[1:].tolist()
     assert evaluation.position.tolist() == list(range(100))
-    assert evaluation.stream_share[0] == 0
-    assert 0 < evaluation.stream_share[1:].min() <= evaluation.stream_share.max() < 1
+    share = evaluation.shares["stream"]
+    assert share[0] == 0
+    assert 0 < share[1:].min() <= share.max() < 1
 
 
 @pytest.mark.parametrize("rows", [2, 3, 7])
@@ -58,17 +60,18 @@ def test_rows_cover_each_target_once_and_are_apart(rows: int) -> None:
     for begin, end in itertools.pairwise(borders):
         part = TextTokens(tokens.ids[begin : end + 1], 1, 1)
         alone = evaluate_stream(model, part, segment_length=8)
-        for name in ("position", "base_nats", "history_nats", "stream_share"):
-            np.testing.assert_allclose(
-                getattr(evaluation, name)[begin:end], getattr(alone, name), rtol=1e-4, atol=1e-5
-            )
+        assert evaluation.position[begin:end].tolist() == alone.position.tolist()
+        for name in evaluation.nats:
+            np.testing.assert_allclose(evaluation.nats[name][begin:end], alone.nats[name], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(evaluation.shares["stream"][begin:end], alone.shares["stream"], atol=1e-5)
 
 
 def test_metrics() -> None:
     tokens = make_tokens()
     evaluation = evaluate_stream(make_model(), tokens)
     metrics = evaluation.metrics()
-    for side, nats in (("base", evaluation.base_nats), ("history", evaluation.history_nats)):
+    assert list(evaluation.nats) == ["base", "history"]
+    for side, nats in evaluation.nats.items():
         total = float(nats.sum(dtype=np.float64))
         assert metrics[f"{side}_ppl"] == pytest.approx(math.exp(total / 100), rel=1e-5)
         assert metrics[f"{side}_word_ppl"] == pytest.approx(math.exp(total / tokens.words), rel=1e-5)
@@ -83,11 +86,37 @@ def test_metrics() -> None:
     assert table.splitlines()[0].split() == ["base", "history", "ratio"]
 
 
+@pytest.mark.parametrize("window", [0, 20])
+def test_each_source_beside_both(window: int, folder: Path) -> None:
+    """The sources alone are what a model with that source alone measures."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = make_model(window, vocab_size=len(tokenizer))
+    tokens = collect(tokenize(TEXTS["test"], tokenizer), start=tokenizer.eos_token_id)
+    alone = evaluate_stream(model, tokens)
+    model.attach_history(HistoryBank.build(model, tokenizer, LINES[:7]))
+    evaluation = evaluate_stream(model, tokens)
+    assert list(evaluation.nats) == ["base", "stream", "bank", "history"]
+    np.testing.assert_allclose(evaluation.nats["stream"], alone.nats["history"], atol=1e-5)
+    model.config.stream.window = 0
+    bank = evaluate_stream(model, tokens)
+    np.testing.assert_allclose(evaluation.nats["bank"], bank.nats["history"], atol=1e-5)
+    assert np.allclose(evaluation.nats["bank"], evaluation.nats["history"]) == (window == 0)
+    assert evaluation.shares["bank"].min() > 0
+    metrics = evaluation.metrics()
+    gain = evaluation.nats["base"] - evaluation.nats["bank"]
+    assert metrics["bank_wins"] == (gain > 0).mean()
+    assert metrics["bank_mean_win_nats"] == pytest.approx(float(gain[gain > 0].mean()))
+    table = format_table(metrics)
+    assert table.splitlines()[0].split() == ["base", "stream", "bank", "both", "ratio"]
+    assert table.splitlines()[1].split()[-1] == f"{metrics['history_ppl'] / metrics['base_ppl']:.3f}"
+    assert f"The bank alone helps {metrics['bank_wins']:.0%}" in table
+
+
 @pytest.mark.parametrize("options", [{"window": 0}, {"use_history": False}])
 def test_without_history_both_sides_are_equal(options: dict[str, Any]) -> None:
     evaluation = evaluate_stream(make_model(**options), make_tokens())
-    assert np.array_equal(evaluation.base_nats, evaluation.history_nats)
-    assert not evaluation.stream_share.any()
+    assert np.array_equal(evaluation.nats["base"], evaluation.nats["history"])
+    assert not evaluation.shares["stream"].any()
     assert evaluation.metrics()["wins"] == evaluation.metrics()["mean_win_nats"] == 0
     assert {row["seen"] for row in evaluation.breakdown()} == {"all", "before the window", "new"}
 
@@ -136,14 +165,13 @@ def test_running_ends_at_the_whole(rows: int) -> None:
     for side, curve in curves.items():
         assert curve[-1] == pytest.approx(metrics[f"{side}_ppl"], rel=1e-5)
         first = evaluation.position < ends[0]
-        nats = evaluation.base_nats if side == "base" else evaluation.history_nats
-        assert curve[0] == pytest.approx(float(np.exp(nats[first].mean())), rel=1e-5)
+        assert curve[0] == pytest.approx(float(np.exp(evaluation.nats[side][first].mean())), rel=1e-5)
 
 
 def test_autocast_stays_near() -> None:
     model, tokens = make_model(), make_tokens()
     exact, fast = evaluate_stream(model, tokens), evaluate_stream(model, tokens, autocast=torch.bfloat16)
-    np.testing.assert_allclose(fast.history_nats, exact.history_nats, atol=0.1)
+    np.testing.assert_allclose(fast.nats["history"], exact.nats["history"], atol=0.1)
 
 
 def test_mode_of_the_model_is_kept() -> None:
@@ -151,7 +179,7 @@ def test_mode_of_the_model_is_kept() -> None:
     model.train()
     first = evaluate_stream(model, tokens)
     assert model.training
-    assert np.array_equal(first.base_nats, evaluate_stream(model, tokens).base_nats)
+    assert np.array_equal(first.nats["base"], evaluate_stream(model, tokens).nats["base"])
 
 
 def test_errors() -> None:
@@ -194,6 +222,20 @@ def test_folder(folder: Path, tmp_path: Path) -> None:
     assert read_results(tmp_path / "out" / "evaluation.json") == results
     assert results["command"] == "lle evaluate"
     assert (tmp_path / "out" / "evaluation.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_folder_with_a_bank(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    model, tokenizer = LLEForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    bank = HistoryBank.build(model, tokenizer, LINES, tmp_path / "bank", namespace="cats")
+    bank.add(["a dog"], namespace="dogs")
+    both, cats = (evaluate_folder(folder, TEXTS, bank=tmp_path / "bank", namespaces=n) for n in (None, ["cats"]))
+    assert both["metrics"]["bank_ppl"] != cats["metrics"]["bank_ppl"]
+    assert {"base_nats", "stream_nats", "bank_nats", "history_nats"} <= set(both["rows"][0])
+    (tmp_path / "test.txt").write_text("\n".join(LINES) + "\n")
+    arguments = [str(folder), str(tmp_path / "test.txt"), "--bank", str(tmp_path / "bank"), "--namespace", "cats"]
+    script.main([*arguments, "--output", str(tmp_path / "out")])
+    assert read_results(tmp_path / "out" / "evaluation.json")["metrics"]["bank_ppl"] == cats["metrics"]["bank_ppl"]
 
 
 def test_limit_takes_whole_rows(folder: Path, tmp_path: Path) -> None:

@@ -11,16 +11,17 @@ from modeling_lle.evaluation import StreamEvaluation
 pictures = pytest.importorskip("modeling_lle.evaluation.pictures")
 
 
-def make_evaluation(length: int = 3000, gain: float = 0.2, window: int = 50) -> StreamEvaluation:
+def make_evaluation(
+    length: int = 3000, gain: float = 0.2, window: int = 50, sources: tuple[str, ...] = ()
+) -> StreamEvaluation:
     random = np.random.default_rng(0)
     targets = random.zipf(1.2, length) % 400
     base = random.gamma(2, 2, length).astype(np.float32)
     return StreamEvaluation(
         targets=targets,
         position=np.arange(length),
-        base_nats=base,
-        history_nats=base - np.float32(gain),
-        stream_share=np.zeros(length, dtype=np.float32),
+        nats={"base": base, **dict.fromkeys(sources, base - np.float32(gain / 2)), "history": base - np.float32(gain)},
+        shares={"stream": np.zeros(length, dtype=np.float32)},
         counts=np.bincount(targets, minlength=400),
         counted="evaluated text",
         window=window,
@@ -47,6 +48,16 @@ def test_panels_show_the_measurements(tmp_path: Path) -> None:
     assert sum(shares) == pytest.approx(100, abs=len(shares))
     pictures.save_figure(figure, tmp_path / "new" / "picture.png")
     assert (tmp_path / "new" / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_source_has_a_curve_and_labels_stand_apart() -> None:
+    left, _ = pictures.draw_evaluation(make_evaluation(sources=("stream", "bank"))).axes
+    assert len(left.get_lines()) == 4
+    labels = [text.get_text().split("\n")[0] for text in left.texts]
+    assert labels == ["base", "with stream", "with bank", "both"]
+    heights = sorted(text.xy[1] for text in left.texts)
+    assert min(np.diff(heights)) >= pictures.LABEL_HEIGHT - 1e-9
+    assert heights[-1] <= 1
 
 
 @pytest.mark.filterwarnings("error")
