@@ -303,10 +303,8 @@ class HistoryBank:
             view.counts[safe],
         )
 
-    def check_namespaces(self, namespaces: Iterable[str] | str | None) -> tuple[str, ...] | None:
-        """The namespaces, each once and sorted, or None for all; raises a BankError if there is none of that name."""
-        if namespaces is None:
-            return None
+    def check_namespaces(self, namespaces: Iterable[str] | str) -> tuple[str, ...]:
+        """The namespaces, each once and sorted; raises a BankError if there is none of that name."""
         chosen = sorted({namespaces} if isinstance(namespaces, str) else set(namespaces))
         unknown = [name for name in chosen if name not in self.namespaces]
         if unknown:
@@ -316,7 +314,7 @@ class HistoryBank:
         return tuple(chosen)
 
     def _view(self, namespaces: Iterable[str] | str | None, how: Search) -> _View:
-        chosen = self.check_namespaces(namespaces) or tuple(self.namespaces)
+        chosen = self.check_namespaces(self.namespaces if namespaces is None else namespaces)
         key = (*chosen, how)
         if key not in self._views:
             files = [info.file for info in self.manifest.segments if info.namespace in chosen]
@@ -482,7 +480,7 @@ class HistoryBank:
     def _check_exist(self, ids: Tensor | None, source: str | None, namespace: str | None) -> None:
         for number in [] if ids is None else ids.tolist():
             self._locate(number)
-        self.check_namespaces(namespace)
+        self.check_namespaces([] if namespace is None else namespace)
         sources = sorted({added.source for added in self.manifest.added})
         if source is not None and source not in sources:
             raise BankError(f"the bank {self.folder.path} has no source {source!r}; it has: {', '.join(sources)}")

@@ -167,7 +167,7 @@ class LLEPreTrainedModel(PreTrainedModel):
             BankError: Another backbone encoded the bank, or it has no such namespace.
         """
         bank.check_model(self)
-        self.history_namespaces = bank.check_namespaces(namespaces)
+        self.history_namespaces = None if namespaces is None else bank.check_namespaces(namespaces)
         self.history_bank = bank
         if tokenizer is not None or bank.encoder is None:
             bank.encoder = (self, tokenizer)
@@ -423,7 +423,10 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
         numbers = self.config.bank
         asked = (features[..., 1].exp() < numbers.skip_above) | (numbers.skip_above >= 1)
         queries = nn.functional.normalize(states[asked].float(), dim=-1)
-        found = self.history_bank.search(queries, numbers.neighbours, self.history_namespaces, numbers.search)
+        namespaces = self.history_namespaces
+        if namespaces is not None:  # one that was forgotten as a whole is gone
+            namespaces = tuple(name for name in namespaces if name in self.history_bank.namespaces)
+        found = self.history_bank.search(queries, numbers.neighbours, namespaces, numbers.search)
 
         def placed(values: Tensor, blank: int) -> Tensor:
             whole = values.new_full((*asked.shape, numbers.neighbours), blank, device=states.device)

@@ -237,6 +237,16 @@ def test_namespaces_are_apart() -> None:
         model.attach_history(bank, namespaces="eve")
 
 
+def test_a_namespace_that_was_forgotten_is_gone() -> None:
+    bank, model, ids = build(TEXTS[:6], namespace="ann"), make_model(window=0), make_ids(2, 9)
+    bank.add(TEXTS[6:], namespace="bob")
+    model.attach_history(bank, namespaces="ann")
+    bank.forget(namespace="ann")
+    bank.compact()
+    assert bank.namespaces == ["bob"]
+    torch.testing.assert_close(model(ids).logits, model(ids, use_history=False).logits.log_softmax(-1))
+
+
 def test_an_empty_bank_is_the_base() -> None:
     bank, model, ids = build(), make_model(window=0), make_ids(2, 5)
     model.attach_history(bank)

@@ -1,0 +1,137 @@
+"""`lle bank` and `lle explain` from end to end, on a few lines of text."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny import make_model, make_texts, make_tokenizer
+from typer.testing import CliRunner
+
+from modeling_lle import HistoryBank, cli
+from modeling_lle.banks import encode
+
+TEXTS = make_texts(20, 6)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    make_model().save_pretrained(tmp_path / "model")
+    make_tokenizer().save_pretrained(tmp_path / "model")
+    rows = [json.dumps({"text": text, "user": "ann" if n % 2 else "bob"}) for n, text in enumerate(TEXTS)]
+    (tmp_path / "train.json").write_text("\n".join(rows))
+    (tmp_path / "more.txt").write_text("a b a b\nc d\n")
+    return tmp_path
+
+
+def run(folder: Path, command: str) -> str:
+    """Runs a command line in which M is the model, B the bank, and F the folder."""
+    names = {"M": folder / "model", "B": folder / "bank"}
+    arguments = [str(names.get(word, word)).replace("F/", f"{folder}/") for word in command.split()]
+    result = CliRunner().invoke(cli.app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_build_add_search_forget_and_compact(folder: Path) -> None:
+    entries = sum(len(text.split()) + 1 for text in TEXTS)
+    assert f"{entries} entries" in run(folder, "bank build M F/train.json B --as first")
+    assert "7 entries added" in run(folder, "bank add M F/more.txt B --as more --namespace mine")
+    info = json.loads(run(folder, "bank info B"))
+    assert info["entries"] == entries + 7
+    assert {item["source"]: item["rows"] for item in info["sources"]} == {"first": 20, "more": 2}
+    found = run(folder, "bank search M B a --neighbours 3 --namespace mine")
+    assert len(found.splitlines()) == 3
+    assert all("more:" in line for line in found.splitlines())
+    assert "is whole" in run(folder, "bank verify B")
+    mine = sum(len(text.split()) + 1 for text in TEXTS[1::2])
+    assert f"{mine} entries forgotten" in run(folder, "bank forget B --where user=ann")
+    assert "1 entries forgotten" in run(folder, f"bank forget B --ids {entries}")
+    assert "MiB freed" in run(folder, "bank compact B")
+    assert "6 entries forgotten" in run(folder, "bank forget B --source more --compact")
+    assert len(HistoryBank.open(folder / "bank")) == entries - mine
+
+
+def test_building_again_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encode, "SEGMENT_ENTRIES", 20)
+    done = 0
+    segment = encode._encode
+
+    def interrupted(*arguments: object) -> object:
+        nonlocal done
+        done += 1
+        if done == 3:
+            raise KeyboardInterrupt
+        return segment(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(encode, "_encode", interrupted)
+        with pytest.raises((KeyboardInterrupt, AssertionError)):
+            run(folder, "bank build M F/train.json B")
+    assert len(HistoryBank.open(folder / "bank")) == 40
+    run(folder, "bank build M F/train.json B")
+    assert len(HistoryBank.open(folder / "bank")) == sum(len(text.split()) + 1 for text in TEXTS)
+
+
+def test_parquet_and_back(folder: Path) -> None:
+    run(folder, "bank build M F/train.json B")
+    run(folder, "bank forget B --ids 3,4")
+    assert "entries written" in run(folder, "bank export B F/bank.parquet")
+    run(folder, "bank import F/bank.parquet F/again")
+    before, after = HistoryBank.open(folder / "bank"), HistoryBank.open(folder / "again")
+    assert len(after) == len(before)
+    first = [text for text in before.describe([n for n in range(len(before) + 2) if n not in (3, 4)])]
+    for one, other in zip(first, after.describe(range(len(after))), strict=True):
+        assert (one.outcome, one.before, one.after, one.columns) == (
+            other.outcome,
+            other.before,
+            other.after,
+            other.columns,
+        )
+
+
+def test_calibrate_evaluate_and_explain_with_a_bank(folder: Path) -> None:
+    run(folder, "bank build M F/train.json B")
+    fitted = json.loads(run(folder, "calibrate M F/train.json --split train --bank B --output F/fitted"))
+    saved = json.loads((folder / "fitted" / "config.json").read_text())["history"]
+    assert fitted["bank"] == saved["bank"]
+    assert saved["bank"]["sharpness"] != make_model().config.bank.sharpness
+    output = run(folder, "evaluate F/fitted F/more.txt --split train --bank B")
+    assert output.split()[:5] == ["base", "stream", "bank", "both", "ratio"]
+    output = run(folder, "explain M F/more.txt --bank B --top 2 --output F/page.html")
+    assert "train.json:" in output
+    assert "tokens ago" in output
+    assert "train.json:" in (folder / "page.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("bank info F/none", "there is no bank at"),
+        ("bank add M F/more.txt B --as first", "go on with resume=True"),
+        ("bank forget B", "forget what"),
+        ("bank forget B --ids 3,x", "ids are numbers with commas between them"),
+        ("bank forget B --where user", "write column=value"),
+        ("bank forget B --source nothing", "no source 'nothing'; it has: first"),
+        ("bank search M B a --namespace x", "no namespace 'x'"),
+        ("bank import F/more.txt F/other", "more.txt is no Parquet file"),
+        ("explain M text --bank F/none", "none"),
+        ("explain M a", "two tokens at least"),
+    ],
+)
+def test_errors_are_one_line(
+    folder: Path,
+    arguments: str,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run(folder, "bank build M F/train.json B --as first")
+    names = {"M": folder / "model", "B": folder / "bank"}
+    words = [str(names.get(word, word)).replace("F/", f"{folder}/") for word in arguments.split()]
+    monkeypatch.setattr("sys.argv", ["lle", *words])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
