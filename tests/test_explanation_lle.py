@@ -1,4 +1,4 @@
-"""Explanations: the effects of the entries add up to the change, and are told in the terminal, a page and a pipeline."""
+"""Explanations: effects add up to the change, and are told in the terminal, on a page and by a pipeline."""
 
 import json
 import re

@@ -79,7 +79,7 @@ def test_parquet_and_back(folder: Path) -> None:
     run(folder, "bank import F/bank.parquet F/again")
     before, after = HistoryBank.open(folder / "bank"), HistoryBank.open(folder / "again")
     assert len(after) == len(before)
-    first = [text for text in before.describe([n for n in range(len(before) + 2) if n not in (3, 4)])]
+    first = before.describe([n for n in range(len(before) + 2) if n not in (3, 4)])
     for one, other in zip(first, after.describe(range(len(after))), strict=True):
         assert (one.outcome, one.before, one.after, one.columns) == (
             other.outcome,

@@ -1,17 +1,9 @@
-"""Measures what the README claims, and writes model_cards/results/NAME.json; timings are ratios within one run.
-
-    python -m scripts.benchmark speed                          a training step, reading and generating (4 minutes)
-    python -m scripts.benchmark recurrences data/ptb           every recurrence and stack, 1 minute each (35 minutes)
-
-Close other programs first: the machine's two cores are what is measured.
-"""
+"""Speed: a training step against nn.LSTM, the stream's cost in reading, and generating a long text."""
 
 import functools
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any
 
 import psutil
@@ -20,13 +12,10 @@ import typer
 from torch import Tensor, nn
 
 from modeling_lle import LLECache, LLEConfig, LLEForCausalLM
-from modeling_lle.data import load_texts
 from modeling_lle.evaluation import write_results
 from modeling_lle.evaluation.results import this_command
-from modeling_lle.training import make_recipe, run
 
-app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
-RESULTS = Path(__file__).resolve().parent.parent / "model_cards" / "results"
+from .timing import RESULTS, compare, ratio
 
 VOCABULARY, WIDTH, LAYERS, ROWS, SEGMENT = 10_000, 512, 2, 20, 35  # the size of configs/lm/ptb.yaml
 WINDOW = 2000
@@ -79,24 +68,6 @@ def training_step(model: nn.Module, bf16: bool) -> Callable[[], None]:
     return step
 
 
-def compare(measured: dict[str, Callable[[], Any]], repeats: int, warmup: int = 2) -> dict[str, list[float]]:
-    """Seconds of each callable, called in turn, so that a machine that slows down slows all of them."""
-    seconds: dict[str, list[float]] = {name: [] for name in measured}
-    for repeat in range(warmup + repeats):
-        for name, call in measured.items():
-            begin = time.perf_counter()
-            call()
-            if repeat >= warmup:
-                seconds[name].append(time.perf_counter() - begin)
-    return seconds
-
-
-def ratio(one: list[float], other: list[float]) -> float:
-    """Median of the pairwise ratios one / other."""
-    return statistics.median(a / b for a, b in zip(one, other, strict=True))
-
-
-@app.command()
 def speed(repeats: Annotated[int, typer.Option(help="Repetitions of each measurement.")] = 15) -> None:
     """A training step against nn.LSTM, the stream's cost in reading, and generating a long text."""
     metrics = {**_train_ratios(repeats), **_stream_cost(repeats), **_generation()}
@@ -166,75 +137,3 @@ def _generation(tokens: int = 20_000, parts: int = 10) -> dict[str, float]:
         "generate_seconds_last_over_first": statistics.median(full[-3:]) / statistics.median(full[:3]),
         "generate_memory_growth_mb": memory[-1] - memory[filled],
     }
-
-
-VARIANTS: list[dict[str, Any]] = [
-    {"recurrence": "lstm", "stack": "plain", "num_hidden_layers": 2},
-    {"recurrence": "gru", "stack": "plain", "num_hidden_layers": 2},
-    {"recurrence": "qrnn", "stack": "plain", "num_hidden_layers": 3},
-    {"recurrence": "lstm", "stack": "residual", "num_hidden_layers": 2},
-    {"recurrence": "qrnn", "stack": "residual", "num_hidden_layers": 3},
-]
-RATES = (3e-3, 8e-3)  # learning rates; the table shows the better one of each
-
-
-@app.command()
-def recurrences(
-    source: Annotated[str, typer.Argument(help="Text with train and validation splits, PTB for the published table.")],
-    minutes: Annotated[float, typer.Option(help="Training time of each model and learning rate.")] = 1.0,
-    output: Annotated[Path, typer.Option(help="Results file.")] = RESULTS / "recurrences.json",
-) -> None:
-    """Validation perplexity per word of every recurrence and stack after the same training time."""
-    texts = {split: load_texts(source, split=split) for split in ("train", "validation")}
-    rows = []
-    for kind, vocab_size in (("word", None), ("bpe", 8000)):
-        with tempfile.TemporaryDirectory() as folder:
-            for variant in VARIANTS:
-                row = _train_for(minutes, texts, {"kind": kind, "vocab_size": vocab_size}, variant, folder)
-                rows.append({"tokens": "words" if kind == "word" else "subwords", **variant, **row})
-                typer.echo(rows[-1])
-    best = min(rows, key=lambda row: row["validation_ppl"])
-    write_results(output, this_command(), {"minutes": minutes, "best_validation_ppl": best["validation_ppl"]}, rows)
-
-
-def _train_for(
-    minutes: float, texts: dict[str, Any], tokenizer: dict[str, Any], variant: dict[str, Any], folder: str
-) -> dict[str, float]:
-    """Trains a model for so many minutes with each learning rate: first a few steps to learn their duration."""
-    dropouts = {"input_dropout": 0.2, "hidden_dropout": 0.1, "output_dropout": 0.2}
-    recipe = {"tokenizer": tokenizer, "model": {"hidden_size": WIDTH, **dropouts, **variant}}
-
-    def train(steps: int, rate: float) -> dict[str, Any]:
-        training = {
-            "max_steps": steps,
-            "learning_rate": rate,
-            "per_device_train_batch_size": ROWS,
-            "per_device_eval_batch_size": 10,
-            "segment_length": SEGMENT,
-            "adam_beta2": 0.99,
-            "lr_scheduler_type": "cosine",
-            "warmup_steps": 0.05,
-            "max_grad_norm": 0.5,
-            "bf16": True,
-            "save_strategy": "no",
-            "calibration_tokens": 0,
-            "disable_tqdm": True,
-            "output_dir": folder,
-        }
-        return run(make_recipe({**recipe, "training": training}), texts)
-
-    short, longer = train(10, RATES[0]), train(50, RATES[0])
-    steps = max(50, round(minutes * 40 / (longer["train_minutes"] - short["train_minutes"])))
-    results = {rate: train(steps, rate) for rate in RATES}
-    rate = min(results, key=lambda rate: results[rate]["eval_word_perplexity"])
-    return {
-        "parameters": results[rate]["parameters"],
-        "learning_rate": rate,
-        "steps": steps,
-        "minutes": results[rate]["train_minutes"],
-        "validation_ppl": results[rate]["eval_word_perplexity"],
-    }
-
-
-if __name__ == "__main__":
-    app()

@@ -1,0 +1,299 @@
+"""Banks: speed and recall of the search, size against perplexity, memory with ten million entries, and damage."""
+
+import itertools
+import multiprocessing
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import psutil
+import torch
+import typer
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from modeling_lle import HistoryBank, LLECache
+from modeling_lle.bank_files_lle import Added, Folder, Manifest, Segment
+from modeling_lle.data import StreamDataset, TextTokens, collect, load_texts, tokenize
+from modeling_lle.evaluation import evaluate_stream, write_results
+from modeling_lle.evaluation.results import this_command
+
+from .timing import RESULTS, compare, ratio
+
+Model = Annotated[str, typer.Argument(help="A folder that `lle train` wrote.")]
+Source = Annotated[str, typer.Argument(help="Text with train, validation and test splits.")]
+SETTINGS = ("exact", "balanced", "fast")
+BATCH = 128  # queries at once: the positions that a model predicts together
+
+
+def _load(model: str) -> tuple[Any, Any]:
+    return AutoModelForCausalLM.from_pretrained(model).eval(), AutoTokenizer.from_pretrained(model)
+
+
+def _tokens(source: str, split: str, tokenizer: Any, limit: int) -> TextTokens:
+    tokens = collect(tokenize(load_texts(source, split=split), tokenizer), start=tokenizer.eos_token_id)
+    share = min(1.0, limit / len(tokens.ids))
+    return TextTokens(tokens.ids[:limit], int(tokens.words * share), int(tokens.bytes * share))
+
+
+@torch.no_grad()
+def _queries(model: Any, tokens: TextTokens) -> Tensor:
+    """The normalised states of a text, (N, D)."""
+    stream, cache, parts = StreamDataset(tokens.ids, 1, 256, evaluation=True), LLECache(), []
+    for index in range(len(stream)):
+        ids = stream[index]["input_ids"][None]
+        parts.append(model.model(ids, past_key_values=cache, use_cache=False).last_hidden_state[0])
+    return torch.nn.functional.normalize(torch.cat(parts), dim=-1)
+
+
+def _queries_per_second(bank: HistoryBank, queries: Tensor, neighbours: int, how: Any, repeats: int = 3) -> float:
+    batches = queries.split(BATCH)
+    bank.search(batches[0], neighbours, how=how)
+    speeds = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        for batch in batches:
+            bank.search(batch, neighbours, how=how)
+        speeds.append(len(queries) / (time.perf_counter() - begin))
+    return statistics.median(speeds)
+
+
+def _recall(found: Tensor, true: Tensor) -> float:
+    """The share of the true neighbours (Q, K) that were found (Q, K)."""
+    return float((found[:, :, None] == true[:, None, :]).any(1)[true >= 0].float().mean())
+
+
+def search(
+    model: Model,
+    source: Source,
+    exact_queries: Annotated[int, typer.Option(help="Queries whose true neighbours are found.")] = 2000,
+    tokens: Annotated[int, typer.Option(help="Tokens of test text whose perplexity is measured.")] = 20_000,
+    output: Annotated[Path, typer.Option(help="Results file.")] = RESULTS / "search.json",
+) -> None:
+    """Exact and approximate search of a bank of the training text: queries a second, recall and perplexity."""
+    loaded, tokenizer = _load(model)
+    text = load_texts(source, split="train")
+    neighbours = loaded.config.bank.neighbours
+    with tempfile.TemporaryDirectory() as folder:
+        cost = _build_cost(loaded, tokenizer, text, Path(folder))
+        bank = HistoryBank.build(loaded, tokenizer, text, Path(folder) / "bank")
+        queries = _queries(loaded, _tokens(source, "validation", tokenizer, 20 * exact_queries))
+        true = bank.search(queries[:exact_queries], neighbours, how="exact").ids
+        loaded.attach_history(bank)
+        read, rows = _tokens(source, "validation", tokenizer, tokens), []
+        for how in SETTINGS:
+            begin = time.perf_counter()
+            found = bank.search(queries[:exact_queries], neighbours, how=how).ids
+            seconds = time.perf_counter() - begin
+            loaded.config.bank.search = how
+            evaluation = evaluate_stream(loaded, read)
+            rows.append(
+                {
+                    "search": how,
+                    "queries_per_second": _queries_per_second(
+                        bank, queries[: exact_queries if how == "exact" else None], neighbours, how
+                    ),
+                    "recall": _recall(found, true),
+                    "validation_ppl": evaluation.metrics()["history_word_ppl"],
+                    "first_search_seconds": seconds,
+                    "bytes_per_entry": (bank.info()["bytes"] + (0 if how == "exact" else _index_bytes(bank)))
+                    / len(bank),
+                }
+            )
+            typer.echo(rows[-1])
+        metrics = {"entries": len(bank), "neighbours": neighbours, "build_speed_over_forward": cost}
+    write_results(output, this_command(), metrics, rows)
+
+
+def _index_bytes(bank: HistoryBank) -> int:
+    return sum(path.stat().st_size for path in (bank.folder.path / "index").glob("*.faiss"))
+
+
+def _build_cost(model: Any, tokenizer: Any, text: Any, folder: Path, rows: int = 4000, repeats: int = 5) -> float:
+    """Tokens a second of building a bank over those of the bare forward pass over the same texts in equal batches."""
+    some = text.select(range(min(rows, len(text))))
+    ids = collect(tokenize(some, tokenizer), start=tokenizer.eos_token_id).ids
+    stream = StreamDataset(ids, 64, 256, evaluation=True)
+    counter = itertools.count()
+
+    @torch.no_grad()
+    def forward() -> None:
+        cache = LLECache()
+        for index in range(len(stream)):
+            batch = torch.stack([stream[index * stream.rows + row]["input_ids"] for row in range(stream.rows)])
+            model.model(batch, past_key_values=cache, use_cache=False)
+
+    def build() -> None:
+        HistoryBank.build(model, tokenizer, some, folder / f"cost-{next(counter)}")
+
+    seconds = compare({"forward": forward, "build": build}, repeats, warmup=1)
+    return ratio(seconds["forward"], seconds["build"])
+
+
+def selection(
+    model: Model,
+    source: Source,
+    tokens: Annotated[int, typer.Option(help="Tokens of validation text whose perplexity is measured.")] = 20_000,
+    output: Annotated[Path, typer.Option(help="Results file.")] = RESULTS / "selection.json",
+) -> None:
+    """The size of a bank against perplexity, for what it keeps; and the cost of asking it less often."""
+    loaded, tokenizer = _load(model)
+    text, read = load_texts(source, split="train"), _tokens(source, "validation", tokenizer, tokens)
+    rows: list[dict[str, Any]] = []
+    kept: dict[str, dict[str, Any]] = {
+        "everything": {},
+        "duplicates merged": {"merge": True},
+        **{f"probability below {limit}": {"keep_below": limit} for limit in (0.5, 0.2, 0.05, 0.01)},
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        for number, (name, options) in enumerate(kept.items()):
+            bank = HistoryBank.build(loaded, tokenizer, text, Path(folder) / str(number), **options)
+            loaded.attach_history(bank)
+            rows.append({"bank": name, **_measure(loaded, bank, read)})
+            typer.echo(rows[-1])
+        loaded.attach_history(HistoryBank.open(Path(folder) / "0"))
+        for limit in (0.9, 0.7, 0.5, 0.3):
+            loaded.config.bank.skip_above = limit
+            name = f"everything, asked below {limit}"
+            rows.append({"bank": name, **_measure(loaded, loaded.history_bank, read)})
+            typer.echo(rows[-1])
+    write_results(output, this_command(), {"tokens": len(read.ids) - 1}, rows)
+
+
+def _measure(model: Any, bank: HistoryBank, tokens: TextTokens) -> dict[str, float]:
+    bank.search(torch.zeros(1, bank.manifest.width), 1, how=model.config.bank.search)  # an index is made once
+    metrics = evaluate_stream(model, tokens).metrics()
+    return {
+        "entries": len(bank),
+        "mebibytes": bank.info()["bytes"] / 2**20,
+        "bank_ppl": metrics["bank_word_ppl"],
+        "stream_and_bank_ppl": metrics["history_word_ppl"],
+        "tokens_per_second": metrics["tokens_per_second"],
+    }
+
+
+SEGMENT_ENTRIES = 262_144
+CENTRES = 20_000
+
+
+def _synthetic(entries: int, width: int, centres: Tensor, seed: int) -> Tensor:
+    """Normalised points around centres, (entries, width)."""
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randint(len(centres), (entries,), generator=generator)
+    points = centres[chosen] + 0.7 * torch.randn(entries, width, generator=generator) / width**0.5
+    return torch.nn.functional.normalize(points, dim=-1)
+
+
+def _centres(width: int) -> Tensor:
+    return torch.nn.functional.normalize(torch.randn(CENTRES, width, generator=torch.Generator().manual_seed(0)), dim=-1)
+
+
+def _segments(entries: int, width: int) -> Iterator[tuple[Segment, list[Added]]]:
+    centres = _centres(width)
+    for number, start in enumerate(range(0, entries, SEGMENT_ENTRIES)):
+        size = min(SEGMENT_ENTRIES, entries - start)
+        segment = Segment(
+            keys=_synthetic(size, width, centres, number + 1).bfloat16(),
+            ids=torch.arange(size),
+            positions=torch.arange(1, size + 1),
+            counts=torch.ones(size, dtype=torch.int32),
+            copies=torch.zeros(0, 2, dtype=torch.long),
+            tokens=torch.zeros(size + 1, dtype=torch.int32),
+            starts=torch.tensor([0, size + 1]),
+            documents=[{"source": "synthetic", "row": number}],
+        )
+        yield segment, [Added("default", "synthetic", number + 1)]
+
+
+def _search_synthetic(path: Path, neighbours: int, queries: int, results: Any) -> None:
+    """Searches in a process of its own, so that its memory is that of a reader."""
+    bank = HistoryBank.open(path, verify=False)
+    width = bank.manifest.width
+    asked = _synthetic(queries, width, _centres(width), -1)
+    begin = time.perf_counter()
+    bank.search(asked[:1], neighbours)
+    opened = time.perf_counter() - begin
+    rows = []
+    for how in ("balanced", "fast"):
+        speed = _queries_per_second(bank, asked, neighbours, how)
+        found = bank.search(asked[:500], neighbours, how=how).ids  # type: ignore[arg-type]
+        rows.append({"search": how, "queries_per_second": speed, "found": found})
+    memory = psutil.Process().memory_info().rss / 2**30
+    results.put((opened, memory, rows))
+
+
+def synthetic(
+    entries: Annotated[int, typer.Option(help="Entries.")] = 10_000_000,
+    width: Annotated[int, typer.Option(help="Width of the keys.")] = 128,
+    neighbours: Annotated[int, typer.Option(help="Neighbours of each query.")] = 64,
+    queries: Annotated[int, typer.Option(help="Queries.")] = 10_000,
+    folder: Annotated[Path | None, typer.Option(help="Where the bank is kept; a temporary folder otherwise.")] = None,
+    output: Annotated[Path, typer.Option(help="Results file.")] = RESULTS / "synthetic.json",
+) -> None:
+    """Memory, speed and recall of the search of many entries, which are random points around random centres."""
+    with tempfile.TemporaryDirectory() as temporary:
+        path = (folder or Path(temporary)) / "bank"
+        if not path.exists():
+            opened = Folder(path)
+            with opened.writing():
+                opened.write_manifest(Manifest("synthetic", width, 1))
+            HistoryBank(opened).append(_segments(entries, width), "default")
+        context = multiprocessing.get_context("spawn")
+        results = context.SimpleQueue()
+        # The first process makes the index, the second one finds it made.
+        for _ in range(2):
+            process = context.Process(target=_search_synthetic, args=(path, neighbours, queries, results))
+            process.start()
+            seconds, memory, rows = results.get()
+            process.join()
+        bank = HistoryBank.open(path, verify=False)
+        true = _true_neighbours(bank, _synthetic(queries, width, _centres(width), -1)[:500], neighbours)
+        for row in rows:
+            row["recall"] = _recall(row.pop("found"), true)
+            typer.echo(row)
+        metrics = {
+            "entries": len(bank),
+            "width": width,
+            "neighbours": neighbours,
+            "resident_gib": memory,
+            "open_seconds": seconds,
+            "bytes_per_entry": (bank.info()["bytes"] + _index_bytes(bank)) / len(bank),
+        }
+    typer.echo(metrics)
+    write_results(output, this_command(), metrics, rows)
+
+
+def _true_neighbours(bank: HistoryBank, queries: Tensor, neighbours: int) -> Tensor:
+    """Ids of the nearest entries (Q, K), segment by segment."""
+    best, ids = torch.full((len(queries), 0), 0.0), torch.zeros(len(queries), 0, dtype=torch.long)
+    for _, segment in bank.segments():
+        scores = torch.cat([best, queries @ segment.keys.float().T], dim=1)
+        number = torch.cat([ids, segment.ids.expand(len(queries), -1)], dim=1)
+        best, order = scores.topk(min(neighbours, scores.shape[1]), dim=1)
+        ids = number.gather(1, order)
+    return ids
+
+
+def damage(
+    kills: Annotated[int, typer.Option(help="Kills of a process that adds, forgets and compacts.")] = 200,
+    corruptions: Annotated[int, typer.Option(help="Corruptions of each kind of file.")] = 500,
+    output: Annotated[Path, typer.Option(help="Results file.")] = RESULTS / "damage.json",
+) -> None:
+    """Kills writers and corrupts files at random, and counts the banks that were lost, and the damage not noticed."""
+    from tests.test_bank_files_lle import KINDS, corrupt_at_random, kill_at_random, make_bank
+
+    with tempfile.TemporaryDirectory() as folder:
+        lost = kill_at_random(make_bank(Path(folder) / "killed"), kills)
+        path = make_bank(Path(folder) / "corrupted")
+        rows = [
+            {"file": kind, "corruptions": corruptions, "accepted": corrupt_at_random(path, kind, corruptions)}
+            for kind in KINDS
+        ]
+    metrics = {"kills": kills, "banks_lost": lost}
+    typer.echo(metrics)
+    for row in rows:
+        typer.echo(row)
+    write_results(output, this_command(), metrics, rows)
