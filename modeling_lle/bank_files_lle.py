@@ -237,7 +237,7 @@ class Folder:
     def read_segment(self, info: SegmentInfo, verify: bool = True) -> Segment:
         """A segment, its tensors mapped from the file."""
         tensors = self._read(info.file, verify)
-        documents = bytes(tensors.pop("documents").tolist()).decode()
+        documents = tensors.pop("documents").numpy().tobytes().decode()
         return Segment(**tensors, documents=[json.loads(line) for line in documents.splitlines()])
 
     def read_forgotten(self, manifest: Manifest, verify: bool = True) -> Tensor:

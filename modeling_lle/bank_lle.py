@@ -20,13 +20,14 @@ import torch
 from torch import Tensor
 
 from .bank_files_lle import MANIFEST, Added, BankError, Folder, Manifest, Segment, SegmentInfo
-from .nearest_lle import nearest, rank
+from .nearest_lle import Parts, best, nearest, similarities
 
 logger = logging.getLogger(__name__)
 
 DEFAULT = "default"
 HISTORY_FOLDER = "history"  # where a saved model keeps its bank
 EXACT_ENTRIES = 50_000  # up to so many entries, exact search is faster than an index
+LARGE = 65_536  # segments of so many entries are searched where they lie
 ATTEMPTS = 5  # readings of a manifest whose files a writer is replacing
 
 Search = Literal["exact", "balanced", "fast"]
@@ -97,45 +98,48 @@ class _View:
         self.counts = joined([segment.counts for segment in segments], torch.int32)
         self.usable = ~torch.isin(self.ids, forgotten)
         self.width = width
-        self._keys: Tensor | None = segments[0].keys if len(segments) == 1 else None
-        self._added: Tensor | None = None
+        self.parts = self._join()
         self.index: Any = None  # of the first entries; set it to search with it
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    @property
-    def keys(self) -> Tensor:
-        """(N, D) bfloat16."""
-        if self._keys is None:
-            parts = [segment.keys for segment in self.segments]
-            self._keys = torch.cat(parts) if parts else torch.zeros(0, self.width, dtype=torch.bfloat16)
-        return self._keys
+    def _join(self) -> Parts:
+        """The keys: those of large segments as they lie in their files, small neighbours together in memory."""
+        parts: Parts = []
+        small: list[Tensor] = []
+        first = size = 0
+        for segment in [*self.segments, None]:
+            if small and (segment is None or len(segment) >= LARGE or size >= LARGE):
+                parts.append((first, torch.cat(small) if len(small) > 1 else small[0]))
+                first, small, size = first + size, [], 0
+            if segment is not None and len(segment) >= LARGE:
+                parts.append((first, segment.keys))
+                first += len(segment)
+            elif segment is not None:
+                small.append(segment.keys)
+                size += len(segment)
+        return parts
 
     def keys_of(self, index: Tensor) -> Tensor:
-        """The keys of the entries `index` (n,) int64, as (n, D) bfloat16, read from their segments."""
-        if self._keys is not None:
-            return self._keys[index]
+        """The keys of the entries `index` (n,) int64, as (n, D) bfloat16."""
         keys = torch.empty(len(index), self.width, dtype=torch.bfloat16)
-        owner = torch.searchsorted(self.offsets, index, right=True) - 1
-        for number, segment in enumerate(self.segments):
-            own = (owner == number).nonzero()[:, 0]
-            keys[own] = segment.keys[index[own] - self.offsets[number]]
+        for first, part in self.parts:
+            own = ((index >= first) & (index < first + len(part))).nonzero()[:, 0]
+            keys[own] = part[index[own] - first]
         return keys
 
     def search(self, queries: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
         """The nearest entries, from the index if there is one."""
         if self.index is None:
-            return nearest(queries, self.keys, self.usable, neighbours)
+            return nearest(queries, self.parts, self.usable, neighbours)
         candidates, known = self.index.candidates(queries, neighbours), self.index.entries
-        if known < len(self):
-            if self._added is None:
-                self._added = self.keys_of(torch.arange(known, len(self)))
-            _, added = nearest(queries, self._added, self.usable[known:], neighbours)
-            candidates = torch.cat([candidates, torch.where(added < 0, added, added + known)], dim=1)
+        added = [(max(first, known), keys[max(0, known - first) :]) for first, keys in self.parts]
+        added = [(first, keys) for first, keys in added if len(keys)]
+        if added:
+            candidates = torch.cat([candidates, nearest(queries, added, self.usable, neighbours)[1]], dim=1)
         candidates = candidates.masked_fill(~self.usable[candidates.clamp(min=0)], -1).sort(1).values
-        keys = self.keys_of(candidates.clamp(min=0).flatten()).view(*candidates.shape, -1)
-        return rank(queries, keys, candidates, neighbours)
+        return best(similarities(queries, candidates, self.parts), candidates, neighbours)
 
 
 class HistoryBank:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from .cache_lle import LLECache
 from .prediction_lle import HistoryOutput, Prediction
@@ -137,3 +138,61 @@ def _cause(model: Any, ids: Tensor, position: int, streamed: bool, share: float,
     entry = model.history_bank.describe([number], before=CONTEXT, after=CONTEXT)[0]
     place = f"{entry.source}:{entry.row}"
     return Cause("bank", share, effect, entry.outcome, entry.before, entry.after, id=number, place=place)
+
+
+def as_values(explanations: Sequence[Explanation], tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
+    """The explanations as plain values, with texts in place of token ids.
+
+    Returns:
+        For each token its `text`, `base_prob`, `prob`, `base_share`, `rest` and `causes`; a cause has its `source`,
+        `where` it is, its `effect` and `share`, and the texts `before`, `outcome` and `after`.
+    """
+    return [
+        {
+            "text": decode(tokenizer, [item.target]),
+            "base_prob": item.base_prob,
+            "prob": item.prob,
+            "base_share": item.base_share,
+            "causes": [
+                {
+                    "source": cause.source,
+                    "where": _where(cause),
+                    "effect": cause.effect,
+                    "share": cause.share,
+                    **dict(zip(("before", "outcome", "after"), _texts(cause, tokenizer), strict=True)),
+                }
+                for cause in item.causes
+            ],
+            "rest": item.rest,
+        }
+        for item in explanations
+    ]
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """Text of token ids; a token that was forgotten is shown as a box."""
+    parts: list[str] = []
+    known: list[int] = []
+    for token in [*ids, -1]:
+        if token >= 0:
+            known.append(token)
+        else:
+            parts.append(tokenizer.decode(known))
+            known = []
+    return "▯".join(parts)
+
+
+def _texts(cause: Cause, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str, str]:
+    """The text before the outcome, the outcome, and the text after it, cut so that they join as they were."""
+    before = decode(tokenizer, cause.before)
+    with_outcome = decode(tokenizer, [*cause.before, cause.outcome])
+    whole = decode(tokenizer, [*cause.before, cause.outcome, *cause.after])
+    if with_outcome.startswith(before) and whole.startswith(with_outcome):
+        return before, with_outcome[len(before) :], whole[len(with_outcome) :]
+    return before, decode(tokenizer, [cause.outcome]), decode(tokenizer, cause.after)
+
+
+def _where(cause: Cause) -> str:
+    if cause.source == "stream":
+        return f"{cause.age:,} token{'' if cause.age == 1 else 's'} ago"
+    return f"{cause.place} (entry {cause.id})"

@@ -1,4 +1,4 @@
-"""The numba kernel of the exact search; imported on first use."""
+"""The numba kernels of the search; imported on first use."""
 
 from typing import Any
 
@@ -78,6 +78,23 @@ def _nearest(scores: Any, queries: Any, similarity: Any, index: Any, keys: Any, 
         for k in range(min(K, count)):
             similarity[q, k] = -exact[order[k]]
             index[q, k] = candidates[order[k]]
+
+
+@jit()
+def _fill_similarities(cosines: Any, candidates: Any, queries: Any, keys: Any, first: Any) -> None:
+    Q, C = candidates.shape
+    lanes = np.empty(LANES, np.float32)
+    for q in range(Q):
+        for c in range(C):
+            place = candidates[q, c] - first
+            if 0 <= place < len(keys):
+                cosines[q, c] = _similarity(queries[q], keys[place], lanes)
+
+
+def fill_similarities(cosines: Tensor, candidates: Tensor, queries: Tensor, keys: Tensor, first: int) -> None:
+    """Fills in the cosines (Q, C) of those candidates (Q, C) that are among the keys, which begin with number `first`."""
+    shared = as_array(keys.contiguous()), first
+    run(lambda *parts: _fill_similarities(*parts, *shared), cosines, candidates.contiguous(), queries.contiguous())
 
 
 def nearest_of_scores(

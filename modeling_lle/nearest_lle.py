@@ -17,27 +17,35 @@ SCORES = 1 << 24  # scores of the first product at once
 _SLACK = {torch.bfloat16: 3 * 2.0**-8, torch.float32: 2.0**-14}
 
 
-def nearest(queries: Tensor, keys: Tensor, usable: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
+Parts = list[tuple[int, Tensor]]  # the number of the first entry, and the keys (n, D) bfloat16 of n entries from there
+
+
+def nearest(queries: Tensor, parts: Parts, usable: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
     """The nearest entries of each query.
 
     Args:
         queries: (Q, D) float32, normalised.
-        keys: (N, D) bfloat16, normalised.
+        parts: The keys of the N entries, normalised.
         usable: (N,) bool, which entries may be found.
         neighbours: How many to find, K.
 
     Returns:
-        Similarity (Q, K) float32, descending, and index (Q, K) int64; -1 where there are fewer than K.
+        Similarity (Q, K) float32, descending, and index (Q, K) int64; 0 and -1 where there are fewer than K.
     """
-    rows = max(1, SCORES // max(1, len(keys)))
-    parts = [_nearest(queries[i : i + rows], keys, usable, neighbours) for i in range(0, len(queries), rows)]
-    if not parts:
-        return queries.new_zeros(0, neighbours), torch.zeros(0, neighbours, dtype=torch.long)
-    similarity, index = (torch.cat(part) for part in zip(*parts, strict=True))
-    return similarity, index
+    found = [(queries.new_zeros(len(queries), 0), torch.zeros(len(queries), 0, dtype=torch.long))]
+    for first, keys in parts:
+        rows = max(1, SCORES // max(1, len(keys)))
+        own = usable[first : first + len(keys)]
+        blocks = [_nearest(block, keys, own, neighbours) for block in queries.split(rows)] if len(queries) else []
+        if blocks:
+            similarity, index = (torch.cat(column) for column in zip(*blocks, strict=True))
+            found.append((similarity, torch.where(index < 0, index, index + first)))
+    similarity, index = (torch.cat(column, dim=1) for column in zip(*found, strict=True))
+    return best(similarity, index, neighbours)
 
 
 def _nearest(queries: Tensor, keys: Tensor, usable: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
+    """As `nearest`, of one part; the result has at most K columns."""
     dtype = torch.bfloat16 if _fast_bfloat16(queries.device) else torch.float32
     scores = queries.to(dtype) @ keys.to(dtype).T
     slack = 2 * _SLACK[dtype]
@@ -48,35 +56,39 @@ def _nearest(queries: Tensor, keys: Tensor, usable: Tensor, neighbours: int) -> 
     scores = scores.float().masked_fill(~usable, -torch.inf)
     found = min(neighbours, int(usable.sum()))
     if found == 0:
-        none = torch.zeros(len(queries), 0, dtype=torch.long)
-        return rank(queries, keys[none], none, neighbours)
+        return queries.new_zeros(len(queries), 0), torch.zeros(len(queries), 0, dtype=torch.long)
     least = scores.topk(found).values[:, -1:] - slack
     possible = scores >= least
     width = int(possible.sum(1).max())
     columns = torch.arange(scores.shape[1], device=scores.device).expand_as(scores)
     candidates = columns.masked_fill(~possible, scores.shape[1]).sort(1).values[:, :width]
     candidates = candidates.masked_fill(candidates == scores.shape[1], -1)
-    return rank(queries, keys[candidates.clamp(min=0)], candidates, neighbours)
+    return best(similarities(queries, candidates, [(0, keys)]), candidates, neighbours)
 
 
-def rank(queries: Tensor, keys: Tensor, candidates: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
-    """The best K of each query's own candidates, scored in full precision.
+def similarities(queries: Tensor, candidates: Tensor, parts: Parts) -> Tensor:
+    """Cosines of the queries (Q, D) float32 with candidates (Q, C) int64 of their own, as (Q, C) float32; -1 is none."""
+    cosines = queries.new_zeros(candidates.shape)
+    if queries.device.type == "cpu" and installed("numba"):
+        from .nearest_kernels_lle import fill_similarities
 
-    Args:
-        queries: (Q, D) float32.
-        keys: (Q, C, D) bfloat16, the keys of the candidates.
-        candidates: (Q, C) int64, their indices, ascending; -1 for none.
-        neighbours: How many to keep, K.
+        for first, keys in parts:
+            fill_similarities(cosines, candidates, queries, keys, first)
+        return cosines
+    for first, keys in parts:
+        row, column = ((candidates >= first) & (candidates < first + len(keys))).nonzero(as_tuple=True)
+        cosines[row, column] = (queries[row] * keys[candidates[row, column] - first].float()).sum(-1)
+    return cosines
 
-    Returns:
-        As `nearest`.
-    """
-    similarity = (queries[:, None] * keys.float()).sum(-1).masked_fill(candidates < 0, -torch.inf)
-    missing = max(0, neighbours - candidates.shape[1])
+
+def best(similarity: Tensor, index: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
+    """The K of the highest similarity (Q, C), of equal ones the first; index (Q, C) int64, -1 for none."""
+    similarity = similarity.masked_fill(index < 0, -torch.inf)
+    missing = max(0, neighbours - index.shape[1])
     similarity = torch.nn.functional.pad(similarity, (0, missing), value=-torch.inf)
-    candidates = torch.nn.functional.pad(candidates, (0, missing), value=-1)
+    index = torch.nn.functional.pad(index, (0, missing), value=-1)
     similarity, order = similarity.sort(dim=1, descending=True, stable=True)
-    similarity, index = similarity[:, :neighbours], candidates.gather(1, order)[:, :neighbours]
+    similarity, index = similarity[:, :neighbours], index.gather(1, order)[:, :neighbours]
     return similarity.masked_fill(index < 0, 0.0), index
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import TextGenerationPipeline
 
-from .evaluation.explanations import as_values
+from .explanation_lle import as_values
 
 
 class LLETextGenerationPipeline(TextGenerationPipeline):

@@ -11,7 +11,8 @@ from tiny import make_ids, make_model, make_texts, make_tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel, pipeline
 
 from modeling_lle import HistoryBank, LLEForCausalLM
-from modeling_lle.evaluation.explanations import as_values, decode, format_explanations, write_page
+from modeling_lle.evaluation.explanations import format_explanations, write_page
+from modeling_lle.explanation_lle import as_values, decode
 
 TOKENIZER = make_tokenizer()
 

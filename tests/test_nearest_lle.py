@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from modeling_lle import nearest_lle
-from modeling_lle.nearest_lle import nearest
+from modeling_lle.nearest_lle import best, nearest, similarities
 
 
 @pytest.fixture(params=["numba", "torch"], autouse=True)
@@ -55,7 +55,7 @@ def by_sorting(queries: Tensor, keys: Tensor, usable: Tensor, neighbours: int) -
 def test_finds_what_a_sort_finds(Q: int, N: int, D: int, K: int, seed: int, share: float) -> None:
     queries, keys = make(Q, N, D, seed)
     usable = torch.rand(N, generator=torch.Generator().manual_seed(seed)) < share
-    similarity, index = nearest(queries, keys, usable, K)
+    similarity, index = nearest(queries, [(0, keys)], usable, K)
     expected, expected_index = by_sorting(queries, keys, usable, K)
     torch.testing.assert_close(similarity, expected, atol=2e-6, rtol=0)
     differs = index != expected_index  # only where two cosines are equal but for the order of a sum
@@ -65,7 +65,7 @@ def test_finds_what_a_sort_finds(Q: int, N: int, D: int, K: int, seed: int, shar
 
 def test_equal_scores_go_to_the_older_entry() -> None:
     queries, keys = make(4, 600, 16, distinct=3)
-    _, index = nearest(queries, keys, torch.ones(600, dtype=torch.bool), 5)
+    _, index = nearest(queries, [(0, keys)], torch.ones(600, dtype=torch.bool), 5)
     best = index[:, 0]
     assert (best < 3).all()
     assert (index == best[:, None] + 3 * torch.arange(5)).all()
@@ -76,9 +76,9 @@ def test_other_entries_change_nothing(distinct: int | None) -> None:
     """Bit for bit: unusable entries are as good as absent, wherever they stand and however many they are."""
     queries, keys = make(16, 3000, 33, distinct=distinct)
     usable = torch.rand(3000, generator=torch.Generator().manual_seed(1)) < 0.3
-    similarity, index = nearest(queries, keys, usable, 20)
+    similarity, index = nearest(queries, [(0, keys)], usable, 20)
     places = usable.nonzero()[:, 0]
-    alone, alone_index = nearest(queries, keys[places], torch.ones(len(places), dtype=torch.bool), 20)
+    alone, alone_index = nearest(queries, [(0, keys[places])], torch.ones(len(places), dtype=torch.bool), 20)
     assert torch.equal(similarity, alone)
     assert torch.equal(index, places[alone_index])
 
@@ -86,7 +86,31 @@ def test_other_entries_change_nothing(distinct: int | None) -> None:
 def test_blocks_of_queries_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     queries, keys = make(11, 50, 8)
     usable = torch.ones(50, dtype=torch.bool)
-    whole = nearest(queries, keys, usable, 4)
+    whole = nearest(queries, [(0, keys)], usable, 4)
     monkeypatch.setattr(nearest_lle, "SCORES", 120)
-    for one, other in zip(whole, nearest(queries, keys, usable, 4), strict=True):
+    for one, other in zip(whole, nearest(queries, [(0, keys)], usable, 4), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("cuts", [[50], [3, 47], [0, 1, 2, 47]])
+def test_parts_change_nothing(cuts: list[int]) -> None:
+    queries, keys = make(7, 50, 8, distinct=9)
+    usable = torch.arange(50) % 5 > 0
+    starts = torch.tensor([0, *cuts]).cumsum(0).tolist()
+    parts = [(first, keys[first : first + size]) for first, size in zip(starts, cuts, strict=False)]
+    for one, other in zip(nearest(queries, [(0, keys)], usable, 12), nearest(queries, parts, usable, 12), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_candidates_get_the_same_cosines() -> None:
+    queries, keys = make(5, 90, 70)
+    similarity, index = nearest(queries, [(0, keys)], torch.ones(90, dtype=torch.bool), 6)
+    candidates = torch.cat([index, torch.full((5, 2), -1)], dim=1).sort(1).values
+    parts = [(0, keys[:40]), (40, keys[40:])]
+    cosines = similarities(queries, candidates, parts)
+    assert not cosines[candidates < 0].any()
+    for one, other in zip(best(cosines, candidates, 6), (similarity, index), strict=True):
+        assert torch.equal(one, other)
+    fewer = best(cosines[:, :4], candidates[:, :4], 3)
+    assert (fewer[1][:, -1] == -1).all()
+    assert (fewer[0][:, -1] == 0).all()
