@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +171,27 @@ class Segment:
     def owners(self) -> Tensor:
         """(N,) int64, the document of each entry."""
         return torch.searchsorted(self.starts, self.positions, right=True) - 1
+
+    @classmethod
+    def join(cls, segments: Sequence["Segment"]) -> "Segment":
+        """Segments one after another as one."""
+        entries = torch.tensor([0, *(len(segment) for segment in segments)]).cumsum(0)
+        tokens = torch.tensor([0, *(len(segment.tokens) for segment in segments)]).cumsum(0)
+        copies = [
+            segment.copies + torch.stack([entry, token])
+            for segment, entry, token in zip(segments, entries, tokens, strict=False)
+        ]
+        starts = [segment.starts[:-1] + token for segment, token in zip(segments, tokens, strict=False)]
+        return cls(
+            keys=torch.cat([segment.keys for segment in segments]),
+            ids=torch.cat([segment.ids for segment in segments]),
+            positions=torch.cat([part.positions + token for part, token in zip(segments, tokens, strict=False)]),
+            counts=torch.cat([segment.counts for segment in segments]),
+            copies=torch.cat(copies),
+            tokens=torch.cat([segment.tokens for segment in segments]),
+            starts=torch.cat([*starts, tokens[-1:]]),
+            documents=[document for segment in segments for document in segment.documents],
+        )
 
     def without(self, forgotten: Tensor) -> "Segment":
         """The segment as it is when the entries where `forgotten` (N,) bool are gone, with their tokens and texts."""

@@ -507,22 +507,40 @@ class HistoryBank:
         return segment.ids[chosen]
 
     def compact(self) -> int:
-        """Writes the segments anew without what was forgotten and its text; returns the bytes that this saved."""
+        """Writes the segments anew without what was forgotten and its text, and small neighbours as one.
+
+        Returns:
+            The bytes that this saved.
+        """
         with self.folder.writing():
             self._load(verify=True)
             before = sum(file.bytes for file in self.manifest.files)
-            infos = []
-            for info in self.manifest.segments:
-                segment = self._segments[info.file]
-                forgotten = torch.isin(segment.ids, self._forgotten)
-                if not forgotten.any():
-                    infos.append(info)
-                elif not forgotten.all():
-                    infos.append(self.folder.write_segment(segment.without(forgotten), info.namespace))
-            self._commit(segments=tuple(infos), forgotten=None)
-            self.folder.remove_leftovers()
-            shutil.rmtree(self.folder.path / "index", ignore_errors=True)
+            infos: list[SegmentInfo] = []
+            for group in self._neighbours():
+                segments = [self._segments[info.file] for info in group]
+                forgotten = [torch.isin(segment.ids, self._forgotten) for segment in segments]
+                if len(group) == 1 and not forgotten[0].any():
+                    infos += group
+                elif not all(gone.all() for gone in forgotten):
+                    kept = Segment.join([s.without(gone) for s, gone in zip(segments, forgotten, strict=True)])
+                    infos.append(self.folder.write_segment(kept, group[0].namespace))
+            if tuple(infos) != self.manifest.segments:
+                self._commit(segments=tuple(infos), forgotten=None)
+                self.folder.remove_leftovers()
+                shutil.rmtree(self.folder.path / "index", ignore_errors=True)
         return before - sum(file.bytes for file in self.manifest.files)
+
+    def _neighbours(self) -> list[list[SegmentInfo]]:
+        """The segments in groups: neighbours of one namespace, as long as they are small together."""
+        groups: list[list[SegmentInfo]] = []
+        for info in self.manifest.segments:
+            last = groups[-1] if groups else []
+            size = info.entries + sum(other.entries for other in last)
+            if last and last[0].namespace == info.namespace and size <= LARGE:
+                last.append(info)
+            else:
+                groups.append([info])
+        return groups
 
     def verify(self) -> list[str]:
         """Reads every file again; returns the names of files that belong to no bank (an interrupted change's).

@@ -186,6 +186,30 @@ def test_compact_takes_the_bytes_from_the_disk(tmp_path: Path) -> None:
     assert after.before[-1] == -1
 
 
+def test_compact_joins_small_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    bank, model, ids = build(TEXTS[:3], namespace="ann"), make_model(), make_ids(2, 9)
+    for number, text in enumerate(TEXTS[3:9]):
+        bank.add([{"text": text, "number": number}], namespace="ann" if number < 4 else "bob", merge=number % 2 == 0)
+    model.attach_history(bank)
+    expected, described = model(ids).logits, bank.describe(range(len(bank)))
+    bank.compact()
+    assert [info.namespace for info in bank.manifest.segments] == ["ann", "bob"]
+    assert torch.equal(model(ids).logits, expected)
+    assert bank.describe(range(len(bank))) == described
+    generation = bank.manifest.generation
+    assert bank.compact() == 0
+    assert bank.manifest.generation == generation
+    monkeypatch.setattr("modeling_lle.bank_lle.LARGE", 30)
+    again = build(TEXTS[:3])
+    for text in TEXTS[3:]:
+        again.add([text])
+    again.compact()
+    sizes = [info.entries for info in again.manifest.segments]
+    assert 1 < len(sizes) < 9
+    assert max(sizes) <= 30
+    assert torch.equal(content(again)[1], content(build())[1])
+
+
 def test_merged_duplicates_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """The state forgets what lies far back, so entries with the same recent past are nearly the same."""
     text = " ".join(["a", "b", "c", "d", "e", "f", "g", "h"] * 12)
