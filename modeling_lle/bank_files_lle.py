@@ -100,7 +100,7 @@ class Manifest:
         try:
             values = json.loads(data)
             kind, version = values.pop("format"), values.pop("version")
-        except (ValueError, KeyError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise BankError(f"{where} is damaged: restore it from a copy, or build the bank again") from error
         if kind == FORMAT and isinstance(version, int) and version > VERSION:
             raise BankError(

@@ -41,7 +41,7 @@ class Found:
         similarity: (Q, K) float32, cosines, descending.
         ids: (Q, K) int64, ids of the entries; -1 where there are fewer than K.
         outcomes: (Q, K) int64, the token that followed each entry.
-        counts: (Q, K) int32, how often each entry occurred.
+        counts: (Q, K) int32, how often each entry occurred; 0 where there is none.
     """
 
     similarity: Tensor
@@ -304,7 +304,7 @@ class HistoryBank:
             similarity,
             view.ids[safe].masked_fill(~found, -1),
             view.outcomes[safe].long(),
-            view.counts[safe],
+            view.counts[safe].masked_fill(~found, 0),
         )
 
     def check_namespaces(self, namespaces: Iterable[str] | str) -> tuple[str, ...]:

@@ -86,7 +86,7 @@ def test_missing_and_swapped_files(path: Path) -> None:
     with pytest.raises(BankError, match=f"{one.name} is damaged"):
         HistoryBank.open(path)
     with pytest.raises(BankError, match=f"{one.name} is damaged"):
-        Folder(path).check(Folder(path).read_manifest().files[0])
+        Folder(path).check(next(file for file in Folder(path).read_manifest().files if file.name == one.name))
     (path / MANIFEST).unlink()
     with pytest.raises(FileNotFoundError, match=r"it has no manifest.json; make one with HistoryBank.build"):
         HistoryBank.open(path)
