@@ -193,11 +193,16 @@ class Segment:
             documents=[document for segment in segments for document in segment.documents],
         )
 
+    def tokens_without(self, forgotten: Tensor) -> Tensor:
+        """The tokens (M,), those of the entries where `forgotten` (N,) bool replaced by -1."""
+        tokens = self.tokens.clone()
+        tokens[self.positions[forgotten]] = -1
+        tokens[self.copies[forgotten[self.copies[:, 0]], 1]] = -1
+        return tokens
+
     def without(self, forgotten: Tensor) -> "Segment":
         """The segment as it is when the entries where `forgotten` (N,) bool are gone, with their tokens and texts."""
-        tokens, kept, kept_copies = self.tokens.clone(), ~forgotten, ~forgotten[self.copies[:, 0]]
-        tokens[self.positions[forgotten]] = -1
-        tokens[self.copies[~kept_copies, 1]] = -1
+        tokens, kept, kept_copies = self.tokens_without(forgotten), ~forgotten, ~forgotten[self.copies[:, 0]]
         documents = torch.unique(self.owners[kept])
         lengths = self.starts.diff()
         stays = torch.zeros(len(self.documents), dtype=torch.bool)

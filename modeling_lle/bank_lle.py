@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .bank_files_lle import MANIFEST, Added, BankError, Folder, Manifest, Segment, SegmentInfo
+from .bank_files_lle import MANIFEST, Added, BankError, File, Folder, Manifest, Segment, SegmentInfo
 from .nearest_lle import Parts, best, nearest, similarities
 
 logger = logging.getLogger(__name__)
@@ -229,6 +229,7 @@ class HistoryBank:
                     raise  # no writer has replaced the files: they are damaged
         self.manifest, self._segments, self._forgotten = manifest, segments, forgotten
         self._views: dict[tuple[str, ...], _View] = {}
+        self._visible: dict[File, Tensor] = {}  # the tokens of segments that may be shown
 
     def refresh(self) -> bool:
         """Brings what other processes have written since; returns whether they have."""
@@ -348,7 +349,7 @@ class HistoryBank:
             yield info, segment.without(forgotten) if forgotten.any() else segment
 
     def describe(self, ids: Iterable[int], before: int = 16, after: int = 8) -> list[EntryText]:
-        """Where entries come from, with up to `before` and `after` tokens around them.
+        """Where entries come from, with up to `before` and `after` tokens around them, -1 where one was forgotten.
 
         Raises:
             BankError: An id does not exist, or was forgotten.
@@ -356,6 +357,7 @@ class HistoryBank:
         texts = []
         for number in ids:
             info, segment, index = self._locate(int(number))
+            tokens = self._tokens(info)
             position = int(segment.positions[index])
             owner = int(torch.searchsorted(segment.starts, position, right=True)) - 1
             document = dict(segment.documents[owner])
@@ -367,12 +369,20 @@ class HistoryBank:
                     source=document.pop("source"),
                     row=document.pop("row"),
                     columns=document,
-                    before=segment.tokens[max(begin, position - before) : position].tolist(),
-                    outcome=int(segment.tokens[position]),
-                    after=segment.tokens[position + 1 : min(end, position + 1 + after)].tolist(),
+                    before=tokens[max(begin, position - before) : position].tolist(),
+                    outcome=int(tokens[position]),
+                    after=tokens[position + 1 : min(end, position + 1 + after)].tolist(),
                 )
             )
         return texts
+
+    def _tokens(self, info: SegmentInfo) -> Tensor:
+        """The tokens of a segment (M,) int32, -1 where one was forgotten."""
+        segment = self._segments[info.file]
+        if info.file not in self._visible:
+            forgotten = torch.isin(segment.ids, self._forgotten)
+            self._visible[info.file] = segment.tokens_without(forgotten) if forgotten.any() else segment.tokens
+        return self._visible[info.file]
 
     def _locate(self, number: int) -> tuple[SegmentInfo, Segment, int]:
         for info in self.manifest.segments:

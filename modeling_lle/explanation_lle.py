@@ -83,7 +83,8 @@ def explain(model: Any, input_ids: Tensor, top: int = 5) -> list[Explanation]:
     cache = LLECache(model.config.stream.window)
     explanations: list[Explanation] = []
     for start in range(0, len(ids) - 1, SEGMENT):
-        read, targets = ids[None, start : start + SEGMENT][:, : len(ids) - 1 - start], ids[None, start + 1 :]
+        stop = min(start + SEGMENT, len(ids) - 1)
+        read, targets = ids[None, start:stop], ids[None, start + 1 : stop + 1]
         states = model.model(read, past_key_values=cache, use_cache=False).last_hidden_state
         for prediction in model.predictions(states, read, None, cache, True):
             first = start + prediction.positions.start + 1
@@ -122,7 +123,7 @@ def _side_by_side(history: HistoryOutput, length: int) -> tuple[Tensor, Tensor, 
     """Share, outcome, and age or id of the entries of both sources, (T, N) each."""
     columns: list[list[Tensor]] = [[], [], []]
     for names in (("shares", "outcomes", "ages"), ("bank_shares", "bank_outcomes", "bank_ids")):
-        if history[names[0]] is not None:
+        if history.get(names[0]) is not None:
             for column, name in zip(columns, names, strict=True):
                 column.append(history[name][0])
     blank = torch.zeros(length, 0)

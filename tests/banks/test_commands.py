@@ -29,15 +29,15 @@ def run(folder: Path, command: str) -> str:
     arguments = [str(names.get(word, word)).replace("F/", f"{folder}/") for word in command.split()]
     result = CliRunner().invoke(cli.app, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    return result.output
+    return result.stdout
 
 
 def test_build_add_search_forget_and_compact(folder: Path) -> None:
     entries = sum(len(text.split()) + 1 for text in TEXTS)
     assert f"{entries} entries" in run(folder, "bank build M F/train.json B --as first")
-    assert "7 entries added" in run(folder, "bank add M F/more.txt B --as more --namespace mine")
+    assert "8 entries added" in run(folder, "bank add M F/more.txt B --as more --namespace mine")
     info = json.loads(run(folder, "bank info B"))
-    assert info["entries"] == entries + 7
+    assert info["entries"] == entries + 8
     assert {item["source"]: item["rows"] for item in info["sources"]} == {"first": 20, "more": 2}
     found = run(folder, "bank search M B a --neighbours 3 --namespace mine")
     assert len(found.splitlines()) == 3
@@ -47,7 +47,7 @@ def test_build_add_search_forget_and_compact(folder: Path) -> None:
     assert f"{mine} entries forgotten" in run(folder, "bank forget B --where user=ann")
     assert "1 entries forgotten" in run(folder, f"bank forget B --ids {entries}")
     assert "MiB freed" in run(folder, "bank compact B")
-    assert "6 entries forgotten" in run(folder, "bank forget B --source more --compact")
+    assert "7 entries forgotten" in run(folder, "bank forget B --source more --compact")
     assert len(HistoryBank.open(folder / "bank")) == entries - mine
 
 
@@ -91,7 +91,8 @@ def test_parquet_and_back(folder: Path) -> None:
 
 def test_calibrate_evaluate_and_explain_with_a_bank(folder: Path) -> None:
     run(folder, "bank build M F/train.json B")
-    fitted = json.loads(run(folder, "calibrate M F/train.json --split train --bank B --output F/fitted"))
+    output = run(folder, "calibrate M F/train.json --split train --bank B --output F/fitted")
+    fitted = json.loads(output[output.index("{") :])
     saved = json.loads((folder / "fitted" / "config.json").read_text())["history"]
     assert fitted["bank"] == saved["bank"]
     assert saved["bank"]["sharpness"] != make_model().config.bank.sharpness
@@ -115,7 +116,6 @@ def test_calibrate_evaluate_and_explain_with_a_bank(folder: Path) -> None:
         ("bank search M B a --namespace x", "no namespace 'x'"),
         ("bank import F/more.txt F/other", "more.txt is no Parquet file"),
         ("explain M text --bank F/none", "none"),
-        ("explain M a", "two tokens at least"),
     ],
 )
 def test_errors_are_one_line(
