@@ -76,6 +76,9 @@ def test_check_keys_accepts_silent_keys_without_proposing_them() -> None:
         ("history", {"history": 5}),
         ("stream", {"history": {"stream": 5}}),
         ("window", {"history": {"stream": {"window": -1}}}),
+        ("neighbours", {"history": {"bank": {"neighbours": 0}}}),
+        ("skip_above", {"history": {"bank": {"skip_above": 1.5}}}),
+        ("search", {"history": {"bank": {"search": "quick"}}}),
         ("window", {"history": {"stream": {"window": 2.5}}}),
         ("sharpness", {"history": {"stream": {"sharpness": -1}}}),
         ("recency", {"history": {"stream": {"recency": "0.2"}}}),
@@ -106,7 +109,10 @@ def test_sections_are_checked_and_converted_whenever_they_are_set() -> None:
 
 
 def test_saving_and_loading(tmp_path: Path) -> None:
-    history = {"stream": {"window": 9, "sharpness": 3, "recency": 0, "gate": [1, 2.5, 3, 4]}}
+    history = {
+        "stream": {"window": 9, "sharpness": 3, "recency": 0, "gate": [1, 2.5, 3, 4]},
+        "bank": {"neighbours": 8, "sharpness": 2.5, "gate": [1, 2, 3, 4], "skip_above": 0.5, "search": "fast"},
+    }
     config = LLEConfig(vocab_size=20, recurrence="qrnn", stack="residual", eos_token_id=[1, 2], history=history)
     config.save_pretrained(tmp_path)
     again = LLEConfig.from_pretrained(tmp_path)

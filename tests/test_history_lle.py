@@ -21,6 +21,7 @@ from modeling_lle.history_lle import (
     base_prediction,
     gate,
     kernel,
+    log_age,
     mixed_distribution,
     mixed_log_prob,
     recall_stream,
@@ -211,11 +212,11 @@ def test_a_row_without_entries_is_the_base() -> None:
 
 def test_kernel() -> None:
     similarity, age = torch.tensor([1.0, 0.5, -1.0]), torch.tensor([1, 2, 4])
-    got = kernel(similarity, age, 3.0, 0.5)
+    got = kernel(similarity, log_age(age), 3.0, 0.5)
     torch.testing.assert_close(got, torch.tensor([0.0, -1.5 - 0.5 * math.log(2), -6.0 - 0.5 * math.log(4)]))
     assert (got <= 0).all()
-    torch.testing.assert_close(kernel(similarity, age, 3.0, 0), 3 * (similarity - 1))
-    assert kernel(similarity.bfloat16(), age, 3.0, 0.5).dtype == torch.float32
+    torch.testing.assert_close(kernel(similarity, None, 3.0), 3 * (similarity - 1))
+    assert kernel(similarity.bfloat16(), log_age(age), 3.0, 0.5).dtype == torch.float32
 
 
 def test_gate() -> None:
@@ -264,7 +265,7 @@ def test_fused_recall_is_the_kernel_and_the_softmax(window: int, monkeypatch: py
     mask = torch.rand(2, 300) > 0.2
     for block in stream.read(torch.randn(2, 300, 8), torch.randint(9, (2, 300)), mask, 64):
         fused = recall_stream(block, 9.0, 0.4)
-        scores = kernel(block.similarity(), block.age, 9.0, 0.4)
+        scores = kernel(block.similarity(), log_age(block.age), 9.0, 0.4)
         plain = Recall.from_scores(scores, block.valid, block.outcomes)
         torch.testing.assert_close(fused.weights, plain.weights, atol=2e-6, rtol=2e-5)
         torch.testing.assert_close(fused.mass, plain.mass, atol=1e-5, rtol=1e-5)
@@ -287,7 +288,7 @@ def test_recall_of_nothing() -> None:
 def mixture(numbers: Tensor, similarity: Tensor, age: Tensor, base: Tensor, outcomes: Tensor) -> Tensor:
     """log P of the targets 0 and of all outcomes by the functions of the rule."""
     valid = torch.ones(similarity.shape, dtype=torch.bool)
-    recall = Recall.from_scores(kernel(similarity, age, numbers[0], numbers[1]), valid, outcomes)
+    recall = Recall.from_scores(kernel(similarity, log_age(age), numbers[0], numbers[1]), valid, outcomes)
     shares = gate([recall.mass], base_features(base), [numbers[2:]])
     targets = torch.zeros(base.shape[:2], dtype=torch.long)
     one = mixed_log_prob(base[..., 0], [recall.probability(targets)], shares)
