@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .cache_lle import LLECache
     from .configuration_lle import BankConfig, HistoryConfig, LLEConfig, StreamConfig
     from .modeling_lle import LLEForCausalLM, LLEModel, LLEPreTrainedModel
-    from .pipeline_lle import LLETextGenerationPipeline
+    from .text_generation import LLETextGenerationPipeline
     from .tokenization_lle import LLETokenizer
 
 _HOME = {
@@ -30,7 +30,7 @@ _HOME = {
     "LLEForCausalLM": "modeling_lle",
     "LLEModel": "modeling_lle",
     "LLEPreTrainedModel": "modeling_lle",
-    "LLETextGenerationPipeline": "pipeline_lle",
+    "LLETextGenerationPipeline": "text_generation",
     "LLETokenizer": "tokenization_lle",
 }
 

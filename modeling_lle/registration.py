@@ -25,7 +25,7 @@ TABLES = {
     AUTO + "tokenization_auto": {"TOKENIZER_MAPPING_NAMES": "LLETokenizer"},
 }
 PIPELINES = "transformers.pipelines"
-PIPELINE = "modeling_lle.pipeline_lle.LLETextGenerationPipeline"
+PIPELINE = "modeling_lle.text_generation.LLETextGenerationPipeline"
 
 
 def enter_names(module: ModuleType) -> None:

@@ -111,7 +111,7 @@ def test_folder_holds_what_loading_needs_and_nothing_else(folder: Path) -> None:
 @pytest.mark.parametrize("name", sorted(CODE))
 def test_code_requires_only_what_transformers_brings(folder: Path, name: str) -> None:
     """Transformers demands of everyone what a file imports outside `try`, even inside a function."""
-    brought = {"huggingface_hub", "numpy", "safetensors", "tokenizers", "torch", "transformers"}
+    brought = {"filelock", "huggingface_hub", "numpy", "safetensors", "tokenizers", "torch", "transformers"}
     assert set(get_imports(folder / name)) - set(sys.stdlib_module_names) <= brought
 
 
