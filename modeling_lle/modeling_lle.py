@@ -24,6 +24,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .cache_lle import Block, LLECache
 from .configuration_lle import LLEConfig
 from .history_lle import Calibration, Recall, base_prediction, gate, mixed_distribution, mixed_log_prob, recall_stream
+from .linear_lle import linear
 from .loss_lle import IGNORED, linear_cross_entropy
 from .recurrence_lle import RecurrentLayer, RecurrentStack, init_recurrent_weights, variational_dropout
 
@@ -33,7 +34,7 @@ AUTO_MAP = {
     "AutoModel": "modeling_lle.LLEModel",
     "AutoModelForCausalLM": "modeling_lle.LLEForCausalLM",
 }
-BLOCK = 128  # positions that are predicted together
+BLOCK = 256  # positions that are predicted together
 BLOCK_ELEMENTS = 1 << 24  # at most so many scores or log probabilities at once
 
 
@@ -377,16 +378,20 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
         if cache is None or cache.stream is None:
             for start in range(first, length, size):
                 part = slice(start, min(start + size, length))
-                yield _Prediction(part, base_prediction(self.lm_head(states[:, part]))[0])
+                yield _Prediction(part, base_prediction(self._output(states[:, part]))[0])
             return
         numbers = self.config.stream
         for block in cache.stream.read(states, tokens, mask, size):
             if block.positions.stop <= first:
                 continue
-            base, features = base_prediction(self.lm_head(states[:, block.positions]))
+            base, features = base_prediction(self._output(states[:, block.positions]))
             recall = recall_stream(block, numbers.sharpness, numbers.recency)
             log_shares = gate([recall.mass], features, [numbers.gate])
             yield _Prediction(block.positions, base, block, [recall], log_shares)
+
+    def _output(self, states: Tensor) -> Tensor:
+        """What the output layer makes of the states (..., D): the logits (..., V)."""
+        return linear(states, self.lm_head.weight, self.lm_head.bias)
 
     def _record(self, states: Tensor, tokens: Tensor | None, mask: Tensor | None, cache: LLECache | None) -> None:
         """Takes a segment into the stream, if there is one, that is predicted without it."""
