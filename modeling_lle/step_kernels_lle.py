@@ -227,7 +227,7 @@ def recalled_probability(weights: Tensor, outcomes: Tensor, targets: Tensor) -> 
     """The sum of those weights (B, T, N) float32 whose outcome (B, N) is the target (B, T); int64, as (B, T)."""
     total = torch.empty(targets.shape)
     for row in range(len(weights)):
-        shared = outcomes[row].int().numpy()
+        shared = (outcomes[row].int().numpy(),)
         parts = weights[row].contiguous(), targets[row].int(), total[row]
-        run(lambda *parts, shared=shared: _recalled(*parts, shared), *parts)
+        run(lambda *parts, shared=shared: _recalled(*parts, *shared), *parts)
     return total
