@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, LinearAttentionCacheLayerMixin
 
+from .linear_lle import linear
+
 
 @dataclass
 class Block:
@@ -49,8 +51,15 @@ class Block:
 
     def similarity(self) -> Tensor:
         """The cosine similarity of every position with every entry, (B, T, N), in the dtype of the keys."""
-        parts = [self.queries @ keys.transpose(1, 2) for keys in self.keys]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+        if len(self.keys) == 1 or self.queries.device.type != "cpu":
+            return torch.cat([self.queries @ keys.transpose(1, 2) for keys in self.keys], dim=-1)
+        similarity = self.queries.new_empty(*self.queries.shape[:2], self.outcomes.shape[1])
+        for row, queries in enumerate(self.queries):
+            place = 0
+            for keys in self.keys:
+                similarity[row, :, place : place + keys.shape[1]] = linear(queries, keys[row])
+                place += keys.shape[1]
+        return similarity
 
 
 class Stream:

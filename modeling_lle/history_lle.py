@@ -78,6 +78,10 @@ class Recall:
 
     def probability(self, targets: Tensor) -> Tensor:
         """p_s of the targets (B, T) int64, as (B, T) float32."""
+        if self.outcomes.shape[1] == 1 and _fused(self.weights):
+            from .step_kernels_lle import recalled_probability
+
+            return recalled_probability(self.weights, self.outcomes[:, 0], targets)
         return (self.weights * (self.outcomes == targets[..., None])).sum(-1)
 
     def add_to(self, distribution: Tensor, share: Tensor) -> Tensor:
@@ -86,10 +90,21 @@ class Recall:
         return distribution.scatter_add_(-1, index, self.weights * share[..., None])
 
 
+def _fused(tensor: Tensor) -> bool:
+    """Whether a fused kernel computes what follows from this tensor: on a CPU, where no gradient is asked for."""
+    return (
+        tensor.device.type == "cpu"
+        and tensor.numel() > 0
+        and not tensor.requires_grad
+        and not torch.compiler.is_compiling()
+        and installed("numba")
+    )
+
+
 def recall_stream(block: Block, sharpness: float, recency: float) -> Recall:
     """What each position of a block recalls from the stream: `kernel` and `Recall.from_scores`, fused on a CPU."""
     similarity = block.similarity()
-    if similarity.device.type == "cpu" and installed("numba") and similarity.shape[-1] > 0:
+    if _fused(similarity):
         from .step_kernels_lle import recall_weights
 
         weights = similarity.float().contiguous()

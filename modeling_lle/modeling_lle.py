@@ -26,6 +26,7 @@ from .cache_lle import Block, LLECache
 from .configuration_lle import LLEConfig
 from .explanation_lle import Explanation, explain
 from .history_lle import Calibration, base_prediction, recall_bank, recall_stream
+from .linear_lle import linear
 from .loss_lle import IGNORED, linear_cross_entropy
 from .prediction_lle import HistoryOutput, Prediction
 from .recurrence_lle import RecurrentLayer, RecurrentStack, init_recurrent_weights, variational_dropout
@@ -36,7 +37,7 @@ AUTO_MAP = {
     "AutoModel": "modeling_lle.LLEModel",
     "AutoModelForCausalLM": "modeling_lle.LLEForCausalLM",
 }
-BLOCK = 128  # positions that are predicted together
+BLOCK = 256  # positions that are predicted together
 BLOCK_ELEMENTS = 1 << 24  # at most so many scores or log probabilities at once
 
 
@@ -404,7 +405,7 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
         for positions, block in blocks:
             if positions.stop <= first:
                 continue
-            base, features = base_prediction(self.lm_head(states[:, positions]))
+            base, features = base_prediction(self._output(states[:, positions]))
             prediction = Prediction(positions, base, features)
             if with_history and block is not None:
                 numbers = self.config.stream
@@ -436,6 +437,10 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
         return Found(
             placed(found.similarity, 0), placed(found.ids, -1), placed(found.outcomes, 0), placed(found.counts, 0)
         )
+
+    def _output(self, states: Tensor) -> Tensor:
+        """What the output layer makes of the states (..., D): the logits (..., V)."""
+        return linear(states, self.lm_head.weight, self.lm_head.bias)
 
     def _record(self, states: Tensor, tokens: Tensor | None, mask: Tensor | None, cache: LLECache | None) -> None:
         """Takes a segment into the stream, if there is one, that is predicted without it."""

@@ -154,23 +154,30 @@ def log_softmax_(logits: Tensor) -> Tensor:
 
 
 @jit()
-def _recall(similarity: Any, made: Any, mass: Any, serial: Any, penalty: Any, sharpness: Any) -> None:
+def _recall(similarity: Any, made: Any, mass: Any, serial: Any, runs: Any, penalty: Any, sharpness: Any) -> None:
     T, N = similarity.shape
-    window, lanes = len(penalty) - 1, np.empty(LANES, np.float32)
+    window, lanes, none = len(penalty), np.empty(LANES, np.float32), np.float32(-np.inf)
     for t in range(T):
-        row, now = similarity[t], made[t]
-        for n in range(N):
-            age = now - serial[n]
-            age = age if serial[n] >= 0 and 1 <= age <= window else 0
-            row[n] = (row[n] - np.float32(1.0)) * sharpness + penalty[age]  # the penalty of age 0 is -inf
+        row = similarity[t]
+        for r in range(len(runs) - 1):
+            start, stop = runs[r], runs[r + 1]
+            age = made[t] - serial[start]  # of the first entry; the penalties of a run lie side by side
+            first = min(max(start, start + age - window), stop)
+            last = max(min(stop, start + age), first)
+            oldest = window - age - start + first
+            costs, scores = penalty[oldest : oldest + last - first], row[first:last]
+            row[start:first] = none
+            for n in range(len(scores)):
+                scores[n] = (scores[n] - np.float32(1.0)) * sharpness + costs[n]
+            row[last:stop] = none
         top = _highest(row, lanes)
-        if top == penalty[0]:
+        if top == none:
             row[:] = 0
             mass[t] = top
             continue
         for n in range(N):
             weight = exp(row[n] - top)
-            row[n] = weight if row[n] > penalty[0] else np.float32(0.0)
+            row[n] = weight if row[n] > none else np.float32(0.0)
         total = _total(row, lanes)
         mass[t] = top + math.log(total)
         scale = np.float32(1.0) / total
@@ -179,10 +186,9 @@ def _recall(similarity: Any, made: Any, mass: Any, serial: Any, penalty: Any, sh
 
 
 @functools.lru_cache(maxsize=8)
-def _penalties(window: int, recency: float) -> Tensor:
-    """The score that an age costs, (window + 1,) float32; age 0 stands for no entry."""
-    ages = torch.arange(window + 1, dtype=torch.float64)
-    return torch.where(ages > 0, -recency * ages.clamp(min=1).log(), -math.inf).float()
+def _penalties(window: int, recency: float) -> Any:
+    """The score that each age from `window` down to 1 costs, (window,) float32."""
+    return (-recency * torch.arange(window, 0, -1, dtype=torch.float64).log()).float().numpy()
 
 
 def recall_weights(
@@ -193,8 +199,35 @@ def recall_weights(
     `made` (B, T) and `serial` (B, N) int64, and `window`, are those of a `Block`; see history_lle.py for the rule.
     """
     mass = torch.empty(made.shape, dtype=torch.float32)
-    penalty = _penalties(window, float(recency)).numpy()
+    penalty = _penalties(window, float(recency))
     for row in range(len(similarity)):
-        shared = serial[row].contiguous().numpy(), penalty, np.float32(sharpness)
+        number = serial[row].masked_fill(serial[row] < 0, -(1 << 40)).numpy()  # no entry: older than any window
+        breaks = np.flatnonzero(np.diff(number) != 1) + 1
+        shared = number, np.concatenate([[0], breaks, [len(number)]]), penalty, np.float32(sharpness)
         run(lambda *parts, shared=shared: _recall(*parts, *shared), similarity[row], made[row], mass[row])
     return mass
+
+
+@jit()
+def _recalled(weights: Any, targets: Any, total: Any, outcomes: Any) -> None:
+    N, sums = len(outcomes), np.empty(LANES, np.float32)
+    whole = N - N % LANES
+    for t in range(len(weights)):
+        row, target = weights[t], targets[t]
+        sums[:] = 0
+        for start in range(0, whole, LANES):
+            for lane in range(LANES):
+                sums[lane] += row[start + lane] if outcomes[start + lane] == target else np.float32(0.0)
+        for n in range(whole, N):
+            sums[0] += row[n] if outcomes[n] == target else np.float32(0.0)
+        total[t] = sums.sum()
+
+
+def recalled_probability(weights: Tensor, outcomes: Tensor, targets: Tensor) -> Tensor:
+    """The sum of those weights (B, T, N) float32 whose outcome (B, N) is the target (B, T); int64, as (B, T)."""
+    total = torch.empty(targets.shape)
+    for row in range(len(weights)):
+        shared = (outcomes[row].int().numpy(),)
+        parts = weights[row].contiguous(), targets[row].int(), total[row]
+        run(lambda *parts, shared=shared: _recalled(*parts, *shared), *parts)
+    return total

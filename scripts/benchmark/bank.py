@@ -188,7 +188,9 @@ def _synthetic(entries: int, width: int, centres: Tensor, seed: int) -> Tensor:
 
 
 def _centres(width: int) -> Tensor:
-    return torch.nn.functional.normalize(torch.randn(CENTRES, width, generator=torch.Generator().manual_seed(0)), dim=-1)
+    return torch.nn.functional.normalize(
+        torch.randn(CENTRES, width, generator=torch.Generator().manual_seed(0)), dim=-1
+    )
 
 
 def _segments(entries: int, width: int) -> Iterator[tuple[Segment, list[Added]]]:

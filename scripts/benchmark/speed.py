@@ -27,8 +27,8 @@ class PlainLSTM(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.embedding = nn.Embedding(VOCABULARY, WIDTH)
-        self.lstm = nn.LSTM(WIDTH, WIDTH, LAYERS, batch_first=True, dropout=0.25)
-        self.dropout = nn.Dropout(0.4)
+        self.lstm = nn.LSTM(WIDTH, WIDTH, LAYERS, batch_first=True, dropout=0.3)
+        self.dropout = nn.Dropout(0.45)
         self.output = nn.Linear(WIDTH, VOCABULARY)
         self.output.weight = self.embedding.weight
         self.state: tuple[Tensor, Tensor] | None = None
@@ -43,7 +43,7 @@ class PlainLSTM(nn.Module):
 
 def lle_model(**changes: Any) -> LLEForCausalLM:
     """An untrained model of the PTB recipe's size."""
-    dropouts = {"input_dropout": 0.4, "hidden_dropout": 0.25, "output_dropout": 0.4, "embedding_dropout": 0.1}
+    dropouts = {"input_dropout": 0.35, "hidden_dropout": 0.3, "output_dropout": 0.45, "embedding_dropout": 0.1}
     values = {"vocab_size": VOCABULARY, "hidden_size": WIDTH, "num_hidden_layers": LAYERS, **dropouts, **changes}
     return LLEForCausalLM(LLEConfig(**values))
 
