@@ -200,7 +200,7 @@ def recurrences(
 def _train_for(
     minutes: float, texts: dict[str, Any], tokenizer: dict[str, Any], variant: dict[str, Any], folder: str
 ) -> dict[str, float]:
-    """Trains a model for so many minutes with each learning rate: first a few steps to learn their duration."""
+    """Trains a model for so many minutes with each learning rate: first a hundred steps to learn their duration."""
     dropouts = {"input_dropout": 0.2, "hidden_dropout": 0.1, "output_dropout": 0.2}
     recipe = {"tokenizer": tokenizer, "model": {"hidden_size": WIDTH, **dropouts, **variant}}
 
@@ -223,9 +223,13 @@ def _train_for(
         }
         return run(make_recipe({**recipe, "training": training}), texts)
 
-    short, longer = train(10, RATES[0]), train(50, RATES[0])
-    steps = max(50, round(minutes * 40 / (longer["train_minutes"] - short["train_minutes"])))
-    results = {rate: train(steps, rate) for rate in RATES}
+    train(10, RATES[0])  # what is loaded and compiled once is nobody's training time
+    steps = 100
+    measured = train(steps, RATES[0])
+    while not 0.9 < measured["train_minutes"] / minutes < 1.1:
+        steps = max(1, round(steps * minutes / measured["train_minutes"]))
+        measured = train(steps, RATES[0])
+    results = {RATES[0]: measured, **{rate: train(steps, rate) for rate in RATES[1:]}}
     rate = min(results, key=lambda rate: results[rate]["eval_word_perplexity"])
     return {
         "parameters": results[rate]["parameters"],
