@@ -55,7 +55,8 @@ class PlainLSTM(nn.Module):
 def lle_model(**changes: Any) -> LLEForCausalLM:
     """An untrained model of the PTB recipe's size."""
     dropouts = {"input_dropout": 0.35, "hidden_dropout": 0.3, "output_dropout": 0.45, "embedding_dropout": 0.1}
-    values = {"vocab_size": VOCABULARY, "hidden_size": WIDTH, "num_hidden_layers": LAYERS, **dropouts, **changes}
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": WIDTH, "num_hidden_layers": LAYERS}
+    values = {"stack": "plain", **sizes, **dropouts, **changes}
     return LLEForCausalLM(LLEConfig(**values))
 
 
