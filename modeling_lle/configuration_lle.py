@@ -143,7 +143,8 @@ class LLEConfig(PreTrainedConfig):
         num_hidden_layers: Number of recurrent layers.
         recurrence: "lstm" (Hochreiter and Schmidhuber 1997), "gru" (Cho et al. 2014), or "qrnn": a causal convolution
             of width 2 and a gated linear recurrence (Bradbury et al. 2017), parallel over time but for the scan.
-        stack: "plain" (each layer reads the one below) or "residual" (pre-normalised, added to its input).
+        stack: "residual" (each layer reads its normalised input and is added to it) or "plain" (each layer reads the
+            one below; ahead for an LSTM over words, behind over subwords: model_cards/results/recurrences.json).
         embedding_dropout: Probability that a word type is dropped from the whole batch (Gal and Ghahramani 2016).
         input_dropout: Variational dropout of the embedded tokens: one mask a row, for all time steps.
         hidden_dropout: Variational dropout between layers.
@@ -176,7 +177,7 @@ class LLEConfig(PreTrainedConfig):
     intermediate_size: int | None = _within(None, 1)
     num_hidden_layers: int = _within(2, 1)
     recurrence: Literal["lstm", "gru", "qrnn"] = "lstm"
-    stack: Literal["plain", "residual"] = "plain"
+    stack: Literal["plain", "residual"] = "residual"
     embedding_dropout: float | int = _probability()
     input_dropout: float | int = _probability()
     hidden_dropout: float | int = _probability()

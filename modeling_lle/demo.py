@@ -41,7 +41,7 @@ RECIPE: dict[str, Any] = {
         "output_dropout": 0.1,
     },
     "training": {
-        "num_train_epochs": 2,  # three minutes on two cores
+        "num_train_epochs": 2,  # two minutes on two cores
         "per_device_train_batch_size": 32,
         "per_device_eval_batch_size": 16,
         "segment_length": 64,

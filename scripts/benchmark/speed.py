@@ -44,7 +44,8 @@ class PlainLSTM(nn.Module):
 def lle_model(**changes: Any) -> LLEForCausalLM:
     """An untrained model of the PTB recipe's size."""
     dropouts = {"input_dropout": 0.35, "hidden_dropout": 0.3, "output_dropout": 0.45, "embedding_dropout": 0.1}
-    values = {"vocab_size": VOCABULARY, "hidden_size": WIDTH, "num_hidden_layers": LAYERS, **dropouts, **changes}
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": WIDTH, "num_hidden_layers": LAYERS}
+    values = {"stack": "plain", **sizes, **dropouts, **changes}
     return LLEForCausalLM(LLEConfig(**values))
 
 
@@ -137,3 +138,82 @@ def _generation(tokens: int = 20_000, parts: int = 10) -> dict[str, float]:
         "generate_seconds_last_over_first": statistics.median(full[-3:]) / statistics.median(full[:3]),
         "generate_memory_growth_mb": memory[-1] - memory[filled],
     }
+<<<<<<< HEAD:scripts/benchmark/speed.py
+=======
+
+
+VARIANTS: list[dict[str, Any]] = [
+    {"recurrence": "lstm", "stack": "plain", "num_hidden_layers": 2},
+    {"recurrence": "gru", "stack": "plain", "num_hidden_layers": 2},
+    {"recurrence": "qrnn", "stack": "plain", "num_hidden_layers": 3},
+    {"recurrence": "lstm", "stack": "residual", "num_hidden_layers": 2},
+    {"recurrence": "qrnn", "stack": "residual", "num_hidden_layers": 3},
+]
+RATES = (3e-3, 8e-3)  # learning rates; the table shows the better one of each
+
+
+@app.command()
+def recurrences(
+    source: Annotated[str, typer.Argument(help="Text with train and validation splits, PTB for the published table.")],
+    minutes: Annotated[float, typer.Option(help="Training time of each model and learning rate.")] = 1.0,
+    output: Annotated[Path, typer.Option(help="Results file.")] = RESULTS / "recurrences.json",
+) -> None:
+    """Validation perplexity per word of every recurrence and stack after the same training time."""
+    texts = {split: load_texts(source, split=split) for split in ("train", "validation")}
+    rows = []
+    for kind, vocab_size in (("word", None), ("bpe", 8000)):
+        with tempfile.TemporaryDirectory() as folder:
+            for variant in VARIANTS:
+                row = _train_for(minutes, texts, {"kind": kind, "vocab_size": vocab_size}, variant, folder)
+                rows.append({"tokens": "words" if kind == "word" else "subwords", **variant, **row})
+                typer.echo(rows[-1])
+    best = min(rows, key=lambda row: row["validation_ppl"])
+    write_results(output, this_command(), {"minutes": minutes, "best_validation_ppl": best["validation_ppl"]}, rows)
+
+
+def _train_for(
+    minutes: float, texts: dict[str, Any], tokenizer: dict[str, Any], variant: dict[str, Any], folder: str
+) -> dict[str, float]:
+    """Trains a model for so many minutes with each learning rate: first a hundred steps to learn their duration."""
+    dropouts = {"input_dropout": 0.2, "hidden_dropout": 0.1, "output_dropout": 0.2}
+    recipe = {"tokenizer": tokenizer, "model": {"hidden_size": WIDTH, **dropouts, **variant}}
+
+    def train(steps: int, rate: float) -> dict[str, Any]:
+        training = {
+            "max_steps": steps,
+            "learning_rate": rate,
+            "per_device_train_batch_size": ROWS,
+            "per_device_eval_batch_size": 10,
+            "segment_length": SEGMENT,
+            "adam_beta2": 0.99,
+            "lr_scheduler_type": "cosine",
+            "warmup_steps": 0.05,
+            "max_grad_norm": 0.5,
+            "bf16": True,
+            "save_strategy": "no",
+            "calibration_tokens": 0,
+            "disable_tqdm": True,
+            "output_dir": folder,
+        }
+        return run(make_recipe({**recipe, "training": training}), texts)
+
+    train(10, RATES[0])  # what is loaded and compiled once is nobody's training time
+    steps = 100
+    measured = train(steps, RATES[0])
+    while not 0.9 < measured["train_minutes"] / minutes < 1.1:
+        steps = max(1, round(steps * minutes / measured["train_minutes"]))
+        measured = train(steps, RATES[0])
+    results = {RATES[0]: measured, **{rate: train(steps, rate) for rate in RATES[1:]}}
+    rate = min(results, key=lambda rate: results[rate]["eval_word_perplexity"])
+    return {
+        "parameters": results[rate]["parameters"],
+        "learning_rate": rate,
+        "steps": steps,
+        "minutes": results[rate]["train_minutes"],
+        "validation_ppl": results[rate]["eval_word_perplexity"],
+    }
+
+
+if __name__ == "__main__":
+    app()
+>>>>>>> main:scripts/benchmark.py
