@@ -200,8 +200,11 @@ class HistoryBank:
         Raises:
             FileExistsError: There is a bank already.
         """
-        temporary = tempfile.TemporaryDirectory(prefix="lle-bank-") if path is None else None
-        folder = Folder(path if temporary is None else temporary.name)
+        temporary = None
+        if path is None:
+            temporary = tempfile.TemporaryDirectory(prefix="lle-bank-")
+            path = temporary.name
+        folder = Folder(path)
         with folder.writing():
             if (folder.path / MANIFEST).exists():
                 raise FileExistsError(f"there is a bank at {folder.path} already: open it and add to it, or remove it")

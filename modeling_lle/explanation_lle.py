@@ -105,12 +105,8 @@ def _explain_block(
     explanations = []
     for t, chosen in enumerate(best.tolist()):
         chosen = [i for i in chosen if float(share[t, i]) > 0]
-        causes = [
-            _cause(
-                model, ids, first + t, i < streamed, *(float(c[t, i]) for c in (share, effect)), int(identity[t, i])
-            )
-            for i in chosen
-        ]
+        values = [(i < streamed, float(share[t, i]), float(effect[t, i]), int(identity[t, i])) for i in chosen]
+        causes = [_cause(model, ids, first + t, *value) for value in values]
         change = float(mixed[t] - base[t])
         base_share = 1.0 if history.base_share is None else float(history.base_share[0, t])
         rest = change - sum(cause.effect for cause in causes)
@@ -178,7 +174,7 @@ def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
         if token >= 0:
             known.append(token)
         else:
-            parts.append(tokenizer.decode(known))
+            parts.append(str(tokenizer.decode(known)))
             known = []
     return "▯".join(parts)
 

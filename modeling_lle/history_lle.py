@@ -221,11 +221,13 @@ class Evidence:
             part._map(lambda column: torch.nn.functional.pad(column, (0, width - column.shape[1]))) for part in parts
         ]
         columns = zip(*([getattr(part, name) for name in cls.__dataclass_fields__] for part in padded), strict=True)
-        return cls(*(None if column[0] is None else torch.cat(column) for column in columns))
+        joined: Any = (None if column[0] is None else torch.cat(column) for column in columns)
+        return cls(*joined)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Evidence":
         columns = (getattr(self, name) for name in self.__dataclass_fields__)
-        return Evidence(*(None if column is None else change(column) for column in columns))
+        changed: Any = (None if column is None else change(column) for column in columns)
+        return Evidence(*changed)
 
 
 @dataclass

@@ -92,8 +92,8 @@ def _fill_similarities(cosines: Any, candidates: Any, queries: Any, keys: Any, f
 
 
 def fill_similarities(cosines: Tensor, candidates: Tensor, queries: Tensor, keys: Tensor, first: int) -> None:
-    """Fills in the cosines (Q, C) of those candidates (Q, C) that are among the keys, which begin with number `first`."""
-    shared = as_array(keys.contiguous()), first
+    """Fills in the cosines (Q, C) of those candidates (Q, C) that are among the keys; the first is `first`."""
+    shared: tuple[Any, ...] = (as_array(keys.contiguous()), first)
     run(lambda *parts: _fill_similarities(*parts, *shared), cosines, candidates.contiguous(), queries.contiguous())
 
 
@@ -103,6 +103,6 @@ def nearest_of_scores(
     """What `nearest` of nearest_lle.py returns, from scores (Q, N) that err by `slack` / 2 at most."""
     similarity = torch.zeros(len(queries), neighbours)
     index = torch.full((len(queries), neighbours), -1)
-    shared = as_array(keys.contiguous()), usable.numpy(), np.float32(slack)
+    shared: tuple[Any, ...] = (as_array(keys.contiguous()), usable.numpy(), np.float32(slack))
     run(lambda *parts: _nearest(*parts, *shared), scores.contiguous(), queries.contiguous(), similarity, index)
     return similarity, index

@@ -67,7 +67,7 @@ def _nearest(queries: Tensor, keys: Tensor, usable: Tensor, neighbours: int) -> 
 
 
 def similarities(queries: Tensor, candidates: Tensor, parts: Parts) -> Tensor:
-    """Cosines of the queries (Q, D) float32 with candidates (Q, C) int64 of their own, as (Q, C) float32; -1 is none."""
+    """Cosines (Q, C) float32 of queries (Q, D) float32 with their own candidates (Q, C) int64; -1 is none."""
     cosines = queries.new_zeros(candidates.shape)
     if queries.device.type == "cpu" and installed("numba"):
         from .nearest_kernels_lle import fill_similarities

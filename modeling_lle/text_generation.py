@@ -20,7 +20,7 @@ class LLETextGenerationPipeline(TextGenerationPipeline):
         >>> record["history"][0]["causes"][0]["before"]
     """
 
-    def _sanitize_parameters(
+    def _sanitize_parameters(  # type: ignore[override]
         self, return_history: bool | None = None, history_top: int | None = None, **parameters: Any
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         if return_history and not hasattr(self.model, "explain"):
@@ -32,7 +32,7 @@ class LLETextGenerationPipeline(TextGenerationPipeline):
             after["history_top"] = history_top
         return before, during, after
 
-    def postprocess(
+    def postprocess(  # type: ignore[override]
         self,
         model_outputs: dict[str, Any],
         *args: Any,
@@ -43,11 +43,13 @@ class LLETextGenerationPipeline(TextGenerationPipeline):
         """As transformers', with the history of each record."""
         records = super().postprocess(model_outputs, *args, **rest)
         if return_history:
+            model: Any = self.model
+            tokenizer: Any = self.tokenizer
             given = model_outputs["input_ids"]
             for record, sequence in zip(records, model_outputs["generated_sequence"][0], strict=True):
                 prompt = 0 if given is None else given.shape[-1]
-                padding = int((sequence[:prompt] != self.tokenizer.pad_token_id).long().argmax()) if prompt else 0
-                explanations = self.model.explain(sequence[padding:], history_top)
+                padding = int((sequence[:prompt] != tokenizer.pad_token_id).long().argmax()) if prompt else 0
+                explanations = model.explain(sequence[padding:], history_top)
                 new = [item for item in explanations if item.position >= prompt - padding]
-                record["history"] = as_values(new, self.tokenizer)
+                record["history"] = as_values(new, tokenizer)
         return records

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from modeling_lle import HistoryBank, LLECache
 from modeling_lle.bank_files_lle import Added, Folder, Manifest, Segment
+from modeling_lle.bank_lle import Search
 from modeling_lle.data import StreamDataset, TextTokens, collect, load_texts, tokenize
 from modeling_lle.evaluation import evaluate_stream, write_results
 from modeling_lle.evaluation.results import this_command
@@ -25,7 +26,7 @@ from .timing import RESULTS, compare, ratio
 
 Model = Annotated[str, typer.Argument(help="A folder that `lle train` wrote.")]
 Source = Annotated[str, typer.Argument(help="Text with train, validation and test splits.")]
-SETTINGS = ("exact", "balanced", "fast")
+SETTINGS: tuple[Search, ...] = ("exact", "balanced", "fast")
 BATCH = 128  # queries at once: the positions that a model predicts together
 
 
@@ -221,7 +222,7 @@ def _search_synthetic(path: Path, neighbours: int, queries: int, results: Any) -
     rows = []
     for how in ("balanced", "fast"):
         speed = _queries_per_second(bank, asked, neighbours, how)
-        found = bank.search(asked[:500], neighbours, how=how).ids  # type: ignore[arg-type]
+        found = bank.search(asked[:500], neighbours, how=how).ids
         rows.append({"search": how, "queries_per_second": speed, "found": found})
     memory = psutil.Process().memory_info().rss / 2**30
     results.put((opened, memory, rows))
