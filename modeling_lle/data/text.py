@@ -228,9 +228,10 @@ def tokenize(
 def _encode(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> dict[str, list]:
     if None in texts:
         raise ValueError("a row has no text: filter such rows out first")
+    input_ids = encode_texts(texts, tokenizer)
     texts = [text.removesuffix("\n") for text in texts]
     return {
-        "input_ids": encode_texts(texts, tokenizer),
+        "input_ids": input_ids,
         "words": [len(text.split()) + text.count("\n") + 1 for text in texts],
         "bytes": [len(text.encode()) + 1 for text in texts],
     }
