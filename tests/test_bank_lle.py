@@ -56,7 +56,7 @@ def predict(model: LLEForCausalLM, ids: Tensor) -> Tensor:
     "sizes",
     [
         {},
-        {"TEXTS": 5, "SEGMENT_ENTRIES": 7, "BATCH_TOKENS": 8, "MAX_STEPS": 3, "PIECE": 4, "WARM_UP": 100},
+        {"TEXTS": 5, "SEGMENT_ENTRIES": 7, "ROWS": 2, "MAX_STEPS": 3, "PIECE": 4, "WARM_UP": 100},
         {"SEGMENT_ENTRIES": 1, "PIECE": 2, "WARM_UP": 100},
     ],
 )

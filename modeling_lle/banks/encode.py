@@ -24,7 +24,7 @@ from ..data.text import encode_texts
 SEGMENT_ENTRIES = 131_072  # entries that are written together, before any is dropped
 PIECE = 4096  # tokens of a long text that are read in one go
 WARM_UP = 128  # tokens before a piece that are read first; the state forgets what lies further back
-BATCH_TOKENS = 16_384
+ROWS = 128  # pieces that are read side by side; more would need more padding
 MAX_STEPS = 256  # time steps of a batch that are read at once
 TEXTS = 1000  # texts that are tokenised together
 CONTEXT = 16  # duplicates have the same outcome, and so many tokens before it, in common
@@ -132,7 +132,7 @@ def _parts(
     rows: Iterable[tuple[str, dict]], tokenizer: Any, before: Added, total: int | None, progress: bool
 ) -> Iterator[_Part]:
     """The rows from where `before` ends, tokenised; raises a ValueError if there is none at all."""
-    number = -1
+    number, start = -1, tokenizer.eos_token_id
     with tqdm(total=total, unit=" rows", disable=not progress, desc="Encoding") as bar:
         numbered = iter(enumerate(rows))
         while batch := list(itertools.islice(numbered, TEXTS)):
@@ -141,7 +141,7 @@ def _parts(
             batch = [item for item in batch if item[0] >= before.rows]
             encoded = encode_texts([text for _, (text, _) in batch], tokenizer) if batch else []
             for (row, (_, columns)), ids in zip(batch, encoded, strict=True):
-                tokens = np.array([tokenizer.eos_token_id, *ids], dtype=np.int32)
+                tokens = np.array([start, *ids], dtype=np.int32)
                 begin = before.tokens if row == before.rows else 0
                 yield _Part(row, columns, tokens, begin, len(ids))
     if number < 0:
@@ -230,11 +230,8 @@ def _batches(parts: list[_Part], first: np.ndarray) -> Iterator[list[_Piece]]:
                 )
             )
     pieces.sort(key=lambda piece: -len(piece.tokens))
-    start = 0
-    while start < len(pieces):
-        rows = max(1, BATCH_TOKENS // min(MAX_STEPS, len(pieces[start].tokens)))
-        yield pieces[start : start + rows]
-        start += rows
+    for start in range(0, len(pieces), ROWS):
+        yield pieces[start : start + ROWS]
 
 
 def _read(model: Any, pieces: list[_Piece], keys: Tensor, probability: Tensor | None) -> None:

@@ -39,10 +39,10 @@ class Setting:
     """How thoroughly to search: the share of the cells that are read, and the candidates for each neighbour."""
 
     cells: float
-    candidates: int
+    candidates: float
 
 
-SETTINGS = {"balanced": Setting(1 / 64, 4), "fast": Setting(1 / 256, 2)}
+SETTINGS = {"balanced": Setting(1 / 64, 2.5), "fast": Setting(1 / 256, 1.5)}
 
 
 class Index:
@@ -62,7 +62,7 @@ class Index:
 
     def candidates(self, queries: Tensor, neighbours: int) -> Tensor:
         """Candidates of the queries (Q, D) float32, as (Q, R) int64; -1 for none."""
-        wanted = min(self.entries, neighbours * self.setting.candidates)
+        wanted = min(self.entries, math.ceil(neighbours * self.setting.candidates))
         self.cells.nprobe = max(1, math.ceil(self.cells.nlist * self.setting.cells))
         _, found = self.index.search(queries.contiguous().numpy(), wanted)
         return torch.from_numpy(found)

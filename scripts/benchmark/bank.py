@@ -71,8 +71,8 @@ def search(
     model: Model,
     source: Source,
     exact_queries: Annotated[int, typer.Option(help="Queries whose true neighbours are found.")] = 2000,
-    tokens: Annotated[int, typer.Option(help="Tokens of test text whose perplexity is measured.")] = 20_000,
-    output: Annotated[Path, typer.Option(help="Results file.")] = RESULTS / "search.json",
+    tokens: Annotated[int, typer.Option(help="Tokens of validation text whose perplexity is measured.")] = 20_000,
+    output: Annotated[Path, typer.Option(help="Results file.")] = RESULTS / "bank-search.json",
 ) -> None:
     """Exact and approximate search of a bank of the training text: queries a second, recall and perplexity."""
     loaded, tokenizer = _load(model)
@@ -90,22 +90,29 @@ def search(
             found = bank.search(queries[:exact_queries], neighbours, how=how).ids
             seconds = time.perf_counter() - begin
             loaded.config.bank.search = how
-            evaluation = evaluate_stream(loaded, read)
+            speed = _queries_per_second(bank, queries[: exact_queries if how == "exact" else None], neighbours, how)
+            size = bank.info()["bytes"] + (0 if how == "exact" else _index_bytes(bank))
+            perplexities = evaluate_stream(loaded, read).metrics()
             rows.append(
                 {
                     "search": how,
-                    "queries_per_second": _queries_per_second(
-                        bank, queries[: exact_queries if how == "exact" else None], neighbours, how
-                    ),
+                    "queries_per_second": speed,
                     "recall": _recall(found, true),
-                    "validation_ppl": evaluation.metrics()["history_word_ppl"],
+                    "bank_ppl": perplexities["bank_word_ppl"],
+                    "stream_and_bank_ppl": perplexities["history_word_ppl"],
                     "first_search_seconds": seconds,
-                    "bytes_per_entry": (bank.info()["bytes"] + (0 if how == "exact" else _index_bytes(bank)))
-                    / len(bank),
+                    "bytes_per_entry": size / len(bank),
                 }
             )
             typer.echo(rows[-1])
-        metrics = {"entries": len(bank), "neighbours": neighbours, "build_speed_over_forward": cost}
+        exact, balanced, _ = rows
+        metrics = {
+            "entries": len(bank),
+            "neighbours": neighbours,
+            "qps_1m": balanced["queries_per_second"],
+            "ppl_ratio_to_exact_1m": balanced["bank_ppl"] / exact["bank_ppl"],
+            "build_ratio_to_forward": cost,
+        }
     write_results(output, this_command(), metrics, rows)
 
 
@@ -123,7 +130,7 @@ def _build_cost(model: Any, tokenizer: Any, text: Any, folder: Path, rows: int =
     @torch.no_grad()
     def forward() -> None:
         cache = LLECache()
-        for index in range(len(stream)):
+        for index in range(len(stream) // stream.rows):
             batch = torch.stack([stream[index * stream.rows + row]["input_ids"] for row in range(stream.rows)])
             model.model(batch, past_key_values=cache, use_cache=False)
 
@@ -138,7 +145,7 @@ def selection(
     model: Model,
     source: Source,
     tokens: Annotated[int, typer.Option(help="Tokens of validation text whose perplexity is measured.")] = 20_000,
-    output: Annotated[Path, typer.Option(help="Results file.")] = RESULTS / "selection.json",
+    output: Annotated[Path, typer.Option(help="Results file.")] = RESULTS / "bank-selection.json",
 ) -> None:
     """The size of a bank against perplexity, for what it keeps; and the cost of asking it less often."""
     loaded, tokenizer = _load(model)
@@ -224,7 +231,7 @@ def _search_synthetic(path: Path, neighbours: int, queries: int, results: Any) -
         speed = _queries_per_second(bank, asked, neighbours, how)
         found = bank.search(asked[:500], neighbours, how=how).ids
         rows.append({"search": how, "queries_per_second": speed, "found": found})
-    memory = psutil.Process().memory_info().rss / 2**30
+    memory = psutil.Process().memory_info().rss / 1e9
     results.put((opened, memory, rows))
 
 
@@ -234,7 +241,7 @@ def synthetic(
     neighbours: Annotated[int, typer.Option(help="Neighbours of each query.")] = 64,
     queries: Annotated[int, typer.Option(help="Queries.")] = 10_000,
     folder: Annotated[Path | None, typer.Option(help="Where the bank is kept; a temporary folder otherwise.")] = None,
-    output: Annotated[Path, typer.Option(help="Results file.")] = RESULTS / "synthetic.json",
+    output: Annotated[Path, typer.Option(help="Results file.")] = RESULTS / "bank-synthetic.json",
 ) -> None:
     """Memory, speed and recall of the search of many entries, which are random points around random centres."""
     with tempfile.TemporaryDirectory() as temporary:
@@ -261,7 +268,9 @@ def synthetic(
             "entries": len(bank),
             "width": width,
             "neighbours": neighbours,
-            "resident_gib": memory,
+            "qps_10m": rows[0]["queries_per_second"],
+            "recall_10m": rows[0]["recall"],
+            "rss_gb_10m": memory,
             "open_seconds": seconds,
             "bytes_per_entry": (bank.info()["bytes"] + _index_bytes(bank)) / len(bank),
         }
@@ -283,7 +292,7 @@ def _true_neighbours(bank: HistoryBank, queries: Tensor, neighbours: int) -> Ten
 def damage(
     kills: Annotated[int, typer.Option(help="Kills of a process that adds, forgets and compacts.")] = 200,
     corruptions: Annotated[int, typer.Option(help="Corruptions of each kind of file.")] = 500,
-    output: Annotated[Path, typer.Option(help="Results file.")] = RESULTS / "damage.json",
+    output: Annotated[Path, typer.Option(help="Results file.")] = RESULTS / "bank-damage.json",
 ) -> None:
     """Kills writers and corrupts files at random, and counts the banks that were lost, and the damage not noticed."""
     from tests.test_bank_files_lle import KINDS, corrupt_at_random, kill_at_random, make_bank
@@ -291,11 +300,14 @@ def damage(
     with tempfile.TemporaryDirectory() as folder:
         lost = kill_at_random(make_bank(Path(folder) / "killed"), kills)
         path = make_bank(Path(folder) / "corrupted")
-        rows = [
-            {"file": kind, "corruptions": corruptions, "accepted": corrupt_at_random(path, kind, corruptions)}
-            for kind in KINDS
-        ]
-    metrics = {"kills": kills, "banks_lost": lost}
+        accepted = {kind: corrupt_at_random(path, kind, corruptions) for kind in KINDS}
+    metrics = {
+        "kills": kills,
+        "kills_lost": lost,
+        "corruptions": corruptions * len(accepted),
+        "corruptions_accepted": sum(accepted.values()),
+    }
+    rows = [{"file": kind, "corruptions": corruptions, "accepted": count} for kind, count in accepted.items()]
     typer.echo(metrics)
     for row in rows:
         typer.echo(row)
