@@ -84,6 +84,8 @@ def read_results(path: str | Path) -> dict[str, Any]:
 def write_release(path: str | Path, model_path: str | Path, measured: Mapping[str, Any], split: str) -> dict[str, Any]:
     """Writes the results file of a released recipe: its size, its training time, and perplexities per word.
 
+    The one called "bank" is that of stream and bank together, if a bank was attached.
+
     Args:
         path: Name of the JSON file.
         model_path: Folder that `lle train` wrote, with its metrics.json.
@@ -91,12 +93,17 @@ def write_release(path: str | Path, model_path: str | Path, measured: Mapping[st
         split: Split that was evaluated, for the names of the metrics.
     """
     trained = json.loads((Path(model_path) / "metrics.json").read_text(encoding="utf-8"))
+    values = measured["metrics"]
+    sides = (
+        {"base": "base", "stream": "stream", "bank": "history"}
+        if "bank_word_ppl" in values
+        else {"base": "base", "stream": "history"}
+    )
     metrics = {
         "parameters": trained["parameters"],
         "train_minutes": trained["train_minutes"],
-        f"base_{split}_ppl": measured["metrics"]["base_word_ppl"],
-        f"stream_{split}_ppl": measured["metrics"]["history_word_ppl"],
-        "tokens_per_second": measured["metrics"]["tokens_per_second"],
+        **{f"{name}_{split}_ppl": values[f"{side}_word_ppl"] for name, side in sides.items()},
+        "tokens_per_second": values["tokens_per_second"],
     }
     return write_results(path, this_command(), metrics)
 
