@@ -97,6 +97,7 @@ class _View:
         self.outcomes = joined([segment.outcomes.int() for segment in segments], torch.int32)
         self.counts = joined([segment.counts for segment in segments], torch.int32)
         self.usable = ~torch.isin(self.ids, forgotten)
+        self.usable_share = float(self.usable.float().mean()) if len(self.usable) else 1.0
         self.width = width
         self.parts = self._join()
         self.index: Any = None  # of the first entries; set it to search with it
@@ -133,7 +134,7 @@ class _View:
         """The nearest entries, from the index if there is one."""
         if self.index is None:
             return nearest(queries, self.parts, self.usable, neighbours)
-        candidates, known = self.index.candidates(queries, neighbours), self.index.entries
+        candidates, known = self.index.candidates(queries, neighbours, self.usable_share), self.index.entries
         added = [(max(first, known), keys[max(0, known - first) :]) for first, keys in self.parts]
         added = [(first, keys) for first, keys in added if len(keys)]
         if added:
@@ -204,16 +205,21 @@ class HistoryBank:
         if path is None:
             temporary = tempfile.TemporaryDirectory(prefix="lle-bank-")
             path = temporary.name
-        folder = Folder(path)
-        with folder.writing():
-            if (folder.path / MANIFEST).exists():
-                raise FileExistsError(f"there is a bank at {folder.path} already: open it and add to it, or remove it")
-            folder.write_manifest(Manifest(fingerprint(model), model.config.hidden_size, model.config.vocab_size))
-        bank = cls(folder)
+        bank = cls.create(path, fingerprint(model), model.config.hidden_size, model.config.vocab_size)
         bank._temporary = temporary
         bank.encoder = (model, tokenizer)
         bank.add(dataset, **options)
         return bank
+
+    @classmethod
+    def create(cls, path: str | Path, fingerprint: str, width: int, vocab_size: int) -> "HistoryBank":
+        """Makes a bank without entries, for the backbone of this fingerprint; raises a FileExistsError as `build`."""
+        folder = Folder(path)
+        with folder.writing():
+            if (folder.path / MANIFEST).exists():
+                raise FileExistsError(f"there is a bank at {folder.path} already: open it and add to it, or remove it")
+            folder.write_manifest(Manifest(fingerprint, width, vocab_size))
+        return cls(folder)
 
     def _load(self, verify: bool) -> None:
         """Reads the newest manifest, and the files that were not read before."""

@@ -1,32 +1,16 @@
 """The files of a bank: whatever happens to them, it is noticed, and a change is whole or has not happened."""
 
-import multiprocessing
 import os
-import random
 import shutil
-import signal
-import time
 from pathlib import Path
 
 import pytest
-import torch
-from tiny import make_model, make_texts, make_tokenizer
 
 from modeling_lle import HistoryBank
 from modeling_lle.bank_files_lle import MANIFEST, BankError, Folder, Manifest
-
-TEXTS = make_texts(8, 6)
-
+from scripts.benchmark.damage import corrupt_at_random, kill_at_random, make_bank
 
 KINDS = ("manifest", "segment", "forgotten")
-
-
-def make_bank(path: Path) -> Path:
-    """A bank of two sources, one of them forgotten in part."""
-    bank = HistoryBank.build(make_model(), make_tokenizer(), TEXTS[:5], path, source="one")
-    bank.add(TEXTS[5:], source="two")
-    bank.forget([1, 2])
-    return path
 
 
 @pytest.fixture
@@ -41,38 +25,6 @@ def files(path: Path) -> list[Path]:
 def test_three_kinds_of_files(path: Path) -> None:
     names = [file.name.split("-")[0] for file in files(path)]
     assert names == ["forgotten", "manifest.json", "segment", "segment"]
-
-
-def corrupt_at_random(path: Path, kind: str, corruptions: int, seed: int = 0) -> int:
-    """Changes, cuts off, puts in or appends bytes of a file, again and again; how often none was named."""
-    file = next(file for file in files(path) if file.name.startswith(kind))
-    whole, choose, accepted = file.read_bytes(), random.Random(seed), 0
-    for _ in range(corruptions):
-        data = bytearray(whole)
-        at = choose.randrange(len(data))
-        match choose.randrange(5):
-            case 0:
-                data[at] ^= 1 << choose.randrange(8)
-            case 1:
-                del data[at:]
-            case 2:
-                data[at:at] = choose.randbytes(3)
-            case 3:
-                data += choose.randbytes(5)
-            case 4:
-                del data[at]
-        file.write_bytes(data)
-        if data == whole:
-            continue
-        try:
-            HistoryBank.open(path)
-        except BankError as error:
-            accepted += file.name not in str(error)
-        else:
-            accepted += 1
-    file.write_bytes(whole)
-    HistoryBank.open(path).verify()
-    return accepted
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -175,39 +127,6 @@ def test_leftovers_are_reported_and_removed(path: Path) -> None:
     assert bank.verify() == []
 
 
-def _change(path: Path) -> None:
-    torch.set_num_threads(1)
-    bank = HistoryBank.open(path)
-    model, tokenizer = make_model(), make_tokenizer()
-    for number in range(1000):
-        bank.add(TEXTS[:3], source=f"more-{number}", model=model, tokenizer=tokenizer)
-        bank.forget(source=f"more-{number}")
-        if number % 3 == 0:
-            bank.compact()
-
-
-def kill_at_random(path: Path, kills: int, seed: int = 0) -> int:
-    """Kills a process that adds, forgets and compacts, again and again; returns how often a bank was lost."""
-    context, choose, lost = multiprocessing.get_context("fork"), random.Random(seed), 0
-    expected = len(HistoryBank.open(path))
-    more = sum(len(text.split()) + 1 for text in TEXTS[:3])
-    for _ in range(kills):
-        process = context.Process(target=_change, args=(path,))
-        process.start()
-        time.sleep(choose.uniform(0.005, 0.12))
-        os.kill(process.pid or 0, signal.SIGKILL)
-        process.join()
-        try:
-            bank = HistoryBank.open(path)
-            bank.verify()
-            lost += len(bank) not in (expected, expected + more)
-            for source in {item["source"] for item in bank.info()["sources"]} - {"one", "two"}:
-                bank.forget(source=source)
-            lost += len(bank) != expected
-        except (BankError, OSError):
-            lost += 1
-    return lost
-
-
 def test_a_killed_writer_loses_nothing(path: Path) -> None:
-    assert kill_at_random(path, 10) == 0
+    lost, _ = kill_at_random(path, 10)
+    assert lost == 0

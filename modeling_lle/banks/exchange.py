@@ -5,6 +5,7 @@ document's n entries `positions` in the tokens (int32), `counts` (int32), `copie
 position of a further occurrence) and `keys` (n x D bfloat16, little endian).
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -16,9 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from ..bank_files_lle import FORMAT, MANIFEST, VERSION, Added, BankError, Folder, Manifest, Segment
+from ..bank_files_lle import FORMAT, MANIFEST, VERSION, Added, BankError, Segment
 from ..bank_lle import HistoryBank
 
+DIGEST = "sha256"
 SCHEMA = pa.schema(
     [
         ("namespace", pa.string()),
@@ -46,16 +48,27 @@ def to_parquet(bank: HistoryBank, path: str | Path) -> int:
     }
     schema = SCHEMA.with_metadata({FORMAT: json.dumps(described)})
     partial = Path(f"{path}.{os.getpid()}.partial")
+    digest = hashlib.sha256()
     try:
         with pq.ParquetWriter(partial, schema) as writer:
             for info, segment in bank.segments():
                 rows = [{"namespace": info.namespace, **row} for row in _rows(segment)]
                 if rows:
-                    writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+                    table = pa.Table.from_pylist(rows, schema=schema)
+                    _take_in(digest, table.to_pylist())
+                    writer.write_table(table)
+            writer.add_key_value_metadata({DIGEST: digest.hexdigest()})
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
     return len(bank)
+
+
+def _take_in(digest: Any, rows: list[dict[str, Any]]) -> None:
+    """Updates a hash with rows as they are read from a table: Parquet's own checksums leave out its footer."""
+    for row in rows:
+        digest.update(json.dumps([row[name] for name in SCHEMA.names if name != "keys"]).encode())
+        digest.update(row["keys"])
 
 
 def _rows(segment: Segment) -> Iterator[dict[str, Any]]:
@@ -87,28 +100,32 @@ def from_parquet(path: str | Path, bank_path: str | Path) -> HistoryBank:
     """
     try:
         file = pq.ParquetFile(path)
-        described = json.loads((file.schema_arrow.metadata or {}).get(FORMAT.encode(), b"null"))
-    except (pa.ArrowInvalid, ValueError) as error:
+        metadata = file.metadata.metadata or {}
+        described = json.loads(metadata.get(FORMAT.encode(), b"null"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no file {path}: write it with `lle bank export`") from None
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise BankError(f"{path} is no Parquet file, or a damaged one: {error}") from error
     if not described or not file.schema_arrow.equals(SCHEMA):
         raise BankError(f"{path} does not hold a bank: write it with `lle bank export`")
     if described["version"] > VERSION:
         raise BankError(f"{path} is of a newer version: upgrade with `pip install -U modeling_lle`")
-    folder = Folder(bank_path)
-    with folder.writing():
-        if (folder.path / MANIFEST).exists():
-            raise FileExistsError(f"there is a bank at {folder.path} already: remove it, or choose another folder")
-        folder.write_manifest(Manifest(described["fingerprint"], described["width"], described["vocab_size"]))
-    bank = HistoryBank(folder)
-    for group in range(file.num_row_groups):
-        try:
+    bank = HistoryBank.create(bank_path, described["fingerprint"], described["width"], described["vocab_size"])
+    try:
+        digest = hashlib.sha256()
+        for group in range(file.num_row_groups):
             rows = file.read_row_group(group).to_pylist()
-        except (pa.ArrowInvalid, OSError) as error:
-            raise BankError(f"{path} is damaged: {error}") from error
-        for namespace in sorted({row["namespace"] for row in rows}):
-            own = [row for row in rows if row["namespace"] == namespace]
-            added = {row["source"]: Added(namespace, row["source"], row["row"] + 1) for row in own}
-            bank.append([(_segment(own, described["width"]), list(added.values()))], namespace)
+            _take_in(digest, rows)
+            for namespace in sorted({row["namespace"] for row in rows}):
+                own = [row for row in rows if row["namespace"] == namespace]
+                added = {row["source"]: Added(namespace, row["source"], row["row"] + 1) for row in own}
+                bank.append([(_segment(own, described["width"]), list(added.values()))], namespace)
+        if metadata.get(DIGEST.encode(), b"").decode(errors="replace") != digest.hexdigest():
+            raise ValueError("its entries are not those that were written")
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        (bank.folder.path / MANIFEST).unlink()  # a part of a bank would pass for a whole one
+        bank.folder.remove_leftovers()
+        raise BankError(f"{path} is damaged ({error}): write it again with `lle bank export`") from error
     return bank
 
 

@@ -32,6 +32,7 @@ COMPONENTS = 128
 SAMPLE_PER_CELL = 64  # keys that the cells are learned from
 CHUNK = 65_536  # keys that are converted at once
 MAX_ADDED = 0.2  # share of entries that may have been added since; beyond it the index is made again
+LEAST_USABLE = 0.05  # where less of a bank may be found, it is time to compact it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,10 +61,14 @@ class Index:
         self.index, self.setting, self.entries = index, setting, index.ntotal
         self.cells = faiss.extract_index_ivf(index)
 
-    def candidates(self, queries: Tensor, neighbours: int) -> Tensor:
-        """Candidates of the queries (Q, D) float32, as (Q, R) int64; -1 for none."""
-        wanted = min(self.entries, math.ceil(neighbours * self.setting.candidates))
-        self.cells.nprobe = max(1, math.ceil(self.cells.nlist * self.setting.cells))
+    def candidates(self, queries: Tensor, neighbours: int, usable: float = 1.0) -> Tensor:
+        """Candidates of the queries (Q, D) float32, as (Q, R) int64; -1 for none.
+
+        The smaller the share `usable` of the entries that may be found, the more are read and proposed.
+        """
+        wider = 1 / max(usable, LEAST_USABLE)
+        wanted = min(self.entries, math.ceil(neighbours * self.setting.candidates * wider))
+        self.cells.nprobe = min(self.cells.nlist, math.ceil(self.cells.nlist * self.setting.cells * wider))
         _, found = self.index.search(queries.contiguous().numpy(), wanted)
         return torch.from_numpy(found)
 
@@ -81,10 +86,9 @@ def index_of(folder: Path, names: list[str], keys: Callable[[Tensor], Tensor], s
     Returns:
         An index of the first segments, or of all of them.
     """
-    entries = sum(sizes)
-    index = _load(folder / FOLDER, names, entries)
+    index = load(folder / FOLDER, names, sizes)
     if index is None:
-        index = _make(keys, entries)
+        index = _make(keys, sum(sizes))
         _save(index, folder / FOLDER, names)
     return Index(index, SETTINGS[how])
 
@@ -109,24 +113,23 @@ def _make(keys: Callable[[Tensor], Tensor], entries: int) -> Any:
     return index
 
 
-def _load(folder: Path, names: list[str], entries: int) -> Any:
-    """The largest index in the folder that holds most of the entries and no others; None if there is none."""
-    fitting = []
-    for path in folder.glob("*.json"):
-        try:
-            described = json.loads(path.read_text(encoding="utf-8"))
-            known, size = described["segments"], described["entries"]
-            if described["faiss"] == faiss.__version__ and names[: len(known)] == known:
-                fitting.append((size, described["sha256"], path.with_suffix(".faiss")))
-        except (OSError, ValueError, KeyError, TypeError):
+def _key(names: list[str]) -> str:
+    """What the name of the index of these segments begins with; after it comes the SHA-256 of the file."""
+    return hashlib.sha256(json.dumps([faiss.__version__, names]).encode()).hexdigest()[:16]
+
+
+def load(folder: Path, names: list[str], sizes: list[int]) -> Any:
+    """The index in the folder of the most of the first segments, if it knows most of the entries; None otherwise."""
+    count = len(names)
+    while count and sum(sizes[:count]) >= (1 - MAX_ADDED) * sum(sizes):
+        for path in folder.glob(f"{_key(names[:count])}-*.faiss"):
+            try:
+                if sha256(path) == path.stem.partition("-")[2]:
+                    return faiss.read_index(str(path))
+            except (OSError, RuntimeError):
+                pass
             logger.warning("%s is damaged: the search index is made again", path)
-    for size, digest, path in sorted(fitting, reverse=True):
-        try:
-            if size >= (1 - MAX_ADDED) * entries and sha256(path) == digest:
-                return faiss.read_index(str(path))
-        except (OSError, RuntimeError):
-            pass
-        logger.info("%s is damaged or too old: the search index is made again", path)
+        count -= 1
     return None
 
 
@@ -134,16 +137,13 @@ def _save(index: Any, folder: Path, names: list[str]) -> None:
     """Writes an index for the next time, in place of those of fewer segments; that it cannot is no error."""
     try:
         folder.mkdir(exist_ok=True)
-        path = folder / f"{hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]}.faiss"
-        partial = path.with_suffix(f".{os.getpid()}")
+        replaced = {_key(names[:count]) for count in range(len(names) + 1)}
+        partial = folder / f".partial-{os.getpid()}"
         faiss.write_index(index, str(partial))
-        described = {"segments": names, "entries": index.ntotal, "sha256": sha256(partial), "faiss": faiss.__version__}
+        path = folder / f"{_key(names)}-{sha256(partial)}.faiss"
         os.replace(partial, path)
-        path.with_suffix(".json").write_text(json.dumps(described), encoding="utf-8")
-        for other in folder.glob("*.json"):
-            known = json.loads(other.read_text(encoding="utf-8")).get("segments")
-            if known != names and names[: len(known)] == known:
-                other.with_suffix(".faiss").unlink(missing_ok=True)
-                other.unlink()
-    except (OSError, RuntimeError, ValueError) as error:
+        for other in folder.iterdir():
+            if other != path and (other.name.startswith(".partial-") or other.name.partition("-")[0] in replaced):
+                other.unlink(missing_ok=True)
+    except (OSError, RuntimeError) as error:
         logger.warning("the search index is not kept: %s", error)

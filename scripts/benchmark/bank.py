@@ -1,4 +1,4 @@
-"""Banks: speed and recall of the search, size against perplexity, memory with ten million entries, and damage."""
+"""Banks: speed and recall of the search, size against perplexity, ten million entries, a change of domain."""
 
 import itertools
 import multiprocessing
@@ -16,17 +16,20 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from modeling_lle import HistoryBank, LLECache
-from modeling_lle.bank_files_lle import Added, Folder, Manifest, Segment
+from modeling_lle.bank_files_lle import Added, Segment
 from modeling_lle.bank_lle import Search
 from modeling_lle.data import StreamDataset, TextTokens, collect, load_texts, tokenize
 from modeling_lle.evaluation import evaluate_stream, write_results
 from modeling_lle.evaluation.results import this_command
+from modeling_lle.training import calibrate
 
+from .damage import synthetic_segment
 from .timing import RESULTS, compare, ratio
 
 Model = Annotated[str, typer.Argument(help="A folder that `lle train` wrote.")]
 Source = Annotated[str, typer.Argument(help="Text with train, validation and test splits.")]
 SETTINGS: tuple[Search, ...] = ("exact", "balanced", "fast")
+CALIBRATION_TOKENS = 30_000
 BATCH = 128  # queries at once: the positions that a model predicts together
 
 
@@ -34,8 +37,10 @@ def _load(model: str) -> tuple[Any, Any]:
     return AutoModelForCausalLM.from_pretrained(model).eval(), AutoTokenizer.from_pretrained(model)
 
 
-def _tokens(source: str, split: str, tokenizer: Any, limit: int) -> TextTokens:
+def _tokens(source: str, split: str, tokenizer: Any, limit: int | None = None) -> TextTokens:
     tokens = collect(tokenize(load_texts(source, split=split), tokenizer), start=tokenizer.eos_token_id)
+    if limit is None:
+        return tokens
     share = min(1.0, limit / len(tokens.ids))
     return TextTokens(tokens.ids[:limit], int(tokens.words * share), int(tokens.bytes * share))
 
@@ -183,6 +188,40 @@ def _measure(model: Any, bank: HistoryBank, tokens: TextTokens) -> dict[str, flo
     }
 
 
+def domain(
+    model: Annotated[str, typer.Argument(help="A folder that `lle train` wrote, of subwords.")],
+    source: Annotated[str, typer.Argument(help="Text of another domain, with train, validation and test splits.")],
+    output: Annotated[Path, typer.Option(help="Results file.")] = RESULTS / "bank-domain.json",
+) -> None:
+    """A model reads the test split of another domain: alone, with its stream, with a bank of the training split."""
+    loaded, tokenizer = _load(model)
+    held_out = _tokens(source, "validation", tokenizer, CALIBRATION_TOKENS)
+    test = _tokens(source, "test", tokenizer)
+    calibrate(loaded, held_out.ids, CALIBRATION_TOKENS)
+    alone = evaluate_stream(loaded, test).metrics()
+    with tempfile.TemporaryDirectory() as folder:
+        text = load_texts(source, split="train")
+        begin = time.perf_counter()
+        bank = HistoryBank.build(loaded, tokenizer, text, Path(folder) / "bank")
+        minutes = (time.perf_counter() - begin) / 60
+        loaded.attach_history(bank)
+        calibrate(loaded, held_out.ids, CALIBRATION_TOKENS)
+        both = evaluate_stream(loaded, test).metrics()
+        metrics = {"entries": len(bank), "build_minutes": minutes}
+    sides = {"nothing": (alone, "base"), "stream": (alone, "history"), "stream and bank": (both, "history")}
+    rows: list[dict[str, Any]] = [
+        {"history": name, "test_ppl": measured[f"{side}_word_ppl"], "tokens_per_second": measured["tokens_per_second"]}
+        for name, (measured, side) in sides.items()
+    ]
+    del rows[0]["tokens_per_second"]  # the base is measured while the stream is
+    metrics |= {
+        f"{name}_test_ppl": row["test_ppl"] for name, row in zip(("base", "stream", "bank"), rows, strict=True)
+    }
+    for row in rows:
+        typer.echo(row)
+    write_results(output, this_command(), metrics, rows)
+
+
 SEGMENT_ENTRIES = 262_144
 CENTRES = 20_000
 
@@ -204,18 +243,8 @@ def _centres(width: int) -> Tensor:
 def _segments(entries: int, width: int) -> Iterator[tuple[Segment, list[Added]]]:
     centres = _centres(width)
     for number, start in enumerate(range(0, entries, SEGMENT_ENTRIES)):
-        size = min(SEGMENT_ENTRIES, entries - start)
-        segment = Segment(
-            keys=_synthetic(size, width, centres, number + 1).bfloat16(),
-            ids=torch.arange(size),
-            positions=torch.arange(1, size + 1),
-            counts=torch.ones(size, dtype=torch.int32),
-            copies=torch.zeros(0, 2, dtype=torch.long),
-            tokens=torch.zeros(size + 1, dtype=torch.int32),
-            starts=torch.tensor([0, size + 1]),
-            documents=[{"source": "synthetic", "row": number}],
-        )
-        yield segment, [Added("default", "synthetic", number + 1)]
+        keys = _synthetic(min(SEGMENT_ENTRIES, entries - start), width, centres, number + 1)
+        yield synthetic_segment(keys, f"synthetic-{number}")
 
 
 def _search_synthetic(path: Path, neighbours: int, queries: int, results: Any) -> None:
@@ -247,10 +276,7 @@ def synthetic(
     with tempfile.TemporaryDirectory() as temporary:
         path = (folder or Path(temporary)) / "bank"
         if not path.exists():
-            opened = Folder(path)
-            with opened.writing():
-                opened.write_manifest(Manifest("synthetic", width, 1))
-            HistoryBank(opened).append(_segments(entries, width), "default")
+            HistoryBank.create(path, "synthetic", width, 1).append(_segments(entries, width), "default")
         context = multiprocessing.get_context("spawn")
         results = context.SimpleQueue()
         # The first process makes the index, the second one finds it made.
@@ -287,28 +313,3 @@ def _true_neighbours(bank: HistoryBank, queries: Tensor, neighbours: int) -> Ten
         best, order = scores.topk(min(neighbours, scores.shape[1]), dim=1)
         ids = number.gather(1, order)
     return ids
-
-
-def damage(
-    kills: Annotated[int, typer.Option(help="Kills of a process that adds, forgets and compacts.")] = 200,
-    corruptions: Annotated[int, typer.Option(help="Corruptions of each kind of file.")] = 500,
-    output: Annotated[Path, typer.Option(help="Results file.")] = RESULTS / "bank-damage.json",
-) -> None:
-    """Kills writers and corrupts files at random, and counts the banks that were lost, and the damage not noticed."""
-    from tests.test_bank_files_lle import KINDS, corrupt_at_random, kill_at_random, make_bank
-
-    with tempfile.TemporaryDirectory() as folder:
-        lost = kill_at_random(make_bank(Path(folder) / "killed"), kills)
-        path = make_bank(Path(folder) / "corrupted")
-        accepted = {kind: corrupt_at_random(path, kind, corruptions) for kind in KINDS}
-    metrics = {
-        "kills": kills,
-        "kills_lost": lost,
-        "corruptions": corruptions * len(accepted),
-        "corruptions_accepted": sum(accepted.values()),
-    }
-    rows = [{"file": kind, "corruptions": corruptions, "accepted": count} for kind, count in accepted.items()]
-    typer.echo(metrics)
-    for row in rows:
-        typer.echo(row)
-    write_results(output, this_command(), metrics, rows)

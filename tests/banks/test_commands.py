@@ -9,6 +9,8 @@ from typer.testing import CliRunner
 
 from modeling_lle import HistoryBank, cli
 from modeling_lle.banks import encode
+from modeling_lle.banks.exchange import from_parquet
+from scripts.benchmark.damage import corrupt_parquet_at_random, make_bank
 
 TEXTS = make_texts(20, 6)
 
@@ -87,6 +89,13 @@ def test_parquet_and_back(folder: Path) -> None:
             other.after,
             other.columns,
         )
+
+
+def test_a_damaged_parquet_file_leaves_nothing_half_made(tmp_path: Path) -> None:
+    path = make_bank(tmp_path / "bank")
+    assert corrupt_parquet_at_random(path, 60) == 0
+    with pytest.raises(FileNotFoundError, match=r"there is no file .*/none: write it with `lle bank export`"):
+        from_parquet(tmp_path / "none", tmp_path / "again")
 
 
 def test_calibrate_evaluate_and_explain_with_a_bank(folder: Path) -> None:

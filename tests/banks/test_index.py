@@ -1,0 +1,129 @@
+"""The search index: it proposes, the bank scores; it is a cache that may be absent, damaged, older or in the way."""
+
+import importlib
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from modeling_lle import HistoryBank
+from scripts.benchmark.damage import corrupt_index_at_random, synthetic_segment
+
+index = pytest.importorskip("modeling_lle.banks.index")
+ENTRIES, WIDTH, K = 3000, 16, 8
+
+
+def points(count: int, seed: int) -> Tensor:
+    """Normalised points around few centres, (count, WIDTH)."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(40, WIDTH, generator=torch.Generator().manual_seed(9))
+    chosen = centres[torch.randint(40, (count,), generator=generator)]
+    return torch.nn.functional.normalize(chosen + 0.5 * torch.randn(count, WIDTH, generator=generator), dim=-1)
+
+
+def add(bank: HistoryBank, count: int, seed: int, source: str) -> None:
+    bank.append([synthetic_segment(points(count, seed), source)], "default")
+
+
+@pytest.fixture
+def bank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HistoryBank:
+    monkeypatch.setattr("modeling_lle.bank_lle.EXACT_ENTRIES", 500)
+    made = HistoryBank.create(tmp_path / "bank", "synthetic", WIDTH, 1)
+    add(made, ENTRIES, 1, "first")
+    return made
+
+
+def found(bank: HistoryBank, how: Any = "balanced") -> Tensor:
+    return bank.search(points(50, 0), K, how=how).ids
+
+
+def recall(bank: HistoryBank) -> float:
+    true = found(bank, "exact")
+    return float((found(bank)[:, :, None] == true[:, None, :]).any(1).float().mean())
+
+
+def refuse(*args: Any) -> None:
+    raise AssertionError("an index is made")
+
+
+def test_finds_nearly_what_exact_search_finds(bank: HistoryBank, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(index.SETTINGS, "balanced", index.Setting(0.25, 4))  # 1/64 of so few cells is one
+    assert recall(bank) > 0.9
+    queries = points(50, 0)
+    exact, balanced = (bank.search(queries, K, how=how) for how in ("exact", "balanced"))
+    same = exact.ids == balanced.ids
+    assert same.float().mean() > 0.8
+    assert torch.equal(exact.similarity[same], balanced.similarity[same])  # scored in full precision
+
+
+def test_is_kept_and_made_again_where_it_is_absent(bank: HistoryBank, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = found(bank)
+    path = bank.folder.path
+    with monkeypatch.context() as patch:
+        patch.setattr(index, "_make", refuse)
+        assert torch.equal(found(HistoryBank.open(path)), before)
+    shutil.rmtree(path / index.FOLDER)
+    assert torch.equal(found(HistoryBank.open(path)), before)
+    assert len(list((path / index.FOLDER).iterdir())) == 1
+
+
+def test_entries_that_came_later_are_found(bank: HistoryBank, monkeypatch: pytest.MonkeyPatch) -> None:
+    found(bank)
+    with monkeypatch.context() as patch:
+        patch.setattr(index, "_make", refuse)
+        add(bank, 300, 2, "second")
+        queries = points(300, 2)
+        nearest = bank.search(queries, 1).ids[:, 0]
+        assert (nearest == torch.arange(ENTRIES, ENTRIES + 300)).float().mean() > 0.95
+    add(bank, 2000, 3, "third")  # too many: one index of them all takes the place of the first
+    found(bank)
+    (only,) = (bank.folder.path / index.FOLDER).iterdir()
+    assert index.faiss.read_index(str(only)).ntotal == ENTRIES + 2300
+
+
+@pytest.mark.parametrize("share", [0.1, 0.8])
+def test_what_is_forgotten_is_not_found_and_leaves_no_gap(bank: HistoryBank, share: float) -> None:
+    found(bank)
+    gone = set(range(0, int(ENTRIES * share)))
+    bank.forget(gone)
+    ids = found(bank)
+    assert not gone & set(ids.flatten().tolist())
+    assert (ids >= 0).float().mean() > 0.95
+
+
+def test_damage_is_never_read(bank: HistoryBank, caplog: pytest.LogCaptureFixture) -> None:
+    before = found(bank)
+    path = bank.folder.path
+    assert corrupt_index_at_random(path, 60) == 0
+    file = next((path / index.FOLDER).iterdir())
+    file.write_bytes(file.read_bytes()[:-7])
+    with caplog.at_level(logging.WARNING):
+        assert torch.equal(found(HistoryBank.open(path)), before)
+    assert f"{file} is damaged: the search index is made again" in caplog.text
+
+
+def test_an_index_that_cannot_be_kept(bank: HistoryBank, caplog: pytest.LogCaptureFixture) -> None:
+    (bank.folder.path / index.FOLDER).write_text("in the way")
+    with caplog.at_level(logging.WARNING):
+        assert (found(bank) >= 0).all()
+    assert "the search index is not kept" in caplog.text
+
+
+def test_without_faiss_the_search_is_exact(
+    bank: HistoryBank, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def missing(name: str) -> Any:
+        raise ImportError("a search index needs FAISS: `pip install modeling_lle[faiss]`")
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    with caplog.at_level(logging.WARNING):
+        assert torch.equal(found(bank), found(bank, "exact"))
+    assert "which is slow for 3000 entries: a search index needs FAISS" in caplog.text
+
+
+def test_the_number_of_cells_comes_from_the_size() -> None:
+    assert [index.cells_for(entries) for entries in (100, 50_000, 1_000_000, 10_000_000)] == [16, 256, 1024, 4096]
