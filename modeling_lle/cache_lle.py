@@ -1,4 +1,4 @@
-"""LLECache: what a stream of text leaves behind, the recurrent state and the stream of entries, in constant memory.
+"""LLECache: what a stream of text leaves behind: the recurrent state, the entries, the overlay; in constant memory.
 
 Notable: the entry of a position is made when the next token arrives, so a prediction can never recall what it
 predicts; each row counts its own entries, so padding changes nothing; nothing is written in place into a tensor that
@@ -7,7 +7,7 @@ a gradient may still need.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -218,7 +218,7 @@ class _StateLayer(LinearAttentionCacheLayerMixin):
 
 
 class LLECache(Cache):
-    """The recurrent state and the stream of a batch of texts, as `past_key_values`.
+    """The recurrent state, the stream and the overlay of a batch of texts, as `past_key_values`.
 
     Pass it back to continue a text; `reset` starts a new one. Rows are independent of each other.
 
@@ -227,6 +227,7 @@ class LLECache(Cache):
 
     Attributes:
         stream: The ring buffer, or None.
+        overlay: What the test-time update has changed, an `Overlay` (overlay_lle.py), or None.
         seen_tokens: Length of what has been read, padding included.
     """
 
@@ -235,6 +236,7 @@ class LLECache(Cache):
         self.window = window
         self.seen_tokens = 0
         self.stream = Stream(window) if window > 0 else None
+        self.overlay: Any = None
 
     @property
     def _layer(self) -> _StateLayer:
@@ -268,8 +270,9 @@ class LLECache(Cache):
 
     def _apply(self, change: Callable[[Tensor], Tensor]) -> None:
         self._layer.apply(change)
-        if self.stream is not None:
-            self.stream.apply(change)
+        for part in (self.stream, self.overlay):
+            if part is not None:
+                part.apply(change)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Row i becomes a copy of row `beam_idx[i]`."""
@@ -293,6 +296,7 @@ class LLECache(Cache):
         self.layers[0].reset()
         self.seen_tokens = 0
         self.stream = Stream(self.window) if self.window > 0 else None
+        self.overlay = None
 
     def crop(self, tokens_to_remove: int) -> None:
         """A recurrent state cannot go back."""

@@ -1,4 +1,4 @@
-"""The command line: `lle train | evaluate | calibrate | explain | card | demo`, and `lle bank ...`.
+"""The command line: `lle train | evaluate | calibrate | statistics | explain | card | demo`, and `lle bank ...`.
 
 Heavy imports wait until a command runs, so that `lle --help` answers at once.
 """
@@ -114,6 +114,38 @@ def calibrate(
     loaded.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     typer.echo(json.dumps({**found, **loaded.config.to_dict()["history"]}, indent=2))
+
+
+@app.command()
+def statistics(
+    model: Folder,
+    source: Source,
+    name: Name = None,
+    split: Annotated[str, typer.Option(help="Split that is read: training text.")] = "train",
+    text_column: Column = "text",
+    sample_by: SampleBy = Row.line,
+    limit_tokens: Annotated[int, typer.Option(help="Tokens to read.")] = 100_000,
+    scope: Annotated[str | None, typer.Option(help="Sets history.update.scope: head, low-rank or all.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Where to save; the model's own folder if not given.")] = None,
+) -> None:
+    """Collects what the test-time update needs to know of training text, once for a model, and saves it with it."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from .data import collect, load_texts, tokenize
+    from .training import segments
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(model)
+    if scope is not None:
+        loaded.config.overlay.scope = scope
+    texts = load_texts(source, name=name, split=split, text_column=text_column, sample_by=sample_by.value)
+    tokens = collect(tokenize(texts, tokenizer, text_column=text_column), start=tokenizer.eos_token_id)
+    tokens.check_vocabulary(loaded.config.vocab_size)
+    loaded.collect_update_statistics(segments(tokens.ids, limit_tokens, 70))
+    folder = output or Path(model)
+    loaded.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    typer.echo(f"The statistics are in {folder}; history.update.scope is {loaded.config.overlay.scope!r}.")
 
 
 @app.command("explain")

@@ -111,14 +111,39 @@ class BankConfig:
 
 @strict
 @dataclasses.dataclass
+class UpdateConfig:
+    """The test-time update: gradient steps on the text that is being read (overlay_lle.py has the rule).
+
+    Args:
+        scope: What they change: "none", the "head" (output matrix and bias), a "low-rank" map of the states, or "all".
+        every: Tokens of a row that a step is taken on.
+        rate: Length of the step; None: one that suits the scope.
+        decay: Share of the changes that each token takes back.
+        momentum: Share of the previous step that goes into the next one.
+        preconditioning: Exponent of the root mean square that gradients are divided by.
+        rank: Rank of the map, for the scope "low-rank".
+    """
+
+    scope: Literal["none", "head", "low-rank", "all"] = "none"
+    every: int = _within(20, 1, 4096)
+    rate: float | int | None = _within(None, 0.0)
+    decay: float | int = _within(1e-4, 0.0, 1.0)
+    momentum: float | int = _within(0.0, 0.0, 0.999)
+    preconditioning: float | int = _within(0.5, 0.0, 1.0)
+    rank: int = _within(128, 1)
+
+
+@strict
+@dataclasses.dataclass
 class HistoryConfig:
-    """What the model learns from after training: one section for each source."""
+    """What the model learns from after training: one section for each source, and one for the update."""
 
     stream: StreamConfig | dict | None = None
     bank: BankConfig | dict | None = None
+    update: UpdateConfig | dict | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
-        sections = {"stream": StreamConfig, "bank": BankConfig}
+        sections = {"stream": StreamConfig, "bank": BankConfig, "update": UpdateConfig}
         super().__setattr__(name, _section(sections[name], value, f"history.{name}") if name in sections else value)
 
 
@@ -222,6 +247,13 @@ class LLEConfig(PreTrainedConfig):
         assert isinstance(self.history, HistoryConfig)
         assert isinstance(self.history.bank, BankConfig)
         return self.history.bank
+
+    @property
+    def overlay(self) -> UpdateConfig:
+        """The numbers of the overlay: `history.update`, a name that transformers has taken on a configuration."""
+        assert isinstance(self.history, HistoryConfig)
+        assert isinstance(self.history.update, UpdateConfig)
+        return self.history.update
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain values: what config.json holds."""

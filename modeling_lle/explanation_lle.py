@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from .cache_lle import LLECache
 from .prediction_lle import HistoryOutput, Prediction
 
 CONTEXT = 16  # tokens shown before an entry's outcome
@@ -80,13 +79,12 @@ def explain(model: Any, input_ids: Tensor, top: int = 5) -> list[Explanation]:
     if input_ids.dim() != 1 or len(input_ids) < 2:
         raise ValueError(f"explain takes one text of two tokens at least, (T,), got {tuple(input_ids.shape)}")
     ids = input_ids.to(model.device)
-    cache = LLECache(model.config.stream.window)
+    cache, _ = model.cache_for(None, True, True, 1)
     explanations: list[Explanation] = []
     for start in range(0, len(ids) - 1, SEGMENT):
         stop = min(start + SEGMENT, len(ids) - 1)
         read, targets = ids[None, start:stop], ids[None, start + 1 : stop + 1]
-        states = model.model(read, past_key_values=cache, use_cache=False).last_hidden_state
-        for prediction in model.predictions(states, read, None, cache, True):
+        for prediction in model.read(read, None, cache):
             first = start + prediction.positions.start + 1
             explanations += _explain_block(model, ids, first, prediction, targets[:, prediction.positions], top)
     return explanations

@@ -6,18 +6,19 @@ Shapes: B batch, T time, D width, V vocabulary, W window, N entries.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, cached_file
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -28,6 +29,7 @@ from .explanation_lle import Explanation, explain
 from .history_lle import Calibration, base_prediction, recall_bank, recall_stream
 from .linear_lle import linear
 from .loss_lle import IGNORED, linear_cross_entropy
+from .overlay_lle import STATISTICS, Overlay, collect_statistics
 from .prediction_lle import HistoryOutput, Prediction
 from .recurrence_lle import RecurrentLayer, RecurrentStack, init_recurrent_weights, variational_dropout
 
@@ -82,6 +84,13 @@ class ScoreOutput(ModelOutput):
     past_key_values: LLECache | None = None
 
 
+def _hub_options(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of from_pretrained by which another file of the same repository is found, if there is one."""
+    names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+    found = {name: options[name] for name in names if options.get(name) is not None}
+    return {**found, "_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+
+
 class LLEPreTrainedModel(PreTrainedModel):
     """Loading, saving and initialisation of the LLE models."""
 
@@ -134,6 +143,8 @@ class LLEPreTrainedModel(PreTrainedModel):
                 f"the weights of {name} do not fit its config.json: {'; '.join(sorted(wrong))}. Save the model again, "
                 "or pass ignore_mismatched_sizes=True to start these weights anew"
             )
+        statistics = None if name is None else cached_file(name, STATISTICS, **_hub_options(kwargs))
+        model.update_statistics = None if statistics is None else load_file(statistics)
         return loaded if output_loading_info else model
 
     def save_pretrained(
@@ -148,9 +159,12 @@ class LLEPreTrainedModel(PreTrainedModel):
             raise ValueError("save_history=True, but no bank is attached: call attach_history first")
         self.config.auto_map = dict(AUTO_MAP)
         super().save_pretrained(save_directory, *args, **kwargs)
+        if self.update_statistics is not None:
+            save_file(self.update_statistics, os.path.join(save_directory, STATISTICS), {"format": "pt"})
         if save_history and self.history_bank is not None:
             self.history_bank.save_pretrained(os.path.join(save_directory, HISTORY_FOLDER))
 
+    update_statistics: dict[str, Tensor] | None = None  # what the rule of the test-time update knows of training text
     history_bank: HistoryBank | None = None
     history_namespaces: tuple[str, ...] | None = None
 
@@ -326,25 +340,31 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
         if return_logits is None:
             return_logits = shift_labels is None or not self.training
         use_cache = self.config.use_cache if use_cache is None else use_cache
-        cache, with_history = self._cache_for(past_key_values, use_cache, use_history)
+        given = input_ids if inputs_embeds is None else inputs_embeds
+        rows = 0 if given is None else len(given)
+        cache, with_history = self.cache_for(past_key_values, use_cache, use_history, rows)
         if return_logits and attention_mask is not None and (cache is None or cache.seen_tokens == 0):
             refuse_empty_rows(attention_mask)
-        outputs = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            past_key_values=cache,
-            inputs_embeds=inputs_embeds,
-            use_cache=False,
-            **kwargs,
-        )
-        states = outputs.last_hidden_state
-        dropped = variational_dropout(states, self.config.output_dropout, self.training)
-        mask = segment_mask(attention_mask, states.shape[1])
-        output = LLECausalLMOutput(past_key_values=cache if use_cache else None, hidden_states=outputs.hidden_states)
-        if with_history:
+        output = LLECausalLMOutput(past_key_values=cache if use_cache else None)
+        if with_history and cache is not None and cache.overlay is not None:
+            predictions = self.read(tokens_for_update(input_ids, kwargs), attention_mask, cache)
+        else:
+            outputs = self.model(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                past_key_values=cache,
+                inputs_embeds=inputs_embeds,
+                use_cache=False,
+                **kwargs,
+            )
+            output.hidden_states = outputs.hidden_states
+            states = outputs.last_hidden_state
+            dropped = variational_dropout(states, self.config.output_dropout, self.training)
+            mask = segment_mask(attention_mask, states.shape[1])
             first = states.shape[1] - logits_to_keep if isinstance(logits_to_keep, int) and logits_to_keep else 0
             first = 0 if shift_labels is not None or output_history else max(0, first)
             predictions = self.predictions(states, input_ids, mask, cache, True, first)
+        if with_history:
             self._collect(output, predictions, shift_labels, return_logits, output_history)
             if output.logits is not None:
                 output.logits = slice_logits_to_keep(output.logits, logits_to_keep)
@@ -362,17 +382,43 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
                 output.loss = output.loss + self._penalties(states, dropped)
         return output
 
-    def _cache_for(
-        self, cache: LLECache | None, use_cache: bool, use_history: bool | None
+    def cache_for(
+        self, cache: LLECache | None, use_cache: bool, use_history: bool | None, rows: int
     ) -> tuple[LLECache | None, bool]:
-        """The cache to read with, made where one is needed, and whether the history takes part."""
+        """The cache to read `rows` texts with, made where one is needed, and whether the history takes part."""
         if use_history is None:
             use_history = self.config.use_history and not self.training
         window = self.config.stream.window if use_history else 0
-        if cache is None and (use_cache or window > 0):
+        updating = use_history and self.config.overlay.scope != "none" and not self.training
+        if cache is None and (use_cache or window > 0 or updating):
             cache = LLECache(window)
-        has_stream = cache is not None and cache.stream is not None
-        return cache, use_history and (has_stream or self.history_bank is not None)
+        if cache is not None and cache.overlay is None and updating:
+            cache.overlay = Overlay(self, rows)
+        has_own = cache is not None and (cache.stream is not None or cache.overlay is not None)
+        return cache, use_history and (has_own or self.history_bank is not None)
+
+    def read(
+        self, input_ids: Tensor, attention_mask: Tensor | dict[str, Tensor | None] | None, cache: LLECache
+    ) -> Iterator[Prediction]:
+        """Predictions with history for the tokens (B, T) of a segment, block by block; the cache takes it in.
+
+        Each must have been used before the next one is asked for.
+        """
+        mask, overlay = segment_mask(attention_mask, input_ids.shape[1]), cache.overlay
+        if overlay is None or not overlay.replaces_backbone:
+            states = self.model(input_ids, attention_mask, past_key_values=cache, use_cache=False).last_hidden_state
+        if overlay is None:
+            yield from self.predictions(states, input_ids, mask, cache, True)
+            return
+        for part in overlay.parts(input_ids.shape[1], mask):
+            ids, own_mask = input_ids[:, part], None if mask is None else mask[:, part]
+            overlay.read(self, ids, own_mask, cache.state)
+            own = overlay.encode(self, ids, own_mask, cache) if overlay.replaces_backbone else states[:, part]
+            for prediction in self.predictions(own, ids, own_mask, cache, True, output=overlay.output):
+                overlay.remember(own, prediction.positions, prediction.base, own_mask)
+                start, stop = prediction.positions.start, prediction.positions.stop
+                prediction.positions = slice(part.start + start, part.start + stop)
+                yield prediction
 
     def _penalties(self, states: Tensor, dropped: Tensor) -> Tensor:
         """Activation and temporal activation regularisation (Merity et al. 2018, arXiv:1708.02182, section 4.6)."""
@@ -391,8 +437,12 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
         cache: LLECache | None,
         with_history: bool,
         first: int = 0,
+        output: Callable[["LLEForCausalLM", Tensor], Tensor] | None = None,
     ) -> Iterator[Prediction]:
-        """Predictions for the positions from `first` on, block by block, recording the whole segment in the stream."""
+        """Predictions for the positions from `first` on, block by block, recording the whole segment in the stream.
+
+        `output` makes logits of states, if the output layer is not to do it.
+        """
         rows, length, _ = states.shape
         stream = None if cache is None else cache.stream
         widest = max(self.config.vocab_size, 0 if stream is None else stream.window)
@@ -405,7 +455,9 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
         for positions, block in blocks:
             if positions.stop <= first:
                 continue
-            base, features = base_prediction(self._output(states[:, positions]))
+            own = states[:, positions]
+            logits = output(self, own) if output else linear(own, self.lm_head.weight, self.lm_head.bias)
+            base, features = base_prediction(logits)
             prediction = Prediction(positions, base, features)
             if with_history and block is not None:
                 numbers = self.config.stream
@@ -437,10 +489,6 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
         return Found(
             placed(found.similarity, 0), placed(found.ids, -1), placed(found.outcomes, 0), placed(found.counts, 0)
         )
-
-    def _output(self, states: Tensor) -> Tensor:
-        """What the output layer makes of the states (..., D): the logits (..., V)."""
-        return linear(states, self.lm_head.weight, self.lm_head.bias)
 
     def _record(self, states: Tensor, tokens: Tensor | None, mask: Tensor | None, cache: LLECache | None) -> None:
         """Takes a segment into the stream, if there is one, that is predicted without it."""
@@ -484,6 +532,19 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
         """
         return explain(self, input_ids[0] if input_ids.dim() == 2 and len(input_ids) == 1 else input_ids, top)
 
+    def collect_update_statistics(self, batches: Iterable[dict[str, Tensor]]) -> None:
+        """Collects what the rule of the test-time update needs to know of training text; saved with the model.
+
+        Args:
+            batches: As for `calibrate`, of training text and of one row each.
+        """
+        training = self.training
+        self.eval()
+        try:
+            self.update_statistics = collect_statistics(self, batches)
+        finally:
+            self.train(training)
+
     @torch.no_grad()
     def score(
         self,
@@ -502,15 +563,16 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
             past_key_values: The cache of the text so far; it is updated.
             use_history: As in `forward`.
         """
-        cache, with_history = self._cache_for(past_key_values, True, use_history)
-        states = self.model(input_ids, attention_mask, past_key_values=cache, use_cache=False).last_hidden_state
-        mask = segment_mask(attention_mask, states.shape[1])
-        if not with_history:
+        cache, with_history = self.cache_for(past_key_values, True, use_history, len(input_ids))
+        assert cache is not None
+        if with_history:
+            predictions = self.read(input_ids, attention_mask, cache)
+        else:
+            states = self.model(input_ids, attention_mask, past_key_values=cache, use_cache=False).last_hidden_state
+            mask = segment_mask(attention_mask, states.shape[1])
             self._record(states, input_ids, mask, cache)
-        parts = [
-            prediction.scores(shift_labels[:, prediction.positions])
-            for prediction in self.predictions(states, input_ids, mask, cache if with_history else None, with_history)
-        ]
+            predictions = self.predictions(states, input_ids, mask, None, False)
+        parts = [prediction.scores(shift_labels[:, prediction.positions]) for prediction in predictions]
         columns = {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}
         return ScoreOutput(**columns, past_key_values=cache)
 
@@ -538,15 +600,16 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
                 "nothing to calibrate: the stream is off (history.stream.window is 0), and no bank is attached"
             )
         calibration = Calibration(numbers, max_positions, seed)
-        cache = LLECache(self.config.stream.window)
+        cache: LLECache | None = None
         training = self.training
         self.eval()
         try:
             with torch.no_grad():
                 for batch in batches:
                     ids, targets = batch["input_ids"].to(self.device), batch["shift_labels"].to(self.device)
-                    states = self.model(ids, past_key_values=cache, use_cache=False).last_hidden_state
-                    for prediction in self.predictions(states, ids, None, cache, True):
+                    cache, _ = self.cache_for(cache, True, True, len(ids))
+                    assert cache is not None
+                    for prediction in self.read(ids, None, cache):
                         own = targets[:, prediction.positions]
                         row, column = calibration.choose(own)
                         if len(row):
@@ -554,6 +617,16 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
         finally:
             self.train(training)
         return calibration.fit(steps)
+
+
+def tokens_for_update(input_ids: Tensor | None, options: dict[str, Any]) -> Tensor:
+    """The tokens; raises a ValueError for what forward does not do while the test-time update changes the weights."""
+    if input_ids is None or options.get("output_hidden_states"):
+        raise ValueError(
+            "the test-time update reads tokens and returns no hidden states: give input_ids, and no "
+            "output_hidden_states; or switch it off with use_history=False or history.update.scope='none'"
+        )
+    return input_ids
 
 
 def refuse_empty_rows(attention_mask: Tensor | dict[str, Tensor | None]) -> None:

@@ -112,6 +112,8 @@ def test_saving_and_loading(tmp_path: Path) -> None:
     history = {
         "stream": {"window": 9, "sharpness": 3, "recency": 0, "gate": [1, 2.5, 3, 4]},
         "bank": {"neighbours": 8, "sharpness": 2.5, "gate": [1, 2, 3, 4], "skip_above": 0.5, "search": "fast"},
+        "update": {"scope": "low-rank", "every": 7, "rate": 0.5, "decay": 0.1, "momentum": 0.2}
+        | {"preconditioning": 1.0, "rank": 5},
     }
     config = LLEConfig(vocab_size=20, recurrence="qrnn", stack="residual", eos_token_id=[1, 2], history=history)
     config.save_pretrained(tmp_path)

@@ -28,7 +28,8 @@ FREQUENCIES = ("0", "1-9", "10-99", "100-999", "1,000-9,999", "10,000+")
 _FREQUENCY_EDGES = (1, 10, 100, 1000, 10000)
 SEEN = ("in the window", "before the window", "new")
 ALL = "all"
-SIDES = ("base", "stream", "bank", "history")  # history: all sources together
+# Without the update: the base, each source alone, both together; with it: the base that it changes, and all together.
+SIDES = ("base", "stream", "bank", "both", "update", "history")
 
 
 @dataclass
@@ -38,14 +39,15 @@ class StreamEvaluation:
     Attributes:
         targets: (N,) int64, the tokens that were predicted.
         position: (N,) int64, how many targets the token's row had before it: 0 where a row begins.
-        nats: For each side (N,) float32, minus the log probability: "base", the plain output layer; "history", with
-            history; and with a bank also "stream" and "bank", with that source alone.
+        nats: For each of the `SIDES` (N,) float32, minus the log probability: "base", the plain output layer, and
+            "history", with all that there is; with a bank also "stream" and "bank", with that source alone; with the
+            test-time update also "update" alone, "stream" without it, and with a bank "both" without it.
         shares: For each source (N,) float32, its share in the mixture.
         counts: (V,) int64, how often each type occurs in the training set, or in this text if that is not known.
         counted: "training set" or "evaluated text", where `counts` come from.
         window: Entries that the stream keeps.
         words, bytes: Size of the text.
-        seconds: Duration of the pass.
+        seconds: Duration of the pass; with the update, of the one with it.
     """
 
     targets: np.ndarray
@@ -167,7 +169,7 @@ def evaluate_stream(
     train_counts: np.ndarray | None = None,
     autocast: torch.dtype | None = None,
 ) -> StreamEvaluation:
-    """Reads a text once as a stream and measures it with and without history.
+    """Reads a text as a stream and measures it with and without history, in one pass, with the update in two.
 
     Args:
         model: An `LLEForCausalLM`.
@@ -190,12 +192,22 @@ def evaluate_stream(
     training = model.training
     model.eval()
     begin = time.perf_counter()
+    numbers = model.config.overlay
+    scope, joined = numbers.scope, {}
     try:
-        segments = _read(model, stream, autocast)
+        if scope != "none" and model.config.use_history:  # without it first: the update changes what the base gives
+            numbers.scope = "none"
+            plain = _read(model, stream, autocast)
+            numbers.scope = scope
+            both = "both" if "bank" in plain else "stream"
+            joined = {both if name == "history" else name: values for name, values in plain.items()}
+            begin = time.perf_counter()
+        read = _read(model, stream, autocast)
+        joined = {**read, **joined, "update": read["base"]} if joined else read
     finally:
+        numbers.scope = scope
         model.train(training)
     seconds = time.perf_counter() - begin
-    joined = {name: np.concatenate([segment[name] for segment in segments], axis=1) for name in segments[0]}
     valid = joined["labels"] != IGNORED
     scored = {name: values[valid] for name, values in joined.items()}
     targets = scored["labels"]
@@ -223,8 +235,8 @@ _COLUMNS = {
 }
 
 
-def _read(model: Any, stream: StreamDataset, autocast: torch.dtype | None) -> list[dict[str, np.ndarray]]:
-    """For each segment its `labels`, the log probabilities of the sides and the shares of the sources, (B, T) each."""
+def _read(model: Any, stream: StreamDataset, autocast: torch.dtype | None) -> dict[str, np.ndarray]:
+    """The `labels`, the log probabilities of the sides and the shares of the sources, (B, T) each."""
     segments: list[dict[str, np.ndarray]] = []
     cache = None
     with torch.autocast(model.device.type, dtype=autocast, enabled=autocast is not None):
@@ -242,7 +254,7 @@ def _read(model: Any, stream: StreamDataset, autocast: torch.dtype | None) -> li
                 )
             labels = batch["shift_labels"].numpy()
             segments.append({"labels": labels, **{name: values.cpu().numpy() for name, values in scores.items()}})
-    return segments
+    return {name: np.concatenate([segment[name] for segment in segments], axis=1) for name in segments[0]}
 
 
 def _check_counts(train_counts: np.ndarray | None, targets: np.ndarray, vocab_size: int) -> np.ndarray:
@@ -336,7 +348,8 @@ def _count(tokenized: Dataset, vocab_size: int) -> np.ndarray:
 def format_table(metrics: dict[str, float]) -> str:
     """The metrics of a `StreamEvaluation` as a table for the terminal."""
     sides = [side for side in SIDES if f"{side}_ppl" in metrics]
-    names = ["both" if side == "history" and len(sides) > 2 else side for side in sides]
+    together = "history" if len(sides) == 2 else "all" if "update" in sides else "both"
+    names = [together if side == "history" else side for side in sides]
     lines = [f"{'':20}" + "".join(f"{name:>12}" for name in names) + f"{'ratio':>9}"]
     for label, key in (
         ("perplexity / token", "ppl"),
@@ -350,10 +363,11 @@ def format_table(metrics: dict[str, float]) -> str:
     effects = []
     for side, name in zip(sides[1:], names[1:], strict=True):
         prefix = "" if side == "history" else f"{side}_"
-        subject = {"both": "Both together", "history": "The history"}.get(name, f"The {name} alone")
+        several = name in ("both", "all")
+        subject = f"{name.title()} together" if several else f"The {name}{' alone' * (name != 'history')}"
         effects.append(
-            f"{subject} help{'s' * (name != 'both')} {metrics[f'{prefix}wins']:.0%} of the tokens, by "
-            f"{metrics[f'{prefix}mean_win_nats']:.2f} nats each, and hurt{'s' * (name != 'both')} "
+            f"{subject} help{'s' * (not several)} {metrics[f'{prefix}wins']:.0%} of the tokens, by "
+            f"{metrics[f'{prefix}mean_win_nats']:.2f} nats each, and hurt{'s' * (not several)} "
             f"{metrics[f'{prefix}losses']:.0%}, by {metrics[f'{prefix}mean_loss_nats']:.2f}."
         )
     speed = (

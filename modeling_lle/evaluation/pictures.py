@@ -18,7 +18,14 @@ except ImportError as error:
     raise ImportError("pictures need matplotlib: pip install modeling_lle[plots]") from error
 
 INK, FAINT, BASE, HISTORY = "#1f2933", "#d5dae0", "#8b95a1", "#0b6bcb"
-SIDE_COLOURS = {"base": BASE, "stream": "#3aa6a0", "bank": "#a05fc4", "history": HISTORY}
+SIDE_COLOURS = {
+    "base": BASE,
+    "stream": "#3aa6a0",
+    "bank": "#a05fc4",
+    "both": "#5a78d6",
+    "update": "#e8833a",
+    "history": HISTORY,
+}
 LABEL_HEIGHT = 0.115  # of the axes, with the space around it
 SEEN_COLOURS = dict(zip(SEEN, (HISTORY, "#86bdf0", "#e8833a"), strict=True))
 LEAST_SHARE = 0.001  # groups with fewer tokens than this share are noise
@@ -68,7 +75,8 @@ def _draw_running(axes: Axes, evaluation: StreamEvaluation) -> None:
     last = {side: float(curve[-1]) for side, curve in perplexity.items()}
     heights = spread([(value - low) / (high - low) for value in last.values()], LABEL_HEIGHT)
     for (side, value), height in zip(last.items(), heights, strict=True):
-        name = {"base": "base", "history": "with history" if len(last) == 2 else "both"}.get(side, f"with {side}")
+        together = "with history" if len(last) == 2 else "all" if "update" in last else "both"
+        name = {"base": "base", "both": "both", "history": together}.get(side, f"with {side}")
         axes.annotate(
             f"{name}\n{value:.4g}",
             (1, height),

@@ -84,7 +84,7 @@ def read_results(path: str | Path) -> dict[str, Any]:
 def write_release(path: str | Path, model_path: str | Path, measured: Mapping[str, Any], split: str) -> dict[str, Any]:
     """Writes the results file of a released recipe: its size, its training time, and perplexities per word.
 
-    The one called "bank" is that of stream and bank together, if a bank was attached.
+    "bank" is stream and bank together, if a bank was attached; "all" is with the update as well.
 
     Args:
         path: Name of the JSON file.
@@ -94,11 +94,12 @@ def write_release(path: str | Path, model_path: str | Path, measured: Mapping[st
     """
     trained = json.loads((Path(model_path) / "metrics.json").read_text(encoding="utf-8"))
     values = measured["metrics"]
-    sides = (
-        {"base": "base", "stream": "stream", "bank": "history"}
-        if "bank_word_ppl" in values
-        else {"base": "base", "stream": "history"}
-    )
+    updated, banked = "update_word_ppl" in values, "bank_word_ppl" in values
+    sides = {"base": "base", "stream": "stream" if updated or banked else "history"}
+    if banked:
+        sides["bank"] = "both" if updated else "history"
+    if updated:
+        sides |= {"update": "update", "all": "history"}
     metrics = {
         "parameters": trained["parameters"],
         "train_minutes": trained["train_minutes"],

@@ -1,7 +1,7 @@
 """Training on continuous streams: the Trainer, the recipes, and running them."""
 
 from .recipe import Recipe, load_recipe, make_recipe
-from .run import calibrate, leave_group, run
+from .run import calibrate, leave_group, run, segments
 from .trainer import LLETrainer, LLETrainingArguments
 
 __all__ = [
@@ -13,4 +13,5 @@ __all__ = [
     "load_recipe",
     "make_recipe",
     "run",
+    "segments",
 ]

@@ -98,17 +98,19 @@ def leave_group() -> None:
     PartialState().destroy_process_group()
 
 
+def segments(tokens: Any, limit: int, length: int) -> Iterator[dict[str, Tensor]]:
+    """At most `limit` tokens (N,) read as one row, in segments of `length`, as `calibrate` of a model takes them."""
+    stream = StreamDataset(tokens[: limit + 1], 1, length, evaluation=True)
+    for index in range(len(stream)):
+        yield {key: value[None] for key, value in stream[index].items()}
+
+
 def calibrate(model: LLEForCausalLM, tokens: Any, limit: int, segment_length: int = 256) -> dict[str, float]:
     """Fits the rule's numbers on at most `limit` tokens (N,) of held-out text, read as one row."""
-    stream = StreamDataset(tokens[: limit + 1], 1, segment_length, evaluation=True)
-    if stream.targets < model.config.stream.window:
-        logger.warning("calibrating on %d tokens, fewer than the window of the stream", stream.targets)
-
-    def batches() -> Iterator[dict[str, Tensor]]:
-        for index in range(len(stream)):
-            yield {key: value[None] for key, value in stream[index].items()}
-
-    return model.calibrate(batches())
+    targets = min(len(tokens) - 1, limit)
+    if targets < model.config.stream.window:
+        logger.warning("calibrating on %d tokens, fewer than the window of the stream", targets)
+    return model.calibrate(segments(tokens, limit, segment_length))
 
 
 def save(recipe: Recipe, trainer: LLETrainer, metrics: dict[str, Any]) -> None:

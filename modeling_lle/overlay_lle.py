@@ -1,0 +1,395 @@
+"""The overlay: what gradient steps on the stream's own loss have changed, for each row of a batch, while it is read.
+
+As soon as the outcomes of `every` predictions of a row are known, it takes one step down their summed nats:
+
+    velocity  v <- momentum * v + g / rms(g) ** preconditioning
+    change    c <- (1 - decay) ** every * c - rate * v
+
+with g the gradient and rms(g) its root mean square over training text: preconditioning 0 is plain gradient descent, 1
+the rule of dynamic evaluation (Krause et al. 2018, arXiv:1709.07432, equations 5 and 6). The model itself never
+changes: a row's changes are added to the weights for this row only, decay towards what was trained, and go with the
+cache. Scopes: "head" is the matrix and bias of the output layer; "low-rank" is its bias, and a map of rank R on the
+states before it; "all" is every weight, differentiated through the tokens of the step from the state before them.
+Shapes: B batch, T time, D width, V vocabulary, E tokens of a step, R rank.
+"""
+
+import logging
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.func import functional_call
+
+from .bank_lle import fingerprint
+from .cache_lle import LLECache
+from .configuration_lle import UpdateConfig
+from .linear_lle import linear
+
+logger = logging.getLogger(__name__)
+
+FORMAT, VERSION = "modeling_lle.overlay", 1
+STATISTICS = "update_statistics.safetensors"  # the file beside the weights that holds the root mean squares
+FLOOR = 1e-3  # of the root mean square of a residual, a probability; of other gradients, this share of their mean
+MARGIN = 1.0  # nats a token above those of a uniform guess: from there on, the changes have done harm
+RATES = {"head": 3e-3, "low-rank": 1e-3, "all": 1e-4}  # where the configuration gives none
+LARGEST = 1e4  # of what a step may change in a weight
+
+Gradient = tuple[Tensor, Tensor | None]  # a gradient, or two matrices (E, I), (E, J) whose product over E is one
+
+
+def change_sizes(model: Any, numbers: UpdateConfig) -> dict[str, torch.Size]:
+    """Names and shapes of what an update of this scope changes."""
+    head = model.lm_head
+    if numbers.scope == "head":
+        return {"weight": head.weight.shape, "bias": head.bias.shape}
+    if numbers.scope == "low-rank":
+        rank = min(numbers.rank, model.config.hidden_size)
+        return {"map": torch.Size([model.config.hidden_size, rank]), "bias": head.bias.shape}
+    return {name: parameter.shape for name, parameter in model.named_parameters()}
+
+
+class Overlay:
+    """The changes of each row, and the tokens that its next step is taken on; a part of `LLECache`.
+
+    Args:
+        model: The `LLEForCausalLM` that reads.
+        rows: Rows of the batch, B.
+
+    Attributes:
+        changes: For each weight that is changed (B, ...) floating, the difference to what was trained.
+        count: (B,) int64, predictions of the row since its last step.
+        tokens: (B, E) int64, the tokens that they were made from; the outcome of each is the next one.
+        kept: What the step needs of them: "states" (B, E, D) and "probabilities" (B, E, V) of the plain output layer
+            with its changes; for the scope "all" the backbone's state before them.
+    """
+
+    def __init__(self, model: Any, rows: int) -> None:
+        self.numbers: UpdateConfig = model.config.overlay
+        self.rate = RATES[self.numbers.scope] if self.numbers.rate is None else self.numbers.rate
+        self.scales = preconditioners(model, self.numbers)
+        weight = model.lm_head.weight
+        sizes = change_sizes(model, self.numbers)
+        self.changes = {name: weight.new_zeros(rows, *size) for name, size in sizes.items()}
+        self.velocity = {n: torch.zeros_like(c) for n, c in self.changes.items()} if self.numbers.momentum else {}
+        self.count = torch.zeros(rows, dtype=torch.long)
+        self.tokens = torch.zeros(rows, self.numbers.every, dtype=torch.long)
+        self.kept: dict[str, Tensor] = {}
+        if not self.replaces_backbone:
+            size = (rows, self.numbers.every)
+            self.kept["states"] = weight.new_zeros(*size, weight.shape[1])
+            self.kept["probabilities"] = weight.new_zeros(*size, weight.shape[0], dtype=torch.float32)
+
+    @property
+    def replaces_backbone(self) -> bool:
+        """Whether the backbone's own weights are changed as well."""
+        return self.numbers.scope == "all"
+
+    def apply(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Replaces every tensor by `change(tensor)`: reordering, repeating or selecting the rows."""
+        for tensors in (self.changes, self.velocity, self.kept):
+            for name, tensor in tensors.items():
+                tensors[name] = change(tensor)
+        self.count, self.tokens = change(self.count), change(self.tokens)
+
+    def parts(self, length: int, mask: Tensor | None) -> Iterator[slice]:
+        """Cuts a segment of T positions where a row takes a step; `mask` (B, T) bool is False at padding.
+
+        Each part must be read before the next one is asked for.
+        """
+        start = 0
+        while start < length:
+            room = self.numbers.every - self.count % self.numbers.every
+            if mask is None:
+                size = int(room.min())
+            else:
+                read = mask[:, start:].cumsum(1).cpu()
+                size = int((read <= room[:, None]).sum(1).min())
+            yield slice(start, min(start + size, length))
+            start += size
+
+    def read(self, model: Any, tokens: Tensor, mask: Tensor | None, state: tuple[Tensor, ...] | None) -> None:
+        """Takes in the tokens (B, T) of a part, and the steps whose last outcome is now known.
+
+        Args:
+            model: The model.
+            tokens: (B, T) int64.
+            mask: (B, T) bool, False at padding.
+            state: The backbone's state before the part.
+        """
+        tokens = tokens.cpu()
+        real = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask.cpu()
+        for row in range(len(tokens)):
+            own = tokens[row, real[row]]
+            if not len(own):
+                continue
+            count = int(self.count[row])
+            if count == self.numbers.every:
+                self._step(model, row, torch.cat([self.tokens[row, 1:], own[:1]]).to(model.device))
+                self.count[row] = count = 0
+            if count == 0 and self.replaces_backbone:
+                self._keep_state(row, state)
+            self.tokens[row, count : count + len(own)] = own
+            self.count[row] = count + len(own)
+
+    def _keep_state(self, row: int, state: tuple[Tensor, ...] | None) -> None:
+        """Keeps the backbone's state of a row, from which its next step differentiates; None begins a text."""
+        if state is None:
+            self.kept.clear()
+            return
+        for number, tensor in enumerate(state):
+            self.kept.setdefault(f"state-{number}", torch.zeros_like(tensor))[row] = tensor[row]
+
+    def encode(self, model: Any, tokens: Tensor, mask: Tensor | None, cache: LLECache) -> Tensor:
+        """States (B, T, D) of the tokens (B, T) by the changed backbone; the cache's state moves on."""
+        rows, old = [], cache.state
+        for row in range(len(tokens)):
+            own = LLECache()
+            own.state = None if old is None else tuple(tensor[row : row + 1] for tensor in old)
+            weights = {n[6:]: weight for n, weight in self._weights(model, row).items() if n.startswith("model.")}
+            given = {"attention_mask": None if mask is None else mask[row : row + 1], "past_key_values": own}
+            states = functional_call(model.model, weights, (tokens[row : row + 1],), {**given, "use_cache": False})
+            rows.append((states.last_hidden_state, own.state))
+        cache.state = tuple(torch.cat(parts) for parts in zip(*(state for _, state in rows), strict=True))
+        cache.seen_tokens += tokens.shape[1]
+        return torch.cat([states for states, _ in rows])
+
+    def _weights(self, model: Any, row: int) -> dict[str, Tensor]:
+        """The changed weights of a row, for the scope "all"."""
+        return {name: parameter.detach() + self.changes[name][row] for name, parameter in model.named_parameters()}
+
+    def output(self, model: Any, states: Tensor) -> Tensor:
+        """The logits (B, T, V) of states (B, T, D), by each row's own output layer."""
+        head = model.lm_head
+        if self.numbers.scope == "head":
+            more = [
+                linear(own, w, b)
+                for own, w, b in zip(states, self.changes["weight"], self.changes["bias"], strict=True)
+            ]
+            return linear(states, head.weight, head.bias) + torch.stack(more)
+        if self.numbers.scope == "low-rank":
+            moved = states + (states @ self.scales["directions"]) @ self.changes["map"].transpose(1, 2)
+            return linear(moved, head.weight, head.bias) + self.changes["bias"][:, None]
+        tied = model.config.tie_word_embeddings
+        matrix, bias = "model.embed_tokens.weight" if tied else "lm_head.weight", "lm_head.bias"
+        rows = zip(states, self.changes[matrix], self.changes[bias], strict=True)
+        return torch.stack([linear(own, head.weight + w, head.bias + b) for own, w, b in rows])
+
+    def remember(self, states: Tensor, positions: slice, log_probs: Tensor, mask: Tensor | None) -> None:
+        """Keeps what the next step needs of predictions of a part that was read.
+
+        Args:
+            states: (B, T, D), those of the part.
+            positions: Which of its positions were predicted.
+            log_probs: (B, n, V), the base's log probabilities there, with the changes.
+            mask: (B, T) bool, False at padding.
+        """
+        if self.replaces_backbone:
+            return
+        for row in range(len(states)):
+            real = torch.ones(states.shape[1], dtype=torch.bool) if mask is None else mask[row].cpu()
+            first = int(self.count[row] - real.sum() + real[: positions.start].sum())
+            own, place = real[positions], slice(first, first + int(real[positions].sum()))
+            self.kept["states"][row, place] = states[row, positions].detach()[own]
+            self.kept["probabilities"][row, place] = log_probs[row].detach()[own].exp()
+
+    @torch.no_grad()
+    def _step(self, model: Any, row: int, outcomes: Tensor) -> None:
+        """One step of a row on its last E predictions, whose outcomes (E,) int64 are known."""
+        if self.replaces_backbone:
+            nats, gradients = self._differentiate(model, row, outcomes)
+        else:
+            nats, gradients = self._residuals(model, row, outcomes)
+        largest = self.rate * max(_highest(left) * _highest(right) for left, right in gradients.values())
+        if not (nats <= math.log(model.config.vocab_size) + MARGIN and largest < LARGEST):  # nor if one is NaN
+            self._undo(row, nats)
+            return
+        keep = (1 - self.numbers.decay) ** self.numbers.every
+        for name, (left, right) in gradients.items():
+            change = self.changes[name][row]
+            if self.velocity:
+                velocity = self.velocity[name][row]
+                _accumulate(velocity, left, right, self.numbers.momentum, 1.0)
+                change.mul_(keep).sub_(velocity, alpha=self.rate)
+            else:
+                _accumulate(change, left, right, keep, -self.rate)
+
+    def _residuals(self, model: Any, row: int, outcomes: Tensor) -> tuple[float, dict[str, Gradient]]:
+        """Nats a token and scaled gradients of the last E predictions, from their probabilities."""
+        states, residual = self.kept["states"][row], self.kept["probabilities"][row]
+        place = torch.arange(len(outcomes), device=outcomes.device), outcomes
+        nats = float(-residual[place].log().mean())
+        residual[place] -= 1  # the slope of the nats in the logits
+        scaled = residual * self.scales["residual"]
+        if self.numbers.scope == "head":
+            return nats, {"weight": (scaled, states * self.scales["state"]), "bias": (scaled.sum(0), None)}
+        error = (residual @ model.lm_head.weight) * self.scales["error"]
+        return nats, {"map": (error, states @ self.scales["directions"]), "bias": (scaled.sum(0), None)}
+
+    def _differentiate(self, model: Any, row: int, outcomes: Tensor) -> tuple[float, dict[str, Gradient]]:
+        """Nats a token and scaled gradients of every weight, through the last E tokens."""
+        cache = LLECache()
+        cache.state = tuple(tensor[row : row + 1] for tensor in self.kept.values()) or None
+        weights = {name: weight.requires_grad_() for name, weight in self._weights(model, row).items()}
+        nats, gradients = summed_gradients(model, weights, self.tokens[row].to(model.device), outcomes, cache)
+        return nats / len(outcomes), {n: (g * self.scales[n], None) for n, g in gradients.items()}
+
+    def _undo(self, row: int, nats: float) -> None:
+        for tensors in (self.changes, self.velocity):
+            for tensor in tensors.values():
+                tensor[row] = 0
+        logger.warning(
+            "the test-time update made row %d worse than a guess (%.1f nats a token): its changes are undone and it "
+            "begins anew; lower history.update.rate (now %g) or raise history.update.decay (now %g)",
+            row,
+            nats,
+            self.rate,
+            self.numbers.decay,
+        )
+
+    def save(self, path: str | Path, model: Any) -> None:
+        """Writes the changes into a safetensors file, whole or not at all; no tokens that still wait for a step."""
+        partial = Path(f"{path}.{os.getpid()}.partial")
+        described = {"format": FORMAT, "version": str(VERSION), "scope": self.numbers.scope}
+        described["fingerprint"] = fingerprint(model)
+        try:
+            save_file({name: change.contiguous() for name, change in self.changes.items()}, partial, described)
+            os.replace(partial, path)
+        except (OSError, SafetensorError) as error:
+            raise OSError(f"cannot write the overlay {path}: {error}") from error
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | Path, model: Any) -> "Overlay":
+        """Reads what `save` wrote; set it as the `overlay` of an `LLECache`.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: It holds no overlay, is damaged, or belongs to another model or scope.
+        """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"there is no overlay at {path}: write one with cache.overlay.save")
+        try:
+            with safe_open(path, framework="pt") as file:
+                described, changes = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"the overlay {path} is damaged ({error}): save it again") from error
+        if described.get("format") != FORMAT:
+            raise ValueError(f"{path} holds no overlay: write one with cache.overlay.save")
+        if int(described["version"]) > VERSION:
+            raise ValueError(f"the overlay {path} is of a newer version: upgrade with `pip install -U modeling_lle`")
+        scope = model.config.overlay.scope
+        if described["scope"] != scope:
+            raise ValueError(
+                f"the overlay {path} has the scope {described['scope']!r}, history.update.scope is {scope!r}"
+            )
+        given = {name: change.shape[1:] for name, change in changes.items()}
+        if described["fingerprint"] != fingerprint(model) or given != change_sizes(model, model.config.overlay):
+            raise ValueError(f"the overlay {path} was made by another model: load the model that read the text")
+        rows = {len(change) for change in changes.values()}
+        overlay = cls(model, rows.pop())
+        overlay.changes = {n: change.to(model.device, model.dtype) for n, change in changes.items()}
+        return overlay
+
+
+def _highest(matrix: Tensor | None) -> float:
+    return 1.0 if matrix is None else float(matrix.abs().max())
+
+
+def _accumulate(target: Tensor, left: Tensor, right: Tensor | None, keep: float, factor: float) -> None:
+    """`target` becomes `keep` of it and `factor` times a gradient, in one pass."""
+    if right is None:
+        target.mul_(keep).add_(left, alpha=factor)
+    else:
+        torch.addmm(target, left.T, right, beta=keep, alpha=factor, out=target)
+
+
+def summed_gradients(
+    model: Any, weights: dict[str, Tensor], tokens: Tensor, outcomes: Tensor, cache: LLECache
+) -> tuple[float, dict[str, Tensor]]:
+    """The summed nats of the outcomes (T,) after the tokens (T,), and their gradient in each of the weights."""
+    given = {"shift_labels": outcomes[None], "past_key_values": cache, "use_cache": True, "use_history": False}
+    with torch.enable_grad():
+        more = {**given, "return_logits": False, "num_items_in_batch": 1}
+        loss = functional_call(model, weights, (tokens[None],), more).loss
+        gradients = torch.autograd.grad(loss, list(weights.values()))
+    return float(loss.detach()), dict(zip(weights, gradients, strict=True))
+
+
+@torch.no_grad()
+def collect_statistics(model: Any, batches: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """What the rule of an update needs to know of training text, once for a model.
+
+    Args:
+        model: An `LLEForCausalLM` in evaluation mode.
+        batches: Consecutive segments of training text, as `LLEForCausalLM.calibrate` takes them, of one row each.
+
+    Returns:
+        Root mean squares over the tokens: "residual" (V,), of probabilities minus what came; "state" (D,); "error"
+        (D,), of the slope of the nats in the states; and "directions" (D, D), principal directions of the states,
+        scaled to unit mean square, the largest first. For the scope "all" also those of the gradient of each segment's
+        summed nats in each weight, by the names of the weights.
+    """
+    head, everything = model.lm_head, model.config.overlay.scope == "all"
+    V, D = head.weight.shape
+    sums = {"residual": torch.zeros(V), "state": torch.zeros(D, D), "error": torch.zeros(D)}
+    weights = {name: parameter.detach().clone().requires_grad_() for name, parameter in model.named_parameters()}
+    squares = {name: torch.zeros_like(weight) for name, weight in weights.items()} if everything else {}
+    cache, count, segments = LLECache(), 0, 0
+    for batch in batches:
+        ids, targets = batch["input_ids"].to(model.device), batch["shift_labels"].to(model.device)
+        before = cache.state
+        states = model.model(ids, past_key_values=cache, use_cache=False).last_hidden_state[0]
+        residual = linear(states, head.weight, head.bias).float().softmax(-1)
+        residual[torch.arange(len(residual)), targets[0]] -= 1
+        sums["residual"] += residual.square().sum(0).cpu()
+        sums["state"] += (states.T @ states).float().cpu()
+        sums["error"] += (residual @ head.weight.float()).square().sum(0).cpu()
+        count, segments = count + len(residual), segments + 1
+        if everything:
+            own = LLECache()
+            own.state = before
+            _, gradients = summed_gradients(model, weights, ids[0], targets[0], own)
+            for name, gradient in gradients.items():
+                squares[name] += gradient.square()
+    if not count:
+        raise ValueError("the statistics of an update need training text; the batches hold none")
+    values, vectors = torch.linalg.eigh(sums["state"].double() / count)
+    directions = (vectors / values.clamp(min=1e-12).sqrt()).flip(1).float()
+    return {
+        "residual": (sums["residual"] / count).sqrt(),
+        "state": (sums["state"].diagonal() / count).sqrt(),
+        "error": (sums["error"] / count).sqrt(),
+        "directions": directions.contiguous(),
+        **{name: (square / segments).sqrt() for name, square in squares.items()},
+    }
+
+
+def preconditioners(model: Any, numbers: UpdateConfig) -> dict[str, Tensor]:
+    """What each gradient is multiplied by, from the model's statistics."""
+    statistics: dict[str, Tensor] | None = model.update_statistics
+    needed = {"head": ["residual", "state"], "low-rank": ["residual", "error", "directions"]}.get(
+        numbers.scope, [name for name, _ in model.named_parameters()]
+    )
+    missing = [name for name in needed if statistics is None or name not in statistics]
+    if missing:
+        raise ValueError(
+            f"history.update.scope is {numbers.scope!r}, but the model has no statistics of {missing[0]!r}: collect "
+            "them once with `lle statistics MODEL TRAINING_TEXT`, or model.collect_update_statistics"
+        )
+    assert statistics is not None
+    scales = {}
+    for name in needed:
+        rms = statistics[name].to(model.device, model.dtype)
+        if name == "directions":
+            scales[name] = rms[:, : numbers.rank]
+        else:
+            floor = FLOOR if name == "residual" else FLOOR * float(rms.mean())
+            scales[name] = (rms + floor) ** -numbers.preconditioning
+    return scales
