@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from .bank_lle import HistoryBank
     from .cache_lle import LLECache
-    from .configuration_lle import BankConfig, HistoryConfig, LLEConfig, StreamConfig
+    from .configuration_lle import BankConfig, HistoryConfig, LLEConfig, StreamConfig, TrainingConfig
     from .modeling_lle import LLEForCausalLM, LLEModel, LLEPreTrainedModel
     from .text_generation import LLETextGenerationPipeline
     from .tokenization_lle import LLETokenizer
@@ -32,6 +32,7 @@ _HOME = {
     "LLEPreTrainedModel": "modeling_lle",
     "LLETextGenerationPipeline": "text_generation",
     "LLETokenizer": "tokenization_lle",
+    "TrainingConfig": "configuration_lle",
 }
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "LLETextGenerationPipeline",
     "LLETokenizer",
     "StreamConfig",
+    "TrainingConfig",
 ]
 
 

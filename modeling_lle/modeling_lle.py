@@ -30,6 +30,7 @@ from .linear_lle import linear
 from .loss_lle import IGNORED, linear_cross_entropy
 from .prediction_lle import HistoryOutput, Prediction
 from .recurrence_lle import RecurrentLayer, RecurrentStack, init_recurrent_weights, variational_dropout
+from .training_history_lle import HistoryLoss
 
 # What `trust_remote_code` finds in a saved folder, whichever head was saved.
 AUTO_MAP = {
@@ -103,6 +104,8 @@ class LLEPreTrainedModel(PreTrainedModel):
         elif module is getattr(self, "lm_head", None):
             init.uniform_(module.weight, -self.config.initializer_range, self.config.initializer_range)
             init.zeros_(module.bias)
+        elif isinstance(module, HistoryLoss):
+            module.load()
         else:
             init_recurrent_weights(module)
 
@@ -275,17 +278,32 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
     """A language model that keeps learning from the text that it reads.
 
     Args:
-        config: The configuration; `config.history` holds the numbers of the rule.
+        config: The configuration; `config.history` holds the numbers of the rule. If `history.training` asks for
+            training with history, they are learned in training mode: `eval()` and `save_pretrained` write them back.
     """
 
     _auto_class = "AutoModelForCausalLM"  # type: ignore[assignment]
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
+    _keys_to_ignore_on_save = _keys_to_ignore_on_load_missing = {"history_loss.values"}  # noqa: RUF012
 
     def __init__(self, config: LLEConfig) -> None:
         super().__init__(config)
         self.model = LLEModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
+        self.history_loss = HistoryLoss(config) if config.training.window else None
         self.post_init()
+
+    def train(self, mode: bool = True) -> "LLEForCausalLM":
+        """As in torch; when training mode ends, the configuration gets the numbers that were learned."""
+        if not mode and self.history_loss is not None:
+            self.history_loss.store()
+        return super().train(mode)
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """As for every LLE model; the configuration that is saved holds the numbers that were learned."""
+        if self.history_loss is not None:
+            self.history_loss.store()
+        super().save_pretrained(*args, **kwargs)
 
     @can_return_tuple
     def forward(
@@ -314,7 +332,8 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
             labels: (B, T) int64, usually the input itself: shifted here; -100 counts nothing.
             shift_labels: (B, T) int64, the token after each position; overrules `labels`.
             use_cache: Whether to return a cache.
-            use_history: Whether the history takes part; None: as the config says, and never in training mode.
+            use_history: Whether the history takes part; None: as the config says, in training mode only in the loss
+                where `history.training` asks for it and no logits are built.
             output_history: Whether to return the recalled entries with their shares (large: B x T x N).
             logits_to_keep: As in transformers: the last n positions, or an index of positions.
             return_logits: Whether to build the logits; None: unless this is a training step with labels.
@@ -326,6 +345,10 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
         if return_logits is None:
             return_logits = shift_labels is None or not self.training
         use_cache = self.config.use_cache if use_cache is None else use_cache
+        in_loss = self.training and shift_labels is not None and not (return_logits or output_history)
+        history_loss = self.history_loss if in_loss and use_history is not False else None
+        if history_loss is not None and past_key_values is None and use_cache:
+            past_key_values = LLECache(self.config.training.window)
         cache, with_history = self._cache_for(past_key_values, use_cache, use_history)
         if return_logits and attention_mask is not None and (cache is None or cache.seen_tokens == 0):
             refuse_empty_rows(attention_mask)
@@ -341,7 +364,10 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
         dropped = variational_dropout(states, self.config.output_dropout, self.training)
         mask = segment_mask(attention_mask, states.shape[1])
         output = LLECausalLMOutput(past_key_values=cache if use_cache else None, hidden_states=outputs.hidden_states)
-        if with_history:
+        if history_loss is not None:
+            stream = None if cache is None else cache.stream
+            output.loss = history_loss(stream, states, dropped, input_ids, mask, shift_labels, self.lm_head)
+        elif with_history:
             first = states.shape[1] - logits_to_keep if isinstance(logits_to_keep, int) and logits_to_keep else 0
             first = 0 if shift_labels is not None or output_history else max(0, first)
             predictions = self.predictions(states, input_ids, mask, cache, True, first)
@@ -553,7 +579,10 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
                             calibration.add(*prediction.sample(row, column, own[row, column]))
         finally:
             self.train(training)
-        return calibration.fit(steps)
+        metrics = calibration.fit(steps)
+        if self.history_loss is not None:
+            self.history_loss.load()
+        return metrics
 
 
 def refuse_empty_rows(attention_mask: Tensor | dict[str, Tensor | None]) -> None:
