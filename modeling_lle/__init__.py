@@ -15,8 +15,9 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from .bank_lle import HistoryBank
     from .cache_lle import LLECache
-    from .configuration_lle import BankConfig, HistoryConfig, LLEConfig, StreamConfig
-    from .modeling_lle import LLEForCausalLM, LLEModel, LLEPreTrainedModel
+    from .configuration_lle import BankConfig, HistoryConfig, LLEConfig, StreamConfig, TrainingConfig
+    from .modeling_lle import LLEForCausalLM, LLEModel
+    from .pretrained_lle import LLEPreTrainedModel
     from .text_generation import LLETextGenerationPipeline
     from .tokenization_lle import LLETokenizer
 
@@ -29,9 +30,10 @@ _HOME = {
     "StreamConfig": "configuration_lle",
     "LLEForCausalLM": "modeling_lle",
     "LLEModel": "modeling_lle",
-    "LLEPreTrainedModel": "modeling_lle",
+    "LLEPreTrainedModel": "pretrained_lle",
     "LLETextGenerationPipeline": "text_generation",
     "LLETokenizer": "tokenization_lle",
+    "TrainingConfig": "configuration_lle",
 }
 
 __all__ = [
@@ -46,6 +48,7 @@ __all__ = [
     "LLETextGenerationPipeline",
     "LLETokenizer",
     "StreamConfig",
+    "TrainingConfig",
 ]
 
 

@@ -23,7 +23,7 @@ class Block:
     Attributes:
         positions: Which positions of the segment these are.
         queries: (B, T, D), the normalised states of those positions.
-        keys: One or two tensors (B, n, D) that hold the N entries' keys, side by side.
+        keys: One or two tensors that hold the N entries' keys, side by side: (B, n, D), or (n, D) for all rows.
         outcomes: (B, N) int64, the token that followed each key.
         serial: (B, N) int64, the number of each entry in its row, from 0; -1 where there is none.
         made: (B, T) int64, how many entries the row has once the token of the position has been read.
@@ -51,8 +51,8 @@ class Block:
 
     def similarity(self) -> Tensor:
         """The cosine similarity of every position with every entry, (B, T, N), in the dtype of the keys."""
-        if len(self.keys) == 1 or self.queries.device.type != "cpu":
-            return torch.cat([self.queries @ keys.transpose(1, 2) for keys in self.keys], dim=-1)
+        if len(self.keys) == 1 or self.queries.device.type != "cpu" or self.queries.requires_grad:
+            return torch.cat([self.queries @ keys.transpose(-1, -2) for keys in self.keys], dim=-1)
         similarity = self.queries.new_empty(*self.queries.shape[:2], self.outcomes.shape[1])
         for row, queries in enumerate(self.queries):
             place = 0
@@ -60,6 +60,20 @@ class Block:
                 similarity[row, :, place : place + keys.shape[1]] = linear(queries, keys[row])
                 place += keys.shape[1]
         return similarity
+
+    def other_rows(self) -> "Block":
+        """The same positions with the entries that this segment made in the other rows; their ages mean nothing.
+
+        The block must come from `Stream.read_whole`.
+        """
+        rows, length = self.made.shape
+        own = torch.eye(rows, dtype=torch.bool, device=self.made.device).repeat_interleave(length, dim=1)
+        missing = (self.serial[:, -length:] < 0).flatten()
+        serial = torch.arange(rows * length, device=self.made.device).masked_fill(own | missing, -1)
+        outcomes = self.outcomes[:, -length:].reshape(1, -1).expand(rows, -1)
+        made = torch.full_like(self.made, rows * length)
+        keys = [self.keys[-1].flatten(0, 1)]
+        return Block(self.positions, self.queries, keys, outcomes, serial, made, window=rows * length)
 
 
 class Stream:
@@ -104,33 +118,54 @@ class Stream:
             mask: (B, T) bool, False where a position is padding; None for none.
             block: Positions in a block.
         """
-        queries = torch.nn.functional.normalize(states.detach().float(), dim=-1).to(states.dtype)
-        if self.keys is None:
-            self._start(queries)
+        queries = self._queries(states.detach())
         block = min(block, self.window)
         for start in range(0, states.shape[1], block):
             part = slice(start, start + block)
             own_tokens = None if tokens is None else tokens[:, part]
             yield from self._advance(part, queries[:, part], own_tokens, None if mask is None else mask[:, part])
 
-    def _advance(self, part: slice, queries: Tensor, tokens: Tensor | None, mask: Tensor | None) -> Iterator[Block]:
-        """Makes the entries of one block, yields what can be recalled, and writes the entries."""
+    def read_whole(self, states: Tensor, tokens: Tensor | None, mask: Tensor | None) -> Block:
+        """Records a segment and returns it as one block that stays valid, for training.
+
+        A gradient flows into the queries and into the keys of this segment; what was carried has none. The arguments
+        are those of `read`.
+        """
+        (block,) = self._advance(slice(0, states.shape[1]), self._queries(states), tokens, mask, stays=True)
+        return block
+
+    def _queries(self, states: Tensor) -> Tensor:
+        queries = torch.nn.functional.normalize(states.float(), dim=-1).to(states.dtype)
+        if self.keys is None:
+            self._start(queries)
+        return queries
+
+    def _advance(
+        self, part: slice, queries: Tensor, tokens: Tensor | None, mask: Tensor | None, stays: bool = False
+    ) -> Iterator[Block]:
+        """Makes the entries of one block, yields what can be recalled, and writes the entries.
+
+        Writing changes the keys of the block, unless it `stays`.
+        """
         assert self.keys is not None
-        keys, known, self.pending, self.has_pending = self._shift(queries, mask)
+        keys, known, pending, self.has_pending = self._shift(queries, mask)
+        self.pending = pending.detach()
         if tokens is None:
             known = torch.zeros_like(known)
             tokens = torch.zeros_like(known, dtype=torch.long)
         rank = known.long().cumsum(1)
         made = self.count[:, None] + rank  # entries that exist once the token of the position has been read
         stored, self.count = self.count, self.count + rank[:, -1]
-        if queries.shape[1] == 1:  # the new entry takes the place of the one that has just left the window
+        if (
+            queries.shape[1] == 1 and not stays
+        ):  # the new entry takes the place of the one that has just left the window
             self._write(keys, tokens, known, made)
             yield Block(part, queries, [self.keys], self.outcomes, self._serial(self.count), made, self.window)
             return
         yield Block(
             part,
             queries,
-            [self.keys, keys],
+            [self.keys.clone() if stays else self.keys, keys],
             torch.cat([self.outcomes, tokens], dim=1),
             torch.cat([self._serial(stored), (made - 1).masked_fill(~known, -1)], dim=1),
             made,
@@ -164,7 +199,7 @@ class Stream:
         return newest - (newest - torch.arange(self.keys.shape[1], device=stored.device)) % self.window
 
     def _write(self, keys: Tensor, outcomes: Tensor, known: Tensor, made: Tensor) -> None:
-        """Stores the entries that are known."""
+        """Stores the entries that are known, as far as they are within the window."""
         assert self.keys is not None
         needed = min(int(self.count.max()), self.window)
         slots = self.keys.shape[1]
@@ -172,9 +207,9 @@ class Stream:
             grown = min(self.window, max(64, 1 << (needed - 1).bit_length()))
             self.keys = torch.nn.functional.pad(self.keys, (0, 0, 0, grown - slots))
             self.outcomes = torch.nn.functional.pad(self.outcomes, (0, grown - slots))
-        row, column = known.nonzero(as_tuple=True)
+        row, column = (known & (made > self.count[:, None] - self.window)).nonzero(as_tuple=True)
         slot = (made[row, column] - 1) % self.window
-        self.keys[row, slot] = keys[row, column]
+        self.keys[row, slot] = keys.detach()[row, column]
         self.outcomes[row, slot] = outcomes[row, column]
 
     def apply(self, change: Callable[[Tensor], Tensor]) -> None:
@@ -290,6 +325,22 @@ class LLECache(Cache):
         """Cuts the gradient here (truncated backpropagation through time) and returns the cache."""
         self._apply(Tensor.detach)
         return self
+
+    def export(self) -> dict[str, Tensor]:
+        """Its tensors by name, for `restore`."""
+        tensors = {f"state.{place}": tensor for place, tensor in enumerate(self.state or ())}
+        if self.stream is not None and self.stream.keys is not None:
+            tensors |= {f"stream.{name}": getattr(self.stream, name) for name in Stream.tensors}
+        return tensors
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Goes on where the cache that exported the tensors was; it must have the same window."""
+        self.reset()
+        count = sum(name.startswith("state.") for name in tensors)
+        self.state = tuple(tensors[f"state.{place}"] for place in range(count)) or None
+        if self.stream is not None and "stream.keys" in tensors:
+            for name in Stream.tensors:
+                setattr(self.stream, name, tensors[f"stream.{name}"])
 
     def reset(self) -> None:
         """Forgets everything: the next token begins a new text."""

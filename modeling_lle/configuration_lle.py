@@ -135,15 +135,37 @@ class UpdateConfig:
 
 @strict
 @dataclasses.dataclass
+class TrainingConfig:
+    """Training with history: the rule is part of the training loss (as in TRIME, Zhong et al. 2022, arXiv:2205.12674).
+
+    The numbers of the stream, and those of the other rows, are learned along with the weights.
+
+    Args:
+        window: Entries of its own row that a position recalls in a training step; 0 trains without history.
+        other_rows: Whether it also recalls what the other rows of the batch read in this step.
+        warm_up: Share of the training steps, at the beginning, that are taken without history.
+        sharpness, gate: The numbers of the other rows, which are recalled as a bank is: their entries have no age.
+    """
+
+    window: int = _within(0, 0)
+    other_rows: bool = True
+    warm_up: float | int = _within(0.0, 0.0, 1.0)
+    sharpness: float | int = _within(14.0, 0.0)
+    gate: list[float | int] = _four_numbers(lambda: [-1.5, 0.3, 0.3, 0.3])  # noqa: RUF009
+
+
+@strict
+@dataclasses.dataclass
 class HistoryConfig:
-    """What the model learns from after training: one section for each source, and one for the update."""
+    """What the model learns from after training: one section for each source, one for the update, one for training."""
 
     stream: StreamConfig | dict | None = None
     bank: BankConfig | dict | None = None
     update: UpdateConfig | dict | None = None
+    training: TrainingConfig | dict | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
-        sections = {"stream": StreamConfig, "bank": BankConfig, "update": UpdateConfig}
+        sections = {"stream": StreamConfig, "bank": BankConfig, "update": UpdateConfig, "training": TrainingConfig}
         super().__setattr__(name, _section(sections[name], value, f"history.{name}") if name in sections else value)
 
 
@@ -254,6 +276,13 @@ class LLEConfig(PreTrainedConfig):
         assert isinstance(self.history, HistoryConfig)
         assert isinstance(self.history.update, UpdateConfig)
         return self.history.update
+
+    @property
+    def training(self) -> TrainingConfig:
+        """How to train with history: `history.training`."""
+        assert isinstance(self.history, HistoryConfig)
+        assert isinstance(self.history.training, TrainingConfig)
+        return self.history.training
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain values: what config.json holds."""

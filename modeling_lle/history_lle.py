@@ -101,14 +101,19 @@ def _fused(tensor: Tensor) -> bool:
     )
 
 
-def recall_stream(block: Block, sharpness: float, recency: float) -> Recall:
-    """What each position of a block recalls from the stream: `kernel` and `Recall.from_scores`, fused on a CPU."""
-    similarity = block.similarity()
+def recall_stream(
+    block: Block, sharpness: Tensor | float, recency: Tensor | float, similarity: Tensor | None = None
+) -> Recall:
+    """What each position of a block recalls from its entries: `kernel` and `Recall.from_scores`, fused on a CPU.
+
+    `similarity` (B, T, N) is that of the block, if it is known already; float32 is overwritten.
+    """
+    similarity = block.similarity() if similarity is None else similarity
     if _fused(similarity):
         from .step_kernels_lle import recall_weights
 
         weights = similarity.float().contiguous()
-        mass = recall_weights(weights, block.made, block.serial, block.window, sharpness, recency)
+        mass = recall_weights(weights, block.made, block.serial, block.window, float(sharpness), float(recency))
         return Recall(weights, block.outcomes[:, None], mass)
     scores = kernel(similarity, log_age(block.age), sharpness, recency)
     return Recall.from_scores(scores, block.valid, block.outcomes)
@@ -292,7 +297,7 @@ class Calibration:
         sources = [Evidence.join(list(parts)) for parts in zip(*(s.sources for s in self.samples), strict=True)]
         mean, deviation = features.mean(0), features.std(0).clamp(min=1e-3)
         scaled = (features - mean) / deviation
-        start = [_to_values(numbers, mean.cpu(), deviation.cpu()) for numbers in self.numbers]
+        start = [to_values(numbers, mean.cpu(), deviation.cpu()) for numbers in self.numbers]
         values = torch.stack(start).to(base.device).requires_grad_()
 
         def nats() -> Tensor:
@@ -318,7 +323,7 @@ class Calibration:
 
         optimizer.step(closure)
         for numbers, value in zip(self.numbers, best[1].cpu(), strict=True):
-            _store(numbers, value, mean.cpu(), deviation.cpu())
+            store_values(numbers, value, mean.cpu(), deviation.cpu())
         return {
             "positions": float(len(base)),
             "base_ppl": math.exp(float(-base.mean())),
@@ -327,7 +332,7 @@ class Calibration:
         }
 
 
-def _to_values(numbers: Any, mean: Tensor, deviation: Tensor) -> Tensor:
+def to_values(numbers: Any, mean: Tensor, deviation: Tensor) -> Tensor:
     """What is descended on, (6,): log sharpness, root of recency, and the gate's weights of standardised features.
 
     They are well-conditioned and unbounded.
@@ -338,10 +343,16 @@ def _to_values(numbers: Any, mean: Tensor, deviation: Tensor) -> Tensor:
     return torch.cat([torch.tensor([*kernel_values, bias + float(weights @ mean), of_mass]), weights * deviation])
 
 
-def _store(numbers: Any, values: Tensor, mean: Tensor, deviation: Tensor) -> None:
-    """Writes what `_to_values` makes of the numbers back into them."""
+def from_values(values: Tensor, mean: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What `to_values` made the values (6,) of: sharpness and recency, scalars, and the numbers of the gate (4,)."""
     slopes = values[4:] / deviation
-    numbers.sharpness = float(values[0].exp())
+    return values[0].exp(), values[1].square(), torch.cat([(values[2] - slopes @ mean)[None], values[3:4], slopes])
+
+
+def store_values(numbers: Any, values: Tensor, mean: Tensor, deviation: Tensor) -> None:
+    """Writes what `to_values` made of the numbers back into them."""
+    sharpness, recency, weights = from_values(values, mean, deviation)
+    numbers.sharpness = float(sharpness)
     if hasattr(numbers, "recency"):
-        numbers.recency = float(values[1].square())
-    numbers.gate = [float(values[2] - slopes @ mean), float(values[3]), *(float(slope) for slope in slopes)]
+        numbers.recency = float(recency)
+    numbers.gate = weights.tolist()

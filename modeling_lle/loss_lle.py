@@ -1,42 +1,88 @@
-"""The cross entropy of a large output layer, in chunks: the logits of a batch never exist at once.
+"""The cross entropy of a large output layer, in chunks, alone or mixed with what a history recalls.
 
-Notable: the gradients are computed chunk by chunk in the forward pass, while the chunk's probabilities are still in
-the processor's cache (as in the fused linear cross entropy of Liger, Hsu et al. 2024, arXiv:2410.10989), so the memory
-is that of one chunk and freshly zeroed pages, half the time of the plain form on a CPU, are not needed.
+Notable: the logits of a batch never exist at once; the gradients are computed chunk by chunk in the forward pass,
+while the chunk's probabilities are still in the processor's cache (as in the fused linear cross entropy of Liger, Hsu
+et al. 2024, arXiv:2410.10989), so the memory is that of one chunk and freshly zeroed pages, half the time of the plain
+form on a CPU, are not needed. In a mixture, the gradient of a position's logits is that of the plain cross entropy
+times the share of the base in what the mixture gave to the target. Shapes: N positions, D width, V vocabulary,
+S sources.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .history_lle import base_features, gate, mixed_log_prob
 from .scan_lle import installed
 
 IGNORED = -100
 CHUNK_ELEMENTS = 1 << 23  # logits in a chunk: 16 MB in bfloat16, which the allocator reuses without new pages
 
 
-def linear_cross_entropy_reference(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
-    """The summed cross entropy in nats, written plainly: hidden (N, D), weight (V, D), bias (V,), targets (N,)."""
-    logits = torch.nn.functional.linear(hidden, weight, bias).float()
-    return torch.nn.functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
+@dataclass
+class Recalled:
+    """What the sources of a history recall of the targets; every tensor may need a gradient.
+
+    Attributes:
+        probability: (..., S) floating, the target's probability by each source.
+        mass: (..., S) floating, -inf where a source has no entries.
+        numbers: (S, 4) floating, the numbers of each source's gate.
+    """
+
+    probability: Tensor
+    mass: Tensor
+    numbers: Tensor
+
+    def nats(self, base: Tensor, features: Tensor) -> Tensor:
+        """-log P of the targets (...), given the base's log probabilities (...) and its features (..., 2)."""
+        log_shares = gate(list(self.mass.unbind(-1)), features, list(self.numbers.unbind(0)))
+        return -mixed_log_prob(base, list(self.probability.unbind(-1)), log_shares)
 
 
-def _softmax_slope(logits: Tensor, targets: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The slope of the cross entropy in the logits (N, V), which may be overwritten, and the nats (N,) in `dtype`."""
+def linear_cross_entropy_reference(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, recalled: Recalled | None = None
+) -> Tensor:
+    """`linear_cross_entropy`, written plainly, for hidden (N, D) and targets (N,)."""
+    logits = torch.nn.functional.linear(hidden, weight, bias)
+    log_probs = (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
+    base = log_probs.gather(1, targets.clamp(min=0)[:, None])[:, 0]
+    nats = -base if recalled is None else recalled.nats(base, base_features(log_probs.detach()))
+    return nats[targets != IGNORED].sum()
+
+
+def _softmax_slope(
+    logits: Tensor, targets: Tensor, dtype: torch.dtype, with_features: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The slope of the cross entropy in the logits (N, V), which may be overwritten.
+
+    Also the nats (N,) and, if they are asked for, the `base_features` (N, 2), both in `dtype`.
+    """
+    features = torch.empty(len(logits), 2 if with_features else 0, dtype=dtype, device=logits.device)
     if logits.device.type == "cpu" and installed("numba") and logits.dtype != torch.float16:
         from .step_kernels_lle import softmax_slope
 
         nats = torch.empty(len(logits), dtype=dtype)
-        softmax_slope(logits, targets, nats)
-        return logits, nats
+        softmax_slope(logits, targets, nats, features)
+        return logits, nats, features
     used = (targets != IGNORED)[:, None]
     index = targets[:, None].masked_fill(~used, 0)
     log_probs = logits.log_softmax(1, dtype=dtype)
+    if with_features:
+        features = base_features(log_probs)
     nats = -log_probs.gather(1, index) * used
     probs = log_probs.exp_()
     probs.scatter_add_(1, index, torch.full_like(index, -1, dtype=dtype)).mul_(used)
-    return probs.to(logits.dtype), nats[:, 0]
+    return probs.to(logits.dtype), nats[:, 0], features
+
+
+def _mix(base: Tensor, features: Tensor, used: Tensor, recalled: Recalled) -> tuple[Tensor, list[Tensor]]:
+    """The summed nats of the mixture, and their slopes in `base` and in the tensors of `recalled`."""
+    with torch.enable_grad():
+        leaves = [t.detach().requires_grad_() for t in (base, recalled.probability, recalled.mass, recalled.numbers)]
+        nats = Recalled(*leaves[1:]).nats(leaves[0], features).masked_fill(~used, 0.0).sum()
+        return nats.detach(), list(torch.autograd.grad(nats, leaves))
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -49,6 +95,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         targets: Tensor,
         dtype: torch.dtype,
         differentiate: bool,
+        *recalled: Tensor,
     ) -> Tensor:
         total = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         rows, matrix = hidden.to(dtype), weight.to(dtype)
@@ -58,38 +105,54 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grad_hidden = torch.empty_like(rows)
             grad_weight = torch.zeros(weight.shape, dtype=total, device=weight.device)
             grad_bias = None if bias is None else torch.zeros(bias.shape, dtype=total, device=weight.device)
+        grad_recalled = [torch.zeros_like(tensor) for tensor in recalled]
         size = max(1, CHUNK_ELEMENTS // weight.shape[0])
         for start in range(0, rows.shape[0], size):
-            chunk, target = rows[start : start + size], targets[start : start + size]
+            part = slice(start, start + size)
+            chunk, target = rows[part], targets[part]
             logits = torch.nn.functional.linear(chunk, matrix, offset)
-            if not differentiate:
+            if not differentiate and not recalled:
                 loss += torch.nn.functional.cross_entropy(
                     logits.to(total), target, ignore_index=IGNORED, reduction="sum"
                 )
                 continue
-            slope, nats = _softmax_slope(logits, target, total)
+            slope, nats, features = _softmax_slope(logits, target, total, with_features=bool(recalled))
+            share = None
+            if recalled:
+                own = Recalled(recalled[0][part], recalled[1][part], recalled[2])
+                nats, slopes = _mix(-nats, features, target != IGNORED, own)
+                grad_recalled[0][part], grad_recalled[1][part] = slopes[1], slopes[2]
+                grad_recalled[2] += slopes[3]
+                share = -slopes[0][:, None].to(dtype)
             loss += nats.sum()
-            if grad_bias is not None:
-                grad_bias += slope.sum(0, dtype=total)
-            torch.mm(slope, matrix, out=grad_hidden[start : start + size])
+            if not differentiate:
+                continue
+            torch.mm(slope, matrix, out=grad_hidden[part])
+            if share is not None:
+                grad_hidden[part] *= share
+                chunk = chunk * share
             grad_weight += slope.T @ chunk
+            if grad_bias is not None:
+                grad_bias += slope.sum(0, dtype=total) if share is None else (slope.T @ share)[:, 0]
         if differentiate:
-            ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+            ctx.save_for_backward(grad_hidden, grad_weight, grad_bias, *grad_recalled)
             ctx.dtypes = hidden.dtype, weight.dtype
         return loss
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
+        grad_hidden, grad_weight, grad_bias, *grad_recalled = ctx.saved_tensors
         of_hidden, of_weight = ctx.dtypes
         hidden = grad_hidden.to(of_hidden) * grad.to(of_hidden) if ctx.needs_input_grad[0] else None
         weight = (grad_weight * grad).to(of_weight) if ctx.needs_input_grad[1] else None
         bias = None if grad_bias is None else (grad_bias * grad).to(of_weight)
-        return hidden, weight, bias, None, None, None
+        return hidden, weight, bias, None, None, None, *(slope * grad for slope in grad_recalled)
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, recalled: Recalled | None = None
+) -> Tensor:
     """The summed cross entropy of `softmax(hidden @ weight.T + bias)`, in nats; chunked, forward and backward.
 
     Args:
@@ -97,6 +160,8 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, ta
         weight: (V, D) floating.
         bias: (V,) or None.
         targets: (...) int64; positions with -100 count nothing.
+        recalled: What a history recalls: then the cross entropy is that of the mixture. The features that its gate
+            sees of the base, entropy and largest log probability, are constants for the gradient.
 
     Returns:
         A scalar, float32 (float64 for float64 input). Under autocast the products run in autocast's dtype.
@@ -105,6 +170,11 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, ta
     if device == "cpu" and targets.numel() and int(targets.max()) >= weight.shape[0]:
         raise ValueError(f"target {int(targets.max())} does not fit an output layer of {weight.shape[0]} outcomes")
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-    differentiate = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    parts: tuple[Tensor, ...] = ()
+    if recalled is not None:
+        parts = recalled.probability.flatten(0, -2), recalled.mass.flatten(0, -2), recalled.numbers
+    differentiate = torch.is_grad_enabled() and any(t.requires_grad for t in (hidden, weight, *parts))
     with torch.autocast(device, enabled=False):
-        return _LinearCrossEntropy.apply(hidden.flatten(0, -2), weight, bias, targets.flatten(), dtype, differentiate)
+        return _LinearCrossEntropy.apply(
+            hidden.flatten(0, -2), weight, bias, targets.flatten(), dtype, differentiate, *parts
+        )

@@ -5,40 +5,32 @@ unchanged; without, they are the plain logits. The loss is computed in chunks an
 Shapes: B batch, T time, D width, V vocabulary, W window, N entries.
 """
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import GenerationMixin, PreTrainedModel
-from transformers import initialization as init
+from transformers import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
-from transformers.utils import ModelOutput, cached_file
+from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .bank_lle import HISTORY_FOLDER, Found, HistoryBank
+from .bank_lle import Found
 from .cache_lle import Block, LLECache
 from .configuration_lle import LLEConfig
 from .explanation_lle import Explanation, explain
 from .history_lle import Calibration, base_prediction, recall_bank, recall_stream
 from .linear_lle import linear
 from .loss_lle import IGNORED, linear_cross_entropy
-from .overlay_lle import STATISTICS, Overlay, collect_statistics
-from .prediction_lle import HistoryOutput, Prediction
-from .recurrence_lle import RecurrentLayer, RecurrentStack, init_recurrent_weights, variational_dropout
+from .overlay_lle import Overlay, collect_statistics
+from .prediction_lle import HistoryOutput, Prediction, ScoreOutput
+from .pretrained_lle import LLEPreTrainedModel
+from .recurrence_lle import RecurrentStack, variational_dropout
+from .training_history_lle import HistoryLoss
 
-# What `trust_remote_code` finds in a saved folder, whichever head was saved.
-AUTO_MAP = {
-    "AutoConfig": "configuration_lle.LLEConfig",
-    "AutoModel": "modeling_lle.LLEModel",
-    "AutoModelForCausalLM": "modeling_lle.LLEForCausalLM",
-}
 BLOCK = 256  # positions that are predicted together
 BLOCK_ELEMENTS = 1 << 24  # at most so many scores or log probabilities at once
 
@@ -61,135 +53,6 @@ class LLECausalLMOutput(ModelOutput):
     past_key_values: LLECache | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     history: HistoryOutput | None = None
-
-
-@dataclass
-class ScoreOutput(ModelOutput):
-    """What a model gave to the tokens that came next.
-
-    Attributes:
-        log_probs: (B, T) float32 nats, with history (equal to `base_log_probs` without); 0 where the target is -100.
-        base_log_probs: (B, T) float32 nats, of the plain output layer.
-        stream_log_probs, bank_log_probs: (B, T) float32 nats, with that source alone; None without a bank.
-        stream_share, bank_share: (B, T) float32, the shares of the sources in the mixture.
-        past_key_values: The cache that continues the text.
-    """
-
-    log_probs: Tensor | None = None
-    base_log_probs: Tensor | None = None
-    stream_log_probs: Tensor | None = None
-    bank_log_probs: Tensor | None = None
-    stream_share: Tensor | None = None
-    bank_share: Tensor | None = None
-    past_key_values: LLECache | None = None
-
-
-def _hub_options(options: dict[str, Any]) -> dict[str, Any]:
-    """The options of from_pretrained by which another file of the same repository is found, if there is one."""
-    names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-    found = {name: options[name] for name in names if options.get(name) is not None}
-    return {**found, "_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-
-
-class LLEPreTrainedModel(PreTrainedModel):
-    """Loading, saving and initialisation of the LLE models."""
-
-    config: LLEConfig
-    base_model_prefix = "model"
-    supports_gradient_checkpointing = True
-    _is_stateful = True
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
-    _can_record_outputs = {"hidden_states": RecurrentLayer}  # noqa: RUF012
-
-    @classmethod
-    def _supports_default_dynamic_cache(cls) -> bool:
-        return False  # generate lets forward make the LLECache
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Embedding):
-            init.uniform_(module.weight, -self.config.initializer_range, self.config.initializer_range)
-        elif module is getattr(self, "lm_head", None):
-            init.uniform_(module.weight, -self.config.initializer_range, self.config.initializer_range)
-            init.zeros_(module.bias)
-        else:
-            init_recurrent_weights(module)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | os.PathLike[str] | None,
-        *args: Any,
-        ignore_mismatched_sizes: bool = False,
-        output_loading_info: bool = False,
-        **kwargs: Any,
-    ) -> Any:
-        """As in transformers, but a backbone that would be partly untrained is an error, as is a broken file."""
-        name = pretrained_model_name_or_path
-        kwargs |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
-        try:
-            loaded: Any = super().from_pretrained(name, *args, **kwargs)
-        except SafetensorError as error:
-            raise OSError(
-                f"a weight file (.safetensors) of {name} is truncated or corrupted ({error}): "
-                "download it again with force_download=True, or save the model again"
-            ) from error
-        model, info = loaded
-        prefix = "" if model.base_model is model else f"{cls.base_model_prefix}."
-        wrong = [f"{key} is missing" for key in info["missing_keys"] if key.startswith(prefix)]
-        wrong += [f"{key} is {tuple(given)}, not {tuple(due)}" for key, given, due in info["mismatched_keys"]]
-        if wrong and not ignore_mismatched_sizes:
-            raise ValueError(
-                f"the weights of {name} do not fit its config.json: {'; '.join(sorted(wrong))}. Save the model again, "
-                "or pass ignore_mismatched_sizes=True to start these weights anew"
-            )
-        statistics = None if name is None else cached_file(name, STATISTICS, **_hub_options(kwargs))
-        model.update_statistics = None if statistics is None else load_file(statistics)
-        return loaded if output_loading_info else model
-
-    def save_pretrained(
-        self, save_directory: str | os.PathLike[str], *args: Any, save_history: bool = False, **kwargs: Any
-    ) -> None:
-        """Saves the model, and the code that loads it where this package is not installed, as transformers does.
-
-        With `save_history`, a copy of the attached bank is kept in the folder `history`, from which
-        `HistoryBank.from_pretrained` opens it. It holds the texts that the bank was made of.
-        """
-        if save_history and self.history_bank is None:
-            raise ValueError("save_history=True, but no bank is attached: call attach_history first")
-        self.config.auto_map = dict(AUTO_MAP)
-        super().save_pretrained(save_directory, *args, **kwargs)
-        if self.update_statistics is not None:
-            save_file(self.update_statistics, os.path.join(save_directory, STATISTICS), {"format": "pt"})
-        if save_history and self.history_bank is not None:
-            self.history_bank.save_pretrained(os.path.join(save_directory, HISTORY_FOLDER))
-
-    update_statistics: dict[str, Tensor] | None = None  # what the rule of the test-time update knows of training text
-    history_bank: HistoryBank | None = None
-    history_namespaces: tuple[str, ...] | None = None
-
-    def attach_history(
-        self, bank: HistoryBank, namespaces: Sequence[str] | str | None = None, tokenizer: Any = None
-    ) -> None:
-        """Lets the model recall from a bank, in evaluation mode, until `detach_history`.
-
-        Args:
-            bank: The bank.
-            namespaces: The namespaces to recall from; None: all that there are at the time of the search.
-            tokenizer: The tokenizer with which `bank.add` is to encode texts.
-
-        Raises:
-            BankError: Another backbone encoded the bank, or it has no such namespace.
-        """
-        bank.check_model(self)
-        self.history_namespaces = None if namespaces is None else bank.check_namespaces(namespaces)
-        self.history_bank = bank
-        if tokenizer is not None or bank.encoder is None:
-            bank.encoder = (self, tokenizer)
-
-    def detach_history(self) -> None:
-        """Ends `attach_history`."""
-        self.history_bank = self.history_namespaces = None
 
 
 class LLEModel(LLEPreTrainedModel):
@@ -289,17 +152,32 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
     """A language model that keeps learning from the text that it reads.
 
     Args:
-        config: The configuration; `config.history` holds the numbers of the rule.
+        config: The configuration; `config.history` holds the numbers of the rule. If `history.training` asks for
+            training with history, they are learned in training mode: `eval()` and `save_pretrained` write them back.
     """
 
     _auto_class = "AutoModelForCausalLM"  # type: ignore[assignment]
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
+    _keys_to_ignore_on_save = _keys_to_ignore_on_load_missing = {"history_loss.values"}  # noqa: RUF012
 
     def __init__(self, config: LLEConfig) -> None:
         super().__init__(config)
         self.model = LLEModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
+        self.history_loss = HistoryLoss(config) if config.training.window else None
         self.post_init()
+
+    def train(self, mode: bool = True) -> "LLEForCausalLM":
+        """As in torch; when training mode ends, the configuration gets the numbers that were learned."""
+        if not mode and self.history_loss is not None:
+            self.history_loss.store()
+        return super().train(mode)
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """As for every LLE model; the configuration that is saved holds the numbers that were learned."""
+        if self.history_loss is not None:
+            self.history_loss.store()
+        super().save_pretrained(*args, **kwargs)
 
     @can_return_tuple
     def forward(
@@ -328,7 +206,8 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
             labels: (B, T) int64, usually the input itself: shifted here; -100 counts nothing.
             shift_labels: (B, T) int64, the token after each position; overrules `labels`.
             use_cache: Whether to return a cache.
-            use_history: Whether the history takes part; None: as the config says, and never in training mode.
+            use_history: Whether the history takes part; None: as the config says, in training mode only in the loss
+                where `history.training` asks for it and no logits are built.
             output_history: Whether to return the recalled entries with their shares (large: B x T x N).
             logits_to_keep: As in transformers: the last n positions, or an index of positions.
             return_logits: Whether to build the logits; None: unless this is a training step with labels.
@@ -341,6 +220,10 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
             return_logits = shift_labels is None or not self.training
         use_cache = self.config.use_cache if use_cache is None else use_cache
         given = input_ids if inputs_embeds is None else inputs_embeds
+        in_loss = self.training and shift_labels is not None and not (return_logits or output_history)
+        history_loss = self.history_loss if in_loss and use_history is not False else None
+        if history_loss is not None and past_key_values is None and use_cache:
+            past_key_values = LLECache(self.config.training.window)
         rows = 0 if given is None else len(given)
         cache, with_history = self.cache_for(past_key_values, use_cache, use_history, rows)
         if return_logits and attention_mask is not None and (cache is None or cache.seen_tokens == 0):
@@ -364,7 +247,10 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
             first = states.shape[1] - logits_to_keep if isinstance(logits_to_keep, int) and logits_to_keep else 0
             first = 0 if shift_labels is not None or output_history else max(0, first)
             predictions = self.predictions(states, input_ids, mask, cache, True, first)
-        if with_history:
+        if history_loss is not None:
+            stream = None if cache is None else cache.stream
+            output.loss = history_loss(stream, states, dropped, input_ids, mask, shift_labels, self.lm_head)
+        elif with_history:
             self._collect(output, predictions, shift_labels, return_logits, output_history)
             if output.logits is not None:
                 output.logits = slice_logits_to_keep(output.logits, logits_to_keep)
@@ -616,7 +502,10 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
                             calibration.add(*prediction.sample(row, column, own[row, column]))
         finally:
             self.train(training)
-        return calibration.fit(steps)
+        metrics = calibration.fit(steps)
+        if self.history_loss is not None:
+            self.history_loss.load()
+        return metrics
 
 
 def tokens_for_update(input_ids: Tensor | None, options: dict[str, Any]) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
 from .bank_lle import Found
-from .cache_lle import Block
+from .cache_lle import Block, LLECache
 from .history_lle import Evidence, Recall, gate, log_age, mixed_distribution, mixed_log_prob
 from .loss_lle import IGNORED
 
@@ -49,6 +49,27 @@ class HistoryOutput(ModelOutput):
             return torch.cat([nn.functional.pad(t, (0, width - t.shape[-1])) for t in tensors], dim=1)
 
         return cls(**{field.name: joined(field.name) for field in fields(cls)})
+
+
+@dataclass
+class ScoreOutput(ModelOutput):
+    """What a model gave to the tokens that came next.
+
+    Attributes:
+        log_probs: (B, T) float32 nats, with history (equal to `base_log_probs` without); 0 where the target is -100.
+        base_log_probs: (B, T) float32 nats, of the plain output layer.
+        stream_log_probs, bank_log_probs: (B, T) float32 nats, with that source alone; None without a bank.
+        stream_share, bank_share: (B, T) float32, the shares of the sources in the mixture.
+        past_key_values: The cache that continues the text.
+    """
+
+    log_probs: Tensor | None = None
+    base_log_probs: Tensor | None = None
+    stream_log_probs: Tensor | None = None
+    bank_log_probs: Tensor | None = None
+    stream_share: Tensor | None = None
+    bank_share: Tensor | None = None
+    past_key_values: LLECache | None = None
 
 
 @dataclass

@@ -89,7 +89,20 @@ def _total(row: Any, lanes: Any) -> Any:
 
 
 @jit()
-def _softmax_slope(logits: Any, targets: Any, nats: Any) -> None:
+def _total_of_products(weights: Any, row: Any, top: Any, lanes: Any) -> Any:
+    """The sum of the weights times what the row, as it is stored, lies above `top`."""
+    whole = len(weights) - len(weights) % LANES
+    lanes[:] = 0
+    for start in range(0, whole, LANES):
+        for lane in range(LANES):
+            lanes[lane] += weights[start + lane] * (load(row[start + lane]) - top)
+    for i in range(whole, len(weights)):
+        lanes[0] += weights[i] * (load(row[i]) - top)
+    return lanes.sum()
+
+
+@jit()
+def _softmax_slope(logits: Any, targets: Any, nats: Any, features: Any) -> None:
     N, V = logits.shape
     exps, lanes = np.empty(V, nats.dtype), np.empty(LANES, nats.dtype)
     one = nats.dtype.type(1)
@@ -102,6 +115,10 @@ def _softmax_slope(logits: Any, targets: Any, nats: Any) -> None:
         for v in range(V):
             exps[v] = exp(exps[v] - top)
         total = _total(exps, lanes)
+        if features.shape[1] > 0:
+            log_total = math.log(total)
+            features[n, 0] = log_total - _total_of_products(exps, row, top, lanes) / total
+            features[n, 1] = -log_total
         scale = one / total if target >= 0 else one - one
         nats[n] = math.log(total) + top - at_target if target >= 0 else scale
         if target >= 0:
@@ -110,12 +127,13 @@ def _softmax_slope(logits: Any, targets: Any, nats: Any) -> None:
             row[v] = store(exps[v] * scale, row[v])
 
 
-def softmax_slope(logits: Tensor, targets: Tensor, nats: Tensor) -> None:
+def softmax_slope(logits: Tensor, targets: Tensor, nats: Tensor, features: Tensor) -> None:
     """Replaces logits (N, V) by the slope of the cross entropy and fills the nats (N,) of the targets (N,) int64.
 
-    Rows whose target is negative get zeros. float32 and bfloat16 logits take float32 nats, float64 float64.
+    Rows whose target is negative get zeros. float32 and bfloat16 logits take float32 nats, float64 float64. Entropy
+    and largest log probability are filled into the features (N, 2), in the dtype of the nats; (N, 0) asks for none.
     """
-    run(_softmax_slope, logits, targets, nats)
+    run(_softmax_slope, logits, targets, nats, features)
 
 
 @jit()

@@ -308,3 +308,53 @@ def test_streaming_generation(capsys: pytest.CaptureFixture[str]) -> None:
         **inputs, max_new_tokens=6, do_sample=False, streamer=TextStreamer(tokenizer, skip_prompt=True)
     )
     assert capsys.readouterr().out.split() == tokenizer.decode(output[0, 3:]).split()
+
+
+@pytest.mark.parametrize("window", [0, 5])
+def test_an_exported_cache_goes_on_as_before(window: int) -> None:
+    model, ids = make_model(5), make_ids(2, 20)
+    cache = LLECache(window)
+    read(model, ids[:, :9], cache)
+    tensors = {name: tensor.clone() for name, tensor in cache.export().items()}
+    restored = LLECache(window)
+    read(model, ids[:, 3:5], restored)
+    restored.restore(tensors)
+    got, want = (read(model, ids[:, 9:], one).logits for one in (restored, cache))
+    assert torch.equal(got, want)
+    restored.restore({})
+    assert torch.equal(read(model, ids, restored).logits, read(model, ids, LLECache(window)).logits)
+
+
+@pytest.mark.parametrize("window", [1, 3, 50])
+@pytest.mark.parametrize("length", [1, 8])
+def test_a_segment_read_whole_is_the_segment_read_in_blocks(window: int, length: int) -> None:
+    whole, parts = Stream(window), Stream(window)
+    for step in range(4):
+        generator = torch.Generator().manual_seed(step)
+        states = torch.randn(2, length, 4, generator=generator).requires_grad_()
+        tokens, mask = make_ids(2, length, step), torch.rand(2, length, generator=generator) < 0.7
+        block = whole.read_whole(states, tokens, mask)
+        place = 0
+        for part in parts.read(states, tokens, mask, 3):
+            for position in range(part.made.shape[1]):
+                for row in range(2):
+                    entries = [
+                        sorted(
+                            (
+                                int(b.age[row, p, n]),
+                                int(b.outcomes[row, n]),
+                                round(float(b.similarity()[row, p, n]), 4),
+                            )
+                            for n in b.valid[row, p].nonzero()[:, 0]
+                        )
+                        for b, p in ((block, place + position), (part, position))
+                    ]
+                    assert entries[0] == entries[1]
+            place += part.made.shape[1]
+        for name in Stream.tensors:
+            got, want = getattr(whole, name), getattr(parts, name)
+            torch.testing.assert_close(got, want)
+            assert not got.requires_grad
+        if length > 1:
+            block.similarity().sum().backward()  # although the entries were written since
+            assert states.grad is not None

@@ -20,6 +20,7 @@ def test_defaults() -> None:
     assert config.stream == StreamConfig()
     assert config.stream.window == 2000
     assert len(config.stream.gate) == 4
+    assert config.training.window == 0
 
 
 @pytest.mark.parametrize(
@@ -28,6 +29,7 @@ def test_defaults() -> None:
         ({"hiden_size": 3}, r"LLEConfig: 'hiden_size' \(did you mean 'hidden_size'\?\)"),
         ({"history": {"strem": {}}}, r"history: 'strem' \(did you mean 'stream'\?\)"),
         ({"history": {"stream": {"windw": 3}}}, r"history.stream: 'windw' \(did you mean 'window'\?\)"),
+        ({"history": {"training": {"warmup": 3}}}, r"history.training: 'warmup' \(did you mean 'warm_up'\?\)"),
         ({"zzz": 1, "recurence": "gru"}, r"'zzz', 'recurence' \(did you mean 'recurrence'\?\)"),
     ],
 )
@@ -80,6 +82,9 @@ def test_check_keys_accepts_silent_keys_without_proposing_them() -> None:
         ("skip_above", {"history": {"bank": {"skip_above": 1.5}}}),
         ("search", {"history": {"bank": {"search": "quick"}}}),
         ("window", {"history": {"stream": {"window": 2.5}}}),
+        ("window", {"history": {"training": {"window": -1}}}),
+        ("other_rows", {"history": {"training": {"other_rows": 1}}}),
+        ("warm_up", {"history": {"training": {"warm_up": 1.1}}}),
         ("sharpness", {"history": {"stream": {"sharpness": -1}}}),
         ("recency", {"history": {"stream": {"recency": "0.2"}}}),
         ("gate", {"history": {"stream": {"gate": [1.0, 2.0]}}}),
@@ -114,6 +119,7 @@ def test_saving_and_loading(tmp_path: Path) -> None:
         "bank": {"neighbours": 8, "sharpness": 2.5, "gate": [1, 2, 3, 4], "skip_above": 0.5, "search": "fast"},
         "update": {"scope": "low-rank", "every": 7, "rate": 0.5, "decay": 0.1, "momentum": 0.2}
         | {"preconditioning": 1.0, "rank": 5},
+        "training": {"window": 5, "other_rows": False, "warm_up": 0.5, "sharpness": 2, "gate": [4, 3, 2, 1]},
     }
     config = LLEConfig(vocab_size=20, recurrence="qrnn", stack="residual", eos_token_id=[1, 2], history=history)
     config.save_pretrained(tmp_path)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from modeling_lle import loss_lle
-from modeling_lle.loss_lle import IGNORED, linear_cross_entropy, linear_cross_entropy_reference
+from modeling_lle.loss_lle import IGNORED, Recalled, linear_cross_entropy, linear_cross_entropy_reference
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 N, D, V = 13, 5, 70  # more than one lane of the kernel, and a rest
@@ -72,6 +72,86 @@ def test_value_and_gradients(form: str, dtype: torch.dtype, with_bias: bool) -> 
     loss = linear_cross_entropy(hidden, weight, bias, targets)
     assert loss.dtype == dtype
     assert_equal_results((hidden, weight, bias if with_bias else None, targets), TOLERANCE[dtype])
+
+
+def make_recalled(dtype: torch.dtype, sources: int, n: int = N, seed: int = 0) -> Recalled:
+    """What sources recall, some of which have no entries at some positions."""
+    generator = torch.Generator().manual_seed(seed)
+    mass = -3 * torch.rand(n, sources, generator=generator, dtype=torch.float64)
+    empty = torch.rand(n, sources, generator=generator) < 0.3
+    probability = torch.rand(n, sources, generator=generator, dtype=torch.float64).masked_fill(empty, 0.0)
+    numbers = torch.randn(sources, 4, generator=generator, dtype=torch.float64) / 2
+    parts = probability, mass.masked_fill(empty, -math.inf), numbers
+    return Recalled(*(part.to(dtype).requires_grad_() for part in parts))
+
+
+def mixture_results(function: Any, inputs: tuple[Any, ...], recalled: Recalled) -> list[Tensor]:
+    """The loss of the mixture and all gradients, also those of what was recalled."""
+    leaves = [leaf for leaf in inputs[:3] if leaf is not None]
+    loss = function(*inputs, recalled)
+    return [loss, *torch.autograd.grad(loss * 0.7, [*leaves, recalled.probability, recalled.mass, recalled.numbers])]
+
+
+def double(inputs: tuple[Any, ...], recalled: Recalled) -> tuple[tuple[Any, ...], Recalled]:
+    """The same leaves in float64."""
+    leaves = [None if leaf is None else leaf.detach().double().requires_grad_() for leaf in inputs[:3]]
+    parts = (recalled.probability, recalled.mass, recalled.numbers)
+    return (*leaves, inputs[3]), Recalled(*(part.detach().double().requires_grad_() for part in parts))
+
+
+@pytest.mark.parametrize("sources", [1, 2])
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_mixture_value_and_gradients(form: str, dtype: torch.dtype, with_bias: bool, sources: int) -> None:
+    hidden, weight, bias, targets = make_inputs(dtype)
+    inputs, recalled = (hidden, weight, bias if with_bias else None, targets), make_recalled(dtype, sources)
+    got = mixture_results(linear_cross_entropy, inputs, recalled)
+    want = mixture_results(linear_cross_entropy_reference, *double(inputs, recalled))
+    assert got[0].dtype == dtype
+    for value, expected in zip(got, want, strict=True):
+        torch.testing.assert_close(value.double(), expected, atol=5 * TOLERANCE[dtype], rtol=5 * TOLERANCE[dtype])
+    with torch.no_grad():
+        torch.testing.assert_close(linear_cross_entropy(*inputs, recalled), got[0])
+
+
+@given(n=st.integers(1, 9), v=st.integers(1, 140), chunk=st.integers(1, 1000), seed=st.integers(0, 99))
+@settings(deadline=None, max_examples=30)
+def test_mixture_in_chunks_of_any_size(n: int, v: int, chunk: int, seed: int) -> None:
+    inputs, recalled = make_inputs(torch.float64, n, v, seed), make_recalled(torch.float64, 2, n, seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loss_lle, "CHUNK_ELEMENTS", chunk)
+        got = mixture_results(linear_cross_entropy, inputs, recalled)
+    for value, expected in zip(got, mixture_results(linear_cross_entropy_reference, inputs, recalled), strict=True):
+        torch.testing.assert_close(value, expected, atol=1e-11, rtol=1e-11)
+
+
+def test_mixture_in_bfloat16_autocast(form: str) -> None:
+    inputs, recalled = make_inputs(), make_recalled(torch.float32, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = mixture_results(linear_cross_entropy, inputs, recalled)
+    for value, expected in zip(got, mixture_results(linear_cross_entropy_reference, inputs, recalled), strict=True):
+        assert value.dtype == torch.float32
+        assert distance(value, expected) < 0.02
+
+
+def test_a_history_without_entries_changes_nothing(form: str) -> None:
+    inputs = make_inputs(torch.float64)
+    none = torch.zeros(N, 1, dtype=torch.float64)
+    recalled = Recalled(none, torch.full_like(none, -math.inf), torch.ones(1, 4, dtype=torch.float64))
+    want = results(linear_cross_entropy, *inputs)
+    got = results(lambda *given: linear_cross_entropy(*given, recalled), *inputs)
+    for value, expected in zip(got, want, strict=True):
+        torch.testing.assert_close(value, expected, atol=1e-12, rtol=1e-12)
+
+
+def test_a_frozen_model_still_gives_the_gradients_of_what_was_recalled(form: str) -> None:
+    hidden, weight, bias, targets = make_inputs()
+    recalled = make_recalled(torch.float32, 1)
+    want = mixture_results(linear_cross_entropy, (hidden, weight, bias, targets), recalled)[4:]
+    frozen = [leaf.detach() for leaf in (hidden, weight, bias)]
+    linear_cross_entropy(*frozen, targets, recalled).mul(0.7).backward()
+    for part, expected in zip((recalled.probability, recalled.mass, recalled.numbers), want, strict=True):
+        torch.testing.assert_close(part.grad, expected)
 
 
 @given(n=st.integers(1, 9), v=st.integers(1, 140), chunk=st.integers(1, 1000), seed=st.integers(0, 99))
@@ -182,11 +262,13 @@ class Largest(TorchDispatchMode):
         return output
 
 
-def test_the_logits_never_exist_at_once(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("sources", [0, 2])
+def test_the_logits_never_exist_at_once(form: str, sources: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loss_lle, "CHUNK_ELEMENTS", 4 * V)
     inputs = make_inputs(n=100)
     with Largest() as largest:
-        linear_cross_entropy(*inputs).backward()
+        recalled = make_recalled(torch.float32, sources, 100) if sources else None
+        linear_cross_entropy(*inputs, recalled).backward()
     assert largest.elements <= max(5 * V, V * D, 100 * D)
     with Largest() as largest:
         linear_cross_entropy_reference(*inputs)

@@ -15,10 +15,10 @@ WORDS = ["a", "b", "c", "d", "e", "f", "g", "h"]
 
 
 def make_model(window: int = 7, recurrence: str = "lstm", stack: str = "plain", **values: Any) -> LLEForCausalLM:
-    """A language model in evaluation mode; the same arguments give the same weights."""
+    """A language model in evaluation mode; the same arguments give the same weights. `history` adds sections."""
     torch.manual_seed(0)
     sizes = {"vocab_size": VOCAB, "hidden_size": 6, "num_hidden_layers": 2, "initializer_range": 1.0}
-    history = {"stream": {"window": window, **NUMBERS}, "bank": BANK_NUMBERS}
+    history = {"stream": {"window": window, **NUMBERS}, "bank": BANK_NUMBERS, **values.pop("history", {})}
     config = LLEConfig(recurrence=recurrence, stack=stack, history=history, **{**sizes, **values})
     return LLEForCausalLM(config).eval()
 

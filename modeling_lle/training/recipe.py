@@ -60,7 +60,11 @@ class TokenizerArguments:
 
 @dataclasses.dataclass
 class Recipe:
-    """The sections of a run."""
+    """The sections of a run.
+
+    `model` holds the fields of `LLEConfig`, and `path`: a trained model, a folder or a name on the Hub, to go on from.
+    Then the fields change its configuration, and the tokenizer is its own where the recipe names none.
+    """
 
     data: DataArguments
     tokenizer: TokenizerArguments
@@ -117,7 +121,7 @@ def make_recipe(values: dict[str, Any], where: str = "the recipe") -> Recipe:
         for name in ("data", "tokenizer", "model", "training")
     }
     model = _numbers(sections["model"])
-    LLEConfig(**model)
+    LLEConfig(**{key: value for key, value in model.items() if key != "path"})
     training = {"output_dir": f"runs/{Path(where).stem}", **sections["training"]}
     return Recipe(
         data=_section(DataArguments, sections["data"], f"the section data of {where}"),

@@ -51,10 +51,10 @@ def run(recipe: Recipe, texts: dict[str, Rows] | None = None, resume: bool = Fal
     torch.manual_seed(arguments.seed)
     texts = {split: _load(recipe.data, split, texts) for split in ("train", "validation")}
     tokenizer = _tokenizer(recipe, texts["train"])
-    model = LLEForCausalLM(_config(recipe.model, tokenizer))
+    model = _model(recipe.model, tokenizer)
     validation = _read(texts["validation"], tokenizer, recipe.data)
     training = _training_stream(texts["train"], tokenizer, recipe)
-    if isinstance(training, StreamDataset):
+    if isinstance(training, StreamDataset) and "path" not in recipe.model:
         _begin_at_frequencies(model, training.tokens)
     trainer = LLETrainer(
         model=model,
@@ -68,12 +68,13 @@ def run(recipe: Recipe, texts: dict[str, Rows] | None = None, resume: bool = Fal
         ),
         processing_class=tokenizer,
     )
+    numbers = 0 if model.history_loss is None else model.history_loss.values.numel()  # config.json will hold them
     start = time.perf_counter()
     folder = str(arguments.output_dir)
     checkpoint = get_last_checkpoint(folder) if resume and Path(folder).is_dir() else None
     outcome = trainer.train(resume_from_checkpoint=checkpoint)
     metrics: dict[str, Any] = {
-        "parameters": model.num_parameters(),
+        "parameters": model.num_parameters() - numbers,
         "train_minutes": (time.perf_counter() - start) / 60,
         "train_steps": outcome.global_step,
         "train_loss": outcome.training_loss,
@@ -157,21 +158,31 @@ def _load(data: DataArguments, split: str, texts: dict[str, Rows] | None) -> Row
 
 def _tokenizer(recipe: Recipe, train: Rows) -> PreTrainedTokenizerBase:
     arguments = recipe.tokenizer
-    if arguments.path:
-        return AutoTokenizer.from_pretrained(arguments.path)
+    path = arguments.path or recipe.model.get("path")
+    if path:
+        return AutoTokenizer.from_pretrained(path)
     column = recipe.data.text_column
     return LLETokenizer.train((row[column] for row in train), arguments.vocab_size, arguments.kind)
 
 
-def _config(values: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> LLEConfig:
-    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    config = LLEConfig(**{"vocab_size": len(tokenizer), **ids, **values})
+def _model(values: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> LLEForCausalLM:
+    """A new model with the configuration `values`, or the trained one at its `path` with these changes."""
+    values = dict(values)
+    path = values.pop("path", None)
+    if path is None:
+        ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        config = LLEConfig(**{"vocab_size": len(tokenizer), **ids, **values})
+    else:
+        history = LLEConfig.from_pretrained(path).to_dict()["history"]
+        for section, numbers in (values.get("history") or {}).items():
+            history[section].update(numbers or {})
+        config = LLEConfig.from_pretrained(path, **{**values, "history": history})
     if config.vocab_size < len(tokenizer):
         raise ValueError(
             f"model.vocab_size is {config.vocab_size}, but the tokenizer has {len(tokenizer)} types: "
             "leave model.vocab_size out, or train a smaller tokenizer"
         )
-    return config
+    return LLEForCausalLM(config) if path is None else LLEForCausalLM.from_pretrained(path, config=config)
 
 
 @torch.no_grad()

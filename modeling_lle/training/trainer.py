@@ -1,7 +1,9 @@
 """LLETrainer: transformers' Trainer on continuous streams, with the recurrent state carried from step to step.
 
 Notable: the state is part of every checkpoint, so a resumed run continues exactly; each process carries the rows that
-Accelerate's sharding always gives it; evaluation sums nats over every target once, whatever the batch size.
+Accelerate's sharding always gives it; evaluation sums nats over every target once, whatever the batch size. With
+`history.training` in the model's configuration the loss of training is that of the mixture, over the stream that is
+carried along, while evaluation stays without history.
 """
 
 import math
@@ -24,6 +26,9 @@ from transformers import (
 )
 
 from ..cache_lle import LLECache
+from ..training_history_lle import HistoryLoss
+
+_NUMBERS = "numbers"  # their name in the file of the carried state
 
 
 @dataclass
@@ -33,11 +38,14 @@ class LLETrainingArguments(TrainingArguments):
     Args:
         segment_length: Tokens of a row that a step reads and backpropagates through.
         calibration_tokens: Tokens of validation text that the numbers of the rule are fitted on after training;
-            0 keeps the defaults.
+            0 keeps the defaults, or what training with history has learned.
+        history_learning_rate: Learning rate of these numbers in training with history, whatever the optimizer; the
+            schedule is that of the weights, and they do not decay.
     """
 
     segment_length: int = field(default=70, metadata={"help": "Tokens of a row that a step reads."})
     calibration_tokens: int = field(default=30000, metadata={"help": "Validation tokens to fit the rule on."})
+    history_learning_rate: float = field(default=0.03, metadata={"help": "Learning rate of the rule's numbers."})
 
     def __post_init__(self) -> None:
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()  # or bf16 would ask for a GPU
@@ -77,7 +85,8 @@ class LLETrainer(Trainer):
                 f"one process cannot carry the state on {self.args.n_gpu} GPUs: start a process for each of them with "
                 f"`accelerate launch --num_processes {self.args.n_gpu}`, or choose one with CUDA_VISIBLE_DEVICES"
             )
-        self.carried = LLECache()
+        self.history_loss: HistoryLoss | None = getattr(self.model, "history_loss", None)
+        self.carried = LLECache(0 if self.history_loss is None else self.history_loss.config.training.window)
         self.add_callback(_NewEpoch(self))
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
@@ -87,6 +96,18 @@ class LLETrainer(Trainer):
         """The segments of the training stream in their order; raises a ValueError if it has the wrong rows."""
         self._check_rows(self.train_dataset, self.args.train_batch_size)
         return super().get_train_dataloader()
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """As in transformers; the numbers of the rule are a group of their own."""
+        given = self.optimizer is not None
+        optimizer = super().create_optimizer(model)
+        if self.history_loss is not None and not given:
+            values = self.history_loss.values
+            for group in optimizer.param_groups:
+                group["params"] = [parameter for parameter in group["params"] if parameter is not values]
+            rate = getattr(self.args, "history_learning_rate", LLETrainingArguments.history_learning_rate)
+            optimizer.add_param_group({"params": [values], "weight_decay": 0.0, "lr": rate})
+        return optimizer
 
     def _check_rows(self, dataset: Any, batch_size: int) -> None:
         rows = getattr(dataset, "rows", None)
@@ -105,6 +126,9 @@ class LLETrainer(Trainer):
     ) -> Any:
         """The loss of a segment that continues the one before; raises FloatingPointError if it is not finite."""
         inputs = {**inputs, "past_key_values": self.carried.detach(), "use_cache": True}
+        if self.history_loss is not None:
+            warm_up = self.history_loss.config.training.warm_up * self.state.max_steps
+            inputs["use_history"] = self.state.global_step >= warm_up
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if not bool(torch.isfinite(loss.detach())):
             raise FloatingPointError(
@@ -151,14 +175,31 @@ class LLETrainer(Trainer):
         return Path(folder) / f"stream_state_{self.args.process_index}.safetensors"
 
     def _save_rng_state(self, output_dir: str) -> None:
-        """Saves what an exact resumption needs: the random generators and the carried state."""
+        """Saves what an exact resumption needs: the random generators, what is carried, and the learned numbers."""
         super()._save_rng_state(output_dir)
-        state = self.carried.state or ()
-        save_file({str(i): tensor.contiguous() for i, tensor in enumerate(state)}, self._state_file(output_dir))
+        tensors = self.carried.export()
+        if self.history_loss is not None:
+            tensors[_NUMBERS] = self.history_loss.values.detach()
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, self._state_file(output_dir))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)
-        begins_epoch = float(self.state.epoch or 0).is_integer()  # then the stream starts again, with nothing carried
-        if checkpoint is not None and not begins_epoch and self._state_file(checkpoint).is_file():
-            tensors = load_file(self._state_file(checkpoint), device=str(self.args.device))
-            self.carried.state = tuple(tensors[str(i)] for i in range(len(tensors))) or None
+        if checkpoint is None:
+            return
+        tensors = self._load_numbers(checkpoint)
+        if not float(self.state.epoch or 0).is_integer():  # else the stream starts again, with nothing carried
+            self.carried.restore(tensors)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self._load_numbers(str(self.state.best_model_checkpoint))
+
+    def _load_numbers(self, checkpoint: str) -> dict[str, Tensor]:
+        """Sets the learned numbers to those of a checkpoint, and returns what else it says of the stream."""
+        if not self._state_file(checkpoint).is_file():
+            return {}
+        tensors = load_file(self._state_file(checkpoint), device=str(self.args.device))
+        numbers = tensors.pop(_NUMBERS, None)
+        if self.history_loss is not None and numbers is not None:
+            self.history_loss.values.data.copy_(numbers)
+        return tensors

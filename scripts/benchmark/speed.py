@@ -1,4 +1,4 @@
-"""Speed: a training step against nn.LSTM, the stream's cost in reading, and generating a long text."""
+"""Speed: a training step against nn.LSTM and with history, the stream's cost in reading, a long generation."""
 
 import functools
 import statistics
@@ -19,6 +19,7 @@ from .timing import RESULTS, compare, ratio
 
 VOCABULARY, WIDTH, LAYERS, ROWS, SEGMENT = 10_000, 512, 2, 20, 35  # the size of configs/lm/ptb.yaml
 WINDOW = 2000
+TRAINING_WINDOW = 500
 
 
 class PlainLSTM(nn.Module):
@@ -53,7 +54,7 @@ def training_step(model: nn.Module, bf16: bool) -> Callable[[], None]:
     """A step as a training loop takes it: forward, backward, clipping, AdamW."""
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     ids = torch.randint(VOCABULARY, (ROWS, SEGMENT + 1))
-    cache = LLECache()
+    cache = LLECache(model.config.training.window if isinstance(model, LLEForCausalLM) else 0)
 
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
@@ -70,8 +71,8 @@ def training_step(model: nn.Module, bf16: bool) -> Callable[[], None]:
 
 
 def speed(repeats: Annotated[int, typer.Option(help="Repetitions of each measurement.")] = 15) -> None:
-    """A training step against nn.LSTM, the stream's cost in reading, and generating a long text."""
-    metrics = {**_train_ratios(repeats), **_stream_cost(repeats), **_generation()}
+    """A training step against nn.LSTM and with history, the stream's cost in reading, and generating a long text."""
+    metrics = {**_train_ratios(repeats), **_history_ratio(repeats), **_stream_cost(repeats), **_generation()}
     write_results(RESULTS / "speed.json", this_command(), metrics)
     for name, value in metrics.items():
         typer.echo(f"{name:36}{value:,.3f}")
@@ -93,6 +94,17 @@ def _train_ratios(repeats: int) -> dict[str, float]:
         "train_ratio_plain_bf16": ratios["bf16"],
         "train_ratio_fastest_peer": min(ratios.values()),
     }
+
+
+def _history_ratio(repeats: int) -> dict[str, float]:
+    """What a training step costs that recalls 500 entries of its row and the other rows, over one without history."""
+    history = {"training": {"window": TRAINING_WINDOW}}
+    steps = {
+        "history": training_step(lle_model(history=history).train(), bf16=True),
+        "base": training_step(lle_model().train(), bf16=True),
+    }
+    seconds = compare(steps, repeats, warmup=TRAINING_WINDOW // SEGMENT + 1)  # until the window is full
+    return {"train_history_ratio": ratio(seconds["history"], seconds["base"])}
 
 
 def _stream_cost(repeats: int, segment: int = 256) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """A tiny training run for one process, or for the two that `accelerate launch` starts.
 
-Each process writes FOLDER/NAME_{processes}_{index}.pt, NAME "whole" or "streamed": losses, tokens read and weights.
+Each process writes FOLDER/NAME_{processes}_{index}.pt, NAME "whole", "streamed" or "history": losses, tokens read,
+weights and the learned numbers of the stream.
 """
 
 import sys
@@ -19,11 +20,11 @@ VOCABULARY, SEGMENT = 13, 5
 DROPOUTS = ("embedding_dropout", "input_dropout", "hidden_dropout", "output_dropout", "weight_dropout")
 
 
-def make_model(dropout: float = 0.0, recurrence: str = "lstm") -> LLEForCausalLM:
-    """A model with two layers of width 8, always the same."""
+def make_model(dropout: float = 0.0, recurrence: str = "lstm", **training: Any) -> LLEForCausalLM:
+    """A model with two layers of width 8, always the same; `training` is how it trains with history."""
     torch.manual_seed(1)
     options: dict[str, Any] = dict.fromkeys(DROPOUTS, dropout)
-    history = {"stream": {"window": 20}}
+    history = {"stream": {"window": 20}, "training": training}
     return LLEForCausalLM(
         LLEConfig(vocab_size=VOCABULARY, hidden_size=8, recurrence=recurrence, history=history, **options)
     )
@@ -90,10 +91,15 @@ def make_trainer(
 
 
 def train(folder: Path, rows: int) -> None:
-    """Trains on the text in memory and on the streamed one, `rows` rows in each process, and writes what came out."""
-    for streamed in (False, True):
+    """Trains on the text in memory and on the streamed one, `rows` rows in each process, and writes what came out.
+
+    The first of them with history, too, but for other rows: a process knows only its own.
+    """
+    for name in ("whole", "streamed", "history"):
+        streamed = name == "streamed"
         trainer = make_trainer(
             folder,
+            make_model(window=8, other_rows=False, warm_up=0.3) if name == "history" else None,
             streamed=streamed,
             per_device_train_batch_size=rows,
             per_device_eval_batch_size=rows,
@@ -107,7 +113,6 @@ def train(folder: Path, rows: int) -> None:
             "eval_loss": trainer.evaluate()["eval_loss"],
             "weights": trainer.model.state_dict(),
         }
-        name = "streamed" if streamed else "whole"
         torch.save(outcome, folder / f"{name}_{trainer.args.world_size}_{trainer.args.process_index}.pt")
 
 

@@ -132,6 +132,27 @@ def test_resuming_is_exact(tmp_path: Path, source: Path, streaming: bool) -> Non
         assert torch.equal(weight, weights[name]), name
 
 
+def test_going_on_from_a_trained_model_with_history_in_the_loss(tmp_path: Path, source: Path) -> None:
+    run(recipe(tmp_path, source, model={"history": {"stream": {"window": 9, "sharpness": 4.5}}}))
+    first = LLEForCausalLM.from_pretrained(tmp_path / "out")
+    model = {"path": str(tmp_path / "out"), "input_dropout": 0.1, "history": {"training": {"window": 7}}}
+    options = {"learning_rate": 1e-9, "history_learning_rate": 0.1, "calibration_tokens": 0}
+    training = {"output_dir": str(tmp_path / "more"), **options}
+    given = recipe(tmp_path, source, training=training)
+    given.model = model
+    metrics = run(given)
+    again = LLEForCausalLM.from_pretrained(tmp_path / "more")
+    assert load_recipe(tmp_path / "more" / "recipe.yaml").model == model
+    assert metrics["parameters"] == first.num_parameters()
+    assert (again.config.input_dropout, again.config.training.window, again.config.stream.window) == (0.1, 7, 9)
+    assert again.config.stream.sharpness != first.config.stream.sharpness
+    assert again.config.stream.sharpness == pytest.approx(first.config.stream.sharpness, rel=0.5)
+    for name, weight in first.state_dict().items():
+        torch.testing.assert_close(again.state_dict()[name], weight)
+    calibrated = run(recipe(tmp_path, source, training={"output_dir": str(tmp_path / "last")}, model=model))
+    assert "after_ppl" in calibrated["calibration"]
+
+
 def test_texts_in_memory_and_a_saved_tokenizer(tmp_path: Path) -> None:
     """Also one that cannot pad."""
     tokenizer = LLETokenizer.train(LINES, kind="word")

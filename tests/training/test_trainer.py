@@ -129,15 +129,19 @@ def test_evaluation_while_training_leaves_the_training_alone(tmp_path: Path) -> 
         ({"gradient_accumulation_steps": 4}, 2),
         ({"bf16": True}, 4),
         ({"streamed": True}, 2),
+        ({"window": 12}, 4),
+        ({"window": 12, "warm_up": 0.5}, 6),
+        ({"window": 12, "bf16": True, "optim": "sgd", "gradient_accumulation_steps": 2}, 5),
     ],
 )
 def test_resuming_is_exact(tmp_path: Path, options: dict[str, Any], stop: int) -> None:
     options = {**options, "save_strategy": "steps", "save_steps": stop}
     options |= {"max_steps": 5} if "streamed" in options else {"num_train_epochs": 2}
-    whole = make_trainer(tmp_path, make_model(dropout=0.3), **options)
+    training = {name: options.pop(name) for name in ("window", "warm_up") if name in options}
+    whole = make_trainer(tmp_path, make_model(dropout=0.3, **training), **options)
     whole.train()
     torch.manual_seed(99)
-    resumed = make_trainer(tmp_path / "again", make_model(dropout=0.3), **options)
+    resumed = make_trainer(tmp_path / "again", make_model(dropout=0.3, **training), **options)
     resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{stop}"))
     assert resumed.losses == whole.losses
     assert len(resumed.seen) < len(whole.seen)
@@ -145,7 +149,7 @@ def test_resuming_is_exact(tmp_path: Path, options: dict[str, Any], stop: int) -
 
 
 def test_two_processes_train_as_one_with_twice_the_rows(tmp_path: Path) -> None:
-    """On the text in memory and on the streamed one: the same losses and weights, and every process keeps its rows."""
+    """The same losses, weights and learned numbers, and every process keeps its rows."""
     # `--cpu --num_processes 2` would start one process only; the worker's use_cpu makes this one run on CPUs.
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
@@ -159,7 +163,7 @@ def test_two_processes_train_as_one_with_twice_the_rows(tmp_path: Path) -> None:
     train(tmp_path, rows=4)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
-    for name in ("whole", "streamed"):
+    for name in ("whole", "streamed", "history"):
         alone = torch.load(tmp_path / f"{name}_1_0.pt")
         for index in range(2):
             one = torch.load(tmp_path / f"{name}_2_{index}.pt")
@@ -168,6 +172,63 @@ def test_two_processes_train_as_one_with_twice_the_rows(tmp_path: Path) -> None:
             for key, weight in one["weights"].items():
                 torch.testing.assert_close(weight, alone["weights"][key], rtol=0, atol=1e-4)
         assert torch.load(tmp_path / f"{name}_2_0.pt")["losses"] == pytest.approx(alone["losses"], abs=1e-5)
+
+
+def numbers(model: LLEForCausalLM) -> list[float]:
+    """The learned numbers of the stream, as they are in the configuration."""
+    stream = model.eval().config.stream
+    return [stream.sharpness, stream.recency, *stream.gate]
+
+
+def test_history_is_carried_from_step_to_step_and_the_warm_up_has_none(tmp_path: Path) -> None:
+    """With weights and numbers that stand still, the losses are those of the epoch's segments, one after the other."""
+    rates = {"learning_rate": 0.0, "history_learning_rate": 0.0}
+    model = make_model(window=12, warm_up=0.5)
+    trainer = make_trainer(tmp_path, model, num_train_epochs=1, **rates)
+    trainer.train()
+    cache, expected = LLECache(12), []
+    for step, batch in enumerate(batches(trainer.train_dataset)):
+        with torch.no_grad():
+            output = model(**batch, past_key_values=cache, use_cache=True, use_history=step >= 3)
+        expected.append(output.loss.item())
+    assert cache.stream.count.tolist() == [29] * 4
+    assert trainer.losses == pytest.approx(expected, abs=2e-6)
+    plain = make_trainer(tmp_path, make_model(), num_train_epochs=1, **rates)
+    plain.train()
+    assert trainer.losses[:3] == plain.losses[:3]
+    assert all(abs(one - two) > 1e-3 for one, two in zip(trainer.losses[3:], plain.losses[3:], strict=True))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw_torch", "sgd"])
+def test_the_numbers_are_learned_at_their_own_rate_without_decay(tmp_path: Path, optimizer: str) -> None:
+    options = {"optim": optimizer, "weight_decay": 0.1, "num_train_epochs": 1, "learning_rate": 20.0}
+    trainer = make_trainer(tmp_path, make_model(window=12, warm_up=1), max_grad_norm=1e-9, **options)
+    trainer.train()
+    values = trainer.model.history_loss.values
+    group = trainer.optimizer.param_groups[-1]
+    assert group["params"] == [values]
+    assert (group["weight_decay"], group["initial_lr"]) == (0.0, 0.03)
+    assert all(parameter is not values for rest in trainer.optimizer.param_groups[:-1] for parameter in rest["params"])
+    fresh = make_model(window=12)
+    assert torch.equal(values, fresh.history_loss.values)  # a warm-up to the end has learned nothing
+    trainer = make_trainer(tmp_path, fresh, num_train_epochs=3, optim=optimizer, learning_rate=1e-3)
+    before = numbers(make_model())
+    trainer.train()
+    after = numbers(trainer.model)
+    assert all(one != two for one, two in zip(before, after, strict=True))
+    assert after == pytest.approx(before, rel=0.5, abs=0.5)
+
+
+def test_the_best_model_has_its_own_numbers(tmp_path: Path) -> None:
+    """The first one is best if a higher loss is better."""
+    options = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
+    options |= {"metric_for_best_model": "eval_loss", "greater_is_better": True}
+    trainer = make_trainer(tmp_path, make_model(window=12), num_train_epochs=3, **options)
+    trainer.train()
+    saved = [LLEForCausalLM.from_pretrained(tmp_path / f"checkpoint-{step}") for step in (6, 18)]
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-6")
+    assert torch.equal(trainer.model.lm_head.weight, saved[0].lm_head.weight)
+    assert numbers(trainer.model) == numbers(saved[0]) != numbers(saved[1])
 
 
 @pytest.mark.parametrize("cause", ["learning_rate", "weights"])
