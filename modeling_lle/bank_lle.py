@@ -278,7 +278,7 @@ class HistoryBank:
             self._views[key] = view
         return self._views[key]
 
-    def _index(self, view: _View, namespaces: tuple[str, ...], how: Search) -> Any:
+    def _index(self, view: View, namespaces: tuple[str, ...], how: Search) -> Any:
         try:
             return _tool("index").index_of(
                 self.folder.path, view.names, view.keys_of, [len(segment) for segment in view.segments], how
