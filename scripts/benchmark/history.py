@@ -220,8 +220,8 @@ def history(
     model: Model,
     source: Source,
     dataset: Annotated[str | None, typer.Option(help="Its name in the results; else that of its folder.")] = None,
-    tokens: Annotated[int, typer.Option(help="Validation tokens that every method is tuned on,")] = 20_000,
-    dynamic_tokens: Annotated[int, typer.Option(help="but for dynamic evaluation, for each pair of rates.")] = 8_000,
+    tokens: Annotated[int, typer.Option(help="Validation tokens that methods are tuned on.")] = 20_000,
+    dynamic_tokens: Annotated[int, typer.Option(help="The same of dynamic evaluation, which is slow.")] = 8_000,
     test_tokens: Annotated[int | None, typer.Option(help="Read only the first tokens of the test split.")] = None,
     gradient_batches: Annotated[int, typer.Option(help="Batches of 500 training tokens for the RMS rule.")] = 300,
     method: Annotated[list[str] | None, typer.Option(help="Only this one; can be repeated.")] = None,
@@ -244,6 +244,7 @@ def history(
         comparison = Comparison(model, source, tokens, dynamic_tokens, test_tokens, gradient_batches, Path(folder))
         for name in chosen:
             if name not in log.rows:
+                typer.echo(f"{dataset}: {name}")
                 log.add(name, METHODS[name](name, comparison))
             for row in log.rows[name]:
                 typer.echo(row)

@@ -9,9 +9,9 @@ where theta_0 are the trained weights, rms the root mean square of each weight's
 text, and d = rms / mean(rms), at most 1 / decay. As in the authors' code, the batches have 100 rows of 5 tokens, and
 the mean is that over the weight matrices and vectors of each one's mean.
 
-Notable: all weights change, the tied embedding included, in a copy of the model. The rule is one kernel over the
-weights, and the gradient of the few embeddings that were read is added to that of the output layer, not spread over
-the vocabulary: the method is as fast here as its memory traffic lets it be. Shapes: B batch, T time, D width.
+Notable: all weights change, the tied embedding included, in a copy of the model. For a fair comparison of speeds, the
+rule is one kernel over the weights, and the gradient of the few embeddings that were read is added to that of the
+output layer instead of being spread over the vocabulary. Shapes: B batch, T time, D width.
 """
 
 import copy
@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+from tqdm import tqdm
 
 from modeling_lle import LLECache
 from modeling_lle.data import StreamDataset
@@ -131,7 +132,7 @@ class DynamicEvaluation:
 
     @classmethod
     def tuned(
-        cls, model: Any, ids: np.ndarray, rms: list[Tensor] | None = None, most: int = 16
+        cls, model: Any, ids: np.ndarray, rms: list[Tensor] | None = None, most: int = 20
     ) -> tuple["DynamicEvaluation", list[Segment]]:
         """With the rate and the decay that are best on a text (N,), and what it gave to that text.
 
@@ -141,16 +142,19 @@ class DynamicEvaluation:
         start = BEGINNING[rms is not None]
         nats: dict[tuple[int, int], float] = {}
         best, segments = (0, 0), []
-        waiting = [best]
+        waiting, bar = [best], tqdm(desc="pairs of rate and decay", total=most)
         while waiting and len(nats) < most:
             place = waiting.pop(0)
             read = list(cls(model, *_numbers(start, place), rms).read(ids))
             mean = -float(torch.cat([segment.base for segment in read]).mean())
             nats[place] = mean if math.isfinite(mean) else math.inf
+            bar.update()
             if nats[place] <= nats.get(best, math.inf):
                 best, segments = place, read
                 around = [(best[0] + i, best[1] + j) for i, j in ((1, 0), (-1, 0), (0, 1), (0, -1))]
                 waiting = [near for near in around if near not in nats]
+            bar.set_postfix(best_nats=nats[best])
+        bar.close()
         return cls(model, *_numbers(start, best), rms), segments
 
     def _learn(self, slopes: list[Tensor]) -> None:

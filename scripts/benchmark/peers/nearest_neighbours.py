@@ -31,6 +31,18 @@ CHUNK = 65_536  # keys that are converted at once
 TEMPERATURES = tuple(2 ** (step / 2) for step in range(-16, 5))  # relative to the mean squared distance of neighbours
 
 
+def _make_index(keys: np.ndarray) -> Any:
+    """An index of keys (N, D) float16, whose cells are learned from an even sample of them."""
+    cells = min(CELLS, 1 << int(math.log2(max(1, len(keys) // SAMPLE_PER_CELL))))
+    index = faiss.index_factory(keys.shape[1], f"IVF{cells},SQfp16", faiss.METRIC_L2)
+    sample = np.linspace(0, len(keys) - 1, min(len(keys), SAMPLE_PER_CELL * cells)).astype(np.int64)
+    index.train(keys[sample].astype(np.float32))
+    for start in range(0, len(keys), CHUNK):
+        index.add(keys[start : start + CHUNK].astype(np.float32))
+    faiss.extract_index_ivf(index).nprobe = min(CELLS_READ, cells)
+    return index
+
+
 class Datastore:
     """The states of a text, and the tokens that followed them, with the index that finds them.
 
@@ -48,18 +60,12 @@ class Datastore:
         for states, _ in read_states(model, ids):
             keys[place : place + len(states)] = states.numpy()
             place += len(states)
-        self.cells = min(CELLS, 1 << int(math.log2(max(1, len(keys) // SAMPLE_PER_CELL))))
-        self.index: Any = faiss.index_factory(keys.shape[1], f"IVF{self.cells},SQfp16", faiss.METRIC_L2)
-        sample = min(len(keys), SAMPLE_PER_CELL * self.cells)
-        self.index.train(keys[(np.arange(sample) * len(keys) / sample).astype(np.int64)].astype(np.float32))
-        for start in range(0, len(keys), CHUNK):
-            self.index.add(keys[start : start + CHUNK].astype(np.float32))
-        self.index.nprobe = min(CELLS_READ, self.cells)
+        self.index = _make_index(keys)
 
     @property
     def bytes(self) -> int:
         """What the index (keys, their numbers, centres of the cells) and the outcomes take."""
-        of_index = self.index.ntotal * (self.index.code_size + 8) + self.cells * self.index.d * 4
+        of_index = self.index.ntotal * (self.index.code_size + 8) + self.index.nlist * self.index.d * 4
         return of_index + self.outcomes.nbytes
 
     def search(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
