@@ -33,14 +33,20 @@ LEAST_SHARE = 0.001  # groups with fewer tokens than this share are noise
 
 def draw_evaluation(evaluation: StreamEvaluation, title: str | None = None) -> Figure:
     """Draws both panels; show the figure in a notebook, or give it to `save_figure`."""
-    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08, wspace=0.04)
-    figure = Figure(figsize=(12, 4.8), layout=layout, facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = make_figure(12, 4.8, title)
     left, right = figure.subplots(1, 2, gridspec_kw={"width_ratios": [1, 1.15]})
-    if title:
-        figure.suptitle(title, color=INK, fontsize=14, fontweight="bold")
     _draw_running(left, evaluation)
     _draw_gain(right, evaluation)
+    return figure
+
+
+def make_figure(width: float, height: float, title: str | None = None) -> Figure:
+    """An empty figure, its sides in inches."""
+    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08, wspace=0.04)
+    figure = Figure(figsize=(width, height), layout=layout, facecolor="white")
+    FigureCanvasAgg(figure)
+    if title:
+        figure.suptitle(title, color=INK, fontsize=14, fontweight="bold")
     return figure
 
 
@@ -50,7 +56,8 @@ def save_figure(figure: Figure, path: str | Path) -> None:
     figure.savefig(path, dpi=160)
 
 
-def _style(axes: Axes, title: str, x: str, y: str) -> None:
+def style(axes: Axes, title: str, x: str, y: str) -> None:
+    """Sets what all panels have in common: their title and axes, grid and colours."""
     axes.set_title(title, loc="left", color=INK, fontsize=12, pad=10)
     axes.set_xlabel(x, color=INK)
     axes.set_ylabel(y, color=INK)
@@ -66,7 +73,7 @@ def _draw_running(axes: Axes, evaluation: StreamEvaluation) -> None:
     for side, curve in perplexity.items():
         axes.plot(ends, curve, color=SIDE_COLOURS[side], linewidth=2.2, solid_capstyle="round")
     axes.fill_between(ends, perplexity["history"], perplexity["base"], color=HISTORY, alpha=0.10, linewidth=0)
-    _style(axes, "Perplexity of the text read so far", "tokens read", "perplexity per token")
+    style(axes, "Perplexity of the text read so far", "tokens read", "perplexity per token")
     settled = slice(len(ends) // 20, None)  # the first tokens alone would set the scale
     shown = np.concatenate([curve[settled] for curve in perplexity.values()])
     margin = 0.15 * float(np.ptp(shown)) or 1.0
@@ -121,7 +128,7 @@ def _draw_gain(axes: Axes, evaluation: StreamEvaluation) -> None:
         labels = [f"{row['gain'] * row['tokens'] / total:.0%}" for _, row in members] if total > 0 else []
         axes.bar_label(bars, labels, padding=2, fontsize=8, color=INK)
     axes.axhline(0, color=INK, linewidth=0.8)
-    _style(
+    style(
         axes,
         "Where the gain comes from (labels: share of all of it)",
         f"occurrences in the {evaluation.counted} (share of the tokens)",

@@ -45,7 +45,7 @@ def run(recipe: Recipe, texts: dict[str, Rows] | None = None, resume: bool = Fal
     """
     arguments = recipe.training
     _check_trackers(arguments)
-    _keep_freed_pages()
+    keep_freed_pages()
     if recipe.data.streaming and arguments.max_steps < 1:
         raise ValueError("a streamed text has no length that is known: set training.max_steps with data.streaming")
     torch.manual_seed(arguments.seed)
@@ -122,7 +122,7 @@ def save(recipe: Recipe, trainer: LLETrainer, metrics: dict[str, Any]) -> None:
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
 
 
-def _keep_freed_pages() -> None:
+def keep_freed_pages() -> None:
     """Tells glibc to keep freed memory for the next step: else the kernel zeroes the pages of every step's buffers.
 
     See `man mallopt`. Elsewhere than on glibc it does nothing.

@@ -13,7 +13,6 @@ import psutil
 import torch
 import typer
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from modeling_lle import HistoryBank, LLECache
 from modeling_lle.bank_files_lle import Added, Segment
@@ -24,35 +23,18 @@ from modeling_lle.evaluation.results import this_command
 from modeling_lle.training import calibrate
 
 from .damage import synthetic_segment
+from .inputs import Model, Source, load_model, read_states, read_tokens
 from .timing import RESULTS, compare, ratio
 
-Model = Annotated[str, typer.Argument(help="A folder that `lle train` wrote.")]
-Source = Annotated[str, typer.Argument(help="Text with train, validation and test splits.")]
 SETTINGS: tuple[Search, ...] = ("exact", "balanced", "fast")
 CALIBRATION_TOKENS = 30_000
 BATCH = 128  # queries at once: the positions that a model predicts together
 
 
-def _load(model: str) -> tuple[Any, Any]:
-    return AutoModelForCausalLM.from_pretrained(model).eval(), AutoTokenizer.from_pretrained(model)
-
-
-def _tokens(source: str, split: str, tokenizer: Any, limit: int | None = None) -> TextTokens:
-    tokens = collect(tokenize(load_texts(source, split=split), tokenizer), start=tokenizer.eos_token_id)
-    if limit is None:
-        return tokens
-    share = min(1.0, limit / len(tokens.ids))
-    return TextTokens(tokens.ids[:limit], int(tokens.words * share), int(tokens.bytes * share))
-
-
-@torch.no_grad()
 def _queries(model: Any, tokens: TextTokens) -> Tensor:
     """The normalised states of a text, (N, D)."""
-    stream, cache, parts = StreamDataset(tokens.ids, 1, 256, evaluation=True), LLECache(), []
-    for index in range(len(stream)):
-        ids = stream[index]["input_ids"][None]
-        parts.append(model.model(ids, past_key_values=cache, use_cache=False).last_hidden_state[0])
-    return torch.nn.functional.normalize(torch.cat(parts), dim=-1)
+    states = torch.cat([states for states, _ in read_states(model, tokens.ids)])
+    return torch.nn.functional.normalize(states, dim=-1)
 
 
 def _queries_per_second(bank: HistoryBank, queries: Tensor, neighbours: int, how: Any, repeats: int = 3) -> float:
@@ -80,16 +62,16 @@ def search(
     output: Annotated[Path, typer.Option(help="Results file.")] = RESULTS / "bank-search.json",
 ) -> None:
     """Exact and approximate search of a bank of the training text: queries a second, recall and perplexity."""
-    loaded, tokenizer = _load(model)
+    loaded, tokenizer = load_model(model)
     text = load_texts(source, split="train")
     neighbours = loaded.config.bank.neighbours
     with tempfile.TemporaryDirectory() as folder:
         cost = _build_cost(loaded, tokenizer, text, Path(folder))
         bank = HistoryBank.build(loaded, tokenizer, text, Path(folder) / "bank")
-        queries = _queries(loaded, _tokens(source, "validation", tokenizer, 20 * exact_queries))
+        queries = _queries(loaded, readread_tokens(source, "validation", tokenizer, 20 * exact_queries))
         true = bank.search(queries[:exact_queries], neighbours, how="exact").ids
         loaded.attach_history(bank)
-        read, rows = _tokens(source, "validation", tokenizer, tokens), []
+        read, rows = readread_tokens(source, "validation", tokenizer, tokens), []
         for how in SETTINGS:
             begin = time.perf_counter()
             found = bank.search(queries[:exact_queries], neighbours, how=how).ids
@@ -153,8 +135,8 @@ def selection(
     output: Annotated[Path, typer.Option(help="Results file.")] = RESULTS / "bank-selection.json",
 ) -> None:
     """The size of a bank against perplexity, for what it keeps; and the cost of asking it less often."""
-    loaded, tokenizer = _load(model)
-    text, read = load_texts(source, split="train"), _tokens(source, "validation", tokenizer, tokens)
+    loaded, tokenizer = load_model(model)
+    text, read = load_texts(source, split="train"), readread_tokens(source, "validation", tokenizer, tokens)
     rows: list[dict[str, Any]] = []
     kept: dict[str, dict[str, Any]] = {
         "everything": {},
@@ -194,9 +176,9 @@ def domain(
     output: Annotated[Path, typer.Option(help="Results file.")] = RESULTS / "bank-domain.json",
 ) -> None:
     """A model reads the test split of another domain: alone, with its stream, with a bank of the training split."""
-    loaded, tokenizer = _load(model)
-    held_out = _tokens(source, "validation", tokenizer, CALIBRATION_TOKENS)
-    test = _tokens(source, "test", tokenizer)
+    loaded, tokenizer = load_model(model)
+    held_out = read_tokens(source, "validation", tokenizer, CALIBRATION_TOKENS)
+    test = read_tokens(source, "test", tokenizer)
     calibrate(loaded, held_out.ids, CALIBRATION_TOKENS)
     alone = evaluate_stream(loaded, test).metrics()
     with tempfile.TemporaryDirectory() as folder:

@@ -1,0 +1,39 @@
+"""What the benchmarks read: a trained model, the text of a split, and the states that the model has in it."""
+
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from modeling_lle import LLECache
+from modeling_lle.data import StreamDataset, TextTokens, collect, load_texts, tokenize
+
+Model = Annotated[str, typer.Argument(help="A folder that `lle train` wrote.")]
+Source = Annotated[str, typer.Argument(help="Text with train, validation and test splits.")]
+SEGMENT = 256  # positions that are read at once
+
+
+def load_model(model: str) -> tuple[Any, Any]:
+    """The model in evaluation mode, and its tokenizer."""
+    return AutoModelForCausalLM.from_pretrained(model).eval(), AutoTokenizer.from_pretrained(model)
+
+
+def read_tokens(source: str, split: str, tokenizer: Any, limit: int | None = None) -> TextTokens:
+    """The first `limit` tokens of a split, or all; of its words and bytes the same share."""
+    tokens = collect(tokenize(load_texts(source, split=split), tokenizer), start=tokenizer.eos_token_id)
+    share = 1.0 if limit is None else min(1.0, limit / len(tokens.ids))
+    return TextTokens(tokens.ids[:limit], int(tokens.words * share), int(tokens.bytes * share))
+
+
+@torch.no_grad()
+def read_states(model: Any, ids: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
+    """Reads a text (N,) as one row, and yields states (T, D) with the tokens that followed them (T,) int64."""
+    stream, cache = StreamDataset(ids, 1, SEGMENT, evaluation=True), LLECache()
+    for index in range(len(stream)):
+        segment = stream[index]
+        output = model.model(segment["input_ids"][None], past_key_values=cache, use_cache=False)
+        yield output.last_hidden_state[0], segment["shift_labels"]

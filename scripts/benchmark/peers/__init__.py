@@ -1,0 +1,20 @@
+"""What LLE is measured against, each written from its paper: other ways to learn from what has been read.
+
+Each reads a text once, as one row, with the state carried from the first to the last token, and predicts every token
+before it takes it in.
+"""
+
+from .dynamic_evaluation import DynamicEvaluation, root_mean_squares
+from .mixture import Segment, read
+from .nearest_neighbours import Datastore, NearestNeighbours
+from .neural_cache import NeuralCache
+
+__all__ = [
+    "Datastore",
+    "DynamicEvaluation",
+    "NearestNeighbours",
+    "NeuralCache",
+    "Segment",
+    "read",
+    "root_mean_squares",
+]

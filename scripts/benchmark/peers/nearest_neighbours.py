@@ -1,0 +1,111 @@
+"""kNN-LM (Khandelwal et al. 2020, arXiv:1911.00172): the nearest states of the training text, and an interpolation.
+
+    p_kNN(w | h) ∝ sum over the k nearest (key, outcome) of [outcome = w] exp(-d(h, key)^2 / T)      (equation 2)
+    p(w) = (1 - lambda) p_LM(w) + lambda p_kNN(w)                                                    (equation 3)
+
+As published: d is the Euclidean distance of raw states, k = 1024, keys are kept in float16, and FAISS searches 32 of
+4,096 cells. The keys are not quantised further, so that the distances of what is found are in full precision, which
+the authors report to be better. T is 1 in the paper; states of other networks differ in length, so it is tuned.
+Shapes: T positions of a segment, N entries, D width, k neighbours.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import faiss
+import numpy as np
+import torch
+from torch import Tensor
+
+from modeling_lle.history_lle import Recall
+
+from ..inputs import read_states
+from .mixture import Recalled, Segment, best_numbers
+
+NEIGHBOURS = 1024
+CELLS, CELLS_READ = 4096, 32
+SAMPLE_PER_CELL = 64  # keys that the cells are learned from; FAISS needs 39
+CHUNK = 65_536  # keys that are converted at once
+TEMPERATURES = tuple(2 ** (step / 2) for step in range(-16, 5))  # relative to the mean squared distance of neighbours
+
+
+def _make_index(keys: np.ndarray) -> Any:
+    """An index of keys (N, D) float16, whose cells are learned from an even sample of them."""
+    cells = min(CELLS, 1 << int(math.log2(max(1, len(keys) // SAMPLE_PER_CELL))))
+    index = faiss.index_factory(keys.shape[1], f"IVF{cells},SQfp16", faiss.METRIC_L2)
+    sample = np.linspace(0, len(keys) - 1, min(len(keys), SAMPLE_PER_CELL * cells)).astype(np.int64)
+    index.train(keys[sample].astype(np.float32))
+    for start in range(0, len(keys), CHUNK):
+        index.add(keys[start : start + CHUNK].astype(np.float32))
+    faiss.extract_index_ivf(index).nprobe = min(CELLS_READ, cells)
+    return index
+
+
+class Datastore:
+    """The states of a text, and the tokens that followed them, with the index that finds them.
+
+    Args:
+        model: The network.
+        ids: (N + 1,) integers, the text, read as one stream.
+        neighbours: Entries that a search returns, k.
+    """
+
+    def __init__(self, model: Any, ids: np.ndarray, neighbours: int = NEIGHBOURS) -> None:
+        keys = np.empty((len(ids) - 1, model.config.hidden_size), dtype=np.float16)
+        self.outcomes = torch.from_numpy(np.asarray(ids[1:], dtype=np.int32))
+        self.neighbours = min(neighbours, len(keys))
+        place = 0
+        for states, _ in read_states(model, ids):
+            keys[place : place + len(states)] = states.numpy()
+            place += len(states)
+        self.index = _make_index(keys)
+
+    @property
+    def bytes(self) -> int:
+        """What the index (keys, their numbers, centres of the cells) and the outcomes take."""
+        of_index = self.index.ntotal * (self.index.code_size + 8) + self.index.nlist * self.index.d * 4
+        return of_index + self.outcomes.nbytes
+
+    def search(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Squared distances of the nearest entries, whether there is one, and their outcomes, (T, k) each."""
+        distances, found = map(torch.from_numpy, self.index.search(states.contiguous().numpy(), self.neighbours))
+        return distances, found >= 0, self.outcomes[found.clamp(min=0)].long()
+
+
+class NearestNeighbours:
+    """The mixture of kNN-LM.
+
+    Args:
+        datastore: The entries.
+        temperature: T, of the squared distances.
+        share: Weight of the neighbours in the mixture, lambda.
+    """
+
+    def __init__(self, datastore: Datastore, temperature: float, share: float) -> None:
+        self.datastore, self.temperature, self.share = datastore, temperature, share
+
+    def read(self, segments: Iterable[Segment]) -> Iterator[Tensor]:
+        """log P of the targets of each segment, (T,) float32 nats."""
+        for segment in segments:
+            recall = _recall(*self.datastore.search(segment.states), self.temperature)
+            yield Recalled.of(segment, recall).log_probs(self.share)
+
+    @classmethod
+    def tuned(cls, datastore: Datastore, segments: Iterable[Segment]) -> "NearestNeighbours":
+        """With the temperature and the share that are best on a text, of a grid of both."""
+        candidates: dict[float, list[Recalled]] = defaultdict(list)
+        scale = 0.0
+        for segment in segments:
+            distances, valid, outcomes = datastore.search(segment.states)
+            scale = scale or float(distances[valid].mean())
+            for temperature in TEMPERATURES:
+                recall = _recall(distances, valid, outcomes, temperature * scale)
+                candidates[temperature * scale].append(Recalled.of(segment, recall))
+        temperature, share = best_numbers(candidates)
+        return cls(datastore, temperature, share)
+
+
+def _recall(distances: Tensor, valid: Tensor, outcomes: Tensor, temperature: float) -> Recall:
+    return Recall.from_scores(-distances[None] / temperature, valid[None], outcomes[None])

@@ -1,0 +1,46 @@
+"""The pictures of the docs are drawn from the results files, and their labels can be read."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modeling_lle.evaluation import write_results
+
+pictures = pytest.importorskip("scripts.pictures")
+
+METHODS = {"base": (74, 5500), "LLE stream": (66, 5100), "neural cache": (66.1, 5000), "kNN-LM": (66.2, 4900)}
+
+
+def make_results(path: Path) -> dict[str, Any]:
+    rows = [
+        {"dataset": dataset, "method": method, "ppl": ppl, "tokens_per_second": speed}
+        for dataset in ("ptb", "mine")
+        for method, (ppl, speed) in METHODS.items()
+    ]
+    return write_results(path / "model_cards" / "results" / "history.json", "x", {}, rows)
+
+
+def test_history_has_a_panel_a_data_set_and_a_label_a_method(tmp_path: Path) -> None:
+    figure = pictures.draw_history(make_results(tmp_path))
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["Penn Treebank", "mine"]
+    for axes in figure.axes:
+        assert [text.get_text() for text in axes.texts] == [
+            f"{method}  {ppl:.1f}" for method, (ppl, _) in METHODS.items()
+        ]
+        colours = {text.get_text().split("  ")[0]: text.get_color() for text in axes.texts}
+        assert colours["LLE stream"] == pictures.HISTORY
+        assert colours["neural cache"] == colours["kNN-LM"] == pictures.BASE
+        boxes = [text.get_window_extent() for text in axes.texts]
+        assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+        points = axes.transData.transform([(speed, ppl) for ppl, speed in METHODS.values()])
+        assert not any(box.contains(*point) for box in boxes for point in points)
+
+
+def test_script_draws_what_there_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert pictures.main(["--root", str(tmp_path)]) == 1
+    assert "not drawn: docs/pictures/history.png: there are no results at" in capsys.readouterr().out
+    make_results(tmp_path)
+    assert pictures.main(["--root", str(tmp_path)]) == 0
+    assert (tmp_path / "docs" / "pictures" / "history.png").read_bytes().startswith(b"\x89PNG")
