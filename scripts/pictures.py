@@ -4,6 +4,7 @@ python -m scripts.pictures           rewrites docs/pictures/*.png (seconds)
 """
 
 import argparse
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,55 +37,92 @@ PLACES = [
 ]
 
 
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """A measurement in a panel: where it stands, what is written beside it, and how it looks."""
+
+    x: float
+    y: float
+    text: str
+    colour: str = BASE
+    bold: bool = False
+
+
 def draw_history(results: dict[str, Any]) -> Figure:
     """Perplexity against tokens per second of the ways to learn from history, a panel a data set."""
-    datasets = list(dict.fromkeys(row["dataset"] for row in results["rows"]))
-    figure = make_figure(7 * len(datasets), 5.2)
-    panels = figure.subplots(1, len(datasets), squeeze=False)[0]
-    for axes, dataset in zip(panels, datasets, strict=True):
+    panels = {}
+    for dataset in dict.fromkeys(row["dataset"] for row in results["rows"]):
         rows = [row for row in results["rows"] if row["dataset"] == dataset]
-        _draw_methods(axes, TITLES.get(dataset, dataset), rows)
+        points = [
+            Point(
+                row["tokens_per_second"],
+                row["ppl"],
+                f"{row['method']}  {row['ppl']:.1f}",
+                HISTORY if row["method"].startswith("LLE") else INK if row["method"] == "base" else BASE,
+                row["method"].startswith("LLE"),
+            )
+            for row in rows
+        ]
+        panels[TITLES.get(dataset, dataset)] = points
+    labels = [("tokens per second", "perplexity per word, test set")] * len(panels)
+    return _draw(panels, labels, logarithmic=True)
+
+
+def draw_banks(results: dict[str, Any]) -> Figure:
+    """The size of a bank against perplexity, for what it keeps; and speed against perplexity, for when it is asked."""
+    rows = results["rows"]
+    asked = [row for row in rows if "asked" in row["bank"]]
+    kept = [row for row in rows if row not in asked]
+    size = [Point(row["mebibytes"], row["stream_and_bank_ppl"], row["bank"], HISTORY, row is kept[0]) for row in kept]
+    speed = [
+        Point(row["tokens_per_second"], row["stream_and_bank_ppl"], name, HISTORY, row is kept[0])
+        for row, name in [(kept[0], "everywhere"), *((row, row["bank"].split(", ")[-1]) for row in asked)]
+    ]
+    panels = {"What a bank keeps": size, "Where it is asked": speed}
+    ppl = "perplexity per word, validation text"
+    return _draw(panels, [("MiB on disk", ppl), ("tokens per second", ppl)], logarithmic=False)
+
+
+def _draw(panels: dict[str, list[Point]], labels: list[tuple[str, str]], logarithmic: bool) -> Figure:
+    """A panel for each title, with its points and the names of its axes."""
+    figure = make_figure(7 * len(panels), 5.2)
+    drawn = list(zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), labels, strict=True))
+    for axes, (title, points), names in drawn:
+        for point in points:
+            axes.plot(point.x, point.y, "o", color=point.colour, markersize=8)
+        style(axes, title, *names)
+        if logarithmic:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes.margins(x=0.3, y=0.15)
     figure.draw_without_rendering()  # the layout is settled before the labels look for room
-    for axes, dataset in zip(panels, datasets, strict=True):
-        _label_methods(axes, [row for row in results["rows"] if row["dataset"] == dataset])
+    for axes, (_, points), _ in drawn:
+        _label(axes, points)
     return figure
 
 
-def _colour(method: str) -> str:
-    return HISTORY if method.startswith("LLE") else INK if method == "base" else BASE
-
-
-def _draw_methods(axes: Axes, title: str, rows: list[dict[str, Any]]) -> None:
-    for row in rows:
-        axes.plot(row["tokens_per_second"], row["ppl"], "o", color=_colour(row["method"]), markersize=8)
-    style(axes, title, "tokens per second", "perplexity per word, test set")
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.margins(x=0.3, y=0.15)
-
-
-def _label_methods(axes: Axes, rows: list[dict[str, Any]]) -> None:
-    """Names each point, at the first of `PLACES` where the label covers nothing."""
-    points = axes.transData.transform([(row["tokens_per_second"], row["ppl"]) for row in rows])
-    taken = [Bbox([point - 8, point + 8]) for point in points]
-    for place, row in enumerate(rows):
+def _label(axes: Axes, points: list[Point]) -> None:
+    """Writes beside each point, at the first of `PLACES` where the label covers nothing."""
+    centres = axes.transData.transform([(point.x, point.y) for point in points])
+    taken = [Bbox([centre - 8, centre + 8]) for centre in centres]
+    for place, point in enumerate(points):
         others = taken[:place] + taken[place + 1 :]
         label: Annotation | None = None
         for x, y, horizontal, vertical in PLACES:
             if label is not None:
                 label.remove()
             label = axes.annotate(
-                f"{row['method']}  {row['ppl']:.1f}",
-                (row["tokens_per_second"], row["ppl"]),
+                point.text,
+                (point.x, point.y),
                 xytext=(x, y),
                 textcoords="offset points",
                 ha=horizontal,
                 va=vertical,
                 fontsize=9,
-                color=_colour(row["method"]),
-                fontweight="bold" if row["method"].startswith("LLE") else "normal",
+                color=point.colour,
+                fontweight="bold" if point.bold else "normal",
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
                 zorder=1.5,  # over the grid, under the points
             )
@@ -96,7 +134,10 @@ def _label_methods(axes: Axes, rows: list[dict[str, Any]]) -> None:
 
 
 # Each picture's name, and the results file that it is drawn from.
-PICTURES: dict[str, tuple[str, Callable[[dict[str, Any]], Figure]]] = {"history": ("history", draw_history)}
+PICTURES: dict[str, tuple[str, Callable[[dict[str, Any]], Figure]]] = {
+    "banks": ("bank-selection", draw_banks),
+    "history": ("history", draw_history),
+}
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -38,9 +38,28 @@ def test_history_has_a_panel_a_data_set_and_a_label_a_method(tmp_path: Path) -> 
         assert not any(box.contains(*point) for box in boxes for point in points)
 
 
+def make_banks(path: Path) -> dict[str, Any]:
+    names = ["everything", "duplicates merged", "probability below 0.5", "everything, asked below 0.9"]
+    rows = [
+        {"bank": name, "mebibytes": 900.0 - 200 * i, "stream_and_bank_ppl": 60.0 + i, "tokens_per_second": 900.0 + i}
+        for i, name in enumerate(names)
+    ]
+    return write_results(path / "model_cards" / "results" / "bank-selection.json", "x", {}, rows)
+
+
+def test_banks_show_what_is_kept_and_where_it_is_asked(tmp_path: Path) -> None:
+    kept, asked = pictures.draw_banks(make_banks(tmp_path)).axes
+    texts = [[text.get_text() for text in axes.texts] for axes in (kept, asked)]
+    assert texts[0] == ["everything", "duplicates merged", "probability below 0.5"]
+    assert texts[1] == ["everywhere", "asked below 0.9"]
+    assert [list(line.get_xdata()) for line in kept.get_lines()] == [[900], [700], [500]]
+
+
 def test_script_draws_what_there_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_banks(tmp_path)
     assert pictures.main(["--root", str(tmp_path)]) == 1
     assert "not drawn: docs/pictures/history.png: there are no results at" in capsys.readouterr().out
     make_results(tmp_path)
     assert pictures.main(["--root", str(tmp_path)]) == 0
-    assert (tmp_path / "docs" / "pictures" / "history.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("history", "banks"):
+        assert (tmp_path / "docs" / "pictures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")

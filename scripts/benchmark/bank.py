@@ -68,10 +68,10 @@ def search(
     with tempfile.TemporaryDirectory() as folder:
         cost = _build_cost(loaded, tokenizer, text, Path(folder))
         bank = HistoryBank.build(loaded, tokenizer, text, Path(folder) / "bank")
-        queries = _queries(loaded, readread_tokens(source, "validation", tokenizer, 20 * exact_queries))
+        queries = _queries(loaded, read_tokens(source, "validation", tokenizer, 20 * exact_queries))
         true = bank.search(queries[:exact_queries], neighbours, how="exact").ids
         loaded.attach_history(bank)
-        read, rows = readread_tokens(source, "validation", tokenizer, tokens), []
+        read, rows = read_tokens(source, "validation", tokenizer, tokens), []
         for how in SETTINGS:
             begin = time.perf_counter()
             found = bank.search(queries[:exact_queries], neighbours, how=how).ids
@@ -136,7 +136,7 @@ def selection(
 ) -> None:
     """The size of a bank against perplexity, for what it keeps; and the cost of asking it less often."""
     loaded, tokenizer = load_model(model)
-    text, read = load_texts(source, split="train"), readread_tokens(source, "validation", tokenizer, tokens)
+    text, read = load_texts(source, split="train"), read_tokens(source, "validation", tokenizer, tokens)
     rows: list[dict[str, Any]] = []
     kept: dict[str, dict[str, Any]] = {
         "everything": {},
