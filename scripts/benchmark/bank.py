@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import psutil
 import torch
 import typer
@@ -20,15 +21,16 @@ from modeling_lle.bank_lle import Search
 from modeling_lle.data import StreamDataset, TextTokens, collect, load_texts, tokenize
 from modeling_lle.evaluation import evaluate_stream, write_results
 from modeling_lle.evaluation.results import this_command
+from modeling_lle.modeling_lle import BLOCK
 from modeling_lle.training import calibrate
 
 from .damage import synthetic_segment
 from .inputs import Model, Source, load_model, read_states, read_tokens
 from .timing import RESULTS, compare, ratio
 
+TOKENS = "Tokens of validation text whose perplexity is measured; the numbers are fitted on as many before them."
 SETTINGS: tuple[Search, ...] = ("exact", "balanced", "fast")
 CALIBRATION_TOKENS = 30_000
-BATCH = 128  # queries at once: the positions that a model predicts together
 
 
 def _queries(model: Any, tokens: TextTokens) -> Tensor:
@@ -38,7 +40,7 @@ def _queries(model: Any, tokens: TextTokens) -> Tensor:
 
 
 def _queries_per_second(bank: HistoryBank, queries: Tensor, neighbours: int, how: Any, repeats: int = 3) -> float:
-    batches = queries.split(BATCH)
+    batches = queries.split(BLOCK)  # as many as a model asks at once
     bank.search(batches[0], neighbours, how=how)
     speeds = []
     for _ in range(repeats):
@@ -58,7 +60,7 @@ def search(
     model: Model,
     source: Source,
     exact_queries: Annotated[int, typer.Option(help="Queries whose true neighbours are found.")] = 2000,
-    tokens: Annotated[int, typer.Option(help="Tokens of validation text whose perplexity is measured.")] = 20_000,
+    tokens: Annotated[int, typer.Option(help=TOKENS)] = 20_000,
     output: Annotated[Path, typer.Option(help="Results file.")] = RESULTS / "bank-search.json",
 ) -> None:
     """Exact and approximate search of a bank of the training text: queries a second, recall and perplexity."""
@@ -71,7 +73,9 @@ def search(
         queries = _queries(loaded, read_tokens(source, "validation", tokenizer, 20 * exact_queries))
         true = bank.search(queries[:exact_queries], neighbours, how="exact").ids
         loaded.attach_history(bank)
-        read, rows = read_tokens(source, "validation", tokenizer, tokens), []
+        fit, read = _halves(source, tokenizer, tokens)
+        calibrate(loaded, fit, tokens)
+        rows = []
         for how in SETTINGS:
             begin = time.perf_counter()
             found = bank.search(queries[:exact_queries], neighbours, how=how).ids
@@ -131,12 +135,12 @@ def _build_cost(model: Any, tokenizer: Any, text: Any, folder: Path, rows: int =
 def selection(
     model: Model,
     source: Source,
-    tokens: Annotated[int, typer.Option(help="Tokens of validation text whose perplexity is measured.")] = 20_000,
+    tokens: Annotated[int, typer.Option(help=TOKENS)] = 20_000,
     output: Annotated[Path, typer.Option(help="Results file.")] = RESULTS / "bank-selection.json",
 ) -> None:
     """The size of a bank against perplexity, for what it keeps; and the cost of asking it less often."""
     loaded, tokenizer = load_model(model)
-    text, read = load_texts(source, split="train"), read_tokens(source, "validation", tokenizer, tokens)
+    text, (fit, read) = load_texts(source, split="train"), _halves(source, tokenizer, tokens)
     rows: list[dict[str, Any]] = []
     kept: dict[str, dict[str, Any]] = {
         "everything": {},
@@ -147,19 +151,28 @@ def selection(
         for number, (name, options) in enumerate(kept.items()):
             bank = HistoryBank.build(loaded, tokenizer, text, Path(folder) / str(number), **options)
             loaded.attach_history(bank)
-            rows.append({"bank": name, **_measure(loaded, bank, read)})
+            rows.append({"bank": name, **_measure(loaded, bank, fit, read)})
             typer.echo(rows[-1])
-        loaded.attach_history(HistoryBank.open(Path(folder) / "0"))
+        bank = HistoryBank.open(Path(folder) / "0")
+        loaded.attach_history(bank)
         for limit in (0.9, 0.7, 0.5, 0.3):
             loaded.config.bank.skip_above = limit
-            name = f"everything, asked below {limit}"
-            rows.append({"bank": name, **_measure(loaded, loaded.history_bank, read)})
+            rows.append({"bank": f"everything, asked below {limit}", **_measure(loaded, bank, fit, read)})
             typer.echo(rows[-1])
     write_results(output, this_command(), {"tokens": len(read.ids) - 1}, rows)
 
 
-def _measure(model: Any, bank: HistoryBank, tokens: TextTokens) -> dict[str, float]:
-    bank.search(torch.zeros(1, bank.manifest.width), 1, how=model.config.bank.search)  # an index is made once
+def _halves(source: str, tokenizer: Any, tokens: int) -> tuple[np.ndarray, TextTokens]:
+    """So many tokens of validation text to fit the numbers on, and so many after them to measure."""
+    held_out = read_tokens(source, "validation", tokenizer, 2 * tokens)
+    middle = len(held_out.ids) // 2
+    rest = TextTokens(held_out.ids[middle:], held_out.words // 2, held_out.bytes // 2)
+    return held_out.ids[:middle], rest
+
+
+def _measure(model: Any, bank: HistoryBank, fit: np.ndarray, tokens: TextTokens) -> dict[str, float]:
+    """What a bank holds, and what reading with it gives, once the numbers of the rule are fitted to it."""
+    calibrate(model, fit, len(fit))  # which makes an index, if there is to be one
     metrics = evaluate_stream(model, tokens).metrics()
     return {
         "entries": len(bank),
