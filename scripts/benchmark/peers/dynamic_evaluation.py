@@ -39,6 +39,7 @@ EPSILON = 2e-5
 # Rate and decay that the search begins with: of SGD, and of RMS (the defaults of the authors' code).
 BEGINNING = ((0.3, 0.002), (5e-5, 0.002))
 STEP = 1.5  # between neighbours in the search
+TOLERANCE = 1e-4  # nats per token that a better pair must save
 
 
 @jit()
@@ -142,18 +143,18 @@ class DynamicEvaluation:
         start = BEGINNING[rms is not None]
         nats: dict[tuple[int, int], float] = {}
         best, segments = (0, 0), []
-        waiting, bar = [best], tqdm(desc="pairs of rate and decay", total=most)
+        waiting, bar = [best], tqdm(desc="pairs of rate and decay", total=most, mininterval=10)
         while waiting and len(nats) < most:
             place = waiting.pop(0)
             read = list(cls(model, *_numbers(start, place), rms).read(ids))
             mean = -float(torch.cat([segment.base for segment in read]).mean())
             nats[place] = mean if math.isfinite(mean) else math.inf
-            bar.update()
-            if nats[place] <= nats.get(best, math.inf):
+            if place == best or nats[place] < nats[best] - TOLERANCE:
                 best, segments = place, read
                 around = [(best[0] + i, best[1] + j) for i, j in ((1, 0), (-1, 0), (0, 1), (0, -1))]
                 waiting = [near for near in around if near not in nats]
-            bar.set_postfix(best_nats=nats[best])
+            bar.set_postfix(nats=nats[best], refresh=False)
+            bar.update()
         bar.close()
         return cls(model, *_numbers(start, best), rms), segments
 
