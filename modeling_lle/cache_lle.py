@@ -121,7 +121,7 @@ class Stream:
         queries = self._queries(states.detach())
         block = min(block, self.window)
         for start in range(0, states.shape[1], block):
-            part = slice(start, start + block)
+            part = slice(start, min(start + block, states.shape[1]))
             own_tokens = None if tokens is None else tokens[:, part]
             yield from self._advance(part, queries[:, part], own_tokens, None if mask is None else mask[:, part])
 

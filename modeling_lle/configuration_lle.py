@@ -127,7 +127,7 @@ class UpdateConfig:
     scope: Literal["none", "head", "low-rank", "all"] = "none"
     every: int = _within(20, 1, 4096)
     rate: float | int | None = _within(None, 0.0)
-    decay: float | int = _within(1e-4, 0.0, 1.0)
+    decay: float | int = _within(1e-3, 0.0, 1.0)
     momentum: float | int = _within(0.0, 0.0, 0.999)
     preconditioning: float | int = _within(0.5, 0.0, 1.0)
     rank: int = _within(128, 1)

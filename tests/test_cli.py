@@ -1,6 +1,7 @@
 """The command line from end to end, on a few lines of text."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,17 @@ def test_calibrate_saves_the_numbers(folder: Path) -> None:
     output = run("calibrate", folder / "run", folder, "--output", folder / "calibrated", "--limit-tokens", 500)
     saved = json.loads((folder / "calibrated" / "config.json").read_text())["history"]["stream"]
     assert json.loads(output[output.index("{") :])["stream"] == saved
+
+
+def test_statistics_switch_the_update_on(folder: Path) -> None:
+    output = run("statistics", folder / "run", folder, "--scope", "head", "--output", folder / "updating")
+    assert "history.update.scope is 'head'" in output
+    results = folder / "updating.json"
+    shutil.copy(folder / "run" / "metrics.json", folder / "updating")
+    output = run("evaluate", folder / "updating", folder, "--results", results)
+    assert output.splitlines()[0].split() == ["base", "stream", "update", "all", "ratio"]
+    released = json.loads(results.read_text())["metrics"]
+    assert {"base_test_ppl", "stream_test_ppl", "update_test_ppl", "all_test_ppl"} <= set(released)
 
 
 @pytest.mark.parametrize(

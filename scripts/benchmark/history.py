@@ -27,7 +27,7 @@ from modeling_lle.configuration_lle import check_keys
 from modeling_lle.data import load_texts
 from modeling_lle.evaluation import LanguageModelMetric, evaluate_stream, read_results, write_results
 from modeling_lle.evaluation.results import format_value, this_command
-from modeling_lle.training import calibrate
+from modeling_lle.training import calibrate, segments
 from modeling_lle.training.run import keep_freed_pages
 
 from .inputs import SEGMENT, Model, Source, load_model, read_tokens
@@ -35,6 +35,7 @@ from .peers import Datastore, DynamicEvaluation, NearestNeighbours, NeuralCache,
 from .peers.mixture import joined
 from .timing import RESULTS
 
+STATISTICS_TOKENS = 100_000  # of training text, which the update's statistics are collected on
 Row = dict[str, Any]
 Item = TypeVar("Item")
 
@@ -51,6 +52,8 @@ LLE: dict[str, Sources] = {
     "base": Sources({"use_history": False}),
     "LLE stream": Sources({}),
     "LLE stream + bank": Sources({}, bank=True),
+    "LLE update": Sources({"history.stream.window": 0, "history.update.scope": "head"}),
+    "LLE all": Sources({"history.update.scope": "head"}, bank=True),
 }
 
 
@@ -116,7 +119,9 @@ def lle(name: str, comparison: Comparison) -> list[Row]:
         setattr(functools.reduce(getattr, sections, model.config), field, value)
     if sources.bank:
         model.attach_history(comparison.bank)
-    if model.config.use_history:
+    if model.config.overlay.scope != "none":
+        model.collect_update_statistics(segments(comparison.train, STATISTICS_TOKENS, 70))
+    if sources.bank or (model.config.use_history and model.config.stream.window):
         calibrate(model, comparison.validation, comparison.tokens)
     ids = torch.from_numpy(comparison.validation[: model.config.stream.window + 2 * SEGMENT].astype(np.int64))[None]
     cache = model.score(ids[:, :-1], ids[:, 1:]).past_key_values  # warms up, and fills the window

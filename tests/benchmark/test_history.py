@@ -20,6 +20,8 @@ METHODS = [
     "base",
     "LLE stream",
     "LLE stream + bank",
+    "LLE update",
+    "LLE all",
     "neural cache",
     "kNN-LM",
     "dynamic evaluation (SGD)",
@@ -67,8 +69,13 @@ def test_every_method_has_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rows["dynamic evaluation (SGD)"]["memory_mb"] == pytest.approx(weights)
     assert rows["dynamic evaluation (RMS)"]["memory_mb"] == pytest.approx(2 * weights)
     assert rows["dynamic evaluation (RMS) + cache"]["memory_mb"] > 2 * weights
+    assert rows["LLE update"]["numbers"].startswith("update: scope head, every 20, ")
+    assert rows["LLE all"]["numbers"].count("; ") == 2
+    names = ("stream", "stream_bank", "update", "all")
     assert set(results["metrics"]) == {
-        f"one_{name}_over_{other}" for name in ("stream", "stream_bank") for other in ("base", "best_peer")
+        *(f"one_{name}_over_{other}" for name in names for other in ("base", "best_peer")),
+        "one_update_share_of_dynamic_gain",
+        "one_update_speed_over_dynamic",
     }
     monkeypatch.setattr(history, "this_command", lambda: "compare two-2")
     both = run("two-2", "--method", "base", "--method", "LLE stream", "--test-tokens", "10")

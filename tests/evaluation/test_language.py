@@ -17,6 +17,7 @@ from modeling_lle import HistoryBank, LLEConfig, LLEForCausalLM, LLETokenizer
 from modeling_lle.data import TextTokens, collect, tokenize
 from modeling_lle.evaluation import evaluate_folder, evaluate_stream, format_table, read_results
 from modeling_lle.evaluation.language import ages
+from modeling_lle.training import segments
 from scripts import evaluate as script
 
 VOCABULARY = 50
@@ -110,6 +111,32 @@ def test_each_source_beside_both(window: int, folder: Path) -> None:
     assert table.splitlines()[0].split() == ["base", "stream", "bank", "both", "ratio"]
     assert table.splitlines()[1].split()[-1] == f"{metrics['history_ppl'] / metrics['base_ppl']:.3f}"
     assert f"The bank alone helps {metrics['bank_wins']:.0%}" in table
+
+
+@pytest.mark.parametrize("with_bank", [False, True])
+def test_the_update_beside_the_sources(with_bank: bool, folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = make_model(20, vocab_size=len(tokenizer))
+    tokens = collect(tokenize(TEXTS["test"], tokenizer), start=tokenizer.eos_token_id)
+    model.collect_update_statistics(segments(tokens.ids, 60, 20))
+    if with_bank:
+        model.attach_history(HistoryBank.build(model, tokenizer, LINES[:7]))
+    without = evaluate_stream(model, tokens)
+    model.config.history.update = {"scope": "head", "every": 5, "rate": 0.1}
+    evaluation = evaluate_stream(model, tokens)
+    assert model.config.overlay.scope == "head"
+    sides = ["base", "stream", *(["bank", "both"] if with_bank else []), "update", "history"]
+    assert list(evaluation.nats) == sides
+    assert np.array_equal(evaluation.nats["base"], without.nats["base"])
+    assert np.array_equal(evaluation.nats["both" if with_bank else "stream"], without.nats["history"])
+    assert not np.array_equal(evaluation.nats["update"], evaluation.nats["base"])
+    table = format_table(evaluation.metrics())
+    assert table.splitlines()[0].split() == [*sides[:-1], "all", "ratio"]
+    assert "All together help " in table
+    model.config.history.stream.window = 0
+    model.detach_history()
+    alone = evaluate_stream(model, tokens)
+    np.testing.assert_allclose(alone.nats["history"], evaluation.nats["update"], atol=1e-5)
 
 
 @pytest.mark.parametrize("options", [{"window": 0}, {"use_history": False}])
