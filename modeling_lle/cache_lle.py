@@ -156,9 +156,8 @@ class Stream:
         rank = known.long().cumsum(1)
         made = self.count[:, None] + rank  # entries that exist once the token of the position has been read
         stored, self.count = self.count, self.count + rank[:, -1]
-        if (
-            queries.shape[1] == 1 and not stays
-        ):  # the new entry takes the place of the one that has just left the window
+        if queries.shape[1] == 1 and not stays:
+            # The new entry takes the place of the one that has just left the window.
             self._write(keys, tokens, known, made)
             yield Block(part, queries, [self.keys], self.outcomes, self._serial(self.count), made, self.window)
             return

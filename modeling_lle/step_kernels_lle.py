@@ -172,14 +172,18 @@ def log_softmax_(logits: Tensor) -> Tensor:
 
 
 @jit()
-def _recall(similarity: Any, made: Any, mass: Any, serial: Any, runs: Any, penalty: Any, sharpness: Any) -> None:
+def _recall(
+    similarity: Any, made: Any, places: Any, mass: Any, serial: Any, runs: Any, penalty: Any, sharpness: Any
+) -> None:
     T, N = similarity.shape
     window, lanes, none = len(penalty), np.empty(LANES, np.float32), np.float32(-np.inf)
     for t in range(T):
-        row = similarity[t]
-        for r in range(len(runs) - 1):
-            start, stop = runs[r], runs[r + 1]
-            age = made[t] - serial[start]  # of the first entry; the penalties of a run lie side by side
+        row, numbers, starts = similarity[t], serial[places[t]], runs[places[t]]
+        for r in range(len(starts) - 1):
+            start, stop = starts[r], starts[r + 1]
+            if start == stop:
+                break
+            age = made[t] - numbers[start]  # of the first entry; the penalties of a run lie side by side
             first = min(max(start, start + age - window), stop)
             last = max(min(stop, start + age), first)
             oldest = window - age - start + first
@@ -217,35 +221,47 @@ def recall_weights(
     `made` (B, T) and `serial` (B, N) int64, and `window`, are those of a `Block`; see history_lle.py for the rule.
     """
     mass = torch.empty(made.shape, dtype=torch.float32)
-    penalty = _penalties(window, float(recency))
-    for row in range(len(similarity)):
-        number = serial[row].masked_fill(serial[row] < 0, -(1 << 40)).numpy()  # no entry: older than any window
-        breaks = np.flatnonzero(np.diff(number) != 1) + 1
-        shared = number, np.concatenate([[0], breaks, [len(number)]]), penalty, np.float32(sharpness)
-        run(lambda *parts, shared=shared: _recall(*parts, *shared), similarity[row], made[row], mass[row])
+    numbers = serial.masked_fill(serial < 0, -(1 << 40)).numpy()  # no entry: older than any window
+    shared = numbers, _runs(numbers), _penalties(window, recency), np.float32(sharpness)
+    parts = similarity.view(-1, similarity.shape[-1]), made.flatten(), _places(made), mass.view(-1)
+    run(lambda *parts, shared=shared: _recall(*parts, *shared), *parts)
     return mass
 
 
+def _places(positions: Tensor) -> Tensor:
+    """The row of each of the positions (B, T), side by side, (B * T,) int64."""
+    return torch.arange(len(positions)).repeat_interleave(positions.shape[1])
+
+
+def _runs(numbers: Any) -> Any:
+    """Where the runs of consecutive numbers begin in each row of numbers (B, N), and then N, as often as it takes."""
+    rows, count = numbers.shape
+    breaks = [np.flatnonzero(np.diff(own) != 1) + 1 for own in numbers]
+    runs = np.full((rows, 2 + max(map(len, breaks))), count)
+    runs[:, 0] = 0
+    for own, found in zip(runs, breaks, strict=True):
+        own[1 : 1 + len(found)] = found
+    return runs
+
+
 @jit()
-def _recalled(weights: Any, targets: Any, total: Any, outcomes: Any) -> None:
-    N, sums = len(outcomes), np.empty(LANES, np.float32)
+def _recalled(weights: Any, targets: Any, places: Any, total: Any, outcomes: Any) -> None:
+    N, sums = outcomes.shape[1], np.empty(LANES, np.float32)
     whole = N - N % LANES
     for t in range(len(weights)):
-        row, target = weights[t], targets[t]
+        row, target, own = weights[t], targets[t], outcomes[places[t]]
         sums[:] = 0
         for start in range(0, whole, LANES):
             for lane in range(LANES):
-                sums[lane] += row[start + lane] if outcomes[start + lane] == target else np.float32(0.0)
+                sums[lane] += row[start + lane] if own[start + lane] == target else np.float32(0.0)
         for n in range(whole, N):
-            sums[0] += row[n] if outcomes[n] == target else np.float32(0.0)
+            sums[0] += row[n] if own[n] == target else np.float32(0.0)
         total[t] = sums.sum()
 
 
 def recalled_probability(weights: Tensor, outcomes: Tensor, targets: Tensor) -> Tensor:
     """The sum of those weights (B, T, N) float32 whose outcome (B, N) is the target (B, T); int64, as (B, T)."""
-    total = torch.empty(targets.shape)
-    for row in range(len(weights)):
-        shared = (outcomes[row].int().numpy(),)
-        parts = weights[row].contiguous(), targets[row].int(), total[row]
-        run(lambda *parts, shared=shared: _recalled(*parts, *shared), *parts)
+    total, shared = torch.empty(targets.shape), (outcomes.int().numpy(),)
+    parts = weights.contiguous().flatten(0, 1), targets.int().flatten(), _places(targets), total.view(-1)
+    run(lambda *parts, shared=shared: _recalled(*parts, *shared), *parts)
     return total

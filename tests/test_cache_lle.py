@@ -343,7 +343,7 @@ def test_a_segment_read_whole_is_the_segment_read_in_blocks(window: int, length:
                             (
                                 int(b.age[row, p, n]),
                                 int(b.outcomes[row, n]),
-                                round(float(b.similarity()[row, p, n]), 4),
+                                round(b.similarity()[row, p, n].item(), 4),
                             )
                             for n in b.valid[row, p].nonzero()[:, 0]
                         )

@@ -85,9 +85,13 @@ class LLETrainer(Trainer):
                 f"one process cannot carry the state on {self.args.n_gpu} GPUs: start a process for each of them with "
                 f"`accelerate launch --num_processes {self.args.n_gpu}`, or choose one with CUDA_VISIBLE_DEVICES"
             )
-        self.history_loss: HistoryLoss | None = getattr(self.model, "history_loss", None)
         self.carried = LLECache(0 if self.history_loss is None else self.history_loss.config.training.window)
         self.add_callback(_NewEpoch(self))
+
+    @property
+    def history_loss(self) -> HistoryLoss | None:
+        """What the model trains with where it trains with history."""
+        return getattr(self.model, "history_loss", None)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         return SequentialSampler(cast(Sized, self.train_dataset if train_dataset is None else train_dataset))

@@ -57,6 +57,7 @@ def test_numbers_as_people_write_them() -> None:
         ("data.source=a=b", "data", {"source": "a=b"}),
         ("data.name=null", "data", {"name": None}),
         ("tokenizer.vocab_size=300", "tokenizer", {"vocab_size": 300}),
+        ("model.path=runs/other", "model", {"path": "runs/other"}),
         ("model.history.stream.window=7", "model", {"history": {"stream": {"window": 7, "recency": 0.5}}}),
     ],
 )
@@ -83,6 +84,7 @@ def test_a_later_setting_overrules() -> None:
         ("data: {sorce: x}", None, r"section data of mine.yaml: 'sorce' \(did you mean 'source'\?\)"),
         ("tokenizer: {vocabsize: 9}", None, r"'vocabsize' \(did you mean 'vocab_size'\?\)"),
         ("model: {hiden_size: 8}", None, r"'hiden_size' \(did you mean 'hidden_size'\?\)"),
+        ("model: {path: runs/other, hiden_size: 8}", None, r"'hiden_size' \(did you mean 'hidden_size'\?\)"),
         ("model: {history: {stream: {windw: 8}}}", None, r"'windw' \(did you mean 'window'\?\)"),
         ("training: {learning_rat: 1}", None, r"'learning_rat' \(did you mean 'learning_rate'\?\)"),
         ("", "training.learning_rat=1", r"'learning_rat' \(did you mean 'learning_rate'\?\)"),
