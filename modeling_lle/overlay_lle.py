@@ -74,16 +74,17 @@ class Overlay:
         self.rate = RATES[self.numbers.scope] if self.numbers.rate is None else self.numbers.rate
         self.scales = preconditioners(model, self.numbers)
         weight = model.lm_head.weight
+        wide = {"dtype": torch.promote_types(weight.dtype, torch.float32)}  # small steps would be lost in bfloat16
         sizes = change_sizes(model, self.numbers)
-        self.changes = {name: weight.new_zeros(rows, *size) for name, size in sizes.items()}
+        self.changes = {name: weight.new_zeros(rows, *size, **wide) for name, size in sizes.items()}
         self.velocity = {n: torch.zeros_like(c) for n, c in self.changes.items()} if self.numbers.momentum else {}
         self.count = torch.zeros(rows, dtype=torch.long)
         self.tokens = torch.zeros(rows, self.numbers.every, dtype=torch.long)
         self.kept: dict[str, Tensor] = {}
         if not self.replaces_backbone:
             size = (rows, self.numbers.every)
-            self.kept["states"] = weight.new_zeros(*size, weight.shape[1])
-            self.kept["probabilities"] = weight.new_zeros(*size, weight.shape[0], dtype=torch.float32)
+            self.kept["states"] = weight.new_zeros(*size, weight.shape[1], **wide)
+            self.kept["probabilities"] = weight.new_zeros(*size, weight.shape[0], **wide)
 
     @property
     def replaces_backbone(self) -> bool:
@@ -161,24 +162,26 @@ class Overlay:
 
     def _weights(self, model: Any, row: int) -> dict[str, Tensor]:
         """The changed weights of a row, for the scope "all"."""
-        return {name: parameter.detach() + self.changes[name][row] for name, parameter in model.named_parameters()}
+        trained = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        return {name: (own + self.changes[name][row]).to(own.dtype) for name, own in trained.items()}
 
     def output(self, model: Any, states: Tensor) -> Tensor:
         """The logits (B, T, V) of states (B, T, D), by each row's own output layer."""
-        head = model.lm_head
+        head, changes = model.lm_head, self.changes
+        if self.numbers.scope == "all":
+            matrix = "model.embed_tokens.weight" if model.config.tie_word_embeddings else "lm_head.weight"
+            rows = zip(states, changes[matrix], changes["lm_head.bias"], strict=True)
+            dtype = head.weight.dtype
+            weights = [(own, (head.weight + w).to(dtype), (head.bias + b).to(dtype)) for own, w, b in rows]
+            return torch.stack([linear(*own) for own in weights])
+        wide = states.to(changes["bias"].dtype)
         if self.numbers.scope == "head":
-            more = [
-                linear(own, w, b)
-                for own, w, b in zip(states, self.changes["weight"], self.changes["bias"], strict=True)
-            ]
-            return linear(states, head.weight, head.bias) + torch.stack(more)
-        if self.numbers.scope == "low-rank":
-            moved = states + (states @ self.scales["directions"]) @ self.changes["map"].transpose(1, 2)
-            return linear(moved, head.weight, head.bias) + self.changes["bias"][:, None]
-        tied = model.config.tie_word_embeddings
-        matrix, bias = "model.embed_tokens.weight" if tied else "lm_head.weight", "lm_head.bias"
-        rows = zip(states, self.changes[matrix], self.changes[bias], strict=True)
-        return torch.stack([linear(own, head.weight + w, head.bias + b) for own, w, b in rows])
+            rows = zip(wide, changes["weight"], changes["bias"], strict=True)
+            more = torch.stack([linear(own, w, b) for own, w, b in rows])
+        else:
+            moved = (wide @ self.scales["directions"]) @ changes["map"].transpose(1, 2)
+            states, more = states + moved.to(states.dtype), changes["bias"][:, None]
+        return linear(states, head.weight, head.bias) + more
 
     def remember(self, states: Tensor, positions: slice, log_probs: Tensor, mask: Tensor | None) -> None:
         """Keeps what the next step needs of predictions of a part that was read.
@@ -201,6 +204,10 @@ class Overlay:
     @torch.no_grad()
     def _step(self, model: Any, row: int, outcomes: Tensor) -> None:
         """One step of a row on its last E predictions, whose outcomes (E,) int64 are known."""
+        with torch.autocast(model.device.type, enabled=False):
+            self._descend(model, row, outcomes)
+
+    def _descend(self, model: Any, row: int, outcomes: Tensor) -> None:
         if self.replaces_backbone:
             nats, gradients = self._differentiate(model, row, outcomes)
         else:
@@ -228,7 +235,7 @@ class Overlay:
         scaled = residual * self.scales["residual"]
         if self.numbers.scope == "head":
             return nats, {"weight": (scaled, states * self.scales["state"]), "bias": (scaled.sum(0), None)}
-        error = (residual @ model.lm_head.weight) * self.scales["error"]
+        error = (residual @ model.lm_head.weight.to(residual.dtype)) * self.scales["error"]
         return nats, {"map": (error, states @ self.scales["directions"]), "bias": (scaled.sum(0), None)}
 
     def _differentiate(self, model: Any, row: int, outcomes: Tensor) -> tuple[float, dict[str, Gradient]]:
@@ -237,7 +244,7 @@ class Overlay:
         cache.state = tuple(tensor[row : row + 1] for tensor in self.kept.values()) or None
         weights = {name: weight.requires_grad_() for name, weight in self._weights(model, row).items()}
         nats, gradients = summed_gradients(model, weights, self.tokens[row].to(model.device), outcomes, cache)
-        return nats / len(outcomes), {n: (g * self.scales[n], None) for n, g in gradients.items()}
+        return nats / len(outcomes), {n: (g.to(self.scales[n]) * self.scales[n], None) for n, g in gradients.items()}
 
     def _undo(self, row: int, nats: float) -> None:
         for tensors in (self.changes, self.velocity):
@@ -294,7 +301,7 @@ class Overlay:
             raise ValueError(f"the overlay {path} was made by another model: load the model that read the text")
         rows = {len(change) for change in changes.values()}
         overlay = cls(model, rows.pop())
-        overlay.changes = {n: change.to(model.device, model.dtype) for n, change in changes.items()}
+        overlay.changes = {name: change.to(overlay.changes[name]) for name, change in changes.items()}
         return overlay
 
 
@@ -386,7 +393,7 @@ def preconditioners(model: Any, numbers: UpdateConfig) -> dict[str, Tensor]:
     assert statistics is not None
     scales = {}
     for name in needed:
-        rms = statistics[name].to(model.device, model.dtype)
+        rms = statistics[name].to(model.device, torch.promote_types(model.dtype, torch.float32))
         if name == "directions":
             scales[name] = rms[:, : numbers.rank]
         else:

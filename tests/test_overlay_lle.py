@@ -224,6 +224,19 @@ def test_what_explodes_is_undone(scope: str, caplog: pytest.LogCaptureFixture) -
 
 
 @every_scope
+@pytest.mark.parametrize("how", ["weights", "autocast"])
+def test_bfloat16(scope: str, how: str) -> None:
+    model, ids = make_updating(scope), make_ids(2, 23)
+    want = logits_of(model, ids)
+    with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
+        got = logits_of(model.bfloat16() if how == "weights" else model, ids)
+    close(got.float(), want, 0.3)
+    cache, _ = model.cache_for(None, True, True, 2)
+    assert cache is not None
+    assert {change.dtype for change in cache.overlay.changes.values()} == {torch.float32}
+
+
+@every_scope
 def test_generates(scope: str) -> None:
     model, ids = make_updating(scope), make_ids(2, 9)
     for options in ({"do_sample": False}, {"num_beams": 3, "do_sample": False}):
