@@ -1,15 +1,16 @@
 """Encoding texts into the entries of a bank, with the model's own backbone.
 
 Notable: rows are encoded independently of each other, so that one can be forgotten exactly; texts of similar length
-share a batch, and a long one is read in pieces side by side, each warmed up on what stands before it. Every segment is
-on disk before the next one is encoded, together with how far its source has come.
+share a batch, and a long one is read in pieces side by side, each warmed up on what stands before it. Texts are
+tokenised, encoded and written side by side, and in order: a segment is on disk with how far its source has come.
 Shapes: N entries, D width, B batch, T time.
 """
 
 import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ from ..bank_files_lle import Added, Segment
 from ..bank_lle import DEFAULT, HistoryBank
 from ..cache_lle import LLECache
 from ..data.text import encode_texts
+
+Item = TypeVar("Item")
 
 SEGMENT_ENTRIES = 131_072  # entries that are written together, before any is dropped
 PIECE = 4096  # tokens of a long text that are read in one go
@@ -95,16 +98,27 @@ def add(
     training = model.training
     model.eval()
     try:
-        added = bank.append(
-            (
-                (_encode(model, buffer, keep_below, merge, source), [Added(namespace, source, rows, tokens)])
-                for buffer, rows, tokens in _buffers(parts, before)
-            ),
-            namespace,
+        segments = (
+            (_encode(model, buffer, keep_below, merge, source), [Added(namespace, source, rows, tokens)])
+            for buffer, rows, tokens in _ahead(_buffers(parts, before))
         )
+        added = bank.append(_ahead(segments), namespace)
     finally:
         model.train(training)
     return added
+
+
+def _ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """The items, each made in a thread of its own while the one before it is used."""
+    none = object()
+    pool = ThreadPoolExecutor(1, thread_name_prefix="lle-bank")
+    try:
+        coming: Future[Any] = pool.submit(next, items, none)
+        while (item := coming.result()) is not none:
+            coming = pool.submit(next, items, none)
+            yield item
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _rows(dataset: Iterable[Any], text_column: str, columns: Iterable[str] | None) -> Iterator[tuple[str, dict]]:

@@ -111,7 +111,7 @@ def _index_bytes(bank: HistoryBank) -> int:
     return sum(path.stat().st_size for path in (bank.folder.path / "index").glob("*.faiss"))
 
 
-def _build_cost(model: Any, tokenizer: Any, text: Any, folder: Path, rows: int = 4000, repeats: int = 5) -> float:
+def _build_cost(model: Any, tokenizer: Any, text: Any, folder: Path, rows: int = 12_000, repeats: int = 5) -> float:
     """Tokens a second of building a bank over those of the bare forward pass over the same texts in equal batches."""
     some = text.select(range(min(rows, len(text))))
     ids = collect(tokenize(some, tokenizer), start=tokenizer.eos_token_id).ids
