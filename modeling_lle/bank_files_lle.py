@@ -13,7 +13,7 @@ import os
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from filelock import FileLock, Timeout
@@ -265,6 +265,12 @@ class Folder:
         tensors = self._read(info.file, verify)
         documents = tensors.pop("documents").numpy().tobytes().decode()
         return Segment(**tensors, documents=[json.loads(line) for line in documents.splitlines()])
+
+    def open_keys(self, info: SegmentInfo) -> tuple[BinaryIO, int]:
+        """The file of a segment, and how many bytes stand before its keys (N, D) bfloat16."""
+        file = (self.path / info.file.name).open("rb")
+        size = int.from_bytes(file.read(8), "little")
+        return file, 8 + size + json.loads(file.read(size))["keys"]["data_offsets"][0]
 
     def read_forgotten(self, manifest: Manifest, verify: bool = True) -> Tensor:
         """The ids that were forgotten since the last `compact`, ascending."""

@@ -270,9 +270,8 @@ class HistoryBank:
         chosen = self.check_namespaces(self.namespaces if namespaces is None else namespaces)
         key = (*chosen, how)
         if key not in self._views:
-            files = [info.file for info in self.manifest.segments if info.namespace in chosen]
-            segments = [self._segments[file] for file in files]
-            view = View([file.name for file in files], segments, self._forgotten, self.manifest.width)
+            infos = [info for info in self.manifest.segments if info.namespace in chosen]
+            view = View(self.folder, infos, [self._segments[info.file] for info in infos], self._forgotten)
             if how != "exact" and len(view) > EXACT_ENTRIES:
                 view.index = self._index(view, chosen, how)
             self._views[key] = view
@@ -281,7 +280,11 @@ class HistoryBank:
     def _index(self, view: View, namespaces: tuple[str, ...], how: Search) -> Any:
         try:
             return _tool("index").index_of(
-                self.folder.path, view.names, view.keys_of, [len(segment) for segment in view.segments], how
+                self.folder.path,
+                [info.file.name for info in view.infos],
+                view.keys_of,
+                [info.entries for info in view.infos],
+                how,
             )
         except ImportError as error:
             logger.warning(

@@ -3,35 +3,45 @@
 Shapes: D width, Q queries, N entries, K neighbours.
 """
 
-from typing import Any
+import contextlib
+import os
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
-from .bank_files_lle import Segment
+from .bank_files_lle import BankError, Folder, Segment, SegmentInfo
 from .nearest_lle import Parts, best, nearest, similarities
+from .scan_lle import installed
 
+IN_MEMORY = 1 << 31  # bytes of keys; candidates among more are read from the files
 LARGE = 65_536  # segments of so many entries are searched where they lie
 
 
 class View:
     """The segments of some namespaces, side by side, as one search sees them."""
 
-    def __init__(self, names: list[str], segments: list[Segment], forgotten: Tensor, width: int) -> None:
-        self.names, self.segments = names, segments
-        self.offsets = torch.tensor([0, *(len(segment) for segment in segments)]).cumsum(0)
-
-        def joined(parts: list[Tensor], dtype: torch.dtype) -> Tensor:
-            return torch.cat(parts) if parts else torch.zeros(0, dtype=dtype)
-
-        self.ids = joined([segment.ids for segment in segments], torch.long)
-        self.outcomes = joined([segment.outcomes.int() for segment in segments], torch.int32)
-        self.counts = joined([segment.counts for segment in segments], torch.int32)
+    def __init__(self, folder: Folder, infos: list[SegmentInfo], segments: list[Segment], forgotten: Tensor) -> None:
+        self.infos, self.keys = infos, [segment.keys for segment in segments]
+        large = sum(keys.nbytes for keys in self.keys) > IN_MEMORY
+        columns: list[list[Tensor]] = [
+            [torch.zeros(0, dtype=dtype)] for dtype in (torch.long, torch.int32, torch.int32)
+        ]
+        for info, segment in zip(infos, segments, strict=True):
+            # What is read of a mapped file stays in memory as long as it is mapped, so a large one is mapped anew.
+            with contextlib.suppress(BankError):  # a writer has removed the file: what is mapped is still there
+                segment = folder.read_segment(info, verify=False) if large else segment
+            for column, values in zip(columns, (segment.ids, segment.outcomes.int(), segment.counts), strict=True):
+                column.append(values.clone())
+        self.ids, self.outcomes, self.counts = (torch.cat(column) for column in columns)
         self.usable = ~torch.isin(self.ids, forgotten)
         self.usable_share = float(self.usable.float().mean()) if len(self.usable) else 1.0
-        self.width = width
         self.parts = self._join()
         self.index: Any = None  # of the first entries; set it to search with it
+        self.files: list[tuple[BinaryIO, int]] = []  # where the keys of each segment lie, if they are not to be mapped
+        if large and hasattr(os, "pread") and installed("numba"):
+            with contextlib.suppress(OSError):
+                self.files = [folder.open_keys(info) for info in infos]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -41,21 +51,21 @@ class View:
         parts: Parts = []
         small: list[Tensor] = []
         first = size = 0
-        for segment in [*self.segments, None]:
-            if small and (segment is None or len(segment) >= LARGE or size >= LARGE):
+        for keys in [*self.keys, None]:
+            if small and (keys is None or len(keys) >= LARGE or size >= LARGE):
                 parts.append((first, torch.cat(small) if len(small) > 1 else small[0]))
                 first, small, size = first + size, [], 0
-            if segment is not None and len(segment) >= LARGE:
-                parts.append((first, segment.keys))
-                first += len(segment)
-            elif segment is not None:
-                small.append(segment.keys)
-                size += len(segment)
+            if keys is not None and len(keys) >= LARGE:
+                parts.append((first, keys))
+                first += len(keys)
+            elif keys is not None:
+                small.append(keys)
+                size += len(keys)
         return parts
 
     def keys_of(self, index: Tensor) -> Tensor:
         """The keys of the entries `index` (n,) int64, as (n, D) bfloat16."""
-        keys = torch.empty(len(index), self.width, dtype=torch.bfloat16)
+        keys = torch.empty(len(index), self.keys[0].shape[1], dtype=torch.bfloat16)
         for first, part in self.parts:
             own = ((index >= first) & (index < first + len(part))).nonzero()[:, 0]
             keys[own] = part[index[own] - first]
@@ -71,4 +81,16 @@ class View:
         if added:
             candidates = torch.cat([candidates, nearest(queries, added, self.usable, neighbours)[1]], dim=1)
         candidates = candidates.masked_fill(~self.usable[candidates.clamp(min=0)], -1).sort(1).values
-        return best(similarities(queries, candidates, self.parts), candidates, neighbours)
+        return best(self._similarities(queries, candidates), candidates, neighbours)
+
+    def _similarities(self, queries: Tensor, candidates: Tensor) -> Tensor:
+        """Cosines (Q, C) of queries (Q, D) with their own candidates (Q, C); -1 is none."""
+        if not self.files:
+            return similarities(queries, candidates, self.parts)
+        from .nearest_kernels_lle import fill_from_file
+
+        cosines, first = queries.new_zeros(candidates.shape), 0
+        for (file, offset), keys in zip(self.files, self.keys, strict=True):
+            fill_from_file(cosines, candidates, queries, file.fileno(), offset, first, len(keys))
+            first += len(keys)
+        return cosines

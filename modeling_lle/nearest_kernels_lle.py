@@ -1,5 +1,7 @@
 """The numba kernels of the search; imported on first use."""
 
+import ctypes
+import os
 from typing import Any
 
 import numpy as np
@@ -95,6 +97,36 @@ def fill_similarities(cosines: Tensor, candidates: Tensor, queries: Tensor, keys
     """Fills in the cosines (Q, C) of those candidates (Q, C) that are among the keys; the first is `first`."""
     shared: tuple[Any, ...] = (as_array(keys.contiguous()), first)
     run(lambda *parts: _fill_similarities(*parts, *shared), cosines, candidates.contiguous(), queries.contiguous())
+
+
+pread: Any = ctypes.CDLL(None).pread if hasattr(os, "pread") else None
+if pread is not None:
+    pread.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64]
+    pread.restype = ctypes.c_ssize_t
+
+
+@jit(cache=False)  # numba does not cache what calls into the C library
+def _fill_from_file(cosines: Any, candidates: Any, queries: Any, file: Any, begin: Any, first: Any, stop: Any) -> Any:
+    Q, C = candidates.shape
+    D = queries.shape[1]
+    key, lanes = np.empty(D, np.int16), np.empty(LANES, np.float32)
+    for q in range(Q):
+        for c in range(C):
+            place = candidates[q, c]
+            if first <= place < stop:
+                size = pread(file, key.ctypes, 2 * D, begin + 2 * D * (place - first))
+                cosines[q, c] = _similarity(queries[q], key, lanes) if size == 2 * D else np.float32(np.nan)
+
+
+def fill_from_file(
+    cosines: Tensor, candidates: Tensor, queries: Tensor, file: int, offset: int, first: int, count: int
+) -> None:
+    """As `fill_similarities`, of `count` keys in bfloat16 that lie in a file from `offset` bytes on.
+
+    Unlike those of a mapped file, they do not stay in the memory of the process.
+    """
+    shared: tuple[Any, ...] = (file, offset, first, first + count)
+    run(lambda *parts: _fill_from_file(*parts, *shared), cosines, candidates.contiguous(), queries.contiguous())
 
 
 def nearest_of_scores(

@@ -43,7 +43,7 @@ class Setting:
     candidates: float
 
 
-SETTINGS = {"balanced": Setting(1 / 64, 2.5), "fast": Setting(1 / 256, 1.5)}
+SETTINGS = {"balanced": Setting(1 / 64, 3), "fast": Setting(1 / 256, 1.5)}
 
 
 class Index:

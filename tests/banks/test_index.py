@@ -125,5 +125,18 @@ def test_without_faiss_the_search_is_exact(
     assert "which is slow for 3000 entries: a search index needs FAISS" in caplog.text
 
 
+def test_keys_that_stay_in_their_files(bank: HistoryBank, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("numba")
+    add(bank, 300, 2, "second")
+    queries = points(50, 0)
+    before = bank.search(queries, K)
+    monkeypatch.setattr("modeling_lle.bank_view_lle.IN_MEMORY", 0)
+    again = HistoryBank.open(bank.folder.path)
+    found = again.search(queries, K)
+    assert len(again._view(None, "balanced").files) == 2
+    assert torch.equal(found.ids, before.ids)
+    assert torch.equal(found.similarity, before.similarity)
+
+
 def test_the_number_of_cells_comes_from_the_size() -> None:
     assert [index.cells_for(entries) for entries in (100, 50_000, 1_000_000, 10_000_000)] == [16, 256, 1024, 4096]
