@@ -19,7 +19,7 @@ from modeling_lle import HistoryBank, LLECache
 from modeling_lle.bank_files_lle import Added, Segment
 from modeling_lle.bank_lle import Search
 from modeling_lle.data import StreamDataset, TextTokens, collect, load_texts, tokenize
-from modeling_lle.evaluation import evaluate_stream, write_results
+from modeling_lle.evaluation import evaluate_stream, read_results, write_results
 from modeling_lle.evaluation.results import this_command
 from modeling_lle.modeling_lle import BLOCK
 from modeling_lle.training import calibrate
@@ -31,6 +31,22 @@ from .timing import RESULTS, compare, ratio
 TOKENS = "Tokens of validation text whose perplexity is measured; the numbers are fitted on as many before them."
 SETTINGS: tuple[Search, ...] = ("exact", "balanced", "fast")
 CALIBRATION_TOKENS = 30_000
+PARTS = ("search", "synthetic", "domain", "damage")  # the files whose metrics `bank` gathers, and which of them
+GATHERED = (
+    "qps_1m",
+    "ppl_ratio_to_exact_1m",
+    "build_ratio_to_forward",
+    "qps_10m",
+    "recall_10m",
+    "rss_gb_10m",
+    "kills",
+    "kills_lost",
+    "corruptions",
+    "corruptions_accepted",
+    "base_test_ppl",
+    "stream_test_ppl",
+    "bank_test_ppl",
+)
 
 
 def _queries(model: Any, tokens: TextTokens) -> Tensor:
@@ -308,3 +324,10 @@ def _true_neighbours(bank: HistoryBank, queries: Tensor, neighbours: int) -> Ten
         best, order = scores.topk(min(neighbours, scores.shape[1]), dim=1)
         ids = number.gather(1, order)
     return ids
+
+
+def bank(output: Annotated[Path, typer.Option(help="Results file.")] = RESULTS / "bank.json") -> None:
+    """Gathers the figures that search, synthetic, domain and damage have measured into one file (a second)."""
+    parts = [read_results(RESULTS / f"bank-{part}.json") for part in PARTS]
+    metrics = {name: value for part in parts for name, value in part["metrics"].items() if name in GATHERED}
+    write_results(output, " && ".join(part["command"] for part in parts), metrics)
