@@ -171,7 +171,10 @@ def explain_(
         loaded.attach_history(HistoryBank.from_pretrained(bank_path), namespace or None)
     is_file = len(text) < 4096 and "\n" not in text and Path(text).is_file()
     given = Path(text).read_text(encoding="utf-8") if is_file else text
-    ids = torch.tensor([tokenizer.eos_token_id, *encode_texts([given], tokenizer)[0][:-1]])
+    # A tokenizer of words has no line breaks: there a line is a row, which an <eos> ends.
+    rows = [given] if tokenizer("\n", add_special_tokens=False)["input_ids"] else given.splitlines()
+    tokens = [token for row in encode_texts(rows, tokenizer) for token in row]
+    ids = torch.tensor([tokenizer.eos_token_id, *tokens[:-1]])
     explanations = loaded.explain(ids, top)
     typer.echo(format_explanations(explanations, tokenizer))
     if output is not None:

@@ -142,9 +142,10 @@ def as_values(explanations: Sequence[Explanation], tokenizer: PreTrainedTokenize
         For each token its `text`, `base_prob`, `prob`, `base_share`, `rest` and `causes`; a cause has its `source`,
         `where` it is, its `effect` and `share`, and the texts `before`, `outcome` and `after`.
     """
+    before = [None, *explanations][: len(explanations)]
     return [
         {
-            "text": decode(tokenizer, [item.target]),
+            "text": _text(item, previous, tokenizer),
             "base_prob": item.base_prob,
             "prob": item.prob,
             "base_share": item.base_share,
@@ -160,8 +161,17 @@ def as_values(explanations: Sequence[Explanation], tokenizer: PreTrainedTokenize
             ],
             "rest": item.rest,
         }
-        for item in explanations
+        for previous, item in zip(before, explanations, strict=True)
     ]
+
+
+def _text(item: Explanation, previous: Explanation | None, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The text of a token, with the space that stands before it in the text."""
+    alone = decode(tokenizer, [item.target])
+    if previous is None or previous.position + 1 != item.position:
+        return alone
+    first, both = decode(tokenizer, [previous.target]), decode(tokenizer, [previous.target, item.target])
+    return both[len(first) :] if both.startswith(first) else alone
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:

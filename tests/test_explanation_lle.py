@@ -84,6 +84,12 @@ def test_the_page_holds_everything_and_no_markup_of_the_text(model: LLEForCausal
     assert json.loads(held.group(1)) == as_values(explanations, TOKENIZER)
 
 
+def test_tokens_keep_the_spaces_between_them(model: LLEForCausalLM) -> None:
+    ids = TOKENIZER("a b c d", add_special_tokens=False)["input_ids"]
+    values = as_values(model.explain(torch.tensor(ids), top=1), TOKENIZER)
+    assert [value["text"] for value in values] == ["b", " c", " d"]
+
+
 def test_a_forgotten_token_is_a_box() -> None:
     ids = TOKENIZER("a b c", add_special_tokens=False)["input_ids"]
     assert decode(TOKENIZER, [ids[0], -1, ids[2]]) == "a▯c"
