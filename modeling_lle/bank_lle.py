@@ -147,7 +147,7 @@ class HistoryBank:
         bank = cls.create(path, fingerprint(model), model.config.hidden_size, model.config.vocab_size)
         bank._temporary = temporary
         bank.encoder = (model, tokenizer)
-        bank.add(dataset, **options)
+        bank._encode(dataset, model, tokenizer, options)
         return bank
 
     @classmethod
@@ -364,6 +364,9 @@ class HistoryBank:
         if tokenizer is None:
             raise ValueError("the bank was attached to a model without its tokenizer: pass tokenizer")
         self.check_model(model)
+        return self._encode(dataset, model, tokenizer, options)
+
+    def _encode(self, dataset: Any, model: Any, tokenizer: Any, options: dict[str, Any]) -> int:
         return _tool("encode").add(self, dataset, model, tokenizer, **options)
 
     def append(self, segments: Iterable[tuple[Segment, list[Added]]], namespace: str) -> int:

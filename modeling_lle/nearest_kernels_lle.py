@@ -1,6 +1,7 @@
 """The numba kernels of the search; imported on first use."""
 
 import ctypes
+import math
 import os
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .numba_lle import as_array, jit, load, run
+from .numba_lle import as_array, jit, load, run, store
 
 LANES = 64
 CHUNK = 256  # scores that are compared with the least of the best together
@@ -127,6 +128,27 @@ def fill_from_file(
     """
     shared: tuple[Any, ...] = (file, offset, first, first + count)
     run(lambda *parts: _fill_from_file(*parts, *shared), cosines, candidates.contiguous(), queries.contiguous())
+
+
+@jit()
+def _store_keys(states: Any, places: Any, keys: Any) -> None:
+    B, T, D = states.shape
+    lanes = np.empty(LANES, np.float32)
+    for b in range(B):
+        for t in range(T):
+            if places[b, t] >= 0:
+                state, key = states[b, t], keys[places[b, t]]
+                norm = max(math.sqrt(_similarity(state, state, lanes)), 1e-12)
+                for d in range(D):
+                    key[d] = store(state[d] / np.float32(norm), key[d])
+
+
+def store_keys(states: Tensor, places: Tensor, keys: Tensor) -> None:
+    """Writes states (B, T, D) float32, normalised, into keys (N, D) bfloat16 at their places (B, T); -1 is none."""
+    if not states.is_contiguous():
+        states, places = states.transpose(0, 1), places.transpose(0, 1)  # as torch.nn.LSTM returns them
+    shared: tuple[Any, ...] = (as_array(keys),)
+    run(lambda *parts: _store_keys(*parts, *shared), states.contiguous(), places.contiguous())
 
 
 def nearest_of_scores(

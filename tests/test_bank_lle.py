@@ -1,6 +1,7 @@
 """The bank: what it holds, how it joins the prediction, and that what is forgotten is gone."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -329,6 +330,33 @@ def test_calibration_of_both_sources() -> None:
         assert after[source]["sharpness"] != json.loads(before)[source]["sharpness"]
     nats = -model.score(**batch).log_probs.mean()
     assert float(nats.exp()) == pytest.approx(fitted["after_ppl"], rel=1e-3)
+
+
+def test_work_ahead_keeps_the_order_and_the_error() -> None:
+    def items() -> Iterator[int]:
+        yield from range(5)
+        raise RuntimeError("the sixth")
+
+    seen = []
+    with pytest.raises(RuntimeError, match="the sixth"):
+        for item in encode._ahead(items()):
+            seen.append(item)
+    assert seen == [0, 1, 2, 3, 4]
+    assert list(encode._ahead(iter([]))) == []
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_keys_are_normalised_states_in_their_places(transposed: bool) -> None:
+    kernels = pytest.importorskip("modeling_lle.nearest_kernels_lle")
+    states = torch.randn(3, 4, 70, generator=torch.Generator().manual_seed(0))
+    states[0, 0] = 0
+    places = torch.tensor([[2, -1, 0, 5], [1, 3, -1, -1], [4, 6, 7, -1]])
+    given = states.transpose(0, 1).contiguous().transpose(0, 1) if transposed else states
+    keys = torch.full((9, 70), 7.0, dtype=torch.bfloat16)
+    kernels.store_keys(given, places, keys)
+    want = torch.full((9, 70), 7.0)
+    want[places[places >= 0]] = torch.nn.functional.normalize(states[places >= 0], dim=-1)
+    torch.testing.assert_close(keys.float(), want.bfloat16().float(), atol=2e-3, rtol=8e-3)
 
 
 def test_resuming_an_interrupted_add(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
