@@ -6,12 +6,15 @@ Heavy imports wait until a command runs, so that `lle --help` answers at once.
 import json
 import logging
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .banks.commands import bank
 from .options import Bank, Column, Folder, Name, Namespaces, Row, SampleBy, Source
+
+if TYPE_CHECKING:
+    from .data import TextTokens
 
 app = typer.Typer(
     help="LLE, Learning from History: recurrent language models that keep learning from what they read.",
@@ -96,23 +99,14 @@ def calibrate(
     output: Annotated[Path | None, typer.Option(help="Where to save; the model's own folder if not given.")] = None,
 ) -> None:
     """Fits the few numbers of the history rule on held-out text, in seconds, and saves the model."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     from .bank_lle import HistoryBank
-    from .data import collect, load_texts, tokenize
     from .training import calibrate as fit
 
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    loaded: Any = AutoModelForCausalLM.from_pretrained(model)
-    texts = load_texts(source, name=name, split=split, text_column=text_column, sample_by=sample_by.value)
-    tokens = collect(tokenize(texts, tokenizer, text_column=text_column), start=tokenizer.eos_token_id)
-    tokens.check_vocabulary(loaded.config.vocab_size)
+    loaded, tokenizer, tokens = _load(model, source, name, split, text_column, sample_by)
     if bank_path is not None:
         loaded.attach_history(HistoryBank.from_pretrained(bank_path), namespace or None)
     found = fit(loaded, tokens.ids, limit_tokens)
-    folder = output or Path(model)
-    loaded.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    _save(loaded, tokenizer, output or Path(model))
     typer.echo(json.dumps({**found, **loaded.config.to_dict()["history"]}, indent=2))
 
 
@@ -129,23 +123,36 @@ def statistics(
     output: Annotated[Path | None, typer.Option(help="Where to save; the model's own folder if not given.")] = None,
 ) -> None:
     """Collects what the test-time update needs to know of training text, once for a model, and saves it with it."""
+    from .training import segments
+
+    loaded, tokenizer, tokens = _load(model, source, name, split, text_column, sample_by)
+    if scope is not None:
+        loaded.config.overlay.scope = scope
+    loaded.collect_update_statistics(segments(tokens.ids, limit_tokens, 70))
+    folder = output or Path(model)
+    _save(loaded, tokenizer, folder)
+    typer.echo(f"The statistics are in {folder}; history.update.scope is {loaded.config.overlay.scope!r}.")
+
+
+def _load(
+    model: str, source: str, name: str | None, split: str, text_column: str, sample_by: Row
+) -> tuple[Any, Any, "TextTokens"]:
+    """A model, its tokenizer, and the tokens of a split."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from .data import collect, load_texts, tokenize
-    from .training import segments
 
     tokenizer = AutoTokenizer.from_pretrained(model)
-    loaded: Any = AutoModelForCausalLM.from_pretrained(model)
-    if scope is not None:
-        loaded.config.overlay.scope = scope
+    loaded = AutoModelForCausalLM.from_pretrained(model)
     texts = load_texts(source, name=name, split=split, text_column=text_column, sample_by=sample_by.value)
     tokens = collect(tokenize(texts, tokenizer, text_column=text_column), start=tokenizer.eos_token_id)
     tokens.check_vocabulary(loaded.config.vocab_size)
-    loaded.collect_update_statistics(segments(tokens.ids, limit_tokens, 70))
-    folder = output or Path(model)
-    loaded.save_pretrained(folder)
+    return loaded, tokenizer, tokens
+
+
+def _save(model: Any, tokenizer: Any, folder: Path) -> None:
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    typer.echo(f"The statistics are in {folder}; history.update.scope is {loaded.config.overlay.scope!r}.")
 
 
 @app.command("explain")

@@ -337,11 +337,10 @@ def test_work_ahead_keeps_the_order_and_the_error() -> None:
         yield from range(5)
         raise RuntimeError("the sixth")
 
-    seen = []
+    ahead = encode._ahead(items())
+    assert [next(ahead) for _ in range(5)] == [0, 1, 2, 3, 4]
     with pytest.raises(RuntimeError, match="the sixth"):
-        for item in encode._ahead(items()):
-            seen.append(item)
-    assert seen == [0, 1, 2, 3, 4]
+        next(ahead)
     assert list(encode._ahead(iter([]))) == []
 
 
