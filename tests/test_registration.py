@@ -64,13 +64,12 @@ def test_the_auto_classes_know_lle(imports: str, folder: Path) -> None:
 
 
 def test_the_tables_hold_the_names() -> None:
-    assert configuration_auto.CONFIG_MAPPING_NAMES["lle"] == "LLEConfig"
+    assert configuration_auto.CONFIG_MAPPING["lle"] is LLEConfig
     assert modeling_auto.MODEL_MAPPING_NAMES["lle"] == "LLEModel"
     assert modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["lle"] == "LLEForCausalLM"
     assert modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING[LLEConfig] is LLEForCausalLM
     assert modeling_auto.MODEL_MAPPING[LLEConfig] is LLEModel
-    assert "lle" in configuration_auto.CONFIG_MAPPING
-    assert "lle" in tokenization_auto.TOKENIZER_MAPPING_NAMES
+    assert tokenization_auto.TOKENIZER_MAPPING[LLEConfig] is not None
 
 
 def test_the_package_lists_what_it_has() -> None:
