@@ -13,7 +13,7 @@ import os
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -266,11 +266,12 @@ class Folder:
         documents = tensors.pop("documents").numpy().tobytes().decode()
         return Segment(**tensors, documents=[json.loads(line) for line in documents.splitlines()])
 
-    def open_keys(self, info: SegmentInfo) -> tuple[BinaryIO, int]:
+    def find_keys(self, info: SegmentInfo) -> tuple[Path, int]:
         """The file of a segment, and how many bytes stand before its keys (N, D) bfloat16."""
-        file = (self.path / info.file.name).open("rb")
-        size = int.from_bytes(file.read(8), "little")
-        return file, 8 + size + json.loads(file.read(size))["keys"]["data_offsets"][0]
+        path = self.path / info.file.name
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            return path, 8 + size + json.loads(file.read(size))["keys"]["data_offsets"][0]
 
     def read_forgotten(self, manifest: Manifest, verify: bool = True) -> Tensor:
         """The ids that were forgotten since the last `compact`, ascending."""

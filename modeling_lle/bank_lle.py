@@ -12,6 +12,7 @@ import importlib
 import logging
 import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -93,7 +94,6 @@ class HistoryBank:
     def __init__(self, folder: Folder, verify: bool = True) -> None:
         self.folder = folder
         self.encoder: tuple[Any, Any] | None = None  # model and tokenizer that `add` uses
-        self._temporary: tempfile.TemporaryDirectory | None = None
         self._load(verify)
 
     @classmethod
@@ -142,10 +142,10 @@ class HistoryBank:
         """
         temporary = None
         if path is None:
-            temporary = tempfile.TemporaryDirectory(prefix="lle-bank-")
-            path = temporary.name
+            path = temporary = tempfile.mkdtemp(prefix="lle-bank-")
         bank = cls.create(path, fingerprint(model), model.config.hidden_size, model.config.vocab_size)
-        bank._temporary = temporary
+        if temporary is not None:
+            weakref.finalize(bank, shutil.rmtree, temporary, ignore_errors=True)
         bank.encoder = (model, tokenizer)
         bank._encode(dataset, model, tokenizer, options)
         return bank

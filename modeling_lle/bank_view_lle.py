@@ -5,7 +5,9 @@ Shapes: D width, Q queries, N entries, K neighbours.
 
 import contextlib
 import os
-from typing import Any, BinaryIO
+import weakref
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,10 +40,17 @@ class View:
         self.usable_share = float(self.usable.float().mean()) if len(self.usable) else 1.0
         self.parts = self._join()
         self.index: Any = None  # of the first entries; set it to search with it
-        self.files: list[tuple[BinaryIO, int]] = []  # where the keys of each segment lie, if they are not to be mapped
+        # Open files, and where the keys of each segment begin in them, if they are not to be mapped.
+        self.files: list[tuple[int, int]] = []
         if large and hasattr(os, "pread") and installed("numba"):
             with contextlib.suppress(OSError):
-                self.files = [folder.open_keys(info) for info in infos]
+                self.files = [self._open(*folder.find_keys(info)) for info in infos]
+
+    def _open(self, path: Path, offset: int) -> tuple[int, int]:
+        """Opens a file until this view is gone."""
+        file = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, file)
+        return file, offset
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -91,6 +100,6 @@ class View:
 
         cosines, first = queries.new_zeros(candidates.shape), 0
         for (file, offset), keys in zip(self.files, self.keys, strict=True):
-            fill_from_file(cosines, candidates, queries, file.fileno(), offset, first, len(keys))
+            fill_from_file(cosines, candidates, queries, file, offset, first, len(keys))
             first += len(keys)
         return cosines
