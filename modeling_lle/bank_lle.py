@@ -75,7 +75,7 @@ class EntryText:
 
 @torch.no_grad()
 def fingerprint(model: Any) -> str:
-    """Identifies what makes the keys of `model` by its weights, rounded to bfloat16, so that their dtype does not matter."""
+    """Identifies what makes the keys of `model`: its weights, rounded to bfloat16, so that their dtype is no matter."""
     digest = hashlib.sha256()
     for name, weight in model.key_weights():
         digest.update(f"{name} {tuple(weight.shape)}\n".encode())
@@ -243,12 +243,12 @@ class HistoryBank:
         }
 
     def check_model(self, model: Any) -> None:
-        """Raises a BankError unless `model` predicts what the bank holds, with the backbone that encoded the entries."""
+        """Raises a BankError unless `model` predicts what the bank holds, with the backbone that encoded it."""
         if (self.manifest.labels is None) == model.predicts_labels:
             held, due = ("tokens", "labels") if model.predicts_labels else ("labels", "tokens")
             raise BankError(
-                f"the bank {self.folder.path} holds {held}, and a {type(model).__name__} predicts {due}: open one that "
-                f"{'was made by learn()' if model.predicts_labels else 'HistoryBank.build made of texts'}"
+                f"the bank {self.folder.path} holds {held}, and a {type(model).__name__} predicts {due}: open a bank "
+                f"that {'its learn() made' if model.predicts_labels else 'HistoryBank.build made of texts'}"
             )
         if fingerprint(model) != self.manifest.fingerprint:
             raise BankError(
@@ -421,7 +421,8 @@ class HistoryBank:
             self._load(verify=True)
             self._check_exist(gone, None, None)
             for segment, added in segments:
-                first, changes = self.manifest.next_id, {}
+                first = self.manifest.next_id
+                changes: dict[str, Any] = {}
                 segment.ids = torch.arange(first, first + len(segment))
                 if self.manifest.labels is not None:
                     names = tuple(dict.fromkeys([*self.manifest.labels, *labels]))
@@ -429,7 +430,9 @@ class HistoryBank:
                     segment.tokens[segment.positions] = numbers[segment.outcomes]
                     changes["labels"] = names
                 if len(gone):
-                    changes["forgotten"] = self.folder.write_forgotten(torch.cat([self._forgotten, gone]).sort().values)
+                    changes["forgotten"] = self.folder.write_forgotten(
+                        torch.cat([self._forgotten, gone]).sort().values
+                    )
                 infos = (self.folder.write_segment(segment, namespace),) if len(segment) else ()
                 changed = {(item.namespace, item.source): item for item in (*self.manifest.added, *added)}
                 self._commit(

@@ -65,7 +65,7 @@ class _Classifier(TeachableModel):
         super().__init__(config)
         self.model = LLEModel(config)
         self.pooling = self._make_pooling()
-        self.classifier = nn.Linear(self.key_size, config.num_labels)
+        self.classifier = nn.Linear(self.key_size, len(self.trained_labels))
         self.post_init()
 
     def _make_pooling(self) -> Pooling | None:
@@ -91,7 +91,8 @@ class _Classifier(TeachableModel):
             attention_mask: (B, T) of 0 and 1, 0 at padding, wherever it lies.
             inputs_embeds: (B, T, D) floating.
             labels: The right labels, by their numbers in `config.id2label`: (B,) int64, of tokens (B, T) int64 with
-                -100 where nothing counts; (B, L) of 0 and 1 where a text may have several, (B,) floating in regression.
+                -100 where nothing counts; (B, L) of 0 and 1 where a text may have several; (B,) floating in
+                regression.
             use_history: Whether the attached bank takes part; None: as the config says, but never in training mode.
             output_history: Whether to return which examples moved the prediction.
             output_out_of_scope: Whether to return the score of "none of these" (`fit_out_of_scope`) and the mass.
@@ -205,9 +206,9 @@ class _Classifier(TeachableModel):
             self.train(training)
         if not parts:
             raise ValueError("there is nothing to fit on: the batches hold no text")
-        logits, labels, found = zip(*parts, strict=True)
+        found = [part[2] for part in parts]
         joined = (torch.cat([getattr(f, n) for f in found]) for n in ("similarity", "ids", "outcomes", "counts"))
-        return Answered(torch.cat(logits), torch.cat(labels), Found(*joined))
+        return Answered(torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts]), Found(*joined))
 
     def calibrate(self, batches: Iterable[dict[str, Tensor]], steps: int = 40) -> dict[str, float]:
         """Fits the numbers of the bank on held-out texts, by gradient descent, and stores them in the config.

@@ -1,4 +1,4 @@
-"""The rule of LLE for labels: a classifier's prediction joined by labelled examples, some of them of labels it never saw.
+"""The rule of LLE for labels: a classifier joined by labelled examples, some of them of labels that it never saw.
 
 With p the base's prediction over the labels that it was trained on, and r, m what the bank recalls (history_lle.py):
 
@@ -208,7 +208,7 @@ class Mixture:
 
 
 def scope_features(logits: Tensor, mass: Tensor, kind: str, sharpness: float) -> Tensor:
-    """What tells "none of these" from a prediction, (n, 4): 1, the mass of the recall, entropy, largest log probability.
+    """What tells "none of these", (n, 4): 1, the mass of the recall, entropy and largest log probability.
 
     Args:
         logits: (n, L), as `Mixture.logits` gives them, or the output layer's.
@@ -217,9 +217,7 @@ def scope_features(logits: Tensor, mass: Tensor, kind: str, sharpness: float) ->
         sharpness: The bank's.
     """
     own = Features.of(logits, kind)
-    return torch.cat(
-        [torch.ones_like(mass)[:, None], mass.clamp(min=-2 * sharpness)[:, None], own.features], dim=-1
-    )
+    return torch.cat([torch.ones_like(mass)[:, None], mass.clamp(min=-2 * sharpness)[:, None], own.features], dim=-1)
 
 
 def label_loss(logits: Tensor, labels: Tensor, kind: str, number: Tensor | int | None = None) -> Tensor:
@@ -258,9 +256,7 @@ class Answered:
 FOLDS = 4  # each label is taken for an unseen one in one of them
 
 
-def fit_labels(
-    answered: Answered, space: LabelSpace, numbers: BankConfig, kind: str, steps: int
-) -> dict[str, float]:
+def fit_labels(answered: Answered, space: LabelSpace, numbers: BankConfig, kind: str, steps: int) -> dict[str, float]:
     """Fits `sharpness` and `gate` of the bank's numbers by gradient descent on the loss of the mixture.
 
     With one label a text, half of the loss is that of texts and examples of labels which the base is made not to know,
@@ -277,7 +273,10 @@ def fit_labels(
     slopes = torch.tensor([float(x) for x in numbers.gate[2:]])
     bias = float(numbers.gate[0]) + float(slopes @ mean.cpu())
     values = torch.cat(
-        [torch.tensor([math.log(max(numbers.sharpness, 1e-3)), bias, float(numbers.gate[1])]), slopes * deviation.cpu()]
+        [
+            torch.tensor([math.log(max(numbers.sharpness, 1e-3)), bias, float(numbers.gate[1])]),
+            slopes * deviation.cpu(),
+        ]
     ).requires_grad_()
 
     def nats() -> Tensor:
@@ -303,7 +302,7 @@ def fit_labels(
         return loss
 
     optimizer.step(closure)
-    found = best[1]
+    found = best[1].cpu()
     weights = found[3:] / deviation.cpu()
     numbers.sharpness = float(found[0].exp())
     numbers.gate = torch.cat([(found[1] - weights @ mean.cpu())[None], found[2:3], weights]).tolist()

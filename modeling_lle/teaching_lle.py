@@ -7,10 +7,8 @@ which lies in a folder of its own; a text has one label at a time; examples are 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import torch
-
 from .bank_lle import DEFAULT, HistoryBank, bank_tool, fingerprint
-from .labels_lle import MULTI, REGRESSION, Label, LabelSpace, kind_of, labels_in, outcome_name
+from .labels_lle import REGRESSION, Label, LabelSpace, kind_of, labels_in
 from .pretrained_lle import LLEPreTrainedModel
 
 
@@ -21,7 +19,7 @@ class TeachableModel(LLEPreTrainedModel):
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        self._trained = [config.id2label[number] for number in range(config.num_labels)]
+        self._trained = [config.id2label[number] for number in range(len(config.id2label))]
         self._space: tuple[Any, LabelSpace] | None = None
         self._temporary: HistoryBank | None = None
 
@@ -66,7 +64,7 @@ class TeachableModel(LLEPreTrainedModel):
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """As for every LLE model; the names of labels that only the bank knows stay with the bank."""
-        names = [self.config.id2label[number] for number in range(len(self.config.id2label))]
+        names = self._trained if self.label_space is None else list(self.label_space.names)
         self._name_labels(self._trained)
         try:
             super().save_pretrained(*args, **kwargs)

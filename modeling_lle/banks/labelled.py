@@ -165,7 +165,9 @@ def condition(
         return None
     wanted = None if texts is None else {texts} if isinstance(texts, str) else set(texts)
     name = None if label is None else outcome_name(label, kind)
-    documents = [segment.documents[owner] for _, segment in bank.segments() for owner in segment.owners.unique().tolist()]
+    documents = [
+        segment.documents[owner] for _, segment in bank.segments() for owner in segment.owners.unique().tolist()
+    ]
     if wanted is not None:
         missing = sorted(wanted - {document["text"] for document in documents})
         if missing:
@@ -206,7 +208,9 @@ def _segment(
         model.train(training)
     names = list(dict.fromkeys(name for _, _, own in items for name in own if name is not None))
     number_of = {name: number for number, name in enumerate(names)}
-    tokens, positions, starts = [], [], [0]
+    tokens: list[int] = []
+    positions: list[int] = []
+    starts = [0]
     for ids, (_, _, own) in zip(encoded["input_ids"], items, strict=True):
         outcomes = [number_of[name] for name in own if name is not None]
         positions += range(starts[-1] + len(ids), starts[-1] + len(ids) + len(outcomes))
