@@ -75,7 +75,7 @@ class EntryText:
 
 @torch.no_grad()
 def fingerprint(model: Any) -> str:
-    """Identifies what makes the keys of `model`: its weights, rounded to bfloat16, so that their dtype is no matter."""
+    """Identifies what makes the keys of `model`: its weights in bfloat16, so that their dtype does not matter."""
     digest = hashlib.sha256()
     for name, weight in model.key_weights():
         digest.update(f"{name} {tuple(weight.shape)}\n".encode())

@@ -43,7 +43,7 @@ class LLETextClassificationPipeline(TextClassificationPipeline):
             after["history_top"] = history_top
         return before, during, after
 
-    def _forward(self, model_inputs: Any, **options: Any) -> Any:
+    def _forward(self, model_inputs: Any, **options: Any) -> Any:  # type: ignore[override]
         if not options:
             return super()._forward(model_inputs)
         output = self.model(**model_inputs, **options)
