@@ -57,7 +57,7 @@ def test_streaming(folder: Path) -> None:
     assert np.concatenate([item["input_ids"] for item in items]).tolist() == joined[: 4 * len(items)].tolist()
 
 
-@pytest.mark.parametrize("suffix", ["csv", "json", "jsonl", "parquet"])
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "json", "jsonl", "parquet"])
 def test_tables(tmp_path: Path, suffix: str) -> None:
     rows = [{"body": "one, two", "label": 1}, {"body": "three\nfour", "label": 2}]
     data = Dataset.from_list(rows)
@@ -65,13 +65,20 @@ def test_tables(tmp_path: Path, suffix: str) -> None:
     if suffix == "json":
         path.write_text(json.dumps(rows))
     else:
-        {"csv": data.to_csv, "jsonl": data.to_json, "parquet": data.to_parquet}[suffix](path)
+        options = {"sep": "\t"} if suffix == "tsv" else {}
+        write = {"csv": data.to_csv, "tsv": data.to_csv, "jsonl": data.to_json, "parquet": data.to_parquet}[suffix]
+        write(path, **options)
     loaded = load_texts(path, text_column="body")
     assert loaded["body"][:] == ["one, two", "three\nfour"]
     with pytest.raises(ValueError, match=r"no column 'bod' .did you mean 'body'.*its columns are: body, label"):
         load_texts(path, text_column="bod")
     with pytest.raises(ValueError, match=r"'label' of .* holds int, not text"):
         load_texts(path, text_column="label")
+
+
+def test_words_that_pandas_takes_for_missing_are_text(tmp_path: Path) -> None:
+    (tmp_path / "data.csv").write_text("text,other\nnull,1\nNA,2\n,3\n")
+    assert load_texts(tmp_path / "data.csv")["text"][:] == ["null", "NA", None]
 
 
 def test_mapping_of_splits(folder: Path) -> None:
