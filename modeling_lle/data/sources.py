@@ -31,6 +31,7 @@ SPLITS = {
 _KINDS = {".txt": "text", ".csv": "csv", ".tsv": "tsv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 # Only an empty field is a missing one: pandas would also take the words null, None, NA and nan for that.
 _CSV: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}
+_PANDAS_INDEX = "__index_level_0__"
 _BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
     "text": ("text", {}),
     "csv": ("csv", _CSV),
@@ -156,13 +157,27 @@ def _load_files(files: dict[str, list[Path]], split: str | None, where: str, sam
     builder, options = _BUILDERS[kinds.pop()]
     if builder == "text":
         options = {"sample_by": sample_by}
-    return datasets.load_dataset(
-        builder,
-        data_files={picked: [str(file) for file in files[picked]]},
-        split=picked + bracket + rows,
-        streaming=streaming,
-        **options,
-    )
+    try:
+        loaded = datasets.load_dataset(
+            builder,
+            data_files={picked: [str(file) for file in files[picked]]},
+            split=picked + bracket + rows,
+            streaming=streaming,
+            **options,
+        )
+    except datasets.exceptions.DatasetGenerationError as error:
+        reason = str(error.__cause__ or error).strip()
+        raise ValueError(f"cannot read the split {picked!r} of {where}: {reason}") from error
+    except ValueError as error:
+        if "corresponds to no data" not in str(error):
+            raise
+        raise ValueError(f"there is no text in the split {picked!r} of {where}: its files have no rows") from error
+    if builder == "csv" and _PANDAS_INDEX in (loaded.column_names or ()):
+        raise ValueError(
+            f"the rows of {where} have more fields than its header has names: "
+            "put quotation marks around fields that hold the separator"
+        )
+    return loaded
 
 
 def _load_from_hub(source: str, name: str | None, split: str | None, streaming: bool) -> Rows:

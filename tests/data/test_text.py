@@ -120,13 +120,29 @@ def test_wrong_splits(folder: Path) -> None:
         load_texts(folder, split="train")
 
 
-@pytest.mark.parametrize("name", ["empty.txt", "empty.csv", "empty.jsonl"])
-def test_empty_files(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_text("")
+@pytest.mark.parametrize(
+    ("name", "content"), [("empty.txt", ""), ("empty.csv", ""), ("header.csv", "text,label\n"), ("empty.jsonl", "")]
+)
+def test_empty_files(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match="there is no text"):
         load_texts(tmp_path / name)
     with pytest.raises(ValueError, match="there is no text"):
         load_texts(Dataset.from_dict({"text": []}))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"text,label\na,b\na,b,c\n", "cannot read the split 'train' of .*Expected 2 fields in line 3, saw 3"),
+        (b"text,label\nyes, please,a\nno, thanks,b\n", "more fields than its header has names: put quotation marks"),
+        ("text\né".encode("latin1"), "cannot read the split 'train' of .*can't decode byte 0xe9"),
+    ],
+)
+def test_broken_tables(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "data.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        load_texts(tmp_path / "data.csv")
 
 
 def test_rows_end_with_one_eos_and_are_counted() -> None:
