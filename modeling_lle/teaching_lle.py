@@ -121,6 +121,7 @@ class TeachableModel(LLEPreTrainedModel):
         bank.encoder = (self, tokenizer)
         if self.history_bank is None:
             self.attach_history(bank, tokenizer=tokenizer)
+        _ = self.label_space
         return added
 
     def _make_bank(self) -> HistoryBank:
