@@ -39,7 +39,11 @@ class LLETokenizer(PreTrainedTokenizerFast):
 
     @classmethod
     def train(
-        cls, texts: Iterable[str], vocab_size: int | None = None, kind: Literal["bpe", "word"] = "bpe"
+        cls,
+        texts: Iterable[str],
+        vocab_size: int | None = None,
+        kind: Literal["bpe", "word"] = "bpe",
+        lowercase: bool = False,
     ) -> "LLETokenizer":
         """Trains a tokenizer.
 
@@ -48,19 +52,21 @@ class LLETokenizer(PreTrainedTokenizerFast):
             vocab_size: Number of types, the special ones included. None, for words only: all types of `texts`.
             kind: "bpe" for byte-level BPE, which encodes any text without loss, or "word" for whitespace tokens with
                 `<eos>` for line breaks and `<unk>` for words that `texts` lack.
+            lowercase: Whether capital letters are read as small ones, and the first word as one within a text: right
+                for classifiers, wrong where text is to be written.
 
         Returns:
             A tokenizer with at most `vocab_size` types, fewer where `texts` do not hold so many.
         """
         if kind == "bpe":
-            return cls._train_bpe(texts, vocab_size)
+            return cls._train_bpe(texts, vocab_size, lowercase)
         if kind == "word":
-            return cls._train_words(texts, vocab_size)
+            return cls._train_words(texts, vocab_size, lowercase)
         raise ValueError(f"kind must be 'bpe' or 'word', got {kind!r}")
 
     @classmethod
-    def _train_bpe(cls, texts: Iterable[str], vocab_size: int | None) -> "LLETokenizer":
-        template = cls._bpe_template()
+    def _train_bpe(cls, texts: Iterable[str], vocab_size: int | None, lowercase: bool) -> "LLETokenizer":
+        template = cls._bpe_template(lowercase)
         least = BYTE_VALUES + len(template)
         if vocab_size is None or vocab_size < least:
             raise ValueError(
@@ -72,9 +78,11 @@ class LLETokenizer(PreTrainedTokenizerFast):
         )
 
     @classmethod
-    def _bpe_template(cls) -> "LLETokenizer":
+    def _bpe_template(cls, lowercase: bool) -> "LLETokenizer":
         """The untrained byte-level BPE: special tokens only."""
         backend = Tokenizer(models.BPE())
+        if lowercase:
+            backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.Prepend(" ")])
         backend.pre_tokenizer = pre_tokenizers.Sequence(
             [
                 pre_tokenizers.Split(Regex(_PIECES), "isolated"),
@@ -85,20 +93,22 @@ class LLETokenizer(PreTrainedTokenizerFast):
         return cls._wrap(backend)
 
     @classmethod
-    def _train_words(cls, texts: Iterable[str], vocab_size: int | None) -> "LLETokenizer":
+    def _train_words(cls, texts: Iterable[str], vocab_size: int | None, lowercase: bool) -> "LLETokenizer":
         special = ["<eos>", "<pad>", "<unk>"]
         if vocab_size is not None and vocab_size <= len(special):
             raise ValueError(
                 f"a vocabulary of words needs vocab_size of more than its {len(special)} special tokens, "
                 f"got {vocab_size}"
             )
-        counts = Counter(word for text in _some(texts) for word in text.split() if word not in special)
+        read = (text.lower() if lowercase else text for text in _some(texts))
+        counts = Counter(word for text in read for word in text.split() if word not in special)
         if not counts:
             raise ValueError("cannot train a tokenizer: the texts hold no words")
         words = sorted(counts, key=lambda word: (-counts[word], word))
         types = [*special, *words][:vocab_size]
         backend = Tokenizer(models.WordLevel({word: index for index, word in enumerate(types)}, unk_token="<unk>"))
-        backend.normalizer = normalizers.Replace("\n", " <eos> ")
+        lines = normalizers.Replace("\n", " <eos> ")
+        backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), lines]) if lowercase else lines
         backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         # WordPiece joins with blanks; no word holds a line break, so its prefix never occurs.
         backend.decoder = decoders.Sequence(

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -54,6 +55,17 @@ def test_training_is_deterministic_and_bounded() -> None:
     assert LLETokenizer.train(TEXTS, 300).get_vocab() == BPE.get_vocab()
     assert len(BPE) == 300
     assert len(LLETokenizer.train(["ab"], vocab_size=1000)) == 258  # nothing there to merge
+
+
+def test_lowercase_reads_a_word_alike_wherever_it_stands(tmp_path: Path) -> None:
+    tokenizer = LLETokenizer.train(["The user's cat", "a cat"] * 4, vocab_size=300, lowercase=True)
+    tokenizer.save_pretrained(tmp_path)
+    for read in (tokenizer, AutoTokenizer.from_pretrained(tmp_path)):
+        assert read.encode("CAT The") == read.encode("cat the")
+        assert read.encode("Cat") == read.encode("a cat")[1:]
+        assert read.encode("") == []
+    words = LLETokenizer.train(["The cat\n"], kind="word", lowercase=True)
+    assert words.tokenize("the CAT\n") == ["the", "cat", "<eos>"]
 
 
 def test_words() -> None:
