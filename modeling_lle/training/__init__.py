@@ -1,10 +1,13 @@
-"""Training on continuous streams: the Trainer, the recipes, and running them."""
+"""Training: the Trainers, the recipes, and running them."""
 
+from .arguments import ClassificationArguments, LLETrainingArguments
+from .language import calibrate, segments
 from .recipe import Recipe, load_recipe, make_recipe
-from .run import calibrate, leave_group, run, segments
-from .trainer import LLETrainer, LLETrainingArguments
+from .run import leave_group, run
+from .trainer import LLETrainer
 
 __all__ = [
+    "ClassificationArguments",
     "LLETrainer",
     "LLETrainingArguments",
     "Recipe",

@@ -13,7 +13,10 @@ import yaml
 from transformers import HfArgumentParser
 
 from ..configuration_lle import LLEConfig, check_keys
-from .trainer import LLETrainingArguments
+from .arguments import ClassificationArguments, LLETrainingArguments
+
+LANGUAGE, CLASSIFICATION = "text-generation", "text-classification"
+TASKS = {LANGUAGE: LLETrainingArguments, CLASSIFICATION: ClassificationArguments}
 
 _LOCAL = {"dataloader_pin_memory", "disable_tqdm", "hub_token", "local_rank", "use_cpu"}
 
@@ -23,11 +26,15 @@ class DataArguments:
     """Which text to read.
 
     Args:
-        source: A data set on the Hub, or a local file, folder or glob of text, csv, json, jsonl or parquet files.
+        source: A data set on the Hub, or a local file, folder or glob of text, csv, tsv, json, jsonl or parquet files.
         name: Configuration of a data set on the Hub.
         text_column: Column of the text.
+        label_column: Column of the labels, for classifiers; None: the one with a usual name.
+        out_of_scope: Label of the rows that have none of the labels, for classifiers; None: there are no such rows.
         sample_by: Whether a row is a line or a whole file of plain text.
         train, validation, test: Names of the splits.
+        held_out: Share of the training split that a classifier is validated with instead, drawn by the seed from each
+            label alike; 0: there is a validation split.
         streaming: Read the training split while training, for what does not fit in memory.
         num_proc: Processes that tokenize.
     """
@@ -35,10 +42,13 @@ class DataArguments:
     source: str = ""
     name: str | None = None
     text_column: str = "text"
+    label_column: str | None = None
+    out_of_scope: str | None = None
     sample_by: Literal["line", "document"] = "line"
     train: str = "train"
     validation: str = "validation"
     test: str = "test"
+    held_out: float = 0.0
     streaming: bool = False
     num_proc: int | None = None
 
@@ -51,16 +61,18 @@ class TokenizerArguments:
         path: A saved tokenizer, a folder or a name on the Hub; None: train one on the training split.
         kind: "bpe", byte-level pieces, or "word", whitespace tokens as in the classic benchmarks.
         vocab_size: Number of types; None, for words only: all.
+        lowercase: Whether capital letters are read as small ones.
     """
 
     path: str | None = None
     kind: Literal["bpe", "word"] = "bpe"
     vocab_size: int | None = None
+    lowercase: bool = False
 
 
 @dataclasses.dataclass
 class Recipe:
-    """The sections of a run.
+    """The sections of a run, and its task: "text-generation" or "text-classification".
 
     `model` holds the fields of `LLEConfig`, and `path`: a trained model, a folder or a name on the Hub, to go on from.
     Then the fields change its configuration, and the tokenizer is its own where the recipe names none.
@@ -69,7 +81,8 @@ class Recipe:
     data: DataArguments
     tokenizer: TokenizerArguments
     model: dict[str, Any]
-    training: LLETrainingArguments
+    training: Any
+    task: str = LANGUAGE
 
     def resolved(self) -> dict[str, Any]:
         """Every value as plain types, defaults included, but for the model's, which its config.json holds.
@@ -78,6 +91,7 @@ class Recipe:
         """
         training = self.training.to_dict()
         return {
+            "task": self.task,
             "data": dataclasses.asdict(self.data),
             "tokenizer": dataclasses.asdict(self.tokenizer),
             "model": self.model,
@@ -115,7 +129,10 @@ def load_recipe(path: str | Path, settings: list[str] | None = None) -> Recipe:
 
 def make_recipe(values: dict[str, Any], where: str = "the recipe") -> Recipe:
     """A recipe from plain values, its keys and the model's configuration checked."""
-    check_keys(_mapping(values, where), ["data", "tokenizer", "model", "training"], where)
+    check_keys(_mapping(values, where), ["task", "data", "tokenizer", "model", "training"], where)
+    task = values.get("task", LANGUAGE)
+    if task not in TASKS:
+        raise ValueError(f"task in {where} is {task!r}: choose one of {', '.join(map(repr, TASKS))}")
     sections = {
         name: _mapping(values.get(name) or {}, f"the section {name} of {where}")
         for name in ("data", "tokenizer", "model", "training")
@@ -127,7 +144,8 @@ def make_recipe(values: dict[str, Any], where: str = "the recipe") -> Recipe:
         data=_section(DataArguments, sections["data"], f"the section data of {where}"),
         tokenizer=_section(TokenizerArguments, sections["tokenizer"], f"the section tokenizer of {where}"),
         model=model,
-        training=_section(LLETrainingArguments, training, f"the section training of {where}"),
+        training=_section(TASKS[task], training, f"the section training of {where}"),
+        task=task,
     )
 
 

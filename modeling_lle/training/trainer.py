@@ -8,7 +8,6 @@ carried along, while evaluation stays without history.
 
 import math
 from collections.abc import Sized
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,29 +26,9 @@ from transformers import (
 
 from ..cache_lle import LLECache
 from ..training_history_lle import HistoryLoss
+from .arguments import LLETrainingArguments
 
 _NUMBERS = "numbers"  # their name in the file of the carried state
-
-
-@dataclass
-class LLETrainingArguments(TrainingArguments):
-    """transformers' TrainingArguments, with what streams need.
-
-    Args:
-        segment_length: Tokens of a row that a step reads and backpropagates through.
-        calibration_tokens: Tokens of validation text that the numbers of the rule are fitted on after training;
-            0 keeps the defaults, or what training with history has learned.
-        history_learning_rate: Learning rate of these numbers in training with history, whatever the optimizer; the
-            schedule is that of the weights, and they do not decay.
-    """
-
-    segment_length: int = field(default=70, metadata={"help": "Tokens of a row that a step reads."})
-    calibration_tokens: int = field(default=30000, metadata={"help": "Validation tokens to fit the rule on."})
-    history_learning_rate: float = field(default=0.03, metadata={"help": "Learning rate of the rule's numbers."})
-
-    def __post_init__(self) -> None:
-        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()  # or bf16 would ask for a GPU
-        super().__post_init__()
 
 
 class _NewEpoch(TrainerCallback):

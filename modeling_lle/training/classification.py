@@ -1,0 +1,154 @@
+"""Training a classifier by a recipe, and giving it its training examples as the first history.
+
+Notable: texts are encoded anew in every step, so that each time the tokenizer may leave other merges out.
+"""
+
+import random
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from datasets import Dataset, DatasetDict
+from torch import Tensor
+from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedTokenizerBase, Trainer
+
+from ..backbone_lle import LLEModel
+from ..classification_lle import LLEForSequenceClassification
+from ..configuration_lle import LLEConfig
+from ..data import check_labelled, load_labelled, split_out_of_scope
+from ..labels_lle import SINGLE
+from .arguments import ClassificationArguments
+from .recipe import DataArguments, Recipe
+from .run import make_config, make_tokenizer, save, train
+
+
+def run_classification(recipe: Recipe, rows: dict[str, Any] | None = None, resume: bool = False) -> dict[str, Any]:
+    """Trains a classifier of texts, whose bank holds the training examples afterwards; see `run`."""
+    arguments: ClassificationArguments = recipe.training
+    data = recipe.data
+    examples, _ = split_out_of_scope(_load(data, "train", rows), data.out_of_scope or "")
+    wrong = set(check_labelled(examples, where="the training split", refuse=False))
+    examples = examples.select([row for row in range(len(examples)) if row not in wrong])
+    if data.held_out > 0:
+        examples, validation = hold_out(examples, data.held_out, arguments.seed)
+        strangers = validation.select([])
+    else:
+        validation, strangers = split_out_of_scope(_load(data, "validation", rows), data.out_of_scope or "")
+    tokenizer = make_tokenizer(recipe, examples["text"])
+    labels = sorted(set(examples["label"]))
+    unknown = sorted(set(validation["label"]) - set(labels))
+    if unknown:
+        raise ValueError(f"the validation split has labels that no training text has: {', '.join(unknown[:10])}")
+    model = make_classifier(recipe.model, tokenizer, labels)
+    numbers = {name: number for number, name in enumerate(labels)}
+    encode, dropping = Encode(tokenizer, numbers), Encode(tokenizer, numbers, arguments.merge_dropout)
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        train_dataset=examples.with_transform(dropping),
+        eval_dataset=validation.with_transform(encode),
+        processing_class=tokenizer,
+        compute_metrics=_accuracy,
+    )
+    metrics = train(trainer, resume)
+    model.learn(examples["text"], examples["label"], tokenizer, source="training")
+    size = arguments.per_device_eval_batch_size
+    metrics["calibration"] = model.calibrate(batches(validation, encode, size))
+    if len(strangers):
+        outside = batches(strangers, Encode(tokenizer, None), size)
+        inside = batches(validation, encode, size)
+        metrics["out_of_scope"] = model.fit_out_of_scope(inside, outside, arguments.keep_in_scope)
+    if trainer.is_world_process_zero():
+        save(recipe, trainer, metrics)
+        model.save_pretrained(str(arguments.output_dir), save_history=True)
+    return metrics
+
+
+def hold_out(examples: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
+    """Examples without a share of each label, and that share: one example at least of a label that has two."""
+    rows: dict[str, list[int]] = defaultdict(list)
+    for row, label in enumerate(examples["label"]):
+        rows[label].append(row)
+    chosen: set[int] = set()
+    draw = random.Random(seed)
+    for label in sorted(rows):
+        if len(rows[label]) > 1:
+            chosen.update(draw.sample(rows[label], max(1, round(share * len(rows[label])))))
+    kept = [row for row in range(len(examples)) if row not in chosen]
+    return examples.select(kept), examples.select(sorted(chosen))
+
+
+def make_classifier(
+    values: dict[str, Any], tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]
+) -> LLEForSequenceClassification:
+    """A new classifier with the configuration `values`, or one that begins at the model at its `path`.
+
+    A language model there reads in one direction. Where the classifier reads in both, its stack for the other one
+    begins with the same weights.
+    """
+    names = {"id2label": dict(enumerate(labels)), "label2id": {name: number for number, name in enumerate(labels)}}
+    config, path = make_config(values, tokenizer, **names, problem_type=SINGLE)
+    if path is None:
+        return LLEForSequenceClassification(config)
+    if LLEConfig.from_pretrained(path).bidirectional or not config.bidirectional:
+        return LLEForSequenceClassification.from_pretrained(path, config=config)
+    model, trained = LLEForSequenceClassification(config), LLEModel.from_pretrained(path)
+    model.model.embed_tokens.load_state_dict(trained.embed_tokens.state_dict())
+    for stack in (model.model.stack, model.model.backward_stack):
+        assert stack is not None
+        stack.load_state_dict(trained.stack.state_dict())
+    return model
+
+
+class Encode:
+    """Makes `input_ids`, `attention_mask` and, where there is a label, `labels` of the columns `text` and `label`.
+
+    Args:
+        tokenizer: The tokenizer.
+        numbers: The number of each label; None: the texts have none.
+        merge_dropout: Probability that a merge of the tokenizer is left out.
+    """
+
+    def __init__(self, tokenizer: Any, numbers: dict[str, int] | None, merge_dropout: float = 0.0) -> None:
+        self.tokenizer, self.numbers, self.merge_dropout = tokenizer, numbers, merge_dropout
+
+    def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        """The columns of the batch, not yet padded."""
+        merges = self.tokenizer.backend_tokenizer.model
+        try:
+            if self.merge_dropout:
+                merges.dropout = self.merge_dropout
+            encoded = dict(self.tokenizer(rows["text"]))
+        finally:
+            if self.merge_dropout:
+                merges.dropout = None
+        if self.numbers is not None:
+            encoded["labels"] = [self.numbers[label] for label in rows["label"]]
+        return encoded
+
+
+def batches(rows: Dataset, encode: Encode, size: int) -> Iterator[dict[str, Tensor]]:
+    """The rows as padded batches of at most `size`, as a classifier's `calibrate` and `fit_out_of_scope` take them."""
+    for start in range(0, len(rows), size):
+        columns = encode(rows[start : start + size])
+        yield dict(encode.tokenizer.pad(columns, return_tensors="pt"))
+
+
+def _accuracy(predicted: EvalPrediction) -> dict[str, float]:
+    logits = predicted.predictions
+    assert not isinstance(logits, tuple)
+    return {"accuracy": float((logits.argmax(-1) == predicted.label_ids).mean())}
+
+
+def _load(data: DataArguments, split: str, rows: dict[str, Any] | None) -> Dataset:
+    if rows is None and not data.source:
+        raise ValueError("the recipe names no texts: set data.source to a data set on the Hub or a local path")
+    return load_labelled(
+        data.source if rows is None else DatasetDict(rows),
+        name=data.name,
+        split=getattr(data, split) if rows is None else split,
+        text_column=None if data.text_column == "text" else data.text_column,
+        label_column=data.label_column,
+        out_of_scope=data.out_of_scope,
+    )

@@ -1,0 +1,118 @@
+"""Training a language model by a recipe, and fitting the rule's numbers on validation text."""
+
+import logging
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import DatasetDict
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from ..data import StreamDataset, StreamIterableDataset, TextTokens, collect, load_texts, tokenize
+from ..data.text import Rows
+from ..modeling_lle import LLEForCausalLM
+from .arguments import LLETrainingArguments
+from .recipe import DataArguments, Recipe
+from .run import make_config, make_tokenizer, save, train
+from .trainer import LLETrainer
+
+logger = logging.getLogger(__name__)
+
+
+def run_language(recipe: Recipe, texts: dict[str, Rows] | None = None, resume: bool = False) -> dict[str, Any]:
+    """Trains a language model; see `run`."""
+    arguments: LLETrainingArguments = recipe.training
+    if recipe.data.streaming and arguments.max_steps < 1:
+        raise ValueError("a streamed text has no length that is known: set training.max_steps with data.streaming")
+    texts = {split: _load(recipe.data, split, texts) for split in ("train", "validation")}
+    tokenizer = make_tokenizer(recipe, (row[recipe.data.text_column] for row in texts["train"]))
+    config, path = make_config(recipe.model, tokenizer)
+    model = LLEForCausalLM(config) if path is None else LLEForCausalLM.from_pretrained(path, config=config)
+    validation = _read(texts["validation"], tokenizer, recipe.data)
+    training = _training_stream(texts["train"], tokenizer, recipe)
+    if isinstance(training, StreamDataset) and "path" not in recipe.model:
+        _begin_at_frequencies(model, training.tokens)
+    trainer = LLETrainer(
+        model=model,
+        args=arguments,
+        train_dataset=training,
+        eval_dataset=StreamDataset(
+            validation.ids,
+            arguments.eval_batch_size * arguments.world_size,
+            arguments.segment_length,
+            evaluation=True,
+        ),
+        processing_class=tokenizer,
+    )
+    numbers = 0 if model.history_loss is None else model.history_loss.values.numel()  # config.json will hold them
+    metrics = train(trainer, resume)
+    metrics["parameters"] -= numbers
+    nats = metrics["eval_loss"] * (len(validation.ids) - 1)
+    metrics["eval_word_perplexity"] = math.exp(min(nats / validation.words, 700.0))
+    if arguments.calibration_tokens and model.config.stream.window:
+        metrics["calibration"] = calibrate(model, validation.ids, arguments.calibration_tokens)
+    model.config.use_cache = True  # the Trainer switches it off
+    if trainer.is_world_process_zero():
+        save(recipe, trainer, metrics)
+    return metrics
+
+
+def segments(tokens: Any, limit: int, length: int) -> Iterator[dict[str, Tensor]]:
+    """At most `limit` tokens (N,) read as one row, in segments of `length`, as `calibrate` of a model takes them."""
+    stream = StreamDataset(tokens[: limit + 1], 1, length, evaluation=True)
+    for index in range(len(stream)):
+        yield {key: value[None] for key, value in stream[index].items()}
+
+
+def calibrate(model: LLEForCausalLM, tokens: Any, limit: int, segment_length: int = 256) -> dict[str, float]:
+    """Fits the rule's numbers on at most `limit` tokens (N,) of held-out text, read as one row."""
+    targets = min(len(tokens) - 1, limit)
+    if targets < model.config.stream.window:
+        logger.warning("calibrating on %d tokens, fewer than the window of the stream", targets)
+    return model.calibrate(segments(tokens, limit, segment_length))
+
+
+def _load(data: DataArguments, split: str, texts: dict[str, Rows] | None) -> Rows:
+    if texts is not None:
+        return load_texts(DatasetDict(texts), split=split, text_column=data.text_column)
+    if not data.source:
+        raise ValueError("the recipe names no text: set data.source to a data set on the Hub or a local path")
+    return load_texts(
+        data.source,
+        name=data.name,
+        split=getattr(data, split),
+        text_column=data.text_column,
+        sample_by=data.sample_by,
+        streaming=data.streaming and split == "train",
+    )
+
+
+@torch.no_grad()
+def _begin_at_frequencies(model: LLEForCausalLM, tokens: np.ndarray) -> None:
+    """Sets the output bias to the log frequencies of the training text (N,), each type counted once more.
+
+    Otherwise the backbone learns them first, by constant states: the cells of an lstm run into saturation and stay.
+    """
+    counts = torch.from_numpy(np.bincount(tokens, minlength=model.config.vocab_size)).float() + 1
+    model.lm_head.bias.copy_((counts / counts.sum()).log())
+
+
+def _read(rows: Rows, tokenizer: PreTrainedTokenizerBase, data: DataArguments) -> TextTokens:
+    encoded = tokenize(rows, tokenizer, text_column=data.text_column, num_proc=data.num_proc)
+    return collect(encoded, start=tokenizer.eos_token_id)
+
+
+def _training_stream(
+    rows: Rows, tokenizer: PreTrainedTokenizerBase, recipe: Recipe
+) -> StreamDataset | StreamIterableDataset:
+    arguments: LLETrainingArguments = recipe.training
+    count = arguments.train_batch_size * arguments.world_size
+    if recipe.data.streaming:
+        # Endless, so that all of it is one epoch for the Trainer, which resumes exactly within an epoch only.
+        documents = tokenize(rows, tokenizer, text_column=recipe.data.text_column).repeat(None)
+        return StreamIterableDataset(documents, count, arguments.segment_length)
+    tokens = _read(rows, tokenizer, recipe.data).ids
+    return StreamDataset(tokens, count, arguments.segment_length, seed=arguments.seed)

@@ -1,0 +1,162 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+import yaml
+from datasets import Dataset
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+
+from modeling_lle import HistoryBank, LLEForCausalLM, LLETokenizer
+from modeling_lle.training import Recipe, load_recipe, make_recipe, run
+from modeling_lle.training.classification import Encode, batches, hold_out, make_classifier
+
+WORDS = {"card": ["card", "chip", "pin"], "loan": ["loan", "rate", "debt"], "trip": ["taxi", "train", "plane"]}
+SMOKE = Path(__file__).parents[2] / "configs" / "classification" / "smoke.yaml"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is read from the Hub or from caches of earlier runs."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+
+
+def rows(per_label: int = 12, more: list[tuple[str, str]] | None = None) -> Dataset:
+    """Texts of three labels, told apart by one word each."""
+    pairs = [
+        (f"Where is number {number} {words[number % 3]} please", label)
+        for label, words in WORDS.items()
+        for number in range(per_label)
+    ]
+    pairs += more or []
+    return Dataset.from_dict({"text": [text for text, _ in pairs], "label": [label for _, label in pairs]})
+
+
+def recipe(tmp_path: Path, **sections: dict[str, Any]) -> Recipe:
+    """A recipe of a few steps; `sections` are added to it."""
+    values: dict[str, dict[str, Any]] = {
+        "data": {"held_out": 0.25},
+        "tokenizer": {"vocab_size": 300, "lowercase": True},
+        "model": {"hidden_size": 8, "num_hidden_layers": 1, "bidirectional": True},
+        "training": {
+            "output_dir": str(tmp_path / "out"),
+            "max_steps": 30,
+            "per_device_train_batch_size": 9,
+            "learning_rate": 0.05,
+            "merge_dropout": 0.2,
+            "save_strategy": "no",
+            "disable_tqdm": True,
+        },
+    }
+    made = {name: {**given, **sections.get(name, {})} for name, given in values.items()}
+    return make_recipe({"task": "text-classification", **made})
+
+
+def test_the_folder_holds_all_of_it(tmp_path: Path) -> None:
+    metrics = run(recipe(tmp_path), {"train": rows()})
+    out = tmp_path / "out"
+    assert json.loads((out / "metrics.json").read_text()) == metrics
+    assert metrics["eval_accuracy"] > 0.6  # a guess is right in a third
+    assert metrics["calibration"]["after_nats"] <= metrics["calibration"]["before_nats"]
+    assert make_recipe(yaml.safe_load((out / "recipe.yaml").read_text())).task == "text-classification"
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    model: Any = AutoModelForSequenceClassification.from_pretrained(out)
+    bank = HistoryBank.from_pretrained(out)
+    assert len(bank) == 27
+    model.attach_history(bank, tokenizer=tokenizer)
+    found: Any = pipeline("text-classification", model=model, tokenizer=tokenizer)("Where is number 1 taxi please")
+    assert found[0]["label"] in WORDS
+
+
+def test_out_of_scope_rows_are_neither_trained_on_nor_taught(tmp_path: Path) -> None:
+    strangers = [(f"sing song {number}", "oos") for number in range(8)]
+    data = {"held_out": 0.0, "out_of_scope": "oos"}
+    metrics = run(recipe(tmp_path, data=data), {"train": rows(8, strangers), "validation": rows(3, strangers)})
+    assert set(metrics["out_of_scope"]) == {"out_of_scope_recall", "in_scope_accuracy"}
+    model: Any = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert sorted(model.trained_labels) == sorted(WORDS)
+    assert model.config.out_of_scope.threshold < 1
+    assert "oos" not in (HistoryBank.from_pretrained(tmp_path / "out").manifest.labels or ())
+
+
+def test_it_can_begin_at_a_language_model(tmp_path: Path) -> None:
+    language = make_recipe(
+        {
+            "tokenizer": {"vocab_size": 300, "lowercase": True},
+            "model": {"hidden_size": 8, "num_hidden_layers": 1},
+            "training": {
+                "output_dir": str(tmp_path / "language"),
+                "max_steps": 2,
+                "per_device_train_batch_size": 2,
+                "segment_length": 8,
+                "save_strategy": "no",
+                "calibration_tokens": 0,
+                "disable_tqdm": True,
+            },
+        }
+    )
+    run(language, {"train": rows(), "validation": rows()})
+    trained: Any = LLEForCausalLM.from_pretrained(tmp_path / "language")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "language")
+    values = {"path": str(tmp_path / "language")}
+    for bidirectional in (False, True):
+        model = make_classifier({**values, "bidirectional": bidirectional}, tokenizer, ["a", "b"])
+        assert model.trained_labels == ("a", "b")
+        for stack in filter(None, (model.model.stack, model.model.backward_stack)):
+            for given, due in zip(stack.parameters(), trained.model.stack.parameters(), strict=True):
+                assert torch.equal(given, due)
+        assert torch.equal(model.model.embed_tokens.weight, trained.model.embed_tokens.weight)
+    metrics = run(recipe(tmp_path, model=values, tokenizer={"vocab_size": None}), {"train": rows()})
+    assert metrics["train_steps"] == 30
+
+
+def test_every_label_is_held_out_alike() -> None:
+    kept, held = hold_out(rows(8, [("alone", "rare")]), 0.25, seed=3)
+    assert sorted(held["label"]) == ["card"] * 2 + ["loan"] * 2 + ["trip"] * 2
+    assert len(kept) == 19
+    assert not set(kept["text"]) & set(held["text"])
+    assert hold_out(rows(8), 0.25, seed=3)[1]["text"] != hold_out(rows(8), 0.25, seed=4)[1]["text"]
+    assert hold_out(rows(8), 0.25, seed=3)[1]["text"] == hold_out(rows(8), 0.25, seed=3)[1]["text"]
+
+
+def test_merges_are_left_out_in_training_only(tmp_path: Path) -> None:
+    tokenizer = LLETokenizer.train(rows()["text"], 400)
+    columns = {"text": ["Where is number please"] * 20, "label": ["card"] * 20}
+    dropping, whole = Encode(tokenizer, {"card": 0}, 0.5), Encode(tokenizer, {"card": 0})
+    assert len({tuple(ids) for ids in dropping(columns)["input_ids"]}) > 1
+    assert {tuple(ids) for ids in whole(columns)["input_ids"]} == {
+        tuple(tokenizer("Where is number please").input_ids)
+    }
+    padded = list(batches(Dataset.from_dict(columns), whole, 8))
+    assert [len(batch["labels"]) for batch in padded] == [8, 8, 4]
+
+
+def test_contradicting_and_empty_texts_are_left_out_and_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = [("Same", "card"), ("Same", "loan"), (" ", "card")]
+    run(recipe(tmp_path), {"train": rows(12, bad)})
+    assert "'Same'" in caplog.text and "blank" in caplog.text
+    assert len(HistoryBank.from_pretrained(tmp_path / "out")) == 27
+
+
+def test_errors_name_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="set data.source"):
+        run(recipe(tmp_path))
+    with pytest.raises(ValueError, match="no training text has: bike"):
+        data = {"held_out": 0.0}
+        run(recipe(tmp_path, data=data), {"train": rows(), "validation": rows(2, [("a bike", "bike")])})
+    with pytest.raises(ValueError, match="task in the recipe is 'translate'"):
+        make_recipe({"task": "translate"})
+    with pytest.raises(ValueError, match="merge_dropout"):
+        make_recipe({"task": "text-classification", "training": {"merge_dropuot": 0.1}})
+
+
+def test_the_smoke_recipe(tmp_path: Path) -> None:
+    file = tmp_path / "texts.csv"
+    rows(20).to_csv(file)
+    settings = [f"data.source={file}", f"training.output_dir={tmp_path / 'out'}", "training.disable_tqdm=true"]
+    assert run(load_recipe(SMOKE, settings))["eval_accuracy"] > 0.5
