@@ -35,9 +35,10 @@ logger = logging.getLogger(__name__)
 
 FORMAT, VERSION = "modeling_lle.overlay", 1
 STATISTICS = "update_statistics.safetensors"  # the file beside the weights that holds the root mean squares
-FLOOR = 1e-3  # of the root mean square of a residual, a probability; of other gradients, this share of their mean
+FLOOR = 1e-3  # of the root mean square of a residual, a probability; of states and errors, this share of their mean
+WEIGHT_FLOOR = 1.0  # of that of a weight's gradient, as a share of the mean: most rows of an embedding are rare words
 MARGIN = 1.0  # nats a token above those of a uniform guess: from there on, the changes have done harm
-RATES = {"head": 3e-3, "low-rank": 1e-3, "all": 1e-4}  # where the configuration gives none
+RATES = {"head": 3e-3, "low-rank": 1e-3, "all": 1e-2}  # where the configuration gives none
 LARGEST = 1e4  # of what a step may change in a weight
 
 Gradient = tuple[Tensor, Tensor | None]  # a gradient, or two matrices (E, I), (E, J) whose product over E is one
@@ -397,6 +398,7 @@ def preconditioners(model: Any, numbers: UpdateConfig) -> dict[str, Tensor]:
         if name == "directions":
             scales[name] = rms[:, : numbers.rank]
         else:
-            floor = FLOOR if name == "residual" else FLOOR * float(rms.mean())
+            share = WEIGHT_FLOOR if numbers.scope == "all" else FLOOR
+            floor = FLOOR if name == "residual" else share * float(rms.mean())
             scales[name] = (rms + floor) ** -numbers.preconditioning
     return scales

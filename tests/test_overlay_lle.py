@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from modeling_lle import LLECache, LLEForCausalLM
 from modeling_lle.data import StreamDataset
-from modeling_lle.overlay_lle import FLOOR, Overlay, change_sizes
+from modeling_lle.overlay_lle import FLOOR, WEIGHT_FLOOR, Overlay, change_sizes
 
 SCOPES = ("head", "low-rank", "all")
 every_scope = pytest.mark.parametrize("scope", SCOPES)
@@ -68,7 +68,7 @@ def reference(model: LLEForCausalLM, ids: Tensor) -> Tensor:
         r, s, e = (statistics[key] for key in ("residual", "state", "error"))
         r, s, e = r + FLOOR, s + FLOOR * s.mean(), e + FLOOR * e.mean()
         if numbers.scope == "all":
-            return statistics[name] + FLOOR * statistics[name].mean()
+            return statistics[name] + WEIGHT_FLOOR * statistics[name].mean()
         return {"weight": r[:, None] * s, "bias": r, "map": e[:, None].expand(-1, numbers.rank)}[name]
 
     output, state, before, since = [], None, None, 0
