@@ -35,7 +35,7 @@ from .peers import Datastore, DynamicEvaluation, NearestNeighbours, NeuralCache,
 from .peers.mixture import joined
 from .timing import RESULTS
 
-STATISTICS_TOKENS = 100_000  # of training text, which the update's statistics are collected on
+STATISTICS_TOKENS = 50_000  # of training text, which the update's statistics are collected on
 Row = dict[str, Any]
 Item = TypeVar("Item")
 
@@ -53,7 +53,8 @@ LLE: dict[str, Sources] = {
     "LLE stream": Sources({}),
     "LLE stream + bank": Sources({}, bank=True),
     "LLE update": Sources({"history.stream.window": 0, "history.update.scope": "head"}),
-    "LLE all": Sources({"history.update.scope": "head"}, bank=True),
+    "LLE update of all weights": Sources({"history.stream.window": 0, "history.update.scope": "all"}),
+    "LLE all": Sources({"history.update.scope": "all"}, bank=True),
 }
 
 
@@ -304,7 +305,7 @@ def comparisons(rows: list[Row]) -> dict[str, float]:
         for name, row in own.items():
             if not name.startswith("LLE "):
                 continue
-            short = name.removeprefix("LLE ").replace(" + ", "_")
+            short = name.removeprefix("LLE ").replace(" + ", "_").replace(" ", "_")
             if base:
                 metrics[f"{prefix}_{short}_over_base"] = row["ppl"] / base["ppl"]
             if peers:

@@ -21,6 +21,7 @@ METHODS = [
     "LLE stream",
     "LLE stream + bank",
     "LLE update",
+    "LLE update of all weights",
     "LLE all",
     "neural cache",
     "kNN-LM",
