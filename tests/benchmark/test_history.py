@@ -73,7 +73,7 @@ def test_every_method_has_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rows["LLE update"]["numbers"].startswith("stream: window 0, ")
     assert "; update: scope head, every 20, " in rows["LLE update"]["numbers"]
     assert rows["LLE all"]["numbers"].count("; ") == 2
-    names = ("stream", "stream_bank", "update", "all")
+    names = ("stream", "stream_bank", "update", "update_of_all_weights", "all")
     assert set(results["metrics"]) == {
         *(f"one_{name}_over_{other}" for name in names for other in ("base", "best_peer")),
         "one_update_share_of_dynamic_gain",
