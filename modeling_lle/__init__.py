@@ -13,11 +13,14 @@ from .registration import register
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .backbone_lle import LLEModel
     from .bank_lle import HistoryBank
     from .cache_lle import LLECache
+    from .classification_lle import LLEForSequenceClassification, LLEForTokenClassification
     from .configuration_lle import BankConfig, HistoryConfig, LLEConfig, StreamConfig, TrainingConfig
-    from .modeling_lle import LLEForCausalLM, LLEModel
+    from .modeling_lle import LLEForCausalLM
     from .pretrained_lle import LLEPreTrainedModel
+    from .text_classification import LLETextClassificationPipeline
     from .text_generation import LLETextGenerationPipeline
     from .tokenization_lle import LLETokenizer
 
@@ -29,8 +32,11 @@ _HOME = {
     "LLEConfig": "configuration_lle",
     "StreamConfig": "configuration_lle",
     "LLEForCausalLM": "modeling_lle",
-    "LLEModel": "modeling_lle",
+    "LLEForSequenceClassification": "classification_lle",
+    "LLEForTokenClassification": "classification_lle",
+    "LLEModel": "backbone_lle",
     "LLEPreTrainedModel": "pretrained_lle",
+    "LLETextClassificationPipeline": "text_classification",
     "LLETextGenerationPipeline": "text_generation",
     "LLETokenizer": "tokenization_lle",
     "TrainingConfig": "configuration_lle",
@@ -43,8 +49,11 @@ __all__ = [
     "LLECache",
     "LLEConfig",
     "LLEForCausalLM",
+    "LLEForSequenceClassification",
+    "LLEForTokenClassification",
     "LLEModel",
     "LLEPreTrainedModel",
+    "LLETextClassificationPipeline",
     "LLETextGenerationPipeline",
     "LLETokenizer",
     "StreamConfig",

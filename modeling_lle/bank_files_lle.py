@@ -73,6 +73,7 @@ class Manifest:
         segments: In the order in which they were added.
         forgotten: The file of the ids that were forgotten since the last `compact`, or None.
         added: One item for each source.
+        labels: Names of the outcomes, by their numbers, where these are no tokens; None in a bank of texts alone.
     """
 
     fingerprint: str
@@ -83,6 +84,7 @@ class Manifest:
     segments: tuple[SegmentInfo, ...] = ()
     forgotten: File | None = None
     added: tuple[Added, ...] = ()
+    labels: tuple[str, ...] | None = None
 
     @property
     def files(self) -> list[File]:
@@ -92,6 +94,8 @@ class Manifest:
     def to_bytes(self) -> bytes:
         """The one way in which this manifest is written."""
         values = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)}
+        if self.labels is None:  # banks of texts are written as they were before there were labels
+            del values["labels"]
         return _canonical({**values, "sha256": hashlib.sha256(_canonical(values)).hexdigest()})
 
     @classmethod
@@ -120,11 +124,12 @@ class Manifest:
     def _from_values(cls, values: dict[str, Any]) -> "Manifest":
         del values["sha256"]
         segments = [SegmentInfo(**{**part, "file": File(**part["file"])}) for part in values.pop("segments")]
-        forgotten, added = values.pop("forgotten"), values.pop("added")
+        forgotten, added, labels = values.pop("forgotten"), values.pop("added"), values.pop("labels", None)
         return cls(
             segments=tuple(segments),
             forgotten=None if forgotten is None else File(**forgotten),
             added=tuple(Added(**part) for part in added),
+            labels=None if labels is None else tuple(labels),
             **values,
         )
 

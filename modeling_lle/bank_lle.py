@@ -13,7 +13,7 @@ import logging
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -75,9 +75,9 @@ class EntryText:
 
 @torch.no_grad()
 def fingerprint(model: Any) -> str:
-    """Identifies the backbone of `model` by its weights, rounded to bfloat16, so that their dtype does not matter."""
+    """Identifies what makes the keys of `model`: its weights in bfloat16, so that their dtype does not matter."""
     digest = hashlib.sha256()
-    for name, weight in sorted(model.base_model.state_dict().items()):
+    for name, weight in model.key_weights():
         digest.update(f"{name} {tuple(weight.shape)}\n".encode())
         digest.update(weight.detach().cpu().bfloat16().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
@@ -140,25 +140,39 @@ class HistoryBank:
         Raises:
             FileExistsError: There is a bank already.
         """
-        temporary = None
-        if path is None:
-            path = temporary = tempfile.mkdtemp(prefix="lle-bank-")
-        bank = cls.create(path, fingerprint(model), model.config.hidden_size, model.config.vocab_size)
-        if temporary is not None:
-            weakref.finalize(bank, shutil.rmtree, temporary, ignore_errors=True)
+        size = fingerprint(model), model.key_size, model.config.vocab_size
+        bank = cls.temporary(*size) if path is None else cls.create(path, *size)
         bank.encoder = (model, tokenizer)
         bank._encode(dataset, model, tokenizer, options)
         return bank
 
     @classmethod
-    def create(cls, path: str | Path, fingerprint: str, width: int, vocab_size: int) -> "HistoryBank":
-        """Makes a bank without entries, for the backbone of this fingerprint; raises a FileExistsError as `build`."""
+    def create(
+        cls,
+        path: str | Path,
+        fingerprint: str,
+        width: int,
+        vocab_size: int,
+        labels: tuple[str, ...] | None = None,
+    ) -> "HistoryBank":
+        """Makes a bank without entries, for the backbone of this fingerprint; raises a FileExistsError as `build`.
+
+        With `labels`, its outcomes are not tokens but labels: these and those that `append` adds.
+        """
         folder = Folder(path)
         with folder.writing():
             if (folder.path / MANIFEST).exists():
                 raise FileExistsError(f"there is a bank at {folder.path} already: open it and add to it, or remove it")
-            folder.write_manifest(Manifest(fingerprint, width, vocab_size))
+            folder.write_manifest(Manifest(fingerprint, width, vocab_size, labels=labels))
         return cls(folder)
+
+    @classmethod
+    def temporary(cls, *args: Any, **kwargs: Any) -> "HistoryBank":
+        """As `create`, in a temporary folder that lasts as long as the bank. Keep it with `save_pretrained`."""
+        path = tempfile.mkdtemp(prefix="lle-bank-")
+        bank = cls.create(path, *args, **kwargs)
+        weakref.finalize(bank, shutil.rmtree, path, ignore_errors=True)
+        return bank
 
     def _load(self, verify: bool) -> None:
         """Reads the newest manifest, and the files that were not read before."""
@@ -192,6 +206,15 @@ class HistoryBank:
     def __repr__(self) -> str:
         return f"HistoryBank({str(self.folder.path)!r}, {len(self):,} entries, namespaces: {self.namespaces})"
 
+    def live_outcomes(self, namespaces: Iterable[str] | None = None) -> Tensor:
+        """Which labels some entry of these namespaces (None: of all) still has, (O,) bool, for a bank of labels."""
+        live = torch.zeros(len(self.manifest.labels or ()), dtype=torch.bool)
+        chosen = self.check_namespaces(self.namespaces if namespaces is None else namespaces)
+        for info, segment in self.segments():
+            if info.namespace in chosen:
+                live[segment.outcomes] = True
+        return live
+
     @property
     def namespaces(self) -> list[str]:
         """The namespaces that hold entries."""
@@ -220,11 +243,17 @@ class HistoryBank:
         }
 
     def check_model(self, model: Any) -> None:
-        """Raises a BankError unless the backbone of `model` is the one that encoded the entries."""
+        """Raises a BankError unless `model` predicts what the bank holds, with the backbone that encoded it."""
+        if (self.manifest.labels is None) == model.predicts_labels:
+            held, due = ("tokens", "labels") if model.predicts_labels else ("labels", "tokens")
+            raise BankError(
+                f"the bank {self.folder.path} holds {held}, and a {type(model).__name__} predicts {due}: open a bank "
+                f"that {'its learn() made' if model.predicts_labels else 'HistoryBank.build made of texts'}"
+            )
         if fingerprint(model) != self.manifest.fingerprint:
             raise BankError(
                 f"the bank {self.folder.path} was encoded by another backbone (width {self.manifest.width}, "
-                f"vocabulary {self.manifest.vocab_size}) than this model's (width {model.config.hidden_size}, "
+                f"vocabulary {self.manifest.vocab_size}) than this model's (width {model.key_size}, "
                 f"vocabulary {model.config.vocab_size}): load the model that built it, or build a bank with this one"
             )
 
@@ -279,7 +308,7 @@ class HistoryBank:
 
     def _index(self, view: View, namespaces: tuple[str, ...], how: Search) -> Any:
         try:
-            return _tool("index").index_of(
+            return bank_tool("index").index_of(
                 self.folder.path,
                 [info.file.name for info in view.infos],
                 view.keys_of,
@@ -367,27 +396,52 @@ class HistoryBank:
         return self._encode(dataset, model, tokenizer, options)
 
     def _encode(self, dataset: Any, model: Any, tokenizer: Any, options: dict[str, Any]) -> int:
-        return _tool("encode").add(self, dataset, model, tokenizer, **options)
+        return bank_tool("encode").add(self, dataset, model, tokenizer, **options)
 
-    def append(self, segments: Iterable[tuple[Segment, list[Added]]], namespace: str) -> int:
+    def append(
+        self,
+        segments: Iterable[tuple[Segment, list[Added]]],
+        namespace: str,
+        labels: Sequence[str] = (),
+        replaced: Iterable[int] = (),
+    ) -> int:
         """Writes new segments, each at once with what the sources have now; returns the number of new entries.
 
         The ids in the segments are replaced by new ones.
+
+        Args:
+            segments: The segments, and what their sources have now.
+            namespace: The namespace that they go to.
+            labels: For a bank of labels, the names that the outcomes in the segments are numbers of; the numbers are
+                replaced by those of the bank, which learns the names.
+            replaced: Ids of entries that are forgotten when the first segment is written.
         """
-        total = 0
+        total, gone = 0, torch.tensor(sorted(set(replaced)), dtype=torch.long)
         with self.folder.writing():
             self._load(verify=True)
+            self._check_exist(gone, None, None)
             for segment, added in segments:
                 first = self.manifest.next_id
+                changes: dict[str, Any] = {}
                 segment.ids = torch.arange(first, first + len(segment))
+                if self.manifest.labels is not None:
+                    names = tuple(dict.fromkeys([*self.manifest.labels, *labels]))
+                    numbers = torch.tensor([names.index(name) for name in labels], dtype=segment.tokens.dtype)
+                    segment.tokens[segment.positions] = numbers[segment.outcomes]
+                    changes["labels"] = names
+                if len(gone):
+                    changes["forgotten"] = self.folder.write_forgotten(
+                        torch.cat([self._forgotten, gone]).sort().values
+                    )
                 infos = (self.folder.write_segment(segment, namespace),) if len(segment) else ()
                 changed = {(item.namespace, item.source): item for item in (*self.manifest.added, *added)}
                 self._commit(
                     next_id=first + len(segment),
                     segments=(*self.manifest.segments, *infos),
                     added=tuple(changed.values()),
+                    **changes,
                 )
-                total += len(segment)
+                total, gone = total + len(segment), gone[:0]
         return total
 
     def _commit(self, **changes: Any) -> None:
@@ -551,7 +605,7 @@ class HistoryBank:
         )
 
 
-def _tool(name: str) -> Any:
+def bank_tool(name: str) -> Any:
     """A module of modeling_lle.banks; remote code finds it where the package is installed."""
     try:
         return importlib.import_module(f"modeling_lle.banks.{name}")

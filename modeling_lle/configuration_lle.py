@@ -71,6 +71,14 @@ def _four_numbers(default: Callable[[], list[float]]) -> Any:
     return validated_field(check, default_factory=default)
 
 
+def _poolings() -> Any:
+    def check(value: Any) -> None:
+        if not value or len(set(value)) < len(value):
+            raise ValueError(f"must name at least one way, and each once; got {value!r}")
+
+    return validated_field(check, default_factory=lambda: ["mean", "max"])
+
+
 @strict
 @dataclasses.dataclass
 class StreamConfig:
@@ -156,16 +164,38 @@ class TrainingConfig:
 
 @strict
 @dataclasses.dataclass
+class OutOfScopeConfig:
+    """When a classifier says "none of these": it scores each text, and refuses one that reaches the threshold.
+
+    Args:
+        weights: Bias, and weights of the bank's mass, of the base's entropy and of its largest log probability, in the
+            logit of the score.
+        threshold: The least score, a probability, of a text that is refused; 1 refuses none.
+    """
+
+    weights: list[float | int] = _four_numbers(lambda: [0.0, 0.0, 0.0, 0.0])  # noqa: RUF009
+    threshold: float | int = _within(1.0, 0.0, 1.0)
+
+
+@strict
+@dataclasses.dataclass
 class HistoryConfig:
-    """What the model learns from after training: one section for each source, one for the update, one for training."""
+    """What the model learns from after training, and how it uses it: a section for each of it."""
 
     stream: StreamConfig | dict | None = None
     bank: BankConfig | dict | None = None
     update: UpdateConfig | dict | None = None
     training: TrainingConfig | dict | None = None
+    out_of_scope: OutOfScopeConfig | dict | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
-        sections = {"stream": StreamConfig, "bank": BankConfig, "update": UpdateConfig, "training": TrainingConfig}
+        sections = {
+            "stream": StreamConfig,
+            "bank": BankConfig,
+            "update": UpdateConfig,
+            "training": TrainingConfig,
+            "out_of_scope": OutOfScopeConfig,
+        }
         super().__setattr__(name, _section(sections[name], value, f"history.{name}") if name in sections else value)
 
 
@@ -192,10 +222,17 @@ class LLEConfig(PreTrainedConfig):
             of width 2 and a gated linear recurrence (Bradbury et al. 2017), parallel over time but for the scan.
         stack: "residual" (each layer reads its normalised input and is added to it) or "plain" (each layer reads the
             one below; ahead for an LSTM over words, behind over subwords: model_cards/results/recurrences.json).
+        bidirectional: Whether a second stack reads the text backwards; for classifiers, not for language models. The
+            states of both lie side by side, so they are twice as wide as `hidden_size`.
+        pooling: How a classifier makes one state of a text, each way's result beside the others': the "last" state (of
+            the backward stack the first), the "mean" or the largest value ("max") of each channel, or a mean weighted
+            by learned "attention".
+        token_dropout: Probability that the embedding of a token is dropped.
         embedding_dropout: Probability that a word type is dropped from the whole batch (Gal and Ghahramani 2016).
         input_dropout: Variational dropout of the embedded tokens: one mask a row, for all time steps.
         hidden_dropout: Variational dropout between layers.
-        output_dropout: Variational dropout of the states before the output layer.
+        output_dropout: Variational dropout of the states before the output layer, of a text's one state before a
+            classifier's.
         weight_dropout: Probability that a recurrent weight is dropped for a whole segment (Merity et al. 2018).
         activation_penalty: Weight of the mean square of the output states in the training loss (AWD-LSTM's AR).
         smoothness_penalty: Weight of the mean square of their change from step to step (AWD-LSTM's TAR).
@@ -225,6 +262,9 @@ class LLEConfig(PreTrainedConfig):
     num_hidden_layers: int = _within(2, 1)
     recurrence: Literal["lstm", "gru", "qrnn"] = "lstm"
     stack: Literal["plain", "residual"] = "residual"
+    bidirectional: bool = False
+    pooling: list[Literal["last", "mean", "max", "attention"]] = _poolings()
+    token_dropout: float | int = _probability()
     embedding_dropout: float | int = _probability()
     input_dropout: float | int = _probability()
     hidden_dropout: float | int = _probability()
@@ -276,6 +316,18 @@ class LLEConfig(PreTrainedConfig):
         assert isinstance(self.history, HistoryConfig)
         assert isinstance(self.history.update, UpdateConfig)
         return self.history.update
+
+    @property
+    def out_of_scope(self) -> OutOfScopeConfig:
+        """When a classifier says "none of these": `history.out_of_scope`."""
+        assert isinstance(self.history, HistoryConfig)
+        assert isinstance(self.history.out_of_scope, OutOfScopeConfig)
+        return self.history.out_of_scope
+
+    @property
+    def state_size(self) -> int:
+        """Width of the backbone's states, S."""
+        return self.hidden_size * (2 if self.bidirectional else 1)
 
     @property
     def training(self) -> TrainingConfig:

@@ -1,4 +1,4 @@
-"""The LLE models: a recurrent backbone, and heads whose output layer is joined by what the history recalls.
+"""LLEForCausalLM: a language model whose output layer is joined by what the history recalls.
 
 Notable: with history, `logits` are log P(y | h) of the mixture, so every sampler, beam search and pipeline works
 unchanged; without, they are the plain logits. The loss is computed in chunks and never builds B x T x V.
@@ -12,12 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin
-from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import ModelOutput
-from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
+from transformers.utils.generic import can_return_tuple
 
+from .backbone_lle import LLEModel, refuse_empty_rows, segment_mask
 from .bank_lle import Found
 from .cache_lle import Block, LLECache
 from .configuration_lle import LLEConfig
@@ -28,7 +27,7 @@ from .loss_lle import IGNORED, linear_cross_entropy
 from .overlay_lle import Overlay, collect_statistics
 from .prediction_lle import HistoryOutput, Prediction, ScoreOutput
 from .pretrained_lle import LLEPreTrainedModel
-from .recurrence_lle import RecurrentStack, variational_dropout
+from .recurrence_lle import variational_dropout
 from .training_history_lle import HistoryLoss
 
 BLOCK = 256  # positions that are predicted together
@@ -55,99 +54,6 @@ class LLECausalLMOutput(ModelOutput):
     history: HistoryOutput | None = None
 
 
-class LLEModel(LLEPreTrainedModel):
-    """The backbone: embeddings and a stack of recurrent layers.
-
-    Args:
-        config: The configuration.
-    """
-
-    _auto_class = "AutoModel"  # type: ignore[assignment]
-
-    def __init__(self, config: LLEConfig) -> None:
-        super().__init__(config)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.stack = RecurrentStack(config)
-        self.gradient_checkpointing = False
-        self.post_init()
-
-    @merge_with_config_defaults
-    @capture_outputs
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | dict[str, Tensor | None] | None = None,
-        past_key_values: LLECache | None = None,
-        inputs_embeds: Tensor | None = None,
-        use_cache: bool | None = None,
-        **kwargs: Any,
-    ) -> BaseModelOutputWithPast:
-        """Encodes a segment of text, from the state in `past_key_values` if there is one.
-
-        Args:
-            input_ids: (B, T) int64; or give `inputs_embeds`.
-            attention_mask: (B, >= T) of 0 and 1, its last T columns are used; where it is 0 the state stands still.
-            past_key_values: The cache of the text so far; it is updated.
-            inputs_embeds: (B, T, D) floating.
-            use_cache: Whether to make a cache where none was given.
-            kwargs: `output_hidden_states`, `return_dict` and other options of transformers.
-
-        Returns:
-            `last_hidden_state` (B, T, D), `past_key_values` and, when asked for, `hidden_states`.
-        """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give exactly one of input_ids and inputs_embeds")
-        if inputs_embeds is None:
-            assert input_ids is not None
-            self._check_ids(input_ids)
-            inputs_embeds = self.embed_tokens(input_ids)
-            if self.training and self.config.embedding_dropout > 0:
-                keep = 1 - self.config.embedding_dropout
-                types = torch.empty(self.config.vocab_size, device=input_ids.device).bernoulli_(keep).div_(keep)
-                inputs_embeds = inputs_embeds * types[input_ids][..., None].to(inputs_embeds.dtype)
-        if use_cache and past_key_values is None:
-            past_key_values = LLECache(self.config.stream.window)
-        if inputs_embeds.shape[1] == 0:
-            raise ValueError(
-                "the segment holds no token; generate() takes the whole text so far together with past_key_values, "
-                "and reads what the cache has not seen"
-            )
-        if past_key_values is not None:
-            past_key_values.check_rows(inputs_embeds.shape[0])
-        states = variational_dropout(inputs_embeds, self.config.input_dropout, self.training)
-        mask = segment_mask(attention_mask, inputs_embeds.shape[1])
-        state = None if past_key_values is None else past_key_values.state
-        states, state = self.stack(states, state, mask)
-        if past_key_values is not None:
-            past_key_values.state = state
-            past_key_values.seen_tokens += states.shape[1]
-        return BaseModelOutputWithPast(last_hidden_state=states, past_key_values=past_key_values)
-
-    def _check_ids(self, input_ids: Tensor) -> None:
-        """An index error of the embedding names neither the token nor the remedy, so this does, on a CPU."""
-        if input_ids.device.type != "cpu" or torch.compiler.is_compiling() or not input_ids.numel():
-            return
-        highest = int(input_ids.max())
-        wrong = highest if highest >= self.config.vocab_size else int(input_ids.min())
-        if not 0 <= wrong < self.config.vocab_size:
-            raise ValueError(
-                f"token id {wrong} does not fit the model's vocabulary of {self.config.vocab_size}: "
-                "use the tokenizer that the model was trained with"
-            )
-
-
-def segment_mask(attention_mask: Tensor | dict[str, Tensor | None] | None, length: int) -> Tensor | None:
-    """The segment's mask (B, T) bool, False at padding, or None if there is no padding in it."""
-    if isinstance(attention_mask, dict):
-        attention_mask = attention_mask["linear_attention"]
-    if attention_mask is None:
-        return None
-    if attention_mask.shape[1] < length:
-        raise ValueError(f"the attention_mask covers {attention_mask.shape[1]} positions of a segment of {length}")
-    mask = attention_mask[:, -length:].bool()
-    return None if not torch.compiler.is_compiling() and bool(mask.all()) else mask
-
-
 class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
     """A language model that keeps learning from the text that it reads.
 
@@ -162,6 +68,8 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
 
     def __init__(self, config: LLEConfig) -> None:
         super().__init__(config)
+        if config.bidirectional:
+            raise ValueError("a language model must not see what it predicts: set bidirectional=False")
         self.model = LLEModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
         self.history_loss = HistoryLoss(config) if config.training.window else None
@@ -516,14 +424,3 @@ def tokens_for_update(input_ids: Tensor | None, options: dict[str, Any]) -> Tens
             "output_hidden_states; or switch it off with use_history=False or history.update.scope='none'"
         )
     return input_ids
-
-
-def refuse_empty_rows(attention_mask: Tensor | dict[str, Tensor | None]) -> None:
-    """Raises a ValueError if a row holds nothing but padding: there is nothing to predict from."""
-    mask = segment_mask(attention_mask, 0 if isinstance(attention_mask, dict) else attention_mask.shape[1])
-    if mask is not None and not bool(mask.any(dim=1).all()):
-        row = int((~mask.any(dim=1)).nonzero()[0])
-        raise ValueError(
-            f"row {row} of the batch holds only padding, so there is nothing to predict from: "
-            "drop it, or begin it with the tokenizer's bos_token"
-        )

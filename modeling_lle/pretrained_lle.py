@@ -21,12 +21,8 @@ from .overlay_lle import STATISTICS
 from .recurrence_lle import RecurrentLayer, init_recurrent_weights
 from .training_history_lle import HistoryLoss
 
-# What `trust_remote_code` finds in a saved folder, whichever head was saved.
-AUTO_MAP = {
-    "AutoConfig": "configuration_lle.LLEConfig",
-    "AutoModel": "modeling_lle.LLEModel",
-    "AutoModelForCausalLM": "modeling_lle.LLEForCausalLM",
-}
+# What `trust_remote_code` finds in a saved folder beside the head that was saved.
+AUTO_MAP = {"AutoConfig": "configuration_lle.LLEConfig", "AutoModel": "backbone_lle.LLEModel"}
 
 
 def _hub_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -45,6 +41,15 @@ class LLEPreTrainedModel(PreTrainedModel):
     _is_stateful = True
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _can_record_outputs = {"hidden_states": RecurrentLayer}  # noqa: RUF012
+
+    @property
+    def key_size(self) -> int:
+        """Width of keys and queries."""
+        return self.config.state_size
+
+    def key_weights(self) -> list[tuple[str, Tensor]]:
+        """Names and values of the weights that keys depend on."""
+        return sorted(self.base_model.state_dict().items())
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
@@ -104,13 +109,15 @@ class LLEPreTrainedModel(PreTrainedModel):
         """
         if save_history and self.history_bank is None:
             raise ValueError("save_history=True, but no bank is attached: call attach_history first")
-        self.config.auto_map = dict(AUTO_MAP)
+        head = f"{type(self).__module__.rpartition('.')[2]}.{type(self).__name__}"
+        self.config.auto_map = {**AUTO_MAP, str(self._auto_class): head}
         super().save_pretrained(save_directory, *args, **kwargs)
         if self.update_statistics is not None:
             save_file(self.update_statistics, os.path.join(save_directory, STATISTICS), {"format": "pt"})
         if save_history and self.history_bank is not None:
             self.history_bank.save_pretrained(os.path.join(save_directory, HISTORY_FOLDER))
 
+    predicts_labels = False  # whether outcomes are labels, not tokens
     update_statistics: dict[str, Tensor] | None = None  # what the rule of the test-time update knows of training text
     history_bank: HistoryBank | None = None
     history_namespaces: tuple[str, ...] | None = None

@@ -2,8 +2,8 @@
 
 Notable: nothing of transformers is loaded for it. Its Auto modules keep tables of names, from which they import a
 class when it is first asked for; the names are entered when those modules are loaded, at once if they are already.
-`AutoConfig.register` and its sisters need the classes themselves, which would cost every import seconds. The pipeline
-for text generation is replaced by a subclass that knows one more argument; other models do not notice.
+`AutoConfig.register` and its sisters need the classes themselves, which would cost every import seconds. Two
+pipelines are replaced by subclasses that know more arguments; other models do not notice.
 """
 
 import sys
@@ -21,17 +21,29 @@ TABLES = {
     AUTO + "modeling_auto": {
         "MODEL_MAPPING_NAMES": "LLEModel",
         "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES": "LLEForCausalLM",
+        "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES": "LLEForSequenceClassification",
+        "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES": "LLEForTokenClassification",
     },
     AUTO + "tokenization_auto": {"TOKENIZER_MAPPING_NAMES": "LLETokenizer"},
 }
+AUTO_CLASSES = {
+    "AutoModel": "LLEModel",
+    "AutoModelForCausalLM": "LLEForCausalLM",
+    "AutoModelForSequenceClassification": "LLEForSequenceClassification",
+    "AutoModelForTokenClassification": "LLEForTokenClassification",
+}
 PIPELINES = "transformers.pipelines"
-PIPELINE = "modeling_lle.text_generation.LLETextGenerationPipeline"
+PIPELINE_OF = {
+    "text-generation": "modeling_lle.text_generation.LLETextGenerationPipeline",
+    "text-classification": "modeling_lle.text_classification.LLETextClassificationPipeline",
+}
 
 
 def enter_names(module: ModuleType) -> None:
     """Enters the LLE classes into the tables of a module of transformers that is being loaded."""
     if module.__name__ == PIPELINES:
-        module.PIPELINE_REGISTRY.supported_tasks["text-generation"]["impl"] = PIPELINE
+        for task, pipeline in PIPELINE_OF.items():
+            module.PIPELINE_REGISTRY.supported_tasks[task]["impl"] = pipeline
         return
     for table, name in TABLES[module.__name__].items():
         getattr(module, table)[MODEL_TYPE] = name
@@ -81,11 +93,12 @@ def register(package: ModuleType) -> None:
         return
     if PIPELINES not in loaded:
         sys.meta_path.insert(0, _AutoFinder({PIPELINES}))
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+    import transformers
     from transformers.models.auto import modeling_auto
 
     enter_names(modeling_auto)
-    AutoConfig.register(MODEL_TYPE, package.LLEConfig, exist_ok=True)
-    AutoModel.register(package.LLEConfig, package.LLEModel, exist_ok=True)
-    AutoModelForCausalLM.register(package.LLEConfig, package.LLEForCausalLM, exist_ok=True)
-    AutoTokenizer.register(package.LLEConfig, tokenizer_class=package.LLETokenizer, exist_ok=True)
+    config = package.LLEConfig
+    transformers.AutoConfig.register(MODEL_TYPE, config, exist_ok=True)
+    for auto, model in AUTO_CLASSES.items():
+        getattr(transformers, auto).register(config, getattr(package, model), exist_ok=True)
+    transformers.AutoTokenizer.register(config, tokenizer_class=package.LLETokenizer, exist_ok=True)

@@ -120,6 +120,7 @@ def test_saving_and_loading(tmp_path: Path) -> None:
         "update": {"scope": "low-rank", "every": 7, "rate": 0.5, "decay": 0.1, "momentum": 0.2}
         | {"preconditioning": 1.0, "rank": 5},
         "training": {"window": 5, "other_rows": False, "warm_up": 0.5, "sharpness": 2, "gate": [4, 3, 2, 1]},
+        "out_of_scope": {"weights": [1, 2, 3, 4], "threshold": 0.5},
     }
     config = LLEConfig(vocab_size=20, recurrence="qrnn", stack="residual", eos_token_id=[1, 2], history=history)
     config.save_pretrained(tmp_path)

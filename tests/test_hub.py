@@ -20,11 +20,12 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 from transformers.dynamic_module_utils import get_imports
 
 import modeling_lle
-from modeling_lle import LLEConfig, LLEForCausalLM, LLEModel, LLETokenizer
+from modeling_lle import LLEConfig, LLEForCausalLM, LLEForSequenceClassification, LLEModel, LLETokenizer
 from modeling_lle.model_card import write_model_card
 
 CLIENT = Path(__file__).with_name("hub_client.py")
-CODE = {path.name for path in Path(modeling_lle.__file__).parent.glob("*_lle.py")}
+OF_CLASSIFIERS = {f"{name}_lle.py" for name in ("classification", "labels", "pooling", "teaching")}
+CODE = {path.name for path in Path(modeling_lle.__file__).parent.glob("*_lle.py")} - OF_CLASSIFIERS
 RESULTS = {
     "command": "lle evaluate runs/cat",
     "commit": "abc1234",
@@ -122,11 +123,15 @@ def test_loads_without_trust_where_the_package_is(folder: Path) -> None:
     assert type(AutoTokenizer.from_pretrained(folder)) is LLETokenizer
 
 
-def test_backbone_folder_names_every_class_too(folder: Path, tmp_path: Path) -> None:
-    AutoModel.from_pretrained(folder).save_pretrained(tmp_path)
-    saved = json.loads((tmp_path / "config.json").read_text())
-    assert saved["auto_map"] == json.loads((folder / "config.json").read_text())["auto_map"]
-    assert set(saved["auto_map"]) == {"AutoConfig", "AutoModel", "AutoModelForCausalLM"}
+def test_folders_name_the_classes_that_they_hold(folder: Path, tmp_path: Path) -> None:
+    model = AutoModel.from_pretrained(folder)
+    classifier = LLEForSequenceClassification(model.config)
+    for saved, head in ((model, set()), (classifier, {"AutoModelForSequenceClassification"})):
+        saved.save_pretrained(tmp_path / "copy")
+        found = json.loads((tmp_path / "copy" / "config.json").read_text())["auto_map"]
+        assert set(found) == {"AutoConfig", "AutoModel"} | head
+        assert all((tmp_path / "copy" / f"{place.partition('.')[0]}.py").exists() for place in found.values())
+    assert {path.name for path in (tmp_path / "copy").iterdir()} >= OF_CLASSIFIERS
 
 
 def test_loads_with_trust_in_a_fresh_environment(folder: Path, bare_site: Path, tmp_path: Path) -> None:

@@ -194,7 +194,7 @@ def _encode(model: Any, parts: list[_Part], keep_below: float | None, merge: boo
     lengths = [part.end - part.begin for part in parts]
     total = sum(lengths)
     first = np.concatenate([[0], np.cumsum(lengths)])
-    keys = torch.empty(total, model.config.hidden_size, dtype=torch.bfloat16)
+    keys = torch.empty(total, model.key_size, dtype=torch.bfloat16)
     probability = torch.empty(total) if keep_below is not None else None
     for pieces in _batches(parts, first):
         _read(model, pieces, keys, probability)

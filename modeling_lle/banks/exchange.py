@@ -45,6 +45,7 @@ def to_parquet(bank: HistoryBank, path: str | Path) -> int:
         "fingerprint": manifest.fingerprint,
         "width": manifest.width,
         "vocab_size": manifest.vocab_size,
+        "labels": manifest.labels,
     }
     schema = SCHEMA.with_metadata({FORMAT: json.dumps(described)})
     partial = Path(f"{path}.{os.getpid()}.partial")
@@ -110,7 +111,14 @@ def from_parquet(path: str | Path, bank_path: str | Path) -> HistoryBank:
         raise BankError(f"{path} does not hold a bank: write it with `lle bank export`")
     if described["version"] > VERSION:
         raise BankError(f"{path} is of a newer version: upgrade with `pip install -U modeling_lle`")
-    bank = HistoryBank.create(bank_path, described["fingerprint"], described["width"], described["vocab_size"])
+    labels = described.get("labels")
+    bank = HistoryBank.create(
+        bank_path,
+        described["fingerprint"],
+        described["width"],
+        described["vocab_size"],
+        None if labels is None else tuple(labels),
+    )
     try:
         digest = hashlib.sha256()
         for group in range(file.num_row_groups):
@@ -119,7 +127,7 @@ def from_parquet(path: str | Path, bank_path: str | Path) -> HistoryBank:
             for namespace in sorted({row["namespace"] for row in rows}):
                 own = [row for row in rows if row["namespace"] == namespace]
                 added = {row["source"]: Added(namespace, row["source"], row["row"] + 1) for row in own}
-                bank.append([(_segment(own, described["width"]), list(added.values()))], namespace)
+                bank.append([(_segment(own, described["width"]), list(added.values()))], namespace, labels or ())
         if metadata.get(DIGEST.encode(), b"").decode(errors="replace") != digest.hexdigest():
             raise ValueError("its entries are not those that were written")
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, RuntimeError) as error:

@@ -1,6 +1,7 @@
-"""Text, and the continuous streams that it is read as."""
+"""Text, with labels or without, and the continuous streams that it is read as."""
 
 from .corpus import python_corpus
+from .labelled import check_labelled, load_labelled, split_out_of_scope
 from .streams import StreamDataset, StreamIterableDataset
 from .text import TextTokens, collect, load_texts, tokenize
 
@@ -8,8 +9,11 @@ __all__ = [
     "StreamDataset",
     "StreamIterableDataset",
     "TextTokens",
+    "check_labelled",
     "collect",
+    "load_labelled",
     "load_texts",
     "python_corpus",
+    "split_out_of_scope",
     "tokenize",
 ]

@@ -1,13 +1,20 @@
 """Metrics as `evaluate.Metric` objects that need no Hub: make them directly, where others are loaded by name."""
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import evaluate
 import numpy as np
 from datasets import Features, Value
 
+from ..data.labelled import OUT_OF_SCOPE
+
+Names: TypeAlias = list[str | None]
+
 _LARGEST_EXPONENT = 700.0  # beyond it, a float64 overflows
+_BINS = 15
+_ROUNDING = 1e-5  # by which a softmax in float32 may leave [0, 1]
 
 
 class LanguageModelMetric(evaluate.Metric):
@@ -63,3 +70,150 @@ def _positive(count: int, name: str) -> int:
     if count < 1:
         raise ValueError(f"{name} must be at least 1, got {count}")
     return count
+
+
+class ClassificationMetric(evaluate.Metric):
+    """Accuracy, macro F1 and calibration of a classifier of texts.
+
+    Macro F1 is the plain mean of the F1 of all classes that occur among the references or predictions. The expected
+    calibration error (Guo et al. 2017, equation 3) sorts the predictions by their probability into 15 bins of equal
+    width, (0, 1/15] and so on, and is the mean of the distance between the accuracy of a bin and its mean
+    probability, weighted by its size.
+
+    Args:
+        predictions: Name of the predicted class of each example, (N,) strings, all at once or in batches.
+        references: Name of the right class, (N,) strings.
+        probabilities: Probability that the model gave to the predicted class, (N,) floats in [0, 1].
+
+    Returns:
+        `accuracy`, `macro_f1` and `ece`, each from 0 to 1.
+
+    Raises:
+        ImportError: scikit-learn is missing, which comes with the extra `classification`.
+        ValueError: There are no examples, a class is missing, or a probability is none.
+
+    Example:
+        >>> metric = ClassificationMetric()
+        >>> metric.add_batch(predictions=["card", "card"], references=["card", "loan"], probabilities=[0.9, 0.6])
+        >>> metric.add_batch(predictions=["loan"], references=["loan"], probabilities=[0.7])
+        >>> {name: round(value, 3) for name, value in metric.compute().items()}
+        {'accuracy': 0.667, 'macro_f1': 0.667, 'ece': 0.333}
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._f1 = _f1_score()  # first, so that a missing extra costs no evaluation
+        super().__init__(*args, **kwargs)
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description="Accuracy, macro F1 and expected calibration error of predicted classes.",
+            citation="",
+            inputs_description=type(self).__doc__,
+            features=Features(
+                {"predictions": Value("string"), "references": Value("string"), "probabilities": Value("float64")}
+            ),
+        )
+
+    def _compute(self, predictions: Names, references: Names, probabilities: list[float | None]) -> dict[str, Any]:
+        predicted, expected = _classes(predictions, "predictions"), _classes(references, "references")
+        shares = np.array(probabilities, dtype=np.float64)  # None becomes NaN
+        outside = np.flatnonzero(~((shares >= -_ROUNDING) & (shares <= 1 + _ROUNDING)))
+        if len(outside):
+            raise ValueError(
+                f"the probability of example {outside[0]} is {shares[outside[0]]}: it should lie between 0 and 1"
+            )
+        right = predicted == expected
+        return {
+            "accuracy": float(right.mean()),
+            "macro_f1": float(self._f1(expected, predicted, average="macro")),
+            "ece": _calibration_error(np.clip(shares, 0, 1), right),
+        }
+
+
+class OutOfScopeMetric(evaluate.Metric):
+    """How well a classifier that may reject a text tells what is out of scope, and what is left for the rest.
+
+    A text counts as rejected if it is not accepted, or if the class that means none of the others is predicted.
+
+    Args:
+        predictions: Name of the predicted class of each example, (N,) strings, all at once or in batches. It does not
+            matter where an example is rejected.
+        references: Name of the right class, (N,) strings.
+        accepted: Whether the prediction is taken, (N,) booleans; False rejects the example.
+        out_of_scope: The class that means none of the others, given to `compute`; "oos" without.
+
+    Returns:
+        `out_of_scope_recall`, the share of what is out of scope that is rejected; `out_of_scope_precision`, the share
+        of what is rejected that is out of scope (0 if nothing is rejected); `in_scope_accuracy`, the share of what is
+        in scope that is accepted and predicted rightly.
+
+    Raises:
+        ValueError: A class is missing, or no example is in scope, or none is out of it.
+
+    Example:
+        >>> metric = OutOfScopeMetric()
+        >>> metric.add_batch(predictions=["card", "loan"], references=["card", "card"], accepted=[True, False])
+        >>> metric.add_batch(predictions=["card", "card"], references=["oos", "oos"], accepted=[False, True])
+        >>> metric.compute()
+        {'out_of_scope_recall': 0.5, 'out_of_scope_precision': 0.5, 'in_scope_accuracy': 0.5}
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description="Recall and precision of what is out of scope, and the accuracy of what is in scope.",
+            citation="",
+            inputs_description=type(self).__doc__,
+            # Numbers, for a Value("bool") would take whatever is no boolean for True.
+            features=Features(
+                {"predictions": Value("string"), "references": Value("string"), "accepted": Value("float64")}
+            ),
+        )
+
+    def _compute(
+        self,
+        predictions: Names,
+        references: Names,
+        accepted: list[float | None],
+        out_of_scope: str = OUT_OF_SCOPE,
+    ) -> dict[str, Any]:
+        predicted, expected = _classes(predictions, "predictions"), _classes(references, "references")
+        unclear = [i for i, taken in enumerate(accepted) if taken not in (0, 1)]
+        if unclear:
+            raise ValueError(f"accepted is {accepted[unclear[0]]} at example {unclear[0]}: it should be True or False")
+        outside = expected == out_of_scope
+        if outside.all() or not outside.any():
+            raise ValueError(
+                f"{'every' if outside.any() else 'no'} reference is {out_of_scope!r}: the metric needs examples that "
+                "are in scope and others that are not; name their class with out_of_scope="
+            )
+        rejected = (np.array(accepted) == 0) | (predicted == out_of_scope)
+        found = int((rejected & outside).sum())
+        return {
+            "out_of_scope_recall": found / int(outside.sum()),
+            "out_of_scope_precision": found / max(1, int(rejected.sum())),
+            "in_scope_accuracy": float((~rejected & (predicted == expected))[~outside].mean()),
+        }
+
+
+def _f1_score() -> Callable[..., float]:
+    try:
+        from sklearn.metrics import f1_score
+    except ImportError as error:
+        raise ImportError("macro F1 needs scikit-learn: pip install modeling_lle[classification]") from error
+    return f1_score
+
+
+def _classes(names: Names, kind: str) -> np.ndarray:
+    """The names as (N,) objects; raises a ValueError if there are none, or if one is missing."""
+    if not names:
+        raise ValueError(f"there are no {kind} to measure: add some examples first")
+    if None in names:
+        raise ValueError(f"there is no class in the {kind} at example {names.index(None)}: leave such examples out")
+    return np.array(names, dtype=object)
+
+
+def _calibration_error(probabilities: np.ndarray, right: np.ndarray) -> float:
+    """The expected calibration error of (N,) probabilities, float64, of predictions that are right or not."""
+    bins = np.maximum(np.ceil(probabilities * _BINS).astype(int) - 1, 0)
+    gaps = np.bincount(bins, weights=right - probabilities, minlength=_BINS)
+    return float(np.abs(gaps).sum() / len(right))

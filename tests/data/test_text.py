@@ -57,7 +57,7 @@ def test_streaming(folder: Path) -> None:
     assert np.concatenate([item["input_ids"] for item in items]).tolist() == joined[: 4 * len(items)].tolist()
 
 
-@pytest.mark.parametrize("suffix", ["csv", "json", "jsonl", "parquet"])
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "json", "jsonl", "parquet"])
 def test_tables(tmp_path: Path, suffix: str) -> None:
     rows = [{"body": "one, two", "label": 1}, {"body": "three\nfour", "label": 2}]
     data = Dataset.from_list(rows)
@@ -65,13 +65,20 @@ def test_tables(tmp_path: Path, suffix: str) -> None:
     if suffix == "json":
         path.write_text(json.dumps(rows))
     else:
-        {"csv": data.to_csv, "jsonl": data.to_json, "parquet": data.to_parquet}[suffix](path)
+        options = {"sep": "\t"} if suffix == "tsv" else {}
+        write = {"csv": data.to_csv, "tsv": data.to_csv, "jsonl": data.to_json, "parquet": data.to_parquet}[suffix]
+        write(path, **options)
     loaded = load_texts(path, text_column="body")
     assert loaded["body"][:] == ["one, two", "three\nfour"]
     with pytest.raises(ValueError, match=r"no column 'bod' .did you mean 'body'.*its columns are: body, label"):
         load_texts(path, text_column="bod")
     with pytest.raises(ValueError, match=r"'label' of .* holds int, not text"):
         load_texts(path, text_column="label")
+
+
+def test_words_that_pandas_takes_for_missing_are_text(tmp_path: Path) -> None:
+    (tmp_path / "data.csv").write_text("text,other\nnull,1\nNA,2\n,3\n")
+    assert load_texts(tmp_path / "data.csv")["text"][:] == ["null", "NA", None]
 
 
 def test_mapping_of_splits(folder: Path) -> None:
@@ -113,13 +120,29 @@ def test_wrong_splits(folder: Path) -> None:
         load_texts(folder, split="train")
 
 
-@pytest.mark.parametrize("name", ["empty.txt", "empty.csv", "empty.jsonl"])
-def test_empty_files(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_text("")
+@pytest.mark.parametrize(
+    ("name", "content"), [("empty.txt", ""), ("empty.csv", ""), ("header.csv", "text,label\n"), ("empty.jsonl", "")]
+)
+def test_empty_files(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match="there is no text"):
         load_texts(tmp_path / name)
     with pytest.raises(ValueError, match="there is no text"):
         load_texts(Dataset.from_dict({"text": []}))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"text,label\na,b\na,b,c\n", "cannot read the split 'train' of .*Expected 2 fields in line 3, saw 3"),
+        (b"text,label\nyes, please,a\nno, thanks,b\n", "more fields than its header has names: put quotation marks"),
+        ("text\né".encode("latin1"), "cannot read the split 'train' of .*can't decode byte 0xe9"),
+    ],
+)
+def test_broken_tables(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "data.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        load_texts(tmp_path / "data.csv")
 
 
 def test_rows_end_with_one_eos_and_are_counted() -> None:

@@ -1,0 +1,138 @@
+"""LLEModel: the backbone, that turns tokens into the states which are keys and queries; in one direction or in both.
+
+Notable: read in both directions, there is a stack for each, side by side, so that the one which reads forwards is that
+of a language model and can begin with its weights. Shapes: B batch, T time, D width of a direction, S of a state.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .cache_lle import LLECache
+from .configuration_lle import LLEConfig
+from .pretrained_lle import LLEPreTrainedModel
+from .recurrence_lle import RecurrentStack, variational_dropout
+
+
+class LLEModel(LLEPreTrainedModel):
+    """The backbone: embeddings and a stack of recurrent layers.
+
+    Args:
+        config: The configuration.
+    """
+
+    _auto_class = "AutoModel"  # type: ignore[assignment]
+
+    def __init__(self, config: LLEConfig) -> None:
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.stack = RecurrentStack(config)
+        self.backward_stack = RecurrentStack(config) if config.bidirectional else None
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | dict[str, Tensor | None] | None = None,
+        past_key_values: LLECache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Encodes a segment of text, from the state in `past_key_values` if there is one.
+
+        Args:
+            input_ids: (B, T) int64; or give `inputs_embeds`.
+            attention_mask: (B, >= T) of 0 and 1, its last T columns are used; where it is 0 the state stands still.
+            past_key_values: The cache of the text so far; it is updated.
+            inputs_embeds: (B, T, D) floating.
+            use_cache: Whether to make a cache where none was given.
+            kwargs: `output_hidden_states`, `return_dict` and other options of transformers.
+
+        Returns:
+            `last_hidden_state` (B, T, S), `past_key_values` and, when asked for, `hidden_states`; S is D, or 2 D for
+            a bidirectional backbone, which has no state that another segment could go on from.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        if inputs_embeds is None:
+            assert input_ids is not None
+            self._check_ids(input_ids)
+            inputs_embeds = self.embed_tokens(input_ids)
+            if self.training and self.config.embedding_dropout > 0:
+                keep = 1 - self.config.embedding_dropout
+                types = torch.empty(self.config.vocab_size, device=input_ids.device).bernoulli_(keep).div_(keep)
+                inputs_embeds = inputs_embeds * types[input_ids][..., None].to(inputs_embeds.dtype)
+        if inputs_embeds.shape[1] == 0:
+            raise ValueError(
+                "the segment holds no token; generate() takes the whole text so far together with past_key_values, "
+                "and reads what the cache has not seen"
+            )
+        if self.training and self.config.token_dropout > 0:
+            kept = torch.empty_like(inputs_embeds[..., :1]).bernoulli_(1 - self.config.token_dropout)
+            inputs_embeds = inputs_embeds * kept
+        embedded = variational_dropout(inputs_embeds, self.config.input_dropout, self.training)
+        mask = segment_mask(attention_mask, embedded.shape[1])
+        if self.backward_stack is not None:
+            if past_key_values is not None:
+                raise ValueError("a bidirectional backbone reads whole texts: it takes no past_key_values")
+            return BaseModelOutputWithPast(last_hidden_state=self._read_both_ways(embedded, mask))
+        if use_cache and past_key_values is None:
+            past_key_values = LLECache(self.config.stream.window)
+        if past_key_values is not None:
+            past_key_values.check_rows(embedded.shape[0])
+        state = None if past_key_values is None else past_key_values.state
+        states, state = self.stack(embedded, state, mask)
+        if past_key_values is not None:
+            past_key_values.state = state
+            past_key_values.seen_tokens += states.shape[1]
+        return BaseModelOutputWithPast(last_hidden_state=states, past_key_values=past_key_values)
+
+    def _read_both_ways(self, embedded: Tensor, mask: Tensor | None) -> Tensor:
+        """States (B, T, 2 D) of whole texts, those of the forward stack first."""
+        assert self.backward_stack is not None
+        forwards, _ = self.stack(embedded, None, mask, final=False)
+        backwards, _ = self.backward_stack(embedded.flip(1), None, None if mask is None else mask.flip(1), final=False)
+        return torch.cat([forwards, backwards.flip(1)], dim=-1)
+
+    def _check_ids(self, input_ids: Tensor) -> None:
+        """An index error of the embedding names neither the token nor the remedy, so this does, on a CPU."""
+        if input_ids.device.type != "cpu" or torch.compiler.is_compiling() or not input_ids.numel():
+            return
+        highest = int(input_ids.max())
+        wrong = highest if highest >= self.config.vocab_size else int(input_ids.min())
+        if not 0 <= wrong < self.config.vocab_size:
+            raise ValueError(
+                f"token id {wrong} does not fit the model's vocabulary of {self.config.vocab_size}: "
+                "use the tokenizer that the model was trained with"
+            )
+
+
+def segment_mask(attention_mask: Tensor | dict[str, Tensor | None] | None, length: int) -> Tensor | None:
+    """The segment's mask (B, T) bool, False at padding, or None if there is no padding in it."""
+    if isinstance(attention_mask, dict):
+        attention_mask = attention_mask["linear_attention"]
+    if attention_mask is None:
+        return None
+    if attention_mask.shape[1] < length:
+        raise ValueError(f"the attention_mask covers {attention_mask.shape[1]} positions of a segment of {length}")
+    mask = attention_mask[:, -length:].bool()
+    return None if not torch.compiler.is_compiling() and bool(mask.all()) else mask
+
+
+def refuse_empty_rows(attention_mask: Tensor | dict[str, Tensor | None]) -> None:
+    """Raises a ValueError if a row holds nothing but padding: there is nothing to predict from."""
+    mask = segment_mask(attention_mask, 0 if isinstance(attention_mask, dict) else attention_mask.shape[1])
+    if mask is not None and not bool(mask.any(dim=1).all()):
+        row = int((~mask.any(dim=1)).nonzero()[0])
+        raise ValueError(
+            f"row {row} of the batch holds only padding, so there is nothing to predict from: "
+            "drop it, or begin it with the tokenizer's bos_token"
+        )

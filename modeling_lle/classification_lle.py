@@ -1,0 +1,346 @@
+"""Classifiers that can be taught and untaught without training: of texts, and of each token of a text.
+
+Notable: with a bank of labelled examples attached, `logits` are those of the mixture, so stock pipelines, metrics and
+losses work unchanged; labels that only the bank knows join the configuration's for as long as it has examples of them.
+Shapes: B batch, T time, S width of the states, C trained labels, L labels, K neighbours, n texts or tokens.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from .backbone_lle import LLEModel, refuse_empty_rows, segment_mask
+from .bank_lle import Found
+from .configuration_lle import LLEConfig
+from .labels_lle import (
+    SINGLE,
+    Answered,
+    Features,
+    LabelHistory,
+    Mixture,
+    Recalled,
+    fit_labels,
+    label_loss,
+    scope_features,
+)
+from .pooling_lle import Pooling
+from .recurrence_lle import variational_dropout
+from .teaching_lle import TeachableModel
+
+IGNORED = -100
+RIDGE = 1e-4  # of the regression that tells what is out of scope: features may separate both sides
+
+
+@dataclass
+class LLEClassifierOutput(ModelOutput):
+    """Output of the classifiers.
+
+    Attributes:
+        loss: Scalar float32, when labels were given.
+        logits: (B, L), of tokens (B, T, L): with history such that softmax, or sigmoid where a text may have several
+            labels, gives the probabilities of the mixture; in regression the values.
+        out_of_scope, mass: (B,) or (B, T) float32, when asked for: the score of "none of these", and the mass of what
+            the bank recalls, -inf where it recalls nothing.
+        hidden_states: With `output_hidden_states`, the states of every layer.
+        history: With `output_history`, which examples moved the prediction.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    out_of_scope: Tensor | None = None
+    mass: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    history: LabelHistory | None = None
+
+
+class _Classifier(TeachableModel):
+    """What the classifiers share: the output layer, and the bank beside it."""
+
+    def __init__(self, config: LLEConfig) -> None:
+        super().__init__(config)
+        self.model = LLEModel(config)
+        self.pooling = self._make_pooling()
+        self.classifier = nn.Linear(self.key_size, len(self.trained_labels))
+        self.post_init()
+
+    def _make_pooling(self) -> Pooling | None:
+        return None
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_history: bool | None = None,
+        output_history: bool = False,
+        output_out_of_scope: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> LLEClassifierOutput:
+        """Predicts the labels, and measures the loss if labels are given.
+
+        Args:
+            input_ids: (B, T) int64; or give `inputs_embeds`.
+            attention_mask: (B, T) of 0 and 1, 0 at padding, wherever it lies.
+            inputs_embeds: (B, T, D) floating.
+            labels: The right labels, by their numbers in `config.id2label`: (B,) int64, of tokens (B, T) int64 with
+                -100 where nothing counts; (B, L) of 0 and 1 where a text may have several; (B,) floating in
+                regression.
+            use_history: Whether the attached bank takes part; None: as the config says, but never in training mode.
+            output_history: Whether to return which examples moved the prediction.
+            output_out_of_scope: Whether to return the score of "none of these" (`fit_out_of_scope`) and the mass.
+            num_items_in_batch: What the summed loss is divided by; None: the number of labels.
+            kwargs: `output_hidden_states` and other options of transformers.
+        """
+        if attention_mask is not None:
+            refuse_empty_rows(attention_mask)
+        outputs = self.model(
+            input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, use_cache=False, **kwargs
+        )
+        states = outputs.last_hidden_state
+        mask = segment_mask(attention_mask, states.shape[1])
+        items = self._items(states, mask)
+        logits = self.classifier(self._drop(items))
+        output = LLEClassifierOutput(hidden_states=outputs.hidden_states)
+        if use_history is None:
+            use_history = self.config.use_history and not self.training
+        space = self.label_space if use_history else None
+        mass = logits.new_full(logits.shape[:-1], -torch.inf, dtype=torch.float32)
+        if space is not None:
+            real = None if self.pooling is not None or mask is None else mask
+            logits, mass, output.history = self._mix(items, logits, real, output_history)
+        if output_out_of_scope:
+            features = scope_features(logits.flatten(0, -2), mass.flatten(), self.kind, self.config.bank.sharpness)
+            score = (features @ features.new_tensor(self.config.out_of_scope.weights)).sigmoid()
+            output.out_of_scope, output.mass = score.view(mass.shape), mass
+        output.logits = logits
+        if labels is not None:
+            output.loss = label_loss(logits, labels, self.kind, num_items_in_batch)
+        return output
+
+    def _items(self, states: Tensor, mask: Tensor | None) -> Tensor:
+        """What is classified: (B, key_size), or (B, T, key_size), floating."""
+        return states if self.pooling is None else self.pooling(states, mask)
+
+    def _drop(self, items: Tensor) -> Tensor:
+        if items.dim() == 3:
+            return variational_dropout(items, self.config.output_dropout, self.training)
+        return nn.functional.dropout(items, self.config.output_dropout, self.training)
+
+    def _mix(
+        self, items: Tensor, logits: Tensor, mask: Tensor | None, with_history: bool
+    ) -> tuple[Tensor, Tensor, LabelHistory | None]:
+        """Logits, mass and history with the bank; items where `mask` (B, T) is False get none of it."""
+        space, numbers = self.label_space, self.config.bank
+        assert space is not None
+        shape = logits.shape[:-1]
+        chosen = torch.ones(shape, dtype=torch.bool, device=logits.device) if mask is None else mask
+        own, found = Features.of(logits[chosen], self.kind), self.search(items[chosen])
+        recalled = Recalled.of(found, space, self.kind, numbers.sharpness)
+        mixture = Mixture.of(own, recalled, numbers.gate, self.kind)
+        blank = logits.float()
+        mixed = nn.functional.pad(blank, (0, mixture.labels.shape[-1] - blank.shape[-1]), value=-torch.inf)
+        mixed = mixed.masked_scatter(chosen[..., None], mixture.logits(self.kind))
+        mass = torch.full(shape, -torch.inf, device=logits.device).masked_scatter(chosen, recalled.mass)
+        if not with_history:
+            return mixed, mass, None
+
+        def placed(values: Tensor, fill: float) -> Tensor:
+            whole = torch.full((*shape, *values.shape[1:]), fill, dtype=values.dtype, device=values.device)
+            whole[chosen] = values
+            return whole
+
+        return (
+            mixed,
+            mass,
+            LabelHistory(
+                base_share=placed(mixture.base_share, 1.0),
+                shares=placed(mixture.shares, 0.0),
+                ids=placed(found.ids, -1),
+                outcomes=placed(found.outcomes, 0),
+            ),
+        )
+
+    def search(self, items: Tensor) -> Found:
+        """The nearest examples of items (n, key_size), which are normalised for it."""
+        assert self.history_bank is not None
+        queries = nn.functional.normalize(items.detach().float(), dim=-1)
+        numbers = self.config.bank
+        found = self.history_bank.search(queries, numbers.neighbours, self.history_namespaces, numbers.search)
+        return Found(*(getattr(found, name).to(items.device) for name in ("similarity", "ids", "outcomes", "counts")))
+
+    def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """The keys of texts (B, T): normalised states, (B, key_size) or of tokens (B, T, key_size), float32."""
+        states = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+        items = self._items(states, segment_mask(attention_mask, states.shape[1]))
+        return nn.functional.normalize(items.float(), dim=-1)
+
+    # Fitting on held-out texts
+
+    @torch.no_grad()
+    def _answer(self, batches: Iterable[dict[str, Tensor]]) -> Answered:
+        """What base and bank say of the items of batches that have a label."""
+        parts: list[tuple[Tensor, Tensor, Found]] = []
+        training = self.training
+        self.eval()
+        try:
+            for batch in batches:
+                batch = {name: value.to(self.device) for name, value in batch.items()}
+                labels = batch["labels"]
+                mask = segment_mask(batch.get("attention_mask"), batch["input_ids"].shape[1])
+                states = self.model(
+                    input_ids=batch["input_ids"], attention_mask=batch.get("attention_mask"), use_cache=False
+                ).last_hidden_state
+                items = self._items(states, mask)
+                if self.kind == SINGLE:
+                    items, labels = items[labels != IGNORED], labels[labels != IGNORED]
+                parts.append((self.classifier(items).float(), labels, self.search(items)))
+        finally:
+            self.train(training)
+        if not parts:
+            raise ValueError("there is nothing to fit on: the batches hold no text")
+        found = [part[2] for part in parts]
+        joined = (torch.cat([getattr(f, n) for f in found]) for n in ("similarity", "ids", "outcomes", "counts"))
+        return Answered(torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts]), Found(*joined))
+
+    def calibrate(self, batches: Iterable[dict[str, Tensor]], steps: int = 40) -> dict[str, float]:
+        """Fits the numbers of the bank on held-out texts, by gradient descent, and stores them in the config.
+
+        Args:
+            batches: `input_ids`, `attention_mask` and `labels`, as forward takes them, of texts that are neither in
+                the training set nor in the bank.
+            steps: Steps of the quasi-Newton descent.
+
+        Returns:
+            The number of `texts`, and the losses `base_nats`, `before_nats` and `after_nats`; see `fit_labels`.
+        """
+        if self.label_space is None:
+            raise ValueError("nothing to calibrate: no bank is attached; teach some examples with learn() first")
+        return fit_labels(self._answer(batches), self.label_space, self.config.bank, self.kind, steps)
+
+    @torch.no_grad()
+    def fit_out_of_scope(
+        self,
+        in_scope: Iterable[dict[str, Tensor]],
+        out_of_scope: Iterable[dict[str, Tensor]],
+        keep: float = 0.99,
+        steps: int = 50,
+    ) -> dict[str, float]:
+        """Fits the score of "none of these" and its threshold on held-out texts, and stores them in the config.
+
+        Args:
+            in_scope: Batches of texts that have one of the labels, as forward takes them, with `labels`.
+            out_of_scope: Batches of texts that have none of them.
+            keep: Share of the rightly labelled texts in scope that must not be refused.
+            steps: Steps of the quasi-Newton descent of the logistic regression.
+
+        Returns:
+            On these texts, at the threshold: `out_of_scope_recall` and `in_scope_accuracy`, in which a text that is
+            refused counts as wrong.
+        """
+        if self.kind != SINGLE:
+            raise ValueError(f"a score of 'none of these' needs one label a text; the problem_type is {self.kind!r}")
+        if not 0 < keep <= 1:
+            raise ValueError(f"keep is a share above 0, got {keep}")
+        inside, right = self._scope_features(in_scope, labelled=True)
+        outside, _ = self._scope_features(out_of_scope, labelled=False)
+        weights, scores = _logistic(inside, outside, steps)
+        kept = scores[: len(inside)][right].sort().values
+        threshold = float(kept[max(0, int(keep * len(kept) + 0.5) - 1)]) if len(kept) else 0.5
+        numbers = self.config.out_of_scope
+        numbers.weights, numbers.threshold = weights.tolist(), min(1.0, threshold + 1e-6)
+        accepted = scores < numbers.threshold
+        return {
+            "out_of_scope_recall": float((~accepted[len(inside) :]).float().mean()),
+            "in_scope_accuracy": float((accepted[: len(inside)] & right).float().mean()),
+        }
+
+    def _scope_features(self, batches: Iterable[dict[str, Tensor]], labelled: bool) -> tuple[Tensor, Tensor]:
+        """`scope_features` (n, 4) of texts, and whether each got its right label (n,) bool."""
+        parts, right = [], []
+        training = self.training
+        self.eval()
+        try:
+            for batch in batches:
+                batch = {name: value.to(self.device) for name, value in batch.items()}
+                labels = batch.pop("labels", None)
+                output = self(**batch, output_out_of_scope=True)
+                parts.append(scope_features(output.logits, output.mass, self.kind, self.config.bank.sharpness))
+                if labels is not None:
+                    right.append(output.logits.argmax(-1) == labels)
+        finally:
+            self.train(training)
+        if not parts:
+            raise ValueError(f"there is no text {'in' if labelled else 'out of'} scope to fit on")
+        return torch.cat(parts), torch.cat(right) if labelled else torch.zeros(0)
+
+
+def _logistic(inside: Tensor, outside: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """Logistic regression that tells features (m, 4) from others (n, 4), both sides of the same weight.
+
+    Returns:
+        The weights (4,), and the scores (m + n,) of all of them.
+    """
+    features = torch.cat([inside, outside])
+    target = torch.cat([inside.new_zeros(len(inside)), outside.new_ones(len(outside))])
+    weight = torch.where(target > 0, 0.5 / max(1, len(outside)), 0.5 / max(1, len(inside)))
+    mean, deviation = features[:, 1:].mean(0), features[:, 1:].std(0).clamp(min=1e-3)
+    scaled = torch.cat([features[:, :1], (features[:, 1:] - mean) / deviation], dim=1)
+    with torch.enable_grad():
+        values = torch.zeros(4, device=features.device, requires_grad=True)
+        optimizer = torch.optim.LBFGS([values], max_iter=steps, line_search_fn="strong_wolfe")
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            losses = nn.functional.binary_cross_entropy_with_logits(scaled @ values, target, reduction="none")
+            loss = (losses * weight).sum() + RIDGE * values.square().sum()
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+    values = values.detach()
+    slopes = values[1:] / deviation
+    weights = torch.cat([(values[0] - slopes @ mean)[None], slopes])
+    return weights, (features @ weights).sigmoid()
+
+
+class LLEForSequenceClassification(_Classifier):
+    """A classifier of texts: of one label each, of several, or regression, as `problem_type` says.
+
+    Args:
+        config: The configuration; `id2label` names the labels, `pooling` makes one state of a text.
+    """
+
+    _auto_class = "AutoModelForSequenceClassification"  # type: ignore[assignment]
+
+    def _make_pooling(self) -> Pooling:
+        return Pooling(self.config)
+
+    @property
+    def key_size(self) -> int:
+        """Width of keys and queries."""
+        return self.config.state_size * len(self.config.pooling)
+
+    def key_weights(self) -> list[tuple[str, Tensor]]:
+        """Names and values of the weights that keys depend on, and the ways of pooling."""
+        assert self.pooling is not None
+        ways = [(f"pooling: {' '.join(self.pooling.ways)}", torch.zeros(0))]
+        pooling = [(f"pooling.{name}", value) for name, value in sorted(self.pooling.state_dict().items())]
+        return [*super().key_weights(), *pooling, *ways]
+
+
+class LLEForTokenClassification(_Classifier):
+    """A classifier of each token of a text.
+
+    Args:
+        config: The configuration; `id2label` names the labels.
+    """
+
+    _auto_class = "AutoModelForTokenClassification"  # type: ignore[assignment]

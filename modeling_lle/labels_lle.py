@@ -1,0 +1,326 @@
+"""The rule of LLE for labels: a classifier joined by labelled examples, some of them of labels that it never saw.
+
+With p the base's prediction over the labels that it was trained on, and r, m what the bank recalls (history_lle.py):
+
+    unseen      u = sum of r(y) over the labels that the base was not trained on
+    gate        g = softmax over (0, a + b . (m, entropy of p, max log p))
+    prediction  P(y | h) = (1 - u) g_0 p(y | h) + g_1 r(y | h)      for a trained label
+                P(y | h) = r(y | h)                                 for one that only the history knows
+
+The base says nothing of labels that it does not know, so it shares only what the recall leaves to those that it does;
+P sums to one, and without such labels this is the rule of the language model. With several labels a text, p and r are
+the probabilities of each label, and u is 0; in regression they are values. A score always means: higher is nearer.
+Shapes: n texts, K neighbours, C trained labels, L labels, O outcomes of the bank.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers.utils import ModelOutput
+
+from .bank_lle import Found
+from .configuration_lle import BankConfig
+from .history_lle import base_features, gate, recall_bank
+
+SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
+Label = str | float | Sequence[str]
+
+
+def kind_of(labels: int) -> str:
+    """What transformers takes so many labels for, where a configuration has no `problem_type`."""
+    return REGRESSION if labels == 1 else SINGLE
+
+
+def outcome_name(label: Label, kind: str) -> str:
+    """The name of an outcome in a bank: the label itself, a JSON list of labels, or a number.
+
+    Raises:
+        ValueError: The label is not of this kind.
+    """
+    if kind == SINGLE and isinstance(label, str) and label:
+        return label
+    if kind == MULTI and not isinstance(label, str | float | int) and all(isinstance(part, str) for part in label):
+        return json.dumps(sorted(set(label)), ensure_ascii=False)
+    if kind == REGRESSION and isinstance(label, float | int) and math.isfinite(label):
+        return repr(float(label))
+    due = {SINGLE: "a text that is not empty", MULTI: "a list of texts", REGRESSION: "a finite number"}[kind]
+    raise ValueError(f"the label {label!r} should be {due}: the model's problem_type is {kind!r}")
+
+
+def labels_in(name: str, kind: str) -> list[str]:
+    """The labels that an outcome of this name stands for."""
+    return json.loads(name) if kind == MULTI else [name] if kind == SINGLE else []
+
+
+@dataclass(frozen=True)
+class LabelSpace:
+    """The labels of a classifier, and what each outcome of its bank says of them.
+
+    Attributes:
+        names: The L labels, the C trained ones first, then those that only the bank knows, in the order of their ids.
+        trained: C.
+        votes: (O, L) float32, what an outcome gives to each label: 1 or 0, in regression its value.
+    """
+
+    names: tuple[str, ...]
+    trained: int
+    votes: Tensor
+
+    @classmethod
+    def of(cls, trained: Sequence[str], kind: str, outcomes: Sequence[str], live: Tensor) -> "LabelSpace":
+        """That of a classifier trained on some labels, and of a bank.
+
+        Args:
+            trained: Names of the trained labels.
+            kind: What the labels are.
+            outcomes: Names of the bank's outcomes.
+            live: (O,) bool, whether there is an entry of this outcome that may be recalled.
+        """
+        if kind == REGRESSION:
+            return cls(tuple(trained), len(trained), torch.tensor([[float(name)] for name in outcomes]).view(-1, 1))
+        each = [labels_in(name, kind) for name in outcomes]
+        alive = [label for labels, is_live in zip(each, live.tolist(), strict=True) if is_live for label in labels]
+        names = tuple(dict.fromkeys([*trained, *alive]))
+        place = {name: number for number, name in enumerate(names)}
+        votes = torch.zeros(len(outcomes), len(names))
+        for number, labels in enumerate(each):
+            votes[number, [place[label] for label in labels if label in place]] = 1.0
+        return cls(names, len(trained), votes)
+
+
+@dataclass
+class LabelHistory(ModelOutput):
+    """Which examples moved a prediction, and by exactly how much.
+
+    With one label a text, P(y) = base_share * p(y) + the sum of the shares of the examples with label y.
+
+    Attributes:
+        base_share: (...,) float32, the base's share.
+        shares: (..., K) float32, each example's share; 0 where there is none.
+        ids: (..., K) int64, ids of the examples in the bank; -1 where there is none.
+        outcomes: (..., K) int64, their outcomes.
+    """
+
+    base_share: Tensor | None = None
+    shares: Tensor | None = None
+    ids: Tensor | None = None
+    outcomes: Tensor | None = None
+
+
+@dataclass
+class Features:
+    """What the gate sees of a base's prediction, and the prediction itself.
+
+    Attributes:
+        base: (n, C) float32, probabilities, or values in regression.
+        features: (n, 2) float32, entropy and largest log probability in nats, the mean over labels if there may be
+            several; 0 in regression.
+    """
+
+    base: Tensor
+    features: Tensor
+
+    @classmethod
+    def of(cls, logits: Tensor, kind: str) -> "Features":
+        """From the logits (n, C) of the output layer."""
+        logits = logits.float()
+        if kind == SINGLE:
+            log_probs = logits.log_softmax(-1)
+            return cls(log_probs.exp(), base_features(log_probs))
+        if kind == MULTI:
+            both = torch.stack([functional.logsigmoid(logits), functional.logsigmoid(-logits)], dim=-1)
+            return cls(logits.sigmoid(), base_features(both).mean(-2))
+        return cls(logits, logits.new_zeros(*logits.shape[:-1], 2))
+
+
+@dataclass
+class Recalled:
+    """What a bank recalls of the labels.
+
+    Attributes:
+        weights: (n, K) float32, the weights of the neighbours; they add up to 1, or to 0 where there are none.
+        labels: (n, L) float32, the sum of what the neighbours say, each with its weight.
+        unseen: (n, K) bool, whether the neighbour's label is one that the base was not trained on.
+        mass: (n,) float32, -inf where there are no neighbours.
+    """
+
+    weights: Tensor
+    labels: Tensor
+    unseen: Tensor
+    mass: Tensor
+
+    @classmethod
+    def of(cls, found: Found, space: LabelSpace, kind: str, sharpness: Tensor | float) -> "Recalled":
+        """From what a search found."""
+        similarity, counts = found.similarity[None], found.counts[None]
+        recall = recall_bank(similarity, found.outcomes[None], counts, sharpness)  # type: ignore[arg-type]
+        weights, mass = recall.weights[0], recall.mass[0]
+        votes = space.votes.to(weights.device)
+        by_outcome = weights.new_zeros(len(weights), max(1, len(votes))).scatter_add(1, found.outcomes, weights)
+        labels = by_outcome @ (votes if len(votes) else weights.new_zeros(1, len(space.names)))
+        unseen = torch.zeros_like(weights, dtype=torch.bool)
+        if kind == SINGLE and len(votes):
+            unseen = (votes[:, space.trained :].sum(1) > 0)[found.outcomes] & (counts[0] > 0)
+        return cls(weights, labels, unseen, mass)
+
+
+@dataclass
+class Mixture:
+    """The prediction with history.
+
+    Attributes:
+        labels: (n, L) float32, the probability of each label, or the value in regression.
+        base_share: (n,) float32.
+        shares: (n, K) float32, of the neighbours.
+    """
+
+    labels: Tensor
+    base_share: Tensor
+    shares: Tensor
+
+    @classmethod
+    def of(cls, own: Features, recalled: Recalled, numbers: Tensor | Sequence[float], kind: str) -> "Mixture":
+        """Mixes what the base and the bank say; `numbers` (4,) are those of the gate."""
+        share = gate([recalled.mass], own.features, [numbers]).exp()  # type: ignore[list-item]
+        known = 1 - (recalled.weights * recalled.unseen).sum(-1)
+        base_share, of_bank, trained = share[:, 0], share[:, 1:], own.base.shape[-1]
+        if kind == SINGLE:
+            base_share = base_share * known
+        factor = torch.ones_like(recalled.labels)
+        factor = torch.where(torch.arange(factor.shape[1], device=factor.device) < trained, of_bank, factor)
+        of_base = functional.pad(base_share[:, None] * own.base, (0, recalled.labels.shape[1] - trained))
+        shares = recalled.weights * torch.where(recalled.unseen, torch.ones_like(of_bank), of_bank)
+        return cls(of_base + factor * recalled.labels, base_share, shares)
+
+    def logits(self, kind: str) -> Tensor:
+        """What makes transformers' softmax or sigmoid give the probabilities back; the value in regression."""
+        if kind == REGRESSION:
+            return self.labels
+        tiny = torch.finfo(self.labels.dtype).tiny
+        if kind == SINGLE:
+            return self.labels.clamp(min=tiny).log()
+        return self.labels.clamp(min=tiny).log() - (1 - self.labels).clamp(min=tiny).log()
+
+
+def scope_features(logits: Tensor, mass: Tensor, kind: str, sharpness: float) -> Tensor:
+    """What tells "none of these", (n, 4): 1, the mass of the recall, entropy and largest log probability.
+
+    Args:
+        logits: (n, L), as `Mixture.logits` gives them, or the output layer's.
+        mass: (n,) float32; where the bank is empty it counts as that of an example which is as far as can be.
+        kind: What the labels are.
+        sharpness: The bank's.
+    """
+    own = Features.of(logits, kind)
+    return torch.cat([torch.ones_like(mass)[:, None], mass.clamp(min=-2 * sharpness)[:, None], own.features], dim=-1)
+
+
+def label_loss(logits: Tensor, labels: Tensor, kind: str, number: Tensor | int | None = None) -> Tensor:
+    """The mean loss of logits (..., L), as transformers defines it for each kind.
+
+    Args:
+        logits: (..., L) floating.
+        labels: (...) int64, -100 counts nothing; (..., L) floating for several labels; (...) floating in regression.
+        kind: What the labels are.
+        number: What the sum is divided by; None: the number of labelled items.
+    """
+    logits = logits.float()
+    if kind == REGRESSION:
+        return functional.mse_loss(logits.view(labels.shape), labels.float())
+    if kind == MULTI:
+        return functional.binary_cross_entropy_with_logits(logits, labels.float())
+    total = functional.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=-100, reduction="sum")
+    return total / ((labels != -100).sum().clamp(min=1) if number is None else number)
+
+
+@dataclass
+class Answered:
+    """Held-out texts with what the base and the bank say of them, to fit the numbers of the rule on.
+
+    Attributes:
+        logits: (n, C) float32, of the output layer.
+        labels: (n,) int64, the right label, for `SINGLE`; (n, L) or (n,) floating for the other kinds.
+        found: The neighbours.
+    """
+
+    logits: Tensor
+    labels: Tensor
+    found: Found
+
+
+FOLDS = 4  # each label is taken for an unseen one in one of them
+
+
+def fit_labels(answered: Answered, space: LabelSpace, numbers: BankConfig, kind: str, steps: int) -> dict[str, float]:
+    """Fits `sharpness` and `gate` of the bank's numbers by gradient descent on the loss of the mixture.
+
+    With one label a text, half of the loss is that of texts and examples of labels which the base is made not to know,
+    each in its turn: else a bank that adds nothing to what the base knows would learn to keep silent.
+
+    Returns:
+        `texts`, and the losses `base_nats`, `before_nats`, `after_nats`.
+    """
+    folds = [(answered, space)]
+    if kind == SINGLE and space.trained > FOLDS:
+        folds += [_without(answered, space, fold) for fold in range(FOLDS)]
+    owns = [Features.of(held.logits, kind) for held, _ in folds]
+    mean, deviation = owns[0].features.mean(0), owns[0].features.std(0).clamp(min=1e-3)
+    slopes = torch.tensor([float(x) for x in numbers.gate[2:]])
+    bias = float(numbers.gate[0]) + float(slopes @ mean.cpu())
+    values = torch.cat(
+        [
+            torch.tensor([math.log(max(numbers.sharpness, 1e-3)), bias, float(numbers.gate[1])]),
+            slopes * deviation.cpu(),
+        ]
+    ).requires_grad_()
+
+    def nats() -> Tensor:
+        weights = values[3:] / deviation
+        gate_numbers = torch.cat([(values[1] - weights @ mean)[None], values[2:3], weights])
+        losses = []
+        for own, (held, labels) in zip(owns, folds, strict=True):
+            recalled = Recalled.of(held.found, labels, kind, values[0].exp())
+            losses.append(label_loss(Mixture.of(own, recalled, gate_numbers, kind).logits(kind), held.labels, kind))
+        return losses[0] if len(losses) == 1 else (losses[0] + torch.stack(losses[1:]).mean()) / 2
+
+    best = (math.inf, values.detach().clone())
+    first = float(nats().detach())
+    optimizer = torch.optim.LBFGS([values], max_iter=steps, history_size=10, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        nonlocal best
+        optimizer.zero_grad()
+        loss = nats()
+        loss.backward()
+        if float(loss.detach()) < best[0]:
+            best = (float(loss.detach()), values.detach().clone())
+        return loss
+
+    optimizer.step(closure)
+    found = best[1].cpu()
+    weights = found[3:] / deviation.cpu()
+    numbers.sharpness = float(found[0].exp())
+    numbers.gate = torch.cat([(found[1] - weights @ mean.cpu())[None], found[2:3], weights]).tolist()
+    return {
+        "texts": float(len(answered.logits)),
+        "base_nats": float(label_loss(answered.logits, answered.labels, kind)),
+        "before_nats": first,
+        "after_nats": best[0],
+    }
+
+
+def _without(answered: Answered, space: LabelSpace, fold: int) -> tuple[Answered, LabelSpace]:
+    """The same as it is for a base that was not trained on every `FOLDS`-th label; those come last now."""
+    number = torch.arange(space.trained)
+    hidden = number % FOLDS == fold
+    order = torch.cat([number[~hidden], number[hidden], torch.arange(space.trained, len(space.names))])
+    kept = number[~hidden].to(answered.logits.device)
+    names = tuple(space.names[i] for i in order.tolist())
+    moved = LabelSpace(names, len(kept), space.votes[:, order.to(space.votes.device)])
+    labels = order.argsort().to(answered.labels.device)[answered.labels]
+    return Answered(answered.logits[:, kept], labels, answered.found), moved

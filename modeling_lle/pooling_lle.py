@@ -1,0 +1,49 @@
+"""Pooling: one state of a text from the states of its tokens.
+
+Shapes: B batch, T time, S width of the states.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from .configuration_lle import LLEConfig
+
+
+class Pooling(nn.Module):
+    """The ways that `config.pooling` names, side by side.
+
+    Args:
+        config: The configuration.
+    """
+
+    def __init__(self, config: LLEConfig) -> None:
+        super().__init__()
+        self.ways: list[str] = list(config.pooling)
+        self.bidirectional = config.bidirectional
+        self.attention = nn.Linear(config.state_size, 1) if "attention" in self.ways else None
+
+    def forward(self, states: Tensor, mask: Tensor | None) -> Tensor:
+        """States (B, T, S) of tokens, and their mask (B, T) bool, False at padding, as (B, ways * S)."""
+        if mask is None:
+            mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
+        return torch.cat([getattr(self, f"_{way}")(states, mask) for way in self.ways], dim=-1)
+
+    def _last(self, states: Tensor, mask: Tensor) -> Tensor:
+        row, place = torch.arange(len(states), device=states.device), torch.arange(mask.shape[1], device=mask.device)
+        last = states[row, (place * mask).amax(1)]
+        if not self.bidirectional:
+            return last
+        half = states.shape[-1] // 2
+        first = states[row, mask.int().argmax(1)]
+        return torch.cat([last[:, :half], first[:, half:]], dim=-1)
+
+    def _mean(self, states: Tensor, mask: Tensor) -> Tensor:
+        return states.masked_fill(~mask[..., None], 0.0).sum(1) / mask.sum(1)[:, None].clamp(min=1)
+
+    def _max(self, states: Tensor, mask: Tensor) -> Tensor:
+        return states.masked_fill(~mask[..., None], torch.finfo(states.dtype).min).amax(1)
+
+    def _attention(self, states: Tensor, mask: Tensor) -> Tensor:
+        assert self.attention is not None
+        scores = self.attention(states)[..., 0].float().masked_fill(~mask, torch.finfo(torch.float32).min)
+        return (scores.softmax(1)[..., None] * states.masked_fill(~mask[..., None], 0.0)).sum(1).to(states.dtype)

@@ -1,0 +1,89 @@
+"""`pipeline("text-classification")` with the history: the nearest examples of each decision, and "none of these"."""
+
+from typing import Any
+
+from transformers import TextClassificationPipeline
+
+OUT_OF_SCOPE = "out_of_scope"
+
+
+class LLETextClassificationPipeline(TextClassificationPipeline):
+    """transformers' pipeline, with more arguments; `import modeling_lle` makes `pipeline()` use it.
+
+    With `out_of_scope=True`, a text whose score of "none of these" reaches the threshold that `fit_out_of_scope` found
+    gets the label "out_of_scope" with that score. With `return_history=True`, each result is a mapping with `label`,
+    `score`, and under `history` the `history_top` examples of the largest shares: their `text`, `label`, `share` of
+    the prediction and `id`. The shares and the base's add up to one.
+
+    Example:
+        >>> classify = pipeline("text-classification", model=folder)
+        >>> classify.model.learn(["is the moon a planet?"], ["astronomy"], classify.tokenizer, new_labels=True)
+        >>> classify("what is the moon?", return_history=True)["history"][0]["text"]
+    """
+
+    def _sanitize_parameters(  # type: ignore[override]
+        self,
+        out_of_scope: bool | None = None,
+        return_history: bool | None = None,
+        history_top: int | None = None,
+        **parameters: Any,
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        if (out_of_scope or return_history) and not hasattr(self.model, "fit_out_of_scope"):
+            raise TypeError(
+                f"out_of_scope and return_history need an LLE classifier; this is a {type(self.model).__name__}"
+            )
+        if out_of_scope and self.model.config.out_of_scope.threshold >= 1:
+            raise ValueError("the model knows no threshold for out_of_scope: call its fit_out_of_scope() first")
+        before, during, after = super()._sanitize_parameters(**parameters)
+        if out_of_scope is not None:
+            during["output_out_of_scope"] = after["out_of_scope"] = out_of_scope
+        if return_history is not None:
+            during["output_history"] = after["return_history"] = return_history
+        if history_top is not None:
+            after["history_top"] = history_top
+        return before, during, after
+
+    def _forward(self, model_inputs: Any, **options: Any) -> Any:  # type: ignore[override]
+        if not options:
+            return super()._forward(model_inputs)
+        output = self.model(**model_inputs, **options)
+        flat = {"logits": output.logits}  # the pipeline takes batches apart that hold tensors and nothing else
+        if output.out_of_scope is not None:
+            flat["out_of_scope"] = output.out_of_scope
+        if output.history is not None:
+            flat |= {f"history_{name}": value for name, value in output.history.items()}
+        return flat
+
+    def postprocess(  # type: ignore[override]
+        self,
+        model_outputs: dict[str, Any],
+        *args: Any,
+        out_of_scope: bool = False,
+        return_history: bool = False,
+        history_top: int = 3,
+        **rest: Any,
+    ) -> Any:
+        """As transformers', with what was asked for."""
+        result = super().postprocess(model_outputs, *args, **rest)
+        if out_of_scope:
+            score = float(model_outputs["out_of_scope"][0])
+            if score >= self.model.config.out_of_scope.threshold:
+                refused = {"label": OUT_OF_SCOPE, "score": score}
+                result = [refused] if isinstance(result, list) else refused
+        if return_history:
+            found = result if isinstance(result, dict) else {"labels": result}
+            return {**found, **self._history(model_outputs, history_top)}
+        return result
+
+    def _history(self, outputs: dict[str, Any], top: int) -> dict[str, Any]:
+        model: Any = self.model
+        if "history_shares" not in outputs:
+            return {"base_share": 1.0, "history": []}
+        shares, ids = outputs["history_shares"][0], outputs["history_ids"][0]
+        best = [place for place in shares.argsort(descending=True)[:top].tolist() if float(shares[place]) > 0]
+        entries = model.history_bank.describe(ids[best].tolist())
+        history = [
+            {**entry.columns, "share": float(shares[place]), "id": entry.id}
+            for place, entry in zip(best, entries, strict=True)
+        ]
+        return {"base_share": float(outputs["history_base_share"][0]), "history": history}

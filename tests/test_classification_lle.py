@@ -1,0 +1,313 @@
+"""Classifiers: padding, teaching and taking back exactly, new labels, persistence, pipelines, the Trainer."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    DataCollatorWithPadding,
+    Trainer,
+    TrainingArguments,
+    pipeline,
+)
+
+from modeling_lle import (
+    HistoryBank,
+    LLEConfig,
+    LLEForCausalLM,
+    LLEForSequenceClassification,
+    LLEForTokenClassification,
+)
+from modeling_lle.bank_files_lle import BankError
+from tests.tiny import VOCAB, make_ids, make_texts, make_tokenizer
+
+TOKENIZER = make_tokenizer()
+POOLINGS = [["last"], ["mean"], ["max"], ["attention"], ["mean", "max"]]
+
+
+def make(labels: int = 3, of_tokens: bool = False, **values: Any) -> Any:
+    """A classifier in evaluation mode with the labels label-0, label-1, ..."""
+    torch.manual_seed(0)
+    names = {number: f"label-{number}" for number in range(labels)}
+    sizes = {"vocab_size": VOCAB, "hidden_size": 6, "initializer_range": 1.0, "bidirectional": True, "pad_token_id": 1}
+    config = LLEConfig(**{**sizes, "id2label": names, **values})
+    return (LLEForTokenClassification if of_tokens else LLEForSequenceClassification)(config).eval()
+
+
+def taught(count: int = 12, **values: Any) -> tuple[Any, list[str], list[str]]:
+    """A classifier with a bank of random texts."""
+    model = make(**values)
+    texts = list(dict.fromkeys(make_texts(count, 5, seed=3)))
+    labels = [f"label-{len(text) % 3}" for text in texts]
+    assert model.learn(texts, labels, TOKENIZER) == len(texts)
+    return model, texts, labels
+
+
+def encoded(*texts: str) -> dict[str, torch.Tensor]:
+    return TOKENIZER(list(texts), return_tensors="pt", padding=True)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("pooling", POOLINGS, ids="+".join)
+@pytest.mark.parametrize("recurrence", ["lstm", "gru", "qrnn"])
+def test_a_padded_batch_gives_what_its_texts_give_alone(
+    bidirectional: bool, pooling: list[str], recurrence: str
+) -> None:
+    model = make(bidirectional=bidirectional, pooling=pooling, recurrence=recurrence)
+    ids, mask = make_ids(3, 6), torch.ones(3, 6, dtype=torch.long)
+    mask[0, :2] = mask[1, 4:] = mask[2, [1, 3]] = 0
+    together = model(ids, attention_mask=mask).logits
+    for row in range(3):
+        alone = model(ids[row, mask[row].bool()][None]).logits
+        torch.testing.assert_close(together[row : row + 1], alone)
+
+
+def test_each_direction_sees_its_side() -> None:
+    model = make().model
+    ids = make_ids(1, 6)
+    first, last = ids.clone(), ids.clone()
+    first[0, 0] = (first[0, 0] + 1) % VOCAB
+    last[0, -1] = (last[0, -1] + 1) % VOCAB
+    states, of_first, of_last = (model(x).last_hidden_state for x in (ids, first, last))
+    assert torch.equal(states[0, :-1, :6], of_last[0, :-1, :6])  # forwards: nothing of what comes later
+    assert torch.equal(states[0, 1:, 6:], of_first[0, 1:, 6:])  # backwards: nothing of what came before
+    assert not torch.equal(states[0, -1, :6], of_first[0, -1, :6])
+    assert not torch.equal(states[0, 0, 6:], of_last[0, 0, 6:])
+
+
+def test_language_models_read_one_way() -> None:
+    with pytest.raises(ValueError, match="bidirectional=False"):
+        LLEForCausalLM(LLEConfig(bidirectional=True))
+
+
+def test_text_that_is_only_padding_is_refused() -> None:
+    with pytest.raises(ValueError, match="row 1 of the batch holds only padding"):
+        make()(make_ids(2, 3), attention_mask=torch.tensor([[1, 1, 1], [0, 0, 0]]))
+
+
+def test_logits_are_the_mixture_and_sum_to_one() -> None:
+    model, texts, _ = taught()
+    output = model(**encoded(*texts[:4]), output_history=True)
+    torch.testing.assert_close(output.logits.exp().sum(-1), torch.ones(4))
+    torch.testing.assert_close(output.history.base_share + output.history.shares.sum(-1), torch.ones(4))
+    plain = model(**encoded(*texts[:4]), use_history=False).logits
+    assert not torch.allclose(output.logits.softmax(-1), plain.softmax(-1))
+
+
+def test_training_mode_does_not_recall() -> None:
+    model, texts, _ = taught()
+    plain = model(**encoded(texts[0]), use_history=False).logits
+    assert torch.equal(model.train()(**encoded(texts[0])).logits, plain)
+
+
+def test_a_new_label_comes_and_goes_with_its_examples() -> None:
+    model, texts, _ = taught()
+    before = model(**encoded(*texts)).logits
+    classify = pipeline("text-classification", model=model, tokenizer=TOKENIZER)
+    with pytest.raises(ValueError, match=r"'lable-1' of text 0.*did you mean 'label-1'.*new_labels=True"):
+        model.learn(["h h h h"], ["lable-1"])
+    assert model.learn(["h h h h", "g g g g"], ["new", "newer"], new_labels=True) == 2
+    assert model.config.num_labels == 5
+    assert classify("h h h h")[0]["label"] == "new"
+    assert model(**encoded("h h")).logits.shape == (1, 5)
+    torch.testing.assert_close(model(**encoded("h h", "a g")).logits.exp().sum(-1), torch.ones(2))
+    assert model.forget(label="newer") == 1
+    assert list(model.config.id2label.values()) == ["label-0", "label-1", "label-2", "new"]
+    assert model.forget(["h h h h"]) == 1
+    assert (model.config.num_labels, model.config.label2id) == (3, {f"label-{i}": i for i in range(3)})
+    assert torch.equal(model(**encoded(*texts)).logits, before)
+
+
+def test_forgetting_everything_gives_the_base_back() -> None:
+    model, texts, _ = taught()
+    plain = model(**encoded(*texts), use_history=False).logits
+    assert model.forget(source="taught-1") == len(texts)
+    torch.testing.assert_close(model(**encoded(*texts)).logits, plain.log_softmax(-1))
+
+
+def test_relabelling_is_one_change() -> None:
+    model, texts, labels = taught()
+    other = "label-0" if labels[0] != "label-0" else "label-1"
+    with pytest.raises(ValueError, match="relabel=True"):
+        model.learn(texts[:1], [other])
+    generation = model.history_bank.manifest.generation
+    assert model.learn(texts[:1], [other], relabel=True) == 1
+    assert model.history_bank.manifest.generation == generation + 1
+    assert len(model.history_bank) == len(texts)
+    found = pipeline("text-classification", model=model, tokenizer=TOKENIZER)(texts[0], return_history=True)[0]
+    assert (found["history"][0]["text"], found["history"][0]["label"]) == (texts[0], other)
+
+
+def test_teaching_twice_adds_nothing() -> None:
+    model, texts, labels = taught()
+    assert model.learn(texts, labels) == 0
+    assert model.learn([texts[0], "h h h", "h h h"], [labels[0], "label-1", "label-1"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("texts", "labels", "message"),
+    [
+        (["a", " "], ["label-0", "label-0"], "text 1 is ' '"),
+        (["a", 3], ["label-0", "label-0"], "text 1 is 3"),
+        (["a"], [1], "text 0, 'a': the label 1 should be a text"),
+        (["a", "b", "a"], ["label-0", "label-0", "label-1"], r"'a' has two labels: label-0 \(text 0\) and label-1"),
+        (["a"], ["label-0", "label-1"], "1 texts, 2 labels"),
+        ("a b", ["label-0"] * 3, "give a list of texts"),
+    ],
+)
+def test_bad_lessons_are_refused_whole(texts: Any, labels: Any, message: str) -> None:
+    model, known, _ = taught()
+    with pytest.raises(ValueError, match=message):
+        model.learn(texts, labels)
+    assert len(model.history_bank) == len(known)
+
+
+def test_unknown_lessons_cannot_be_forgotten() -> None:
+    model, _, _ = taught()
+    for wrong in ({"texts": ["nothing"]}, {"label": "label-9"}, {"source": "nowhere"}, {"ids": [99]}):
+        with pytest.raises(BankError, match=r"the bank .* has no"):
+            model.forget(**wrong)
+    with pytest.raises(ValueError, match="no bank is attached"):
+        make().forget(["a"])
+
+
+def test_what_was_taught_lasts(tmp_path: Path) -> None:
+    model, texts, _ = taught()
+    model.learn(["h h h h"], ["new"], new_labels=True)
+    due = model(**encoded(*texts)).logits
+    model.save_pretrained(tmp_path, save_history=True)
+    assert model.config.num_labels == 4
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert (type(loaded), loaded.config.num_labels) == (LLEForSequenceClassification, 3)
+    loaded.attach_history(HistoryBank.from_pretrained(tmp_path), tokenizer=TOKENIZER)
+    assert loaded.config.id2label[3] == "new"
+    assert torch.equal(loaded(**encoded(*texts)).logits, due)
+    assert loaded.learn(["g g g"], ["new"]) == 1  # the bank knows the label
+    loaded.detach_history()
+    assert loaded.config.num_labels == 3
+
+
+def test_banks_of_other_models_are_refused(tmp_path: Path) -> None:
+    model, _, _ = taught()
+    other = make(pooling=["max", "mean"])
+    with pytest.raises(BankError, match="another backbone"):
+        other.attach_history(model.history_bank)
+    tokens = make(of_tokens=True, bidirectional=False)
+    language = LLEForCausalLM(LLEConfig(**{**tokens.config.to_dict(), "architectures": None}))
+    language.model.load_state_dict(tokens.model.state_dict())
+    tokens.learn([["a"]], [["label-1"]], TOKENIZER)
+    with pytest.raises(BankError, match=r"holds labels, and a LLEForCausalLM predicts tokens"):
+        language.attach_history(tokens.history_bank)
+
+
+def test_several_labels_and_regression() -> None:
+    several = make(problem_type="multi_label_classification")
+    several.learn(["a b", "c"], [["label-0", "new"], []], TOKENIZER, new_labels=True)
+    scores = pipeline("text-classification", model=several, tokenizer=TOKENIZER)("a b", top_k=None)
+    assert {score["label"] for score in scores} == {"label-0", "label-1", "label-2", "new"}
+    loss = several(**encoded("a b"), labels=torch.tensor([[1.0, 0.0, 0.0, 1.0]])).loss
+    assert 0 < loss.item() < 5
+    value = make(labels=1)
+    plain = value(**encoded("a b")).logits.item()
+    value.learn(["a b"], [plain + 10], TOKENIZER)
+    assert plain < value(**encoded("a b")).logits.item() < plain + 10
+
+
+def test_teaching_tokens() -> None:
+    model = make(of_tokens=True, labels=2)
+    added = model.learn(
+        [["a", "b", "c"], ["d", "e"]], [["label-0", None, "new"], [None, "new"]], TOKENIZER, new_labels=True
+    )
+    assert added == 3
+    logits = model(**encoded("a b c", "d e")).logits
+    assert logits.shape == (2, 3, 3)
+    torch.testing.assert_close(logits[0].exp().sum(-1), torch.ones(3))
+    tags = pipeline("token-classification", model=model, tokenizer=TOKENIZER)("a b c")
+    assert [tag["entity"] for tag in tags if tag["word"] == "c"] == ["new"]
+    with pytest.raises(ValueError, match="text 0 has 2 words"):
+        model.learn([["a", "b"]], [["label-0"]])
+    loss = model.train()(**encoded("a b c"), labels=torch.tensor([[0, -100, 1]])).loss
+    loss.backward()
+    assert model.classifier.weight.grad.abs().sum() > 0
+
+
+def test_tokens_save_and_load(tmp_path: Path) -> None:
+    model = make(of_tokens=True)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForTokenClassification.from_pretrained(tmp_path)
+    assert torch.equal(loaded(**encoded("a b")).logits, model(**encoded("a b")).logits)
+
+
+def test_out_of_scope() -> None:
+    model, texts, labels = taught(40, history={"bank": {"sharpness": 30.0, "gate": [4.0, 0.0, 0.0, 0.0]}})
+    numbers = [int(label[-1]) for label in labels]
+    inside = [{**encoded(text), "labels": torch.tensor([number])} for text, number in zip(texts, numbers, strict=True)]
+    outside = [dict(encoded(text)) for text in ("<unk> <unk> <unk>", "<pad> <unk> <pad>", "<unk>")]
+    classify = pipeline("text-classification", model=model, tokenizer=TOKENIZER)
+    with pytest.raises(ValueError, match="fit_out_of_scope"):
+        classify("a", out_of_scope=True)
+    measured = model.fit_out_of_scope(inside, outside, keep=0.9)
+    assert measured["out_of_scope_recall"] > 0.6
+    assert measured["in_scope_accuracy"] > 0.5
+    results = classify([*texts, "<unk> <unk> <unk>"], out_of_scope=True, batch_size=4)
+    assert results[-1]["label"] == "out_of_scope"
+    right = [r["label"] == label for r, label in zip(results[:-1], labels, strict=True)]
+    assert sum(right) / len(right) == pytest.approx(measured["in_scope_accuracy"])
+    with pytest.raises(ValueError, match="no text out of scope"):
+        model.fit_out_of_scope(inside, [])
+
+
+def test_calibration_lowers_the_loss() -> None:
+    model, texts, labels = taught(40)
+    held = [
+        {**encoded(text + " a"), "labels": torch.tensor([int(label[-1])])}
+        for text, label in zip(texts, labels, strict=True)
+    ]
+    measured = model.calibrate(held)
+    assert measured["texts"] == len(held)
+    assert measured["after_nats"] < measured["before_nats"]
+    with pytest.raises(ValueError, match="no bank is attached"):
+        make().calibrate(held)
+
+
+def test_a_text_of_a_hundred_thousand_characters() -> None:
+    model, _, _ = taught()
+    long = " ".join(["a", "b"] * 25_000)
+    assert model.learn([long], ["label-2"]) == 1
+    found = pipeline("text-classification", model=model, tokenizer=TOKENIZER)(long, return_history=True)[0]
+    assert found["history"][0]["text"] == long
+
+
+def test_plain_trainer_learns(tmp_path: Path) -> None:
+    texts = make_texts(64, 4, seed=5)
+    rows = Dataset.from_dict({"text": texts, "label": [int("a" in text.split()) for text in texts]})
+    rows = rows.map(lambda row: TOKENIZER(row["text"]), remove_columns="text")
+    arguments = TrainingArguments(
+        str(tmp_path),
+        num_train_epochs=15,
+        per_device_train_batch_size=16,
+        learning_rate=0.05,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+        use_cpu=True,
+        seed=0,
+    )
+    model = make(labels=2)
+    trainer = Trainer(
+        model,
+        arguments,
+        train_dataset=rows,
+        eval_dataset=rows,
+        data_collator=DataCollatorWithPadding(TOKENIZER),
+        compute_metrics=lambda p: {"accuracy": float((p.predictions.argmax(-1) == p.label_ids).mean())},
+    )
+    trainer.train()
+    assert trainer.evaluate()["eval_accuracy"] > 0.95
+    model.eval()
+    model.learn(texts[:8], [f"label-{int('a' in text.split())}" for text in texts[:8]], TOKENIZER)
+    assert trainer.evaluate()["eval_accuracy"] > 0.95  # the mixture goes through the Trainer's metrics as well

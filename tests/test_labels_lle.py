@@ -1,0 +1,166 @@
+"""The rule for labels: sums, unseen labels, the plain mixture as a special case, and the fitting of its numbers."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from modeling_lle.bank_lle import Found
+from modeling_lle.configuration_lle import BankConfig
+from modeling_lle.labels_lle import (
+    MULTI,
+    REGRESSION,
+    SINGLE,
+    Answered,
+    Features,
+    LabelSpace,
+    Mixture,
+    Recalled,
+    fit_labels,
+    kind_of,
+    label_loss,
+    outcome_name,
+    scope_features,
+)
+
+GATE = [-0.5, 0.4, 0.3, -0.2]
+TRAINED = ["x", "y", "z"]
+
+
+def make(seed: int, outcomes: list[str], kind: str = SINGLE, texts: int = 4, neighbours: int = 6) -> tuple:
+    """Random logits and neighbours, some of them missing, and the space of labels."""
+    generator = torch.Generator().manual_seed(seed)
+    classes = 1 if kind == REGRESSION else len(TRAINED)
+    logits = torch.randn(texts, classes, generator=generator)
+    similarity = (torch.rand(texts, neighbours, generator=generator) * 2 - 1).sort(1, descending=True).values
+    counts = (torch.rand(texts, neighbours, generator=generator) < 0.8).int()
+    chosen = torch.randint(len(outcomes), (texts, neighbours), generator=generator)
+    found = Found(similarity, torch.arange(neighbours).expand(texts, -1), chosen, counts)
+    trained = ["value"] if kind == REGRESSION else TRAINED
+    return logits, found, LabelSpace.of(trained, kind, outcomes, torch.ones(len(outcomes), dtype=torch.bool))
+
+
+def mixed(logits: Tensor, found: Found, space: LabelSpace, kind: str = SINGLE, sharpness: float = 5.0) -> Mixture:
+    return Mixture.of(Features.of(logits, kind), Recalled.of(found, space, kind, sharpness), GATE, kind)
+
+
+@given(st.integers(0, 2**31), st.sampled_from([["x", "y"], ["x", "new", "y", "other"], ["new"]]))
+@settings(max_examples=60, deadline=None)
+def test_sums_to_one_and_shares_say_why(seed: int, outcomes: list[str]) -> None:
+    logits, found, space = make(seed, outcomes)
+    mixture = mixed(logits, found, space)
+    torch.testing.assert_close(mixture.labels.sum(-1), torch.ones(len(logits)))
+    torch.testing.assert_close(mixture.base_share + mixture.shares.sum(-1), torch.ones(len(logits)))
+    explained = torch.nn.functional.pad(logits.softmax(-1), (0, len(space.names) - 3)) * mixture.base_share[:, None]
+    for row in range(len(logits)):
+        for place, outcome in enumerate(found.outcomes[row].tolist()):
+            explained[row, space.names.index(outcomes[outcome])] += mixture.shares[row, place]
+    torch.testing.assert_close(mixture.labels, explained)
+
+
+def reference(logits: Tensor, found: Found, outcomes: list[str], sharpness: float) -> dict[str, float]:
+    """The rule of the module's docstring for one text, written plainly."""
+    p = dict(zip(TRAINED, logits.softmax(-1).tolist(), strict=True))
+    entries = [
+        (math.exp(sharpness * (similarity - 1)), outcomes[outcome])
+        for similarity, outcome, count in zip(
+            found.similarity[0].tolist(), found.outcomes[0].tolist(), found.counts[0].tolist(), strict=True
+        )
+        if count
+    ]
+    total = sum(weight for weight, _ in entries)
+    r = {name: sum(w for w, label in entries if label == name) / total for name in [*TRAINED, *outcomes]}
+    entropy = -sum(value * math.log(value) for value in p.values())
+    logit = GATE[0] + GATE[1] * math.log(total) + GATE[2] * entropy + GATE[3] * math.log(max(p.values()))
+    g1 = 1 / (1 + math.exp(-logit))
+    u = sum(value for name, value in r.items() if name not in TRAINED)
+    return {n: (1 - u) * (1 - g1) * p[n] + g1 * r[n] if n in TRAINED else r[n] for n in r}
+
+
+@pytest.mark.parametrize("outcomes", [["x", "y", "z"], ["x", "new", "other"]], ids=["all trained", "some unseen"])
+@pytest.mark.parametrize("seed", range(3))
+def test_equals_the_rule_as_it_is_written(outcomes: list[str], seed: int) -> None:
+    logits, found, space = make(seed, outcomes, texts=1)
+    got = dict(zip(space.names, mixed(logits, found, space).labels[0].tolist(), strict=True))
+    assert got == pytest.approx(reference(logits[0], found, outcomes, 5.0), abs=1e-6)
+
+
+def test_without_neighbours_it_is_the_base() -> None:
+    logits, found, space = make(0, ["x", "new"])
+    found.counts.zero_()
+    torch.testing.assert_close(mixed(logits, found, space).labels[:, :3], logits.softmax(-1))
+
+
+def test_labels_without_a_live_example_are_gone() -> None:
+    space = LabelSpace.of(TRAINED, SINGLE, ["y", "new", "other"], torch.tensor([True, False, True]))
+    assert space.names == ("x", "y", "z", "other")
+    assert space.votes.tolist() == [[0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 1]]
+
+
+def test_several_labels_a_text() -> None:
+    outcomes = [outcome_name(labels, MULTI) for labels in (["x", "new"], [], ["y"])]
+    logits, found, space = make(1, outcomes, MULTI)
+    mixture = mixed(logits, found, space, MULTI)
+    recalled = Recalled.of(found, space, MULTI, 5.0)
+    torch.testing.assert_close(mixture.labels[:, 3], recalled.labels[:, 3])  # history only
+    share = mixture.base_share[:, None]
+    due = share * logits.sigmoid() + (1 - share) * recalled.labels[:, :3]
+    torch.testing.assert_close(mixture.labels[:, :3], due)
+    torch.testing.assert_close(mixture.logits(MULTI).sigmoid(), mixture.labels, rtol=1e-4, atol=1e-6)
+
+
+def test_regression_takes_the_mean_of_values() -> None:
+    logits, found, space = make(2, ["1.5", "-2.0"], REGRESSION)
+    mixture, recalled = mixed(logits, found, space, REGRESSION), Recalled.of(found, space, REGRESSION, 5.0)
+    values = torch.tensor([1.5, -2.0])[found.outcomes]
+    torch.testing.assert_close(recalled.labels[:, 0], (recalled.weights * values).sum(-1))
+    share = mixture.base_share
+    torch.testing.assert_close(
+        mixture.logits(REGRESSION)[:, 0], share * logits[:, 0] + (1 - share) * recalled.labels[:, 0]
+    )
+
+
+@pytest.mark.parametrize(
+    ("label", "kind"),
+    [("", SINGLE), (3, SINGLE), ("a", MULTI), ([1], MULTI), ("a", REGRESSION), (math.nan, REGRESSION)],
+)
+def test_labels_of_another_kind_are_refused(label: object, kind: str) -> None:
+    with pytest.raises(ValueError, match="problem_type"):
+        outcome_name(label, kind)  # type: ignore[arg-type]
+
+
+def test_loss_is_that_of_transformers() -> None:
+    logits, labels = torch.randn(4, 3), torch.tensor([0, 2, -100, 1])
+    due = torch.nn.functional.cross_entropy(logits, labels)
+    torch.testing.assert_close(label_loss(logits, labels, SINGLE), due)
+    torch.testing.assert_close(label_loss(logits, labels, SINGLE, 6), due / 2)
+    assert (kind_of(1), kind_of(2)) == (REGRESSION, SINGLE)
+
+
+def test_mass_of_an_empty_bank_counts_as_the_farthest() -> None:
+    features = scope_features(torch.zeros(2, 3), torch.tensor([-math.inf, -1.0]), SINGLE, 7.0)
+    torch.testing.assert_close(features[:, 1], torch.tensor([-14.0, -1.0]))
+    torch.testing.assert_close(features[:, 2], torch.full((2,), math.log(3)))
+
+
+def test_fitting_lowers_the_loss_and_trusts_a_bank_that_is_right() -> None:
+    generator = torch.Generator().manual_seed(0)
+    names = [f"label-{i}" for i in range(8)]
+    labels = torch.randint(8, (200,), generator=generator)
+    keys = torch.nn.functional.normalize(torch.randn(8, 16, generator=generator), dim=-1)
+    queries = torch.nn.functional.normalize(keys[labels] + 0.3 * torch.randn(200, 16, generator=generator), dim=-1)
+    similarity, order = (queries @ keys.T).sort(1, descending=True)
+    found = Found(similarity, order, order, torch.ones_like(order).int())
+    logits = torch.randn(200, 8, generator=generator)  # a base that knows nothing
+    space = LabelSpace.of(names, SINGLE, names, torch.ones(8, dtype=torch.bool))
+    numbers = BankConfig()
+    measured = fit_labels(Answered(logits, labels, found), space, numbers, SINGLE, 40)
+    assert measured["after_nats"] < measured["before_nats"]
+    mixture = Mixture.of(
+        Features.of(logits, SINGLE), Recalled.of(found, space, SINGLE, numbers.sharpness), numbers.gate, SINGLE
+    )
+    assert float((mixture.labels.argmax(-1) == labels).float().mean()) > 0.9
+    assert float(mixture.base_share.mean()) < 0.5
