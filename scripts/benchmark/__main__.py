@@ -8,7 +8,7 @@
     python -m scripts.benchmark domain runs/wikitext-2-subwords data/ptb    a model reads text of another domain
     python -m scripts.benchmark bank                           gathers the figures of banks
     python -m scripts.benchmark history runs/ptb data/ptb      LLE against other ways to learn from what has been read
-    python -m scripts.benchmark classification data/banking77    classifiers of intents, and their speed (2 minutes)
+    python -m scripts.benchmark classification data/banking77 --model runs/banking77    classifiers of intents
     python -m scripts.benchmark damage                         200 kills, and 500 corruptions of each kind of file
 
 Close other programs first: the machine's two cores are what is measured.

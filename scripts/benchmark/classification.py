@@ -1,21 +1,26 @@
 """Classifiers of intents on one data set: accuracy, calibration, rejection, intents that come later, speed and size.
 
-Everything is fitted on train and validation data; the test splits are read once. A row has, where it exists,
+Everything is fitted on train and validation data, nothing on a test split. A row has, where it exists,
 
-    accuracy, macro_f1, ece      of the queries in scope, with none rejected
-    out_of_scope_recall          share of the queries out of scope that are rejected; the threshold is that of the
-                                 highest recall on validation data at which in-scope accuracy stays at `--floor`
-    in_scope_accuracy            what is left of accuracy with that threshold, a rejected query being an error
-    new_classes_accuracy         of the intents that were added after the others had been learned, among all intents
-    old_classes_accuracy, drop   of the others, and how much higher it was before
+    accuracy, macro_f1, ece      of the queries in scope, with none refused
+    out_of_scope_recall          share of the queries out of scope that are refused; LLE has its own threshold, a peer
+                                 that of the highest recall on validation data at which in-scope accuracy stays at
+                                 `--floor`, and none where it is below that anyway
+    out_of_scope_precision       share of what is refused that is out of scope
+    in_scope_accuracy            what is left of accuracy with that threshold, a refused query being an error
+    new_classes_accuracy         among all intents, when some were taught after the others had been learned
+    taught_classes_accuracy      the same of the queries whose intent was taught
+    old_classes_accuracy, drop   the same of the others, and how much higher it was before
     teach_seconds_per_1000       for so many queries of new intents
+    forget_largest_difference    of a probability before teaching and after forgetting; 0 is equal bit for bit
     seconds_training             of the fit with the chosen numbers, without the search for them
     queries_per_second           one query at a time, all methods in turn in one run
     speed_over_encoder           the median ratio of these speeds, repetition by repetition
-    bytes                        what the method takes on disk
+    bytes                        what weights, tokenizer and bank take on disk; of the encoder, the weights
 """
 
 import dataclasses
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -26,37 +31,30 @@ import numpy as np
 import typer
 
 from modeling_lle.configuration_lle import check_keys
-from modeling_lle.evaluation.out_of_scope import choose_threshold
+from modeling_lle.data.labelled import OUT_OF_SCOPE
+from modeling_lle.evaluation import ClassificationMetric, OutOfScopeMetric
 from modeling_lle.evaluation.results import this_command
 
+from .classifier import LLEClassifier
 from .history import describe
-from .intents import (
-    SEED,
-    Answers,
-    Classifier,
-    Examples,
-    Intents,
-    Learner,
-    best_number,
-    calibration_error,
-    load_intents,
-    macro_f1,
-    old_and_new,
-)
+from .intents import SEED, Classifier, Examples, Intents, Learner, load_intents, old_and_new
+from .peers.rejection import choose_threshold
 from .timing import RESULTS, Row, queries_per_second, ratio, write_rows
 
-ENCODER = "small encoder"
-LLE = "LLE"  # the method that reads --model
+LLE, ENCODER = "LLE", "small encoder"
 MEASURES = (
     "accuracy",
     "macro_f1",
     "ece",
     "in_scope_accuracy",
     "out_of_scope_recall",
+    "out_of_scope_precision",
     "new_classes_accuracy",
+    "taught_classes_accuracy",
     "old_classes_accuracy",
     "old_classes_drop",
     "teach_seconds_per_1000",
+    "forget_largest_difference",
     "seconds_training",
     "queries_per_second",
     "speed_over_encoder",
@@ -69,11 +67,13 @@ class Measured(NamedTuple):
     """A method, measured.
 
     Attributes:
-        values: What it reached, of `MEASURES`, and `numbers`, those that were chosen for it.
+        values: What it reached, of `MEASURES`.
+        numbers: Those that were chosen for it.
         predict: Answers one query, for the comparison of speeds.
     """
 
     values: Row
+    numbers: dict[str, Any]
     predict: Callable[[str], Any]
 
 
@@ -83,59 +83,58 @@ class Comparison:
 
     Args:
         intents: The data set.
-        floor: In-scope validation accuracy that rejecting must keep.
-        new: Intents that are added after the others.
-        model: Folder of an LLE classifier, if one takes part.
+        floor: In-scope validation accuracy that a peer's refusals must keep.
+        new: Intents that are taught after the others.
+        model: Folder of an LLE classifier of all intents, if one takes part.
+        old_model: Folder of one that knows only the old intents, if teaching it is measured.
     """
 
     intents: Intents
     floor: float
     new: int
     model: Path | None = None
+    old_model: Path | None = None
 
-    def measure(self, classifier: Classifier, seconds: float | None, numbers: dict[str, Any]) -> Measured:
-        """Reads the test splits with a classifier, which took so many seconds to fit with some chosen numbers."""
-        test = self.intents.test
+    def measure(self, classifier: Classifier, threshold: float | None = None) -> Row:
+        """Reads the test split with a classifier; `threshold` is the least score that is refused, None: find it."""
+        test, outside = self.intents.test, self.intents.outside_test
         answers = classifier.answer(test.texts)
-        right = answers.labels == test.labels
-        confidences = answers.confidences
-        values = {
-            "accuracy": float(right.mean()),
-            "macro_f1": macro_f1(test.labels, answers.labels, len(self.intents.names)),
-            "ece": None if confidences is None else calibration_error(confidences, right),
-            "seconds_training": seconds,
-            "bytes": classifier.bytes,
-            "numbers": describe(numbers),
-        }
-        return Measured(values | self._reject(classifier, answers, right), lambda text: classifier.answer([text]))
+        uncertain = answers.confidences is None
+        values: Row = ClassificationMetric(keep_in_memory=True).compute(
+            predictions=answers.labels,
+            references=test.labels,
+            probabilities=np.ones(len(test.labels)) if uncertain else answers.confidences,
+        )
+        if uncertain:
+            del values["ece"]
+        if outside and threshold is None:
+            threshold = self._threshold(classifier)
+        if outside and threshold != math.inf:
+            refused = classifier.answer(outside)
+            scores = np.concatenate([answers.out_of_scope, refused.out_of_scope])
+            values |= OutOfScopeMetric(keep_in_memory=True).compute(
+                predictions=np.concatenate([answers.labels, refused.labels]),
+                references=np.concatenate([test.labels, [OUT_OF_SCOPE] * len(outside)]),
+                accepted=scores < threshold,
+            )
+        return {**values, "bytes": classifier.bytes}
 
-    def _reject(self, classifier: Classifier, answers: Answers, right: np.ndarray) -> Row:
-        """What a threshold gives that is fitted on validation data; nothing if the classifier is below the floor."""
-        validation = self.intents.validation
-        if not self.intents.out_validation:
-            return {}
-        known = classifier.answer(validation.texts)
-        right_known = known.labels == validation.labels
-        if right_known.mean() < self.floor:
-            typer.echo(f"no rejection: validation accuracy is {right_known.mean():.4f}, below --floor {self.floor}")
-            return {}
-        unknown = classifier.answer(self.intents.out_validation)
-        threshold = choose_threshold(known.scores, right_known, unknown.scores, self.floor)
-        outside = classifier.answer(self.intents.out_test)
-        return {
-            "in_scope_accuracy": float((right & (answers.scores >= threshold)).mean()),
-            "out_of_scope_recall": float((outside.scores < threshold).mean()),
-        }
+    def _threshold(self, classifier: Classifier) -> float:
+        known = classifier.answer(self.intents.validation.texts)
+        unknown = classifier.answer(self.intents.outside_validation)
+        right = known.labels == self.intents.validation.labels
+        return choose_threshold(known.out_of_scope, right, unknown.out_of_scope, self.floor)
 
     def teach(self, learner: Learner) -> Row:
         """Adds the new intents to a classifier that knows the others, and measures both on the test split."""
-        intents, (old, new) = self.intents, old_and_new(len(self.intents.names), self.new)
-        before = accuracy(learner, intents.test.of(old))
-        added = intents.train.of(new)
+        test, (old, new) = self.intents.test, old_and_new(self.intents.names, self.new)
+        before = accuracy(learner, test.of(old))
+        added = self.intents.train.of(new)
         _, seconds = timed(lambda: learner.add(added))
-        after = accuracy(learner, intents.test.of(old))
+        after = accuracy(learner, test.of(old))
         return {
-            "new_classes_accuracy": accuracy(learner, intents.test.of(new)),
+            "new_classes_accuracy": accuracy(learner, test),
+            "taught_classes_accuracy": accuracy(learner, test.of(new)),
             "old_classes_accuracy": after,
             "old_classes_drop": before - after,
             "teach_seconds_per_1000": 1000 * seconds / len(added.texts),
@@ -154,28 +153,46 @@ def timed(call: Callable[[], Value]) -> tuple[Value, float]:
     return value, time.perf_counter() - begin
 
 
+def lle(comparison: Comparison) -> Measured:
+    """The trained classifier, and another that is taught."""
+    intents = comparison.intents
+    assert comparison.model is not None
+    classifier = LLEClassifier(comparison.model, intents.names)
+    values = comparison.measure(classifier, classifier.threshold if intents.outside_test else None)
+    if comparison.old_model is not None:
+        old = LLEClassifier(comparison.old_model, old_and_new(intents.names, comparison.new)[0])
+        before, _ = old.read(intents.test.texts)
+        values |= comparison.teach(old)
+        old.forget()
+        after, _ = old.read(intents.test.texts)
+        values["forget_largest_difference"] = float((after - before).abs().max())
+    return Measured(values, classifier.numbers, classifier.predict)
+
+
+def fitted(
+    comparison: Comparison, fit: Callable[[Examples, float], Classifier], penalties: tuple[float, ...]
+) -> Measured:
+    """A peer that is fitted with the penalty that is best on validation data, the first of equals."""
+    intents = comparison.intents
+    penalty = max(penalties, key=lambda number: accuracy(fit(intents.tuning, number), intents.validation))
+    peer, seconds = timed(lambda: fit(intents.train, penalty))
+    values = {**comparison.measure(peer), "seconds_training": seconds}
+    return Measured(values, {"C": penalty}, lambda text: peer.answer([text]))
+
+
 def svm(comparison: Comparison) -> Measured:
     """A linear support vector machine on TF-IDF."""
     from .peers.linear_classifier import PENALTIES, LinearClassifier
 
-    intents = comparison.intents
-    penalty = best_number(PENALTIES, lambda number: LinearClassifier.fit(intents.tuning, number), intents.validation)
-    peer, seconds = timed(lambda: LinearClassifier.fit(intents.train, penalty))
-    return comparison.measure(peer, seconds, {"C": penalty})
+    return fitted(comparison, LinearClassifier.fit, PENALTIES)
 
 
 def embedding(comparison: Comparison) -> Measured:
     """A logistic regression on sentence embeddings."""
     from .peers.sentence_embedding import PENALTIES, EmbeddingClassifier, SentenceEmbedding
 
-    intents, embed = comparison.intents, SentenceEmbedding()
-
-    def fit(examples: Examples, penalty: float) -> EmbeddingClassifier:
-        return EmbeddingClassifier.fit(embed, examples, penalty)
-
-    penalty = best_number(PENALTIES, lambda number: fit(intents.tuning, number), intents.validation)
-    peer, seconds = timed(lambda: fit(intents.train, penalty))
-    return comparison.measure(peer, seconds, {"C": penalty})
+    embed = SentenceEmbedding()
+    return fitted(comparison, lambda examples, penalty: EmbeddingClassifier.fit(embed, examples, penalty), PENALTIES)
 
 
 def embedding_neighbours(comparison: Comparison) -> Measured:
@@ -183,14 +200,12 @@ def embedding_neighbours(comparison: Comparison) -> Measured:
     from .peers.sentence_embedding import EmbeddingNeighbours, SentenceEmbedding
 
     intents = comparison.intents
-    old, _ = old_and_new(len(intents.names), comparison.new)
-    peer = EmbeddingNeighbours.tuned(
-        SentenceEmbedding(), len(intents.names), intents.tuning.of(old), intents.validation.of(old)
-    )
+    old, _ = old_and_new(intents.names, comparison.new)
+    peer = EmbeddingNeighbours.tuned(SentenceEmbedding(), intents.tuning.of(old), intents.validation.of(old))
     _, seconds = timed(lambda: peer.add(intents.train.of(old)))
-    taught = comparison.teach(peer)
-    measured = comparison.measure(peer, seconds, {"neighbours": peer.neighbours, "sharpness": peer.sharpness})
-    return measured._replace(values=measured.values | taught)
+    values = {**comparison.teach(peer), "seconds_training": seconds, **comparison.measure(peer)}
+    numbers = {"neighbours": peer.neighbours, "sharpness": peer.sharpness}
+    return Measured(values, numbers, lambda text: peer.answer([text]))
 
 
 def small_encoder(comparison: Comparison) -> Measured:
@@ -198,10 +213,11 @@ def small_encoder(comparison: Comparison) -> Measured:
     from .peers.small_encoder import SmallEncoder
 
     peer = SmallEncoder(len(comparison.intents.names))
-    return Measured({"bytes": peer.bytes, "numbers": "random weights"}, peer.predict)
+    return Measured({"bytes": peer.bytes}, {}, peer.predict)
 
 
 METHODS: dict[str, Callable[[Comparison], Measured]] = {
+    LLE: lle,
     "SVM": svm,
     "embedding": embedding,
     "embedding neighbours": embedding_neighbours,
@@ -210,11 +226,14 @@ METHODS: dict[str, Callable[[Comparison], Measured]] = {
 
 
 def classification(
-    source: Annotated[str, typer.Argument(help="Folder of Banking77 or CLINC150.")],
+    source: Annotated[str, typer.Argument(help="Queries with intents, such as Banking77 or CLINC150.")],
     model: Annotated[Path | None, typer.Option(help="Folder of an LLE classifier of the same intents.")] = None,
+    old_model: Annotated[
+        Path | None, typer.Option(help="Folder of one that knows only the old intents, and is taught the others.")
+    ] = None,
     dataset: Annotated[str | None, typer.Option(help="Its name in the results; else that of its folder.")] = None,
-    floor: Annotated[float, typer.Option(help="In-scope validation accuracy that rejecting must keep.")] = 0.88,
-    new_classes: Annotated[int, typer.Option(help="Intents that are added after the others.")] = 20,
+    floor: Annotated[float, typer.Option(help="In-scope validation accuracy that a peer's refusals keep.")] = 0.88,
+    new_classes: Annotated[int, typer.Option(help="Intents that are taught after the others.")] = 20,
     queries: Annotated[int, typer.Option(help="Test queries that speed is measured on, one at a time.")] = 200,
     repetitions: Annotated[int, typer.Option(help="Repetitions of that measurement.")] = 9,
     method: Annotated[list[str] | None, typer.Option(help="Only this one; can be repeated.")] = None,
@@ -222,12 +241,12 @@ def classification(
         RESULTS / "classification.json"
     ),
 ) -> None:
-    """TF-IDF with an SVM, sentence embeddings and a small encoder on a data set of intents."""
-    if model is not None and LLE not in METHODS:
-        raise ValueError(f"--model {model}: there is no method {LLE!r} that would read it; leave the option out")
+    """LLE, TF-IDF with an SVM, sentence embeddings and a small encoder on a data set of intents."""
     chosen = method or [name for name in METHODS if name != LLE or model is not None]
     check_keys(chosen, METHODS, "--method")
-    comparison = Comparison(load_intents(source), floor, new_classes, model)
+    if (LLE in chosen) != (model is not None) or (old_model is not None and model is None):
+        raise ValueError(f"the method {LLE!r} reads --model, and --old-model beside it: give both or neither")
+    comparison = Comparison(load_intents(source), floor, new_classes, model, old_model)
     measured: dict[str, Measured] = {}
     for name in chosen:
         typer.echo(f"{source}: {name}")
@@ -241,17 +260,19 @@ def classification(
         if ENCODER in speeds:
             values["speed_over_encoder"] = ratio(speeds[name], speeds[ENCODER])
         measures = {measure: values.get(measure) for measure in MEASURES}
-        rows.append(
-            {"dataset": dataset or Path(source).name, "method": name, **measures, "numbers": values["numbers"]}
-        )
+        about = {"dataset": dataset or Path(source).name, "method": name}
+        rows.append({**about, **measures, "numbers": describe(found.numbers)})
         typer.echo(rows[-1])
     write_rows(output, this_command(), source, rows, flat_metrics)
 
 
 def flat_metrics(rows: list[Row]) -> dict[str, float]:
-    """What was measured, by names of data set, method and measure."""
+    """What was measured, by names of data set, method (LLE goes without) and measure."""
     return {
-        f"{row['dataset']}_{row['method']}_{measure}".lower().replace(" ", "_").replace("-", "_"): row[measure]
+        "_".join([row["dataset"], *([] if row["method"] == LLE else [row["method"]]), measure])
+        .lower()
+        .replace(" ", "_")
+        .replace("-", "_"): row[measure]
         for row in rows
         for measure in MEASURES
         if row[measure] is not None

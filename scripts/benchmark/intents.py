@@ -1,24 +1,21 @@
-"""Queries and their intents, Banking77 and CLINC150: their splits, and what is measured of the answers to them.
+"""Queries and their intents, and what all classifiers of them have in common.
 
-Notable: nothing is fitted on a test split. Banking77 has no validation split, so that a tenth of every intent's
-training queries is held out for it: numbers are chosen with the rest, and what they are chosen for then learns from
-all of them. CLINC150's out-of-scope training queries are not used, so that a classifier knows its intents only.
-Shapes: N queries, C intents.
+Notable: nothing is fitted on a test split. Where there is no validation split, as in Banking77, a tenth of every
+intent's training queries is held out for it: numbers are chosen with the rest, and what they are chosen for then
+learns from all of them. CLINC150's out-of-scope training queries are not used, so that a classifier knows its intents
+only. Shapes: N queries.
 """
 
-import csv
 import dataclasses
-import json
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from modeling_lle.data import check_labelled, load_labelled, split_out_of_scope
+from modeling_lle.data.sources import local_files
+
 SEED = 0
-SPLITS = ("train", "val", "test", "oos_val", "oos_test")  # of CLINC150 that are used
-BINS = 15  # of confidence, for the calibration error
-Number = TypeVar("Number")
 
 
 class Examples(NamedTuple):
@@ -26,20 +23,19 @@ class Examples(NamedTuple):
 
     Attributes:
         texts: N queries.
-        labels: (N,) int64, places in the names of the intents.
+        labels: (N,) str, the names of their intents.
     """
 
     texts: list[str]
     labels: np.ndarray
 
     def take(self, chosen: np.ndarray) -> "Examples":
-        """Those at some places (n,) int64, or where a mask (N,) bool is true."""
-        places = np.arange(len(self.texts))[chosen]
-        return Examples([self.texts[place] for place in places], self.labels[places])
+        """Those where a mask (N,) bool is true."""
+        return Examples([text for text, taken in zip(self.texts, chosen, strict=True) if taken], self.labels[chosen])
 
-    def of(self, labels: np.ndarray) -> "Examples":
-        """Those of some intents (c,) int64."""
-        return self.take(np.isin(self.labels, labels))
+    def of(self, names: Sequence[str]) -> "Examples":
+        """Those of some intents."""
+        return self.take(np.isin(self.labels, names))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,13 +43,13 @@ class Intents:
     """A data set.
 
     Attributes:
-        names: The names of the C intents, sorted.
+        names: The names of the intents, sorted.
         train: What a classifier learns from.
         tuning: `train` without `validation`, for choosing numbers.
         validation: What they are chosen on.
         test: What is reported.
-        out_validation: Queries of no intent, for choosing when to reject; empty if the data set has none.
-        out_test: Those that are reported.
+        outside_validation: Queries of no intent, for choosing when to refuse; empty if the data set has none.
+        outside_test: Those that are reported.
     """
 
     names: list[str]
@@ -61,21 +57,21 @@ class Intents:
     tuning: Examples
     validation: Examples
     test: Examples
-    out_validation: list[str]
-    out_test: list[str]
+    outside_validation: list[str]
+    outside_test: list[str]
 
 
 class Answers(NamedTuple):
     """What a classifier says to N queries.
 
     Attributes:
-        labels: (N,) int64, places in the names of the intents.
-        scores: (N,) floats, higher is nearer to what was learned; the lowest are rejected as out of scope.
+        labels: (N,) str, the names of intents.
+        out_of_scope: (N,) floats, the score of "none of these", as that of an LLE classifier: the highest are refused.
         confidences: (N,) floats from 0 to 1, the probability of the label; None if the classifier gives none.
     """
 
     labels: np.ndarray
-    scores: np.ndarray
+    out_of_scope: np.ndarray
     confidences: np.ndarray | None = None
 
 
@@ -100,46 +96,29 @@ class Learner(Classifier, Protocol):
         ...
 
 
-def load_intents(folder: str | Path) -> Intents:
-    """Reads a folder with CLINC150's data_full.json, or Banking77's train.csv and test.csv (columns text, category)."""
-    folder = Path(folder)
-    if (folder / "data_full.json").is_file():
-        data = json.loads((folder / "data_full.json").read_text(encoding="utf-8"))
-        missing = [split for split in SPLITS if split not in data]
-        if missing:
-            raise ValueError(
-                f"{folder / 'data_full.json'} lacks the splits {', '.join(missing)}: get CLINC150's again"
-            )
-    elif (folder / "train.csv").is_file() and (folder / "test.csv").is_file():
-        data = {split: _read_csv(folder / f"{split}.csv") for split in ("train", "test")}
-    else:
-        raise FileNotFoundError(
-            f"{folder} holds neither data_full.json nor train.csv and test.csv: give the folder of CLINC150 or Banking77"
-        )
-    names = sorted({name for _, name in data["train"]})
-    if len(names) < 3:
-        raise ValueError(f"{folder} has {len(names)} intents in its training split: at least 3 are needed")
-    places = {name: place for place, name in enumerate(names)}
-
-    def examples(split: str) -> Examples:
-        unknown = sorted({name for _, name in data[split]} - places.keys())
-        if unknown:
-            raise ValueError(f"the {split} split of {folder} has intents that its training split lacks: {unknown}")
-        return Examples([text for text, _ in data[split]], np.array([places[name] for _, name in data[split]]))
-
-    train, test = examples("train"), examples("test")
-    if "val" in data:
-        tuning, validation = train, examples("val")
-    else:
+def load_intents(source: str) -> Intents:
+    """Reads a data set that `load_labelled` reads, with splits train and test, and validation if it has one."""
+    train, _ = _read(source, "train")
+    outside: list[str] = []
+    files = local_files(source) or {}
+    if "test" in files and "validation" not in files:
         held_out = _tenth(train.labels)
         tuning, validation = train.take(~held_out), train.take(held_out)
-    out_validation, out_test = ([text for text, _ in data.get(split, [])] for split in ("oos_val", "oos_test"))
-    return Intents(names, train, tuning, validation, test, out_validation, out_test)
+    else:
+        tuning, (validation, outside) = train, _read(source, "validation")
+    test, outside_test = _read(source, "test")
+    names = sorted(set(train.labels.tolist()))
+    if len(names) < 3:
+        raise ValueError(f"{source} has {len(names)} intents in its training split: at least 3 are needed")
+    return Intents(names, train, tuning, validation, test, outside, outside_test)
 
 
-def _read_csv(path: Path) -> list[tuple[str, str]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        return [(row["text"], row["category"]) for row in csv.DictReader(file)]
+def _read(source: str, split: str) -> tuple[Examples, list[str]]:
+    """The queries of a split that have an intent, and those that have none."""
+    dataset = load_labelled(source, split=split)
+    check_labelled(dataset, where=f"the {split} split of {source}")
+    inside, outside = split_out_of_scope(dataset)
+    return Examples(inside["text"][:], np.array(inside["label"][:])), outside["text"][:]
 
 
 def _tenth(labels: np.ndarray) -> np.ndarray:
@@ -152,40 +131,12 @@ def _tenth(labels: np.ndarray) -> np.ndarray:
     return mask
 
 
-def old_and_new(intents: int, new: int) -> tuple[np.ndarray, np.ndarray]:
-    """The intents that are learned first, and the `new` ones that are added afterwards, (c,) int64 each.
+def old_and_new(names: Sequence[str], new: int) -> tuple[list[str], list[str]]:
+    """The intents that are learned first, and the `new` ones that are taught afterwards.
 
     The old ones are the first of a permutation of the sorted names, which is always the same: of Banking77's, 57.
     """
-    if not 0 < new < intents:
-        raise ValueError(f"{new} of {intents} intents cannot be new: choose from 1 to {intents - 1}")
-    order = np.random.default_rng(SEED).permutation(intents)
-    return order[:-new], order[-new:]
-
-
-def best_number(numbers: Sequence[Number], fit: Callable[[Number], Classifier], validation: Examples) -> Number:
-    """The number whose classifier is most often right on validation data, the first of equals."""
-
-    def accuracy(number: Number) -> float:
-        return float((fit(number).answer(validation.texts).labels == validation.labels).mean())
-
-    return max(numbers, key=accuracy)
-
-
-def macro_f1(labels: np.ndarray, predicted: np.ndarray, intents: int) -> float:
-    """The mean over all intents of F1, which is 0 for one that is neither there nor predicted; labels are (N,)."""
-    hits = np.bincount(labels[labels == predicted], minlength=intents)
-    sizes = np.bincount(labels, minlength=intents) + np.bincount(predicted, minlength=intents)
-    return float((2 * hits / np.maximum(sizes, 1)).mean())
-
-
-def calibration_error(confidences: np.ndarray, right: np.ndarray) -> float:
-    """The expected calibration error (Guo et al. 2017, arXiv:1706.04599, equation 5), in 15 bins of equal width.
-
-    Args:
-        confidences: (N,) floats from 0 to 1, the probability of the predicted label.
-        right: (N,) bool, whether it is the true one.
-    """
-    bins = np.minimum((confidences * BINS).astype(np.int64), BINS - 1)
-    gaps = np.bincount(bins, weights=confidences - right, minlength=BINS)
-    return float(np.abs(gaps).sum() / len(right))
+    if not 0 < new < len(names):
+        raise ValueError(f"{new} of {len(names)} intents cannot be new: choose from 1 to {len(names) - 1}")
+    shuffled = [sorted(names)[place] for place in np.random.default_rng(SEED).permutation(len(names))]
+    return shuffled[:-new], shuffled[-new:]

@@ -2,8 +2,8 @@
 
 Features are single words and pairs of them, and two to five consecutive characters within a word, with the logarithm
 of their counts. Published with such features: Banking77 90.3; CLINC150, bag of words, 91.0 (Larson et al. 2019,
-arXiv:1909.02027). The score of a query is its largest decision value, which on CLINC150's validation split told more
-queries out of scope from the others than the distance to the second largest.
+arXiv:1909.02027). The out-of-scope score is minus the largest decision value, which on CLINC150's validation split
+told more queries out of scope from the others than the distance to the second largest.
 
 Notable: one query must not wait for scikit-learn to turn its matrix around, so the weights are kept as float32 with
 the numbers of a feature side by side. Shapes: N queries, F features, C intents.
@@ -75,9 +75,9 @@ class LinearClassifier:
         return self.features(texts) @ self.weights + self.biases
 
     def answer(self, texts: list[str]) -> Answers:
-        """Labels of N queries, with their largest decision values; a support vector machine has no probabilities."""
+        """Labels of N queries, with minus their largest decision values; there are no probabilities."""
         values = self.decide(texts)
-        return Answers(self.labels[values.argmax(1)], values.max(1))
+        return Answers(self.labels[values.argmax(1)], -values.max(1))
 
     @classmethod
     def fit(cls, examples: Examples, penalty: float) -> "LinearClassifier":

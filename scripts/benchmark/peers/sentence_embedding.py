@@ -7,8 +7,8 @@ neighbours learn intents that come later by keeping their queries, with no gradi
     p(y | query) ∝ sum over the k nearest (key, label) of [label = y] exp(sharpness cosine(query, key))
 
 Notable: wordllama's wheel holds the model, so that nothing is downloaded; its version 0.4 looks for the tokenizer in
-a folder that it does not have, and finds it if its own folder is given as the cache. The score of a query is its
-largest logit, or the cosine of its nearest neighbour. Shapes: N queries, M examples, D width, C intents.
+a folder that it does not have, and finds it if its own folder is given as the cache. The out-of-scope score is minus
+the largest logit, or minus the cosine of the nearest neighbour. Shapes: N queries, M examples, D width, C intents.
 """
 
 import itertools
@@ -76,10 +76,10 @@ class EmbeddingClassifier:
         return self.embed.bytes + self.weights.nbytes + self.biases.nbytes
 
     def answer(self, texts: list[str]) -> Answers:
-        """Labels of N queries, with their largest logits and their probabilities."""
+        """Labels of N queries, with minus their largest logits and their probabilities."""
         logits = self.embed(texts) @ self.weights + self.biases
         largest = logits.max(1)
-        return Answers(self.labels[logits.argmax(1)], largest, 1 / np.exp(logits - largest[:, None]).sum(1))
+        return Answers(self.labels[logits.argmax(1)], -largest, 1 / np.exp(logits - largest[:, None]).sum(1))
 
     @classmethod
     def fit(cls, embed: SentenceEmbedding, examples: Examples, penalty: float) -> "EmbeddingClassifier":
@@ -92,19 +92,20 @@ class EmbeddingNeighbours:
 
     Args:
         embed: The embeddings.
-        intents: C.
         neighbours: Entries that are asked, k.
         sharpness: Factor of the cosine.
 
     Attributes:
         keys: (M, D) float32, normalised.
-        labels: (M,) int64.
+        labels: (M,) int64, places in `names`.
+        names: The C intents.
     """
 
-    def __init__(self, embed: SentenceEmbedding, intents: int, neighbours: int, sharpness: float) -> None:
-        self.embed, self.intents, self.neighbours, self.sharpness = embed, intents, neighbours, sharpness
+    def __init__(self, embed: SentenceEmbedding, neighbours: int, sharpness: float) -> None:
+        self.embed, self.neighbours, self.sharpness = embed, neighbours, sharpness
         self.keys = torch.zeros(0, embed.model.embedding.shape[1])
         self.labels = torch.zeros(0, dtype=torch.long)
+        self.names: list[str] = []
 
     @property
     def bytes(self) -> int:
@@ -113,8 +114,11 @@ class EmbeddingNeighbours:
 
     def add(self, examples: Examples) -> "EmbeddingNeighbours":
         """Keeps queries, of intents that it has or of others; returns itself."""
+        names = examples.labels.tolist()
+        self.names = list(dict.fromkeys([*self.names, *names]))
+        places = {name: place for place, name in enumerate(self.names)}
         self.keys = torch.cat([self.keys, torch.from_numpy(self.embed(examples.texts))])
-        self.labels = torch.cat([self.labels, torch.from_numpy(examples.labels)])
+        self.labels = torch.cat([self.labels, torch.tensor([places[name] for name in names])])
         return self
 
     def search(self, texts: list[str]) -> tuple[Tensor, Tensor]:
@@ -126,26 +130,26 @@ class EmbeddingNeighbours:
         return cosines, self.labels[places]
 
     def vote(self, cosines: Tensor, labels: Tensor) -> Tensor:
-        """The probability of each intent (N, C) by the first neighbours of (N, at least k)."""
-        cosines, labels = cosines[:, : self.neighbours], labels[:, : self.neighbours]
+        """The probability of each intent (N, C) by the neighbours (N, k)."""
         shares = (self.sharpness * cosines).softmax(1)
-        return shares.new_zeros(len(shares), self.intents).scatter_add_(1, labels, shares)
+        return shares.new_zeros(len(shares), len(self.names)).scatter_add_(1, labels, shares)
 
     def answer(self, texts: list[str]) -> Answers:
-        """Labels of N queries, with the cosines of the nearest entries and the neighbours' shares for the labels."""
+        """Labels of N queries, with minus the cosines of the nearest entries, and the shares of the labels."""
         cosines, labels = self.search(texts)
         shares, chosen = self.vote(cosines, labels).max(1)
-        return Answers(chosen.numpy(), cosines[:, 0].numpy(), shares.numpy())
+        return Answers(np.array(self.names)[chosen.numpy()], -cosines[:, 0].numpy(), shares.numpy())
 
     @classmethod
-    def tuned(
-        cls, embed: SentenceEmbedding, intents: int, tuning: Examples, validation: Examples
-    ) -> "EmbeddingNeighbours":
+    def tuned(cls, embed: SentenceEmbedding, tuning: Examples, validation: Examples) -> "EmbeddingNeighbours":
         """Without entries, with the k and the sharpness that are best on validation data when it keeps `tuning`."""
-        cosines, labels = cls(embed, intents, max(NEIGHBOURS), 0.0).add(tuning).search(validation.texts)
+        peer = cls(embed, max(NEIGHBOURS), 0.0).add(tuning)
+        cosines, labels = peer.search(validation.texts)
+        names = np.array(peer.names)
 
-        def accuracy(peer: "EmbeddingNeighbours") -> float:
-            return float((peer.vote(cosines, labels).argmax(1).numpy() == validation.labels).mean())
+        def accuracy(numbers: tuple[int, float]) -> float:
+            neighbours, peer.sharpness = numbers
+            chosen = peer.vote(cosines[:, :neighbours], labels[:, :neighbours]).argmax(1)
+            return float((names[chosen.numpy()] == validation.labels).mean())
 
-        grid = itertools.product(NEIGHBOURS, SHARPNESS)
-        return max((cls(embed, intents, *numbers) for numbers in grid), key=accuracy)
+        return cls(embed, *max(itertools.product(NEIGHBOURS, SHARPNESS), key=accuracy))

@@ -41,8 +41,8 @@ class SmallEncoder:
             num_attention_heads=12,
             intermediate_size=1536,
             max_position_embeddings=LONGEST,
-            num_labels=intents,
         )
+        config.num_labels = intents
         self.model = BertForSequenceClassification(config).eval()
 
     @property
