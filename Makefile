@@ -27,6 +27,7 @@ lint: $(READY)
 	$(BIN)/mypy
 
 # Speed and quality tables of model_cards/results: ARGS="speed", ARGS="recurrences", ...
+# ARGS="classification ..." compares with what .venv/bin/pip install -c constraints.txt -e ".[benchmark]" brings.
 benchmark: $(READY)
 	$(BIN)/python -m scripts.benchmark $(ARGS)
 

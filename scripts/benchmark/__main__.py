@@ -8,6 +8,7 @@
     python -m scripts.benchmark domain runs/wikitext-2-subwords data/ptb    a model reads text of another domain
     python -m scripts.benchmark bank                           gathers the figures of banks
     python -m scripts.benchmark history runs/ptb data/ptb      LLE against other ways to learn from what has been read
+    python -m scripts.benchmark classification data/banking77 --model runs/banking77    classifiers of intents
     python -m scripts.benchmark damage                         200 kills, and 500 corruptions of each kind of file
 
 Close other programs first: the machine's two cores are what is measured.
@@ -16,13 +17,14 @@ Close other programs first: the machine's two cores are what is measured.
 import typer
 
 from .bank import bank, domain, search, selection, synthetic
+from .classification import classification
 from .damage import damage
 from .history import history
 from .recurrences import recurrences
 from .speed import speed
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
-for command in (speed, recurrences, search, synthetic, selection, domain, damage, bank, history):
+for command in (speed, recurrences, search, synthetic, selection, domain, damage, bank, history, classification):
     app.command()(command)
 
 if __name__ == "__main__":

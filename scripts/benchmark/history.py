@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import json
 import math
-import shlex
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -25,7 +24,7 @@ from tqdm import tqdm
 from modeling_lle import HistoryBank
 from modeling_lle.configuration_lle import check_keys
 from modeling_lle.data import load_texts
-from modeling_lle.evaluation import LanguageModelMetric, evaluate_stream, read_results, write_results
+from modeling_lle.evaluation import LanguageModelMetric, evaluate_stream
 from modeling_lle.evaluation.results import format_value, this_command
 from modeling_lle.training import calibrate, segments
 from modeling_lle.training.run import keep_freed_pages
@@ -33,10 +32,9 @@ from modeling_lle.training.run import keep_freed_pages
 from .inputs import SEGMENT, Model, Source, load_model, read_tokens
 from .peers import Datastore, DynamicEvaluation, NearestNeighbours, NeuralCache, read, root_mean_squares
 from .peers.mixture import joined
-from .timing import RESULTS
+from .timing import RESULTS, Row, write_rows
 
 STATISTICS_TOKENS = 50_000  # of training text, which the update's statistics are collected on
-Row = dict[str, Any]
 Item = TypeVar("Item")
 
 
@@ -255,12 +253,7 @@ def history(
             for row in log.rows[name]:
                 typer.echo(row)
     rows = [{"dataset": dataset, **row} for name in chosen for row in log.rows[name]]
-    commands = [command]
-    if output.exists():
-        before = read_results(output)
-        rows = [row for row in before["rows"] if row["dataset"] != dataset] + rows
-        commands = [old for old in before["command"].split(" && ") if source not in shlex.split(old)] + commands
-    write_results(output, " && ".join(commands), comparisons(rows), rows)
+    write_rows(output, command, source, rows, comparisons)
 
 
 class Finished:

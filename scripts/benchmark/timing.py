@@ -1,11 +1,16 @@
-"""Ratios of times within one run, and where results go."""
+"""Ratios of times within one run, queries a second, and where results go."""
 
+import functools
+import shlex
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from modeling_lle.evaluation import read_results, write_results
+
+Row = dict[str, Any]
 RESULTS = Path(__file__).resolve().parents[2] / "model_cards" / "results"
 
 
@@ -24,3 +29,39 @@ def compare(measured: dict[str, Callable[[], Any]], repeats: int, warmup: int = 
 def ratio(one: list[float], other: list[float]) -> float:
     """Median of the pairwise ratios one / other."""
     return statistics.median(a / b for a, b in zip(one, other, strict=True))
+
+
+def queries_per_second(
+    predict: dict[str, Callable[[str], Any]], texts: Sequence[str], repetitions: int
+) -> dict[str, list[float]]:
+    """Queries a second of each callable in each repetition, when it gets the texts one at a time.
+
+    The callables take turns, each with all texts, so that `ratio` compares what ran side by side.
+    """
+
+    def ask(call: Callable[[str], Any]) -> None:
+        for text in texts:
+            call(text)
+
+    seconds = compare({name: functools.partial(ask, call) for name, call in predict.items()}, repetitions, warmup=1)
+    return {name: [len(texts) / each for each in values] for name, values in seconds.items()}
+
+
+def write_rows(
+    output: Path, command: str, source: str, rows: list[Row], metrics: Callable[[list[Row]], dict[str, float]]
+) -> None:
+    """Writes the rows of one data set, after those of others that the file holds.
+
+    Args:
+        output: Results file.
+        command: The command that made the rows; those before it that name the same source are forgotten.
+        source: Where the data set was read from.
+        rows: At least one, all with the same `dataset`.
+        metrics: What is written beside the rows, from the rows of all data sets.
+    """
+    commands = [command]
+    if output.exists():
+        before = read_results(output)
+        rows = [row for row in before["rows"] if row["dataset"] != rows[0]["dataset"]] + rows
+        commands = [old for old in before["command"].split(" && ") if source not in shlex.split(old)] + commands
+    write_results(output, " && ".join(commands), metrics(rows), rows)

@@ -1,0 +1,155 @@
+"""Sentence embeddings that others trained, by wordllama: with a logistic regression, and with nearest neighbours.
+
+The embedding of a query is the mean of 256 numbers for each of its tokens, normalised. They were distilled from the
+token embeddings of large language models, so that this peer has read far more text than the data set. The nearest
+neighbours learn intents that come later by keeping their queries, with no gradient:
+
+    p(y | query) ∝ sum over the k nearest (key, label) of [label = y] exp(sharpness cosine(query, key))
+
+Notable: wordllama's wheel holds the model, so that nothing is downloaded; its version 0.4 looks for the tokenizer in
+a folder that it does not have, and finds it if its own folder is given as the cache. The out-of-scope score is minus
+the largest logit, or minus the cosine of the nearest neighbour. Shapes: N queries, M examples, D width, C intents.
+"""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..intents import Answers, Examples
+
+try:
+    import wordllama
+    from sklearn.linear_model import LogisticRegression
+except ImportError as error:
+    raise ImportError(
+        "sentence embeddings need wordllama and scikit-learn: pip install modeling_lle[benchmark]"
+    ) from error
+
+FOLDER = Path(wordllama.__file__).parent
+FILES = (
+    FOLDER / "weights" / "l2_supercat_256.safetensors",
+    FOLDER / "tokenizers" / "l2_supercat_tokenizer_config.json",
+)
+PENALTIES = (1.0, 3.0, 10.0, 30.0, 100.0)  # C: the smaller, the stronger the regularisation
+NEIGHBOURS = (1, 5, 10, 20, 40)
+SHARPNESS = (0.0, 5.0, 10.0, 20.0, 40.0)
+CHUNK = 512  # queries that are compared with all keys at once
+
+
+class SentenceEmbedding:
+    """The embeddings of queries."""
+
+    def __init__(self) -> None:
+        self.model = wordllama.WordLlama.load(cache_dir=FOLDER, disable_download=True)
+
+    def __call__(self, texts: list[str]) -> np.ndarray:
+        """The normalised embeddings of N queries, (N, D) float32."""
+        return self.model.embed(texts, norm=True)
+
+    @property
+    def bytes(self) -> int:
+        """The files of the weights and of the tokenizer."""
+        return sum(file.stat().st_size for file in FILES)
+
+
+class EmbeddingClassifier:
+    """A logistic regression on embeddings.
+
+    Args:
+        embed: The embeddings.
+        regression: A fitted `LogisticRegression` of at least three intents.
+    """
+
+    def __init__(self, embed: SentenceEmbedding, regression: Any) -> None:
+        self.embed = embed
+        self.labels = regression.classes_
+        self.weights = regression.coef_.T.astype(np.float32)
+        self.biases = regression.intercept_.astype(np.float32)
+
+    @property
+    def bytes(self) -> int:
+        """Embeddings, weights and biases."""
+        return self.embed.bytes + self.weights.nbytes + self.biases.nbytes
+
+    def answer(self, texts: list[str]) -> Answers:
+        """Labels of N queries, with minus their largest logits and their probabilities."""
+        logits = self.embed(texts) @ self.weights + self.biases
+        largest = logits.max(1)
+        return Answers(self.labels[logits.argmax(1)], -largest, 1 / np.exp(logits - largest[:, None]).sum(1))
+
+    @classmethod
+    def fit(cls, embed: SentenceEmbedding, examples: Examples, penalty: float) -> "EmbeddingClassifier":
+        """Learns from queries and their intents."""
+        return cls(embed, LogisticRegression(C=penalty, max_iter=1000).fit(embed(examples.texts), examples.labels))
+
+
+class EmbeddingNeighbours:
+    """Queries that are kept with their intents, and asked for the nearest.
+
+    Args:
+        embed: The embeddings.
+        neighbours: Entries that are asked, k.
+        sharpness: Factor of the cosine.
+
+    Attributes:
+        keys: (M, D) float32, normalised.
+        labels: (M,) int64, places in `names`.
+        names: The C intents.
+    """
+
+    def __init__(self, embed: SentenceEmbedding, neighbours: int, sharpness: float) -> None:
+        self.embed, self.neighbours, self.sharpness = embed, neighbours, sharpness
+        self.keys = torch.zeros(0, embed.model.embedding.shape[1])
+        self.labels = torch.zeros(0, dtype=torch.long)
+        self.names: list[str] = []
+
+    @property
+    def bytes(self) -> int:
+        """Embeddings, keys and labels."""
+        return self.embed.bytes + self.keys.nbytes + self.labels.nbytes
+
+    def add(self, examples: Examples) -> "EmbeddingNeighbours":
+        """Keeps queries, of intents that it has or of others; returns itself."""
+        names = examples.labels.tolist()
+        self.names = list(dict.fromkeys([*self.names, *names]))
+        places = {name: place for place, name in enumerate(self.names)}
+        self.keys = torch.cat([self.keys, torch.from_numpy(self.embed(examples.texts))])
+        self.labels = torch.cat([self.labels, torch.tensor([places[name] for name in names])])
+        return self
+
+    def search(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        """The cosines of the nearest entries, highest first, and their labels, (N, k) each."""
+        queries = torch.from_numpy(self.embed(texts))
+        neighbours = min(self.neighbours, len(self.keys))
+        found = [(part @ self.keys.T).topk(neighbours) for part in queries.split(CHUNK)]
+        cosines, places = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return cosines, self.labels[places]
+
+    def vote(self, cosines: Tensor, labels: Tensor) -> Tensor:
+        """The probability of each intent (N, C) by the neighbours (N, k)."""
+        shares = (self.sharpness * cosines).softmax(1)
+        return shares.new_zeros(len(shares), len(self.names)).scatter_add_(1, labels, shares)
+
+    def answer(self, texts: list[str]) -> Answers:
+        """Labels of N queries, with minus the cosines of the nearest entries, and the shares of the labels."""
+        cosines, labels = self.search(texts)
+        shares, chosen = self.vote(cosines, labels).max(1)
+        return Answers(np.array(self.names)[chosen.numpy()], -cosines[:, 0].numpy(), shares.numpy())
+
+    @classmethod
+    def tuned(cls, embed: SentenceEmbedding, tuning: Examples, validation: Examples) -> "EmbeddingNeighbours":
+        """Without entries, with the k and the sharpness that are best on validation data when it keeps `tuning`."""
+        peer = cls(embed, max(NEIGHBOURS), 0.0).add(tuning)
+        cosines, labels = peer.search(validation.texts)
+        names = np.array(peer.names)
+
+        def accuracy(numbers: tuple[int, float]) -> float:
+            neighbours, peer.sharpness = numbers
+            chosen = peer.vote(cosines[:, :neighbours], labels[:, :neighbours]).argmax(1)
+            return float((names[chosen.numpy()] == validation.labels).mean())
+
+        return cls(embed, *max(itertools.product(NEIGHBOURS, SHARPNESS), key=accuracy))
