@@ -33,6 +33,7 @@ from .recurrence_lle import variational_dropout
 from .teaching_lle import TeachableModel
 
 IGNORED = -100
+FITTED = 1024  # neighbours that calibration looks at, so that those of a few labels are among them
 RIDGE = 1e-4  # of the regression that tells what is out of scope: features may separate both sides
 
 
@@ -113,7 +114,7 @@ class _Classifier(TeachableModel):
             use_history = self.config.use_history and not self.training
         space = self.label_space if use_history else None
         mass = logits.new_full(logits.shape[:-1], -torch.inf, dtype=torch.float32)
-        if space is not None:
+        if space is not None and space.recalls:
             real = None if self.pooling is not None or mask is None else mask
             logits, mass, output.history = self._mix(items, logits, real, output_history)
         if output_out_of_scope:
@@ -143,8 +144,8 @@ class _Classifier(TeachableModel):
         shape = logits.shape[:-1]
         chosen = torch.ones(shape, dtype=torch.bool, device=logits.device) if mask is None else mask
         own, found = Features.of(logits[chosen], self.kind), self.search(items[chosen])
-        recalled = Recalled.of(found, space, self.kind, numbers.sharpness)
-        mixture = Mixture.of(own, recalled, numbers.gate, self.kind)
+        recalled = Recalled.of(found, space, self.kind, numbers.sharpness, numbers.background)
+        mixture = Mixture.of(own, recalled, numbers.gate)
         blank = logits.float()
         mixed = nn.functional.pad(blank, (0, mixture.labels.shape[-1] - blank.shape[-1]), value=-torch.inf)
         mixed = mixed.masked_scatter(chosen[..., None], mixture.logits(self.kind))
@@ -168,12 +169,13 @@ class _Classifier(TeachableModel):
             ),
         )
 
-    def search(self, items: Tensor) -> Found:
-        """The nearest examples of items (n, key_size), which are normalised for it."""
+    def search(self, items: Tensor, neighbours: int | None = None) -> Found:
+        """The nearest examples of items (n, key_size), which are normalised for it; as many as the config says."""
         assert self.history_bank is not None
         queries = nn.functional.normalize(items.detach().float(), dim=-1)
         numbers = self.config.bank
-        found = self.history_bank.search(queries, numbers.neighbours, self.history_namespaces, numbers.search)
+        most = numbers.neighbours if neighbours is None else neighbours
+        found = self.history_bank.search(queries, most, self.history_namespaces, numbers.search)
         return Found(*(getattr(found, name).to(items.device) for name in ("similarity", "ids", "outcomes", "counts")))
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -187,6 +189,8 @@ class _Classifier(TeachableModel):
     @torch.no_grad()
     def _answer(self, batches: Iterable[dict[str, Tensor]]) -> Answered:
         """What base and bank say of the items of batches that have a label."""
+        assert self.history_bank is not None
+        neighbours = max(self.config.bank.neighbours, min(FITTED, len(self.history_bank)))
         parts: list[tuple[Tensor, Tensor, Found]] = []
         training = self.training
         self.eval()
@@ -201,7 +205,7 @@ class _Classifier(TeachableModel):
                 items = self._items(states, mask)
                 if self.kind == SINGLE:
                     items, labels = items[labels != IGNORED], labels[labels != IGNORED]
-                parts.append((self.classifier(items).float(), labels, self.search(items)))
+                parts.append((self.classifier(items).float(), labels, self.search(items, neighbours)))
         finally:
             self.train(training)
         if not parts:

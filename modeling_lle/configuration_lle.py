@@ -106,6 +106,8 @@ class BankConfig:
     Args:
         neighbours: Entries that are recalled at each position, the nearest ones.
         sharpness, gate: As for the stream.
+        background: Of classifiers: the cosine similarity from which on a single example of a label which the base was
+            not trained on outweighs the base, if there are no other examples (labels_lle.py).
         skip_above: The bank is not asked where the base gives some token at least this probability; 1 asks always.
         search: "exact", or for banks that are large "balanced" or "fast", which find nearly all of the same entries.
     """
@@ -113,6 +115,7 @@ class BankConfig:
     neighbours: int = _within(64, 1, 4096)
     sharpness: float | int = _within(14.0, 0.0)
     gate: list[float | int] = _four_numbers(lambda: [-1.5, 0.3, 0.3, 0.3])  # noqa: RUF009
+    background: float | int = _within(0.8, -1.0, 1.0)
     skip_above: float | int = _within(1.0, 0.0, 1.0)
     search: Literal["exact", "balanced", "fast"] = "balanced"
 

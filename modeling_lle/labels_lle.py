@@ -1,15 +1,18 @@
 """The rule of LLE for labels: a classifier joined by labelled examples, some of them of labels that it never saw.
 
-With p the base's prediction over the labels that it was trained on, and r, m what the bank recalls (history_lle.py):
+With p the base's prediction over the labels that it was trained on, l_i the kernel of the neighbours (history_lle.py),
+"seen" those whose label is among them and "unseen" the others:
 
-    unseen      u = sum of r(y) over the labels that the base was not trained on
+    recall      r(y) = sum of softmax(l)_i over the seen ones of label y;   m = logsumexp(l) over the seen ones
     gate        g = softmax over (0, a + b . (m, entropy of p, max log p))
-    prediction  P(y | h) = (1 - u) g_0 p(y | h) + g_1 r(y | h)      for a trained label
-                P(y | h) = r(y | h)                                 for one that only the history knows
+    unseen      u_i = e^l_i / (sum of e^l_j over all neighbours + e^(sharpness * (background - 1)));   u = sum of u_i
+    prediction  P(y | h) = (1 - u) (g_0 p(y | h) + g_1 r(y | h))    for a label that the base was trained on
+                P(y | h) = sum of u_i over those of label y         for one that only the history knows
 
-The base says nothing of labels that it does not know, so it shares only what the recall leaves to those that it does;
-P sums to one, and without such labels this is the rule of the language model. With several labels a text, p and r are
-the probabilities of each label, and u is 0; in regression they are values. A score always means: higher is nearer.
+So a text first is of an unseen label as far as it is nearer to their examples than to the others, and than
+`background`, the cosine that stands for the base where there are no others; what is left is the rule of the language
+model. P sums to one. With several labels a text, p and r are the probabilities of each label, all labels count as seen,
+and one that only the history knows has P = r; in regression p and r are values. A score always means: higher is nearer.
 Shapes: n texts, K neighbours, C trained labels, L labels, O outcomes of the bank.
 """
 
@@ -25,7 +28,7 @@ from transformers.utils import ModelOutput
 
 from .bank_lle import Found
 from .configuration_lle import BankConfig
-from .history_lle import base_features, gate, recall_bank
+from .history_lle import Recall, base_features, gate, kernel
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 Label = str | float | Sequence[str]
@@ -65,11 +68,13 @@ class LabelSpace:
         names: The L labels, the C trained ones first, then those that only the bank knows, in the order of their ids.
         trained: C.
         votes: (O, L) float32, what an outcome gives to each label: 1 or 0, in regression its value.
+        recalls: Whether there is anything to recall.
     """
 
     names: tuple[str, ...]
     trained: int
     votes: Tensor
+    recalls: bool = True
 
     @classmethod
     def of(cls, trained: Sequence[str], kind: str, outcomes: Sequence[str], live: Tensor) -> "LabelSpace":
@@ -82,7 +87,8 @@ class LabelSpace:
             live: (O,) bool, whether there is an entry of this outcome that may be recalled.
         """
         if kind == REGRESSION:
-            return cls(tuple(trained), len(trained), torch.tensor([[float(name)] for name in outcomes]).view(-1, 1))
+            values = torch.tensor([[float(name)] for name in outcomes]).view(-1, 1)
+            return cls(tuple(trained), len(trained), values, bool(live.any()))
         each = [labels_in(name, kind) for name in outcomes]
         alive = [label for labels, is_live in zip(each, live.tolist(), strict=True) if is_live for label in labels]
         names = tuple(dict.fromkeys([*trained, *alive]))
@@ -90,7 +96,7 @@ class LabelSpace:
         votes = torch.zeros(len(outcomes), len(names))
         for number, labels in enumerate(each):
             votes[number, [place[label] for label in labels if label in place]] = 1.0
-        return cls(names, len(trained), votes)
+        return cls(names, len(trained), votes, bool(live.any()))
 
 
 @dataclass
@@ -143,30 +149,39 @@ class Recalled:
     """What a bank recalls of the labels.
 
     Attributes:
-        weights: (n, K) float32, the weights of the neighbours; they add up to 1, or to 0 where there are none.
-        labels: (n, L) float32, the sum of what the neighbours say, each with its weight.
-        unseen: (n, K) bool, whether the neighbour's label is one that the base was not trained on.
-        mass: (n,) float32, -inf where there are no neighbours.
+        weights: (n, K) float32, the weights of the seen neighbours; they add up to 1, or to 0 where there are none.
+        unseen: (n, K) float32, u_i of the unseen ones.
+        labels: (n, L) float32, r of the trained labels, then P of those that only the bank knows.
+        seen_mass, mass: (n,) float32, of the seen neighbours and of all; -inf where there are none.
     """
 
     weights: Tensor
-    labels: Tensor
     unseen: Tensor
+    labels: Tensor
+    seen_mass: Tensor
     mass: Tensor
 
     @classmethod
-    def of(cls, found: Found, space: LabelSpace, kind: str, sharpness: Tensor | float) -> "Recalled":
-        """From what a search found."""
-        similarity, counts = found.similarity[None], found.counts[None]
-        recall = recall_bank(similarity, found.outcomes[None], counts, sharpness)  # type: ignore[arg-type]
-        weights, mass = recall.weights[0], recall.mass[0]
-        votes = space.votes.to(weights.device)
-        by_outcome = weights.new_zeros(len(weights), max(1, len(votes))).scatter_add(1, found.outcomes, weights)
-        labels = by_outcome @ (votes if len(votes) else weights.new_zeros(1, len(space.names)))
-        unseen = torch.zeros_like(weights, dtype=torch.bool)
-        if kind == SINGLE and len(votes):
-            unseen = (votes[:, space.trained :].sum(1) > 0)[found.outcomes] & (counts[0] > 0)
-        return cls(weights, labels, unseen, mass)
+    def of(
+        cls, found: Found, space: LabelSpace, kind: str, sharpness: Tensor | float, background: Tensor | float
+    ) -> "Recalled":
+        """From what a search found, and the bank's numbers."""
+        votes = space.votes.to(found.similarity.device)
+        if not len(votes):
+            votes = votes.new_zeros(1, len(space.names))
+        real, strange = found.counts > 0, torch.zeros_like(found.counts, dtype=torch.bool)
+        if kind == SINGLE:
+            strange = (votes[:, space.trained :].sum(1) > 0)[found.outcomes]
+        scores = kernel(found.similarity, None, sharpness) + found.counts.clamp(min=1).log()
+        seen, unseen = (
+            Recall.from_scores(scores[None], (real & chosen)[None], found.outcomes[None])
+            for chosen in (~strange, strange)
+        )
+        others = seen.mass[0].logaddexp(torch.as_tensor(sharpness * (background - 1)).to(scores))
+        shares = unseen.weights[0] * (unseen.mass[0] - others).sigmoid()[:, None]
+        by_outcome = scores.new_zeros(len(scores), len(votes))
+        labels = by_outcome.scatter_add(1, found.outcomes, seen.weights[0] + shares) @ votes
+        return cls(seen.weights[0], shares, labels, seen.mass[0], seen.mass[0].logaddexp(unseen.mass[0]))
 
 
 @dataclass
@@ -184,18 +199,16 @@ class Mixture:
     shares: Tensor
 
     @classmethod
-    def of(cls, own: Features, recalled: Recalled, numbers: Tensor | Sequence[float], kind: str) -> "Mixture":
+    def of(cls, own: Features, recalled: Recalled, numbers: Tensor | Sequence[float]) -> "Mixture":
         """Mixes what the base and the bank say; `numbers` (4,) are those of the gate."""
-        share = gate([recalled.mass], own.features, [numbers]).exp()  # type: ignore[list-item]
-        known = 1 - (recalled.weights * recalled.unseen).sum(-1)
-        base_share, of_bank, trained = share[:, 0], share[:, 1:], own.base.shape[-1]
-        if kind == SINGLE:
-            base_share = base_share * known
-        factor = torch.ones_like(recalled.labels)
-        factor = torch.where(torch.arange(factor.shape[1], device=factor.device) < trained, of_bank, factor)
-        of_base = functional.pad(base_share[:, None] * own.base, (0, recalled.labels.shape[1] - trained))
-        shares = recalled.weights * torch.where(recalled.unseen, torch.ones_like(of_bank), of_bank)
-        return cls(of_base + factor * recalled.labels, base_share, shares)
+        share = gate([recalled.seen_mass], own.features, [numbers]).exp()  # type: ignore[list-item]
+        known = 1 - recalled.unseen.sum(-1, keepdim=True)
+        of_base, of_bank = known * share[:, :1], known * share[:, 1:]
+        trained, labels = own.base.shape[-1], recalled.labels.shape[1]
+        factor = torch.where(torch.arange(labels, device=known.device) < trained, of_bank, torch.ones_like(of_bank))
+        base = functional.pad(of_base * own.base, (0, labels - trained))
+        shares = recalled.weights * of_bank + recalled.unseen
+        return cls(base + factor * recalled.labels, of_base[:, 0], shares)
 
     def logits(self, kind: str) -> Tensor:
         """What makes transformers' softmax or sigmoid give the probabilities back; the value in regression."""
@@ -245,7 +258,7 @@ class Answered:
     Attributes:
         logits: (n, C) float32, of the output layer.
         labels: (n,) int64, the right label, for `SINGLE`; (n, L) or (n,) floating for the other kinds.
-        found: The neighbours.
+        found: More neighbours than are recalled, so that there are unseen ones if only these are left.
     """
 
     logits: Tensor
@@ -257,39 +270,39 @@ FOLDS = 4  # each label is taken for an unseen one in one of them
 
 
 def fit_labels(answered: Answered, space: LabelSpace, numbers: BankConfig, kind: str, steps: int) -> dict[str, float]:
-    """Fits `sharpness` and `gate` of the bank's numbers by gradient descent on the loss of the mixture.
+    """Fits `sharpness`, `gate` and `background` of the bank's numbers by gradient descent on the loss of the mixture.
 
     With one label a text, half of the loss is that of texts and examples of labels which the base is made not to know,
-    each in its turn: else a bank that adds nothing to what the base knows would learn to keep silent.
+    each in its turn, with the examples of the other labels and without: else a bank that adds nothing to what the base
+    knows would learn to keep silent.
 
     Returns:
         `texts`, and the losses `base_nats`, `before_nats`, `after_nats`.
     """
-    folds = [(answered, space)]
+    recalled = Answered(answered.logits, answered.labels, _nearest(answered.found, numbers.neighbours))
+    trials = [(recalled, space)]
     if kind == SINGLE and space.trained > FOLDS:
-        folds += [_without(answered, space, fold) for fold in range(FOLDS)]
-    owns = [Features.of(held.logits, kind) for held, _ in folds]
+        for fold in range(FOLDS):
+            trials += [_without(recalled, space, fold, False), _without(answered, space, fold, True)]
+    owns = [Features.of(held.logits, kind) for held, _ in trials]
     mean, deviation = owns[0].features.mean(0), owns[0].features.std(0).clamp(min=1e-3)
     slopes = torch.tensor([float(x) for x in numbers.gate[2:]])
     bias = float(numbers.gate[0]) + float(slopes @ mean.cpu())
-    values = torch.cat(
-        [
-            torch.tensor([math.log(max(numbers.sharpness, 1e-3)), bias, float(numbers.gate[1])]),
-            slopes * deviation.cpu(),
-        ]
-    ).requires_grad_()
+    sharpness = math.log(max(numbers.sharpness, 1e-3))
+    first = torch.tensor([sharpness, numbers.background, bias, float(numbers.gate[1])])
+    values = torch.cat([first, slopes * deviation.cpu()]).requires_grad_()
 
     def nats() -> Tensor:
-        weights = values[3:] / deviation
-        gate_numbers = torch.cat([(values[1] - weights @ mean)[None], values[2:3], weights])
+        weights = values[4:] / deviation
+        gate_numbers = torch.cat([(values[2] - weights @ mean)[None], values[3:4], weights])
         losses = []
-        for own, (held, labels) in zip(owns, folds, strict=True):
-            recalled = Recalled.of(held.found, labels, kind, values[0].exp())
-            losses.append(label_loss(Mixture.of(own, recalled, gate_numbers, kind).logits(kind), held.labels, kind))
+        for own, (held, labels) in zip(owns, trials, strict=True):
+            mixture = Mixture.of(own, Recalled.of(held.found, labels, kind, values[0].exp(), values[1]), gate_numbers)
+            losses.append(label_loss(mixture.logits(kind), held.labels, kind))
         return losses[0] if len(losses) == 1 else (losses[0] + torch.stack(losses[1:]).mean()) / 2
 
     best = (math.inf, values.detach().clone())
-    first = float(nats().detach())
+    before = float(nats().detach())
     optimizer = torch.optim.LBFGS([values], max_iter=steps, history_size=10, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
@@ -303,19 +316,29 @@ def fit_labels(answered: Answered, space: LabelSpace, numbers: BankConfig, kind:
 
     optimizer.step(closure)
     found = best[1].cpu()
-    weights = found[3:] / deviation.cpu()
+    weights = found[4:] / deviation.cpu()
     numbers.sharpness = float(found[0].exp())
-    numbers.gate = torch.cat([(found[1] - weights @ mean.cpu())[None], found[2:3], weights]).tolist()
+    numbers.background = min(1.0, max(-1.0, float(found[1])))
+    numbers.gate = torch.cat([(found[2] - weights @ mean.cpu())[None], found[3:4], weights]).tolist()
     return {
         "texts": float(len(answered.logits)),
         "base_nats": float(label_loss(answered.logits, answered.labels, kind)),
-        "before_nats": first,
+        "before_nats": before,
         "after_nats": best[0],
     }
 
 
-def _without(answered: Answered, space: LabelSpace, fold: int) -> tuple[Answered, LabelSpace]:
-    """The same as it is for a base that was not trained on every `FOLDS`-th label; those come last now."""
+def _nearest(found: Found, neighbours: int) -> Found:
+    """The first of what was found."""
+    parts = (found.similarity, found.ids, found.outcomes, found.counts)
+    return Found(*(part[:, :neighbours] for part in parts))
+
+
+def _without(answered: Answered, space: LabelSpace, fold: int, alone: bool) -> tuple[Answered, LabelSpace]:
+    """The same as it is for a base that was not trained on every `FOLDS`-th label; those come last now.
+
+    With `alone`, the bank has examples of these labels only.
+    """
     number = torch.arange(space.trained)
     hidden = number % FOLDS == fold
     order = torch.cat([number[~hidden], number[hidden], torch.arange(space.trained, len(space.names))])
@@ -323,4 +346,8 @@ def _without(answered: Answered, space: LabelSpace, fold: int) -> tuple[Answered
     names = tuple(space.names[i] for i in order.tolist())
     moved = LabelSpace(names, len(kept), space.votes[:, order.to(space.votes.device)])
     labels = order.argsort().to(answered.labels.device)[answered.labels]
-    return Answered(answered.logits[:, kept], labels, answered.found), moved
+    found = answered.found
+    if alone:
+        strange = (moved.votes[:, moved.trained :].sum(1) > 0).to(found.outcomes.device)[found.outcomes]
+        found = Found(found.similarity, found.ids, found.outcomes, found.counts * strange)
+    return Answered(answered.logits[:, kept], labels, found), moved

@@ -27,6 +27,7 @@ from modeling_lle.labels_lle import (
 )
 
 GATE = [-0.5, 0.4, 0.3, -0.2]
+BACKGROUND = 0.3
 TRAINED = ["x", "y", "z"]
 
 
@@ -44,7 +45,8 @@ def make(seed: int, outcomes: list[str], kind: str = SINGLE, texts: int = 4, nei
 
 
 def mixed(logits: Tensor, found: Found, space: LabelSpace, kind: str = SINGLE, sharpness: float = 5.0) -> Mixture:
-    return Mixture.of(Features.of(logits, kind), Recalled.of(found, space, kind, sharpness), GATE, kind)
+    recalled = Recalled.of(found, space, kind, sharpness, BACKGROUND)
+    return Mixture.of(Features.of(logits, kind), recalled, GATE)
 
 
 @given(st.integers(0, 2**31), st.sampled_from([["x", "y"], ["x", "new", "y", "other"], ["new"]]))
@@ -71,16 +73,22 @@ def reference(logits: Tensor, found: Found, outcomes: list[str], sharpness: floa
         )
         if count
     ]
-    total = sum(weight for weight, _ in entries)
-    r = {name: sum(w for w, label in entries if label == name) / total for name in [*TRAINED, *outcomes]}
+    seen = sum(weight for weight, label in entries if label in TRAINED)
+    total = sum(weight for weight, _ in entries) + math.exp(sharpness * (BACKGROUND - 1))
     entropy = -sum(value * math.log(value) for value in p.values())
-    logit = GATE[0] + GATE[1] * math.log(total) + GATE[2] * entropy + GATE[3] * math.log(max(p.values()))
-    g1 = 1 / (1 + math.exp(-logit))
-    u = sum(value for name, value in r.items() if name not in TRAINED)
-    return {n: (1 - u) * (1 - g1) * p[n] + g1 * r[n] if n in TRAINED else r[n] for n in r}
+    g1 = 0.0
+    if seen:
+        logit = GATE[0] + GATE[1] * math.log(seen) + GATE[2] * entropy + GATE[3] * math.log(max(p.values()))
+        g1 = 1 / (1 + math.exp(-logit))
+    u = sum(weight for weight, label in entries if label not in TRAINED) / total
+    by_label = {n: sum(w for w, label in entries if label == n) for n in [*TRAINED, *outcomes]}
+    mixed = {n: (1 - u) * ((1 - g1) * p[n] + g1 * by_label[n] / (seen or 1)) for n in TRAINED}
+    return {n: mixed[n] if n in TRAINED else by_label[n] / total for n in by_label}
 
 
-@pytest.mark.parametrize("outcomes", [["x", "y", "z"], ["x", "new", "other"]], ids=["all trained", "some unseen"])
+@pytest.mark.parametrize(
+    "outcomes", [["x", "y", "z"], ["x", "new", "other"], ["new"]], ids=["trained", "both", "unseen"]
+)
 @pytest.mark.parametrize("seed", range(3))
 def test_equals_the_rule_as_it_is_written(outcomes: list[str], seed: int) -> None:
     logits, found, space = make(seed, outcomes, texts=1)
@@ -94,6 +102,15 @@ def test_without_neighbours_it_is_the_base() -> None:
     torch.testing.assert_close(mixed(logits, found, space).labels[:, :3], logits.softmax(-1))
 
 
+def test_a_bank_of_unseen_labels_alone_leaves_far_texts_to_the_base() -> None:
+    logits, found, space = make(0, ["new"])
+    for similarity, low, high in ((0.0, 0.95, 1.0), (1.0, 0.0, 0.05)):
+        found.similarity.fill_(similarity)
+        found.counts.fill_(1)
+        mixture = mixed(logits, found, space, sharpness=20.0)
+        assert bool(((mixture.base_share >= low) & (mixture.base_share <= high)).all())
+
+
 def test_labels_without_a_live_example_are_gone() -> None:
     space = LabelSpace.of(TRAINED, SINGLE, ["y", "new", "other"], torch.tensor([True, False, True]))
     assert space.names == ("x", "y", "z", "other")
@@ -104,7 +121,7 @@ def test_several_labels_a_text() -> None:
     outcomes = [outcome_name(labels, MULTI) for labels in (["x", "new"], [], ["y"])]
     logits, found, space = make(1, outcomes, MULTI)
     mixture = mixed(logits, found, space, MULTI)
-    recalled = Recalled.of(found, space, MULTI, 5.0)
+    recalled = Recalled.of(found, space, MULTI, 5.0, BACKGROUND)
     torch.testing.assert_close(mixture.labels[:, 3], recalled.labels[:, 3])  # history only
     share = mixture.base_share[:, None]
     due = share * logits.sigmoid() + (1 - share) * recalled.labels[:, :3]
@@ -114,7 +131,8 @@ def test_several_labels_a_text() -> None:
 
 def test_regression_takes_the_mean_of_values() -> None:
     logits, found, space = make(2, ["1.5", "-2.0"], REGRESSION)
-    mixture, recalled = mixed(logits, found, space, REGRESSION), Recalled.of(found, space, REGRESSION, 5.0)
+    mixture = mixed(logits, found, space, REGRESSION)
+    recalled = Recalled.of(found, space, REGRESSION, 5.0, BACKGROUND)
     values = torch.tensor([1.5, -2.0])[found.outcomes]
     torch.testing.assert_close(recalled.labels[:, 0], (recalled.weights * values).sum(-1))
     share = mixture.base_share
@@ -159,8 +177,7 @@ def test_fitting_lowers_the_loss_and_trusts_a_bank_that_is_right() -> None:
     numbers = BankConfig()
     measured = fit_labels(Answered(logits, labels, found), space, numbers, SINGLE, 40)
     assert measured["after_nats"] < measured["before_nats"]
-    mixture = Mixture.of(
-        Features.of(logits, SINGLE), Recalled.of(found, space, SINGLE, numbers.sharpness), numbers.gate, SINGLE
-    )
+    recalled = Recalled.of(found, space, SINGLE, numbers.sharpness, numbers.background)
+    mixture = Mixture.of(Features.of(logits, SINGLE), recalled, numbers.gate)
     assert float((mixture.labels.argmax(-1) == labels).float().mean()) > 0.9
     assert float(mixture.base_share.mean()) < 0.5
