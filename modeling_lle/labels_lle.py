@@ -11,8 +11,9 @@ With p the base's prediction over the labels that it was trained on, l_i the ker
 
 So a text first is of an unseen label as far as it is nearer to their examples than to the others, and than
 `background`, the cosine that stands for the base where there are no others; what is left is the rule of the language
-model. P sums to one. With several labels a text, p and r are the probabilities of each label, all labels count as seen,
-and one that only the history knows has P = r; in regression p and r are values. A score always means: higher is nearer.
+model. P sums to one. With several labels a text, p and r are the probabilities of each label, all labels count as
+seen, and one that only the history knows has P = r; in regression p and r are values. A score always means: higher is
+nearer.
 Shapes: n texts, K neighbours, C trained labels, L labels, O outcomes of the bank.
 """
 

@@ -102,7 +102,7 @@ def write_release(path: str | Path, model_path: str | Path, measured: Mapping[st
         sides |= {"update": "update", "all": "history"}
     metrics = {
         "parameters": trained["parameters"],
-        "train_minutes": trained["train_minutes"],
+        **{name: trained[name] for name in ("train_minutes",) if name in trained},  # not known of every resumed run
         **{f"{name}_{split}_ppl": values[f"{side}_word_ppl"] for name, side in sides.items()},
         "tokens_per_second": values["tokens_per_second"],
     }

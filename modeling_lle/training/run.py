@@ -13,7 +13,15 @@ from typing import Any
 import torch
 import yaml
 from accelerate import PartialState
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import (
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..configuration_lle import LLEConfig
@@ -41,16 +49,44 @@ def run(recipe: Recipe, rows: dict[str, Any] | None = None, resume: bool = False
     return (run_classification if recipe.task == CLASSIFICATION else run_language)(recipe, rows, resume)
 
 
+class _Clock(TrainerCallback):
+    """Counts the minutes of a training; every checkpoint keeps them, so that a resumed one counts all of them.
+
+    Args:
+        checkpoint: The checkpoint that the training goes on from, if there is one.
+    """
+
+    FILE = "train_minutes.json"
+
+    def __init__(self, checkpoint: str | None) -> None:
+        self.start = time.perf_counter()
+        file = None if checkpoint is None else Path(checkpoint) / self.FILE
+        self.before = 0.0 if file is None else json.loads(file.read_text()) if file.is_file() else None
+
+    @property
+    def minutes(self) -> float | None:
+        """None if the checkpoint does not say how long it took."""
+        return None if self.before is None else self.before + (time.perf_counter() - self.start) / 60
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Writes the minutes so far into the checkpoint."""
+        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        if state.is_world_process_zero and folder.is_dir() and self.minutes is not None:
+            (folder / self.FILE).write_text(json.dumps(self.minutes))
+
+
 def train(trainer: Trainer, resume: bool) -> dict[str, Any]:
     """Trains, evaluates, and returns the metrics of both; `resume` as in `run`."""
     model: Any = trainer.model
-    start = time.perf_counter()
     folder = str(trainer.args.output_dir)
     checkpoint = get_last_checkpoint(folder) if resume and Path(folder).is_dir() else None
+    clock = _Clock(checkpoint)
+    trainer.add_callback(clock)
     outcome = trainer.train(resume_from_checkpoint=checkpoint)
+    minutes = clock.minutes
     return {
         "parameters": model.num_parameters(),
-        "train_minutes": (time.perf_counter() - start) / 60,
+        **({} if minutes is None else {"train_minutes": minutes}),
         "train_steps": outcome.global_step,
         "train_loss": outcome.training_loss,
         **trainer.evaluate(),

@@ -132,6 +132,18 @@ def test_resuming_is_exact(tmp_path: Path, source: Path, streaming: bool) -> Non
         assert torch.equal(weight, weights[name]), name
 
 
+def test_the_minutes_before_a_resumption_count(tmp_path: Path, source: Path) -> None:
+    training = {"max_steps": 8, "save_steps": 4}
+    first = run(recipe(tmp_path, source, training=training))
+    clock = tmp_path / "out" / "checkpoint-4" / "train_minutes.json"
+    assert 0 < json.loads(clock.read_text()) < first["train_minutes"]
+    for minutes in ("60.0", None):
+        (tmp_path / "out" / "checkpoint-8").rename(tmp_path / f"away-{minutes}")
+        clock.unlink() if minutes is None else clock.write_text(minutes)
+        again = run(recipe(tmp_path, source, training=training), resume=True)
+        assert again.get("train_minutes", 0) == pytest.approx(60 if minutes else 0, abs=1)
+
+
 def test_going_on_from_a_trained_model_with_history_in_the_loss(tmp_path: Path, source: Path) -> None:
     run(recipe(tmp_path, source, model={"history": {"stream": {"window": 9, "sharpness": 4.5}}}))
     first = LLEForCausalLM.from_pretrained(tmp_path / "out")
