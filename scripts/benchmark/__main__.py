@@ -8,6 +8,7 @@
     python -m scripts.benchmark domain runs/wikitext-2-subwords data/ptb    a model reads text of another domain
     python -m scripts.benchmark bank                           gathers the figures of banks
     python -m scripts.benchmark history runs/ptb data/ptb      LLE against other ways to learn from what has been read
+    python -m scripts.benchmark overfitting data/ptb           the gap between training and test, by size and dropout
     python -m scripts.benchmark classification data/banking77 --model runs/banking77    classifiers of intents
     python -m scripts.benchmark damage                         200 kills, and 500 corruptions of each kind of file
 
@@ -20,11 +21,24 @@ from .bank import bank, domain, search, selection, synthetic
 from .classification import classification
 from .damage import damage
 from .history import history
+from .overfitting import overfitting
 from .recurrences import recurrences
 from .speed import speed
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
-for command in (speed, recurrences, search, synthetic, selection, domain, damage, bank, history, classification):
+for command in (
+    speed,
+    recurrences,
+    search,
+    synthetic,
+    selection,
+    domain,
+    damage,
+    bank,
+    history,
+    overfitting,
+    classification,
+):
     app.command()(command)
 
 if __name__ == "__main__":

@@ -1,0 +1,72 @@
+"""Whether history narrows the gap between the text that a model was trained on and other text."""
+
+import itertools
+import math
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from datasets import Dataset
+
+from modeling_lle.data import load_texts
+from modeling_lle.evaluation import evaluate_stream, write_results
+from modeling_lle.evaluation.results import this_command
+from modeling_lle.training import make_recipe, run
+
+from .inputs import load_model, read_tokens
+from .timing import RESULTS, Row
+
+SHARES = (1 / 16, 1 / 4, 1.0)  # of the training text
+DROPOUTS = (0.0, 0.2, 0.4)  # of the embedded tokens, between the layers, and of the states
+MODEL = {"hidden_size": 256, "num_hidden_layers": 2, "recurrence": "lstm", "stack": "plain"}
+TRAINING = {
+    "learning_rate": 3e-3,
+    "per_device_train_batch_size": 32,
+    "per_device_eval_batch_size": 10,
+    "segment_length": 64,
+    "adam_beta2": 0.99,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 0.05,
+    "max_grad_norm": 0.5,
+    "bf16": True,
+    "save_strategy": "no",
+    "calibration_tokens": 20000,
+    "disable_tqdm": True,
+}
+
+
+def overfitting(
+    source: Annotated[str, typer.Argument(help="Text with train, validation and test splits.")],
+    steps: Annotated[int, typer.Option(help="Training steps of each model.")] = 1500,
+    tokens: Annotated[int, typer.Option(help="Tokens that are read of the training and of the test text.")] = 40_000,
+    output: Annotated[Path, typer.Option(help="Results file.")] = RESULTS / "overfitting.json",
+) -> None:
+    """The gap between the losses of training and test text, with the stream and without, over sizes and dropouts."""
+    texts = {split: load_texts(source, split=split) for split in ("train", "validation")}
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for share, dropout in itertools.product(SHARES, DROPOUTS):
+            lines = texts["train"]
+            assert isinstance(lines, Dataset)
+            part = {**texts, "train": lines.select(range(max(1, round(share * len(lines)))))}
+            rows.append({"share": share, "dropout": dropout, **_measure(source, part, dropout, steps, tokens, folder)})
+            typer.echo(rows[-1])
+    narrower = sum(row["stream_gap"] < row["base_gap"] for row in rows)
+    write_results(output, this_command(), {"runs": len(rows), "stream_gap_narrower": narrower}, rows)
+
+
+def _measure(source: str, texts: dict[str, Any], dropout: float, steps: int, tokens: int, folder: str) -> Row:
+    """Trains a model, and reads the beginning of its training text and of the test split."""
+    dropouts = dict.fromkeys(("input_dropout", "hidden_dropout", "output_dropout"), dropout)
+    recipe = {"tokenizer": {"kind": "word"}, "model": {**MODEL, **dropouts}}
+    run(make_recipe({**recipe, "training": {**TRAINING, "max_steps": steps, "output_dir": folder}}), texts)
+    model, tokenizer = load_model(folder)
+    row: Row = {}
+    for split in ("train", "test"):
+        nats = evaluate_stream(model, read_tokens(source, split, tokenizer, tokens + 1)).nats
+        for side, name in (("base", "base"), ("history", "stream")):
+            row[f"{name}_{split}_ppl"] = math.exp(float(nats[side].mean()))
+    for name in ("base", "stream"):
+        row[f"{name}_gap"] = math.log(row[f"{name}_test_ppl"] / row[f"{name}_train_ppl"])
+    return row
