@@ -50,7 +50,7 @@ class LLETextClassificationPipeline(TextClassificationPipeline):
 
     def preprocess(self, inputs: Any, **options: Any) -> Any:  # type: ignore[override]
         """As transformers'; raises a ValueError for a text without a token."""
-        encoded = super().preprocess(inputs, **options)
+        encoded: Any = super().preprocess(inputs, **options)
         if not encoded["input_ids"].shape[-1]:
             raise ValueError(f"there is nothing to classify in the text {inputs!r:.80}: leave it out")
         return encoded

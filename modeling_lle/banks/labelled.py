@@ -204,7 +204,7 @@ def _segment(
     training = model.training
     model.eval()
     try:
-        for rows in _batches([len(ids) for ids in encoded["input_ids"]]):
+        for rows in batches([len(ids) for ids in encoded["input_ids"]]):
             batch = tokenizer.pad({"input_ids": [encoded["input_ids"][row] for row in rows]}, return_tensors="pt")
             batch = {name: value.to(model.device) for name, value in batch.items()}
             states = model.encode(batch["input_ids"], batch["attention_mask"]).bfloat16().cpu()
@@ -252,14 +252,22 @@ def _places(encoded: Any, row: int, names: list[str | None]) -> list[int]:
     return [places[word] for word, name in enumerate(names) if name is not None]
 
 
-def _batches(lengths: list[int]) -> Iterator[list[int]]:
-    """The rows in batches, those of similar length together."""
+def batches(lengths: Sequence[int], most: int = TEXTS) -> Iterator[list[int]]:
+    """The rows of texts in batches, those of similar length together.
+
+    Args:
+        lengths: Number of tokens of each text.
+        most: Number of texts of a batch; fewer where they would be more than `TOKENS` together, padding included.
+
+    Raises:
+        ValueError: A text has no token.
+    """
     order = sorted(range(len(lengths)), key=lambda row: lengths[row])
     batch: list[int] = []
     for row in order:
         if not lengths[row]:
-            raise ValueError(f"the tokenizer makes no token of text {row}: it cannot be an example")
-        if batch and ((len(batch) + 1) * lengths[row] > TOKENS or len(batch) == TEXTS):
+            raise ValueError(f"the tokenizer makes no token of text {row}: leave it out")
+        if batch and ((len(batch) + 1) * lengths[row] > TOKENS or len(batch) == most):
             yield batch
             batch = []
         batch.append(row)
