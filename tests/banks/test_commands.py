@@ -111,6 +111,9 @@ def test_calibrate_evaluate_and_explain_with_a_bank(folder: Path) -> None:
     assert "train.json:" in output
     assert "tokens ago" in output
     assert "train.json:" in (folder / "page.html").read_text()
+    text = " ".join(["a b"] * 100)  # longer than the name of a file can be
+    result = CliRunner().invoke(cli.app, ["explain", str(folder / "model"), text], catch_exceptions=False)
+    assert result.exit_code == 0
 
 
 @pytest.mark.parametrize(
