@@ -263,13 +263,13 @@ def fit_labels(answered: Answered, space: LabelSpace, numbers: BankConfig, kind:
     each in its turn: else a bank that adds nothing to what the base knows would learn to keep silent.
 
     Returns:
-        `texts`, and the losses `base_nats`, `before_nats`, `after_nats`.
+        `texts`, and the losses `base_nats` (of the labels that the base knows), `before_nats`, `after_nats`.
     """
     folds = [(answered, space)]
     if kind == SINGLE and space.trained > FOLDS:
         folds += [_without(answered, space, fold) for fold in range(FOLDS)]
     owns = [Features.of(held.logits, kind) for held, _ in folds]
-    mean, deviation = owns[0].features.mean(0), owns[0].features.std(0).clamp(min=1e-3)
+    mean, deviation = owns[0].features.mean(0), owns[0].features.std(0, correction=0).clamp(min=1e-3)
     slopes = torch.tensor([float(x) for x in numbers.gate[2:]])
     bias = float(numbers.gate[0]) + float(slopes @ mean.cpu())
     values = torch.cat(
@@ -308,10 +308,17 @@ def fit_labels(answered: Answered, space: LabelSpace, numbers: BankConfig, kind:
     numbers.gate = torch.cat([(found[1] - weights @ mean.cpu())[None], found[2:3], weights]).tolist()
     return {
         "texts": float(len(answered.logits)),
-        "base_nats": float(label_loss(answered.logits, answered.labels, kind)),
+        "base_nats": float(label_loss(answered.logits, _known_to_base(answered.labels, space, kind), kind)),
         "before_nats": first,
         "after_nats": best[0],
     }
+
+
+def _known_to_base(labels: Tensor, space: LabelSpace, kind: str) -> Tensor:
+    """The labels of `Answered` without those that only the bank knows."""
+    if kind == SINGLE:
+        return labels.masked_fill(labels >= space.trained, -100)
+    return labels[:, : space.trained] if kind == MULTI else labels
 
 
 def _without(answered: Answered, space: LabelSpace, fold: int) -> tuple[Answered, LabelSpace]:

@@ -285,6 +285,22 @@ def test_calibration_lowers_the_loss() -> None:
         make().calibrate(held)
 
 
+def test_calibration_on_labels_that_only_the_bank_knows() -> None:
+    model, texts, labels = taught(40)
+    held = [
+        {**encoded(text), "labels": torch.tensor([int(label[-1])])} for text, label in zip(texts, labels, strict=True)
+    ]
+    base = model.calibrate(held)["base_nats"]
+    model.learn(["h h h h"], ["new"], new_labels=True)
+    measured = model.calibrate([*held, {**encoded("h h h"), "labels": torch.tensor([3])}])
+    assert measured["texts"] == len(held) + 1
+    assert measured["base_nats"] == pytest.approx(base)
+    several = make(problem_type="multi_label_classification")
+    several.learn(["a b", "c"], [["label-0", "new"], []], TOKENIZER, new_labels=True)
+    measured = several.calibrate([{**encoded("a b a"), "labels": torch.tensor([[1.0, 0.0, 0.0, 1.0]])}])
+    assert measured["after_nats"] <= measured["before_nats"]
+
+
 def test_a_text_of_a_hundred_thousand_characters() -> None:
     model, _, _ = taught()
     long = " ".join(["a", "b"] * 25_000)
