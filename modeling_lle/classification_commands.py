@@ -135,7 +135,7 @@ def learn(
     bank_path: OwnBank = None,
 ) -> None:
     """Teaches a classifier examples, without training: adds them to its bank, which lasts."""
-    from .banks.taught import bank_place, load_classifier, read_label, teach
+    from .banks.taught import bank_place, load_classifier, only_new, read_label, teach
     from .data.tables import read_table
 
     table = read_table(given, text_column)
@@ -169,6 +169,11 @@ def learn(
         f"{added:,} of {len(texts):,} examples are new, of {several:,} label{'s' * (several != 1)}, in {seconds:.1f} "
         f"s; the bank {place} has {len(bank):,}."
     )
+    if only_new(loaded):
+        typer.echo(
+            "The bank has examples of labels alone that the model was not trained on, so every text will get one of "
+            "them: teach it the texts that the model was trained on too."
+        )
     if added:
         name = source or bank.manifest.added[-1].source
         where = "" if bank_path is None else f" --bank {bank_path}"

@@ -102,6 +102,13 @@ def test_learn_classify_and_forget(folder: Path, bank: str | None) -> None:
     assert {name: data for name, data in after.items() if not name.startswith("history/")} == before
 
 
+def test_new_labels_alone_are_worth_a_warning(folder: Path) -> None:
+    warning = "teach it the texts that the model was trained on too"
+    assert warning in run(folder, "learn", "M", "h h h h", "--label", "new", "--new-labels")
+    assert warning not in run(folder, "learn", "M", "F/train.csv")
+    assert warning not in run(folder, "learn", "M", "g g g g", "--label", "new")
+
+
 def test_namespaces(folder: Path) -> None:
     run(folder, "learn", "M", "h h h h", "--label", "ann's", "--new-labels", "--namespace", "ann")
     run(folder, "learn", "M", "h h h h", "--label", "label-0", "--namespace", "bob")

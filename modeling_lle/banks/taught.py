@@ -10,7 +10,7 @@ from transformers.utils import cached_file
 
 from ..bank_files_lle import MANIFEST
 from ..bank_lle import HISTORY_FOLDER, HistoryBank
-from ..labels_lle import MULTI, REGRESSION, Label
+from ..labels_lle import MULTI, REGRESSION, SINGLE, Label
 
 CLASSIFIER = "LLEForSequenceClassification"
 
@@ -99,6 +99,19 @@ def teach(
     model.history_bank.save_pretrained(path)
     model.attach_history(HistoryBank.open(path), tokenizer=tokenizer)
     return added
+
+
+def only_new(model: Any) -> bool:
+    """Whether the attached bank has examples, and all of them are of labels that the output layer does not know.
+
+    With nothing else to recall, the rule leaves no share to the labels that it does know (labels_lle.py).
+    """
+    if model.kind != SINGLE:
+        return False
+    bank = model.history_bank
+    live = bank.live_outcomes().tolist()
+    names = {name for name, is_live in zip(bank.manifest.labels, live, strict=True) if is_live}
+    return bool(names) and names.isdisjoint(model.trained_labels)
 
 
 def read_label(value: Any, kind: str) -> Any:
