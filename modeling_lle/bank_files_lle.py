@@ -269,7 +269,8 @@ class Folder:
         """A segment, its tensors mapped from the file."""
         tensors = self._read(info.file, verify)
         documents = tensors.pop("documents").numpy().tobytes().decode()
-        return Segment(**tensors, documents=[json.loads(line) for line in documents.splitlines()])
+        # Not splitlines(): JSON leaves the line breaks of Unicode, such as U+2028, as they are.
+        return Segment(**tensors, documents=[json.loads(line) for line in documents.split("\n") if line])
 
     def find_keys(self, info: SegmentInfo) -> tuple[Path, int]:
         """The file of a segment, and how many bytes stand before its keys (N, D) bfloat16."""

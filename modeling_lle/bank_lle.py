@@ -574,8 +574,13 @@ class HistoryBank:
     # Keeping and sharing
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Writes a copy of the bank, as it is in memory, into the folder `path`, which must not hold another one."""
+        """Writes a copy of the bank, as it is in memory, into the folder `path`, which must not hold another one.
+
+        Into its own folder nothing needs to be written.
+        """
         target = Folder(path)
+        if target.path.resolve() == self.folder.path.resolve():
+            return
         with target.writing():
             if (target.path / MANIFEST).exists():
                 raise FileExistsError(f"there is a bank at {target.path} already: remove it, or choose another folder")

@@ -1,28 +1,34 @@
-"""The command line: `lle train | evaluate | calibrate | statistics | explain | card | demo`, and `lle bank ...`.
+"""The command line: `lle train | evaluate | calibrate | statistics | explain | card | demo`, `lle bank ...`, and for
+classifiers `lle classify | learn | forget`.
 
 Heavy imports wait until a command runs, so that `lle --help` answers at once.
 """
 
 import json
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .banks.commands import bank
-from .options import Bank, Column, Folder, Name, Namespaces, Row, SampleBy, Source
+from .classification_commands import classify, forget, learn
+from .options import Bank, BatchSize, Column, Folder, LabelColumn, Name, Namespaces, Row, SampleBy, Source
 
 if TYPE_CHECKING:
     from .data import TextTokens
 
 app = typer.Typer(
-    help="LLE, Learning from History: recurrent language models that keep learning from what they read.",
+    help="LLE, Learning from History: recurrent models that keep learning from what they read and are taught.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
 
 app.add_typer(bank, name="bank")
+
+ONLY_TEXTS = ("train_split", "sample_by", "rows", "segment_length", "limit_tokens")
+ONLY_LABELS = ("label_column", "out_of_scope_label", "batch_size")
 
 
 @app.command()
@@ -45,6 +51,7 @@ def train(
 
 @app.command()
 def evaluate(
+    context: typer.Context,
     model: Folder,
     source: Source,
     name: Name = None,
@@ -55,15 +62,45 @@ def evaluate(
     rows: Annotated[int, typer.Option(help="Readers, each with a stream of its own; more are faster.")] = 1,
     segment_length: Annotated[int, typer.Option(help="Tokens of a step; changes the speed only.")] = 256,
     limit_tokens: Annotated[int | None, typer.Option(help="Read only about so many tokens.")] = None,
+    label_column: LabelColumn = "label",
+    out_of_scope_label: Annotated[str | None, typer.Option(help="Label that means none of the others.")] = None,
+    batch_size: BatchSize = 32,
     bank_path: Bank = None,
     namespace: Namespaces = None,
     bf16: Annotated[bool, typer.Option(help="Compute in bfloat16.")] = False,
-    output: Annotated[Path | None, typer.Option(help="Folder for evaluation.json and evaluation.png.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for evaluation.json and a picture.")] = None,
     results: Annotated[Path | None, typer.Option(help="Results file of a released recipe to write.")] = None,
 ) -> None:
-    """Reads a text once, and shows its perplexity for the base and with each source of history, side by side."""
+    """Measures a model for the base and with each source of history, side by side.
+
+    Of a language model, it shows the perplexity of a text that is read once; of a classifier, the accuracy,
+    calibration and refusals on labelled texts.
+    """
+    from .banks.taught import architecture
     from .evaluation import evaluate_folder, format_table, write_release
 
+    kind = architecture(model)
+    is_classifier = kind.endswith("Classification")
+    for option in ONLY_TEXTS if is_classifier else ONLY_LABELS:
+        if getattr(context.get_parameter_source(option), "name", "") == "COMMANDLINE":
+            raise ValueError(f"--{option.replace('_', '-')} is not for the {kind} in {model}: leave it out")
+    if is_classifier:
+        _evaluate_classifier(
+            results,
+            model,
+            source,
+            name=name,
+            split=split,
+            text_column=text_column,
+            label_column=label_column,
+            out_of_scope=out_of_scope_label,
+            bank=bank_path,
+            namespaces=namespace or None,
+            batch_size=batch_size,
+            bf16=bf16,
+            output=output,
+        )
+        return
     measured = evaluate_folder(
         model,
         source,
@@ -83,6 +120,16 @@ def evaluate(
     typer.echo(format_table(measured["metrics"]))
     if results is not None:
         write_release(results, model, measured, split)
+
+
+def _evaluate_classifier(results: Path | None, *arguments: Any, **options: Any) -> None:
+    from .evaluation import evaluate_classifier_folder, format_classification, write_results
+    from .evaluation.results import this_command
+
+    measured = evaluate_classifier_folder(*arguments, **options)
+    typer.echo(format_classification(measured["metrics"]))
+    if results is not None:
+        write_results(results, this_command(), measured["metrics"], measured["rows"])
 
 
 @app.command()
@@ -176,8 +223,7 @@ def explain_(
     loaded: Any = AutoModelForCausalLM.from_pretrained(model)
     if bank_path is not None:
         loaded.attach_history(HistoryBank.from_pretrained(bank_path), namespace or None)
-    is_file = len(text) < 4096 and "\n" not in text and Path(text).is_file()
-    given = Path(text).read_text(encoding="utf-8") if is_file else text
+    given = Path(text).read_text(encoding="utf-8") if os.path.isfile(text) else text
     # A tokenizer of words has no line breaks: there a line is a row, which an <eos> ends.
     rows = [given] if tokenizer("\n", add_special_tokens=False)["input_ids"] else given.splitlines()
     tokens = [token for row in encode_texts(rows, tokenizer) for token in row]
@@ -187,6 +233,11 @@ def explain_(
     if output is not None:
         write_page(output, explanations, tokenizer, f"What {model} recalls")
         typer.echo(f"The page is {output}.")
+
+
+app.command()(classify)
+app.command()(learn)
+app.command()(forget)
 
 
 @app.command()

@@ -278,7 +278,7 @@ def fit_labels(answered: Answered, space: LabelSpace, numbers: BankConfig, kind:
     knows would learn to keep silent.
 
     Returns:
-        `texts`, and the losses `base_nats`, `before_nats`, `after_nats`.
+        `texts`, and the losses `base_nats` (of the labels that the base knows), `before_nats`, `after_nats`.
     """
     recalled = Answered(answered.logits, answered.labels, _nearest(answered.found, numbers.neighbours))
     trials = [(recalled, space)]
@@ -286,7 +286,7 @@ def fit_labels(answered: Answered, space: LabelSpace, numbers: BankConfig, kind:
         for fold in range(FOLDS):
             trials += [_without(recalled, space, fold, False), _without(answered, space, fold, True)]
     owns = [Features.of(held.logits, kind) for held, _ in trials]
-    mean, deviation = owns[0].features.mean(0), owns[0].features.std(0).clamp(min=1e-3)
+    mean, deviation = owns[0].features.mean(0), owns[0].features.std(0, correction=0).clamp(min=1e-3)
     slopes = torch.tensor([float(x) for x in numbers.gate[2:]])
     bias = float(numbers.gate[0]) + float(slopes @ mean.cpu())
     sharpness = math.log(max(numbers.sharpness, 1e-3))
@@ -323,10 +323,17 @@ def fit_labels(answered: Answered, space: LabelSpace, numbers: BankConfig, kind:
     numbers.gate = torch.cat([(found[2] - weights @ mean.cpu())[None], found[3:4], weights]).tolist()
     return {
         "texts": float(len(answered.logits)),
-        "base_nats": float(label_loss(answered.logits, answered.labels, kind)),
+        "base_nats": float(label_loss(answered.logits, _known_to_base(answered.labels, space, kind), kind)),
         "before_nats": before,
         "after_nats": best[0],
     }
+
+
+def _known_to_base(labels: Tensor, space: LabelSpace, kind: str) -> Tensor:
+    """The labels of `Answered` without those that only the bank knows."""
+    if kind == SINGLE:
+        return labels.masked_fill(labels >= space.trained, -100)
+    return labels[:, : space.trained] if kind == MULTI else labels
 
 
 def _nearest(found: Found, neighbours: int) -> Found:

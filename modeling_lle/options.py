@@ -14,6 +14,8 @@ Namespaces = Annotated[
     list[str] | None, typer.Option("--namespace", help="A namespace of the bank, repeatable; all if not given.")
 ]
 Column = Annotated[str, typer.Option(help="Column of the text.")]
+LabelColumn = Annotated[str, typer.Option(help="Column of the label.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Texts of a batch; fewer where they are long.")]
 
 
 class Row(str, Enum):

@@ -3,6 +3,9 @@
 from typing import Any
 
 from transformers import TextClassificationPipeline
+from transformers.pipelines.text_classification import ClassificationFunction
+
+from .labels_lle import REGRESSION
 
 OUT_OF_SCOPE = "out_of_scope"
 
@@ -10,15 +13,17 @@ OUT_OF_SCOPE = "out_of_scope"
 class LLETextClassificationPipeline(TextClassificationPipeline):
     """transformers' pipeline, with more arguments; `import modeling_lle` makes `pipeline()` use it.
 
-    With `out_of_scope=True`, a text whose score of "none of these" reaches the threshold that `fit_out_of_scope` found
-    gets the label "out_of_scope" with that score. With `return_history=True`, each result is a mapping with `label`,
-    `score`, and under `history` the `history_top` examples of the largest shares: their `text`, `label`, `share` of
-    the prediction and `id`. The shares and the base's add up to one.
+    With `out_of_scope=True`, each result has its score of "none of these" under `out_of_scope` and the bank's `mass`
+    (-inf without a bank), and a text whose score reaches the threshold that `fit_out_of_scope` found gets the label
+    "out_of_scope" with that score. With `return_history=True`, each result has the base's share under `base_share`,
+    and under `history` the `history_top` examples of the largest shares: their `text`, `label`, `share` of the
+    prediction and `id`. The shares and the base's add up to one. With `top_k`, either makes each result a mapping
+    that has the labels under `labels`.
 
     Example:
         >>> classify = pipeline("text-classification", model=folder)
         >>> classify.model.learn(["is the moon a planet?"], ["astronomy"], classify.tokenizer, new_labels=True)
-        >>> classify("what is the moon?", return_history=True)["history"][0]["text"]
+        >>> classify("what is the moon?", return_history=True)[0]["history"][0]["text"]
     """
 
     def _sanitize_parameters(  # type: ignore[override]
@@ -43,13 +48,20 @@ class LLETextClassificationPipeline(TextClassificationPipeline):
             after["history_top"] = history_top
         return before, during, after
 
+    def preprocess(self, inputs: Any, **options: Any) -> Any:  # type: ignore[override]
+        """As transformers'; raises a ValueError for a text without a token."""
+        encoded: Any = super().preprocess(inputs, **options)
+        if not encoded["input_ids"].shape[-1]:
+            raise ValueError(f"there is nothing to classify in the text {inputs!r:.80}: leave it out")
+        return encoded
+
     def _forward(self, model_inputs: Any, **options: Any) -> Any:  # type: ignore[override]
         if not options:
             return super()._forward(model_inputs)
         output = self.model(**model_inputs, **options)
         flat = {"logits": output.logits}  # the pipeline takes batches apart that hold tensors and nothing else
         if output.out_of_scope is not None:
-            flat["out_of_scope"] = output.out_of_scope
+            flat |= {"out_of_scope": output.out_of_scope, "mass": output.mass}
         if output.history is not None:
             flat |= {f"history_{name}": value for name, value in output.history.items()}
         return flat
@@ -64,16 +76,21 @@ class LLETextClassificationPipeline(TextClassificationPipeline):
         **rest: Any,
     ) -> Any:
         """As transformers', with what was asked for."""
+        if getattr(self.model, "kind", None) == REGRESSION:  # transformers knows it only by the `problem_type`
+            rest.setdefault("function_to_apply", ClassificationFunction.NONE)
         result = super().postprocess(model_outputs, *args, **rest)
+        if not (out_of_scope or return_history):
+            return result
+        found: dict[str, Any] = {}
         if out_of_scope:
             score = float(model_outputs["out_of_scope"][0])
+            found = {"out_of_scope": score, "mass": float(model_outputs["mass"][0])}
             if score >= self.model.config.out_of_scope.threshold:
                 refused = {"label": OUT_OF_SCOPE, "score": score}
                 result = [refused] if isinstance(result, list) else refused
         if return_history:
-            found = result if isinstance(result, dict) else {"labels": result}
-            return {**found, **self._history(model_outputs, history_top)}
-        return result
+            found |= self._history(model_outputs, history_top)
+        return {**(result if isinstance(result, dict) else {"labels": result}), **found}
 
     def _history(self, outputs: dict[str, Any], top: int) -> dict[str, Any]:
         model: Any = self.model

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from tiny import VOCAB, make_ids, make_model, make_texts, make_tokenizer
 from torch import Tensor
 
 from modeling_lle import HistoryBank, LLEForCausalLM
 from modeling_lle.bank_files_lle import BankError, Folder
 from modeling_lle.banks import encode
+from tests.tiny import VOCAB, make_ids, make_model, make_texts, make_tokenizer
 
 TOKENIZER = make_tokenizer()
 MODEL = make_model()

@@ -8,12 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import make_ids, make_model
 from torch import Tensor
 from transformers import TextStreamer
 
 from modeling_lle import LLECache, LLEForCausalLM, LLETokenizer
 from modeling_lle.cache_lle import Stream
+from tests.tiny import make_ids, make_model
 
 RECURRENCES = ["lstm", "gru", "qrnn"]
 every_recurrence = pytest.mark.parametrize("recurrence", RECURRENCES)

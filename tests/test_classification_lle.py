@@ -20,35 +20,12 @@ from modeling_lle import (
     LLEConfig,
     LLEForCausalLM,
     LLEForSequenceClassification,
-    LLEForTokenClassification,
 )
 from modeling_lle.bank_files_lle import BankError
-from tests.tiny import VOCAB, make_ids, make_texts, make_tokenizer
+from tests.classifiers import TOKENIZER, encoded, make, taught
+from tests.tiny import VOCAB, make_ids, make_texts
 
-TOKENIZER = make_tokenizer()
 POOLINGS = [["last"], ["mean"], ["max"], ["attention"], ["mean", "max"]]
-
-
-def make(labels: int = 3, of_tokens: bool = False, **values: Any) -> Any:
-    """A classifier in evaluation mode with the labels label-0, label-1, ..."""
-    torch.manual_seed(0)
-    names = {number: f"label-{number}" for number in range(labels)}
-    sizes = {"vocab_size": VOCAB, "hidden_size": 6, "initializer_range": 1.0, "bidirectional": True, "pad_token_id": 1}
-    config = LLEConfig(**{**sizes, "id2label": names, **values})
-    return (LLEForTokenClassification if of_tokens else LLEForSequenceClassification)(config).eval()
-
-
-def taught(count: int = 12, **values: Any) -> tuple[Any, list[str], list[str]]:
-    """A classifier with a bank of random texts."""
-    model = make(**values)
-    texts = list(dict.fromkeys(make_texts(count, 5, seed=3)))
-    labels = [f"label-{len(text) % 3}" for text in texts]
-    assert model.learn(texts, labels, TOKENIZER) == len(texts)
-    return model, texts, labels
-
-
-def encoded(*texts: str) -> dict[str, torch.Tensor]:
-    return TOKENIZER(list(texts), return_tensors="pt", padding=True)
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
@@ -156,6 +133,8 @@ def test_teaching_twice_adds_nothing() -> None:
         (["a"], [1], "text 0, 'a': the label 1 should be a text"),
         (["a", "b", "a"], ["label-0", "label-0", "label-1"], r"'a' has two labels: label-0 \(text 0\) and label-1"),
         (["a"], ["label-0", "label-1"], "1 texts, 2 labels"),
+        (["a", "b \ud800"], ["label-0", "label-0"], "text 1 or its label holds '\\\\ud800', no proper Unicode"),
+        (["a"], ["\udfff"], "text 0 or its label holds"),
         ("a b", ["label-0"] * 3, "give a list of texts"),
     ],
 )
@@ -214,7 +193,10 @@ def test_several_labels_and_regression() -> None:
     value = make(labels=1)
     plain = value(**encoded("a b")).logits.item()
     value.learn(["a b"], [plain + 10], TOKENIZER)
-    assert plain < value(**encoded("a b")).logits.item() < plain + 10
+    mixed = value(**encoded("a b")).logits.item()
+    assert plain < mixed < plain + 10
+    found = pipeline("text-classification", model=value, tokenizer=TOKENIZER)("a b")[0]
+    assert found["score"] == pytest.approx(mixed)  # the value itself, not its sigmoid
 
 
 def test_teaching_tokens() -> None:
@@ -255,6 +237,12 @@ def test_out_of_scope() -> None:
     assert measured["in_scope_accuracy"] > 0.5
     results = classify([*texts, "<unk> <unk> <unk>"], out_of_scope=True, batch_size=4)
     assert results[-1]["label"] == "out_of_scope"
+    assert results[-1]["score"] == results[-1]["out_of_scope"] >= model.config.out_of_scope.threshold
+    scored = model(**encoded(texts[0]), output_out_of_scope=True)
+    assert results[0]["out_of_scope"] == pytest.approx(scored.out_of_scope.item())
+    assert results[0]["mass"] == pytest.approx(scored.mass.item())
+    best = classify(texts[0], out_of_scope=True, top_k=2)
+    assert set(best) == {"labels", "out_of_scope", "mass"}
     right = [r["label"] == label for r, label in zip(results[:-1], labels, strict=True)]
     assert sum(right) / len(right) == pytest.approx(measured["in_scope_accuracy"])
     with pytest.raises(ValueError, match="no text out of scope"):
@@ -274,12 +262,64 @@ def test_calibration_lowers_the_loss() -> None:
         make().calibrate(held)
 
 
+def test_calibration_on_labels_that_only_the_bank_knows() -> None:
+    model, texts, labels = taught(40)
+    held = [
+        {**encoded(text), "labels": torch.tensor([int(label[-1])])} for text, label in zip(texts, labels, strict=True)
+    ]
+    base = model.calibrate(held)["base_nats"]
+    model.learn(["h h h h"], ["new"], new_labels=True)
+    measured = model.calibrate([*held, {**encoded("h h h"), "labels": torch.tensor([3])}])
+    assert measured["texts"] == len(held) + 1
+    assert measured["base_nats"] == pytest.approx(base)
+    several = make(problem_type="multi_label_classification")
+    several.learn(["a b", "c"], [["label-0", "new"], []], TOKENIZER, new_labels=True)
+    measured = several.calibrate([{**encoded("a b a"), "labels": torch.tensor([[1.0, 0.0, 0.0, 1.0]])}])
+    assert measured["after_nats"] <= measured["before_nats"]
+
+
 def test_a_text_of_a_hundred_thousand_characters() -> None:
     model, _, _ = taught()
     long = " ".join(["a", "b"] * 25_000)
     assert model.learn([long], ["label-2"]) == 1
     found = pipeline("text-classification", model=model, tokenizer=TOKENIZER)(long, return_history=True)[0]
     assert found["history"][0]["text"] == long
+
+
+def test_texts_of_all_kinds_are_taught_found_and_taken_back(tmp_path: Path) -> None:
+    model, known, _ = taught()
+    before = model(**encoded(*known)).logits
+    odd = [
+        "a\0b",
+        "\ufeffa",
+        "\u202eabc\u202c",
+        "a\u2028b\u2029\x85c",
+        "a\x0b\x0c\x1c\x1d\x1eb",
+        "a\r\nb",
+        "猫 кот γάτα",
+    ]
+    assert model.learn(odd, ["label-0"] * len(odd), source="odd") == len(odd)
+    model.save_pretrained(tmp_path, save_history=True)
+    opened = HistoryBank.from_pretrained(tmp_path)
+    texts = [entry.columns["text"] for entry in opened.describe(range(len(opened)))]
+    assert texts == known + odd
+    assert model.forget(odd) == len(odd)
+    assert torch.equal(model(**encoded(*known)).logits, before)
+
+
+def test_a_bank_that_lies_with_the_model_is_saved_with_it(tmp_path: Path) -> None:
+    model, texts, _ = taught()
+    model.save_pretrained(tmp_path, save_history=True)
+    model.attach_history(HistoryBank.from_pretrained(tmp_path), tokenizer=TOKENIZER)
+    model.learn(["h h h h"], ["label-0"])
+    model.save_pretrained(tmp_path, save_history=True)
+    assert len(HistoryBank.from_pretrained(tmp_path)) == len(texts) + 1
+
+
+def test_a_text_without_a_token_cannot_be_classified() -> None:
+    classify = pipeline("text-classification", model=make(), tokenizer=TOKENIZER)
+    with pytest.raises(ValueError, match=r"nothing to classify in the text ' ': leave it out"):
+        classify(["a", " "])
 
 
 def test_plain_trainer_learns(tmp_path: Path) -> None:

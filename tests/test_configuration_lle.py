@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassFieldValidationError
-from tiny import make_ids, make_model
 
 from modeling_lle import HistoryConfig, LLEConfig, LLEForCausalLM, StreamConfig
 from modeling_lle.configuration_lle import CONFIG_VERSION, check_keys
 from modeling_lle.training.recipe import load_recipe
+from tests.tiny import make_ids, make_model
 
 
 def test_defaults() -> None:

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import make_ids, make_model, make_texts, make_tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel, pipeline
 
 from modeling_lle import HistoryBank, LLEForCausalLM
 from modeling_lle.evaluation.explanations import format_explanations, write_page
 from modeling_lle.explanation_lle import as_values, decode
+from tests.tiny import make_ids, make_model, make_texts, make_tokenizer
 
 TOKENIZER = make_tokenizer()
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import NUMBERS, VOCAB, make_ids, make_model
 from torch import Tensor
 
 from modeling_lle import LLECache, LLEForCausalLM, modeling_lle
@@ -26,6 +25,7 @@ from modeling_lle.history_lle import (
     mixed_log_prob,
     recall_stream,
 )
+from tests.tiny import NUMBERS, VOCAB, make_ids, make_model, repetitive
 
 WINDOWS = [0, 1, 2, 7, 100]
 
@@ -312,16 +312,6 @@ def test_gradients_of_the_numbers() -> None:
         with torch.no_grad():
             up, down = (mixture(numbers + s * change, similarity, age, base, outcomes)[..., 0].sum() for s in (1, -1))
         assert float(gradient[index]) == pytest.approx(float(up - down) / (2 * step), abs=2e-3)
-
-
-def repetitive(segments: int = 6, rows: int = 2, length: int = 20) -> list[dict[str, Tensor]]:
-    """Consecutive segments of texts that repeat a passage, one for each row."""
-    total = segments * length + 1
-    ids = torch.stack([make_ids(1, 9, seed)[0].repeat(total // 9 + 1)[:total] for seed in range(rows)])
-    noise = torch.rand(ids.shape, generator=torch.Generator().manual_seed(3)) < 0.15
-    ids = torch.where(noise, make_ids(rows, total, 4), ids)
-    cuts = range(0, total - 1, length)
-    return [{"input_ids": ids[:, c : c + length], "shift_labels": ids[:, c + 1 : c + length + 1]} for c in cuts]
 
 
 def perplexity(model: LLEForCausalLM, batches: list[dict[str, Tensor]], column: str = "log_probs") -> float:

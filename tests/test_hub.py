@@ -13,8 +13,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from hub_client import logits
-from hub_stand_in import HubStandIn
 from packaging.requirements import Requirement
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 from transformers.dynamic_module_utils import get_imports
@@ -22,6 +20,8 @@ from transformers.dynamic_module_utils import get_imports
 import modeling_lle
 from modeling_lle import LLEConfig, LLEForCausalLM, LLEForSequenceClassification, LLEModel, LLETokenizer
 from modeling_lle.model_card import write_model_card
+from tests.hub_client import logits
+from tests.hub_stand_in import HubStandIn
 
 CLIENT = Path(__file__).with_name("hub_client.py")
 OF_CLASSIFIERS = {f"{name}_lle.py" for name in ("classification", "labels", "pooling", "teaching")}

@@ -9,13 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import VOCAB, make_ids, make_model
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModel, AutoModelForCausalLM
 
 from modeling_lle import LLECache, LLEForCausalLM, LLEModel, loss_lle, modeling_lle
 from modeling_lle.recurrence_lle import RecurrentStack
+from tests.tiny import VOCAB, make_ids, make_model
 
 stream_on_and_off = pytest.mark.parametrize("history", [True, False], ids=["stream", "plain"])
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import VOCAB, make_ids, make_model
 from torch import Tensor
 from torch.func import functional_call
 
 from modeling_lle import LLECache, LLEForCausalLM
 from modeling_lle.data import StreamDataset
 from modeling_lle.overlay_lle import FLOOR, WEIGHT_FLOOR, Overlay, change_sizes
+from tests.tiny import VOCAB, make_ids, make_model
 
 SCOPES = ("head", "low-rank", "all")
 every_scope = pytest.mark.parametrize("scope", SCOPES)

@@ -5,11 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny import make_model
 from transformers.models.auto import configuration_auto, modeling_auto, tokenization_auto
 
 import modeling_lle
 from modeling_lle import LLEConfig, LLEForCausalLM, LLEModel, LLETokenizer
+from tests.tiny import make_model
 
 LAZY = """
 import sys

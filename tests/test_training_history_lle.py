@@ -10,13 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from test_history_lle import repetitive
-from tiny import NUMBERS, VOCAB, make_ids, make_model
 from torch import Tensor, nn
 
 from modeling_lle import LLECache, LLEForCausalLM, StreamConfig, history_lle, loss_lle, modeling_lle
 from modeling_lle.cache_lle import Stream
 from modeling_lle.training_history_lle import HistoryLoss, recall_targets, recall_targets_reference
+from tests.tiny import NUMBERS, VOCAB, make_ids, make_model, repetitive
 
 OTHERS = {"sharpness": 6.0, "gate": [-0.5, 0.2, 0.1, -0.3]}
 D = 6

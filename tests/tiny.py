@@ -40,3 +40,13 @@ def make_texts(rows: int, length: int, seed: int = 0) -> list[str]:
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, length + 1, (rows,), generator=generator).tolist()
     return [" ".join(WORDS[i] for i in torch.randint(len(WORDS), (n,), generator=generator).tolist()) for n in lengths]
+
+
+def repetitive(segments: int = 6, rows: int = 2, length: int = 20) -> list[dict[str, Tensor]]:
+    """Consecutive segments of texts that repeat a passage, one for each row."""
+    total = segments * length + 1
+    ids = torch.stack([make_ids(1, 9, seed)[0].repeat(total // 9 + 1)[:total] for seed in range(rows)])
+    noise = torch.rand(ids.shape, generator=torch.Generator().manual_seed(3)) < 0.15
+    ids = torch.where(noise, make_ids(rows, total, 4), ids)
+    cuts = range(0, total - 1, length)
+    return [{"input_ids": ids[:, c : c + length], "shift_labels": ids[:, c + 1 : c + length + 1]} for c in cuts]

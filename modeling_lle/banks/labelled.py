@@ -79,6 +79,7 @@ class _Examples:
     def _text(self, row: int, text: Any, label: Any, model: Any) -> tuple[Any, str, list[str | None]]:
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"text {row} is {text!r}: an example needs a text that is not empty")
+        _check_unicode(row, text, label)
         try:
             return text, text, [outcome_name(label, model.kind)]
         except ValueError as error:
@@ -89,6 +90,7 @@ class _Examples:
             raise ValueError(f"text {row} is {words!r}: give a list of words, none of them empty")
         if isinstance(labels, str) or len(labels) != len(words):
             raise ValueError(f"text {row} has {len(words)} words: give as many labels, None where a word has none")
+        _check_unicode(row, *words, *labels)
         names = [None if label is None else outcome_name(label, SINGLE) for label in labels]
         return list(words), " ".join(words), names
 
@@ -131,6 +133,14 @@ class _Examples:
             chosen.append(row)
             replaced += ids
         return chosen, replaced
+
+
+def _check_unicode(row: int, *values: Any) -> None:
+    """Raises a ValueError if a value holds half of a surrogate pair, which no file and no tokenizer takes."""
+    try:
+        json.dumps(values, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"text {row} or its label holds {error.object[error.start]!r}, no proper Unicode") from None
 
 
 def _short(text: str) -> str:
@@ -194,7 +204,7 @@ def _segment(
     training = model.training
     model.eval()
     try:
-        for rows in _batches([len(ids) for ids in encoded["input_ids"]]):
+        for rows in batches([len(ids) for ids in encoded["input_ids"]]):
             batch = tokenizer.pad({"input_ids": [encoded["input_ids"][row] for row in rows]}, return_tensors="pt")
             batch = {name: value.to(model.device) for name, value in batch.items()}
             states = model.encode(batch["input_ids"], batch["attention_mask"]).bfloat16().cpu()
@@ -242,14 +252,22 @@ def _places(encoded: Any, row: int, names: list[str | None]) -> list[int]:
     return [places[word] for word, name in enumerate(names) if name is not None]
 
 
-def _batches(lengths: list[int]) -> Iterator[list[int]]:
-    """The rows in batches, those of similar length together."""
+def batches(lengths: Sequence[int], most: int = TEXTS) -> Iterator[list[int]]:
+    """The rows of texts in batches, those of similar length together.
+
+    Args:
+        lengths: Number of tokens of each text.
+        most: Number of texts of a batch; fewer where they would be more than `TOKENS` together, padding included.
+
+    Raises:
+        ValueError: A text has no token.
+    """
     order = sorted(range(len(lengths)), key=lambda row: lengths[row])
     batch: list[int] = []
     for row in order:
         if not lengths[row]:
-            raise ValueError(f"the tokenizer makes no token of text {row}: it cannot be an example")
-        if batch and ((len(batch) + 1) * lengths[row] > TOKENS or len(batch) == TEXTS):
+            raise ValueError(f"the tokenizer makes no token of text {row}: leave it out")
+        if batch and ((len(batch) + 1) * lengths[row] > TOKENS or len(batch) == most):
             yield batch
             batch = []
         batch.append(row)

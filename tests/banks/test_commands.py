@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
-from tiny import make_model, make_texts, make_tokenizer
 from typer.testing import CliRunner
 
 from modeling_lle import HistoryBank, cli
 from modeling_lle.banks import encode
 from modeling_lle.banks.exchange import from_parquet
 from scripts.benchmark.damage import corrupt_parquet_at_random, make_bank
+from tests.tiny import make_model, make_texts, make_tokenizer
 
 TEXTS = make_texts(20, 6)
 
@@ -111,6 +111,9 @@ def test_calibrate_evaluate_and_explain_with_a_bank(folder: Path) -> None:
     assert "train.json:" in output
     assert "tokens ago" in output
     assert "train.json:" in (folder / "page.html").read_text()
+    text = " ".join(["a b"] * 100)  # longer than the name of a file can be
+    result = CliRunner().invoke(cli.app, ["explain", str(folder / "model"), text], catch_exceptions=False)
+    assert result.exit_code == 0
 
 
 @pytest.mark.parametrize(

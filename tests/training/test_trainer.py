@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from distributed_worker import SEGMENT, make_arguments, make_model, make_tokens, make_trainer, train
 
 from modeling_lle import LLECache, LLEForCausalLM
 from modeling_lle.data import StreamDataset, StreamIterableDataset
 from modeling_lle.training import LLETrainer
+from tests.training.distributed_worker import SEGMENT, make_arguments, make_model, make_tokens, make_trainer, train
 
 
 def batches(stream: StreamDataset) -> list[dict[str, torch.Tensor]]:

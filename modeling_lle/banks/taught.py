@@ -1,0 +1,123 @@
+"""Saved classifiers and the banks that lie with them: what `lle classify`, `lle learn` and `lle forget` work on."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers.utils import cached_file
+
+from ..bank_files_lle import MANIFEST
+from ..bank_lle import HISTORY_FOLDER, HistoryBank
+from ..labels_lle import MULTI, REGRESSION, Label
+
+CLASSIFIER = "LLEForSequenceClassification"
+
+
+def architecture(model_path: str | Path) -> str:
+    """The name of the class of a saved model."""
+    config = AutoConfig.from_pretrained(model_path)
+    return (config.architectures or [config.model_type])[0]
+
+
+def load_classifier(model_path: str | Path) -> tuple[Any, Any]:
+    """A saved classifier of texts, and its tokenizer.
+
+    Args:
+        model_path: A folder, or a name on the Hub.
+
+    Raises:
+        ValueError: The model is another one.
+    """
+    name = architecture(model_path)
+    if name != CLASSIFIER:
+        hint = "; for a classifier of tokens, use it in Python" if name.endswith("TokenClassification") else ""
+        raise ValueError(f"{model_path} holds a {name}, and a classifier of texts, {CLASSIFIER}, is needed{hint}")
+    return AutoModelForSequenceClassification.from_pretrained(model_path), AutoTokenizer.from_pretrained(model_path)
+
+
+def bank_place(model_path: str | Path, bank: str | Path | None = None) -> Path:
+    """The folder of the bank that is given, or of the one that lies with a model, whether there is one or not.
+
+    Raises:
+        ValueError: The model is on the Hub, where nothing can be taught.
+    """
+    if bank is None and not Path(model_path).is_dir():
+        raise ValueError(f"{model_path} is no folder on this machine: say with --bank where its bank is to lie")
+    path = Path(model_path) if bank is None else Path(bank)
+    inner = path / HISTORY_FOLDER
+    return inner if bank is None or (inner / MANIFEST).exists() else path
+
+
+def attach_bank(
+    model: Any,
+    tokenizer: Any,
+    model_path: str | Path,
+    bank: str | Path | None = None,
+    namespaces: Sequence[str] | None = None,
+) -> None:
+    """Attaches the bank that is given, or the one that lies with a saved model, if there is one.
+
+    Args:
+        model, tokenizer: What `load_classifier` returned.
+        model_path: Where they were loaded from.
+        bank: The bank, as `HistoryBank.from_pretrained` takes it.
+        namespaces: The namespaces to recall from; None: all.
+
+    Raises:
+        ValueError: There are namespaces but no bank.
+    """
+    if bank is None:
+        manifest = f"{HISTORY_FOLDER}/{MANIFEST}"
+        missing = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+        if cached_file(str(model_path), manifest, **missing) is None:
+            if namespaces:
+                raise ValueError(f"no bank lies with {model_path}, so it has no namespaces: name one with --bank")
+            return
+    opened = HistoryBank.from_pretrained(model_path if bank is None else bank)
+    model.attach_history(opened, namespaces, tokenizer)
+
+
+def teach(
+    model: Any, tokenizer: Any, path: Path, texts: Sequence[str], labels: Sequence[Label], **options: Any
+) -> int:
+    """As `learn` of a classifier, into the bank at `path`, which is made if there is none; whole or not at all.
+
+    Args:
+        model, tokenizer: What `load_classifier` returned.
+        path: The folder of the bank, which is attached to the model afterwards.
+        texts, labels, options: As in `learn`.
+
+    Returns:
+        The number of new examples.
+    """
+    if (path / MANIFEST).exists():
+        model.attach_history(HistoryBank.open(path), tokenizer=tokenizer)
+        return model.learn(texts, labels, tokenizer, **options)
+    added = model.learn(texts, labels, tokenizer, **options)  # into a temporary bank
+    model.history_bank.save_pretrained(path)
+    model.attach_history(HistoryBank.open(path), tokenizer=tokenizer)
+    return added
+
+
+def read_label(value: Any, kind: str) -> Any:
+    """A label as it stands in a file, as `learn` takes it.
+
+    Args:
+        value: A string, a number, or a list of strings. Where a text may have several labels, a string may be a JSON
+            list of them, or one of them.
+        kind: What the labels are.
+    """
+    if kind == REGRESSION:
+        try:
+            return value if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError):
+            return value  # learn() says what is wrong
+    if kind == MULTI and isinstance(value, str):
+        try:
+            several = json.loads(value)
+        except ValueError:
+            several = value
+        return several if isinstance(several, list) else [value]
+    return str(value) if isinstance(value, int) else value

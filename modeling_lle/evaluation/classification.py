@@ -1,0 +1,327 @@
+"""Measuring a classifier of texts: the base alone and with its bank, side by side, and what it refuses.
+
+Notable: base and history see the same batches; texts that are out of scope count for what is refused and for nothing
+else, unless the model has a label for them. Shapes: N texts, C trained labels, L labels.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from ..banks.labelled import batches
+from ..banks.taught import attach_bank, load_classifier
+from ..data.labelled import OUT_OF_SCOPE, load_labelled
+from ..labels_lle import SINGLE
+from .metrics import ClassificationMetric, OutOfScopeMetric
+from .results import this_command, write_results
+
+BATCH_SIZE = 32
+BASE, HISTORY = "base", "history"
+
+
+@dataclass
+class ClassifierEvaluation:
+    """What one pass measured: arrays with an item for each text, in their order.
+
+    Attributes:
+        references: (N,) the names of the right labels.
+        predictions: For "base", and with a bank for "history", (N,) the names of the predicted labels.
+        probabilities: For each side (N,) float64, the probability of the predicted label.
+        nats: For each side (N,) float64, minus the log probability of the right label, NaN where the side does not
+            know it.
+        scores: (N,) float64, the scores of "none of these".
+        labels: The L labels, the trained ones first, then those that only the bank knows.
+        trained: C.
+        threshold: The least score of a text that is refused; 1 refuses none.
+        out_of_scope: The label of the texts that have none of the labels.
+        entries: Examples of the bank; 0 without one.
+        seconds: Duration of the pass, of the base and with the bank.
+    """
+
+    references: list[str]
+    predictions: dict[str, list[str]]
+    probabilities: dict[str, np.ndarray]
+    nats: dict[str, np.ndarray]
+    scores: np.ndarray
+    labels: tuple[str, ...]
+    trained: int
+    threshold: float
+    out_of_scope: str
+    entries: int
+    seconds: float
+
+    @property
+    def last(self) -> str:
+        """The side with all that there is: "history", or "base" without a bank."""
+        return HISTORY if HISTORY in self.predictions else BASE
+
+    @property
+    def accepted(self) -> np.ndarray:
+        """(N,) bool, whether a text is not refused at the threshold."""
+        return (self.scores < self.threshold) | (self.threshold >= 1)
+
+    @property
+    def decisions(self) -> list[str]:
+        """(N,) the predictions with all that there is, `out_of_scope` for texts that are refused."""
+        pairs = zip(self.predictions[self.last], self.accepted, strict=True)
+        return [name if taken else self.out_of_scope for name, taken in pairs]
+
+    def metrics(self) -> dict[str, float]:
+        """Flat metrics.
+
+        `accuracy`, `macro_f1`, `ece` and `loss` (nats) are those of the texts in scope, as if none was refused; with
+        `base_` in front, those of the base alone, `base_loss` of the labels that it was trained on. If the bank has
+        taught labels that the base does not know: `new_classes_accuracy`, and `old_classes_drop`, what the accuracy of
+        the others lost to them. If there are texts out of scope: `out_of_scope_recall`, `out_of_scope_precision` and
+        `in_scope_accuracy`, at the threshold. Then sizes and speed.
+        """
+        known = [row for row, name in enumerate(self.references) if name in self.labels]
+        references = [self.references[row] for row in known]
+        values: dict[str, float] = {}
+        for side, prefix in ((BASE, "base_"), (self.last, "")):
+            metric = ClassificationMetric(keep_in_memory=True)
+            measured = metric.compute(
+                predictions=[self.predictions[side][row] for row in known],
+                references=references,
+                probabilities=self.probabilities[side][known],
+            )
+            values |= {prefix + name: value for name, value in measured.items()}
+            nats = self.nats[side][known]
+            if not np.isnan(nats).all():
+                values[f"{prefix}loss"] = float(np.nanmean(nats))
+        values |= self._new_classes()
+        if len(known) < len(self.references) or self.out_of_scope in references:
+            values |= OutOfScopeMetric(keep_in_memory=True).compute(
+                predictions=self.predictions[self.last],
+                references=self.references,
+                accepted=self.accepted.tolist(),
+                out_of_scope=self.out_of_scope,
+            )
+        return values | {
+            "texts": len(self.references),
+            "out_of_scope_texts": self.references.count(self.out_of_scope),
+            "labels": len(self.labels),
+            "entries": self.entries,
+            "threshold": self.threshold,
+            "seconds": self.seconds,
+            "texts_per_second": len(self.references) / self.seconds,
+        }
+
+    def _new_classes(self) -> dict[str, float]:
+        references, new = np.array(self.references, dtype=object), self.labels[self.trained :]
+        right = {side: references == np.array(names, dtype=object) for side, names in self.predictions.items()}
+        is_new, is_old = np.isin(references, new), np.isin(references, self.labels[: self.trained])
+        if not is_new.any():
+            return {}
+        values = {"new_classes_accuracy": float(right[HISTORY][is_new].mean())}
+        if is_old.any():
+            values["old_classes_drop"] = float(right[BASE][is_old].mean() - right[HISTORY][is_old].mean())
+        return values
+
+    def breakdown(self) -> list[dict[str, Any]]:
+        """A row for each label that texts have: `label`, `texts`, and the `recall` of each side, before refusing."""
+        references = np.array(self.references, dtype=object)
+        right = {side: references == np.array(names, dtype=object) for side, names in self.predictions.items()}
+        rows = []
+        for label in self.labels:
+            own = references == label
+            if own.any():
+                recall = {f"{side}_recall": float(values[own].mean()) for side, values in right.items()}
+                rows.append({"label": label, "texts": int(own.sum()), **recall})
+        return rows
+
+
+@torch.no_grad()
+def evaluate_classifier(
+    model: Any,
+    tokenizer: Any,
+    labelled: Dataset,
+    batch_size: int = BATCH_SIZE,
+    *,
+    out_of_scope: str = OUT_OF_SCOPE,
+    autocast: torch.dtype | None = None,
+) -> ClassifierEvaluation:
+    """Classifies texts with and without the bank that is attached, and measures how well.
+
+    Args:
+        model: An `LLEForSequenceClassification` of one label a text.
+        tokenizer: Its tokenizer.
+        labelled: The columns `text` and `label`, as `load_labelled` makes them.
+        batch_size: Texts of a batch; fewer where they are long.
+        out_of_scope: The label of texts that have none of the labels.
+        autocast: Type that matrix products are computed in, such as `torch.bfloat16`; None: that of the weights.
+
+    Raises:
+        ValueError: The model has several labels a text or values, a text is blank, a label is missing or unknown, or
+            every text is out of scope.
+    """
+    if model.kind != SINGLE:
+        raise ValueError(f"only classifiers of one label a text are evaluated; the problem_type is {model.kind!r}")
+    bank, trained = model.history_bank, model.trained_labels
+    labels = trained if model.label_space is None else model.label_space.names
+    texts, references = labelled["text"][:], labelled["label"][:]
+    _check(texts, references, labels, out_of_scope)
+    sides = {BASE: False} if bank is None else {BASE: False, HISTORY: True}
+    numbers = {label: number for number, label in enumerate(labels)}
+    right = np.array([numbers.get(name, -1) for name in references])
+    predicted = {side: np.zeros(len(texts), dtype=np.int64) for side in sides}
+    probabilities = {side: np.zeros(len(texts)) for side in sides}
+    nats = {side: np.full(len(texts), np.nan) for side in sides}
+    scores = np.zeros(len(texts))
+    training = model.training
+    model.eval()
+    begin = time.perf_counter()
+    try:
+        encoded = tokenizer(texts, return_attention_mask=False)["input_ids"]
+        for rows in batches([len(ids) for ids in encoded], batch_size):
+            batch = tokenizer.pad({"input_ids": [encoded[row] for row in rows]}, return_tensors="pt").to(model.device)
+            for side, with_history in sides.items():
+                with torch.autocast(model.device.type, dtype=autocast, enabled=autocast is not None):
+                    output = model(**batch, use_history=with_history, output_out_of_scope=True)
+                log_probs = output.logits.double().log_softmax(-1).cpu().numpy()
+                if not np.isfinite(log_probs).any(axis=1).all():
+                    raise FloatingPointError("the logits are not finite: the weights hold NaN or infinite values")
+                predicted[side][rows] = log_probs.argmax(1)
+                probabilities[side][rows] = np.exp(log_probs.max(1))
+                knows = right[rows] < log_probs.shape[1]
+                own = np.take_along_axis(log_probs, np.where(knows, right[rows], 0)[:, None], axis=1)[:, 0]
+                nats[side][rows] = np.where(knows & (right[rows] >= 0), -own, np.nan)
+            scores[rows] = output.out_of_scope.double().cpu().numpy()  # of the last side, with all that there is
+    finally:
+        model.train(training)
+    return ClassifierEvaluation(
+        references=references,
+        predictions={side: [labels[number] for number in found] for side, found in predicted.items()},
+        probabilities=probabilities,
+        nats=nats,
+        scores=scores,
+        labels=tuple(labels),
+        trained=len(trained),
+        threshold=float(model.config.out_of_scope.threshold),
+        out_of_scope=out_of_scope,
+        entries=0 if bank is None else len(bank),
+        seconds=time.perf_counter() - begin,
+    )
+
+
+def _check(texts: list[Any], references: list[Any], labels: Sequence[str], out_of_scope: str) -> None:
+    unknown: dict[str, int] = {}
+    for row, (text, label) in enumerate(zip(texts, references, strict=True)):
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"the text in row {row} is {'missing' if text is None else 'blank'}: take the row out")
+        if not isinstance(label, str):
+            what = "missing" if label is None else f"{label!r:.80}, not the name of a class"
+            raise ValueError(f"the label in row {row} is {what}: take the row out")
+        if label not in labels and label != out_of_scope:
+            unknown.setdefault(label, row)
+    if unknown:
+        label, row = next(iter(unknown.items()))
+        raise ValueError(
+            f"neither the model nor a bank knows the label {label!r} (row {row}; {len(unknown)} such labels): teach "
+            "it with learn(new_labels=True), or name the label that means none of the others as out_of_scope"
+        )
+    if all(label not in labels for label in references):
+        raise ValueError(f"every text has the label {out_of_scope!r}: there is nothing in scope to measure")
+
+
+def evaluate_classifier_folder(
+    model_path: str | Path,
+    source: Any,
+    *,
+    name: str | None = None,
+    split: str | None = "test",
+    text_column: str = "text",
+    label_column: str = "label",
+    out_of_scope: str | None = None,
+    bank: str | Path | None = None,
+    namespaces: Sequence[str] | None = None,
+    batch_size: int = BATCH_SIZE,
+    bf16: bool = False,
+    output: str | Path | None = None,
+    command: str | None = None,
+) -> dict[str, Any]:
+    """Evaluates a saved classifier on labelled texts: what `lle evaluate` does with one.
+
+    Args:
+        model_path: Folder, or name on the Hub, of a model and its tokenizer.
+        source, name, split, text_column, label_column, out_of_scope: The texts, as in `load_labelled`.
+        bank: A bank to recall from; None: the one that lies with the model, if there is one.
+        namespaces: The namespaces of it; None: all.
+        batch_size: As in `evaluate_classifier`.
+        bf16: Whether to compute in bfloat16.
+        output: Folder for evaluation.json and confusion.png; None: nothing is written.
+        command: Command that is written into the JSON; None: the one that runs now.
+
+    Returns:
+        `metrics`, with the number of `parameters`, and what metrics.json of the model says of `train_minutes`; and
+        `rows` (the breakdown): what evaluation.json holds, if it is written.
+    """
+    if output is not None:
+        from .confusion import draw_confusion  # first, so that a missing extra costs no pass
+        from .pictures import save_figure
+    model, tokenizer = load_classifier(model_path)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    attach_bank(model, tokenizer, model_path, bank, namespaces)
+    labelled = load_labelled(
+        source,
+        name=name,
+        split=split,
+        text_column=text_column,
+        label_column=label_column,
+        out_of_scope=out_of_scope,
+    )
+    evaluation = evaluate_classifier(
+        model,
+        tokenizer,
+        labelled,
+        batch_size,
+        out_of_scope=out_of_scope or OUT_OF_SCOPE,
+        autocast=torch.bfloat16 if bf16 else None,
+    )
+    trained = Path(model_path) / "metrics.json"
+    told = json.loads(trained.read_text(encoding="utf-8")) if trained.is_file() else {}
+    size = {"parameters": model.num_parameters()}
+    size |= {key: told[key] for key in ("train_minutes",) if key in told}
+    results: dict[str, Any] = {"metrics": {**size, **evaluation.metrics()}, "rows": evaluation.breakdown()}
+    if output is not None:
+        output = Path(output)
+        results = write_results(output / "evaluation.json", command or this_command(), **results)
+        names = list(dict.fromkeys([*evaluation.labels, *evaluation.references, *evaluation.decisions]))
+        save_figure(draw_confusion(evaluation.references, evaluation.decisions, names), output / "confusion.png")
+    return results
+
+
+def format_classification(metrics: dict[str, float]) -> str:
+    """The metrics of a `ClassifierEvaluation` as a table for the terminal."""
+    with_bank = bool(metrics["entries"])
+    prefixes = {"base": "base_", "history": ""} if with_bank else {"base": ""}
+    lines = [f"{'':20}" + "".join(f"{name:>12}" for name in prefixes)]
+    names = {"accuracy": "accuracy", "macro F1": "macro_f1", "calibration error": "ece", "loss": "loss"}
+    for label, key in names.items():
+        cells = [metrics.get(prefix + key) for prefix in prefixes.values()]
+        lines.append(f"{label:20}" + "".join(f"{'-' if cell is None else f'{cell:.4f}':>12}" for cell in cells))
+    lines.append("")
+    if "new_classes_accuracy" in metrics:
+        drop = metrics.get("old_classes_drop")
+        others = "" if drop is None else f"; that of the others fell by {drop:.2%}"
+        lines.append(f"Labels that only the bank knows: accuracy {metrics['new_classes_accuracy']:.2%}{others}.")
+    if "out_of_scope_recall" in metrics:
+        lines.append(
+            f"None of these: {metrics['out_of_scope_recall']:.2%} of {metrics['out_of_scope_texts']:,.0f} texts out "
+            f"of scope are refused, {metrics['out_of_scope_precision']:.2%} of what is refused is out of scope, and "
+            f"{metrics['in_scope_accuracy']:.2%} of the others are accepted and right."
+            + (" The model has no threshold: see its fit_out_of_scope()." if metrics["threshold"] >= 1 else "")
+        )
+    examples = f", a bank of {metrics['entries']:,.0f} examples" if with_bank else ""
+    lines.append(
+        f"{metrics['texts']:,.0f} texts, {metrics['labels']:,.0f} labels{examples}: {metrics['seconds']:.1f} s, "
+        f"{metrics['texts_per_second']:,.0f} texts/s."
+    )
+    return "\n".join(lines)
