@@ -113,6 +113,7 @@ def lle(name: str, comparison: Comparison) -> list[Row]:
     """A way to use LLE, through the model's own interface; `calibrate` fits the numbers of its sources."""
     model, _ = load_model(comparison.path)
     sources = LLE[name]
+    model.config.overlay.scope = "none"  # whatever the model was saved with
     for key, value in sources.changes.items():
         *sections, field = key.split(".")
         setattr(functools.reduce(getattr, sections, model.config), field, value)
