@@ -12,7 +12,9 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from .configuration_lle import LLEConfig
 
 TEMPLATE = Path(__file__).with_name("model_card.md")  # a link to model_cards/template.md, a copy once installed
-TAGS = ["lle", "recurrent", "neural-cache", "cpu"]
+TAGS = ["lle", "recurrent", "cpu"]
+# The type that the Hub knows of what is measured of a classifier; of a language model it is perplexity.
+CLASSIFIER_METRICS = {"accuracy": "accuracy", "macro_f1": "f1"}
 
 
 def write_model_card(
@@ -39,7 +41,7 @@ def write_model_card(
         languages: ISO codes of the languages of the text.
         license: The licence of the weights, by the Hub's identifier.
         recipe: The YAML text that the model was trained with.
-        prompt: The text that the example completes.
+        prompt: The text that the example completes, or classifies.
         template: A Jinja template, for a card of another form.
 
     Returns:
@@ -49,35 +51,40 @@ def write_model_card(
     if not results.get("metrics"):
         raise ValueError("these results hold no metrics: give the content of a file that `lle evaluate` wrote")
     dataset_name = dataset_name or dataset
+    config = LLEConfig.from_pretrained(folder)
+    classifier = "Classification" in (config.architectures or [""])[0]
+    task = "text-classification" if classifier else "text-generation"
     metrics = {name: value for name, value in results["metrics"].items() if isinstance(value, int | float)}
+    types = CLASSIFIER_METRICS if classifier else {name: "perplexity" for name in metrics if name.endswith("ppl")}
     name = repo_id.rsplit("/", maxsplit=1)[-1]
     data = ModelCardData(
         model_name=name,
         license=license,
         library_name="transformers",
-        pipeline_tag="text-generation",
-        tags=TAGS,
+        pipeline_tag=task,
+        tags=TAGS if classifier else [*TAGS, "neural-cache"],
         language=list(languages),
         datasets=[dataset],
-        metrics=["perplexity"],
+        metrics=list(dict.fromkeys(types.values())),
         eval_results=[
             EvalResult(
-                task_type="text-generation",
+                task_type=task,
                 dataset_type=dataset,
                 dataset_name=dataset_name,
                 dataset_split="test",
-                metric_type="perplexity",
+                metric_type=types[metric],
                 metric_name=metric,
                 metric_value=round(value, 3),
             )
             for metric, value in metrics.items()
-            if metric.endswith("ppl")
+            if metric in types
         ],
     )
     card = ModelCard.from_template(
         data,
         template_path=str(template),
-        config=LLEConfig.from_pretrained(folder),
+        config=config,
+        classifier=classifier,
         model_name=name,
         repo_id=repo_id,
         dataset_name=dataset_name,

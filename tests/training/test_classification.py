@@ -7,9 +7,11 @@ import pytest
 import torch
 import yaml
 from datasets import Dataset
+from huggingface_hub import ModelCard
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from modeling_lle import HistoryBank, LLEForCausalLM, LLETokenizer
+from modeling_lle.model_card import write_model_card
 from modeling_lle.training import Recipe, load_recipe, make_recipe, run
 from modeling_lle.training.classification import Encode, batches, hold_out, make_classifier
 
@@ -69,6 +71,23 @@ def test_the_folder_holds_all_of_it(tmp_path: Path) -> None:
     model.attach_history(bank, tokenizer=tokenizer)
     found: Any = pipeline("text-classification", model=model, tokenizer=tokenizer)("Where is number 1 taxi please")
     assert found[0]["label"] in WORDS
+
+
+def test_its_card_says_how_it_is_taught(tmp_path: Path) -> None:
+    run(recipe(tmp_path), {"train": rows()})
+    results = {"metrics": {"accuracy": 0.9, "macro_f1": 0.8, "ece": 0.1}}
+    text = write_model_card(tmp_path / "out", results, repo_id="a/b", dataset="c", prompt="Where is it").read_text()
+    card = ModelCard(text)
+    assert card.data.pipeline_tag == "text-classification"
+    assert [(result.metric_type, result.metric_value) for result in card.data.eval_results] == [
+        ("accuracy", 0.9),
+        ("f1", 0.8),
+    ]
+    assert "with 3 labels" in text
+    assert 'model.learn(["Where is it"], ["a new label"], new_labels=True)' in text
+    assert "{%" not in text
+    assert "{{" not in text
+    assert "\n\n\n" not in text
 
 
 def test_out_of_scope_rows_are_neither_trained_on_nor_taught(tmp_path: Path) -> None:
