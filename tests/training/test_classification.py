@@ -85,6 +85,7 @@ def test_its_card_says_how_it_is_taught(tmp_path: Path) -> None:
     ]
     assert "with 3 labels" in text
     assert 'model.learn(["Where is it"], ["a new label"], new_labels=True)' in text
+    assert "## Licence" in text
     assert "{%" not in text
     assert "{{" not in text
     assert "\n\n\n" not in text
