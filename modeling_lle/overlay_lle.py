@@ -10,6 +10,8 @@ the rule of dynamic evaluation (Krause et al. 2018, arXiv:1709.07432, equations 
 changes: a row's changes are added to the weights for this row only, decay towards what was trained, and go with the
 cache. Scopes: "head" is the matrix and bias of the output layer; "low-rank" is its bias, and a map of rank R on the
 states before it; "all" is every weight, differentiated through the tokens of the step from the state before them.
+Notable: an output whose probability was negligible at all tokens of a step is left out of it, and the decay is kept as
+one factor for each row, so that a step on the head touches some hundred rows of its matrix.
 Shapes: B batch, T time, D width, V vocabulary, E tokens of a step, R rank.
 """
 
@@ -33,15 +35,19 @@ from .linear_lle import linear
 
 logger = logging.getLogger(__name__)
 
-FORMAT, VERSION = "modeling_lle.overlay", 1
+FORMAT, VERSION = "modeling_lle.overlay", 2
+_DECAYED = "decayed"  # its name in the file
 STATISTICS = "update_statistics.safetensors"  # the file beside the weights that holds the root mean squares
 FLOOR = 1e-3  # of the root mean square of a residual, a probability; of states and errors, this share of their mean
 WEIGHT_FLOOR = 1.0  # of that of a weight's gradient, as a share of the mean: most rows of an embedding are rare words
 MARGIN = 1.0  # nats a token above those of a uniform guess: from there on, the changes have done harm
 RATES = {"head": 3e-3, "low-rank": 1e-3, "all": 1e-2}  # where the configuration gives none
 LARGEST = 1e4  # of what a step may change in a weight
+NEGLIGIBLE = 1e-3  # an output that had less than this probability at every token of a step is left as it is
+RENEWAL = 1e-3  # the decay that is kept apart from the changes is multiplied into them when it gets below this
 
-Gradient = tuple[Tensor, Tensor | None]  # a gradient, or two matrices (E, I), (E, J) whose product over E is one
+# A gradient; or two matrices (E, I), (E, J) whose product over E is one; or that of some rows, and their numbers (I,).
+Gradient = tuple[Tensor, Tensor | None, Tensor | None]
 
 
 def change_sizes(model: Any, numbers: UpdateConfig) -> dict[str, torch.Size]:
@@ -63,7 +69,8 @@ class Overlay:
         rows: Rows of the batch, B.
 
     Attributes:
-        changes: For each weight that is changed (B, ...) floating, the difference to what was trained.
+        changes: For each weight that is changed (B, ...) floating, the difference to what was trained, over `decayed`.
+        decayed: (B,) float64, the factor of a row's changes.
         count: (B,) int64, predictions of the row since its last step.
         tokens: (B, E) int64, the tokens that they were made from; the outcome of each is the next one.
         kept: What the step needs of them: "states" (B, E, D) and "probabilities" (B, E, V) of the plain output layer
@@ -79,6 +86,7 @@ class Overlay:
         sizes = change_sizes(model, self.numbers)
         self.changes = {name: weight.new_zeros(rows, *size, **wide) for name, size in sizes.items()}
         self.velocity = {n: torch.zeros_like(c) for n, c in self.changes.items()} if self.numbers.momentum else {}
+        self.decayed = torch.ones(rows, dtype=torch.float64)
         self.count = torch.zeros(rows, dtype=torch.long)
         self.tokens = torch.zeros(rows, self.numbers.every, dtype=torch.long)
         self.kept: dict[str, Tensor] = {}
@@ -97,7 +105,7 @@ class Overlay:
         for tensors in (self.changes, self.velocity, self.kept):
             for name, tensor in tensors.items():
                 tensors[name] = change(tensor)
-        self.count, self.tokens = change(self.count), change(self.tokens)
+        self.decayed, self.count, self.tokens = change(self.decayed), change(self.count), change(self.tokens)
 
     def parts(self, length: int, mask: Tensor | None) -> Iterator[slice]:
         """Cuts a segment of T positions where a row takes a step; `mask` (B, T) bool is False at padding.
@@ -164,25 +172,26 @@ class Overlay:
     def _weights(self, model: Any, row: int) -> dict[str, Tensor]:
         """The changed weights of a row, for the scope "all"."""
         trained = {name: parameter.detach() for name, parameter in model.named_parameters()}
-        return {name: (own + self.changes[name][row]).to(own.dtype) for name, own in trained.items()}
+        factor = float(self.decayed[row])
+        return {n: torch.add(own, self.changes[n][row], alpha=factor).to(own.dtype) for n, own in trained.items()}
 
     def output(self, model: Any, states: Tensor) -> Tensor:
         """The logits (B, T, V) of states (B, T, D), by each row's own output layer."""
         head, changes = model.lm_head, self.changes
         if self.numbers.scope == "all":
             matrix = "model.embed_tokens.weight" if model.config.tie_word_embeddings else "lm_head.weight"
-            rows = zip(states, changes[matrix], changes["lm_head.bias"], strict=True)
-            dtype = head.weight.dtype
-            weights = [(own, (head.weight + w).to(dtype), (head.bias + b).to(dtype)) for own, w, b in rows]
-            return torch.stack([linear(*own) for own in weights])
+            weights = [self._weights(model, row) for row in range(len(states))]
+            each = zip(states, weights, strict=True)
+            return torch.stack([linear(own, changed[matrix], changed["lm_head.bias"]) for own, changed in each])
         wide = states.to(changes["bias"].dtype)
+        factor = self.decayed.to(wide)[:, None, None]
         if self.numbers.scope == "head":
             rows = zip(wide, changes["weight"], changes["bias"], strict=True)
             more = torch.stack([linear(own, w, b) for own, w, b in rows])
         else:
-            moved = (wide @ self.scales["directions"]) @ changes["map"].transpose(1, 2)
+            moved = (wide @ self.scales["directions"]) @ changes["map"].transpose(1, 2) * factor
             states, more = states + moved.to(states.dtype), changes["bias"][:, None]
-        return linear(states, head.weight, head.bias) + more
+        return linear(states, head.weight, head.bias) + more * factor
 
     def remember(self, states: Tensor, positions: slice, log_probs: Tensor, mask: Tensor | None) -> None:
         """Keeps what the next step needs of predictions of a part that was read.
@@ -213,19 +222,26 @@ class Overlay:
             nats, gradients = self._differentiate(model, row, outcomes)
         else:
             nats, gradients = self._residuals(model, row, outcomes)
-        largest = self.rate * max(_highest(left) * _highest(right) for left, right in gradients.values())
+        largest = self.rate * max(_highest(left) * _highest(right) for left, right, _ in gradients.values())
         if not (nats <= math.log(model.config.vocab_size) + MARGIN and largest < LARGEST):  # nor if one is NaN
             self._undo(row, nats)
             return
-        keep = (1 - self.numbers.decay) ** self.numbers.every
-        for name, (left, right) in gradients.items():
-            change = self.changes[name][row]
+        self._decay(row)
+        rate = self.rate / float(self.decayed[row])
+        for name, gradient in gradients.items():
             if self.velocity:
-                velocity = self.velocity[name][row]
-                _accumulate(velocity, left, right, self.numbers.momentum, 1.0)
-                change.mul_(keep).sub_(velocity, alpha=self.rate)
-            else:
-                _accumulate(change, left, right, keep, -self.rate)
+                velocity = self.velocity[name][row].mul_(self.numbers.momentum)
+                _accumulate(velocity, gradient, 1.0)
+                gradient = velocity, None, None
+            _accumulate(self.changes[name][row], gradient, -rate)
+
+    def _decay(self, row: int) -> None:
+        """Takes back what the tokens of a step take back of a row's changes."""
+        self.decayed[row] *= (1 - self.numbers.decay) ** self.numbers.every
+        if self.decayed[row] < RENEWAL:
+            for change in self.changes.values():
+                change[row] *= float(self.decayed[row])
+            self.decayed[row] = 1
 
     def _residuals(self, model: Any, row: int, outcomes: Tensor) -> tuple[float, dict[str, Gradient]]:
         """Nats a token and scaled gradients of the last E predictions, from their probabilities."""
@@ -234,10 +250,12 @@ class Overlay:
         nats = float(-residual[place].log().mean())
         residual[place] -= 1  # the slope of the nats in the logits
         scaled = residual * self.scales["residual"]
+        bias = scaled.sum(0), None, None
         if self.numbers.scope == "head":
-            return nats, {"weight": (scaled, states * self.scales["state"]), "bias": (scaled.sum(0), None)}
+            rows = (residual.abs().amax(0) >= NEGLIGIBLE).nonzero()[:, 0]
+            return nats, {"weight": (scaled[:, rows], states * self.scales["state"], rows), "bias": bias}
         error = (residual @ model.lm_head.weight.to(residual.dtype)) * self.scales["error"]
-        return nats, {"map": (error, states @ self.scales["directions"]), "bias": (scaled.sum(0), None)}
+        return nats, {"map": (error, states @ self.scales["directions"], None), "bias": bias}
 
     def _differentiate(self, model: Any, row: int, outcomes: Tensor) -> tuple[float, dict[str, Gradient]]:
         """Nats a token and scaled gradients of every weight, through the last E tokens."""
@@ -245,12 +263,14 @@ class Overlay:
         cache.state = tuple(tensor[row : row + 1] for tensor in self.kept.values()) or None
         weights = {name: weight.requires_grad_() for name, weight in self._weights(model, row).items()}
         nats, gradients = summed_gradients(model, weights, self.tokens[row].to(model.device), outcomes, cache)
-        return nats / len(outcomes), {n: (g.to(self.scales[n]) * self.scales[n], None) for n, g in gradients.items()}
+        scaled = {name: gradient.to(self.scales[name]) * self.scales[name] for name, gradient in gradients.items()}
+        return nats / len(outcomes), {name: (gradient, None, None) for name, gradient in scaled.items()}
 
     def _undo(self, row: int, nats: float) -> None:
         for tensors in (self.changes, self.velocity):
             for tensor in tensors.values():
                 tensor[row] = 0
+        self.decayed[row] = 1
         logger.warning(
             "the test-time update made row %d worse than a guess (%.1f nats a token): its changes are undone and it "
             "begins anew; lower history.update.rate (now %g) or raise history.update.decay (now %g)",
@@ -266,7 +286,8 @@ class Overlay:
         described = {"format": FORMAT, "version": str(VERSION), "scope": self.numbers.scope}
         described["fingerprint"] = fingerprint(model)
         try:
-            save_file({name: change.contiguous() for name, change in self.changes.items()}, partial, described)
+            tensors = {name: change.contiguous() for name, change in self.changes.items()}
+            save_file({**tensors, _DECAYED: self.decayed}, partial, described)
             os.replace(partial, path)
         except (OSError, SafetensorError) as error:
             raise OSError(f"cannot write the overlay {path}: {error}") from error
@@ -297,11 +318,12 @@ class Overlay:
             raise ValueError(
                 f"the overlay {path} has the scope {described['scope']!r}, history.update.scope is {scope!r}"
             )
+        decayed = changes.pop(_DECAYED, None)  # version 1 has none
         given = {name: change.shape[1:] for name, change in changes.items()}
         if described["fingerprint"] != fingerprint(model) or given != change_sizes(model, model.config.overlay):
             raise ValueError(f"the overlay {path} was made by another model: load the model that read the text")
-        rows = {len(change) for change in changes.values()}
-        overlay = cls(model, rows.pop())
+        overlay = cls(model, len(next(iter(changes.values()))))
+        overlay.decayed = overlay.decayed if decayed is None else decayed
         overlay.changes = {name: change.to(overlay.changes[name]) for name, change in changes.items()}
         return overlay
 
@@ -310,12 +332,15 @@ def _highest(matrix: Tensor | None) -> float:
     return 1.0 if matrix is None else float(matrix.abs().max())
 
 
-def _accumulate(target: Tensor, left: Tensor, right: Tensor | None, keep: float, factor: float) -> None:
-    """`target` becomes `keep` of it and `factor` times a gradient, in one pass."""
+def _accumulate(target: Tensor, gradient: Gradient, factor: float) -> None:
+    """Adds `factor` times a gradient to `target`."""
+    left, right, rows = gradient
     if right is None:
-        target.mul_(keep).add_(left, alpha=factor)
+        target.add_(left, alpha=factor)
+    elif rows is None:
+        target.addmm_(left.T, right, alpha=factor)
     else:
-        torch.addmm(target, left.T, right, beta=keep, alpha=factor, out=target)
+        target.index_add_(0, rows, left.T @ right, alpha=factor)
 
 
 def summed_gradients(

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from modeling_lle import LLECache, LLEForCausalLM
+from modeling_lle import LLECache, LLEForCausalLM, overlay_lle
 from modeling_lle.data import StreamDataset
-from modeling_lle.overlay_lle import FLOOR, WEIGHT_FLOOR, Overlay, change_sizes
+from modeling_lle.overlay_lle import FLOOR, RENEWAL, WEIGHT_FLOOR, Overlay, change_sizes
 from tests.tiny import VOCAB, make_ids, make_model
 
 SCOPES = ("head", "low-rank", "all")
@@ -102,6 +102,32 @@ def test_the_rule(scope: str, preconditioning: float) -> None:
 
 
 @every_scope
+def test_the_rule_where_changes_fade_at_once(scope: str) -> None:
+    model, ids = make_updating(scope, 0, decay=0.5), make_ids(1, 33)
+    close(logits_of(model, ids)[0], reference(model, ids[0]), 1e-4)
+    cache = LLECache()
+    logits_of(model, ids, past_key_values=cache)
+    assert RENEWAL <= float(cache.overlay.decayed[0]) <= 1
+
+
+def test_outputs_that_were_negligible_are_left_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ids = make_updating("head", 0, momentum=0.0), make_ids(1, EVERY + 1)
+    changes = {}
+    for least in (0.0, 0.2):
+        monkeypatch.setattr(overlay_lle, "NEGLIGIBLE", least)
+        cache = LLECache()
+        logits_of(model, ids, past_key_values=cache)
+        changes[least] = cache.overlay.changes["weight"][0]
+    residual = logits_of(model, ids, use_history=False)[0, :EVERY].softmax(-1)
+    residual[torch.arange(EVERY), ids[0, 1:]] -= 1
+    kept = residual.abs().amax(0) >= 0.2
+    assert 0 < int(kept.sum()) < len(kept)
+    assert torch.equal(changes[0.2][kept], changes[0.0][kept])
+    assert not changes[0.2][~kept].any()
+    assert changes[0.0][~kept].any()
+
+
+@every_scope
 @pytest.mark.parametrize("window", [0, 7])
 def test_rate_zero_is_the_identity(scope: str, window: int) -> None:
     ids, plain = make_ids(2, 17), make_model(window)
@@ -181,6 +207,7 @@ def test_saved_and_loaded(scope: str, tmp_path: Path) -> None:
     again = LLEForCausalLM.from_pretrained(tmp_path / "model")
     loaded = LLECache()
     loaded.overlay = Overlay.load(tmp_path / "own.safetensors", again)
+    assert torch.equal(loaded.overlay.decayed, cache.overlay.decayed)
     for name, change in cache.overlay.changes.items():
         assert torch.equal(loaded.overlay.changes[name], change)
     other = LLECache()
