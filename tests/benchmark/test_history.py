@@ -72,6 +72,7 @@ def test_every_method_has_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rows["dynamic evaluation (RMS) + cache"]["memory_mb"] > 2 * weights
     assert rows["LLE update"]["numbers"].startswith("stream: window 0, ")
     assert "; update: scope head, every 20, " in rows["LLE update"]["numbers"]
+    assert rows["LLE update"]["speed_over_dynamic"] > 0
     assert rows["LLE all"]["numbers"].count("; ") == 2
     names = ("stream", "stream_bank", "update", "update_of_all_weights", "all")
     assert set(results["metrics"]) == {
@@ -127,6 +128,7 @@ def test_comparisons_need_their_rows() -> None:
         f"a_b_{name}_over_{other}" for name in ("update", "all") for other in ("base", "best_peer")
     }
     rows += [row("dynamic evaluation (SGD)", 70, 200), row("dynamic evaluation (RMS)", 64, 50)]
+    rows[1]["speed_over_dynamic"] = 20
     metrics = history.comparisons(rows)
     assert metrics["a_b_all_over_best_peer"] == 60 / 64
     assert metrics["a_b_update_speed_over_dynamic"] == 20
