@@ -127,7 +127,7 @@ class UpdateConfig:
 
     Args:
         scope: What they change: "none", the "head" (output matrix and bias), a "low-rank" map of the states, or "all".
-        every: Tokens of a row that a step is taken on.
+        every: Tokens of a row that a step is taken on; None: as many as suit the scope.
         rate: Length of the step; None: one that suits the scope.
         decay: Share of the changes that each token takes back.
         momentum: Share of the previous step that goes into the next one.
@@ -136,7 +136,7 @@ class UpdateConfig:
     """
 
     scope: Literal["none", "head", "low-rank", "all"] = "none"
-    every: int = _within(20, 1, 4096)
+    every: int | None = _within(None, 1, 4096)
     rate: float | int | None = _within(None, 0.0)
     decay: float | int = _within(1e-3, 0.0, 1.0)
     momentum: float | int = _within(0.0, 0.0, 0.999)

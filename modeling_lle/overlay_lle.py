@@ -41,9 +41,10 @@ STATISTICS = "update_statistics.safetensors"  # the file beside the weights that
 FLOOR = 1e-3  # of the root mean square of a residual, a probability; of states and errors, this share of their mean
 WEIGHT_FLOOR = 1.0  # of that of a weight's gradient, as a share of the mean: most rows of an embedding are rare words
 MARGIN = 1.0  # nats a token above those of a uniform guess: from there on, the changes have done harm
-RATES = {"head": 3e-3, "low-rank": 1e-3, "all": 1e-2}  # where the configuration gives none
+RATES = {"head": 2e-3, "low-rank": 2e-4, "all": 1e-2}  # where the configuration gives none
+EVERY = {"head": 40, "low-rank": 20, "all": 20}
 LARGEST = 1e4  # of what a step may change in a weight
-NEGLIGIBLE = 1e-3  # an output that had less than this probability at every token of a step is left as it is
+NEGLIGIBLE = 1e-2  # an output that had less than this probability at every token of a step is left as it is
 RENEWAL = 1e-3  # the decay that is kept apart from the changes is multiplied into them when it gets below this
 
 # A gradient; or two matrices (E, I), (E, J) whose product over E is one; or that of some rows, and their numbers (I,).
@@ -80,6 +81,7 @@ class Overlay:
     def __init__(self, model: Any, rows: int) -> None:
         self.numbers: UpdateConfig = model.config.overlay
         self.rate = RATES[self.numbers.scope] if self.numbers.rate is None else self.numbers.rate
+        self.every = EVERY[self.numbers.scope] if self.numbers.every is None else self.numbers.every
         self.scales = preconditioners(model, self.numbers)
         weight = model.lm_head.weight
         wide = {"dtype": torch.promote_types(weight.dtype, torch.float32)}  # small steps would be lost in bfloat16
@@ -88,10 +90,10 @@ class Overlay:
         self.velocity = {n: torch.zeros_like(c) for n, c in self.changes.items()} if self.numbers.momentum else {}
         self.decayed = torch.ones(rows, dtype=torch.float64)
         self.count = torch.zeros(rows, dtype=torch.long)
-        self.tokens = torch.zeros(rows, self.numbers.every, dtype=torch.long)
+        self.tokens = torch.zeros(rows, self.every, dtype=torch.long)
         self.kept: dict[str, Tensor] = {}
         if not self.replaces_backbone:
-            size = (rows, self.numbers.every)
+            size = (rows, self.every)
             self.kept["states"] = weight.new_zeros(*size, weight.shape[1], **wide)
             self.kept["probabilities"] = weight.new_zeros(*size, weight.shape[0], **wide)
 
@@ -114,7 +116,7 @@ class Overlay:
         """
         start = 0
         while start < length:
-            room = self.numbers.every - self.count % self.numbers.every
+            room = self.every - self.count % self.every
             if mask is None:
                 size = int(room.min())
             else:
@@ -139,7 +141,7 @@ class Overlay:
             if not len(own):
                 continue
             count = int(self.count[row])
-            if count == self.numbers.every:
+            if count == self.every:
                 self._step(model, row, torch.cat([self.tokens[row, 1:], own[:1]]).to(model.device))
                 self.count[row] = count = 0
             if count == 0 and self.replaces_backbone:
@@ -237,7 +239,7 @@ class Overlay:
 
     def _decay(self, row: int) -> None:
         """Takes back what the tokens of a step take back of a row's changes."""
-        self.decayed[row] *= (1 - self.numbers.decay) ** self.numbers.every
+        self.decayed[row] *= (1 - self.numbers.decay) ** self.every
         if self.decayed[row] < RENEWAL:
             for change in self.changes.values():
                 change[row] *= float(self.decayed[row])

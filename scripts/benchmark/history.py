@@ -26,6 +26,7 @@ from modeling_lle.configuration_lle import check_keys
 from modeling_lle.data import load_texts
 from modeling_lle.evaluation import LanguageModelMetric, evaluate_stream
 from modeling_lle.evaluation.results import format_value, this_command
+from modeling_lle.overlay_lle import EVERY, RATES
 from modeling_lle.training import calibrate, segments
 from modeling_lle.training.run import keep_freed_pages
 
@@ -121,7 +122,9 @@ def lle(name: str, comparison: Comparison) -> list[Row]:
         setattr(functools.reduce(getattr, sections, model.config), field, value)
     if sources.bank:
         model.attach_history(comparison.bank)
-    if model.config.overlay.scope != "none":
+    update = model.config.overlay
+    if update.scope != "none":
+        update.rate, update.every = RATES[update.scope], EVERY[update.scope]  # so that the row says them
         model.collect_update_statistics(segments(comparison.train, STATISTICS_TOKENS, 70))
     if sources.bank or (model.config.use_history and model.config.stream.window):
         calibrate(model, comparison.validation, comparison.tokens)

@@ -71,7 +71,7 @@ def test_every_method_has_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rows["dynamic evaluation (RMS)"]["memory_mb"] == pytest.approx(2 * weights)
     assert rows["dynamic evaluation (RMS) + cache"]["memory_mb"] > 2 * weights
     assert rows["LLE update"]["numbers"].startswith("stream: window 0, ")
-    assert "; update: scope head, every 20, " in rows["LLE update"]["numbers"]
+    assert "; update: scope head, every 40, rate 0.002, " in rows["LLE update"]["numbers"]
     assert rows["LLE update"]["speed_over_dynamic"] > 0
     assert rows["LLE all"]["numbers"].count("; ") == 2
     names = ("stream", "stream_bank", "update", "update_of_all_weights", "all")
