@@ -78,7 +78,7 @@ class ClassifierEvaluation:
 
         `accuracy`, `macro_f1`, `ece` and `loss` (nats) are those of the texts in scope, as if none was refused; with
         `base_` in front, those of the base alone, `base_loss` of the labels that it was trained on. If the bank has
-        taught labels that the base does not know: `new_classes_accuracy`, and `old_classes_drop`, what the accuracy of
+        taught labels that the base does not know: `taught_classes_accuracy`, and `old_classes_drop`, what the accuracy of
         the others lost to them. If there are texts out of scope: `out_of_scope_recall`, `out_of_scope_precision` and
         `in_scope_accuracy`, at the threshold. Then sizes and speed.
         """
@@ -120,7 +120,7 @@ class ClassifierEvaluation:
         is_new, is_old = np.isin(references, new), np.isin(references, self.labels[: self.trained])
         if not is_new.any():
             return {}
-        values = {"new_classes_accuracy": float(right[HISTORY][is_new].mean())}
+        values = {"taught_classes_accuracy": float(right[HISTORY][is_new].mean())}
         if is_old.any():
             values["old_classes_drop"] = float(right[BASE][is_old].mean() - right[HISTORY][is_old].mean())
         return values
@@ -308,10 +308,10 @@ def format_classification(metrics: dict[str, float]) -> str:
         cells = [metrics.get(prefix + key) for prefix in prefixes.values()]
         lines.append(f"{label:20}" + "".join(f"{'-' if cell is None else f'{cell:.4f}':>12}" for cell in cells))
     lines.append("")
-    if "new_classes_accuracy" in metrics:
+    if "taught_classes_accuracy" in metrics:
         drop = metrics.get("old_classes_drop")
         others = "" if drop is None else f"; that of the others fell by {drop:.2%}"
-        lines.append(f"Labels that only the bank knows: accuracy {metrics['new_classes_accuracy']:.2%}{others}.")
+        lines.append(f"Labels that only the bank knows: accuracy {metrics['taught_classes_accuracy']:.2%}{others}.")
     if "out_of_scope_recall" in metrics:
         lines.append(
             f"None of these: {metrics['out_of_scope_recall']:.2%} of {metrics['out_of_scope_texts']:,.0f} texts out "

@@ -35,7 +35,7 @@ def test_base_and_history_against_plain_arithmetic() -> None:
     assert metrics["texts"] == len(texts)
     assert sum(row["texts"] for row in seen.breakdown()) == len(texts)
     assert {"base_recall", "history_recall"} < set(seen.breakdown()[0])
-    assert not {"new_classes_accuracy", "out_of_scope_recall"} & set(metrics)
+    assert not {"taught_classes_accuracy", "out_of_scope_recall"} & set(metrics)
     assert "history" in format_classification(metrics)
 
 
@@ -52,7 +52,7 @@ def test_labels_that_only_the_bank_knows() -> None:
     data = rows([*texts, "h h h h", "g g g g"], [*labels, "new", "newer"])
     seen = evaluate_classifier(model, TOKENIZER, data)
     metrics = seen.metrics()
-    assert metrics["new_classes_accuracy"] == 1
+    assert metrics["taught_classes_accuracy"] == 1
     base, history = (
         [name == label for name, label in zip(seen.predictions[side], labels, strict=False)]
         for side in seen.predictions
