@@ -78,9 +78,9 @@ class ClassifierEvaluation:
 
         `accuracy`, `macro_f1`, `ece` and `loss` (nats) are those of the texts in scope, as if none was refused; with
         `base_` in front, those of the base alone, `base_loss` of the labels that it was trained on. If the bank has
-        taught labels that the base does not know: `taught_classes_accuracy`, and `old_classes_drop`, what the accuracy of
-        the others lost to them. If there are texts out of scope: `out_of_scope_recall`, `out_of_scope_precision` and
-        `in_scope_accuracy`, at the threshold. Then sizes and speed.
+        taught labels that the base does not know: `taught_classes_accuracy`, and `old_classes_drop`, what the accuracy
+        of the others lost to them. If there are texts out of scope: `out_of_scope_recall`, `out_of_scope_precision`
+        and `in_scope_accuracy`, at the threshold. Then sizes and speed.
         """
         known = [row for row, name in enumerate(self.references) if name in self.labels]
         references = [self.references[row] for row in known]
