@@ -28,11 +28,11 @@ from .labels_lle import (
     label_loss,
     scope_features,
 )
+from .loss_lle import IGNORED
 from .pooling_lle import Pooling
 from .recurrence_lle import variational_dropout
 from .teaching_lle import TeachableModel
 
-IGNORED = -100
 FITTED = 1024  # neighbours that calibration looks at, so that those of a few labels are among them
 RIDGE = 1e-4  # of the regression that tells what is out of scope: features may separate both sides
 

@@ -30,6 +30,7 @@ from transformers.utils import ModelOutput
 from .bank_lle import Found
 from .configuration_lle import BankConfig
 from .history_lle import Recall, base_features, gate, kernel
+from .loss_lle import IGNORED
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 Label = str | float | Sequence[str]
@@ -248,8 +249,8 @@ def label_loss(logits: Tensor, labels: Tensor, kind: str, number: Tensor | int |
         return functional.mse_loss(logits.view(labels.shape), labels.float())
     if kind == MULTI:
         return functional.binary_cross_entropy_with_logits(logits, labels.float())
-    total = functional.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=-100, reduction="sum")
-    return total / ((labels != -100).sum().clamp(min=1) if number is None else number)
+    total = functional.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+    return total / ((labels != IGNORED).sum().clamp(min=1) if number is None else number)
 
 
 @dataclass
@@ -332,7 +333,7 @@ def fit_labels(answered: Answered, space: LabelSpace, numbers: BankConfig, kind:
 def _known_to_base(labels: Tensor, space: LabelSpace, kind: str) -> Tensor:
     """The labels of `Answered` without those that only the bank knows."""
     if kind == SINGLE:
-        return labels.masked_fill(labels >= space.trained, -100)
+        return labels.masked_fill(labels >= space.trained, IGNORED)
     return labels[:, : space.trained] if kind == MULTI else labels
 
 

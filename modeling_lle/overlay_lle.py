@@ -163,7 +163,7 @@ class Overlay:
         for row in range(len(tokens)):
             own = LLECache()
             own.state = None if old is None else tuple(tensor[row : row + 1] for tensor in old)
-            weights = {n[6:]: weight for n, weight in self._weights(model, row).items() if n.startswith("model.")}
+            weights = {n.removeprefix("model."): weight for n, weight in self._weights(model, row, "model.").items()}
             given = {"attention_mask": None if mask is None else mask[row : row + 1], "past_key_values": own}
             states = functional_call(model.model, weights, (tokens[row : row + 1],), {**given, "use_cache": False})
             rows.append((states.last_hidden_state, own.state))
@@ -171,9 +171,9 @@ class Overlay:
         cache.seen_tokens += tokens.shape[1]
         return torch.cat([states for states, _ in rows])
 
-    def _weights(self, model: Any, row: int) -> dict[str, Tensor]:
-        """The changed weights of a row, for the scope "all"."""
-        trained = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    def _weights(self, model: Any, row: int, prefix: str = "") -> dict[str, Tensor]:
+        """The changed weights of a row, for the scope "all": those whose names begin with `prefix`."""
+        trained = {n: own.detach() for n, own in model.named_parameters() if n.startswith(prefix)}
         factor = float(self.decayed[row])
         return {n: torch.add(own, self.changes[n][row], alpha=factor).to(own.dtype) for n, own in trained.items()}
 
@@ -182,9 +182,11 @@ class Overlay:
         head, changes = model.lm_head, self.changes
         if self.numbers.scope == "all":
             matrix = "model.embed_tokens.weight" if model.config.tie_word_embeddings else "lm_head.weight"
-            weights = [self._weights(model, row) for row in range(len(states))]
-            each = zip(states, weights, strict=True)
-            return torch.stack([linear(own, changed[matrix], changed["lm_head.bias"]) for own, changed in each])
+            logits = []
+            for row, own in enumerate(states):
+                weight, bias = (self._weights(model, row, name)[name] for name in (matrix, "lm_head.bias"))
+                logits.append(linear(own, weight, bias))
+            return torch.stack(logits)
         wide = states.to(changes["bias"].dtype)
         factor = self.decayed.to(wide)[:, None, None]
         if self.numbers.scope == "head":

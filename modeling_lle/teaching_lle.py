@@ -21,7 +21,6 @@ class TeachableModel(LLEPreTrainedModel):
         super().__init__(config)
         self._trained = [config.id2label[number] for number in range(len(config.id2label))]
         self._space: tuple[Any, LabelSpace] | None = None
-        self._temporary: HistoryBank | None = None
 
     @property
     def kind(self) -> str:

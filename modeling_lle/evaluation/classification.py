@@ -4,7 +4,6 @@ Notable: base and history see the same batches; texts that are out of scope coun
 else, unless the model has a label for them. Shapes: N texts, C trained labels, L labels.
 """
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from ..banks.taught import attach_bank, load_classifier
 from ..data.labelled import OUT_OF_SCOPE, load_labelled
 from ..labels_lle import SINGLE
 from .metrics import ClassificationMetric, OutOfScopeMetric
-from .results import this_command, write_results
+from .results import this_command, train_minutes, write_results
 
 BATCH_SIZE = 32
 BASE, HISTORY = "base", "history"
@@ -285,10 +284,7 @@ def evaluate_classifier_folder(
         out_of_scope=out_of_scope or OUT_OF_SCOPE,
         autocast=torch.bfloat16 if bf16 else None,
     )
-    trained = Path(model_path) / "metrics.json"
-    told = json.loads(trained.read_text(encoding="utf-8")) if trained.is_file() else {}
-    size = {"parameters": model.num_parameters()}
-    size |= {key: told[key] for key in ("train_minutes",) if key in told}
+    size = {"parameters": model.num_parameters(), **train_minutes(model_path)}
     results: dict[str, Any] = {"metrics": {**size, **evaluation.metrics()}, "rows": evaluation.breakdown()}
     if output is not None:
         output = Path(output)

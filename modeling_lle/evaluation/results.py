@@ -102,11 +102,18 @@ def write_release(path: str | Path, model_path: str | Path, measured: Mapping[st
         sides |= {"update": "update", "all": "history"}
     metrics = {
         "parameters": trained["parameters"],
-        **{name: trained[name] for name in ("train_minutes",) if name in trained},  # not known of every resumed run
+        **train_minutes(model_path),
         **{f"{name}_{split}_ppl": values[f"{side}_word_ppl"] for name, side in sides.items()},
         "tokens_per_second": values["tokens_per_second"],
     }
     return write_results(path, this_command(), metrics)
+
+
+def train_minutes(model_path: str | Path) -> dict[str, float]:
+    """`train_minutes` of a folder that `lle train` wrote; nothing where that is not known, as of some resumed runs."""
+    path = Path(model_path) / "metrics.json"
+    trained = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return {"train_minutes": trained["train_minutes"]} if "train_minutes" in trained else {}
 
 
 def this_command() -> str:

@@ -3,7 +3,8 @@
 from .arguments import ClassificationArguments, LLETrainingArguments
 from .language import calibrate, segments
 from .recipe import Recipe, load_recipe, make_recipe
-from .run import leave_group, run
+from .run import run
+from .steps import leave_group
 from .trainer import LLETrainer
 
 __all__ = [

@@ -36,7 +36,8 @@ class ClassificationArguments(_Arguments):
 
     Args:
         merge_dropout: Probability that a merge of the byte-level tokenizer is left out while training, so that a word
-            is read in ever new pieces (BPE-dropout, Provilkov et al. 2020, arXiv:1910.13267).
+            is read in ever new pieces (BPE-dropout, Provilkov et al. 2020, arXiv:1910.13267). The tokenizer draws them
+            by itself: no seed makes two trainings equal.
         keep_in_scope: Share of the rightly labelled validation texts that "none of these" must not refuse.
     """
 

@@ -19,7 +19,7 @@ from ..data import check_labelled, load_labelled, split_out_of_scope
 from ..labels_lle import SINGLE
 from .arguments import ClassificationArguments
 from .recipe import DataArguments, Recipe
-from .run import make_config, make_tokenizer, save, train
+from .steps import make_config, make_tokenizer, save, train
 
 
 def run_classification(recipe: Recipe, rows: dict[str, Any] | None = None, resume: bool = False) -> dict[str, Any]:

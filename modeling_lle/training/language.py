@@ -16,7 +16,7 @@ from ..data.text import Rows
 from ..modeling_lle import LLEForCausalLM
 from .arguments import LLETrainingArguments
 from .recipe import DataArguments, Recipe
-from .run import make_config, make_tokenizer, save, train
+from .steps import make_config, make_tokenizer, save, train
 from .trainer import LLETrainer
 
 logger = logging.getLogger(__name__)

@@ -28,7 +28,7 @@ from modeling_lle.evaluation import LanguageModelMetric, evaluate_stream
 from modeling_lle.evaluation.results import format_value, this_command
 from modeling_lle.overlay_lle import EVERY, RATES
 from modeling_lle.training import calibrate, segments
-from modeling_lle.training.run import keep_freed_pages
+from modeling_lle.training.steps import keep_freed_pages
 
 from .inputs import SEGMENT, Model, Source, load_model, read_tokens
 from .peers import Datastore, DynamicEvaluation, NearestNeighbours, NeuralCache, read, root_mean_squares

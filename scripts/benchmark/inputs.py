@@ -15,6 +15,16 @@ from modeling_lle.data import StreamDataset, TextTokens, collect, load_texts, to
 Model = Annotated[str, typer.Argument(help="A folder that `lle train` wrote.")]
 Source = Annotated[str, typer.Argument(help="Text with train, validation and test splits.")]
 SEGMENT = 256  # positions that are read at once
+SHORT_TRAINING: dict[str, Any] = {  # of models that are trained for a comparison
+    "per_device_eval_batch_size": 10,
+    "adam_beta2": 0.99,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 0.05,
+    "max_grad_norm": 0.5,
+    "bf16": True,
+    "save_strategy": "no",
+    "disable_tqdm": True,
+}
 
 
 def load_model(model: str) -> tuple[Any, Any]:

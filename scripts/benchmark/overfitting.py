@@ -14,25 +14,18 @@ from modeling_lle.evaluation import evaluate_stream, write_results
 from modeling_lle.evaluation.results import this_command
 from modeling_lle.training import make_recipe, run
 
-from .inputs import load_model, read_tokens
+from .inputs import SHORT_TRAINING, load_model, read_tokens
 from .timing import RESULTS, Row
 
 SHARES = (1 / 16, 1 / 4, 1.0)  # of the training text
 DROPOUTS = (0.0, 0.2, 0.4)  # of the embedded tokens, between the layers, and of the states
 MODEL = {"hidden_size": 256, "num_hidden_layers": 2, "recurrence": "lstm", "stack": "plain"}
 TRAINING = {
+    **SHORT_TRAINING,
     "learning_rate": 3e-3,
     "per_device_train_batch_size": 32,
-    "per_device_eval_batch_size": 10,
     "segment_length": 64,
-    "adam_beta2": 0.99,
-    "lr_scheduler_type": "cosine",
-    "warmup_steps": 0.05,
-    "max_grad_norm": 0.5,
-    "bf16": True,
-    "save_strategy": "no",
     "calibration_tokens": 20000,
-    "disable_tqdm": True,
 }
 
 

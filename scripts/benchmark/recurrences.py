@@ -11,6 +11,7 @@ from modeling_lle.evaluation import write_results
 from modeling_lle.evaluation.results import this_command
 from modeling_lle.training import make_recipe, run
 
+from .inputs import SHORT_TRAINING
 from .speed import ROWS, SEGMENT, WIDTH
 from .timing import RESULTS
 
@@ -51,19 +52,12 @@ def _train_for(
 
     def train(steps: int, rate: float) -> dict[str, Any]:
         training = {
+            **SHORT_TRAINING,
             "max_steps": steps,
             "learning_rate": rate,
             "per_device_train_batch_size": ROWS,
-            "per_device_eval_batch_size": 10,
             "segment_length": SEGMENT,
-            "adam_beta2": 0.99,
-            "lr_scheduler_type": "cosine",
-            "warmup_steps": 0.05,
-            "max_grad_norm": 0.5,
-            "bf16": True,
-            "save_strategy": "no",
             "calibration_tokens": 0,
-            "disable_tqdm": True,
             "output_dir": folder,
         }
         return run(make_recipe({**recipe, "training": training}), texts)

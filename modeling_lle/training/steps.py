@@ -1,0 +1,145 @@
+"""What every run of a recipe does: tokenizer, configuration, training with a clock, saving all of it."""
+
+import ctypes
+import gc
+import importlib.util
+import json
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from accelerate import PartialState
+from transformers import (
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer_utils import get_last_checkpoint
+
+from ..configuration_lle import LLEConfig
+from ..tokenization_lle import LLETokenizer
+from .recipe import Recipe
+
+
+class _Clock(TrainerCallback):
+    """Counts the minutes of a training; every checkpoint keeps them, so that a resumed one counts all of them.
+
+    Args:
+        checkpoint: The checkpoint that the training goes on from, if there is one.
+    """
+
+    FILE = "train_minutes.json"
+
+    def __init__(self, checkpoint: str | None) -> None:
+        self.start = time.perf_counter()
+        file = None if checkpoint is None else Path(checkpoint) / self.FILE
+        self.before = 0.0 if file is None else json.loads(file.read_text()) if file.is_file() else None
+
+    @property
+    def minutes(self) -> float | None:
+        """None if the checkpoint does not say how long it took."""
+        return None if self.before is None else self.before + (time.perf_counter() - self.start) / 60
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Writes the minutes so far into the checkpoint."""
+        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        if state.is_world_process_zero and folder.is_dir() and self.minutes is not None:
+            (folder / self.FILE).write_text(json.dumps(self.minutes))
+
+
+def train(trainer: Trainer, resume: bool) -> dict[str, Any]:
+    """Trains, evaluates, and returns the metrics of both; `resume` as in `run`."""
+    model: Any = trainer.model
+    folder = str(trainer.args.output_dir)
+    checkpoint = get_last_checkpoint(folder) if resume and Path(folder).is_dir() else None
+    clock = _Clock(checkpoint)
+    trainer.add_callback(clock)
+    outcome = trainer.train(resume_from_checkpoint=checkpoint)
+    minutes = clock.minutes
+    return {
+        "parameters": model.num_parameters(),
+        **({} if minutes is None else {"train_minutes": minutes}),
+        "train_steps": outcome.global_step,
+        "train_loss": outcome.training_loss,
+        **trainer.evaluate(),
+    }
+
+
+def leave_group() -> None:
+    """Ends the process group, if this is one of several processes: call it when their work is done.
+
+    Its threads would otherwise meet an interpreter that is ending, and end the process with an error.
+    """
+    gc.collect()  # the model that was wrapped for the group holds on to it, in a cycle
+    PartialState().destroy_process_group()
+
+
+def save(recipe: Recipe, trainer: Trainer, metrics: dict[str, Any]) -> None:
+    """Writes the model, the tokenizer, recipe.yaml and metrics.json into the output folder."""
+    folder = Path(str(recipe.training.output_dir))
+    trainer.save_model()
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe.resolved(), sort_keys=False), encoding="utf-8")
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+
+
+def keep_freed_pages() -> None:
+    """Tells glibc to keep freed memory for the next step: else the kernel zeroes the pages of every step's buffers.
+
+    See `man mallopt`. Elsewhere than on glibc it does nothing.
+    """
+    if not (sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt")):
+        return
+    trim_threshold, mmap_threshold = -1, -3
+    libc.mallopt(mmap_threshold, 1 << 30)
+    libc.mallopt(trim_threshold, (1 << 31) - 1)
+
+
+def check_trackers(arguments: TrainingArguments) -> None:
+    """Raises an ImportError that names the extra of what `report_to` asks for and is not installed."""
+    for tracker in sorted({"tensorboard", "trackio"}.intersection(arguments.report_to or [])):
+        if importlib.util.find_spec(tracker) is None:
+            raise ImportError(f"report_to: {tracker} needs {tracker}: pip install modeling_lle[tracking]")
+
+
+def make_tokenizer(recipe: Recipe, texts: Iterable[str]) -> PreTrainedTokenizerBase:
+    """The tokenizer that the recipe names, that of the model it goes on from, or a new one of these training texts."""
+    arguments = recipe.tokenizer
+    path = arguments.path or recipe.model.get("path")
+    if path:
+        return AutoTokenizer.from_pretrained(path)
+    return LLETokenizer.train(texts, arguments.vocab_size, arguments.kind, arguments.lowercase)
+
+
+def make_config(
+    values: dict[str, Any], tokenizer: PreTrainedTokenizerBase, **more: Any
+) -> tuple[LLEConfig, str | None]:
+    """A configuration, and the `path` of the trained model to go on from, whose own is changed by the values.
+
+    Args:
+        values: The section `model` of a recipe.
+        tokenizer: The tokenizer.
+        more: Further fields.
+    """
+    values = {**values, **more}
+    path = values.pop("path", None)
+    if path is None:
+        ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        config = LLEConfig(**{"vocab_size": len(tokenizer), **ids, **values})
+    else:
+        history = LLEConfig.from_pretrained(path).to_dict()["history"]
+        for section, numbers in (values.get("history") or {}).items():
+            history[section].update(numbers or {})
+        config = LLEConfig.from_pretrained(path, **{**values, "history": history})
+    if config.vocab_size < len(tokenizer):
+        raise ValueError(
+            f"model.vocab_size is {config.vocab_size}, but the tokenizer has {len(tokenizer)} types: "
+            "leave model.vocab_size out, or train a smaller tokenizer"
+        )
+    return config, path
