@@ -6,6 +6,7 @@ Notable: texts are encoded anew in every step, so that each time the tokenizer m
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict
@@ -13,6 +14,7 @@ from torch import Tensor
 from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedTokenizerBase, Trainer
 
 from ..backbone_lle import LLEModel
+from ..bank_lle import HISTORY_FOLDER
 from ..classification_lle import LLEForSequenceClassification
 from ..configuration_lle import LLEConfig
 from ..data import check_labelled, load_labelled, split_out_of_scope
@@ -26,6 +28,9 @@ def run_classification(recipe: Recipe, rows: dict[str, Any] | None = None, resum
     """Trains a classifier of texts, whose bank holds the training examples afterwards; see `run`."""
     arguments: ClassificationArguments = recipe.training
     data = recipe.data
+    bank = Path(str(arguments.output_dir)) / HISTORY_FOLDER
+    if bank.exists():
+        raise FileExistsError(f"there is a bank at {bank} already: choose another training.output_dir, or remove it")
     examples, _ = split_out_of_scope(_load(data, "train", rows), data.out_of_scope or "")
     wrong = set(check_labelled(examples, where="the training split", refuse=False))
     examples = examples.select([row for row in range(len(examples)) if row not in wrong])
@@ -61,7 +66,8 @@ def run_classification(recipe: Recipe, rows: dict[str, Any] | None = None, resum
         metrics["out_of_scope"] = model.fit_out_of_scope(inside, outside, arguments.keep_in_scope)
     if trainer.is_world_process_zero():
         save(recipe, trainer, metrics)
-        model.save_pretrained(str(arguments.output_dir), save_history=True)
+        assert model.history_bank is not None
+        model.history_bank.save_pretrained(bank)
     return metrics
 
 

@@ -73,6 +73,13 @@ def test_the_folder_holds_all_of_it(tmp_path: Path) -> None:
     assert found[0]["label"] in WORDS
 
 
+def test_a_bank_in_the_way_is_found_before_training(tmp_path: Path) -> None:
+    (tmp_path / "out" / "history").mkdir(parents=True)
+    with pytest.raises(FileExistsError, match=r"choose another training\.output_dir"):
+        run(recipe(tmp_path), {"train": rows()})
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["history"]
+
+
 def test_its_card_says_how_it_is_taught(tmp_path: Path) -> None:
     run(recipe(tmp_path), {"train": rows()})
     results = {"metrics": {"accuracy": 0.9, "macro_f1": 0.8, "ece": 0.1}}
