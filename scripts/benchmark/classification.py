@@ -1,6 +1,7 @@
 """Classifiers of intents on one data set: accuracy, calibration, rejection, intents that come later, speed and size.
 
-Everything is fitted on train and validation data, nothing on a test split. A row has, where it exists,
+Everything is fitted on train and validation data, nothing on a test split. LLE is trained by a recipe, with several
+seeds; its row has the median of theirs, and a row of each seed follows. A row has, where it exists,
 
     accuracy, macro_f1, ece      of the queries in scope, with none refused
     out_of_scope_recall          share of the queries out of scope that are refused; LLE has its own threshold, a peer
@@ -17,13 +18,15 @@ Everything is fitted on train and validation data, nothing on a test split. A ro
     queries_per_second           one query at a time, all methods in turn in one run
     speed_over_encoder           the median ratio of these speeds, repetition by repetition
     bytes                        what weights, tokenizer and bank take on disk; of the encoder, the weights
+    parameters                   of LLE
 """
 
 import dataclasses
+import json
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar
 
@@ -31,15 +34,17 @@ import numpy as np
 import typer
 
 from modeling_lle.configuration_lle import check_keys
+from modeling_lle.data import load_labelled
 from modeling_lle.data.labelled import OUT_OF_SCOPE
-from modeling_lle.evaluation import ClassificationMetric, OutOfScopeMetric
+from modeling_lle.evaluation import ClassificationMetric, OutOfScopeMetric, write_results
 from modeling_lle.evaluation.results import this_command
+from modeling_lle.training import load_recipe, run
 
 from .classifier import LLEClassifier
 from .history import describe
 from .intents import SEED, Classifier, Examples, Intents, Learner, load_intents, old_and_new
 from .peers.rejection import choose_threshold
-from .timing import RESULTS, Row, queries_per_second, ratio, write_rows
+from .timing import RESULTS, Row, queries_per_second, ratio
 
 LLE, ENCODER = "LLE", "small encoder"
 MEASURES = (
@@ -59,6 +64,7 @@ MEASURES = (
     "queries_per_second",
     "speed_over_encoder",
     "bytes",
+    "parameters",
 )
 Value = TypeVar("Value")
 
@@ -70,11 +76,13 @@ class Measured(NamedTuple):
         values: What it reached, of `MEASURES`.
         numbers: Those that were chosen for it.
         predict: Answers one query, for the comparison of speeds.
+        seeds: The values of each seed, of which `values` has the medians; empty if there is only one.
     """
 
     values: Row
     numbers: dict[str, Any]
     predict: Callable[[str], Any]
+    seeds: Sequence[Row] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,16 +92,20 @@ class Comparison:
     Args:
         intents: The data set.
         floor: In-scope validation accuracy that a peer's refusals must keep.
-        new: Intents that are taught after the others.
-        model: Folder of an LLE classifier of all intents, if one takes part.
-        old_model: Folder of one that knows only the old intents, if teaching it is measured.
+        new: Intents that are taught after the others; 0: none.
+        models: For each seed the folder of an LLE classifier of all intents, and that of one of the old intents, if
+            teaching it is measured.
     """
 
     intents: Intents
     floor: float
     new: int
-    model: Path | None = None
-    old_model: Path | None = None
+    models: Sequence[tuple[Path, Path | None]] = ()
+
+    @property
+    def old_and_new(self) -> tuple[list[str], list[str]]:
+        """The intents that are learned first, and those that are taught afterwards."""
+        return old_and_new(self.intents.names, self.new) if self.new else (self.intents.names, [])
 
     def measure(self, classifier: Classifier, threshold: float | None = None) -> Row:
         """Reads the test split with a classifier; `threshold` is the least score that is refused, None: find it."""
@@ -127,7 +139,7 @@ class Comparison:
 
     def teach(self, learner: Learner) -> Row:
         """Adds the new intents to a classifier that knows the others, and measures both on the test split."""
-        test, (old, new) = self.intents.test, old_and_new(self.intents.names, self.new)
+        test, (old, new) = self.intents.test, self.old_and_new
         before = accuracy(learner, test.of(old))
         added = self.intents.train.of(new)
         _, seconds = timed(lambda: learner.add(added))
@@ -154,19 +166,49 @@ def timed(call: Callable[[], Value]) -> tuple[Value, float]:
 
 
 def lle(comparison: Comparison) -> Measured:
-    """The trained classifier, and another that is taught."""
+    """The trained classifiers, and others that are taught."""
     intents = comparison.intents
-    assert comparison.model is not None
-    classifier = LLEClassifier(comparison.model, intents.names)
-    values = comparison.measure(classifier, classifier.threshold if intents.outside_test else None)
-    if comparison.old_model is not None:
-        old = LLEClassifier(comparison.old_model, old_and_new(intents.names, comparison.new)[0])
-        before, _ = old.read(intents.test.texts)
-        values |= comparison.teach(old)
-        old.forget()
-        after, _ = old.read(intents.test.texts)
-        values["forget_largest_difference"] = float((after - before).abs().max())
-    return Measured(values, classifier.numbers, classifier.predict)
+    seeds, first = [], None
+    for folder, old_folder in comparison.models:
+        classifier = LLEClassifier(folder, intents.names)
+        trained = json.loads((folder / "metrics.json").read_text())
+        values = comparison.measure(classifier, classifier.threshold if intents.outside_test else None)
+        values |= {"seconds_training": 60 * trained["train_minutes"], "parameters": trained["parameters"]}
+        if old_folder is not None:
+            old = LLEClassifier(old_folder, comparison.old_and_new[0])
+            before, _ = old.read(intents.test.texts)
+            values |= comparison.teach(old)
+            old.forget()
+            after, _ = old.read(intents.test.texts)
+            values["forget_largest_difference"] = float((after - before).abs().max())
+        seeds.append(values)
+        first = first or classifier
+    assert first is not None
+    medians = {measure: statistics.median(row[measure] for row in seeds) for measure in seeds[0]}
+    return Measured(medians, first.numbers, first.predict, seeds if len(seeds) > 1 else ())
+
+
+def train(recipe: Path, source: str, names: tuple[Path, Path | None], seed: int, left_out: Sequence[str]) -> None:
+    """Trains a classifier of all intents, and one of those that are not left out, unless they are there already.
+
+    Args:
+        recipe: The recipe.
+        source: The data set.
+        names: Folders of both; None: there is only the first.
+        seed: The seed of both.
+        left_out: Intents that the second does not get to see.
+    """
+    for output, without in zip(names, ((), left_out), strict=True):
+        if output is None or (output / "metrics.json").is_file():
+            continue
+        settings = [f"data.source={source}", f"training.seed={seed}", f"training.output_dir={output}"]
+        loaded = load_recipe(recipe, settings)
+        rows = {
+            split: load_labelled(source, split=split).filter(lambda label: label not in without, input_columns="label")  # noqa: B023
+            for split in (["train"] if loaded.data.held_out else ["train", "validation"])
+        }
+        typer.echo(f"{source}: training {output}")
+        run(loaded, rows)
 
 
 def fitted(
@@ -200,10 +242,11 @@ def embedding_neighbours(comparison: Comparison) -> Measured:
     from .peers.sentence_embedding import EmbeddingNeighbours, SentenceEmbedding
 
     intents = comparison.intents
-    old, _ = old_and_new(intents.names, comparison.new)
+    old, _ = comparison.old_and_new
     peer = EmbeddingNeighbours.tuned(SentenceEmbedding(), intents.tuning.of(old), intents.validation.of(old))
     _, seconds = timed(lambda: peer.add(intents.train.of(old)))
-    values = {**comparison.teach(peer), "seconds_training": seconds, **comparison.measure(peer)}
+    values = {**(comparison.teach(peer) if comparison.new else {}), "seconds_training": seconds}
+    values |= comparison.measure(peer)
     numbers = {"neighbours": peer.neighbours, "sharpness": peer.sharpness}
     return Measured(values, numbers, lambda text: peer.answer([text]))
 
@@ -227,26 +270,29 @@ METHODS: dict[str, Callable[[Comparison], Measured]] = {
 
 def classification(
     source: Annotated[str, typer.Argument(help="Queries with intents, such as Banking77 or CLINC150.")],
-    model: Annotated[Path | None, typer.Option(help="Folder of an LLE classifier of the same intents.")] = None,
-    old_model: Annotated[
-        Path | None, typer.Option(help="Folder of one that knows only the old intents, and is taught the others.")
-    ] = None,
-    dataset: Annotated[str | None, typer.Option(help="Its name in the results; else that of its folder.")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="Recipe of an LLE classifier of these intents.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How often it is trained.")] = 3,
+    folder: Annotated[Path, typer.Option(help="Where to; what is there already is not trained again.")] = Path("runs"),
+    dataset: Annotated[str | None, typer.Option(help="Name of the data set; else that of its folder.")] = None,
     floor: Annotated[float, typer.Option(help="In-scope validation accuracy that a peer's refusals keep.")] = 0.88,
-    new_classes: Annotated[int, typer.Option(help="Intents that are taught after the others.")] = 20,
+    new_classes: Annotated[int, typer.Option(min=0, help="Intents that are taught after the others.")] = 20,
     queries: Annotated[int, typer.Option(help="Test queries that speed is measured on, one at a time.")] = 200,
     repetitions: Annotated[int, typer.Option(help="Repetitions of that measurement.")] = 9,
     method: Annotated[list[str] | None, typer.Option(help="Only this one; can be repeated.")] = None,
-    output: Annotated[Path, typer.Option(help="Results file; rows of other data sets in it are kept.")] = (
-        RESULTS / "classification.json"
-    ),
+    output: Annotated[Path | None, typer.Option(help="Results file; else model_cards/results/DATASET.json.")] = None,
 ) -> None:
     """LLE, TF-IDF with an SVM, sentence embeddings and a small encoder on a data set of intents."""
-    chosen = method or [name for name in METHODS if name != LLE or model is not None]
+    chosen = method or [name for name in METHODS if name != LLE or recipe is not None]
     check_keys(chosen, METHODS, "--method")
-    if (LLE in chosen) != (model is not None) or (old_model is not None and model is None):
-        raise ValueError(f"the method {LLE!r} reads --model, and --old-model beside it: give both or neither")
-    comparison = Comparison(load_intents(source), floor, new_classes, model, old_model)
+    if (LLE in chosen) != (recipe is not None):
+        raise ValueError(f"the method {LLE!r} is trained by --recipe: give both or neither")
+    dataset = dataset or Path(source).name
+    trained = [folder / f"{dataset}-{seed}" for seed in range(seeds)] if recipe is not None else []
+    models = [(path, path.with_name(f"{path.name}-old") if new_classes else None) for path in trained]
+    comparison = Comparison(load_intents(source), floor, new_classes, models)
+    for seed, names in enumerate(models):
+        assert recipe is not None
+        train(recipe, source, names, seed, comparison.old_and_new[1])
     measured: dict[str, Measured] = {}
     for name in chosen:
         typer.echo(f"{source}: {name}")
@@ -255,25 +301,18 @@ def classification(
     asked = [texts[place] for place in np.random.default_rng(SEED).permutation(len(texts))[:queries]]
     speeds = queries_per_second({name: found.predict for name, found in measured.items()}, asked, repetitions)
     rows = []
+    metrics: dict[str, float] = {}
     for name, found in measured.items():
         values = found.values | {"queries_per_second": statistics.median(speeds[name])}
         if ENCODER in speeds:
             values["speed_over_encoder"] = ratio(speeds[name], speeds[ENCODER])
-        measures = {measure: values.get(measure) for measure in MEASURES}
-        about = {"dataset": dataset or Path(source).name, "method": name}
-        rows.append({**about, **measures, "numbers": describe(found.numbers)})
+        rows.append({**_row(name, values), "numbers": describe(found.numbers)})
         typer.echo(rows[-1])
-    write_rows(output, this_command(), source, rows, flat_metrics)
+        rows += [_row(f"{name}, seed {seed}", own) for seed, own in enumerate(found.seeds)]
+        prefix = "" if name == LLE else name.lower().replace(" ", "_") + "_"
+        metrics |= {prefix + measure: values[measure] for measure in MEASURES if values.get(measure) is not None}
+    write_results(output or RESULTS / f"{dataset}.json", this_command(), metrics, rows)
 
 
-def flat_metrics(rows: list[Row]) -> dict[str, float]:
-    """What was measured, by names of data set, method (LLE goes without) and measure."""
-    return {
-        "_".join([row["dataset"], *([] if row["method"] == LLE else [row["method"]]), measure])
-        .lower()
-        .replace(" ", "_")
-        .replace("-", "_"): row[measure]
-        for row in rows
-        for measure in MEASURES
-        if row[measure] is not None
-    }
+def _row(method: str, values: Row) -> Row:
+    return {"method": method, **{measure: values.get(measure) for measure in MEASURES}}
