@@ -35,12 +35,10 @@ class ClassificationArguments(_Arguments):
     """transformers' TrainingArguments, with what classifiers need.
 
     Args:
-        merge_dropout: Probability that a merge of the byte-level tokenizer is left out while training, so that a word
-            is read in ever new pieces (BPE-dropout, Provilkov et al. 2020, arXiv:1910.13267). The tokenizer draws them
-            by itself: no seed makes two trainings equal.
+        character_ngrams: Characters of the longest n-gram that embeddings of types have in common while they are
+            trained, so that words which are spelt alike learn together (`CharacterNgrams`); 0: they have none.
         keep_in_scope: Share of the rightly labelled validation texts that "none of these" must not refuse.
     """
 
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Texts are encoded when they are read."})
-    merge_dropout: float = field(default=0.0, metadata={"help": "Probability that a merge is left out."})
+    character_ngrams: int = field(default=0, metadata={"help": "Characters of the longest n-gram; 0: none."})
     keep_in_scope: float = field(default=0.99, metadata={"help": "Share of right texts that must not be refused."})

@@ -1,7 +1,4 @@
-"""Training a classifier by a recipe, and giving it its training examples as the first history.
-
-Notable: texts are encoded anew in every step, so that each time the tokenizer may leave other merges out.
-"""
+"""Training a classifier by a recipe, and giving it its labelled examples as the first history."""
 
 import random
 from collections import defaultdict
@@ -20,6 +17,7 @@ from ..configuration_lle import LLEConfig
 from ..data import check_labelled, load_labelled, split_out_of_scope
 from ..labels_lle import SINGLE
 from .arguments import ClassificationArguments
+from .character_ngrams import FoldNgrams, add_ngrams
 from .recipe import DataArguments, Recipe
 from .steps import make_config, make_tokenizer, save, train
 
@@ -45,25 +43,29 @@ def run_classification(recipe: Recipe, rows: dict[str, Any] | None = None, resum
     if unknown:
         raise ValueError(f"the validation split has labels that no training text has: {', '.join(unknown[:10])}")
     model = make_classifier(recipe.model, tokenizer, labels)
-    numbers = {name: number for number, name in enumerate(labels)}
-    encode, dropping = Encode(tokenizer, numbers), Encode(tokenizer, numbers, arguments.merge_dropout)
+    held_out = encode(validation, tokenizer, labels)
     trainer = Trainer(
         model=model,
         args=arguments,
         data_collator=DataCollatorWithPadding(tokenizer),
-        train_dataset=examples.with_transform(dropping),
-        eval_dataset=validation.with_transform(encode),
+        train_dataset=encode(examples, tokenizer, labels),
+        eval_dataset=held_out,
         processing_class=tokenizer,
         compute_metrics=_accuracy,
     )
+    if arguments.character_ngrams:
+        embeddings = model.model.embed_tokens
+        add_ngrams(embeddings, tokenizer, arguments.character_ngrams, model.config.initializer_range)
+        trainer.add_callback(FoldNgrams(embeddings))
     metrics = train(trainer, resume)
     model.learn(examples["text"], examples["label"], tokenizer, source="training")
     size = arguments.per_device_eval_batch_size
-    metrics["calibration"] = model.calibrate(batches(validation, encode, size))
+    metrics["calibration"] = model.calibrate(batches(held_out, tokenizer, size))
     if len(strangers):
-        outside = batches(strangers, Encode(tokenizer, None), size)
-        inside = batches(validation, encode, size)
+        outside, inside = (batches(rows, tokenizer, size) for rows in (encode(strangers, tokenizer), held_out))
         metrics["out_of_scope"] = model.fit_out_of_scope(inside, outside, arguments.keep_in_scope)
+    if data.held_out:
+        model.learn(validation["text"], validation["label"], tokenizer, source="training")
     if trainer.is_world_process_zero():
         save(recipe, trainer, metrics)
         assert model.history_bank is not None
@@ -107,38 +109,21 @@ def make_classifier(
     return model
 
 
-class Encode:
-    """Makes `input_ids`, `attention_mask` and, where there is a label, `labels` of the columns `text` and `label`.
+def encode(rows: Dataset, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str] | None = None) -> Dataset:
+    """Texts as the columns `input_ids` and `attention_mask`, not padded, and `labels` by their place in `labels`."""
+    numbers = {name: number for number, name in enumerate(labels or ())}
 
-    Args:
-        tokenizer: The tokenizer.
-        numbers: The number of each label; None: the texts have none.
-        merge_dropout: Probability that a merge of the tokenizer is left out.
-    """
+    def columns(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        encoded = dict(tokenizer(batch["text"]))
+        return encoded | ({} if labels is None else {"labels": [numbers[label] for label in batch["label"]]})
 
-    def __init__(self, tokenizer: Any, numbers: dict[str, int] | None, merge_dropout: float = 0.0) -> None:
-        self.tokenizer, self.numbers, self.merge_dropout = tokenizer, numbers, merge_dropout
-
-    def __call__(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        """The columns of the batch, not yet padded."""
-        merges = self.tokenizer.backend_tokenizer.model
-        try:
-            if self.merge_dropout:
-                merges.dropout = self.merge_dropout
-            encoded = dict(self.tokenizer(rows["text"]))
-        finally:
-            if self.merge_dropout:
-                merges.dropout = None
-        if self.numbers is not None:
-            encoded["labels"] = [self.numbers[label] for label in rows["label"]]
-        return encoded
+    return rows.map(columns, batched=True, remove_columns=rows.column_names, keep_in_memory=True, desc="Tokenizing")
 
 
-def batches(rows: Dataset, encode: Encode, size: int) -> Iterator[dict[str, Tensor]]:
-    """The rows as padded batches of at most `size`, as a classifier's `calibrate` and `fit_out_of_scope` take them."""
-    for start in range(0, len(rows), size):
-        columns = encode(rows[start : start + size])
-        yield dict(encode.tokenizer.pad(columns, return_tensors="pt"))
+def batches(encoded: Dataset, tokenizer: PreTrainedTokenizerBase, size: int) -> Iterator[dict[str, Tensor]]:
+    """Padded batches of at most `size` texts, as a classifier's `calibrate` and `fit_out_of_scope` take them."""
+    for start in range(0, len(encoded), size):
+        yield dict(tokenizer.pad(encoded[start : start + size], return_tensors="pt"))
 
 
 def _accuracy(predicted: EvalPrediction) -> dict[str, float]:

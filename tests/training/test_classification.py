@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 from modeling_lle import HistoryBank, LLEForCausalLM, LLETokenizer
 from modeling_lle.model_card import write_model_card
 from modeling_lle.training import Recipe, load_recipe, make_recipe, run
-from modeling_lle.training.classification import Encode, batches, hold_out, make_classifier
+from modeling_lle.training.classification import batches, encode, hold_out, make_classifier
 
 WORDS = {"card": ["card", "chip", "pin"], "loan": ["loan", "rate", "debt"], "trip": ["taxi", "train", "plane"]}
 SMOKE = Path(__file__).parents[2] / "configs" / "classification" / "smoke.yaml"
@@ -48,7 +48,7 @@ def recipe(tmp_path: Path, **sections: dict[str, Any]) -> Recipe:
             "max_steps": 30,
             "per_device_train_batch_size": 9,
             "learning_rate": 0.05,
-            "merge_dropout": 0.2,
+            "character_ngrams": 4,
             "save_strategy": "no",
             "disable_tqdm": True,
         },
@@ -58,7 +58,7 @@ def recipe(tmp_path: Path, **sections: dict[str, Any]) -> Recipe:
 
 
 def test_the_folder_holds_all_of_it(tmp_path: Path) -> None:
-    metrics = run(recipe(tmp_path, training={"merge_dropout": 0.0}), {"train": rows()})
+    metrics = run(recipe(tmp_path), {"train": rows()})
     out = tmp_path / "out"
     assert json.loads((out / "metrics.json").read_text()) == metrics
     assert metrics["eval_accuracy"] > 0.6  # a guess is right in a third
@@ -67,7 +67,7 @@ def test_the_folder_holds_all_of_it(tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(out)
     model: Any = AutoModelForSequenceClassification.from_pretrained(out)
     bank = HistoryBank.from_pretrained(out)
-    assert len(bank) == 27
+    assert len(bank) == 36  # what validated is learned afterwards
     model.attach_history(bank, tokenizer=tokenizer)
     found: Any = pipeline("text-classification", model=model, tokenizer=tokenizer)("Where is number 1 taxi please")
     assert found[0]["label"] in WORDS
@@ -149,16 +149,15 @@ def test_every_label_is_held_out_alike() -> None:
     assert hold_out(rows(8), 0.25, seed=3)[1]["text"] == hold_out(rows(8), 0.25, seed=3)[1]["text"]
 
 
-def test_merges_are_left_out_in_training_only(tmp_path: Path) -> None:
+def test_batches_are_padded() -> None:
     tokenizer = LLETokenizer.train(rows()["text"], 400)
-    columns = {"text": ["Where is number please"] * 20, "label": ["card"] * 20}
-    dropping, whole = Encode(tokenizer, {"card": 0}, 0.5), Encode(tokenizer, {"card": 0})
-    assert len({tuple(ids) for ids in dropping(columns)["input_ids"]}) > 1
-    assert {tuple(ids) for ids in whole(columns)["input_ids"]} == {
-        tuple(tokenizer("Where is number please").input_ids)
-    }
-    padded = list(batches(Dataset.from_dict(columns), whole, 8))
-    assert [len(batch["labels"]) for batch in padded] == [8, 8, 4]
+    texts = Dataset.from_dict({"text": ["Where", "Where is number please"] * 10, "label": ["card", "loan"] * 10})
+    padded = list(batches(encode(texts, tokenizer, ["card", "loan"]), tokenizer, 8))
+    assert [batch["labels"].tolist() for batch in padded] == [[0, 1] * 4, [0, 1] * 4, [0, 1] * 2]
+    assert (
+        padded[0]["attention_mask"][0].sum() < padded[0]["attention_mask"][1].sum() == len(padded[0]["input_ids"][1])
+    )
+    assert set(next(batches(encode(texts, tokenizer), tokenizer, 8))) == {"input_ids", "attention_mask"}
 
 
 def test_contradicting_and_empty_texts_are_left_out_and_named(
@@ -168,7 +167,7 @@ def test_contradicting_and_empty_texts_are_left_out_and_named(
     run(recipe(tmp_path), {"train": rows(12, bad)})
     assert "'Same'" in caplog.text
     assert "blank" in caplog.text
-    assert len(HistoryBank.from_pretrained(tmp_path / "out")) == 27
+    assert len(HistoryBank.from_pretrained(tmp_path / "out")) == 36
 
 
 def test_errors_name_the_remedy(tmp_path: Path) -> None:
@@ -179,8 +178,8 @@ def test_errors_name_the_remedy(tmp_path: Path) -> None:
         run(recipe(tmp_path, data={"held_out": 0.0}), splits)
     with pytest.raises(ValueError, match="task in the recipe is 'translate'"):
         make_recipe({"task": "translate"})
-    with pytest.raises(ValueError, match="merge_dropout"):
-        make_recipe({"task": "text-classification", "training": {"merge_dropuot": 0.1}})
+    with pytest.raises(ValueError, match="character_ngrams"):
+        make_recipe({"task": "text-classification", "training": {"charcter_ngrams": 5}})
 
 
 def test_the_smoke_recipe(tmp_path: Path) -> None:
