@@ -3,9 +3,9 @@
 Notable: the logits of a batch never exist at once; the gradients are computed chunk by chunk in the forward pass,
 while the chunk's probabilities are still in the processor's cache (as in the fused linear cross entropy of Liger, Hsu
 et al. 2024, arXiv:2410.10989), so the memory is that of one chunk and freshly zeroed pages, half the time of the plain
-form on a CPU, are not needed. In a mixture, the gradient of a position's logits is that of the plain cross entropy
-times the share of the base in what the mixture gave to the target. Shapes: N positions, D width, V vocabulary,
-S sources.
+form on a CPU, are not needed. In a mixture, what is recalled learns by the mixture's cross entropy, and the logits by
+their own: by that of the mixture, the base would learn little of what the history tells anyway, and be worse where it
+does not. Shapes: N positions, D width, V vocabulary, S sources.
 """
 
 from dataclasses import dataclass
@@ -48,7 +48,9 @@ def linear_cross_entropy_reference(
     logits = torch.nn.functional.linear(hidden, weight, bias)
     log_probs = (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
     base = log_probs.gather(1, targets.clamp(min=0)[:, None])[:, 0]
-    nats = -base if recalled is None else recalled.nats(base, base_features(log_probs.detach()))
+    nats = -base
+    if recalled is not None:
+        nats = recalled.nats(base.detach(), base_features(log_probs.detach())) + nats - nats.detach()
     return nats[targets != IGNORED].sum()
 
 
@@ -78,10 +80,10 @@ def _softmax_slope(
 
 
 def _mix(base: Tensor, features: Tensor, used: Tensor, recalled: Recalled) -> tuple[Tensor, list[Tensor]]:
-    """The summed nats of the mixture, and their slopes in `base` and in the tensors of `recalled`."""
+    """The summed nats of the mixture, and their slopes in the tensors of `recalled`."""
     with torch.enable_grad():
-        leaves = [t.detach().requires_grad_() for t in (base, recalled.probability, recalled.mass, recalled.numbers)]
-        nats = Recalled(*leaves[1:]).nats(leaves[0], features).masked_fill(~used, 0.0).sum()
+        leaves = [t.detach().requires_grad_() for t in (recalled.probability, recalled.mass, recalled.numbers)]
+        nats = Recalled(*leaves).nats(base, features).masked_fill(~used, 0.0).sum()
         return nats.detach(), list(torch.autograd.grad(nats, leaves))
 
 
@@ -117,23 +119,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 )
                 continue
             slope, nats, features = _softmax_slope(logits, target, total, with_features=bool(recalled))
-            share = None
             if recalled:
                 own = Recalled(recalled[0][part], recalled[1][part], recalled[2])
                 nats, slopes = _mix(-nats, features, target != IGNORED, own)
-                grad_recalled[0][part], grad_recalled[1][part] = slopes[1], slopes[2]
-                grad_recalled[2] += slopes[3]
-                share = -slopes[0][:, None].to(dtype)
+                grad_recalled[0][part], grad_recalled[1][part] = slopes[0], slopes[1]
+                grad_recalled[2] += slopes[2]
             loss += nats.sum()
             if not differentiate:
                 continue
             torch.mm(slope, matrix, out=grad_hidden[part])
-            if share is not None:
-                grad_hidden[part] *= share
-                chunk = chunk * share
             grad_weight += slope.T @ chunk
             if grad_bias is not None:
-                grad_bias += slope.sum(0, dtype=total) if share is None else (slope.T @ share)[:, 0]
+                grad_bias += slope.sum(0, dtype=total)
         if differentiate:
             ctx.save_for_backward(grad_hidden, grad_weight, grad_bias, *grad_recalled)
             ctx.dtypes = hidden.dtype, weight.dtype
@@ -160,8 +157,8 @@ def linear_cross_entropy(
         weight: (V, D) floating.
         bias: (V,) or None.
         targets: (...) int64; positions with -100 count nothing.
-        recalled: What a history recalls: then the cross entropy is that of the mixture. The features that its gate
-            sees of the base, entropy and largest log probability, are constants for the gradient.
+        recalled: What a history recalls: then the value is the cross entropy of the mixture, and what is recalled gets
+            its gradient, in which the base is a constant; hidden, weight and bias get that of the base's own.
 
     Returns:
         A scalar, float32 (float64 for float64 input). Under autocast the products run in autocast's dtype.

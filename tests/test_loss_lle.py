@@ -144,6 +144,15 @@ def test_a_history_without_entries_changes_nothing(form: str) -> None:
         torch.testing.assert_close(value, expected, atol=1e-12, rtol=1e-12)
 
 
+def test_the_base_learns_by_its_own_loss(form: str) -> None:
+    inputs = make_inputs()
+    alone = results(linear_cross_entropy, *inputs)
+    mixed = results(lambda *given: linear_cross_entropy(*given, make_recalled(torch.float32, 2)), *inputs)
+    assert (alone[0] - mixed[0]).abs().item() > 0.1
+    for gradient, expected in zip(mixed[1:], alone[1:], strict=True):
+        torch.testing.assert_close(gradient, expected)
+
+
 def test_a_frozen_model_still_gives_the_gradients_of_what_was_recalled(form: str) -> None:
     hidden, weight, bias, targets = make_inputs()
     recalled = make_recalled(torch.float32, 1)

@@ -89,7 +89,9 @@ def reference(segments: list[Segment], module: HistoryLoss, output: nn.Linear) -
             own = [*carried[b], *made[b][: counts[b][t]]][-window:]
             others = [entry for row in range(rows) if row != b for entry in made[row]]
             log_probs = output(segment.dropped[b, t]).log_softmax(-1)
-            total = total + nats(keys[b, t], int(segment.targets[b, t]), log_probs, [own, others], module.values)
+            target = int(segment.targets[b, t])
+            total = total + nats(keys[b, t], target, log_probs.detach(), [own, others], module.values)
+            total = total - log_probs[target] + log_probs[target].detach()  # the base learns by its own loss
         carried = [
             [(key.detach(), outcome) for key, outcome in (*carried[b], *made[b])][-window:] for b in range(rows)
         ]
@@ -99,7 +101,7 @@ def reference(segments: list[Segment], module: HistoryLoss, output: nn.Linear) -
 
 def nats(query: Tensor, target: int, log_probs: Tensor, sources: list[list[Any]], values: Tensor) -> Tensor:
     """-log P of one target, by the rule."""
-    probs = log_probs.detach().exp()
+    probs = log_probs.exp()
     features = torch.stack([-(probs * probs.log()).sum(), probs.max().log()])
     odds, recalled = [torch.zeros(())], [log_probs[target].exp()]
     for place, (entries, value) in enumerate(zip(sources, values, strict=False)):

@@ -55,7 +55,10 @@ def run_classification(recipe: Recipe, rows: dict[str, Any] | None = None, resum
     )
     if arguments.character_ngrams:
         embeddings = model.model.embed_tokens
-        add_ngrams(embeddings, tokenizer, arguments.character_ngrams, model.config.initializer_range)
+        scale = (
+            0.0 if "path" in recipe.model else model.config.initializer_range
+        )  # trained embeddings stay as they are
+        add_ngrams(embeddings, tokenizer, arguments.character_ngrams, scale)
         trainer.add_callback(FoldNgrams(embeddings))
     metrics = train(trainer, resume)
     model.learn(examples["text"], examples["label"], tokenizer, source="training")
