@@ -55,9 +55,8 @@ def run_classification(recipe: Recipe, rows: dict[str, Any] | None = None, resum
     )
     if arguments.character_ngrams:
         embeddings = model.model.embed_tokens
-        scale = (
-            0.0 if "path" in recipe.model else model.config.initializer_range
-        )  # trained embeddings stay as they are
+        # Where the embeddings are trained already, they stay as they are.
+        scale = 0.0 if "path" in recipe.model else model.config.initializer_range
         add_ngrams(embeddings, tokenizer, arguments.character_ngrams, scale)
         trainer.add_callback(FoldNgrams(embeddings))
     metrics = train(trainer, resume)
