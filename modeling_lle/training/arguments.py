@@ -37,8 +37,11 @@ class ClassificationArguments(_Arguments):
     Args:
         character_ngrams: Characters of the longest n-gram that embeddings of types have in common while they are
             trained, so that words which are spelt alike learn together (`CharacterNgrams`); 0: they have none.
+        adversarial: Strength of adversarial training (`AdversarialTrainer`): how far embedded texts are moved, as a
+            share of their length; doubles the time of a step. 0: none.
         keep_in_scope: Share of the rightly labelled validation texts that "none of these" must not refuse.
     """
 
     character_ngrams: int = field(default=0, metadata={"help": "Characters of the longest n-gram; 0: none."})
+    adversarial: float = field(default=0.0, metadata={"help": "Strength of adversarial training; 0: none."})
     keep_in_scope: float = field(default=0.99, metadata={"help": "Share of right texts that must not be refused."})

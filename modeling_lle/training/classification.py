@@ -8,7 +8,7 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict
 from torch import Tensor
-from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedTokenizerBase, Trainer
+from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedTokenizerBase
 
 from ..backbone_lle import LLEModel
 from ..bank_lle import HISTORY_FOLDER
@@ -16,6 +16,7 @@ from ..classification_lle import LLEForSequenceClassification
 from ..configuration_lle import LLEConfig
 from ..data import check_labelled, load_labelled, split_out_of_scope
 from ..labels_lle import SINGLE
+from .adversarial import AdversarialTrainer
 from .arguments import ClassificationArguments
 from .character_ngrams import FoldNgrams, add_ngrams
 from .recipe import DataArguments, Recipe
@@ -44,7 +45,9 @@ def run_classification(recipe: Recipe, rows: dict[str, Any] | None = None, resum
         raise ValueError(f"the validation split has labels that no training text has: {', '.join(unknown[:10])}")
     model = make_classifier(recipe.model, tokenizer, labels)
     held_out = encode(validation, tokenizer, labels)
-    trainer = Trainer(
+    trainer = AdversarialTrainer(
+        model.model.embed_tokens,
+        arguments.adversarial,
         model=model,
         args=arguments,
         data_collator=DataCollatorWithPadding(tokenizer),

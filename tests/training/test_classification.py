@@ -49,6 +49,7 @@ def recipe(tmp_path: Path, **sections: dict[str, Any]) -> Recipe:
             "per_device_train_batch_size": 9,
             "learning_rate": 0.05,
             "character_ngrams": 4,
+            "adversarial": 0.1,
             "save_strategy": "no",
             "disable_tqdm": True,
         },
