@@ -35,6 +35,8 @@ class ClassificationArguments(_Arguments):
     """transformers' TrainingArguments, with what classifiers need.
 
     Args:
+        pretraining_epochs: How often the training texts are read before, without their labels, to predict their tokens
+            in both directions (`TwoWayLanguageModel`); 0: not at all.
         character_ngrams: Characters of the longest n-gram that embeddings of types have in common while they are
             trained, so that words which are spelt alike learn together (`CharacterNgrams`); 0: they have none.
         adversarial: Strength of adversarial training (`AdversarialTrainer`): how far embedded texts are moved, as a
@@ -42,6 +44,7 @@ class ClassificationArguments(_Arguments):
         keep_in_scope: Share of the rightly labelled validation texts that "none of these" must not refuse.
     """
 
+    pretraining_epochs: float = field(default=0.0, metadata={"help": "Epochs as a language model; 0: none."})
     character_ngrams: int = field(default=0, metadata={"help": "Characters of the longest n-gram; 0: none."})
     adversarial: float = field(default=0.0, metadata={"help": "Strength of adversarial training; 0: none."})
     keep_in_scope: float = field(default=0.99, metadata={"help": "Share of right texts that must not be refused."})

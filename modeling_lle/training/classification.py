@@ -19,8 +19,9 @@ from ..labels_lle import SINGLE
 from .adversarial import AdversarialTrainer
 from .arguments import ClassificationArguments
 from .character_ngrams import FoldNgrams, add_ngrams
+from .pretraining import pretrain
 from .recipe import DataArguments, Recipe
-from .steps import make_config, make_tokenizer, save, train
+from .steps import last_checkpoint, make_config, make_tokenizer, save, train
 
 
 def run_classification(recipe: Recipe, rows: dict[str, Any] | None = None, resume: bool = False) -> dict[str, Any]:
@@ -44,14 +45,14 @@ def run_classification(recipe: Recipe, rows: dict[str, Any] | None = None, resum
     if unknown:
         raise ValueError(f"the validation split has labels that no training text has: {', '.join(unknown[:10])}")
     model = make_classifier(recipe.model, tokenizer, labels)
-    held_out = encode(validation, tokenizer, labels)
+    encoded, held_out = (encode(rows, tokenizer, labels) for rows in (examples, validation))
     trainer = AdversarialTrainer(
         model.model.embed_tokens,
         arguments.adversarial,
         model=model,
         args=arguments,
         data_collator=DataCollatorWithPadding(tokenizer),
-        train_dataset=encode(examples, tokenizer, labels),
+        train_dataset=encoded,
         eval_dataset=held_out,
         processing_class=tokenizer,
         compute_metrics=_accuracy,
@@ -62,7 +63,11 @@ def run_classification(recipe: Recipe, rows: dict[str, Any] | None = None, resum
         scale = 0.0 if "path" in recipe.model else model.config.initializer_range
         add_ngrams(embeddings, tokenizer, arguments.character_ngrams, scale)
         trainer.add_callback(FoldNgrams(embeddings))
-    metrics = train(trainer, resume)
+    minutes = 0.0
+    if arguments.pretraining_epochs and last_checkpoint(arguments, resume) is None:
+        texts = encoded.remove_columns("labels")
+        minutes = pretrain(model.model, texts, tokenizer, arguments, arguments.pretraining_epochs)
+    metrics = train(trainer, resume, minutes)
     model.learn(examples["text"], examples["label"], tokenizer, source="training")
     size = arguments.per_device_eval_batch_size
     metrics["calibration"] = model.calibrate(batches(held_out, tokenizer, size))

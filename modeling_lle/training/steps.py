@@ -33,14 +33,15 @@ class _Clock(TrainerCallback):
 
     Args:
         checkpoint: The checkpoint that the training goes on from, if there is one.
+        minutes: What a new training has taken already.
     """
 
     FILE = "train_minutes.json"
 
-    def __init__(self, checkpoint: str | None) -> None:
+    def __init__(self, checkpoint: str | None, minutes: float) -> None:
         self.start = time.perf_counter()
         file = None if checkpoint is None else Path(checkpoint) / self.FILE
-        self.before = 0.0 if file is None else json.loads(file.read_text()) if file.is_file() else None
+        self.before = minutes if file is None else json.loads(file.read_text()) if file.is_file() else None
 
     @property
     def minutes(self) -> float | None:
@@ -54,18 +55,23 @@ class _Clock(TrainerCallback):
             (folder / self.FILE).write_text(json.dumps(self.minutes))
 
 
-def train(trainer: Trainer, resume: bool) -> dict[str, Any]:
-    """Trains, evaluates, and returns the metrics of both; `resume` as in `run`."""
+def last_checkpoint(arguments: TrainingArguments, resume: bool) -> str | None:
+    """The checkpoint that a training goes on from, if it is to and there is one."""
+    folder = str(arguments.output_dir)
+    return get_last_checkpoint(folder) if resume and Path(folder).is_dir() else None
+
+
+def train(trainer: Trainer, resume: bool, minutes: float = 0.0) -> dict[str, Any]:
+    """Trains, evaluates, and returns the metrics of both; `resume` as in `run`, `minutes` went before."""
     model: Any = trainer.model
-    folder = str(trainer.args.output_dir)
-    checkpoint = get_last_checkpoint(folder) if resume and Path(folder).is_dir() else None
-    clock = _Clock(checkpoint)
+    checkpoint = last_checkpoint(trainer.args, resume)
+    clock = _Clock(checkpoint, minutes)
     trainer.add_callback(clock)
     outcome = trainer.train(resume_from_checkpoint=checkpoint)
-    minutes = clock.minutes
+    taken = clock.minutes
     return {
         "parameters": model.num_parameters(),
-        **({} if minutes is None else {"train_minutes": minutes}),
+        **({} if taken is None else {"train_minutes": taken}),
         "train_steps": outcome.global_step,
         "train_loss": outcome.training_loss,
         **trainer.evaluate(),

@@ -1,0 +1,77 @@
+"""What a classifier learns of its texts before it learns their labels: to predict their words, in both directions.
+
+Shapes: B batch, T time, D width of a direction, V vocabulary.
+"""
+
+import dataclasses
+import time
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, Trainer, TrainingArguments
+
+from ..backbone_lle import LLEModel
+from ..loss_lle import IGNORED, linear_cross_entropy
+from ..recurrence_lle import variational_dropout
+
+
+class TwoWayLanguageModel(nn.Module):
+    """A language model on each stack of a backbone (Peters et al. 2018, arXiv:1802.05365, section 3.1): the one that
+    reads forwards predicts the next token, the one that reads backwards the one before; the embeddings are the output
+    layer of both.
+
+    Args:
+        backbone: The backbone; one that reads forwards only is a plain language model.
+    """
+
+    def __init__(self, backbone: LLEModel) -> None:
+        super().__init__()
+        self.model = backbone
+        self.bias = nn.Parameter(torch.zeros(backbone.config.vocab_size))
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
+        """The `loss`, in nats a predicted token, of texts (B, T) int64 with their mask (B, T) of 0 and 1."""
+        states = self.model(input_ids, attention_mask, use_cache=False).last_hidden_state
+        states = variational_dropout(states, self.model.config.output_dropout, self.training)
+        real = attention_mask.bool()
+        both = real[:, 1:] & real[:, :-1]
+        sides = [(states[:, :-1], input_ids[:, 1:])]
+        if self.model.backward_stack is not None:
+            forwards, backwards = states.chunk(2, dim=-1)
+            sides = [(forwards[:, :-1], input_ids[:, 1:]), (backwards[:, 1:], input_ids[:, :-1])]
+        matrix = self.model.embed_tokens.weight
+        total = torch.stack(
+            [linear_cross_entropy(h, matrix, self.bias, y.masked_fill(~both, IGNORED)) for h, y in sides]
+        ).sum()
+        return {"loss": total / (len(sides) * both.sum().clamp(min=1))}
+
+
+def pretrain(
+    backbone: LLEModel,
+    texts: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    arguments: TrainingArguments,
+    epochs: float,
+) -> float:
+    """Trains a backbone on texts without their labels; returns the minutes that it took.
+
+    Args:
+        backbone: It is changed.
+        texts: The columns `input_ids` and `attention_mask`.
+        tokenizer: The tokenizer.
+        arguments: Those of the training that comes afterwards, which hold but for what belongs to it alone.
+        epochs: How often the texts are read.
+    """
+    begin = time.perf_counter()
+    own: dict[str, Any] = {"num_train_epochs": epochs, "max_steps": -1, "label_smoothing_factor": 0.0}
+    own |= {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
+    trainer = Trainer(
+        model=TwoWayLanguageModel(backbone),
+        args=dataclasses.replace(arguments, **own),
+        data_collator=DataCollatorWithPadding(tokenizer),
+        train_dataset=texts,
+    )
+    trainer.train()
+    return (time.perf_counter() - begin) / 60
