@@ -26,6 +26,7 @@ from .labels_lle import (
     Recalled,
     fit_labels,
     label_loss,
+    logits_of,
     scope_features,
 )
 from .loss_lle import IGNORED
@@ -34,7 +35,7 @@ from .recurrence_lle import variational_dropout
 from .teaching_lle import TeachableModel
 
 FITTED = 1024  # neighbours that calibration looks at, so that those of a few labels are among them
-RIDGE = 1e-4  # of the regression that tells what is out of scope: features may separate both sides
+RIDGE = 0.1  # of the regression that tells what is out of scope: held-out texts of that side are few
 
 
 @dataclass
@@ -47,6 +48,7 @@ class LLEClassifierOutput(ModelOutput):
             labels, gives the probabilities of the mixture; in regression the values.
         out_of_scope, mass: (B,) or (B, T) float32, when asked for: the score of "none of these", and the mass of what
             the bank recalls, -inf where it recalls nothing.
+        scope_features: (B, 4) or (B, T, 4) float32, when asked for: what the score is made of.
         hidden_states: With `output_hidden_states`, the states of every layer.
         history: With `output_history`, which examples moved the prediction.
     """
@@ -55,6 +57,7 @@ class LLEClassifierOutput(ModelOutput):
     logits: Tensor | None = None
     out_of_scope: Tensor | None = None
     mass: Tensor | None = None
+    scope_features: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     history: LabelHistory | None = None
 
@@ -114,13 +117,17 @@ class _Classifier(TeachableModel):
             use_history = self.config.use_history and not self.training
         space = self.label_space if use_history else None
         mass = logits.new_full(logits.shape[:-1], -torch.inf, dtype=torch.float32)
+        scope = logits
         if space is not None and space.recalls:
             real = None if self.pooling is not None or mask is None else mask
-            logits, mass, output.history = self._mix(items, logits, real, output_history)
+            logits, scope, mass, output.history = self._mix(items, logits, real, output_history)
         if output_out_of_scope:
-            features = scope_features(logits.flatten(0, -2), mass.flatten(), self.kind, self.config.bank.sharpness)
-            score = (features @ features.new_tensor(self.config.out_of_scope.weights)).sigmoid()
-            output.out_of_scope, output.mass = score.view(mass.shape), mass
+            output.mass, output.scope_features = (
+                mass,
+                scope_features(scope, mass, self.kind, self.config.bank.sharpness),
+            )
+            weights = output.scope_features.new_tensor(self.config.out_of_scope.weights)
+            output.out_of_scope = (output.scope_features @ weights).sigmoid()
         output.logits = logits
         if labels is not None:
             output.loss = label_loss(logits, labels, self.kind, num_items_in_batch)
@@ -137,8 +144,8 @@ class _Classifier(TeachableModel):
 
     def _mix(
         self, items: Tensor, logits: Tensor, mask: Tensor | None, with_history: bool
-    ) -> tuple[Tensor, Tensor, LabelHistory | None]:
-        """Logits, mass and history with the bank; items where `mask` (B, T) is False get none of it."""
+    ) -> tuple[Tensor, Tensor, Tensor, LabelHistory | None]:
+        """Logits, those of the scope, mass and history; items where `mask` (B, T) is False get nothing of the bank."""
         space, numbers = self.label_space, self.config.bank
         assert space is not None
         shape = logits.shape[:-1]
@@ -147,11 +154,14 @@ class _Classifier(TeachableModel):
         recalled = Recalled.of(found, space, self.kind, numbers.sharpness, numbers.background)
         mixture = Mixture.of(own, recalled, numbers.gate)
         blank = logits.float()
-        mixed = nn.functional.pad(blank, (0, mixture.labels.shape[-1] - blank.shape[-1]), value=-torch.inf)
-        mixed = mixed.masked_scatter(chosen[..., None], mixture.logits(self.kind))
+        blank = nn.functional.pad(blank, (0, mixture.labels.shape[-1] - blank.shape[-1]), value=-torch.inf)
+        mixed, scope = (
+            blank.masked_scatter(chosen[..., None], logits_of(part, self.kind))
+            for part in (mixture.labels, mixture.scope)
+        )
         mass = torch.full(shape, -torch.inf, device=logits.device).masked_scatter(chosen, recalled.mass)
         if not with_history:
-            return mixed, mass, None
+            return mixed, scope, mass, None
 
         def placed(values: Tensor, fill: float) -> Tensor:
             whole = torch.full((*shape, *values.shape[1:]), fill, dtype=values.dtype, device=values.device)
@@ -160,6 +170,7 @@ class _Classifier(TeachableModel):
 
         return (
             mixed,
+            scope,
             mass,
             LabelHistory(
                 base_share=placed(mixture.base_share, 1.0),
@@ -255,7 +266,8 @@ class _Classifier(TeachableModel):
             raise ValueError(f"keep is a share above 0, got {keep}")
         inside, right = self._scope_features(in_scope, labelled=True)
         outside, _ = self._scope_features(out_of_scope, labelled=False)
-        weights, scores = _logistic(inside, outside, steps)
+        weights = _logistic(inside[right], outside, steps)
+        scores = (torch.cat([inside, outside]) @ weights).sigmoid()
         kept = scores[: len(inside)][right].sort().values
         threshold = float(kept[max(0, int(keep * len(kept) + 0.5) - 1)]) if len(kept) else 0.5
         numbers = self.config.out_of_scope
@@ -276,7 +288,7 @@ class _Classifier(TeachableModel):
                 batch = {name: value.to(self.device) for name, value in batch.items()}
                 labels = batch.pop("labels", None)
                 output = self(**batch, output_out_of_scope=True)
-                parts.append(scope_features(output.logits, output.mass, self.kind, self.config.bank.sharpness))
+                parts.append(output.scope_features)
                 if labels is not None:
                     right.append(output.logits.argmax(-1) == labels)
         finally:
@@ -286,12 +298,8 @@ class _Classifier(TeachableModel):
         return torch.cat(parts), torch.cat(right) if labelled else torch.zeros(0)
 
 
-def _logistic(inside: Tensor, outside: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """Logistic regression that tells features (m, 4) from others (n, 4), both sides of the same weight.
-
-    Returns:
-        The weights (4,), and the scores (m + n,) of all of them.
-    """
+def _logistic(inside: Tensor, outside: Tensor, steps: int) -> Tensor:
+    """The weights (4,) of a logistic regression that tells features (m, 4) from others (n, 4), both counted alike."""
     features = torch.cat([inside, outside])
     target = torch.cat([inside.new_zeros(len(inside)), outside.new_ones(len(outside))])
     weight = torch.where(target > 0, 0.5 / max(1, len(outside)), 0.5 / max(1, len(inside)))
@@ -311,8 +319,7 @@ def _logistic(inside: Tensor, outside: Tensor, steps: int) -> tuple[Tensor, Tens
         optimizer.step(closure)
     values = values.detach()
     slopes = values[1:] / deviation
-    weights = torch.cat([(values[0] - slopes @ mean)[None], slopes])
-    return weights, (features @ weights).sigmoid()
+    return torch.cat([(values[0] - slopes @ mean)[None], slopes])
 
 
 class LLEForSequenceClassification(_Classifier):

@@ -192,11 +192,13 @@ class Mixture:
 
     Attributes:
         labels: (n, L) float32, the probability of each label, or the value in regression.
+        scope: (n, L) float32, the same with nothing recalled of the trained labels: by the base and the unseen ones.
         base_share: (n,) float32.
         shares: (n, K) float32, of the neighbours.
     """
 
     labels: Tensor
+    scope: Tensor
     base_share: Tensor
     shares: Tensor
 
@@ -207,32 +209,35 @@ class Mixture:
         known = 1 - recalled.unseen.sum(-1, keepdim=True)
         of_base, of_bank = known * share[:, :1], known * share[:, 1:]
         trained, labels = own.base.shape[-1], recalled.labels.shape[1]
-        factor = torch.where(torch.arange(labels, device=known.device) < trained, of_bank, torch.ones_like(of_bank))
-        base = functional.pad(of_base * own.base, (0, labels - trained))
+        unseen = torch.arange(labels, device=known.device) >= trained
+        factor = torch.where(unseen, torch.ones_like(of_bank), of_bank)
+        base = functional.pad(own.base, (0, labels - trained))
         shares = recalled.weights * of_bank + recalled.unseen
-        return cls(base + factor * recalled.labels, of_base[:, 0], shares)
+        scope = known * base + recalled.labels * unseen
+        return cls(of_base * base + factor * recalled.labels, scope, of_base[:, 0], shares)
 
-    def logits(self, kind: str) -> Tensor:
-        """What makes transformers' softmax or sigmoid give the probabilities back; the value in regression."""
-        if kind == REGRESSION:
-            return self.labels
-        tiny = torch.finfo(self.labels.dtype).tiny
-        if kind == SINGLE:
-            return self.labels.clamp(min=tiny).log()
-        return self.labels.clamp(min=tiny).log() - (1 - self.labels).clamp(min=tiny).log()
+
+def logits_of(labels: Tensor, kind: str) -> Tensor:
+    """What makes transformers' softmax or sigmoid give probabilities (n, L) back; the values in regression."""
+    if kind == REGRESSION:
+        return labels
+    tiny = torch.finfo(labels.dtype).tiny
+    log = labels.clamp(min=tiny).log()
+    return log if kind == SINGLE else log - (1 - labels).clamp(min=tiny).log()
 
 
 def scope_features(logits: Tensor, mass: Tensor, kind: str, sharpness: float) -> Tensor:
-    """What tells "none of these", (n, 4): 1, the mass of the recall, entropy and largest log probability.
+    """What tells "none of these", (..., 4): 1, the mass of the recall, entropy and largest log probability.
 
     Args:
-        logits: (n, L), as `Mixture.logits` gives them, or the output layer's.
-        mass: (n,) float32; where the bank is empty it counts as that of an example which is as far as can be.
+        logits: (..., L), those of the `scope` of a mixture, or the output layer's.
+        mass: (...) float32; where the bank is empty it counts as that of an example which is as far as can be.
         kind: What the labels are.
         sharpness: The bank's.
     """
     own = Features.of(logits, kind)
-    return torch.cat([torch.ones_like(mass)[:, None], mass.clamp(min=-2 * sharpness)[:, None], own.features], dim=-1)
+    mass = mass.clamp(min=-2 * sharpness)
+    return torch.cat([torch.stack([torch.ones_like(mass), mass], dim=-1), own.features], dim=-1)
 
 
 def label_loss(logits: Tensor, labels: Tensor, kind: str, number: Tensor | int | None = None) -> Tensor:
@@ -300,7 +305,7 @@ def fit_labels(answered: Answered, space: LabelSpace, numbers: BankConfig, kind:
         losses = []
         for own, (held, labels) in zip(owns, trials, strict=True):
             mixture = Mixture.of(own, Recalled.of(held.found, labels, kind, values[0].exp(), values[1]), gate_numbers)
-            losses.append(label_loss(mixture.logits(kind), held.labels, kind))
+            losses.append(label_loss(logits_of(mixture.labels, kind), held.labels, kind))
         return losses[0] if len(losses) == 1 else (losses[0] + torch.stack(losses[1:]).mean()) / 2
 
     best = (math.inf, values.detach().clone())

@@ -22,6 +22,7 @@ from modeling_lle.labels_lle import (
     fit_labels,
     kind_of,
     label_loss,
+    logits_of,
     outcome_name,
     scope_features,
 )
@@ -111,6 +112,17 @@ def test_a_bank_of_unseen_labels_alone_leaves_far_texts_to_the_base() -> None:
         assert bool(((mixture.base_share >= low) & (mixture.base_share <= high)).all())
 
 
+def test_the_scope_is_told_from_the_base_and_the_unseen_labels() -> None:
+    logits, found, space = make(3, ["x", "y", "x"])
+    torch.testing.assert_close(mixed(logits, found, space).scope, logits.softmax(-1))
+    logits, found, space = make(3, ["x", "new", "y"])
+    mixture = mixed(logits, found, space)
+    torch.testing.assert_close(mixture.scope.sum(-1), torch.ones(len(logits)))
+    torch.testing.assert_close(mixture.scope[:, 3], mixture.labels[:, 3])
+    due = (1 - mixture.labels[:, 3:]) * logits.softmax(-1)
+    torch.testing.assert_close(mixture.scope[:, :3], due)
+
+
 def test_labels_without_a_live_example_are_gone() -> None:
     space = LabelSpace.of(TRAINED, SINGLE, ["y", "new", "other"], torch.tensor([True, False, True]))
     assert space.names == ("x", "y", "z", "other")
@@ -126,7 +138,7 @@ def test_several_labels_a_text() -> None:
     share = mixture.base_share[:, None]
     due = share * logits.sigmoid() + (1 - share) * recalled.labels[:, :3]
     torch.testing.assert_close(mixture.labels[:, :3], due)
-    torch.testing.assert_close(mixture.logits(MULTI).sigmoid(), mixture.labels, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(logits_of(mixture.labels, MULTI).sigmoid(), mixture.labels, rtol=1e-4, atol=1e-6)
 
 
 def test_regression_takes_the_mean_of_values() -> None:
@@ -137,7 +149,7 @@ def test_regression_takes_the_mean_of_values() -> None:
     torch.testing.assert_close(recalled.labels[:, 0], (recalled.weights * values).sum(-1))
     share = mixture.base_share
     torch.testing.assert_close(
-        mixture.logits(REGRESSION)[:, 0], share * logits[:, 0] + (1 - share) * recalled.labels[:, 0]
+        logits_of(mixture.labels, REGRESSION)[:, 0], share * logits[:, 0] + (1 - share) * recalled.labels[:, 0]
     )
 
 
