@@ -7,7 +7,7 @@ import yaml
 
 from modeling_lle.training import Recipe, load_recipe, make_recipe
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "lm").glob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +22,7 @@ def load(text: str, *settings: str) -> Recipe:
     return load_recipe(path, list(settings))
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_the_recipes_of_the_repository_load(path: Path) -> None:
     assert load_recipe(path).training.output_dir == f"runs/{path.stem}"
 
