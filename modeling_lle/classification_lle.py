@@ -120,14 +120,11 @@ class _Classifier(TeachableModel):
         scope = logits
         if space is not None and space.recalls:
             real = None if self.pooling is not None or mask is None else mask
-            logits, scope, mass, output.history = self._mix(items, logits, real, output_history)
+            logits, scope, mass, output.history = self._mix(items, logits, real, output_out_of_scope, output_history)
         if output_out_of_scope:
-            output.mass, output.scope_features = (
-                mass,
-                scope_features(scope, mass, self.kind, self.config.bank.sharpness),
-            )
-            weights = output.scope_features.new_tensor(self.config.out_of_scope.weights)
-            output.out_of_scope = (output.scope_features @ weights).sigmoid()
+            features = scope_features(scope, mass, self.kind, self.config.bank.sharpness)
+            output.out_of_scope = (features @ features.new_tensor(self.config.out_of_scope.weights)).sigmoid()
+            output.scope_features, output.mass = features, mass
         output.logits = logits
         if labels is not None:
             output.loss = label_loss(logits, labels, self.kind, num_items_in_batch)
@@ -143,9 +140,12 @@ class _Classifier(TeachableModel):
         return nn.functional.dropout(items, self.config.output_dropout, self.training)
 
     def _mix(
-        self, items: Tensor, logits: Tensor, mask: Tensor | None, with_history: bool
+        self, items: Tensor, logits: Tensor, mask: Tensor | None, with_scope: bool, with_history: bool
     ) -> tuple[Tensor, Tensor, Tensor, LabelHistory | None]:
-        """Logits, those of the scope, mass and history; items where `mask` (B, T) is False get nothing of the bank."""
+        """Logits, those of the scope, mass and history, the second and the last if they are asked for.
+
+        Items where `mask` (B, T) is False get nothing of the bank.
+        """
         space, numbers = self.label_space, self.config.bank
         assert space is not None
         shape = logits.shape[:-1]
@@ -155,10 +155,9 @@ class _Classifier(TeachableModel):
         mixture = Mixture.of(own, recalled, numbers.gate)
         blank = logits.float()
         blank = nn.functional.pad(blank, (0, mixture.labels.shape[-1] - blank.shape[-1]), value=-torch.inf)
-        mixed, scope = (
-            blank.masked_scatter(chosen[..., None], logits_of(part, self.kind))
-            for part in (mixture.labels, mixture.scope)
-        )
+        mixed = scope = blank.masked_scatter(chosen[..., None], logits_of(mixture.labels, self.kind))
+        if with_scope:
+            scope = blank.masked_scatter(chosen[..., None], logits_of(mixture.scope, self.kind))
         mass = torch.full(shape, -torch.inf, device=logits.device).masked_scatter(chosen, recalled.mass)
         if not with_history:
             return mixed, scope, mass, None

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 import torch
 from transformers import TrainingArguments
 
+from .character_ngrams import SHORTEST
+
 
 @dataclass
 class _Arguments(TrainingArguments):
@@ -48,3 +50,14 @@ class ClassificationArguments(_Arguments):
     character_ngrams: int = field(default=0, metadata={"help": "Characters of the longest n-gram; 0: none."})
     adversarial: float = field(default=0.0, metadata={"help": "Strength of adversarial training; 0: none."})
     keep_in_scope: float = field(default=0.99, metadata={"help": "Share of right texts that must not be refused."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("pretraining_epochs", "character_ngrams", "adversarial"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"training.{name} is {getattr(self, name)}: give a number from 0 on")
+        if 0 < self.character_ngrams < SHORTEST:
+            raise ValueError(
+                f"training.character_ngrams is {self.character_ngrams}: n-grams have {SHORTEST} characters or more; "
+                "0 is none"
+            )

@@ -181,6 +181,9 @@ def test_errors_name_the_remedy(tmp_path: Path) -> None:
         make_recipe({"task": "translate"})
     with pytest.raises(ValueError, match="character_ngrams"):
         make_recipe({"task": "text-classification", "training": {"charcter_ngrams": 5}})
+    for name, value in (("pretraining_epochs", -1), ("adversarial", -0.1), ("character_ngrams", 2)):
+        with pytest.raises(ValueError, match=rf"training\.{name} is {value}"):
+            make_recipe({"task": "text-classification", "training": {name: value}})
 
 
 def test_the_smoke_recipe(tmp_path: Path) -> None:
