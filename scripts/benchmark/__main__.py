@@ -9,7 +9,7 @@
     python -m scripts.benchmark bank                           gathers the figures of banks
     python -m scripts.benchmark history runs/ptb data/ptb      LLE against other ways to learn from what has been read
     python -m scripts.benchmark overfitting data/ptb           the gap between training and test, by size and dropout
-    python -m scripts.benchmark classification data/banking77 --recipe FILE    trains and compares classifiers of intents
+    python -m scripts.benchmark classification data/banking77 --recipe FILE    trains and compares classifiers
     python -m scripts.benchmark damage                         200 kills, and 500 corruptions of each kind of file
 
 Close other programs first: the machine's two cores are what is measured.
