@@ -4,8 +4,8 @@ Notable: the logits of a batch never exist at once; the gradients are computed c
 while the chunk's probabilities are still in the processor's cache (as in the fused linear cross entropy of Liger, Hsu
 et al. 2024, arXiv:2410.10989), so the memory is that of one chunk and freshly zeroed pages, half the time of the plain
 form on a CPU, are not needed. In a mixture, what is recalled learns by the mixture's cross entropy, and the logits by
-their own: by that of the mixture, the base would learn little of what the history tells anyway, and be worse where it
-does not. Shapes: N positions, D width, V vocabulary, S sources.
+their own: by that of the mixture, the base would learn little of what the history tells anyway. Shapes: N positions,
+D width, V vocabulary, S sources.
 """
 
 from dataclasses import dataclass

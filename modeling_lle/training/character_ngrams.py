@@ -1,7 +1,7 @@
 """Embeddings of types that are spelt alike learn together, for as long as a model is trained.
 
 Notable: the n-grams are gone after the training: the embedding matrix then holds the sums, so that a saved model has
-neither more weights nor more to compute. Shapes: V types, G n-grams, D width.
+neither more weights nor more to compute; checkpoints hold them. Shapes: V types, G n-grams, D width.
 """
 
 from collections import Counter

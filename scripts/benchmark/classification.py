@@ -203,12 +203,14 @@ def train(recipe: Path, source: str, names: tuple[Path, Path | None], seed: int,
             continue
         settings = [f"data.source={source}", f"training.seed={seed}", f"training.output_dir={output}"]
         loaded = load_recipe(recipe, settings)
-        rows = {
-            split: load_labelled(source, split=split).filter(lambda label: label not in without, input_columns="label")  # noqa: B023
-            for split in (["train"] if loaded.data.held_out else ["train", "validation"])
-        }
+        splits = ["train"] if loaded.data.held_out else ["train", "validation"]
         typer.echo(f"{source}: training {output}")
-        run(loaded, rows)
+        run(loaded, {split: _read_without(source, split, without) for split in splits})
+
+
+def _read_without(source: str, split: str, left_out: Sequence[str]) -> Any:
+    """A split without the queries of some intents."""
+    return load_labelled(source, split=split).filter(lambda label: label not in left_out, input_columns="label")
 
 
 def fitted(
