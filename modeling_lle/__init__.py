@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .configuration_lle import BankConfig, HistoryConfig, LLEConfig, StreamConfig, TrainingConfig
     from .modeling_lle import LLEForCausalLM
     from .pretrained_lle import LLEPreTrainedModel
+    from .seq2seq_lle import LLEForSeq2SeqLM
     from .text_classification import LLETextClassificationPipeline
     from .text_generation import LLETextGenerationPipeline
     from .tokenization_lle import LLETokenizer
@@ -32,6 +33,7 @@ _HOME = {
     "LLEConfig": "configuration_lle",
     "StreamConfig": "configuration_lle",
     "LLEForCausalLM": "modeling_lle",
+    "LLEForSeq2SeqLM": "seq2seq_lle",
     "LLEForSequenceClassification": "classification_lle",
     "LLEForTokenClassification": "classification_lle",
     "LLEModel": "backbone_lle",
@@ -49,6 +51,7 @@ __all__ = [
     "LLECache",
     "LLEConfig",
     "LLEForCausalLM",
+    "LLEForSeq2SeqLM",
     "LLEForSequenceClassification",
     "LLEForTokenClassification",
     "LLEModel",

@@ -4,6 +4,7 @@ Notable: read in both directions, there is a stack for each, side by side, so th
 of a language model and can begin with its weights. Shapes: B batch, T time, D width of a direction, S of a state.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,6 +30,8 @@ class LLEModel(LLEPreTrainedModel):
 
     def __init__(self, config: LLEConfig) -> None:
         super().__init__(config)
+        if config.is_encoder_decoder:
+            raise ValueError("this is the configuration of a translator: load it with AutoModelForSeq2SeqLM")
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.stack = RecurrentStack(config)
         self.backward_stack = RecurrentStack(config) if config.bidirectional else None
@@ -44,6 +47,7 @@ class LLEModel(LLEPreTrainedModel):
         past_key_values: LLECache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
+        after_layer: Callable[[int, Tensor], Tensor] | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Encodes a segment of text, from the state in `past_key_values` if there is one.
@@ -54,6 +58,7 @@ class LLEModel(LLEPreTrainedModel):
             past_key_values: The cache of the text so far; it is updated.
             inputs_embeds: (B, T, D) floating.
             use_cache: Whether to make a cache where none was given.
+            after_layer: What becomes of each layer's output, as in `RecurrentStack`; of a backbone in one direction.
             kwargs: `output_hidden_states`, `return_dict` and other options of transformers.
 
         Returns:
@@ -89,7 +94,7 @@ class LLEModel(LLEPreTrainedModel):
         if past_key_values is not None:
             past_key_values.check_rows(embedded.shape[0])
         state = None if past_key_values is None else past_key_values.state
-        states, state = self.stack(embedded, state, mask)
+        states, state = self.stack(embedded, state, mask, after=after_layer)
         if past_key_values is not None:
             past_key_values.state = state
             past_key_values.seen_tokens += states.shape[1]

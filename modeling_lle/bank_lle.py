@@ -133,7 +133,8 @@ class HistoryBank:
         Args:
             model: The model that will recall from it; its backbone encodes the texts.
             tokenizer: Its tokenizer.
-            dataset: Texts: a `datasets.Dataset` or `IterableDataset`, or an iterable of mappings or of texts.
+            dataset: Texts: a `datasets.Dataset` or `IterableDataset`, or an iterable of mappings or of texts; for a
+                translator of mappings with the columns `source` and `target`.
             path: The folder; None: a temporary one, which lasts as long as the bank. Save it with `save_pretrained`.
             options: As in `add`.
 
@@ -383,8 +384,8 @@ class HistoryBank:
         Args:
             dataset: As in `build`.
             model, tokenizer: Those that encode; None: those that built this bank, or whose model it is attached to.
-            options: As in `modeling_lle.banks.encode.encode`: `text_column`, `source`, `namespace`, `keep_below`,
-                `merge`, `resume` and others.
+            options: As in `modeling_lle.banks.encode.add`: `text_column`, `source`, `namespace`, `keep_below`,
+                `merge`, `resume` and others; for a translator as in `modeling_lle.banks.translated.add`.
         """
         if model is None and self.encoder is None:
             raise ValueError("who encodes? pass model and tokenizer, or attach the bank to the model first")
@@ -396,7 +397,7 @@ class HistoryBank:
         return self._encode(dataset, model, tokenizer, options)
 
     def _encode(self, dataset: Any, model: Any, tokenizer: Any, options: dict[str, Any]) -> int:
-        return bank_tool("encode").add(self, dataset, model, tokenizer, **options)
+        return bank_tool(model.bank_module).add(self, dataset, model, tokenizer, **options)
 
     def append(
         self,

@@ -108,6 +108,8 @@ class BankConfig:
         sharpness, gate: As for the stream.
         background: Of classifiers: the cosine similarity from which on a single example of a label which the base was
             not trained on outweighs the base, if there are no other examples (labels_lle.py).
+        sentences: Of translators: sentence pairs of the memory that a sentence recalls from, those with the most similar
+            source (banks/translated.py); all of their entries are candidates, whatever `neighbours` says.
         skip_above: The bank is not asked where the base gives some token at least this probability; 1 asks always.
         search: "exact", or for banks that are large "balanced" or "fast", which find nearly all of the same entries.
     """
@@ -116,6 +118,7 @@ class BankConfig:
     sharpness: float | int = _within(14.0, 0.0)
     gate: list[float | int] = _four_numbers(lambda: [-1.5, 0.3, 0.3, 0.3])  # noqa: RUF009
     background: float | int = _within(0.8, -1.0, 1.0)
+    sentences: int = _within(8, 1, 1024)
     skip_above: float | int = _within(1.0, 0.0, 1.0)
     search: Literal["exact", "balanced", "fast"] = "balanced"
 
@@ -230,6 +233,11 @@ class LLEConfig(PreTrainedConfig):
         pooling: How a classifier makes one state of a text, each way's result beside the others': the "last" state (of
             the backward stack the first), the "mean" or the largest value ("max") of each channel, or a mean weighted
             by learned "attention".
+        num_encoder_layers: Of translators: number of recurrent layers that read the source, in each direction.
+        num_attention_heads: Of translators: heads of each decoder layer's attention to the source, which divide the
+            width.
+        share_embeddings: Of translators: whether source and target share one embedding matrix; needs
+            `tie_word_embeddings`.
         token_dropout: Probability that the embedding of a token is dropped.
         embedding_dropout: Probability that a word type is dropped from the whole batch (Gal and Ghahramani 2016).
         input_dropout: Variational dropout of the embedded tokens: one mask a row, for all time steps.
@@ -267,6 +275,9 @@ class LLEConfig(PreTrainedConfig):
     stack: Literal["plain", "residual"] = "residual"
     bidirectional: bool = False
     pooling: list[Literal["last", "mean", "max", "attention"]] = _poolings()
+    num_encoder_layers: int = _within(1, 1)
+    num_attention_heads: int = _within(4, 1)
+    share_embeddings: bool = True
     token_dropout: float | int = _probability()
     embedding_dropout: float | int = _probability()
     input_dropout: float | int = _probability()

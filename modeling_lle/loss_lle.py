@@ -175,3 +175,25 @@ def linear_cross_entropy(
         return _LinearCrossEntropy.apply(
             hidden.flatten(0, -2), weight, bias, targets.flatten(), dtype, differentiate, *parts
         )
+
+
+def smoothing_nats(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
+    """What label smoothing adds to the summed cross entropy of `softmax(hidden @ weight.T + bias)`, per unit of it.
+
+    With the target's probability mass 1 - e, and e / V for each outcome (Szegedy et al. 2016, arXiv:1512.00567,
+    section 7), the loss grows by e times the target's logit minus the mean of all, which needs no other logit.
+
+    Args:
+        hidden: (..., D) floating.
+        weight: (V, D) floating.
+        bias: (V,) floating.
+        targets: (...) int64; positions with -100 count nothing.
+
+    Returns:
+        A scalar, float32 (float64 for float64 input).
+    """
+    used = targets != IGNORED
+    own = targets[used]
+    states = hidden[used].to(torch.promote_types(hidden.dtype, torch.float32))
+    direction = torch.nn.functional.embedding(own, weight) - weight.mean(0)
+    return (states * direction).sum() + (bias[own] - bias.mean()).sum()

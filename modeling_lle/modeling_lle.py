@@ -25,14 +25,10 @@ from .history_lle import Calibration, base_prediction, recall_bank, recall_strea
 from .linear_lle import linear
 from .loss_lle import IGNORED, linear_cross_entropy
 from .overlay_lle import Overlay, collect_statistics
-from .prediction_lle import HistoryOutput, Prediction, ScoreOutput
+from .prediction_lle import BLOCK, HistoryOutput, Prediction, ScoreOutput, block_size, collect
 from .pretrained_lle import LLEPreTrainedModel
 from .recurrence_lle import variational_dropout
 from .training_history_lle import HistoryLoss
-
-BLOCK = 256  # positions that are predicted together
-BLOCK_ELEMENTS = 1 << 24  # at most so many scores or log probabilities at once
-
 
 @dataclass
 class LLECausalLMOutput(ModelOutput):
@@ -159,7 +155,7 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
             stream = None if cache is None else cache.stream
             output.loss = history_loss(stream, states, dropped, input_ids, mask, shift_labels, self.lm_head)
         elif with_history:
-            self._collect(output, predictions, shift_labels, return_logits, output_history)
+            collect(output, predictions, shift_labels, return_logits, output_history)
             if output.logits is not None:
                 output.logits = slice_logits_to_keep(output.logits, logits_to_keep)
         else:
@@ -240,7 +236,7 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
         rows, length, _ = states.shape
         stream = None if cache is None else cache.stream
         widest = max(self.config.vocab_size, 0 if stream is None else stream.window)
-        size = max(1, min(BLOCK, BLOCK_ELEMENTS // (rows * widest)))
+        size = block_size(rows, widest)
         blocks: Iterable[tuple[slice, Block | None]]
         if stream is None:
             blocks = ((slice(start, min(start + size, length)), None) for start in range(0, length, size))
@@ -289,30 +285,6 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
         if cache is not None and cache.stream is not None:
             for _ in cache.stream.read(states, tokens, mask, BLOCK):
                 pass
-
-    def _collect(
-        self,
-        output: LLECausalLMOutput,
-        predictions: Iterable[Prediction],
-        targets: Tensor | None,
-        with_logits: bool,
-        with_history: bool,
-    ) -> None:
-        """Fills the summed loss, the logits and the history of `output`."""
-        nats, logits, history = [], [], []
-        for prediction in predictions:
-            if targets is not None:
-                nats.append(prediction.log_probs(targets[:, prediction.positions]).sum())
-            if with_history:
-                history.append(prediction.history())
-            if with_logits:
-                logits.append(prediction.distribution())
-        if nats:
-            output.loss = -torch.stack(nats).sum()
-        if logits:
-            output.logits = torch.cat(logits, dim=1)
-        if history:
-            output.history = HistoryOutput.join(history)
 
     def explain(self, input_ids: Tensor, top: int = 5) -> list[Explanation]:
         """Which entries moved the prediction of each token of a text (T,) int64, and by exactly how much.

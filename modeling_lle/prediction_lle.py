@@ -5,6 +5,7 @@ Shapes: B batch, T time, V vocabulary, N entries of the stream, K entries of the
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,14 @@ from .bank_lle import Found
 from .cache_lle import Block, LLECache
 from .history_lle import Evidence, Recall, gate, log_age, mixed_distribution, mixed_log_prob
 from .loss_lle import IGNORED
+
+BLOCK = 256  # positions that are predicted together
+BLOCK_ELEMENTS = 1 << 24  # at most so many scores or log probabilities at once
+
+
+def block_size(rows: int, widest: int) -> int:
+    """How many positions of `rows` texts are predicted together, given the most numbers that one of them needs."""
+    return max(1, min(BLOCK, BLOCK_ELEMENTS // (rows * widest)))
 
 
 @dataclass
@@ -175,3 +184,34 @@ class Prediction:
                 assert self.found is not None
                 output.bank_shares, output.bank_outcomes, output.bank_ids = own, outcomes, self.found.ids
         return output
+
+
+def collect(
+    output: Any,
+    predictions: Iterable[Prediction],
+    targets: Tensor | None,
+    with_logits: bool,
+    with_history: bool,
+) -> None:
+    """Fills the summed loss, the logits and the history of `output`, the output of a head.
+
+    Args:
+        output: What has `loss`, `logits` and `history`.
+        predictions: Consecutive blocks; each is used up before the next one is asked for.
+        targets: (B, T) int64, -100 where there is none; None: no loss.
+        with_logits, with_history: What is asked for.
+    """
+    nats, logits, history = [], [], []
+    for prediction in predictions:
+        if targets is not None:
+            nats.append(prediction.log_probs(targets[:, prediction.positions]).sum())
+        if with_history:
+            history.append(prediction.history())
+        if with_logits:
+            logits.append(prediction.distribution())
+    if nats:
+        output.loss = -torch.stack(nats).sum()
+    if logits:
+        output.logits = torch.cat(logits, dim=1)
+    if history:
+        output.history = HistoryOutput.join(history)

@@ -117,6 +117,7 @@ class LLEPreTrainedModel(PreTrainedModel):
         if save_history and self.history_bank is not None:
             self.history_bank.save_pretrained(os.path.join(save_directory, HISTORY_FOLDER))
 
+    bank_module = "encode"  # of modeling_lle.banks, that makes entries of texts
     predicts_labels = False  # whether outcomes are labels, not tokens
     update_statistics: dict[str, Tensor] | None = None  # what the rule of the test-time update knows of training text
     history_bank: HistoryBank | None = None

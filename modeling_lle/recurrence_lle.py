@@ -8,7 +8,7 @@ Shapes: B batch, T time, D width.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import torch
@@ -232,7 +232,12 @@ class RecurrentStack(nn.Module):
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps) if residual else nn.Identity()
 
     def forward(
-        self, x: Tensor, state: State | None = None, mask: Tensor | None = None, final: bool = True
+        self,
+        x: Tensor,
+        state: State | None = None,
+        mask: Tensor | None = None,
+        final: bool = True,
+        after: Callable[[int, Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, State]:
         """Runs the layers over a segment.
 
@@ -242,23 +247,40 @@ class RecurrentStack(nn.Module):
             mask: (B, T) bool, False for padding, wherever it lies; None if all steps are valid.
             final: Whether the state is needed. If not, steps may run on over padding, which is several times as fast
                 on a CPU for an lstm or gru, and what is returned in its place has no meaning in a padded row.
+            after: What becomes of the output (B, T, D) of each layer, by its number, before the next one reads it, time
+                steps apart; the steps may come in another order.
 
         Returns:
             y (B, T, D), finite but without meaning at padding, and the state after each row's last valid step.
         """
         if mask is None or bool(mask.all()):
-            return self._run(x, state, None)
+            return self._run(x, state, None, after)
+        lengths = mask.sum(dim=1) if final else None
+        if padding_is_last(mask):
+            return self._run(x, state, lengths, after)
         order = mask.int().argsort(dim=1, descending=True, stable=True)
-        y, state = self._run(_take(x, order), state, mask.sum(dim=1) if final else None)
+        y, state = self._run(_take(x, order), state, lengths, after)
         return _take(y, order.argsort(dim=1)), state
 
-    def _run(self, x: Tensor, state: State | None, lengths: Tensor | None) -> tuple[Tensor, State]:
+    def _run(
+        self,
+        x: Tensor,
+        state: State | None,
+        lengths: Tensor | None,
+        after: Callable[[int, Tensor], Tensor] | None,
+    ) -> tuple[Tensor, State]:
         new: list[Tensor] = []
-        for layer in cast(Iterable[RecurrentLayer], self.layers):
+        for index, layer in enumerate(cast(Iterable[RecurrentLayer], self.layers)):
             old = layer.mixer.initial_state(x) if state is None else state[len(new) :][: layer.mixer.num_states]
-            x, *after = layer(x, lengths, *old)
-            new += after
+            x, *own = layer(x, lengths, *old)
+            new += own
+            x = x if after is None else after(index, x)
         return self.norm(x), tuple(new)
+
+
+def padding_is_last(mask: Tensor) -> bool:
+    """Whether in every row of a mask (B, T) bool, False for padding, all padding comes after the valid steps."""
+    return not bool((mask[:, 1:] & ~mask[:, :-1]).any())
 
 
 def _take(x: Tensor, order: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ TABLES = {
     AUTO + "modeling_auto": {
         "MODEL_MAPPING_NAMES": "LLEModel",
         "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES": "LLEForCausalLM",
+        "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES": "LLEForSeq2SeqLM",
         "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES": "LLEForSequenceClassification",
         "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES": "LLEForTokenClassification",
     },
@@ -29,6 +30,7 @@ TABLES = {
 AUTO_CLASSES = {
     "AutoModel": "LLEModel",
     "AutoModelForCausalLM": "LLEForCausalLM",
+    "AutoModelForSeq2SeqLM": "LLEForSeq2SeqLM",
     "AutoModelForSequenceClassification": "LLEForSequenceClassification",
     "AutoModelForTokenClassification": "LLEForTokenClassification",
 }

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 BYTE_VALUES = 256
@@ -44,6 +44,7 @@ class LLETokenizer(PreTrainedTokenizerFast):
         vocab_size: int | None = None,
         kind: Literal["bpe", "word"] = "bpe",
         lowercase: bool = False,
+        ends_texts: bool = False,
     ) -> "LLETokenizer":
         """Trains a tokenizer.
 
@@ -54,15 +55,22 @@ class LLETokenizer(PreTrainedTokenizerFast):
                 `<eos>` for line breaks and `<unk>` for words that `texts` lack.
             lowercase: Whether capital letters are read as small ones, and the first word as one within a text: right
                 for classifiers, wrong where text is to be written.
+            ends_texts: Whether every text gets an `<eos>` at its end, and padding comes after it: right for
+                translators, whose texts have a beginning and an end, wrong where one is to be continued.
 
         Returns:
             A tokenizer with at most `vocab_size` types, fewer where `texts` do not hold so many.
         """
-        if kind == "bpe":
-            return cls._train_bpe(texts, vocab_size, lowercase)
-        if kind == "word":
-            return cls._train_words(texts, vocab_size, lowercase)
-        raise ValueError(f"kind must be 'bpe' or 'word', got {kind!r}")
+        if kind not in ("bpe", "word"):
+            raise ValueError(f"kind must be 'bpe' or 'word', got {kind!r}")
+        tokenizer = (cls._train_bpe if kind == "bpe" else cls._train_words)(texts, vocab_size, lowercase)
+        if ends_texts:
+            end = tokenizer.eos_token
+            tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+                single=f"$A {end}", pair=f"$A {end} $B:1 {end}:1", special_tokens=[(end, tokenizer.eos_token_id)]
+            )
+            tokenizer.padding_side = "right"
+        return tokenizer
 
     @classmethod
     def _train_bpe(cls, texts: Iterable[str], vocab_size: int | None, lowercase: bool) -> "LLETokenizer":

@@ -116,6 +116,11 @@ def encode_texts(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[l
     return [[*ids, tokenizer.eos_token_id] for ids in encoded["input_ids"]]
 
 
+def encode_sentences(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Token ids of sentences, with what the tokenizer adds to each; names of special tokens are plain text."""
+    return tokenizer(texts, split_special_tokens=True, return_attention_mask=False, verbose=False)["input_ids"]
+
+
 @dataclasses.dataclass(frozen=True)
 class TextTokens:
     """A tokenised text in memory.

@@ -1,6 +1,6 @@
 """Training: the Trainers, the recipes, and running them."""
 
-from .arguments import ClassificationArguments, LLETrainingArguments
+from .arguments import ClassificationArguments, LLETrainingArguments, TranslationArguments
 from .language import calibrate, segments
 from .recipe import Recipe, load_recipe, make_recipe
 from .run import run
@@ -12,6 +12,7 @@ __all__ = [
     "LLETrainer",
     "LLETrainingArguments",
     "Recipe",
+    "TranslationArguments",
     "calibrate",
     "leave_group",
     "load_recipe",

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 import torch
-from transformers import TrainingArguments
+from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
 from .character_ngrams import SHORTEST
 
@@ -61,3 +61,20 @@ class ClassificationArguments(_Arguments):
                 f"training.character_ngrams is {self.character_ngrams}: n-grams have {SHORTEST} characters or more; "
                 "0 is none"
             )
+
+
+@dataclass
+class TranslationArguments(_Arguments, Seq2SeqTrainingArguments):
+    """transformers' Seq2SeqTrainingArguments, with what translators need.
+
+    Args:
+        max_tokens: Tokens of the longest sentence, on either side, that is trained on; pairs with a longer one are
+            left out.
+    """
+
+    max_tokens: int = field(default=128, metadata={"help": "Tokens of the longest sentence that is trained on."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_tokens < 2:
+            raise ValueError(f"training.max_tokens is {self.max_tokens}: give a number from 2 on")

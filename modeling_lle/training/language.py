@@ -5,8 +5,6 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-import torch
 from datasets import DatasetDict
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -16,7 +14,7 @@ from ..data.text import Rows
 from ..modeling_lle import LLEForCausalLM
 from .arguments import LLETrainingArguments
 from .recipe import DataArguments, Recipe
-from .steps import make_config, make_tokenizer, save, train
+from .steps import begin_at_frequencies, make_config, make_tokenizer, save, train
 from .trainer import LLETrainer
 
 logger = logging.getLogger(__name__)
@@ -34,7 +32,7 @@ def run_language(recipe: Recipe, texts: dict[str, Rows] | None = None, resume: b
     validation = _read(texts["validation"], tokenizer, recipe.data)
     training = _training_stream(texts["train"], tokenizer, recipe)
     if isinstance(training, StreamDataset) and "path" not in recipe.model:
-        _begin_at_frequencies(model, training.tokens)
+        begin_at_frequencies(model.lm_head.bias, training.tokens)
     trainer = LLETrainer(
         model=model,
         args=arguments,
@@ -88,16 +86,6 @@ def _load(data: DataArguments, split: str, texts: dict[str, Rows] | None) -> Row
         sample_by=data.sample_by,
         streaming=data.streaming and split == "train",
     )
-
-
-@torch.no_grad()
-def _begin_at_frequencies(model: LLEForCausalLM, tokens: np.ndarray) -> None:
-    """Sets the output bias to the log frequencies of the training text (N,), each type counted once more.
-
-    Otherwise the backbone learns them first, by constant states: the cells of an lstm run into saturation and stay.
-    """
-    counts = torch.from_numpy(np.bincount(tokens, minlength=model.config.vocab_size)).float() + 1
-    model.lm_head.bias.copy_((counts / counts.sum()).log())
 
 
 def _read(rows: Rows, tokenizer: PreTrainedTokenizerBase, data: DataArguments) -> TextTokens:

@@ -13,10 +13,14 @@ import yaml
 from transformers import HfArgumentParser
 
 from ..configuration_lle import LLEConfig, check_keys
-from .arguments import ClassificationArguments, LLETrainingArguments
+from .arguments import ClassificationArguments, LLETrainingArguments, TranslationArguments
 
-LANGUAGE, CLASSIFICATION = "text-generation", "text-classification"
-TASKS = {LANGUAGE: LLETrainingArguments, CLASSIFICATION: ClassificationArguments}
+LANGUAGE, CLASSIFICATION, TRANSLATION = "text-generation", "text-classification", "translation"
+TASKS = {
+    LANGUAGE: LLETrainingArguments,
+    CLASSIFICATION: ClassificationArguments,
+    TRANSLATION: TranslationArguments,
+}
 
 _LOCAL = {"dataloader_pin_memory", "disable_tqdm", "hub_token", "local_rank", "use_cpu"}
 
@@ -26,10 +30,14 @@ class DataArguments:
     """Which text to read.
 
     Args:
-        source: A data set on the Hub, or a local file, folder or glob of text, csv, tsv, json, jsonl or parquet files.
+        source: A data set on the Hub, or a local file, folder or glob of text, csv, tsv, json, jsonl or parquet files;
+            for translators also of TMX, PO or MO files, or of text files that end with a language, train.en and so on.
         name: Configuration of a data set on the Hub.
         text_column: Column of the text.
         label_column: Column of the labels, for classifiers; None: the one with a usual name.
+        source_language, target_language: Codes of the languages, for translators.
+        source_column, target_column: Columns of the sentences, for translators; None: those that are called like the
+            languages, or source and target.
         out_of_scope: Label of the rows that have none of the labels, for classifiers; None: there are no such rows.
         sample_by: Whether a row is a line or a whole file of plain text.
         train, validation, test: Names of the splits.
@@ -43,6 +51,10 @@ class DataArguments:
     name: str | None = None
     text_column: str = "text"
     label_column: str | None = None
+    source_language: str | None = None
+    target_language: str | None = None
+    source_column: str | None = None
+    target_column: str | None = None
     out_of_scope: str | None = None
     sample_by: Literal["line", "document"] = "line"
     train: str = "train"
@@ -72,7 +84,7 @@ class TokenizerArguments:
 
 @dataclasses.dataclass
 class Recipe:
-    """The sections of a run, and its task: "text-generation" or "text-classification".
+    """The sections of a run, and its task: "text-generation", "text-classification" or "translation".
 
     `model` holds the fields of `LLEConfig`, and `path`: a trained model, a folder or a name on the Hub, to go on from.
     Then the fields change its configuration, and the tokenizer is its own where the recipe names none.

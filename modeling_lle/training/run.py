@@ -6,8 +6,11 @@ import torch
 
 from .classification import run_classification
 from .language import run_language
-from .recipe import CLASSIFICATION, Recipe
+from .recipe import CLASSIFICATION, LANGUAGE, TRANSLATION, Recipe
 from .steps import check_trackers, keep_freed_pages
+from .translation import run_translation
+
+_RUN = {LANGUAGE: run_language, CLASSIFICATION: run_classification, TRANSLATION: run_translation}
 
 
 def run(recipe: Recipe, rows: dict[str, Any] | None = None, resume: bool = False) -> dict[str, Any]:
@@ -24,4 +27,4 @@ def run(recipe: Recipe, rows: dict[str, Any] | None = None, resume: bool = False
     check_trackers(recipe.training)
     keep_freed_pages()
     torch.manual_seed(recipe.training.seed)
-    return (run_classification if recipe.task == CLASSIFICATION else run_language)(recipe, rows, resume)
+    return _RUN[recipe.task](recipe, rows, resume)

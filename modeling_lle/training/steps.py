@@ -10,8 +10,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 import yaml
 from accelerate import PartialState
+from torch import Tensor
 from transformers import (
     AutoTokenizer,
     PreTrainedTokenizerBase,
@@ -114,13 +117,26 @@ def check_trackers(arguments: TrainingArguments) -> None:
             raise ImportError(f"report_to: {tracker} needs {tracker}: pip install modeling_lle[tracking]")
 
 
-def make_tokenizer(recipe: Recipe, texts: Iterable[str]) -> PreTrainedTokenizerBase:
-    """The tokenizer that the recipe names, that of the model it goes on from, or a new one of these training texts."""
+def make_tokenizer(recipe: Recipe, texts: Iterable[str], ends_texts: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer that the recipe names, that of the model it goes on from, or a new one of these training texts.
+
+    `ends_texts` as in `LLETokenizer.train`.
+    """
     arguments = recipe.tokenizer
     path = arguments.path or recipe.model.get("path")
     if path:
         return AutoTokenizer.from_pretrained(path)
-    return LLETokenizer.train(texts, arguments.vocab_size, arguments.kind, arguments.lowercase)
+    return LLETokenizer.train(texts, arguments.vocab_size, arguments.kind, arguments.lowercase, ends_texts)
+
+
+@torch.no_grad()
+def begin_at_frequencies(bias: Tensor, tokens: np.ndarray) -> None:
+    """Sets the bias (V,) of an output layer to the log frequencies of its targets (N,), each type counted once more.
+
+    Otherwise the backbone learns them first, by constant states: the cells of an lstm run into saturation and stay.
+    """
+    counts = torch.from_numpy(np.bincount(tokens, minlength=len(bias))).float() + 1
+    bias.copy_((counts / counts.sum()).log())
 
 
 def make_config(

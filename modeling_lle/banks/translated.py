@@ -1,0 +1,235 @@
+"""Sentence pairs as a translator's memory: their targets as entries of a bank, and the pairs that suit a sentence.
+
+Notable: retrieval has two stages, as a CPU wants it (after SK-MT, Dai et al. 2023, arXiv:2211.12701): first the pairs
+with the most similar source, by BM25, then all target positions of those pairs as the candidates of this sentence, of
+which the rule weighs each by its key. A pair's document holds its source as `text` and its target as `translation`; a
+namespace has each pair once. Shapes: B sentences, N entries, K candidates, D width.
+"""
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..bank_files_lle import Added, Segment
+from ..bank_lle import DEFAULT, HistoryBank
+from ..data.text import encode_sentences
+from ..loss_lle import IGNORED
+from .labelled import batches
+from .lexical import SentenceIndex, fuzzy_match
+
+WRITTEN = 65_536  # pairs that are written together
+CANDIDATES = 16  # pairs whose fuzzy match is computed
+NONE = torch.zeros(0, dtype=torch.long)
+
+
+@dataclass(frozen=True)
+class Match:
+    """A pair of a memory that suits a sentence.
+
+    Attributes:
+        score: How alike the sources are, in [0, 1]; 1 only if they are equal.
+        text, translation: Source and target of the pair.
+        source, row: Where it was added.
+    """
+
+    score: float
+    text: str
+    translation: str
+    source: str
+    row: int
+
+
+def add(
+    bank: HistoryBank,
+    dataset: Iterable[Any],
+    model: Any,
+    tokenizer: Any,
+    *,
+    source_column: str = "source",
+    target_column: str = "target",
+    source: str | None = None,
+    namespace: str = DEFAULT,
+    progress: bool = False,
+) -> int:
+    """Encodes sentence pairs and adds them to a bank; returns the number of new entries, target tokens.
+
+    Args:
+        bank: The bank.
+        dataset: Mappings with a source and a target.
+        model: The translator that encodes.
+        tokenizer: Its tokenizer.
+        source_column, target_column: Their columns.
+        source: Name of the source, by which it can be forgotten; None: the next of "added-1", "added-2", ...
+        namespace: The namespace that it goes to: a client, a domain.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        ValueError: There is no pair, or a row has no such column, or one that is blank or no text.
+    """
+    pairs = _pairs(dataset, source_column, target_column)
+    if not namespace:
+        raise ValueError("a namespace needs a name")
+    taken = {item.source for item in bank.manifest.added}
+    source = source or next(name for name in (f"added-{i}" for i in itertools.count(1)) if name not in taken)
+    first = sum(item.rows for item in bank.manifest.added if (item.namespace, item.source) == (namespace, source))
+    seen = {
+        (document["text"], document["translation"])
+        for info, segment in bank.segments()
+        if info.namespace == namespace
+        for document in segment.documents
+    }
+    new: list[_Pair] = []
+    for row, pair in enumerate(pairs, start=first):
+        if pair not in seen:
+            seen.add(pair)
+            new.append(_Pair(row, *pair))
+    training = model.training
+    model.eval()
+    try:
+        with tqdm(total=len(new), desc="Encoding", unit=" pairs", disable=not progress) as bar:
+            parts = (new[start : start + WRITTEN] for start in range(0, len(new), WRITTEN))
+            segments = (
+                (_segment(model, tokenizer, part, source, bar), [Added(namespace, source, part[-1].row + 1)])
+                for part in parts
+            )
+            return bank.append(segments, namespace)
+    finally:
+        model.train(training)
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A sentence pair, and its row."""
+
+    row: int
+    text: str
+    translation: str
+
+
+def _pairs(dataset: Iterable[Any], source_column: str, target_column: str) -> list[tuple[str, str]]:
+    pairs = []
+    for number, row in enumerate(dataset):
+        if not isinstance(row, Mapping):
+            raise ValueError(f"row {number} is {type(row).__name__}: give mappings with a source and a target")
+        for name in (source_column, target_column):
+            if name not in row:
+                raise ValueError(f"row {number} has no column {name!r}; its columns are: {', '.join(row)}")
+            if not isinstance(row[name], str) or not row[name].strip():
+                raise ValueError(f"the column {name!r} of row {number} is {row[name]!r}, not a sentence: leave it out")
+        pairs.append((row[source_column], row[target_column]))
+    if not pairs:
+        raise ValueError("there is no sentence pair to add")
+    return pairs
+
+
+@torch.no_grad()
+def _segment(model: Any, tokenizer: Any, pairs: Sequence[_Pair], source: str, bar: Any) -> Segment:
+    """Pairs as a segment: an entry for each token of their targets."""
+    texts = encode_sentences([pair.text for pair in pairs], tokenizer)
+    targets = encode_sentences([pair.translation for pair in pairs], tokenizer)
+    lengths = torch.tensor([len(target) for target in targets])
+    first = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))  # entry of each pair, and the number of all
+    keys = torch.empty(int(first[-1]), model.key_size, dtype=torch.bfloat16)
+    for rows in batches([max(len(text), len(target)) for text, target in zip(texts, targets, strict=True)]):
+        batch = padded([texts[row] for row in rows], [targets[row] for row in rows], tokenizer.pad_token_id)
+        states = model.encode(**{name: value.to(model.device) for name, value in batch.items()}).bfloat16().cpu()
+        for number, row in enumerate(rows):
+            keys[first[row] : first[row + 1]] = states[number, : lengths[row]]
+        bar.update(len(rows))
+    owners = torch.repeat_interleave(torch.arange(len(pairs)), lengths)
+    return Segment(
+        keys=keys,
+        ids=torch.arange(len(keys)),
+        positions=torch.arange(len(keys)) + owners + 1,
+        counts=torch.ones(len(keys), dtype=torch.int32),
+        copies=torch.zeros(0, 2, dtype=torch.long),
+        tokens=torch.tensor([id for target in targets for id in (model.start_token_id, *target)], dtype=torch.int32),
+        starts=first + torch.arange(len(first)),
+        documents=[
+            {"source": source, "row": pair.row, "text": pair.text, "translation": pair.translation} for pair in pairs
+        ],
+    )
+
+
+def padded(texts: Sequence[list[int]], targets: Sequence[list[int]], pad_token_id: int) -> dict[str, Tensor]:
+    """Token ids of sources and targets as a batch, `input_ids`, `attention_mask` and `labels`, padded on the right."""
+    pad = torch.nn.utils.rnn.pad_sequence
+    inputs = [torch.tensor(ids) for ids in texts]
+    return {
+        "input_ids": pad(inputs, batch_first=True, padding_value=pad_token_id),
+        "attention_mask": pad([torch.ones_like(ids) for ids in inputs], batch_first=True),
+        "labels": pad([torch.tensor(ids) for ids in targets], batch_first=True, padding_value=IGNORED),
+    }
+
+
+class Memory:
+    """The sentence pairs of a bank, as a search sees them; a snapshot.
+
+    Args:
+        bank: The bank, with the tokenizer of the model that it is attached to.
+        namespaces: Those to recall from; None: all.
+    """
+
+    def __init__(self, bank: HistoryBank, namespaces: Iterable[str] | None = None) -> None:
+        assert bank.encoder is not None
+        self.tokenizer = bank.encoder[1]
+        self.pairs: list[dict[str, Any]] = []
+        keys, outcomes, ids = [torch.zeros(0, bank.manifest.width, dtype=torch.bfloat16)], [NONE], [NONE]
+        sizes: list[int] = []
+        for info, segment in bank.segments():
+            if namespaces is None or info.namespace in namespaces:
+                self.pairs += segment.documents
+                sizes += torch.bincount(segment.owners, minlength=len(segment.documents)).tolist()
+                keys.append(segment.keys)
+                outcomes.append(segment.outcomes)
+                ids.append(segment.ids)
+        self.keys, self.outcomes, self.ids = torch.cat(keys), torch.cat(outcomes), torch.cat(ids)
+        self.first = torch.tensor([0, *sizes]).cumsum(0).tolist()  # entry of each pair, and the number of all
+        self.index = SentenceIndex([pair["text"] for pair in self.pairs])
+        self.exact: dict[str, int] = {}
+        for number, pair in enumerate(self.pairs):
+            self.exact[pair["text"]] = number  # of equal sources the newest counts
+
+    def candidates(
+        self, input_ids: Tensor, attention_mask: Tensor | None, sentences: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The entries that source sentences may recall: those of the pairs with the most similar source.
+
+        Args:
+            input_ids: (B, N) int64.
+            attention_mask: (B, N) of 0 and 1, 0 at padding.
+            sentences: Pairs for each sentence.
+
+        Returns:
+            Keys (B, K, D) float32, outcomes (B, K) int64 and ids (B, K) int64, -1 where there is none.
+        """
+        rows = input_ids.cpu() if attention_mask is None else input_ids.cpu().masked_fill(attention_mask.cpu() == 0, -1)
+        texts = [self.tokenizer.decode(row[row >= 0], skip_special_tokens=True) for row in rows]
+        found, _ = self.index.search(texts, sentences)
+        places = [
+            torch.tensor([e for pair in own if pair >= 0 for e in range(self.first[pair], self.first[pair + 1])])
+            for own in found.tolist()
+        ]
+        place = torch.nn.utils.rnn.pad_sequence(places, batch_first=True, padding_value=-1).long()
+        if not len(self.keys):
+            return torch.zeros(len(rows), 0, self.keys.shape[1]), place, place
+        safe = place.clamp(min=0)
+        return self.keys[safe].float(), self.outcomes[safe], self.ids[safe].masked_fill(place < 0, -1)
+
+    def matches(self, text: str, number: int = 1) -> list[Match]:
+        """The pairs whose source is most like a text, the best first, at most `number`; ties as BM25 has them."""
+        found, _ = self.index.search([text], max(number, CANDIDATES))
+        chosen = [pair for pair in found[0].tolist() if pair >= 0]
+        if text in self.exact:
+            chosen = [self.exact[text], *(pair for pair in chosen if pair != self.exact[text])]
+        scored = [(fuzzy_match(text, self.pairs[pair]["text"]), pair) for pair in chosen]
+        best = sorted(scored, key=lambda item: -item[0])[:number]
+        return [
+            Match(score, *(self.pairs[pair][name] for name in ("text", "translation", "source", "row")))
+            for score, pair in best
+        ]

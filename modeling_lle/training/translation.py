@@ -1,0 +1,85 @@
+"""Training a translator by a recipe."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, DatasetDict
+from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase, Seq2SeqTrainer
+
+from ..data import load_pairs
+from ..data.text import encode_sentences
+from ..seq2seq_lle import LLEForSeq2SeqLM
+from .arguments import TranslationArguments
+from .recipe import DataArguments, Recipe
+from .steps import begin_at_frequencies, make_config, make_tokenizer, save, train
+
+
+def run_translation(recipe: Recipe, rows: dict[str, Any] | None = None, resume: bool = False) -> dict[str, Any]:
+    """Trains a translator with one tokenizer for both languages; see `run`."""
+    arguments: TranslationArguments = recipe.training
+    pairs = {split: _load(recipe.data, split, rows) for split in ("train", "validation")}
+    tokenizer = make_tokenizer(recipe, _texts(pairs["train"]), ends_texts=True)
+    config, path = make_config(recipe.model, tokenizer, is_encoder_decoder=True)
+    model = LLEForSeq2SeqLM(config) if path is None else LLEForSeq2SeqLM.from_pretrained(path, config=config)
+    encoded = {split: encode(part, tokenizer) for split, part in pairs.items()}
+    encoded["train"] = _short(encoded["train"], arguments.max_tokens)
+    if path is None:
+        begin_at_frequencies(model.lm_head.bias, np.concatenate(encoded["train"]["labels"][:]))
+    model.label_smoothing = arguments.label_smoothing_factor
+    trainer = Seq2SeqTrainer(
+        model=model,
+        args=arguments,
+        data_collator=DataCollatorForSeq2Seq(tokenizer, model),
+        train_dataset=encoded["train"],
+        eval_dataset=encoded["validation"],
+        processing_class=tokenizer,
+    )
+    trainer.label_smoother = None  # the model's own loss does it
+    metrics = train(trainer, resume)
+    model.config.use_cache = True  # the Trainer switches it off
+    if trainer.is_world_process_zero():
+        save(recipe, trainer, metrics)
+    return metrics
+
+
+def encode(pairs: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    """Sentence pairs as a translator takes them: `input_ids` and `labels`."""
+
+    def batch(sources: list[str], targets: list[str]) -> dict[str, list[list[int]]]:
+        return {"input_ids": encode_sentences(sources, tokenizer), "labels": encode_sentences(targets, tokenizer)}
+
+    return pairs.map(
+        batch, batched=True, input_columns=["source", "target"], remove_columns=pairs.column_names, desc="Tokenizing"
+    )
+
+
+def _short(encoded: Dataset, most: int) -> Dataset:
+    """The pairs of at most `most` tokens on each side; raises a ValueError if there are none."""
+    lengths = zip(encoded["input_ids"][:], encoded["labels"][:], strict=True)
+    kept = [row for row, (source, target) in enumerate(lengths) if max(len(source), len(target)) <= most]
+    if not kept:
+        raise ValueError(f"every training pair has more than {most} tokens: raise training.max_tokens")
+    return encoded.select(kept)
+
+
+def _texts(pairs: Dataset) -> Iterator[str]:
+    for side in ("source", "target"):
+        yield from pairs[side]
+
+
+def _load(data: DataArguments, split: str, rows: dict[str, Any] | None) -> Dataset:
+    languages = data.source_language, data.target_language
+    if not all(languages):
+        raise ValueError("the recipe names no languages: set data.source_language and data.target_language")
+    if rows is None and not data.source:
+        raise ValueError("the recipe names no sentence pairs: set data.source to a data set on the Hub or a local path")
+    return load_pairs(
+        data.source if rows is None else DatasetDict(rows),
+        name=data.name if rows is None else None,
+        split=getattr(data, split) if rows is None else split,
+        source_language=str(data.source_language),
+        target_language=str(data.target_language),
+        source_column=data.source_column,
+        target_column=data.target_column,
+    )
