@@ -1,7 +1,8 @@
-"""Text, with labels or without, and the continuous streams that it is read as."""
+"""Text, with labels, with translations or without, and the continuous streams that it is read as."""
 
 from .corpus import python_corpus
 from .labelled import check_labelled, load_labelled, split_out_of_scope
+from .pairs import load_pairs
 from .streams import StreamDataset, StreamIterableDataset
 from .text import TextTokens, collect, load_texts, tokenize
 
@@ -12,6 +13,7 @@ __all__ = [
     "check_labelled",
     "collect",
     "load_labelled",
+    "load_pairs",
     "load_texts",
     "python_corpus",
     "split_out_of_scope",

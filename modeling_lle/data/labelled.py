@@ -16,7 +16,7 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict, List, Value
 
-from .sources import SPLITS, Source, check_column, describe, local_files, open_rows, pick_split
+from .sources import SPLITS, Source, check_column, describe, local_files, open_table, pick_split
 
 OUT_OF_SCOPE = "oos"
 
@@ -73,11 +73,8 @@ def load_labelled(
         pairs = splits[pick_split(split, splits, where)]
         texts, labels, feature = [text for text, _ in pairs], [label for _, label in pairs], None
     else:
-        rows = open_rows(source, name=name, split=split)
-        if isinstance(rows, IterableDataset):
-            raise TypeError("streamed rows must be taken into memory first: Dataset.from_list(list(rows))")
+        rows = open_table(source, name=name, split=split)
         text_column, label_column = _find_columns(text_column, label_column, rows.column_names, where)
-        rows = rows.with_format(None)
         texts, labels, feature = rows[text_column][:], rows[label_column][:], rows.features[label_column]
     if not texts:
         raise ValueError(f"there is no text in {where}: it has no rows")

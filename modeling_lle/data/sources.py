@@ -6,7 +6,7 @@ Notable: everything that is said about a source which does not exist, or has no 
 import difflib
 import glob
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -28,7 +28,7 @@ SPLITS = {
     "test": "test",
     "testing": "test",
 }
-_KINDS = {".txt": "text", ".csv": "csv", ".tsv": "tsv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+KINDS = {".txt": "text", ".csv": "csv", ".tsv": "tsv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 # Only an empty field is a missing one: pandas would also take the words null, None, NA and nan for that.
 _CSV: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}
 _PANDAS_INDEX = "__index_level_0__"
@@ -63,6 +63,14 @@ def open_rows(
     return _load_from_hub(str(source), name, split, streaming)
 
 
+def open_table(source: Source, *, name: str | None, split: str | None) -> Dataset:
+    """As `open_rows`, for what needs all rows at once; raises a TypeError if they are streamed."""
+    rows = open_rows(source, name=name, split=split)
+    if isinstance(rows, IterableDataset):
+        raise TypeError("streamed rows must be taken into memory first: Dataset.from_list(list(rows))")
+    return rows.with_format(None)
+
+
 def check_column(column: str, columns: Iterable[str], where: str) -> None:
     """Raises a ValueError, with the near name if there is one, unless `column` is one of `columns`."""
     names = list(columns)
@@ -85,17 +93,19 @@ def pick_split(split: str | None, available: Iterable[str], where: str) -> str:
     raise ValueError(f"{where} has no split {split!r}; it has: {', '.join(names)}")
 
 
-def local_files(source: str | Path | Mapping[str, Files]) -> dict[str, list[Path]] | None:
-    """The files of every split; None for what is a name on the Hub."""
+def local_files(
+    source: str | Path | Mapping[str, Files], endings: Collection[str] = KINDS
+) -> dict[str, list[Path]] | None:
+    """The files of every split whose names end with one of `endings`; None for what is a name on the Hub."""
     if isinstance(source, Mapping):
         return {
-            SPLITS.get(split, split): [path for pattern in _as_list(given) for path in _expand(pattern)]
+            SPLITS.get(split, split): [path for pattern in _as_list(given) for path in _expand(pattern, endings)]
             for split, given in source.items()
         }
     path = Path(source).expanduser()
-    if not path.exists() and not glob.has_magic(str(source)) and _may_be_on_hub(source):
+    if not path.exists() and not glob.has_magic(str(source)) and _may_be_on_hub(source, endings):
         return None
-    files = _expand(source)
+    files = _expand(source, endings)
     root = path if path.is_dir() else Path()
     named: dict[str, list[Path]] = {}
     for file in files:
@@ -111,30 +121,30 @@ def _as_list(files: Files) -> Sequence[str | Path]:
     return [files] if isinstance(files, (str, Path)) else files
 
 
-def _may_be_on_hub(source: str | Path) -> bool:
+def _may_be_on_hub(source: str | Path, endings: Collection[str]) -> bool:
     text = str(source)
-    return bool(re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", text)) and Path(text).suffix not in _KINDS
+    return bool(re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", text)) and Path(text).suffix not in endings
 
 
-def _expand(pattern: str | Path) -> list[Path]:
+def _expand(pattern: str | Path, endings: Collection[str]) -> list[Path]:
     """The files that a path, folder or glob stands for, sorted; raises a FileNotFoundError when there are none."""
     path = Path(pattern).expanduser()
     if path.is_file():
-        if path.suffix not in _KINDS:
-            raise ValueError(f"cannot read {str(path)!r}: its name should end with one of {', '.join(_KINDS)}")
+        if path.suffix not in endings:
+            raise ValueError(f"cannot read {str(path)!r}: its name should end with one of {', '.join(endings)}")
         return [path]
     pattern = str(path / "**" / "*") if path.is_dir() else str(path)
     candidates = map(Path, glob.iglob(pattern, recursive=True))
-    files = sorted(file for file in candidates if file.suffix in _KINDS and file.is_file())
+    files = sorted(file for file in candidates if file.suffix in endings and file.is_file())
     if not files:
-        raise FileNotFoundError(_not_found(path))
+        raise FileNotFoundError(_not_found(path, endings))
     return files
 
 
-def _not_found(path: Path) -> str:
+def _not_found(path: Path, endings: Collection[str] = KINDS) -> str:
     """What to say about a path without files: where it stops to exist, and the near names there."""
     if path.is_dir() or glob.has_magic(str(path)):
-        return f"{str(path)!r} holds no file whose name ends with one of {', '.join(_KINDS)}"
+        return f"{str(path)!r} holds no file whose name ends with one of {', '.join(endings)}"
     missing = path.absolute()
     while not missing.parent.exists():
         missing = missing.parent
@@ -143,18 +153,24 @@ def _not_found(path: Path) -> str:
     return f"there is no {str(path)!r}: {str(missing.parent)!r} holds no {missing.name!r}{hint}"
 
 
+def one_kind(files: Iterable[Path], kinds: Mapping[str, str], where: str) -> str:
+    """The kind that all files have by the endings of their names; raises a ValueError where they have several."""
+    found = {kinds[file.suffix]: file.suffix for file in files}
+    if len(found) > 1:
+        raise ValueError(
+            f"{where} mixes files of the kinds {', '.join(sorted(found))}: "
+            f'choose one kind with a glob such as "folder/*{found[min(found)]}"'
+        )
+    return found.popitem()[0]
+
+
 def _load_files(files: dict[str, list[Path]], split: str | None, where: str, sample_by: str, streaming: bool) -> Rows:
     wanted, bracket, rows = (split or "").partition("[")
     picked = pick_split(wanted or None, files, where)
-    kinds = {_KINDS[file.suffix] for file in files[picked]}
-    if len(kinds) > 1:
-        raise ValueError(
-            f"the split {picked!r} of {where} mixes files of the kinds {', '.join(sorted(kinds))}: "
-            'choose one kind with a glob such as "folder/*.txt"'
-        )
+    kind = one_kind(files[picked], KINDS, f"the split {picked!r} of {where}")
     if not any(file.stat().st_size for file in files[picked]):
         raise ValueError(f"there is no text in the split {picked!r} of {where}: its files are empty")
-    builder, options = _BUILDERS[kinds.pop()]
+    builder, options = _BUILDERS[kind]
     if builder == "text":
         options = {"sample_by": sample_by}
     try:

@@ -72,7 +72,7 @@ def read_table(given: str, text_column: str = "text") -> Table:
     where = repr(str(path))
     content = _read(path, where)
     if path.suffix == ".txt":
-        rows: list[dict[str, Any]] = [{text_column: line} for line in _lines(content)]
+        rows: list[dict[str, Any]] = [{text_column: line} for line in split_lines(content)]
     elif path.suffix in (".csv", ".tsv"):
         rows = _read_csv(content, where, "\t" if path.suffix == ".tsv" else ",")
     else:
@@ -88,13 +88,18 @@ def _read(path: Path, where: str) -> str:
         raise FileNotFoundError(f"there is no file {where}" + (f" (did you mean {near[0]!r}?)" if near else ""))
     if path.suffix not in KINDS or not path.is_file():
         raise ValueError(f"cannot read {where}: give a file whose name ends with one of {', '.join(KINDS)}")
+    return read_utf8(path, where)
+
+
+def read_utf8(path: Path, where: str) -> str:
+    """The text of a file without its byte order mark; raises a ValueError if it is not UTF-8."""
     try:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{where} is not UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8") from None
 
 
-def _lines(content: str) -> list[str]:
+def split_lines(content: str) -> list[str]:
     """The lines; only what ends a line in a text file does, not the other line breaks of Unicode."""
     lines = [line.removesuffix("\r") for line in content.split("\n")]
     return lines if lines[-1] else lines[:-1]
@@ -132,7 +137,7 @@ def _read_json(content: str, where: str) -> list[dict[str, Any]]:
 
 
 def _json_values(content: str, where: str) -> Iterator[tuple[int, Any]]:
-    parts = [content] if content.lstrip().startswith("[") else [line for line in _lines(content) if line.strip()]
+    parts = [content] if content.lstrip().startswith("[") else [line for line in split_lines(content) if line.strip()]
     for number, part in enumerate(parts):
         try:
             value = json.loads(part)
