@@ -108,7 +108,7 @@ class BankConfig:
         sharpness, gate: As for the stream.
         background: Of classifiers: the cosine similarity from which on a single example of a label which the base was
             not trained on outweighs the base, if there are no other examples (labels_lle.py).
-        sentences: Of translators: sentence pairs of the memory that a sentence recalls from, those with the most similar
+        sentences: Of translators: sentence pairs of the memory that a sentence recalls from, by the most similar
             source (banks/translated.py); all of their entries are candidates, whatever `neighbours` says.
         skip_above: The bank is not asked where the base gives some token at least this probability; 1 asks always.
         search: "exact", or for banks that are large "balanced" or "fast", which find nearly all of the same entries.

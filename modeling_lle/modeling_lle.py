@@ -30,6 +30,7 @@ from .pretrained_lle import LLEPreTrainedModel
 from .recurrence_lle import variational_dropout
 from .training_history_lle import HistoryLoss
 
+
 @dataclass
 class LLECausalLMOutput(ModelOutput):
     """Output of `LLEForCausalLM`.

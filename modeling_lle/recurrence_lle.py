@@ -247,8 +247,8 @@ class RecurrentStack(nn.Module):
             mask: (B, T) bool, False for padding, wherever it lies; None if all steps are valid.
             final: Whether the state is needed. If not, steps may run on over padding, which is several times as fast
                 on a CPU for an lstm or gru, and what is returned in its place has no meaning in a padded row.
-            after: What becomes of the output (B, T, D) of each layer, by its number, before the next one reads it, time
-                steps apart; the steps may come in another order.
+            after: What becomes of the output (B, T, D) of each layer, by its number, before the next one reads it; of
+                each time step alone, since the steps may come in another order.
 
         Returns:
             y (B, T, D), finite but without meaning at padding, and the state after each row's last valid step.

@@ -1,7 +1,7 @@
 """LLEForSeq2SeqLM: a translator whose output layer is joined by what a translation memory recalls.
 
 Notable: an encoder in both directions, and a decoder whose recurrent layers each look at the source, so that with a
-linear recurrence a whole target is read at once under teacher forcing. Keys are decoder states, outcomes target tokens.
+linear recurrence a whole target is read at once under teacher forcing. Keys are decoder states, outcomes are tokens.
 Of a memory, the sentence pairs with the most similar source are chosen first (banks/translated.py); the entries of
 their targets are what each position recalls by the rule. All that is known of a source is found once and kept as an
 `LLESource`, the encoder's output, which `generate` repeats for beams.
@@ -118,11 +118,11 @@ class LLESeq2SeqModel(LLEPreTrainedModel):
         weights: list[Tensor] = []
         assert source.attention_keys is not None
         assert source.attention_values is not None
+        by_layer = list(zip(source.attention_keys.unbind(1), source.attention_values.unbind(1), strict=True))
 
         def attend(index: int, x: Tensor) -> Tensor:
             attention: Any = self.attentions[index]
-            keys, values = source.attention_keys[:, index], source.attention_values[:, index]
-            found, own = attention(x, keys, values, source.mask)
+            found, own = attention(x, *by_layer[index], source.mask)
             weights.append(own)
             return x + variational_dropout(found, self.config.hidden_dropout, self.training)
 
@@ -295,7 +295,9 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
         Args:
             input_ids, labels, attention_mask: As in forward.
         """
-        return nn.functional.normalize(self._states(self.model.read(input_ids, attention_mask), labels).float(), dim=-1)
+        return nn.functional.normalize(
+            self._states(self.model.read(input_ids, attention_mask), labels).float(), dim=-1
+        )
 
     def _states(self, source: LLESource, labels: Tensor) -> Tensor:
         inputs = self.prepare_decoder_input_ids_from_labels(labels)
@@ -309,13 +311,11 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
             use_history = self.config.use_history if use_history is None else use_history
             with torch.no_grad():
                 kwargs["encoder_outputs"] = self.read_source(tokens, kwargs.get("attention_mask"), use_history)
-        return super().generate(inputs, *args, **kwargs)
+        return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
 
     # The memory
 
-    def attach_history(
-        self, bank: HistoryBank, namespaces: Any = None, tokenizer: Any = None
-    ) -> None:
+    def attach_history(self, bank: HistoryBank, namespaces: Any = None, tokenizer: Any = None) -> None:
         """As for every LLE model; the tokenizer is needed, unless the bank was built with it in this process."""
         super().attach_history(bank, namespaces, tokenizer)
         if bank.encoder is None or bank.encoder[1] is None:
@@ -357,7 +357,7 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
     def calibrate(
         self, batches: Iterable[dict[str, Tensor]], max_positions: int = 3000, steps: int = 40, seed: int = 0
     ) -> dict[str, float]:
-        """Fits the numbers of the memory on held-out sentence pairs, by gradient descent, and stores them in the config.
+        """Fits the numbers of the memory on held-out sentence pairs, by gradient descent; the config keeps them.
 
         Args:
             batches: `input_ids`, `attention_mask` and `labels`, as forward takes them, of pairs that are neither in

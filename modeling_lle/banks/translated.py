@@ -1,6 +1,6 @@
 """Sentence pairs as a translator's memory: their targets as entries of a bank, and the pairs that suit a sentence.
 
-Notable: retrieval has two stages, as a CPU wants it (after SK-MT, Dai et al. 2023, arXiv:2211.12701): first the pairs
+Notable: retrieval has two stages, as a CPU wants it (after SK-MT, Dai et al. 2023, arXiv:2302.12188): first the pairs
 with the most similar source, by BM25, then all target positions of those pairs as the candidates of this sentence, of
 which the rule weighs each by its key. A pair's document holds its source as `text` and its target as `translation`; a
 namespace has each pair once. Shapes: B sentences, N entries, K candidates, D width.
@@ -208,7 +208,9 @@ class Memory:
         Returns:
             Keys (B, K, D) float32, outcomes (B, K) int64 and ids (B, K) int64, -1 where there is none.
         """
-        rows = input_ids.cpu() if attention_mask is None else input_ids.cpu().masked_fill(attention_mask.cpu() == 0, -1)
+        rows = (
+            input_ids.cpu() if attention_mask is None else input_ids.cpu().masked_fill(attention_mask.cpu() == 0, -1)
+        )
         texts = [self.tokenizer.decode(row[row >= 0], skip_special_tokens=True) for row in rows]
         found, _ = self.index.search(texts, sentences)
         places = [

@@ -73,7 +73,7 @@ def _load(data: DataArguments, split: str, rows: dict[str, Any] | None) -> Datas
     if not all(languages):
         raise ValueError("the recipe names no languages: set data.source_language and data.target_language")
     if rows is None and not data.source:
-        raise ValueError("the recipe names no sentence pairs: set data.source to a data set on the Hub or a local path")
+        raise ValueError("the recipe names no sentence pairs: set data.source to a data set on the Hub or a path")
     return load_pairs(
         data.source if rows is None else DatasetDict(rows),
         name=data.name if rows is None else None,
