@@ -21,15 +21,17 @@ from .overlay_lle import STATISTICS
 from .recurrence_lle import RecurrentLayer, init_recurrent_weights
 from .training_history_lle import HistoryLoss
 
-# What `trust_remote_code` finds in a saved folder beside the head that was saved.
-AUTO_MAP = {"AutoConfig": "configuration_lle.LLEConfig", "AutoModel": "backbone_lle.LLEModel"}
-
 
 def _hub_options(options: dict[str, Any]) -> dict[str, Any]:
     """The options of from_pretrained by which another file of the same repository is found, if there is one."""
     names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
     found = {name: options[name] for name in names if options.get(name) is not None}
     return {**found, "_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+
+
+def _place(part: type) -> str:
+    """Where `trust_remote_code` finds a class in a saved folder."""
+    return f"{part.__module__.rpartition('.')[2]}.{part.__name__}"
 
 
 class LLEPreTrainedModel(PreTrainedModel):
@@ -109,8 +111,8 @@ class LLEPreTrainedModel(PreTrainedModel):
         """
         if save_history and self.history_bank is None:
             raise ValueError("save_history=True, but no bank is attached: call attach_history first")
-        head = f"{type(self).__module__.rpartition('.')[2]}.{type(self).__name__}"
-        self.config.auto_map = {**AUTO_MAP, str(self._auto_class): head}
+        parts = {"AutoConfig": self.config, "AutoModel": self.base_model, str(self._auto_class): self}
+        self.config.auto_map = {auto: _place(type(part)) for auto, part in parts.items()}
         super().save_pretrained(save_directory, *args, **kwargs)
         if self.update_statistics is not None:
             save_file(self.update_statistics, os.path.join(save_directory, STATISTICS), {"format": "pt"})

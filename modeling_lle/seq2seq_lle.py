@@ -85,6 +85,10 @@ class LLESeq2SeqModel(LLEPreTrainedModel):
 
     def __init__(self, config: LLEConfig) -> None:
         super().__init__(config)
+        if config.share_embeddings:
+            if not config.tie_word_embeddings:
+                raise ValueError("share_embeddings=True needs tie_word_embeddings=True: set both or neither")
+            self._tied_weights_keys = {"encoder.embed_tokens.weight": "decoder.embed_tokens.weight"}
         self.encoder = LLEModel(_part(config, bidirectional=True, num_hidden_layers=config.num_encoder_layers))
         self.decoder = LLEModel(_part(config, bidirectional=False))
         size = self.encoder.config.state_size
@@ -155,18 +159,13 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
     """
 
     _auto_class = "AutoModelForSeq2SeqLM"  # type: ignore[assignment]
+    _tied_weights_keys = {"lm_head.weight": "model.decoder.embed_tokens.weight"}  # noqa: RUF012
     bank_module = "translated"
     label_smoothing = 0.0  # of the training loss; what the Trainer's own would do, without logits of all positions
 
     def __init__(self, config: LLEConfig) -> None:
         config.is_encoder_decoder = True
         super().__init__(config)
-        embeddings = "model.decoder.embed_tokens.weight"
-        self._tied_weights_keys = {"lm_head.weight": embeddings}
-        if config.share_embeddings:
-            if not config.tie_word_embeddings:
-                raise ValueError("share_embeddings=True needs tie_word_embeddings=True: set both or neither")
-            self._tied_weights_keys["model.encoder.embed_tokens.weight"] = embeddings
         self.model = LLESeq2SeqModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
         self._memory: tuple[Any, Any] | None = None

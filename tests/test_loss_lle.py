@@ -11,7 +11,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from modeling_lle import loss_lle
-from modeling_lle.loss_lle import IGNORED, Recalled, linear_cross_entropy, linear_cross_entropy_reference
+from modeling_lle.loss_lle import (
+    IGNORED,
+    Recalled,
+    linear_cross_entropy,
+    linear_cross_entropy_reference,
+    smoothing_nats,
+)
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 N, D, V = 13, 5, 70  # more than one lane of the kernel, and a rest
@@ -282,3 +288,20 @@ def test_the_logits_never_exist_at_once(form: str, sources: int, monkeypatch: py
     with Largest() as largest:
         linear_cross_entropy_reference(*inputs)
     assert largest.elements == 100 * V
+
+
+def test_smoothing_is_the_difference_to_the_smoothed_cross_entropy() -> None:
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    hidden, weight, bias = draw(2, 5, 3), draw(7, 3), draw(7)
+    targets = torch.tensor([[0, 6, -100, 2, 2], [1, -100, -100, 3, 5]])
+    for tensor in (hidden, weight, bias):
+        tensor.requires_grad_()
+    logits = torch.nn.functional.linear(hidden, weight, bias).flatten(0, 1)
+    options: dict[str, Any] = {"ignore_index": -100, "reduction": "sum"}
+    plain = torch.nn.functional.cross_entropy(logits, targets.flatten(), **options)
+    smoothed = torch.nn.functional.cross_entropy(logits, targets.flatten(), label_smoothing=0.2, **options)
+    own = plain + 0.2 * smoothing_nats(hidden, weight, bias, targets)
+    torch.testing.assert_close(own, smoothed)
+    expected = torch.autograd.grad(smoothed, (hidden, weight, bias), retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(own, (hidden, weight, bias)), expected)

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -131,3 +132,17 @@ def test_word_vocabulary_without_room_or_words() -> None:
 def test_unknown_kind() -> None:
     with pytest.raises(ValueError, match="'bpe' or 'word', got 'char'"):
         LLETokenizer.train(TEXTS, vocab_size=300, kind="char")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("kind", "size"), [("bpe", 300), ("word", None)])
+def test_texts_end_where_it_is_asked_for(kind: Any, size: int | None, tmp_path: Path) -> None:
+    tokenizer = LLETokenizer.train(["the cat sat"] * 3, size, kind, ends_texts=True)
+    tokenizer.save_pretrained(tmp_path)
+    for found in (tokenizer, AutoTokenizer.from_pretrained(tmp_path)):
+        ids = found("the cat")["input_ids"]
+        assert ids[-1] == found.eos_token_id
+        assert ids[:-1] == found("the cat", add_special_tokens=False)["input_ids"]
+        assert found.decode(ids, skip_special_tokens=True) == "the cat"
+        padded = found(["the", "the cat sat"], padding=True)
+        assert padded["attention_mask"][0][-1] == 0
+        assert found("the", "cat")["input_ids"].count(found.eos_token_id) == 2
