@@ -269,7 +269,11 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
         return output
 
     def read_source(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, use_history: bool = True
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        use_history: bool = True,
+        leave_out: bool = False,
     ) -> LLESource:
         """What is known of source sentences, as `encoder_outputs`; with the candidates of an attached memory.
 
@@ -277,12 +281,14 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
             input_ids: (B, N) int64.
             attention_mask: (B, N) of 0 and 1, 0 at padding.
             use_history: Whether to ask the memory.
+            leave_out: Whether it leaves out the pairs of the very same source.
         """
         if attention_mask is not None:
             refuse_empty_rows(attention_mask)
         source = self.model.read(input_ids, attention_mask)
         if use_history and self.history_bank is not None:
-            candidates = self.memory.candidates(input_ids, attention_mask, self.config.bank.sentences)
+            sentences = self.config.bank.sentences
+            candidates = self.memory.candidates(input_ids, attention_mask, sentences, leave_out)
             source.candidate_keys, source.candidate_outcomes, source.candidate_ids = (
                 part.to(input_ids.device) for part in candidates
             )
@@ -359,8 +365,8 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
         """Fits the numbers of the memory on held-out sentence pairs, by gradient descent; the config keeps them.
 
         Args:
-            batches: `input_ids`, `attention_mask` and `labels`, as forward takes them, of pairs that are neither in
-                the training set nor in the memory.
+            batches: `input_ids`, `attention_mask` and `labels`, as forward takes them, of pairs that are not in the
+                training set. They may be of the memory itself: no pair is recalled that has the very same source.
             max_positions, steps, seed: As in `LLEForCausalLM.calibrate`.
 
         Returns:
@@ -376,7 +382,7 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
                 for batch in batches:
                     batch = {name: value.to(self.device) for name, value in batch.items()}
                     labels = batch["labels"]
-                    source = self.read_source(batch["input_ids"], batch.get("attention_mask"))
+                    source = self.read_source(batch["input_ids"], batch.get("attention_mask"), leave_out=True)
                     for prediction in self.predictions(self._states(source, labels), source):
                         own = labels[:, prediction.positions]
                         row, column = calibration.choose(own)

@@ -24,6 +24,7 @@ from .lexical import SentenceIndex, fuzzy_match
 
 WRITTEN = 65_536  # pairs that are written together
 CANDIDATES = 16  # pairs whose fuzzy match is computed
+SPARE = 8  # further pairs to choose from where some are left out
 NONE = torch.zeros(0, dtype=torch.long)
 
 
@@ -196,7 +197,7 @@ class Memory:
             self.exact[pair["text"]] = number  # of equal sources the newest counts
 
     def candidates(
-        self, input_ids: Tensor, attention_mask: Tensor | None, sentences: int
+        self, input_ids: Tensor, attention_mask: Tensor | None, sentences: int, leave_out: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The entries that source sentences may recall: those of the pairs with the most similar source.
 
@@ -204,6 +205,7 @@ class Memory:
             input_ids: (B, N) int64.
             attention_mask: (B, N) of 0 and 1, 0 at padding.
             sentences: Pairs for each sentence.
+            leave_out: Whether to leave out the pairs that have the sentence itself as their source.
 
         Returns:
             Keys (B, K, D) float32, outcomes (B, K) int64 and ids (B, K) int64, -1 where there is none.
@@ -212,16 +214,21 @@ class Memory:
             input_ids.cpu() if attention_mask is None else input_ids.cpu().masked_fill(attention_mask.cpu() == 0, -1)
         )
         texts = [self.tokenizer.decode(row[row >= 0], skip_special_tokens=True) for row in rows]
-        found, _ = self.index.search(texts, sentences)
-        places = [
-            torch.tensor([e for pair in own if pair >= 0 for e in range(self.first[pair], self.first[pair + 1])])
-            for own in found.tolist()
-        ]
-        place = torch.nn.utils.rnn.pad_sequence(places, batch_first=True, padding_value=-1).long()
+        places = []
+        for text, found in zip(
+            texts, self.index.search(texts, sentences + leave_out * SPARE)[0].tolist(), strict=True
+        ):
+            pairs = [pair for pair in found if pair >= 0 and not (leave_out and self._has_source(pair, text))]
+            entries = [range(self.first[pair], self.first[pair + 1]) for pair in pairs[:sentences]]
+            places.append(torch.tensor([entry for own in entries for entry in own], dtype=torch.long))
+        place = torch.nn.utils.rnn.pad_sequence(places, batch_first=True, padding_value=-1)
         if not len(self.keys):
             return torch.zeros(len(rows), 0, self.keys.shape[1]), place, place
         safe = place.clamp(min=0)
         return self.keys[safe].float(), self.outcomes[safe], self.ids[safe].masked_fill(place < 0, -1)
+
+    def _has_source(self, pair: int, text: str) -> bool:
+        return self.pairs[pair]["text"].strip().lower() == text.strip().lower()
 
     def matches(self, text: str, number: int = 1) -> list[Match]:
         """The pairs whose source is most like a text, the best first, at most `number`; ties as BM25 has them."""

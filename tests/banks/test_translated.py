@@ -87,6 +87,14 @@ def test_candidates_are_the_entries_of_the_pairs_with_the_most_similar_source() 
     assert both[0].tolist() == target + TOKENIZER(PAIRS[3][1])["input_ids"]
 
 
+def test_pairs_of_the_same_source_are_left_out_where_it_is_asked_for() -> None:
+    model = remembering(make())
+    model.history_bank.add([{"source": PAIRS[0][0].upper(), "target": "NEIN"}])
+    given = batch([PAIRS[0]])
+    _, outcomes, _ = model.memory.candidates(given["input_ids"], None, 1, leave_out=True)
+    assert outcomes[0].tolist() in [TOKENIZER(target)["input_ids"] for _, target in PAIRS[1:]]
+
+
 def test_padding_is_no_part_of_a_sentence() -> None:
     model = remembering(make())
     for_all = model.memory.candidates(*(batch()[name] for name in ("input_ids", "attention_mask")), 2)
