@@ -13,8 +13,11 @@ from .configuration_lle import LLEConfig
 
 TEMPLATE = Path(__file__).with_name("model_card.md")  # a link to model_cards/template.md, a copy once installed
 TAGS = ["lle", "recurrent", "cpu"]
-# The type that the Hub knows of what is measured of a classifier; of a language model it is perplexity.
-CLASSIFIER_METRICS = {"accuracy": "accuracy", "macro_f1": "f1"}
+# The type that the Hub knows of what is measured for a task; of a language model it is perplexity.
+METRICS = {
+    "text-classification": {"accuracy": "accuracy", "macro_f1": "f1"},
+    "translation": {"bleu": "bleu", "chrf": "chrf", "ter": "ter"},
+}
 
 
 def write_model_card(
@@ -41,7 +44,7 @@ def write_model_card(
         languages: ISO codes of the languages of the text.
         license: The licence of the weights, by the Hub's identifier.
         recipe: The YAML text that the model was trained with.
-        prompt: The text that the example completes, or classifies.
+        prompt: The text that the example completes, classifies or translates.
         template: A Jinja template, for a card of another form.
 
     Returns:
@@ -52,17 +55,18 @@ def write_model_card(
         raise ValueError("these results hold no metrics: give the content of a file that `lle evaluate` wrote")
     dataset_name = dataset_name or dataset
     config = LLEConfig.from_pretrained(folder)
-    classifier = "Classification" in (config.architectures or [""])[0]
-    task = "text-classification" if classifier else "text-generation"
+    architecture = (config.architectures or [""])[0]
+    task = "text-classification" if "Classification" in architecture else "text-generation"
+    task = "translation" if "Seq2Seq" in architecture else task
     metrics = {name: value for name, value in results["metrics"].items() if isinstance(value, int | float)}
-    types = CLASSIFIER_METRICS if classifier else {name: "perplexity" for name in metrics if name.endswith("ppl")}
+    types = METRICS.get(task) or {name: "perplexity" for name in metrics if name.endswith("ppl")}
     name = repo_id.rsplit("/", maxsplit=1)[-1]
     data = ModelCardData(
         model_name=name,
         license=license,
         library_name="transformers",
         pipeline_tag=task,
-        tags=TAGS if classifier else [*TAGS, "neural-cache"],
+        tags=[*TAGS, "neural-cache"] if task == "text-generation" else TAGS,
         language=list(languages),
         datasets=[dataset],
         metrics=list(dict.fromkeys(types.values())),
@@ -84,7 +88,7 @@ def write_model_card(
         data,
         template_path=str(template),
         config=config,
-        classifier=classifier,
+        task=task,
         model_name=name,
         repo_id=repo_id,
         dataset_name=dataset_name,

@@ -309,8 +309,15 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
         return self.model(source, inputs, _needed(labels != IGNORED))[0]
 
     def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; the memory is asked once for each sentence, and `use_history` may be given."""
+        """As in transformers; the memory is asked once for each sentence, and `use_history` may be given.
+
+        Where no length is given, a target may have `longest_target` tokens.
+        """
         tokens = kwargs.get("input_ids") if inputs is None else inputs
+        own = kwargs.get("generation_config") or self.generation_config
+        given = [kwargs.get(name) or getattr(own, name) for name in ("max_length", "max_new_tokens")]
+        if tokens is not None and not args and not any(given):
+            kwargs["max_new_tokens"] = longest_target(tokens.shape[1])
         if tokens is not None and kwargs.get("encoder_outputs") is None:
             use_history = kwargs.get("use_history")
             use_history = self.config.use_history if use_history is None else use_history
@@ -391,6 +398,11 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
         finally:
             self.train(training)
         return calibration.fit(steps)
+
+
+def longest_target(tokens: int) -> int:
+    """Tokens that the translation of a source of so many may have, unless another length is asked for."""
+    return 2 * tokens + 16
 
 
 def _needed(mask: Tensor) -> Tensor | None:

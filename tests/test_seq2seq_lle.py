@@ -17,7 +17,7 @@ from transformers import (
 
 from modeling_lle import HistoryBank, LLEForCausalLM, LLEForSeq2SeqLM
 from modeling_lle.bank_files_lle import BankError
-from modeling_lle.seq2seq_lle import LLESeq2SeqModel
+from modeling_lle.seq2seq_lle import LLESeq2SeqModel, longest_target
 from tests.tiny import make_model, make_tokenizer
 from tests.translators import PAIRS, TOKENIZER, batch, make, remembering, rows, trusting
 
@@ -199,6 +199,17 @@ def test_a_long_source_and_a_sentence_without_a_common_word_work() -> None:
     labels = torch.tensor([[5, 6]])
     with_memory, without = model(**strange, labels=labels), model(**strange, labels=labels, use_history=False)
     close(with_memory.logits, without.logits.log_softmax(-1))
+
+
+def test_a_target_may_be_longer_than_its_source_but_not_endless() -> None:
+    model = make()
+    model.lm_head.bias.data[TOKENIZER.eos_token_id] = -1000.0
+    given = TOKENIZER("a cat", return_tensors="pt")
+    size = given["input_ids"].shape[1]
+    assert model.generate(**given).shape[1] == 1 + longest_target(size)
+    assert model.generate(**given, max_new_tokens=5).shape[1] == 6
+    model.generation_config.max_new_tokens = 3
+    assert model.generate(**given).shape[1] == 4
 
 
 def test_label_smoothing_is_that_of_the_trainer() -> None:

@@ -8,8 +8,10 @@ import datasets
 import pytest
 import torch
 from datasets import Dataset
+from huggingface_hub import ModelCard
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
+from modeling_lle.model_card import write_model_card
 from modeling_lle.training import Recipe, load_recipe, make_recipe, run
 from modeling_lle.training.translation import encode
 from tests.translators import PAIRS, TOKENIZER
@@ -48,7 +50,7 @@ def pairs(given: list[tuple[str, str]] = PAIRS) -> Dataset:
     return Dataset.from_dict({"en": [source for source, _ in given], "de": [target for _, target in given]})
 
 
-def test_a_recipe_makes_a_translator(tmp_path: Path) -> None:
+def test_a_recipe_makes_a_translator_and_its_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     long = ("cat " * 200, "Katze " * 200)
     metrics = run(recipe(tmp_path), rows={"train": pairs([*PAIRS, long]), "validation": pairs()})
     assert metrics == json.loads((tmp_path / "out" / "metrics.json").read_text())
@@ -63,6 +65,24 @@ def test_a_recipe_makes_a_translator(tmp_path: Path) -> None:
     given = tokenizer([source for source, _ in PAIRS], return_tensors="pt", padding=True)
     translated = tokenizer.batch_decode(model.generate(**given, max_new_tokens=30), skip_special_tokens=True)
     assert translated == [target for _, target in PAIRS]
+    results = {"command": "lle evaluate", "metrics": {"bleu": 38.25, "chrf": 60.5, "seconds": 3.0}}
+    path = write_model_card(
+        tmp_path / "out",
+        results,
+        repo_id="someone/cats",
+        dataset="someone/mats",
+        languages=["en", "de"],
+        prompt="a cat",
+    )
+    head = ModelCard.load(path).data.to_dict()
+    assert (head["pipeline_tag"], head["language"]) == ("translation", ["en", "de"])
+    (measured,) = head["model-index"][0]["results"]
+    assert {item["type"]: item["value"] for item in measured["metrics"]} == {"bleu": 38.25, "chrf": 60.5}
+    example = path.read_text().split("```python\n")[1].split("```")[0]
+    exec(example.replace("someone/cats", str(tmp_path / "out")), {})
+    assert capsys.readouterr().out.splitlines()[-1] == tokenizer.decode(
+        model.generate(**tokenizer("a cat", return_tensors="pt"), num_beams=5)[0], skip_special_tokens=True
+    )
     resolved = load_recipe(tmp_path / "out" / "recipe.yaml")
     assert (resolved.task, resolved.data.target_language) == ("translation", "de")
     # going on from a trained model keeps its tokenizer
