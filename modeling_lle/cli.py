@@ -14,7 +14,8 @@ import typer
 
 from .banks.commands import bank
 from .classification_commands import classify, forget, learn
-from .options import Bank, BatchSize, Column, Folder, LabelColumn, Name, Namespaces, Row, SampleBy, Source
+from .evaluation_commands import evaluate
+from .options import Bank, Column, Folder, Name, Namespaces, Row, SampleBy, Source
 
 if TYPE_CHECKING:
     from .data import TextTokens
@@ -26,9 +27,6 @@ app = typer.Typer(
 )
 
 app.add_typer(bank, name="bank")
-
-ONLY_TEXTS = ("train_split", "sample_by", "rows", "segment_length", "limit_tokens")
-ONLY_LABELS = ("label_column", "out_of_scope_label", "batch_size")
 
 
 @app.command()
@@ -49,87 +47,7 @@ def train(
     typer.echo(f"The model is in {loaded.training.output_dir}: lle evaluate {loaded.training.output_dir} TEXT")
 
 
-@app.command()
-def evaluate(
-    context: typer.Context,
-    model: Folder,
-    source: Source,
-    name: Name = None,
-    split: Annotated[str, typer.Option(help="Split that is read.")] = "test",
-    train_split: Annotated[str | None, typer.Option(help="Split that tells rare from frequent tokens.")] = None,
-    text_column: Column = "text",
-    sample_by: SampleBy = Row.line,
-    rows: Annotated[int, typer.Option(help="Readers, each with a stream of its own; more are faster.")] = 1,
-    segment_length: Annotated[int, typer.Option(help="Tokens of a step; changes the speed only.")] = 256,
-    limit_tokens: Annotated[int | None, typer.Option(help="Read only about so many tokens.")] = None,
-    label_column: LabelColumn = "label",
-    out_of_scope_label: Annotated[str | None, typer.Option(help="Label that means none of the others.")] = None,
-    batch_size: BatchSize = 32,
-    bank_path: Bank = None,
-    namespace: Namespaces = None,
-    bf16: Annotated[bool, typer.Option(help="Compute in bfloat16.")] = False,
-    output: Annotated[Path | None, typer.Option(help="Folder for evaluation.json and a picture.")] = None,
-    results: Annotated[Path | None, typer.Option(help="Results file of a released recipe to write.")] = None,
-) -> None:
-    """Measures a model for the base and with each source of history, side by side.
-
-    Of a language model, it shows the perplexity of a text that is read once; of a classifier, the accuracy,
-    calibration and refusals on labelled texts.
-    """
-    from .banks.taught import architecture
-    from .evaluation import evaluate_folder, format_table, write_release
-
-    kind = architecture(model)
-    is_classifier = kind.endswith("Classification")
-    for option in ONLY_TEXTS if is_classifier else ONLY_LABELS:
-        if getattr(context.get_parameter_source(option), "name", "") == "COMMANDLINE":
-            raise ValueError(f"--{option.replace('_', '-')} is not for the {kind} in {model}: leave it out")
-    if is_classifier:
-        _evaluate_classifier(
-            results,
-            model,
-            source,
-            name=name,
-            split=split,
-            text_column=text_column,
-            label_column=label_column,
-            out_of_scope=out_of_scope_label,
-            bank=bank_path,
-            namespaces=namespace or None,
-            batch_size=batch_size,
-            bf16=bf16,
-            output=output,
-        )
-        return
-    measured = evaluate_folder(
-        model,
-        source,
-        name=name,
-        split=split,
-        train_split=train_split,
-        text_column=text_column,
-        sample_by=sample_by.value,
-        rows=rows,
-        segment_length=segment_length,
-        limit_tokens=limit_tokens,
-        bank=bank_path,
-        namespaces=namespace or None,
-        bf16=bf16,
-        output=output,
-    )
-    typer.echo(format_table(measured["metrics"]))
-    if results is not None:
-        write_release(results, model, measured, split)
-
-
-def _evaluate_classifier(results: Path | None, *arguments: Any, **options: Any) -> None:
-    from .evaluation import evaluate_classifier_folder, format_classification, write_results
-    from .evaluation.results import this_command
-
-    measured = evaluate_classifier_folder(*arguments, **options)
-    typer.echo(format_classification(measured["metrics"]))
-    if results is not None:
-        write_results(results, this_command(), measured["metrics"], measured["rows"])
+app.command()(evaluate)
 
 
 @app.command()

@@ -7,8 +7,15 @@ from .classification import (
     format_classification,
 )
 from .language import StreamEvaluation, evaluate_folder, evaluate_stream, format_table
-from .metrics import ClassificationMetric, LanguageModelMetric, OutOfScopeMetric
+from .metrics import ClassificationMetric, LanguageModelMetric, OutOfScopeMetric, TranslationMetric
 from .results import read_results, write_release, write_results
+from .translation import (
+    TranslationEvaluation,
+    evaluate_translator,
+    evaluate_translator_folder,
+    format_translation,
+    translate,
+)
 
 __all__ = [
     "ClassificationMetric",
@@ -16,13 +23,19 @@ __all__ = [
     "LanguageModelMetric",
     "OutOfScopeMetric",
     "StreamEvaluation",
+    "TranslationEvaluation",
+    "TranslationMetric",
     "evaluate_classifier",
     "evaluate_classifier_folder",
     "evaluate_folder",
     "evaluate_stream",
+    "evaluate_translator",
+    "evaluate_translator_folder",
     "format_classification",
     "format_table",
+    "format_translation",
     "read_results",
+    "translate",
     "write_release",
     "write_results",
 ]

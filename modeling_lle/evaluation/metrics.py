@@ -217,3 +217,65 @@ def _calibration_error(probabilities: np.ndarray, right: np.ndarray) -> float:
     bins = np.maximum(np.ceil(probabilities * _BINS).astype(int) - 1, 0)
     gaps = np.bincount(bins, weights=right - probabilities, minlength=_BINS)
     return float(np.abs(gaps).sum() / len(right))
+
+
+class TranslationMetric(evaluate.Metric):
+    """BLEU, chrF and TER of translations, by sacrebleu with its usual settings, on its scale of 100.
+
+    Args:
+        predictions: The translations, (N,) strings, all at once or in batches.
+        references: The right ones, (N,) strings.
+        lowercase: Whether capital letters count as small ones, given to `compute`; False without.
+
+    Returns:
+        `bleu` (tokenizer 13a) and `chrf` (chrF2), of which more is better, and `ter`, of which less is.
+
+    Attributes:
+        signatures: After `compute`, what sacrebleu calls the settings of each of them: quote it with a number.
+
+    Raises:
+        ImportError: sacrebleu is missing, which comes with the extra `translation`.
+        ValueError: There are no sentences, or one is missing.
+
+    Example:
+        >>> metric = TranslationMetric()
+        >>> metric.add_batch(predictions=["Ein Hund rennt am Strand ."], references=["Ein Hund rennt am Meer ."])
+        >>> {name: round(value, 1) for name, value in metric.compute().items()}
+        {'bleu': 53.7, 'chrf': 69.4, 'ter': 16.7}
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._sacrebleu = _sacrebleu()  # first, so that a missing extra costs no translation
+        self.signatures: dict[str, str] = {}
+        super().__init__(*args, **kwargs)
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description="BLEU, chrF and TER of translations, by sacrebleu.",
+            citation="",
+            inputs_description=type(self).__doc__,
+            features=Features({"predictions": Value("string"), "references": Value("string")}),
+        )
+
+    def _compute(self, predictions: Names, references: Names, lowercase: bool = False) -> dict[str, Any]:
+        for kind, texts in (("predictions", predictions), ("references", references)):
+            if not texts:
+                raise ValueError(f"there are no {kind} to measure: add some sentences first")
+            if None in texts:
+                raise ValueError(f"sentence {texts.index(None)} of the {kind} is missing: leave such pairs out")
+        metrics = {
+            "bleu": self._sacrebleu.BLEU(lowercase=lowercase),
+            "chrf": self._sacrebleu.CHRF(lowercase=lowercase),
+            "ter": self._sacrebleu.TER(case_sensitive=not lowercase),
+        }
+        values = {name: metric.corpus_score(predictions, [references]).score for name, metric in metrics.items()}
+        self.signatures = {name: str(metric.get_signature()) for name, metric in metrics.items()}
+        return values
+
+
+def _sacrebleu() -> Any:
+    try:
+        from sacrebleu import metrics
+    except ImportError as error:
+        raise ImportError('BLEU needs sacrebleu: pip install "modeling_lle[translation]"') from error
+    return metrics

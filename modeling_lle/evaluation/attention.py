@@ -1,0 +1,133 @@
+"""The picture of where a translator looks: for each token of a translation, the tokens of its source.
+
+Notable: pieces of byte-level tokens that only together are a letter share a row or a column. Shapes: L layers, H
+heads, T tokens of the target, N of the source.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..banks.translated import padded
+from ..data.text import encode_sentences
+from .pictures import FAINT, INK, Figure, make_figure, style
+
+CELL = 0.34  # inches
+LETTER = 0.09  # inches, width of a letter of a token
+CONTINUED = "·"  # before a token that goes on with a word
+UNREADABLE = "\ufffd"  # what part of a letter is decoded to
+LONGEST_LETTER = 4  # bytes
+
+
+def draw_translation(model: Any, tokenizer: Any, text: str, translation: str, title: str | None = None) -> Figure:
+    """Draws where the decoder looks while it writes a translation, the mean over all layers and heads.
+
+    Args:
+        model: An `LLEForSeq2SeqLM`.
+        tokenizer: Its tokenizer.
+        text, translation: The sentence and its translation, be it the model's or another.
+        title: Title of the figure.
+    """
+    (source,), (target,) = (encode_sentences([side], tokenizer) for side in (text, translation))
+    columns, rows = readable(tokenizer, source), readable(tokenizer, target)
+    weights = source_attention(model, source, target, tokenizer.pad_token_id)
+    weights = np.stack([weights[:, own].sum(1) for _, own in columns], axis=1)
+    weights = np.stack([weights[own].mean(0) for _, own in rows])
+    return draw_attention(weights, [name for name, _ in columns], [name for name, _ in rows], title)
+
+
+@torch.no_grad()
+def source_attention(model: Any, source: list[int], target: list[int], pad_token_id: int) -> np.ndarray:
+    """How much the decoder looks at each token of the source when it predicts each of the target.
+
+    Args:
+        model: An `LLEForSeq2SeqLM`.
+        source, target: N and T token ids.
+        pad_token_id: Not used for a single pair, but what batches are padded with.
+
+    Returns:
+        (T, N) float32, the mean over all layers and heads; rows sum to 1.
+    """
+    batch = {name: value.to(model.device) for name, value in padded([source], [target], pad_token_id).items()}
+    training = model.training
+    model.eval()
+    try:
+        found = model(**batch, use_history=False, output_attentions=True, return_logits=False).cross_attentions
+    finally:
+        model.train(training)
+    return torch.stack(found).float().mean((0, 2))[0].cpu().numpy()
+
+
+def readable(tokenizer: Any, ids: Sequence[int]) -> list[tuple[str, slice]]:
+    """What tokens read, and which they are: several where each is only a part of a letter."""
+    pieces: list[tuple[str, slice]] = []
+    before, start = "", 0
+    for end in range(1, len(ids) + 1):
+        whole = tokenizer.decode(ids[:end])
+        if whole.endswith(UNREADABLE) and end - start < LONGEST_LETTER and end < len(ids):
+            continue
+        pieces.append((_shown(whole[len(before) :], before), slice(start, end)))
+        before, start = whole, end
+    if ids and ids[-1] == tokenizer.eos_token_id and pieces[-1][1] == slice(len(ids) - 1, len(ids)):
+        pieces[-1] = (tokenizer.eos_token, pieces[-1][1])
+    return pieces
+
+
+def _shown(piece: str, before: str) -> str:
+    """A piece of a text as a label: what goes on with a word is marked, and blanks are seen where there is no more."""
+    text = piece.strip()
+    if not text:
+        return repr(piece)[1:-1].replace(" ", "␣")
+    goes_on = before[-1:].isalnum() and piece[0].isalnum()
+    return CONTINUED + text if goes_on else text
+
+
+def draw_attention(
+    weights: np.ndarray, source: Sequence[str], target: Sequence[str], title: str | None = None
+) -> Figure:
+    """Draws how much each token of a target looks at each token of its source; the darker, the more.
+
+    Args:
+        weights: (T, N) floats from 0 to 1.
+        source, target: N and T labels.
+        title: Title of the figure.
+
+    Raises:
+        ValueError: The numbers of labels and weights differ, or there are none.
+    """
+    if weights.shape != (len(target), len(source)) or not weights.size:
+        raise ValueError(
+            f"the weights have the shape {weights.shape}, and there are {len(target)} tokens of the target and "
+            f"{len(source)} of the source"
+        )
+    across, down = CELL * len(source), CELL * len(target)
+    beside, above = (LETTER * max(map(len, labels)) for labels in (target, source))
+    figure = make_figure(across + beside + 2.2, down + above + (1.6 if title else 1.1), title)
+    axes = figure.subplots()
+    style(axes, "", "source", "translation")
+    cells = axes.pcolormesh(
+        np.arange(len(source) + 1),
+        np.arange(len(target) + 1),
+        weights,
+        cmap="Blues",
+        vmin=0,
+        edgecolors=FAINT,
+        linewidth=0.4,
+    )
+    key = figure.colorbar(cells, ax=axes, aspect=30, pad=0.03, format=lambda share, _: f"{share:.0%}")
+    key.set_label("share of the attention", color=INK)
+    key.outline.set_visible(False)  # type: ignore[operator]
+    key.ax.tick_params(labelsize=8, colors=INK, length=0)
+    axes.set_xticks(np.arange(len(source)) + 0.5, list(source), rotation=60, ha="left", rotation_mode="anchor")
+    axes.set_yticks(np.arange(len(target)) + 0.5, list(target))
+    axes.xaxis.set_ticks_position("top")
+    axes.xaxis.set_label_position("top")
+    axes.invert_yaxis()
+    axes.grid(False)
+    axes.spines["bottom"].set_visible(False)
+    axes.tick_params(labelsize=10, colors=INK, length=0, pad=3)
+    for label in [*axes.get_xticklabels(), *axes.get_yticklabels()]:
+        label.set_parse_math(False)  # a token that is a dollar sign is no formula
+    return figure

@@ -1,0 +1,315 @@
+"""Measuring a translator: BLEU, chrF, TER and what became of placeholders, for the base alone and with its memory.
+
+Notable: sentences of similar length are translated together, and none is cut; what a number was measured with,
+sacrebleu's signature, goes with it.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from datasets import Dataset
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+from ..banks.labelled import batches
+from ..banks.taught import architecture, attach_bank
+from ..data import load_pairs
+from ..data.placeholders import differences
+from ..data.text import encode_sentences
+from .metrics import TranslationMetric
+from .results import this_command, train_minutes, write_results
+
+TRANSLATOR = "LLEForSeq2SeqLM"
+BATCH_SIZE = 32
+BEAMS = 5
+BASE, HISTORY = "base", "history"
+EXAMPLE_WORDS = 10  # of the sentence whose attention is drawn, or as near to it as there is
+
+
+@dataclass
+class TranslationEvaluation:
+    """What one pass measured, with an item for each sentence, in their order.
+
+    Attributes:
+        sources, references: The sentences, and their right translations.
+        translations: For "base", and with a memory for "history", the translations.
+        scores: For each side `bleu`, `chrf` and `ter`.
+        signatures: sacrebleu's, of each of the three.
+        seconds: Of each side, for all sentences.
+        entries, pairs: Target tokens and sentence pairs of the memory; 0 without one.
+    """
+
+    sources: list[str]
+    references: list[str]
+    translations: dict[str, list[str]]
+    scores: dict[str, dict[str, float]]
+    signatures: dict[str, str]
+    seconds: dict[str, float]
+    entries: int
+    pairs: int
+
+    @property
+    def last(self) -> str:
+        """The side with all that there is: "history", or "base" without a memory."""
+        return HISTORY if HISTORY in self.translations else BASE
+
+    def metrics(self) -> dict[str, float]:
+        """Flat metrics.
+
+        `bleu`, `chrf`, `ter`, `placeholders_lost` and `placeholders_added`, the numbers of translations that lack a
+        placeholder of their source or have one that it has not, and `sentences_per_second`; with a memory also those
+        of the base alone, with `base_` in front. Then sizes.
+        """
+        values: dict[str, float] = {}
+        for side, translations in self.translations.items():
+            kept = [differences(*pair) for pair in zip(self.sources, translations, strict=True)]
+            own = {
+                **self.scores[side],
+                "placeholders_lost": sum(bool(lost) for lost, _ in kept),
+                "placeholders_added": sum(bool(added) for _, added in kept),
+                "sentences_per_second": len(self.sources) / self.seconds[side],
+            }
+            prefix = "" if side == self.last else f"{side}_"
+            values |= {prefix + name: value for name, value in own.items()}
+        return {**values, "sentences": len(self.sources), "entries": self.entries, "pairs": self.pairs}
+
+    def table(self) -> list[dict[str, Any]]:
+        """A row for each of BLEU, chrF and TER: `metric`, the value of each side, and the `signature`."""
+        return [
+            {"metric": name, **{side: own[name] for side, own in self.scores.items()}, "signature": signature}
+            for name, signature in self.signatures.items()
+        ]
+
+    def examples(self) -> list[dict[str, str]]:
+        """A row for each sentence: `source`, `reference`, `translation`, and with a memory `base_translation`."""
+        columns = {"source": self.sources, "reference": self.references, "translation": self.translations[self.last]}
+        if self.last != BASE:
+            columns["base_translation"] = self.translations[BASE]
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+@torch.no_grad()
+def translate(
+    model: Any,
+    tokenizer: Any,
+    texts: Sequence[str],
+    beams: int = BEAMS,
+    batch_size: int = BATCH_SIZE,
+    *,
+    use_history: bool | None = None,
+    autocast: torch.dtype | None = None,
+    max_new_tokens: int | None = None,
+) -> list[str]:
+    """Translates sentences with any encoder-decoder model.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        texts: The sentences, in any order.
+        beams: Beams of the search; 1 is greedy.
+        batch_size: Sentences of a batch; fewer where they are long.
+        use_history: Whether an attached memory takes part; None: as the model's configuration says.
+        autocast: Type that matrix products are computed in, such as `torch.bfloat16`; None: that of the weights.
+        max_new_tokens: Tokens after which a translation ends; None: 16 more than twice those of its batch's longest
+            source.
+    """
+    options = {} if use_history is None else {"use_history": use_history}
+    translations = [""] * len(texts)
+    encoded = encode_sentences(list(texts), tokenizer) if texts else []
+    training = model.training
+    model.eval()
+    try:
+        for rows in batches([len(ids) for ids in encoded], batch_size):
+            batch = tokenizer.pad({"input_ids": [encoded[row] for row in rows]}, return_tensors="pt").to(model.device)
+            most = max_new_tokens or 2 * batch["input_ids"].shape[1] + 16
+            with torch.autocast(model.device.type, dtype=autocast, enabled=autocast is not None):
+                found = model.generate(**batch, **options, num_beams=beams, do_sample=False, max_new_tokens=most)
+            for row, text in zip(rows, tokenizer.batch_decode(found, skip_special_tokens=True), strict=True):
+                translations[row] = text
+    finally:
+        model.train(training)
+    return translations
+
+
+def evaluate_translator(
+    model: Any,
+    tokenizer: Any,
+    pairs: Dataset,
+    beams: int = BEAMS,
+    batch_size: int = BATCH_SIZE,
+    *,
+    lowercase: bool = False,
+    autocast: torch.dtype | None = None,
+) -> TranslationEvaluation:
+    """Translates sentences without and with the memory that is attached, and measures how well.
+
+    Args:
+        model: An `LLEForSeq2SeqLM`.
+        tokenizer: Its tokenizer.
+        pairs: The columns `source` and `target`, as `load_pairs` makes them.
+        beams, batch_size, autocast: As in `translate`.
+        lowercase: Whether capital letters count as small ones.
+
+    Raises:
+        ValueError: There are no pairs, or a sentence is missing or blank.
+        FloatingPointError: The weights hold NaN or infinite values.
+    """
+    sources, references = pairs["source"][:], pairs["target"][:]
+    _check(sources, references)
+    for name, weight in model.named_parameters():
+        if not bool(weight.isfinite().all()):
+            raise FloatingPointError(f"{name} holds NaN or infinite values: the model cannot be measured")
+    metric = TranslationMetric(keep_in_memory=True)
+    with_memory = model.history_bank is not None
+    if with_memory:
+        _ = model.memory  # its index is built once, and not on the clock
+    sides = {BASE: False, HISTORY: True} if with_memory else {BASE: False}
+    translations, scores, seconds = {}, {}, {}
+    for side, use_history in sides.items():
+        begin = time.perf_counter()
+        translations[side] = translate(
+            model, tokenizer, sources, beams, batch_size, use_history=use_history, autocast=autocast
+        )
+        seconds[side] = time.perf_counter() - begin
+        scores[side] = metric.compute(predictions=translations[side], references=references, lowercase=lowercase)
+    return TranslationEvaluation(
+        sources=sources,
+        references=references,
+        translations=translations,
+        scores=scores,
+        signatures=metric.signatures,
+        seconds=seconds,
+        entries=len(model.history_bank) if with_memory else 0,
+        pairs=len(model.memory.pairs) if with_memory else 0,
+    )
+
+
+def _check(sources: list[Any], references: list[Any]) -> None:
+    if not sources:
+        raise ValueError("there are no sentence pairs to measure")
+    for row, pair in enumerate(zip(sources, references, strict=True)):
+        for side, text in zip(("source", "target"), pair, strict=True):
+            if not isinstance(text, str) or not text.strip():
+                raise ValueError(
+                    f"the {side} in row {row} is {'missing' if text is None else 'blank'}: take the row out"
+                )
+
+
+def load_translator(model_path: str | Path) -> tuple[Any, Any]:
+    """A saved translator, and its tokenizer.
+
+    Args:
+        model_path: A folder, or a name on the Hub.
+
+    Raises:
+        ValueError: The model is another one.
+    """
+    name = architecture(model_path)
+    if name != TRANSLATOR:
+        raise ValueError(f"{model_path} holds a {name}, and a translator, {TRANSLATOR}, is needed")
+    return AutoModelForSeq2SeqLM.from_pretrained(model_path), AutoTokenizer.from_pretrained(model_path)
+
+
+def trained_languages(model_path: str | Path) -> tuple[str | None, str | None]:
+    """The source and target language in the recipe that lies with a model; None where there is no such thing."""
+    path = Path(model_path) / "recipe.yaml"
+    recipe = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    data = recipe.get("data") or {}
+    return data.get("source_language"), data.get("target_language")
+
+
+def evaluate_translator_folder(
+    model_path: str | Path,
+    source: Any,
+    *,
+    name: str | None = None,
+    split: str | None = "test",
+    source_language: str | None = None,
+    target_language: str | None = None,
+    source_column: str | None = None,
+    target_column: str | None = None,
+    bank: str | Path | None = None,
+    namespaces: Sequence[str] | None = None,
+    beams: int = BEAMS,
+    batch_size: int = BATCH_SIZE,
+    lowercase: bool = False,
+    bf16: bool = False,
+    output: str | Path | None = None,
+    command: str | None = None,
+) -> dict[str, Any]:
+    """Evaluates a saved translator on sentence pairs: what `lle evaluate` does with one.
+
+    Args:
+        model_path: Folder, or name on the Hub, of a model and its tokenizer.
+        source, name, split, source_column, target_column: The pairs, as in `load_pairs`.
+        source_language, target_language: Their languages; None: those of the model's recipe.
+        bank: A memory to recall from; None: the one that lies with the model, if there is one.
+        namespaces: The namespaces of it; None: all.
+        beams, batch_size, lowercase: As in `evaluate_translator`.
+        bf16: Whether to compute in bfloat16.
+        output: Folder for evaluation.json and attention.png; None: nothing is written.
+        command: Command that is written into the JSON; None: the one that runs now.
+
+    Returns:
+        `metrics`, with the number of `parameters`, and what metrics.json of the model says of `train_minutes`; `rows`,
+        the scores with their signatures; and `examples`, the translations. In evaluation.json, if it is written, the
+        examples are further rows.
+
+    Raises:
+        ValueError: The languages are not known; further as in `evaluate_translator`.
+    """
+    if output is not None:
+        from .attention import draw_translation  # first, so that a missing extra costs no pass
+        from .pictures import save_figure
+    trained = trained_languages(model_path)
+    from_language, to_language = source_language or trained[0], target_language or trained[1]
+    if from_language is None or to_language is None:
+        raise ValueError(f"the languages of {model_path} are not known: give --source-language and --target-language")
+    model, tokenizer = load_translator(model_path)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    attach_bank(model, tokenizer, model_path, bank, namespaces)
+    pairs = load_pairs(
+        source,
+        name=name,
+        split=split,
+        source_language=from_language,
+        target_language=to_language,
+        source_column=source_column,
+        target_column=target_column,
+    )
+    autocast = torch.bfloat16 if bf16 else None
+    evaluation = evaluate_translator(
+        model, tokenizer, pairs, beams, batch_size, lowercase=lowercase, autocast=autocast
+    )
+    metrics = {"parameters": model.num_parameters(), **train_minutes(model_path), **evaluation.metrics()}
+    rows, examples = evaluation.table(), evaluation.examples()
+    if output is not None:
+        output = Path(output)
+        write_results(output / "evaluation.json", command or this_command(), metrics, [*rows, *examples])
+        chosen = min(examples, key=lambda row: abs(len(row["source"].split()) - EXAMPLE_WORDS))
+        figure = draw_translation(model, tokenizer, chosen["source"], chosen["translation"])
+        save_figure(figure, output / "attention.png")
+    return {"metrics": metrics, "rows": rows, "examples": examples}
+
+
+def format_translation(metrics: dict[str, float]) -> str:
+    """The metrics of a `TranslationEvaluation` as a table for the terminal."""
+    with_memory = bool(metrics["entries"])
+    prefixes = {"base": "base_", "history": ""} if with_memory else {"base": ""}
+    lines = [f"{'':20}" + "".join(f"{name:>12}" for name in prefixes)]
+    for label, key, digits in (
+        ("BLEU", "bleu", 2),
+        ("chrF", "chrf", 2),
+        ("TER", "ter", 2),
+        ("placeholders lost", "placeholders_lost", 0),
+        ("placeholders added", "placeholders_added", 0),
+        ("sentences / second", "sentences_per_second", 1),
+    ):
+        cells = [metrics[prefix + key] for prefix in prefixes.values()]
+        lines.append(f"{label:20}" + "".join(f"{cell:>12,.{digits}f}" for cell in cells))
+    memory = f", a memory of {metrics['pairs']:,.0f} pairs" if with_memory else ""
+    return "\n".join([*lines, "", f"{metrics['sentences']:,.0f} sentences{memory}."])
