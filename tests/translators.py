@@ -1,0 +1,36 @@
+"""Tiny translators that several tests share."""
+
+from typing import Any
+
+import torch
+
+from modeling_lle import HistoryBank, LLEConfig, LLEForSeq2SeqLM, LLETokenizer
+
+PAIRS = [
+    {"source": source, "target": target}
+    for source, target in [
+        ("a b c", "x y"),
+        ("b c d e", "y z w z"),
+        ("f g {n}", "u {n} v"),
+        ("a a", "w x z v"),
+        ("h", "v u y x"),
+    ]
+]
+STRONG = {"bank": {"sharpness": 60.0, "gate": [20.0, 0.0, 0.0, 0.0]}}  # what is recalled is what comes out
+TOKENIZER = LLETokenizer.train([text for pair in PAIRS for text in pair.values()], kind="word", ends_texts=True)
+
+
+def make(seed: int = 0, **values: Any) -> LLEForSeq2SeqLM:
+    """A translator in evaluation mode; the same arguments give the same weights."""
+    torch.manual_seed(seed)
+    special = {name: getattr(TOKENIZER, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    sizes = {"vocab_size": len(TOKENIZER), "hidden_size": 8, "num_hidden_layers": 2, "initializer_range": 1.0}
+    return LLEForSeq2SeqLM(LLEConfig(**{**sizes, **special, **values})).eval()
+
+
+def taught(history: dict[str, Any] = STRONG, **values: Any) -> LLEForSeq2SeqLM:
+    """A translator with the `PAIRS` as its memory, which outweighs the base."""
+    model = make(history=history, **values)
+    bank = HistoryBank.build(model, TOKENIZER, PAIRS, source="pairs")
+    model.attach_history(bank, tokenizer=TOKENIZER)
+    return model
