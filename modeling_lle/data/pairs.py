@@ -15,8 +15,12 @@ from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDa
 
 from .sources import KINDS, Source, check_column, describe, local_files, one_kind, open_table, pick_split
 from .tables import read_table, read_utf8, split_lines
+from .tmx import read_units
 
-_KINDS = {ending: "parquet" if ending == ".parquet" else "table" for ending in KINDS if ending != ".txt"}
+_KINDS = {
+    **{ending: "parquet" if ending == ".parquet" else "table" for ending in KINDS if ending != ".txt"},
+    **{".tmx": "tmx", ".po": "po", ".mo": "mo"},
+}
 _TRANSLATION = "translation"  # the column that the Hub has mappings from languages to texts in
 
 logger = logging.getLogger(__name__)
@@ -42,7 +46,7 @@ class _Pairs:
         self.targets.append(target)
 
     def refuse(self, wrong: str) -> None:
-        """Counts what is broken; an error unless that is skipped."""
+        """Counts what is broken, or raises a ValueError if that is not skipped."""
         if not self.skip_broken:
             raise ValueError(f"{wrong}: mend it, or leave out what is broken with skip_broken=True")
         self.broken.append(wrong)
@@ -74,7 +78,8 @@ def load_pairs(
     Args:
         source: A name on the Hub; a file, folder or glob; a mapping from splits to such paths; or a data set in
             memory. Read are files of lines that are named by their languages (train.en and train.de: each line of one
-            is the translation of that line of the other), tables (.tsv, .csv, .json, .jsonl, .parquet). Splits are
+            is the translation of that line of the other), tables (.tsv, .csv, .json, .jsonl, .parquet), translation
+            memories (.tmx) and gettext catalogues (.po, .mo; these do not say what language a text is in). Splits are
             found in names as in `load_texts`.
         source_language: Language to translate from, such as "en".
         target_language: Language to translate to, such as "de".
@@ -83,11 +88,13 @@ def load_pairs(
         source_column: Column of the source in a table. None takes the one that is called as the language or, where
             neither language has one, "source". A column `translation` of mappings from languages to texts goes first.
         target_column: Likewise "target".
-        skip_broken: Whether to leave out rows that lack a side. They are counted in a warning in the log; otherwise
-            they are an error.
+        skip_broken: Whether to leave out rows that lack a side, and units and entries that cannot be read. They are
+            counted in a warning in the log; otherwise they are an error.
 
     Returns:
-        The columns `source` and `target` (strings), in the order of the files.
+        The columns `source` and `target` (strings), in the order of the files. What a catalogue has not translated,
+        or only roughly ("fuzzy"), and what is obsolete in it, is not among them; a plural entry gives a pair of its
+        singular and one of its plural with the second form.
 
     Raises:
         FileNotFoundError: `source` is neither on this machine nor on the Hub.
@@ -165,7 +172,48 @@ def _read_parquet(file: Path, naming: _Naming, pairs: _Pairs) -> None:
     _read_dataset(file, None, None, naming, repr(str(file)), pairs)
 
 
-_READERS: dict[str, Callable[[Path, _Naming, _Pairs], None]] = {"table": _read_table, "parquet": _read_parquet}
+def _read_tmx(file: Path, naming: _Naming, pairs: _Pairs) -> None:
+    where = repr(str(file))
+    units, broken = read_units(file)
+    for wrong in broken:
+        pairs.refuse(wrong)
+    found = dict.fromkeys(language for unit in units for language in unit.texts)
+    for language in naming.languages:
+        _pick_language(language, found, where)
+    for unit in units:
+        keys = [match_language(language, unit.texts) for language in naming.languages]
+        source, target = (None if key is None else unit.texts[key] for key in keys)
+        pairs.add(source, target, f"the unit in line {unit.line} of {where}")
+
+
+def _read_po(file: Path, naming: _Naming, pairs: _Pairs) -> None:
+    from .catalogue import read_catalogue
+
+    catalogue = read_catalogue(file, skip_broken=True)
+    for wrong in catalogue.broken:
+        pairs.refuse(wrong)
+    for entry in catalogue.entries:
+        if entry.in_use:
+            _add_translated(entry.texts, entry.translations, pairs)
+
+
+def _read_mo(file: Path, naming: _Naming, pairs: _Pairs) -> None:
+    from .catalogue import read_compiled
+
+    for texts, translations in read_compiled(file):
+        _add_translated(texts, translations, pairs)
+
+
+def _add_translated(texts: Sequence[str], translations: Sequence[str], pairs: _Pairs) -> None:
+    """Takes a singular with its translation and a plural with its first form, as far as they are translated."""
+    for source, target in zip(texts, translations, strict=False):
+        if source.strip() and target.strip():
+            pairs.add(source, target, "")
+
+
+_READERS: dict[str, Callable[[Path, _Naming, _Pairs], None]] = {
+    **{"table": _read_table, "parquet": _read_parquet, "tmx": _read_tmx, "po": _read_po, "mo": _read_mo}
+}
 
 
 def _read_dataset(
@@ -182,7 +230,7 @@ def _read_columns(
     if _TRANSLATION in names and naming.columns == (None, None):
         mappings = [value if isinstance(value, dict) else {} for value in values(_TRANSLATION)]
         found = dict.fromkeys(language for mapping in mappings for language in mapping)
-        keys = [pick_language(language, found, where) for language in naming.languages]
+        keys = [_pick_language(language, found, where) for language in naming.languages]
         sides = [[mapping.get(key) for mapping in mappings] for key in keys]
     else:
         sides = [values(column) for column in _find_columns(names, naming, where)]
@@ -206,7 +254,7 @@ def _find_columns(names: list[str], naming: _Naming, where: str) -> list[str]:
     return found
 
 
-def pick_language(wanted: str, found: Iterable[str], where: str) -> str:
+def _pick_language(wanted: str, found: Iterable[str], where: str) -> str:
     """As `match_language`; raises a ValueError that lists the languages if there is no such one."""
     names = list(found)
     language = match_language(wanted, names)

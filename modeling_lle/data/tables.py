@@ -4,6 +4,7 @@ Notable: other than in `load_texts`, nothing is taken for a number or a date, so
 every column as it was; a file is written as a whole or not at all. Rows are counted from 0.
 """
 
+import contextlib
 import csv
 import difflib
 import io
@@ -70,7 +71,8 @@ def read_table(given: str, text_column: str = "text") -> Table:
         return Table("the text", [{text_column: given}])
     path = Path(given)
     where = repr(str(path))
-    content = _read(path, where)
+    check_input(path)
+    content = read_utf8(path, where)
     if path.suffix == ".txt":
         rows: list[dict[str, Any]] = [{text_column: line} for line in split_lines(content)]
     elif path.suffix in (".csv", ".tsv"):
@@ -82,13 +84,14 @@ def read_table(given: str, text_column: str = "text") -> Table:
     return Table(where, rows)
 
 
-def _read(path: Path, where: str) -> str:
+def check_input(path: Path, endings: Sequence[str] = KINDS) -> None:
+    """Raises an error unless there is a file of this name, and the name ends with one of `endings`."""
+    where = repr(str(path))
     if not path.exists():
         near = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.glob("*")], n=1)
         raise FileNotFoundError(f"there is no file {where}" + (f" (did you mean {near[0]!r}?)" if near else ""))
-    if path.suffix not in KINDS or not path.is_file():
-        raise ValueError(f"cannot read {where}: give a file whose name ends with one of {', '.join(KINDS)}")
-    return read_utf8(path, where)
+    if path.suffix not in endings or not path.is_file():
+        raise ValueError(f"cannot read {where}: give a file whose name ends with one of {', '.join(endings)}")
 
 
 def read_utf8(path: Path, where: str) -> str:
@@ -173,15 +176,21 @@ def write_table(path: str | Path, rows: Sequence[dict[str, Any]]) -> None:
     """
     check_output(path)
     path = Path(path)
+    with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        if path.suffix in (".csv", ".tsv"):
+            columns, separator = Table("", list(rows)).columns, "\t" if path.suffix == ".tsv" else ","
+            file.write(_csv_line(columns, separator))
+            file.writelines(_csv_line([row.get(column) for column in columns], separator) for row in rows)
+        else:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write, which takes the place of `path` in the end or, after an error, is taken away."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with partial.open("w", encoding="utf-8", newline="") as file:
-            if path.suffix in (".csv", ".tsv"):
-                columns, separator = Table("", list(rows)).columns, "\t" if path.suffix == ".tsv" else ","
-                file.write(_csv_line(columns, separator))
-                file.writelines(_csv_line([row.get(column) for column in columns], separator) for row in rows)
-            else:
-                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        yield partial
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

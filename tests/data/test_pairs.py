@@ -2,11 +2,13 @@
 
 import json
 import logging
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import datasets
+import polib
 import pytest
 from datasets import Dataset, DatasetDict, Features, Translation, Value
 
@@ -202,6 +204,110 @@ def test_nothing_to_read(write: Write, tmp_path: Path) -> None:
     write("latin.de", "Kaffee\n")
     with pytest.raises(ValueError, match=r"latin.en' is not UTF-8 .*save it as UTF-8"):
         load(f"{tmp_path}/latin.*")
+
+
+def test_tmx(write: Write, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def unit(**texts: str) -> str:
+        segments = "".join(
+            f'<tuv xml:lang="{name.replace("_", "-")}"><seg>{t}</seg></tuv>' for name, t in texts.items()
+        )
+        return f"<tu>{segments}</tu>\n"
+
+    good = [unit(en_US="a", de="A", fr="x"), unit(DE="B", en="b", en_GB="c")]
+    write("1.tmx", f"<tmx><body>\n{good[0]}</body></tmx>")
+    path = write("2.tmx", f"<tmx><body>\n{good[1]}</body></tmx>")
+    for source in (tmp_path, f"{tmp_path}/*.tmx"):
+        assert load(source).to_dict() == {"source": ["a", "b"], "target": ["A", "B"]}
+    with pytest.raises(ValueError, match=r"2.tmx' has nothing in 'es'; its languages are: DE, en, en-GB"):
+        load(path, target_language="es")
+    with pytest.raises(ValueError, match=r"the target in the unit in line 2 of .*2.tmx' is missing: mend it, or"):
+        load(write("2.tmx", f"<tmx>\n{unit(en='x')}{good[1]}</tmx>"))
+    write("2.tmx", f"<tmx>\n{unit(en='x')}<tu>\n<tuv>&\n{good[1]}{unit(en='y', de='')}")
+    with pytest.raises(ValueError, match=r"the unit in line 3 of .*2.tmx' has no end: mend it, or leave out"):
+        load(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        assert load(tmp_path, skip_broken=True)["target"][:] == ["A", "B"]
+    assert "3 of 5 pairs of" in caplog.text
+    assert "the first because the unit in line 3 of" in caplog.text
+
+
+CATALOGUE = r"""
+msgid ""
+msgstr "Content-Type: text/plain; charset=UTF-8\n"
+
+msgid "a \"b\"\n"
+msgstr "A\u2028\n"
+
+msgctxt "again"
+msgid "a"
+msgstr "A"
+
+#, fuzzy
+msgid "fuzzy"
+msgstr "unscharf"
+
+msgid "not yet"
+msgstr ""
+
+msgid " "
+msgstr " "
+
+msgid "one"
+msgid_plural "many"
+msgstr[0] "eins"
+msgstr[1] "viele"
+msgstr[2] "sehr viele"
+
+msgid "sheep"
+msgid_plural "sheep"
+msgstr[0] ""
+msgstr[1] "Schafe"
+
+#~ msgid "old"
+#~ msgstr "alt"
+""".replace(r"\u2028", "\u2028")
+TRANSLATED = {
+    "source": ['a "b"\n', "a", "one", "many", "sheep"],
+    "target": ["A\u2028\n", "A", "eins", "viele", "Schafe"],
+}
+
+
+def test_po(write: Write, caplog: pytest.LogCaptureFixture) -> None:
+    path = write("locale/de.po", CATALOGUE)
+    with caplog.at_level(logging.WARNING):
+        assert load(path).to_dict() == TRANSLATED
+        assert load(path.parent, skip_broken=True).to_dict() == TRANSLATED
+    assert not caplog.records
+    path = write("locale/de.po", CATALOGUE + 'msgid "cut"\nmsgstr "a')
+    line = CATALOGUE.count("\n") + 2
+    with pytest.raises(ValueError, match=rf"line {line} of .*de.po' is none of a PO file.*: mend it, or leave out"):
+        load(path)
+    with caplog.at_level(logging.WARNING):
+        assert load(path, skip_broken=True).to_dict() == TRANSLATED
+    assert "1 of 6 pairs of" in caplog.text
+    with pytest.raises(ValueError, match="there is no pair in"):
+        load(write("empty.po", 'msgid "a"\nmsgstr ""\n'))
+
+
+def test_mo(write: Write, tmp_path: Path) -> None:
+    path = tmp_path / "de.mo"
+    polib.pofile(CATALOGUE.replace("\u2028", "")).save_as_mofile(str(path))
+    expected = [(source, target.replace("\u2028", "")) for source, target in zip(*TRANSLATED.values(), strict=True)]
+    loaded = load(path)
+    assert set(zip(loaded["source"], loaded["target"], strict=True)) == set(
+        expected[:-1]
+    )  # polib leaves half ones out
+    for options in ({}, {"skip_broken": True}):
+        with pytest.raises(ValueError, match=r"cut.mo' is no proper MO file, perhaps it was not copied as a whole"):
+            load(write("cut.mo", path.read_bytes()[:-9]), **options)
+
+
+def test_without_polib(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "polib", None)
+    monkeypatch.delitem(sys.modules, "modeling_lle.data.catalogue", raising=False)
+    path = write("de.po", CATALOGUE)
+    with pytest.raises(ImportError, match=r'PO and MO files need polib: pip install "modeling_lle\[translation\]"'):
+        load(path)
 
 
 @pytest.mark.parametrize(
