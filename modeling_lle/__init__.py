@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .text_classification import LLETextClassificationPipeline
     from .text_generation import LLETextGenerationPipeline
     from .tokenization_lle import LLETokenizer
+    from .translation import LLETranslationPipeline
 
 _HOME = {
     "BankConfig": "configuration_lle",
@@ -41,6 +42,7 @@ _HOME = {
     "LLETextClassificationPipeline": "text_classification",
     "LLETextGenerationPipeline": "text_generation",
     "LLETokenizer": "tokenization_lle",
+    "LLETranslationPipeline": "translation",
     "TrainingConfig": "configuration_lle",
 }
 
@@ -59,6 +61,7 @@ __all__ = [
     "LLETextClassificationPipeline",
     "LLETextGenerationPipeline",
     "LLETokenizer",
+    "LLETranslationPipeline",
     "StreamConfig",
     "TrainingConfig",
 ]

@@ -33,7 +33,7 @@ def classify(
     output: Annotated[Path | None, typer.Option(help="A .csv, .tsv or .jsonl file to write.")] = None,
 ) -> None:
     """Shows the label of a text, or of each text of a file, with its probability."""
-    from .data.tables import check_output, read_table, write_table
+    from .data.tables import check_output, free_names, read_table, write_table
 
     table = read_table(given, text_column)
     texts = table.texts(text_column)
@@ -48,7 +48,7 @@ def classify(
             typer.echo(_format(text, result))
         return
     added = [_columns(result) for result in results]
-    names = _free_names(list(added[0]), table.columns, table.where)
+    names = free_names(list(added[0]), table.columns, table.where)
     rows = [
         {**row, **{names[name]: value for name, value in columns.items()}}
         for row, columns in zip(table.rows, added, strict=True)
@@ -95,15 +95,6 @@ def _columns(result: dict[str, Any]) -> dict[str, Any]:
     if "history" in result:
         columns["history"] = result["history"]
     return columns
-
-
-def _free_names(wanted: list[str], taken: list[str], where: str) -> dict[str, str]:
-    """Names of new columns; one that the input has already gets "predicted_" in front."""
-    names = {name: f"predicted_{name}" if name in taken else name for name in wanted}
-    for name, new in names.items():
-        if new in taken:
-            raise ValueError(f"{where} has the columns {name!r} and {new!r} already: rename one of them")
-    return names
 
 
 def _format(text: str, result: dict[str, Any]) -> str:

@@ -1,5 +1,5 @@
-"""The command line: `lle train | evaluate | calibrate | statistics | explain | card | demo`, `lle bank ...`, and for
-classifiers `lle classify | learn | forget`.
+"""The command line: `lle train | evaluate | calibrate | statistics | explain | card | demo`, `lle bank ...`, for
+classifiers `lle classify | learn | forget`, and for translators `lle translate | memory`.
 
 Heavy imports wait until a command runs, so that `lle --help` answers at once.
 """
@@ -16,6 +16,7 @@ from .banks.commands import bank
 from .classification_commands import classify, forget, learn
 from .evaluation_commands import evaluate
 from .options import Bank, Column, Folder, Name, Namespaces, Row, SampleBy, Source
+from .translation_commands import memory, translate
 
 if TYPE_CHECKING:
     from .data import TextTokens
@@ -156,6 +157,8 @@ def explain_(
 app.command()(classify)
 app.command()(learn)
 app.command()(forget)
+app.command()(translate)
+app.command()(memory)
 
 
 @app.command()

@@ -3,7 +3,8 @@
 Notable: nothing of transformers is loaded for it. Its Auto modules keep tables of names, from which they import a
 class when it is first asked for; the names are entered when those modules are loaded, at once if they are already.
 `AutoConfig.register` and its sisters need the classes themselves, which would cost every import seconds. Two
-pipelines are replaced by subclasses that know more arguments; other models do not notice.
+pipelines are replaced by subclasses that know more arguments; other models do not notice. That for translation, which
+transformers 5 has removed, is there again, for other models too.
 """
 
 import sys
@@ -38,14 +39,18 @@ PIPELINES = "transformers.pipelines"
 PIPELINE_OF = {
     "text-generation": "modeling_lle.text_generation.LLETextGenerationPipeline",
     "text-classification": "modeling_lle.text_classification.LLETextClassificationPipeline",
+    "translation": "modeling_lle.translation.LLETranslationPipeline",
 }
 
 
 def enter_names(module: ModuleType) -> None:
     """Enters the LLE classes into the tables of a module of transformers that is being loaded."""
     if module.__name__ == PIPELINES:
+        tasks = module.PIPELINE_REGISTRY.supported_tasks
+        tasks.setdefault("translation", {"pt": (module.AutoModelForSeq2SeqLM,), "default": {}, "type": "text"})
+        module.REMOVED_TASKS.pop("translation", None)
         for task, pipeline in PIPELINE_OF.items():
-            module.PIPELINE_REGISTRY.supported_tasks[task]["impl"] = pipeline
+            tasks[task]["impl"] = pipeline
         return
     for table, name in TABLES[module.__name__].items():
         getattr(module, table)[MODEL_TYPE] = name

@@ -1,52 +1,36 @@
-"""Tiny translators with random weights, and sentence pairs for them."""
+"""Tiny translators that several tests share."""
 
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from modeling_lle import HistoryBank, LLEConfig, LLEForSeq2SeqLM, LLETokenizer
-from modeling_lle.banks.translated import padded
-from modeling_lle.data.text import encode_sentences
 
 PAIRS = [
-    ("the cat sat on the mat", "die Katze sass auf der Matte"),
-    ("a dog runs in the park", "ein Hund rennt im Park"),
-    ("two men play football", "zwei Männer spielen Fußball"),
-    ("a cat runs", "eine Katze rennt"),
+    {"source": source, "target": target}
+    for source, target in [
+        ("a b c", "x y"),
+        ("b c d e", "y z w z"),
+        ("f g {n}", "u {n} v"),
+        ("a a", "w x z v"),
+        ("h", "v u y x"),
+    ]
 ]
-TOKENIZER = LLETokenizer.train([text for pair in PAIRS for text in pair] * 3, 330, ends_texts=True)
-NUMBERS = {"sentences": 2, "sharpness": 6.0, "gate": [-0.5, 0.2, 0.1, -0.3]}  # none is a default
+STRONG = {"bank": {"sharpness": 60.0, "gate": [20.0, 0.0, 0.0, 0.0]}}  # what is recalled is what comes out
+TOKENIZER = LLETokenizer.train([text for pair in PAIRS for text in pair.values()], kind="word", ends_texts=True)
 
 
-def make(recurrence: str = "qrnn", stack: str = "residual", **values: Any) -> LLEForSeq2SeqLM:
+def make(seed: int = 0, **values: Any) -> LLEForSeq2SeqLM:
     """A translator in evaluation mode; the same arguments give the same weights."""
-    torch.manual_seed(0)
-    ids = {name: getattr(TOKENIZER, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    sizes = {"vocab_size": len(TOKENIZER), "hidden_size": 8, "num_attention_heads": 2, "initializer_range": 1.0}
-    history = {"bank": NUMBERS}
-    config = LLEConfig(recurrence=recurrence, stack=stack, history=history, **{**ids, **sizes, **values})
-    return LLEForSeq2SeqLM(config).eval()
+    torch.manual_seed(seed)
+    special = {name: getattr(TOKENIZER, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    sizes = {"vocab_size": len(TOKENIZER), "hidden_size": 8, "num_hidden_layers": 2, "initializer_range": 1.0}
+    return LLEForSeq2SeqLM(LLEConfig(**{**sizes, **special, **values})).eval()
 
 
-def rows(pairs: list[tuple[str, str]] = PAIRS) -> list[dict[str, str]]:
-    """Sentence pairs as the rows of a data set."""
-    return [{"source": source, "target": target} for source, target in pairs]
-
-
-def batch(pairs: list[tuple[str, str]] = PAIRS) -> dict[str, Tensor]:
-    """Pairs as forward takes them."""
-    sources, targets = (encode_sentences([pair[side] for pair in pairs], TOKENIZER) for side in (0, 1))
-    return padded(sources, targets, TOKENIZER.pad_token_id)
-
-
-def remembering(model: LLEForSeq2SeqLM, pairs: list[tuple[str, str]] = PAIRS) -> LLEForSeq2SeqLM:
-    """The model with a memory of pairs."""
-    model.attach_history(HistoryBank.build(model, TOKENIZER, rows(pairs)), tokenizer=TOKENIZER)
-    return model
-
-
-def trusting(model: LLEForSeq2SeqLM) -> LLEForSeq2SeqLM:
-    """The model, which says what its memory says."""
-    model.config.bank.gate, model.config.bank.sharpness = [20.0, 0.0, 0.0, 0.0], 200.0
+def taught(history: dict[str, Any] = STRONG, **values: Any) -> LLEForSeq2SeqLM:
+    """A translator with the `PAIRS` as its memory, which outweighs the base."""
+    model = make(history=history, **values)
+    bank = HistoryBank.build(model, TOKENIZER, PAIRS, source="pairs")
+    model.attach_history(bank, tokenizer=TOKENIZER)
     return model

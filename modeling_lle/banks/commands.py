@@ -32,6 +32,10 @@ def _rows(source: str, name: str | None, split: str, text_column: str, sample_by
 def _load(model: str) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from .taught import TRANSLATOR, architecture
+
+    if architecture(model) == TRANSLATOR:
+        raise ValueError(f"{model} holds a translator, whose bank is made of sentence pairs: use lle memory")
     return AutoModelForCausalLM.from_pretrained(model), AutoTokenizer.from_pretrained(model)
 
 

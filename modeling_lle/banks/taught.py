@@ -1,11 +1,13 @@
-"""Saved classifiers and the banks that lie with them: what `lle classify`, `lle learn` and `lle forget` work on."""
+"""Saved classifiers and translators with the banks that lie with them: what `lle classify`, `lle learn`, `lle forget`,
+`lle translate` and `lle memory` work on.
+"""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import cached_file
 
 from ..bank_files_lle import MANIFEST
@@ -13,6 +15,7 @@ from ..bank_lle import HISTORY_FOLDER, HistoryBank
 from ..labels_lle import MULTI, REGRESSION, Label
 
 CLASSIFIER = "LLEForSequenceClassification"
+TRANSLATOR = "LLEForSeq2SeqLM"
 
 
 def architecture(model_path: str | Path) -> str:
@@ -37,14 +40,34 @@ def load_classifier(model_path: str | Path) -> tuple[Any, Any]:
     return AutoModelForSequenceClassification.from_pretrained(model_path), AutoTokenizer.from_pretrained(model_path)
 
 
-def bank_place(model_path: str | Path, bank: str | Path | None = None) -> Path:
+def load_translator(model_path: str | Path) -> tuple[Any, Any]:
+    """A saved translator, and its tokenizer.
+
+    Args:
+        model_path: A folder, or a name on the Hub.
+
+    Raises:
+        ValueError: The model is another one.
+    """
+    name = architecture(model_path)
+    if name != TRANSLATOR:
+        raise ValueError(f"{model_path} holds a {name}, and a translator, {TRANSLATOR}, is needed")
+    return AutoModelForSeq2SeqLM.from_pretrained(model_path), AutoTokenizer.from_pretrained(model_path)
+
+
+def bank_place(model_path: str | Path, bank: str | Path | None = None, option: str = "--bank") -> Path:
     """The folder of the bank that is given, or of the one that lies with a model, whether there is one or not.
+
+    Args:
+        model_path: A folder, or a name on the Hub.
+        bank: The bank, as `HistoryBank.from_pretrained` takes it, or None.
+        option: How the command line calls the bank.
 
     Raises:
         ValueError: The model is on the Hub, where nothing can be taught.
     """
     if bank is None and not Path(model_path).is_dir():
-        raise ValueError(f"{model_path} is no folder on this machine: say with --bank where its bank is to lie")
+        raise ValueError(f"{model_path} is no folder on this machine: say with {option} where its bank is to lie")
     path = Path(model_path) if bank is None else Path(bank)
     inner = path / HISTORY_FOLDER
     return inner if bank is None or (inner / MANIFEST).exists() else path
@@ -56,14 +79,16 @@ def attach_bank(
     model_path: str | Path,
     bank: str | Path | None = None,
     namespaces: Sequence[str] | None = None,
+    option: str = "--bank",
 ) -> None:
     """Attaches the bank that is given, or the one that lies with a saved model, if there is one.
 
     Args:
-        model, tokenizer: What `load_classifier` returned.
+        model, tokenizer: What `load_classifier` or `load_translator` returned.
         model_path: Where they were loaded from.
         bank: The bank, as `HistoryBank.from_pretrained` takes it.
         namespaces: The namespaces to recall from; None: all.
+        option: How the command line calls the bank.
 
     Raises:
         ValueError: There are namespaces but no bank.
@@ -73,7 +98,7 @@ def attach_bank(
         missing = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
         if cached_file(str(model_path), manifest, **missing) is None:
             if namespaces:
-                raise ValueError(f"no bank lies with {model_path}, so it has no namespaces: name one with --bank")
+                raise ValueError(f"no bank lies with {model_path}, so it has no namespaces: name one with {option}")
             return
     opened = HistoryBank.from_pretrained(model_path if bank is None else bank)
     model.attach_history(opened, namespaces, tokenizer)
@@ -99,6 +124,36 @@ def teach(
     model.history_bank.save_pretrained(path)
     model.attach_history(HistoryBank.open(path), tokenizer=tokenizer)
     return added
+
+
+def remember(model: Any, tokenizer: Any, path: Path, pairs: Iterable[Any], **options: Any) -> int:
+    """Adds sentence pairs to the memory at `path`, which is made if there is none; whole or not at all.
+
+    To a memory that is there, more than 65,536 pairs are added in parts of so many, each whole or not at all.
+
+    Args:
+        model, tokenizer: What `load_translator` returned.
+        path: The folder of the memory, which is attached to the model afterwards.
+        pairs, options: As in `modeling_lle.banks.translated.add`.
+
+    Returns:
+        The number of new pairs.
+    """
+    before = 0
+    if (path / MANIFEST).exists():
+        bank = HistoryBank.open(path)
+        before = count_pairs(bank)
+        bank.add(pairs, model=model, tokenizer=tokenizer, **options)
+    else:
+        HistoryBank.build(model, tokenizer, pairs, **options).save_pretrained(path)  # from a temporary bank
+        bank = HistoryBank.open(path)
+    model.attach_history(bank, tokenizer=tokenizer)
+    return count_pairs(bank) - before
+
+
+def count_pairs(bank: HistoryBank) -> int:
+    """The number of sentence pairs in a bank, without those that were forgotten."""
+    return sum(len(segment.documents) for _, segment in bank.segments())
 
 
 def read_label(value: Any, kind: str) -> Any:

@@ -230,6 +230,10 @@ class Memory:
     def _has_source(self, pair: int, text: str) -> bool:
         return self.pairs[pair]["text"].strip().lower() == text.strip().lower()
 
+    def owners(self, ids: Tensor) -> Tensor:
+        """The places in `pairs` (n,) of the pairs that entries belong to, from their ids (n,) int64."""
+        return torch.searchsorted(torch.tensor(self.first), torch.searchsorted(self.ids, ids), right=True) - 1
+
     def matches(self, text: str, number: int = 1) -> list[Match]:
         """The pairs whose source is most like a text, the best first, at most `number`; ties as BM25 has them."""
         found, _ = self.index.search([text], max(number, CANDIDATES))

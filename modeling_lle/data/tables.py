@@ -10,6 +10,7 @@ import difflib
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from typing import Any
 from .sources import check_column
 
 KINDS = (".txt", ".csv", ".tsv", ".json", ".jsonl")
+_LINE_BREAKS = re.compile(r"[\r\n]+")
 
 
 @dataclass(frozen=True)
@@ -156,11 +158,16 @@ def _check_unicode(value: Any, where: str) -> None:
         raise ValueError(f"{where} holds {error.object[error.start]!r}, which is no proper Unicode") from None
 
 
-def check_output(path: str | Path) -> None:
-    """Raises an error unless `write_table` can write a file of this name; call it before the work."""
+def check_output(path: str | Path, endings: Sequence[str] = KINDS[1:]) -> None:
+    """Raises an error unless a file of this name can be written, by default by `write_table`; call it before the work.
+
+    Args:
+        path: The file.
+        endings: What its name may end with.
+    """
     path = Path(path)
-    if path.suffix not in KINDS[1:]:
-        raise ValueError(f"cannot write {str(path)!r}: its name should end with one of {', '.join(KINDS[1:])}")
+    if path.suffix not in endings:
+        raise ValueError(f"cannot write {str(path)!r}: its name should end with one of {', '.join(endings)}")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot write {str(path)!r}: there is no folder {str(path.parent)!r}; make it first")
     if path.is_dir():
@@ -183,6 +190,25 @@ def write_table(path: str | Path, rows: Sequence[dict[str, Any]]) -> None:
             file.writelines(_csv_line([row.get(column) for column in columns], separator) for row in rows)
         else:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def write_lines(path: str | Path, texts: Sequence[str]) -> None:
+    """Writes texts into a text file, each as one line whatever line breaks it has, as a whole or not at all."""
+    with replacing(Path(path)) as partial:
+        partial.write_bytes("".join(_LINE_BREAKS.sub(" ", text) + "\n" for text in texts).encode())
+
+
+def free_names(wanted: Sequence[str], taken: Sequence[str], where: str) -> dict[str, str]:
+    """Names of new columns; one that is taken gets "predicted_" in front.
+
+    Raises:
+        ValueError: Even that is taken.
+    """
+    names = {name: f"predicted_{name}" if name in taken else name for name in wanted}
+    for name, new in names.items():
+        if new in taken:
+            raise ValueError(f"{where} has the columns {name!r} and {new!r} already: rename one of them")
+    return names
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import torch
 from modeling_lle import HistoryBank
 from modeling_lle.banks import translated
 from modeling_lle.banks.translated import Memory, padded
-from tests.translators import PAIRS, TOKENIZER, batch, make, remembering, rows
+from tests.subword_translators import PAIRS, TOKENIZER, batch, make, remembering, rows
 
 close = torch.testing.assert_close
 

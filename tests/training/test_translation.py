@@ -14,7 +14,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from modeling_lle.model_card import write_model_card
 from modeling_lle.training import Recipe, load_recipe, make_recipe, run
 from modeling_lle.training.translation import encode
-from tests.translators import PAIRS, TOKENIZER
+from tests.subword_translators import PAIRS, TOKENIZER
 
 NAMES = Path(__file__).parents[2] / "configs" / "translation"
 
