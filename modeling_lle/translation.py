@@ -15,8 +15,7 @@ from transformers import Pipeline, StoppingCriteria, StoppingCriteriaList
 from .bank_lle import bank_tool
 from .data.placeholders import differences
 from .data.text import encode_sentences
-
-PER_TOKEN, MORE = 2, 16  # a translation has at most so many tokens for each of its source, and so many more
+from .seq2seq_lle import longest_target
 
 
 class LLETranslationPipeline(Pipeline):
@@ -205,7 +204,7 @@ class LLETranslationPipeline(Pipeline):
         options = self._prepare_generate_kwargs(options)
         known = {name for name, value in self._get_set_generation_params(options).items() if value is not None}
         if known.isdisjoint({"max_new_tokens", "max_length"}):
-            limits = [PER_TOKEN * len(ids) + MORE for ids in encoded]
+            limits = [longest_target(len(ids)) for ids in encoded]
             most = getattr(model.config, "max_position_embeddings", None)
             limits = [limit if most is None else min(limit, most) for limit in limits]
             options = self._prepare_generate_kwargs(options, max_new_tokens=max(limits))

@@ -18,8 +18,8 @@ from transformers import (
 from modeling_lle import HistoryBank, LLEForCausalLM, LLEForSeq2SeqLM
 from modeling_lle.bank_files_lle import BankError
 from modeling_lle.seq2seq_lle import LLESeq2SeqModel, longest_target
-from tests.tiny import make_model, make_tokenizer
 from tests.subword_translators import PAIRS, TOKENIZER, batch, make, remembering, rows, trusting
+from tests.tiny import make_model, make_tokenizer
 
 KINDS = [("qrnn", "residual"), ("qrnn", "plain"), ("lstm", "residual"), ("gru", "plain")]
 close = torch.testing.assert_close

@@ -118,7 +118,7 @@ def draw_attention(
     )
     key = figure.colorbar(cells, ax=axes, aspect=30, pad=0.03, format=lambda share, _: f"{share:.0%}")
     key.set_label("share of the attention", color=INK)
-    key.outline.set_visible(False)  # type: ignore[operator]
+    key.outline.set_visible(False)
     key.ax.tick_params(labelsize=8, colors=INK, length=0)
     axes.set_xticks(np.arange(len(source)) + 0.5, list(source), rotation=60, ha="left", rotation_mode="anchor")
     axes.set_yticks(np.arange(len(target)) + 0.5, list(target))

@@ -13,17 +13,16 @@ from typing import Any
 import torch
 import yaml
 from datasets import Dataset
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from ..banks.labelled import batches
-from ..banks.taught import architecture, attach_bank
+from ..banks.taught import attach_bank, load_translator
 from ..data import load_pairs
 from ..data.placeholders import differences
 from ..data.text import encode_sentences
+from ..seq2seq_lle import longest_target
 from .metrics import TranslationMetric
 from .results import this_command, train_minutes, write_results
 
-TRANSLATOR = "LLEForSeq2SeqLM"
 BATCH_SIZE = 32
 BEAMS = 5
 BASE, HISTORY = "base", "history"
@@ -114,8 +113,7 @@ def translate(
         batch_size: Sentences of a batch; fewer where they are long.
         use_history: Whether an attached memory takes part; None: as the model's configuration says.
         autocast: Type that matrix products are computed in, such as `torch.bfloat16`; None: that of the weights.
-        max_new_tokens: Tokens after which a translation ends; None: 16 more than twice those of its batch's longest
-            source.
+        max_new_tokens: Tokens after which a translation ends; None: `longest_target` of its batch's longest source.
     """
     options = {} if use_history is None else {"use_history": use_history}
     translations = [""] * len(texts)
@@ -125,7 +123,7 @@ def translate(
     try:
         for rows in batches([len(ids) for ids in encoded], batch_size):
             batch = tokenizer.pad({"input_ids": [encoded[row] for row in rows]}, return_tensors="pt").to(model.device)
-            most = max_new_tokens or 2 * batch["input_ids"].shape[1] + 16
+            most = max_new_tokens or longest_target(batch["input_ids"].shape[1])
             with torch.autocast(model.device.type, dtype=autocast, enabled=autocast is not None):
                 found = model.generate(**batch, **options, num_beams=beams, do_sample=False, max_new_tokens=most)
             for row, text in zip(rows, tokenizer.batch_decode(found, skip_special_tokens=True), strict=True):
@@ -197,21 +195,6 @@ def _check(sources: list[Any], references: list[Any]) -> None:
                 raise ValueError(
                     f"the {side} in row {row} is {'missing' if text is None else 'blank'}: take the row out"
                 )
-
-
-def load_translator(model_path: str | Path) -> tuple[Any, Any]:
-    """A saved translator, and its tokenizer.
-
-    Args:
-        model_path: A folder, or a name on the Hub.
-
-    Raises:
-        ValueError: The model is another one.
-    """
-    name = architecture(model_path)
-    if name != TRANSLATOR:
-        raise ValueError(f"{model_path} holds a {name}, and a translator, {TRANSLATOR}, is needed")
-    return AutoModelForSeq2SeqLM.from_pretrained(model_path), AutoTokenizer.from_pretrained(model_path)
 
 
 def trained_languages(model_path: str | Path) -> tuple[str | None, str | None]:

@@ -18,6 +18,7 @@ pytest.importorskip("bm25s")
 import sacrebleu
 
 from modeling_lle import HistoryBank, cli
+from modeling_lle.banks.taught import load_translator
 from modeling_lle.evaluation import (
     TranslationMetric,
     evaluate_translator,
@@ -26,7 +27,6 @@ from modeling_lle.evaluation import (
     read_results,
     translate,
 )
-from modeling_lle.evaluation.translation import load_translator
 from tests.classifiers import make as make_classifier
 from tests.tiny_translators import capitals, make_pairs, make_tokenizer, make_translator, trained_translator
 
