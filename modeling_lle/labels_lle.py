@@ -17,6 +17,7 @@ nearer.
 Shapes: n texts, K neighbours, C trained labels, L labels, O outcomes of the bank.
 """
 
+import functools
 import json
 import math
 from collections.abc import Sequence
@@ -77,6 +78,12 @@ class LabelSpace:
     trained: int
     votes: Tensor
     recalls: bool = True
+
+    @functools.cached_property
+    def unseen(self) -> Tensor | None:
+        """Which outcomes are of labels that only the bank knows, (O,) bool; None if there is none."""
+        unseen = self.votes[:, self.trained :].sum(1) > 0
+        return unseen if bool(unseen.any()) else None
 
     @classmethod
     def of(cls, trained: Sequence[str], kind: str, outcomes: Sequence[str], live: Tensor) -> "LabelSpace":
@@ -171,19 +178,23 @@ class Recalled:
         votes = space.votes.to(found.similarity.device)
         if not len(votes):
             votes = votes.new_zeros(1, len(space.names))
-        real, strange = found.counts > 0, torch.zeros_like(found.counts, dtype=torch.bool)
-        if kind == SINGLE:
-            strange = (votes[:, space.trained :].sum(1) > 0)[found.outcomes]
         scores = kernel(found.similarity, None, sharpness) + found.counts.clamp(min=1).log()
-        seen, unseen = (
-            Recall.from_scores(scores[None], (real & chosen)[None], found.outcomes[None])
-            for chosen in (~strange, strange)
-        )
-        others = seen.mass[0].logaddexp(torch.as_tensor(sharpness * (background - 1)).to(scores))
-        shares = unseen.weights[0] * (unseen.mass[0] - others).sigmoid()[:, None]
+        real, strange = found.counts > 0, space.unseen if kind == SINGLE else None
+        if strange is None:
+            seen = Recall.from_scores(scores[None], real[None], found.outcomes[None])
+            shares, mass = torch.zeros_like(scores), seen.mass[0]
+        else:
+            strange = strange.to(real.device)[found.outcomes]
+            seen, unseen = (
+                Recall.from_scores(scores[None], (real & chosen)[None], found.outcomes[None])
+                for chosen in (~strange, strange)
+            )
+            others = seen.mass[0].logaddexp(torch.as_tensor(sharpness * (background - 1)).to(scores))
+            shares = unseen.weights[0] * (unseen.mass[0] - others).sigmoid()[:, None]
+            mass = seen.mass[0].logaddexp(unseen.mass[0])
         by_outcome = scores.new_zeros(len(scores), len(votes))
         labels = by_outcome.scatter_add(1, found.outcomes, seen.weights[0] + shares) @ votes
-        return cls(seen.weights[0], shares, labels, seen.mass[0], seen.mass[0].logaddexp(unseen.mass[0]))
+        return cls(seen.weights[0], shares, labels, seen.mass[0], mass)
 
 
 @dataclass
@@ -208,13 +219,14 @@ class Mixture:
         share = gate([recalled.seen_mass], own.features, [numbers]).exp()  # type: ignore[list-item]
         known = 1 - recalled.unseen.sum(-1, keepdim=True)
         of_base, of_bank = known * share[:, :1], known * share[:, 1:]
-        trained, labels = own.base.shape[-1], recalled.labels.shape[1]
-        unseen = torch.arange(labels, device=known.device) >= trained
-        factor = torch.where(unseen, torch.ones_like(of_bank), of_bank)
-        base = functional.pad(own.base, (0, labels - trained))
-        shares = recalled.weights * of_bank + recalled.unseen
-        scope = known * base + recalled.labels * unseen
-        return cls(of_base * base + factor * recalled.labels, scope, of_base[:, 0], shares)
+        C = own.base.shape[-1]
+        trained, novel = recalled.labels[:, :C], recalled.labels[:, C:]
+        return cls(
+            labels=torch.cat([of_base * own.base + of_bank * trained, novel], dim=-1),
+            scope=torch.cat([known * own.base, novel], dim=-1),
+            base_share=of_base[:, 0],
+            shares=recalled.weights * of_bank + recalled.unseen,
+        )
 
 
 def logits_of(labels: Tensor, kind: str) -> Tensor:
