@@ -6,9 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from modeling_lle import sketch_lle
+from modeling_lle import HistoryBank, sketch_lle
 from modeling_lle.nearest_lle import nearest
 from modeling_lle.sketch_lle import ExactSearch, Sketch
+from tests.tiny import make_model, make_texts, make_tokenizer
 
 pytest.importorskip("numba")
 from modeling_lle.nearest_kernels_lle import nearest_of_sketch
@@ -91,6 +92,25 @@ def test_takes_over_after_many_searches_and_gives_up_where_it_cannot_answer(
     else:
         assert search.answered == 0
         assert search.unanswered == 6
+
+
+def test_a_bank_finds_and_forgets_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sketch_lle, "LEAST", 0)
+    monkeypatch.setattr(sketch_lle, "PATIENCE", 0)
+    bank = HistoryBank.build(make_model(), make_tokenizer(), make_texts(30, 9))
+    queries = next(bank.segments())[1].keys[3:60:4].float()
+    gone = torch.zeros(0, dtype=torch.long)
+    for _ in range(2):
+        view = bank._view(None, "exact")
+        for query in queries:
+            found = bank.search(query[None], 8, how="exact")
+            similarity, index = nearest(query[None], view.parts, view.usable, 8)
+            assert torch.equal(found.similarity, similarity)
+            assert torch.equal(found.ids, view.ids[index])
+            assert not torch.isin(found.ids, gone).any()
+        assert view.exact.sketch is not None
+        gone = found.ids[0, :3]
+        bank.forget(ids=gone.tolist())
 
 
 def test_keys_that_are_no_numbers_are_searched_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
