@@ -20,13 +20,11 @@ from .configuration_lle import LLEConfig
 from .labels_lle import (
     SINGLE,
     Answered,
-    Features,
     LabelHistory,
-    Mixture,
-    Recalled,
     fit_labels,
     label_loss,
     logits_of,
+    mix,
     scope_features,
 )
 from .loss_lle import IGNORED
@@ -160,15 +158,14 @@ class _Classifier(TeachableModel):
             whole[mask] = values
             return whole
 
-        own, found = Features.of(chosen(logits), self.kind), self.search(chosen(items))
-        recalled = Recalled.of(found, space, self.kind, numbers.sharpness, numbers.background)
-        mixture = Mixture.of(own, recalled, numbers.gate)
+        found = self.search(chosen(items))
+        mixture, recalled_mass = mix(chosen(logits), found, space, self.kind, numbers)
         new_labels = mixture.labels.shape[-1] - logits.shape[-1]
         plain = nn.functional.pad(logits.float(), (0, new_labels), value=-torch.inf)
         mixed = scope = placed(logits_of(mixture.labels, self.kind), plain)
         if with_scope:
             scope = placed(logits_of(mixture.scope, self.kind), plain)
-        mass = placed(recalled.mass, -torch.inf)
+        mass = placed(recalled_mass, -torch.inf)
         if not with_history:
             return mixed, scope, mass, None
         return (

@@ -30,7 +30,7 @@ from transformers.utils import ModelOutput
 
 from .bank_lle import Found
 from .configuration_lle import BankConfig
-from .history_lle import Recall, base_features, gate, kernel
+from .history_lle import Recall, base_features, fused, gate, kernel
 from .loss_lle import IGNORED
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
@@ -80,10 +80,9 @@ class LabelSpace:
     recalls: bool = True
 
     @functools.cached_property
-    def unseen(self) -> Tensor | None:
-        """Which outcomes are of labels that only the bank knows, (O,) bool; None if there is none."""
-        unseen = self.votes[:, self.trained :].sum(1) > 0
-        return unseen if bool(unseen.any()) else None
+    def label_of(self) -> Tensor:
+        """The label of each outcome where a text has one, (O,) int64; -1 where no entry of it is left."""
+        return self.votes.argmax(1).masked_fill(self.votes.sum(1) == 0, -1)
 
     @classmethod
     def of(cls, trained: Sequence[str], kind: str, outcomes: Sequence[str], live: Tensor) -> "LabelSpace":
@@ -178,23 +177,19 @@ class Recalled:
         votes = space.votes.to(found.similarity.device)
         if not len(votes):
             votes = votes.new_zeros(1, len(space.names))
+        real, strange = found.counts > 0, torch.zeros_like(found.counts, dtype=torch.bool)
+        if kind == SINGLE:
+            strange = (votes[:, space.trained :].sum(1) > 0)[found.outcomes]
         scores = kernel(found.similarity, None, sharpness) + found.counts.clamp(min=1).log()
-        real, strange = found.counts > 0, space.unseen if kind == SINGLE else None
-        if strange is None:
-            seen = Recall.from_scores(scores[None], real[None], found.outcomes[None])
-            shares, mass = torch.zeros_like(scores), seen.mass[0]
-        else:
-            strange = strange.to(real.device)[found.outcomes]
-            seen, unseen = (
-                Recall.from_scores(scores[None], (real & chosen)[None], found.outcomes[None])
-                for chosen in (~strange, strange)
-            )
-            others = seen.mass[0].logaddexp(torch.as_tensor(sharpness * (background - 1)).to(scores))
-            shares = unseen.weights[0] * (unseen.mass[0] - others).sigmoid()[:, None]
-            mass = seen.mass[0].logaddexp(unseen.mass[0])
+        seen, unseen = (
+            Recall.from_scores(scores[None], (real & chosen)[None], found.outcomes[None])
+            for chosen in (~strange, strange)
+        )
+        others = seen.mass[0].logaddexp(torch.as_tensor(sharpness * (background - 1)).to(scores))
+        shares = unseen.weights[0] * (unseen.mass[0] - others).sigmoid()[:, None]
         by_outcome = scores.new_zeros(len(scores), len(votes))
         labels = by_outcome.scatter_add(1, found.outcomes, seen.weights[0] + shares) @ votes
-        return cls(seen.weights[0], shares, labels, seen.mass[0], mass)
+        return cls(seen.weights[0], shares, labels, seen.mass[0], seen.mass[0].logaddexp(unseen.mass[0]))
 
 
 @dataclass
@@ -227,6 +222,18 @@ class Mixture:
             base_share=of_base[:, 0],
             shares=recalled.weights * of_bank + recalled.unseen,
         )
+
+
+def mix(logits: Tensor, found: Found, space: LabelSpace, kind: str, numbers: BankConfig) -> tuple[Mixture, Tensor]:
+    """The prediction with history from the logits (n, C) of the output layer, and the mass (n,) of the recall."""
+    if kind == SINGLE and fused(logits):
+        from .label_kernels_lle import mix_labels
+
+        parts = logits, found.similarity, found.counts, found.outcomes, space.label_of
+        *mixture, mass = mix_labels(*parts, len(space.names), numbers.sharpness, numbers.background, numbers.gate)
+        return Mixture(*mixture), mass
+    recalled = Recalled.of(found, space, kind, numbers.sharpness, numbers.background)
+    return Mixture.of(Features.of(logits, kind), recalled, numbers.gate), recalled.mass
 
 
 def logits_of(labels: Tensor, kind: str) -> Tensor:
