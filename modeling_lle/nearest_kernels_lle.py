@@ -98,18 +98,18 @@ def _nearest(scores: Any, queries: Any, similarity: Any, index: Any, keys: Any, 
 
 
 @jit()
-def _split(query: Any, axes: Any, along: Any, left: Any, lanes: Any) -> None:
-    """Fills in what is `along` the axes (m,) and what is `left` (D,) of a query (D,)."""
-    left[:] = query
+def _split(query: Any, axes: Any, along: Any, left: Any, lanes: Any) -> Any:
+    """Fills in what is `along` the axes (m,) of a query (D,), takes it from what is `left` (D,); returns its norm."""
     for j in range(len(axes)):
         along[j] = _similarity(query, axes[j], lanes)
         for d in range(len(left)):
             left[d] -= along[j] * axes[j, d]
+    return np.float32(math.sqrt(_similarity(left, left, lanes)))
 
 
 @jit()
 def _products(weights: Any, codes: Any, products: Any) -> None:
-    """Fills in the products (chunks, CHUNK) of weights (m,) and codes (chunks, m, CHUNK)."""
+    """Fills in the products (chunks, CHUNK) of weights (h,) and codes (chunks, h, CHUNK)."""
     products[:] = 0
     for chunk in range(len(codes)):
         for j in range(len(weights)):
@@ -118,20 +118,36 @@ def _products(weights: Any, codes: Any, products: Any) -> None:
 
 
 @jit()
+def _product(weights: Any, codes: Any, few: Any) -> Any:
+    """That of weights (m,) and the codes (m,) of an entry."""
+    whole = len(weights) - len(weights) % 16
+    few[:] = 0
+    for start in range(0, whole, 16):
+        for lane in range(16):
+            few[lane] += weights[start + lane] * np.float32(codes[start + lane])
+    for j in range(whole, len(weights)):
+        few[0] += weights[j] * np.float32(codes[j])
+    return few.sum()
+
+
+@jit()
 def _nearest_of_sketch(
     queries: Any, found: Any, similarity: Any, index: Any, keys: Any, usable: Any, sketch: Any, most: Any
 ) -> None:
-    axes, codes, steps, rest, error, slack = sketch
+    axes, steps, codes, others, rest, error, slack = sketch
     N, D = keys.shape
-    K = similarity.shape[1]
+    K, m, half = similarity.shape[1], len(axes), codes.shape[1]
     products, peaks = np.empty((len(codes), CHUNK), np.float32), np.empty(len(codes), np.float32)
-    along, left, lanes = np.empty(len(axes), np.float32), np.empty(D, np.float32), np.empty(LANES, np.float32)
-    heap, nearest = np.empty(K, np.float32), np.empty(K, np.float32)
-    candidates, exact = np.empty(most, np.int64), np.empty(most, np.float32)
+    along, left, lanes = np.empty(m, np.float32), np.empty(D, np.float32), np.empty(LANES, np.float32)
+    few, heap, nearest = np.empty(16, np.float32), np.empty(K, np.float32), np.empty(K, np.float32)
+    candidates, exact = np.empty(N, np.int64), np.empty(most, np.float32)
     for q in range(len(queries)):
         query = queries[q]
-        _split(query, axes, along, left, lanes)
-        _products(along * steps, codes, products)
+        left[:] = query
+        first_left = _split(query, axes[:half], along[:half], left, lanes)
+        last_left = _split(query, axes[half:], along[half:], left, lanes)
+        weights = along * steps
+        _products(weights[:half], codes, products)
         row = products.ravel()
         _fill_heap(heap, row, usable, peaks)
         nearest[
@@ -144,13 +160,18 @@ def _nearest_of_sketch(
                         cosine = _similarity(query, keys[n], lanes)
                         if cosine > nearest[0]:
                             _replace_least(nearest, cosine)
-        of_rest = np.float32(math.sqrt(_similarity(left, left, lanes)))
         least = nearest[0] - np.float32(math.sqrt(_similarity(along, along, lanes)) * error + slack)
-        count = 0
+        possible = 0
         for n in range(N):
-            if row[n] + of_rest * rest[n] >= least and usable[n]:
-                if count < most:
-                    candidates[count] = n
+            if row[n] + first_left * rest[0, n] >= least and usable[n]:
+                candidates[possible] = n
+                possible += 1
+        count = 0
+        for place in range(possible):
+            n = candidates[place]
+            product = row[n] + _product(weights[half:], others[n], few)
+            if product + last_left * rest[1, n] >= least:
+                candidates[count] = n
                 count += 1
         found[q] = count <= most
         if found[q]:
@@ -245,7 +266,7 @@ def nearest_of_sketch(
     found = torch.zeros(len(queries), dtype=torch.bool)
     similarity = torch.zeros(len(queries), neighbours)
     index = torch.full((len(queries), neighbours), -1)
-    arrays = [as_array(part) for part in (sketch.axes, sketch.codes, sketch.steps, sketch.rest)]
+    arrays = [as_array(part) for part in (sketch.axes, sketch.steps, sketch.codes, sketch.others, sketch.rest)]
     numbers = np.float32(sketch.error), np.float32(sketch.slack)
     shared: tuple[Any, ...] = (as_array(keys.contiguous()), usable.numpy(), (*arrays, *numbers), most)
     run(lambda *parts: _nearest_of_sketch(*parts, *shared), queries.contiguous(), found, similarity, index)

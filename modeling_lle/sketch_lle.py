@@ -7,8 +7,9 @@ axes of a query q, and s = q - p A what is not,
     q . k = p . c + q . r    with    |q . r| = |s . r + p . A r| <= |s| |r| + |p| |A r|
 
 The axes are the first principal components of the keys, which makes A r a rounding error and r small: the keys of a
-classifier lie near as many directions as there are labels.
-Shapes: Q queries, N entries, D width, K neighbours, m axes.
+classifier lie near as many directions as there are labels. The codes along the first half of the axes are read of all
+entries, the others of those only that this leaves.
+Shapes: Q queries, N entries, D width, K neighbours, m axes, of which h make the first half.
 """
 
 from dataclasses import dataclass
@@ -20,8 +21,8 @@ from torch.nn import functional
 from .nearest_lle import Parts, nearest
 from .scan_lle import installed
 
-SHARE = 8  # dimensions for each axis; and how few of the entries must be left for a sketch to answer
-CHUNK = 256  # entries whose codes lie side by side
+SHARE = 8  # dimensions for each axis of a half; and how few of the entries must be left for a sketch to answer
+CHUNK = 256  # entries whose first codes lie side by side
 BLOCK = 4096  # keys that the axes are computed from, and whose rest is computed at once
 FEW = 4  # queries; more of them at a time are as fast as one product with all keys
 LEAST = 1 << 22  # bytes of keys: fewer of them stay in the cache of a core
@@ -33,34 +34,45 @@ class Sketch:
     """The sketch of N keys.
 
     Attributes:
-        axes: (m, D) float32, orthonormal but for roundings.
-        codes: (N / CHUNK, m, CHUNK) int8, those of the entries that are missing in the last chunk are 0.
+        axes: (m, D) float32, orthonormal but for roundings, the first components first.
         steps: (m,) float32, what a code of 1 stands for.
-        rest: (N,) float32, |r|.
+        codes: (N / CHUNK, h, CHUNK) int8, along the first axes; 0 for what is missing in the last chunk.
+        others: (N, m - h) int8, along the other axes.
+        rest: (2, N) float32, |r| by the first axes and by all of them.
         error: The largest |A r|.
     """
 
     axes: Tensor
-    codes: Tensor
     steps: Tensor
+    codes: Tensor
+    others: Tensor
     rest: Tensor
     error: float
 
     @classmethod
     def of(cls, keys: Tensor) -> "Sketch":
         """That of keys (N, D) bfloat16, finite and at most 1 long but for a rounding."""
-        sample = keys[:: -(-len(keys) // BLOCK)].float()
-        axes = torch.linalg.eigh(sample.T @ sample)[1].T[-max(1, keys.shape[1] // SHARE) :].contiguous()
+        sample, half = keys[:: -(-len(keys) // BLOCK)].float(), max(1, keys.shape[1] // SHARE)
+        axes = torch.linalg.eigh(sample.T @ sample)[1].T.flip(0)[: 2 * half].contiguous()
         along = torch.cat([block.float() @ axes.T for block in keys.split(BLOCK)])
         steps = (along.abs().amax(0) / 127).clamp(min=1e-12)
         codes = (along / steps).round().to(torch.int8)
         rest, errors = [], []
         for block, own in zip(keys.split(BLOCK), codes.split(BLOCK), strict=True):
-            left = block.double() - (own.double() * steps.double()) @ axes.double()
-            rest.append(left.norm(dim=1).float())
-            errors.append((left @ axes.double().T).norm(dim=1).max())
-        codes = functional.pad(codes, (0, 0, 0, -len(codes) % CHUNK)).unflatten(0, (-1, CHUNK))
-        return cls(axes, codes.transpose(1, 2).contiguous(), steps, torch.cat(rest), float(torch.stack(errors).max()))
+            for first in (half, len(axes)):
+                wide = axes[:first].double()
+                left = block.double() - (own[:, :first].double() * steps[:first].double()) @ wide
+                rest.append(left.norm(dim=1).float())
+                errors.append((left @ wide.T).norm(dim=1).max())
+        padded = functional.pad(codes[:, :half], (0, 0, 0, -len(keys) % CHUNK))
+        return cls(
+            axes,
+            steps,
+            codes=padded.unflatten(0, (-1, CHUNK)).transpose(1, 2).contiguous(),
+            others=codes[:, half:].contiguous(),
+            rest=torch.stack([torch.cat(rest[::2]), torch.cat(rest[1::2])]),
+            error=float(torch.stack(errors).max()),
+        )
 
     @property
     def slack(self) -> float:
@@ -72,12 +84,14 @@ class Sketch:
         m = len(self.axes)
         return m**0.5 * (m + 64) * 2.0**-20
 
-    def bounds(self, queries: Tensor) -> Tensor:
+    def bounds(self, queries: Tensor, every_axis: bool = True) -> Tensor:
         """What the cosines with queries (Q, D) float32 are at most, (Q, N) float32: the definition, for the tests."""
-        p = queries @ self.axes.T
-        s = queries - p @ self.axes
-        product = (p * self.steps) @ self.codes.transpose(1, 2).flatten(0, 1)[: len(self.rest)].float().T
-        return product + s.norm(dim=1)[:, None] * self.rest + p.norm(dim=1)[:, None] * self.error + self.slack
+        m = len(self.axes) if every_axis else self.codes.shape[1]
+        p = queries @ self.axes[:m].T
+        s = queries - p @ self.axes[:m]
+        codes = torch.cat([self.codes.transpose(1, 2).flatten(0, 1)[: len(self.others)], self.others], dim=1)[:, :m]
+        margin = s.norm(dim=1)[:, None] * self.rest[int(every_axis)] + p.norm(dim=1)[:, None] * self.error
+        return (p * self.steps[:m]) @ codes.float().T + margin + self.slack
 
 
 class ExactSearch:

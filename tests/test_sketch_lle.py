@@ -62,8 +62,9 @@ def test_finds_the_same_to_the_last_bit(
 @settings(deadline=None, max_examples=60)
 def test_bounds_hold(Q: int, N: int, D: int, K: int, seed: int, groups: int, spread: float, share: float) -> None:
     queries, keys = make(Q, N, D, seed, groups, spread)
-    bounds = Sketch.of(keys).bounds(queries)
-    assert bool((bounds >= queries.double() @ keys.double().T).all())
+    sketch, cosines = Sketch.of(keys), queries.double() @ keys.double().T
+    assert bool((sketch.bounds(queries) >= cosines).all())
+    assert bool((sketch.bounds(queries, every_axis=False) >= cosines).all())
 
 
 def test_leaves_most_of_a_bank_out_where_keys_lie_near_few_directions() -> None:
