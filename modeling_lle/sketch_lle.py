@@ -21,12 +21,14 @@ from torch.nn import functional
 from .nearest_lle import Parts, nearest
 from .scan_lle import installed
 
-SHARE = 8  # dimensions for each axis of a half; and how few of the entries must be left for a sketch to answer
+SHARE = 8  # dimensions for each axis of a half
+LEFT = 4  # a sketch answers where it leaves at most one of so many entries: to read more one by one is not faster
 CHUNK = 256  # entries whose first codes lie side by side
 BLOCK = 4096  # keys that the axes are computed from, and whose rest is computed at once
 FEW = 4  # queries; more of them at a time are as fast as one product with all keys
 LEAST = 1 << 22  # bytes of keys: fewer of them stay in the cache of a core
 PATIENCE = 128  # searches that cost about as much as to make the sketch
+TRIES = 16  # a sketch is given up when it has answered so many queries fewer than it has not
 
 
 @dataclass
@@ -116,7 +118,7 @@ class ExactSearch:
         from .nearest_kernels_lle import nearest_of_sketch
 
         keys = self.parts[0][1]
-        most = len(keys) // SHARE
+        most = len(keys) // LEFT
         similarity, index, found = nearest_of_sketch(sketch, queries, keys, self.usable, neighbours, most)
         self.answered += int(found.sum())
         if not bool(found.all()):
@@ -126,10 +128,10 @@ class ExactSearch:
 
     def _sketch_for(self, queries: int, neighbours: int) -> Sketch | None:
         """The sketch, if it is likely to answer so many queries faster."""
-        if not self.sketches or queries > FEW or neighbours > len(self.usable) // SHARE:
+        if not self.sketches or queries > FEW or neighbours > len(self.usable) // LEFT:
             return None
         self.searches += 1
-        if self.searches <= PATIENCE or self.unanswered > self.answered + PATIENCE:
+        if self.searches <= PATIENCE or self.unanswered >= self.answered + TRIES:
             return None
         if self.sketch is None:
             keys = self.parts[0][1]
