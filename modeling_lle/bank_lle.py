@@ -275,15 +275,15 @@ class HistoryBank:
             raise ValueError(f"queries must be (Q, {self.manifest.width}), got {tuple(queries.shape)}")
         view = self._view(namespaces, how)
         similarity, index = view.search(queries.float().cpu(), neighbours)
-        found, safe = index >= 0, index.clamp(min=0)
+        missing, safe = index < 0, index.clamp(min=0)
         if not len(view):
             blank = torch.zeros_like(index)
             return Found(similarity, index, blank, blank.int())
         return Found(
             similarity,
-            view.ids[safe].masked_fill(~found, -1),
+            view.ids[safe].masked_fill(missing, -1),
             view.outcomes[safe].long(),
-            view.counts[safe].masked_fill(~found, 0),
+            view.counts[safe].masked_fill(missing, 0),
         )
 
     def check_namespaces(self, namespaces: Iterable[str] | str) -> tuple[str, ...]:

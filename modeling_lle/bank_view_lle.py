@@ -15,6 +15,7 @@ from torch import Tensor
 from .bank_files_lle import BankError, Folder, Segment, SegmentInfo
 from .nearest_lle import Parts, best, nearest, similarities
 from .scan_lle import installed
+from .sketch_lle import ExactSearch
 
 IN_MEMORY = 1 << 31  # bytes of keys; candidates among more are read from the files
 LARGE = 65_536  # segments of so many entries are searched where they lie
@@ -39,6 +40,7 @@ class View:
         self.usable = ~torch.isin(self.ids, forgotten)
         self.usable_share = float(self.usable.float().mean()) if len(self.usable) else 1.0
         self.parts = self._join()
+        self.exact = ExactSearch(self.parts, self.usable)
         self.index: Any = None  # of the first entries; set it to search with it
         # Open files, and where the keys of each segment begin in them, if they are not to be mapped.
         self.files: list[tuple[int, int]] = []
@@ -83,7 +85,7 @@ class View:
     def search(self, queries: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
         """The nearest entries, from the index if there is one."""
         if self.index is None:
-            return nearest(queries, self.parts, self.usable, neighbours)
+            return self.exact(queries, neighbours)
         candidates, known = self.index.candidates(queries, neighbours, self.usable_share), self.index.entries
         added = [(max(first, known), keys[max(0, known - first) :]) for first, keys in self.parts]
         added = [(first, keys) for first, keys in added if len(keys)]

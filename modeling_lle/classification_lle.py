@@ -20,13 +20,11 @@ from .configuration_lle import LLEConfig
 from .labels_lle import (
     SINGLE,
     Answered,
-    Features,
     LabelHistory,
-    Mixture,
-    Recalled,
     fit_labels,
     label_loss,
     logits_of,
+    mix,
     scope_features,
 )
 from .loss_lle import IGNORED
@@ -149,24 +147,27 @@ class _Classifier(TeachableModel):
         space, numbers = self.label_space, self.config.bank
         assert space is not None
         shape = logits.shape[:-1]
-        chosen = torch.ones(shape, dtype=torch.bool, device=logits.device) if mask is None else mask
-        own, found = Features.of(logits[chosen], self.kind), self.search(items[chosen])
-        recalled = Recalled.of(found, space, self.kind, numbers.sharpness, numbers.background)
-        mixture = Mixture.of(own, recalled, numbers.gate)
-        blank = logits.float()
-        blank = nn.functional.pad(blank, (0, mixture.labels.shape[-1] - blank.shape[-1]), value=-torch.inf)
-        mixed = scope = blank.masked_scatter(chosen[..., None], logits_of(mixture.labels, self.kind))
-        if with_scope:
-            scope = blank.masked_scatter(chosen[..., None], logits_of(mixture.scope, self.kind))
-        mass = torch.full(shape, -torch.inf, device=logits.device).masked_scatter(chosen, recalled.mass)
-        if not with_history:
-            return mixed, scope, mass, None
 
-        def placed(values: Tensor, fill: float) -> Tensor:
-            whole = torch.full((*shape, *values.shape[1:]), fill, dtype=values.dtype, device=values.device)
-            whole[chosen] = values
+        def chosen(values: Tensor) -> Tensor:
+            return values.flatten(0, -2) if mask is None else values[mask]
+
+        def placed(values: Tensor, elsewhere: Tensor | float) -> Tensor:
+            if mask is None:
+                return values.unflatten(0, shape)
+            whole = torch.as_tensor(elsewhere).to(values).expand(*shape, *values.shape[1:]).clone()
+            whole[mask] = values
             return whole
 
+        found = self.search(chosen(items))
+        mixture, recalled_mass = mix(chosen(logits), found, space, self.kind, numbers)
+        new_labels = mixture.labels.shape[-1] - logits.shape[-1]
+        plain = nn.functional.pad(logits.float(), (0, new_labels), value=-torch.inf)
+        mixed = scope = placed(logits_of(mixture.labels, self.kind), plain)
+        if with_scope:
+            scope = placed(logits_of(mixture.scope, self.kind), plain)
+        mass = placed(recalled_mass, -torch.inf)
+        if not with_history:
+            return mixed, scope, mass, None
         return (
             mixed,
             scope,

@@ -78,7 +78,7 @@ class Recall:
 
     def probability(self, targets: Tensor) -> Tensor:
         """p_s of the targets (B, T) int64, as (B, T) float32."""
-        if self.outcomes.shape[1] == 1 and _fused(self.weights):
+        if self.outcomes.shape[1] == 1 and fused(self.weights):
             from .step_kernels_lle import recalled_probability
 
             return recalled_probability(self.weights, self.outcomes[:, 0], targets)
@@ -90,7 +90,7 @@ class Recall:
         return distribution.scatter_add_(-1, index, self.weights * share[..., None])
 
 
-def _fused(tensor: Tensor) -> bool:
+def fused(tensor: Tensor) -> bool:
     """Whether a fused kernel computes what follows from this tensor: on a CPU, where no gradient is asked for."""
     return (
         tensor.device.type == "cpu"
@@ -109,7 +109,7 @@ def recall_stream(
     `similarity` (B, T, N) is that of the block, if it is known already; float32 is overwritten.
     """
     similarity = block.similarity() if similarity is None else similarity
-    if _fused(similarity):
+    if fused(similarity):
         from .step_kernels_lle import recall_weights
 
         weights = similarity.float().contiguous()

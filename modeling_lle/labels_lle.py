@@ -17,6 +17,7 @@ nearer.
 Shapes: n texts, K neighbours, C trained labels, L labels, O outcomes of the bank.
 """
 
+import functools
 import json
 import math
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ from transformers.utils import ModelOutput
 
 from .bank_lle import Found
 from .configuration_lle import BankConfig
-from .history_lle import Recall, base_features, gate, kernel
+from .history_lle import Recall, base_features, fused, gate, kernel
 from .loss_lle import IGNORED
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
@@ -77,6 +78,11 @@ class LabelSpace:
     trained: int
     votes: Tensor
     recalls: bool = True
+
+    @functools.cached_property
+    def label_of(self) -> Tensor:
+        """The label of each outcome where a text has one, (O,) int64; -1 where no entry of it is left."""
+        return self.votes.argmax(1).masked_fill(self.votes.sum(1) == 0, -1)
 
     @classmethod
     def of(cls, trained: Sequence[str], kind: str, outcomes: Sequence[str], live: Tensor) -> "LabelSpace":
@@ -208,13 +214,26 @@ class Mixture:
         share = gate([recalled.seen_mass], own.features, [numbers]).exp()  # type: ignore[list-item]
         known = 1 - recalled.unseen.sum(-1, keepdim=True)
         of_base, of_bank = known * share[:, :1], known * share[:, 1:]
-        trained, labels = own.base.shape[-1], recalled.labels.shape[1]
-        unseen = torch.arange(labels, device=known.device) >= trained
-        factor = torch.where(unseen, torch.ones_like(of_bank), of_bank)
-        base = functional.pad(own.base, (0, labels - trained))
-        shares = recalled.weights * of_bank + recalled.unseen
-        scope = known * base + recalled.labels * unseen
-        return cls(of_base * base + factor * recalled.labels, scope, of_base[:, 0], shares)
+        C = own.base.shape[-1]
+        trained, novel = recalled.labels[:, :C], recalled.labels[:, C:]
+        return cls(
+            labels=torch.cat([of_base * own.base + of_bank * trained, novel], dim=-1),
+            scope=torch.cat([known * own.base, novel], dim=-1),
+            base_share=of_base[:, 0],
+            shares=recalled.weights * of_bank + recalled.unseen,
+        )
+
+
+def mix(logits: Tensor, found: Found, space: LabelSpace, kind: str, numbers: BankConfig) -> tuple[Mixture, Tensor]:
+    """The prediction with history from the logits (n, C) of the output layer, and the mass (n,) of the recall."""
+    if kind == SINGLE and fused(logits):
+        from .label_kernels_lle import mix_labels
+
+        parts = logits, found.similarity, found.counts, found.outcomes, space.label_of
+        *mixture, mass = mix_labels(*parts, len(space.names), numbers.sharpness, numbers.background, numbers.gate)
+        return Mixture(*mixture), mass
+    recalled = Recalled.of(found, space, kind, numbers.sharpness, numbers.background)
+    return Mixture.of(Features.of(logits, kind), recalled, numbers.gate), recalled.mass
 
 
 def logits_of(labels: Tensor, kind: str) -> Tensor:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from .numba_lle import as_array, jit, load, run, store
+from .sketch_lle import CHUNK, Sketch
 
 LANES = 64
-CHUNK = 256  # scores that are compared with the least of the best together
 
 
 @jit()
@@ -43,31 +43,48 @@ def _replace_least(heap: Any, value: Any) -> None:
 
 
 @jit()
+def _fill_heap(heap: Any, scores: Any, usable: Any, peaks: Any) -> None:
+    """Fills a heap with the largest usable scores, and `peaks` with the largest score of each chunk."""
+    N = len(usable)
+    few = np.empty(16, np.float32)
+    heap[:] = -np.inf
+    for chunk in range(len(peaks)):
+        start, stop = chunk * CHUNK, min(N, (chunk + 1) * CHUNK)
+        if stop - start == CHUNK:
+            few[:] = scores[start : start + 16]
+            for part in range(start + 16, stop, 16):
+                for lane in range(16):
+                    few[lane] = scores[part + lane] if scores[part + lane] > few[lane] else few[lane]
+            peaks[chunk] = few.max()
+        else:
+            peaks[chunk] = scores[start:stop].max()
+        if peaks[chunk] > heap[0]:
+            for n in range(start, stop):
+                if scores[n] > heap[0] and usable[n]:
+                    _replace_least(heap, scores[n])
+
+
+@jit()
+def _store_best(similarity: Any, index: Any, negated: Any, candidates: Any) -> None:
+    """Stores the best of the candidates, of which the negative of the similarity is given."""
+    order = np.argsort(negated, kind="mergesort")  # stable: equal ones stay in their order
+    for k in range(min(len(index), len(candidates))):
+        similarity[k] = -negated[order[k]]
+        index[k] = candidates[order[k]]
+
+
+@jit()
 def _nearest(scores: Any, queries: Any, similarity: Any, index: Any, keys: Any, usable: Any, slack: Any) -> None:
     Q, N = scores.shape
     K = similarity.shape[1]
-    row, lanes, few = np.empty(N, np.float32), np.empty(LANES, np.float32), np.empty(16, np.float32)
+    row, lanes = np.empty(N, np.float32), np.empty(LANES, np.float32)
     chunks = (N + CHUNK - 1) // CHUNK
     peaks, heap = np.empty(chunks, np.float32), np.empty(K, np.float32)
     candidates, exact = np.empty(N, np.int64), np.empty(N, np.float32)
     for q in range(Q):
-        heap[:] = -np.inf
         for n in range(N):
             row[n] = load(scores[q, n])
-        for chunk in range(chunks):
-            start, stop = chunk * CHUNK, min(N, (chunk + 1) * CHUNK)
-            if stop - start == CHUNK:
-                few[:] = row[start : start + 16]
-                for part in range(start + 16, stop, 16):
-                    for lane in range(16):
-                        few[lane] = row[part + lane] if row[part + lane] > few[lane] else few[lane]
-                peaks[chunk] = few.max()
-            else:
-                peaks[chunk] = row[start:stop].max()
-            if peaks[chunk] > heap[0]:
-                for n in range(start, stop):
-                    if row[n] > heap[0] and usable[n]:
-                        _replace_least(heap, row[n])
+        _fill_heap(heap, row, usable, peaks)
         least = heap[0] - slack
         count = 0
         for chunk in range(chunks):
@@ -77,10 +94,90 @@ def _nearest(scores: Any, queries: Any, similarity: Any, index: Any, keys: Any, 
                         candidates[count] = n
                         exact[count] = -_similarity(queries[q], keys[n], lanes)
                         count += 1
-        order = np.argsort(exact[:count], kind="mergesort")  # stable: equal ones stay in their order
-        for k in range(min(K, count)):
-            similarity[q, k] = -exact[order[k]]
-            index[q, k] = candidates[order[k]]
+        _store_best(similarity[q], index[q], exact[:count], candidates[:count])
+
+
+@jit()
+def _split(query: Any, axes: Any, along: Any, left: Any, lanes: Any) -> Any:
+    """Fills in what is `along` the axes (m,) of a query (D,), takes it from what is `left` (D,); returns its norm."""
+    for j in range(len(axes)):
+        along[j] = _similarity(query, axes[j], lanes)
+        for d in range(len(left)):
+            left[d] -= along[j] * axes[j, d]
+    return np.float32(math.sqrt(_similarity(left, left, lanes)))
+
+
+@jit()
+def _products(weights: Any, codes: Any, products: Any) -> None:
+    """Fills in the products (chunks, CHUNK) of weights (h,) and codes (chunks, h, CHUNK)."""
+    products[:] = 0
+    for chunk in range(len(codes)):
+        for j in range(len(weights)):
+            for lane in range(CHUNK):
+                products[chunk, lane] += weights[j] * np.float32(codes[chunk, j, lane])
+
+
+@jit()
+def _product(weights: Any, codes: Any, few: Any) -> Any:
+    """That of weights (m,) and the codes (m,) of an entry."""
+    whole = len(weights) - len(weights) % 16
+    few[:] = 0
+    for start in range(0, whole, 16):
+        for lane in range(16):
+            few[lane] += weights[start + lane] * np.float32(codes[start + lane])
+    for j in range(whole, len(weights)):
+        few[0] += weights[j] * np.float32(codes[j])
+    return few.sum()
+
+
+@jit()
+def _nearest_of_sketch(
+    queries: Any, found: Any, similarity: Any, index: Any, keys: Any, usable: Any, sketch: Any, most: Any
+) -> None:
+    axes, steps, codes, others, rest, error, slack = sketch
+    N, D = keys.shape
+    K, m, half = similarity.shape[1], len(axes), codes.shape[1]
+    products, peaks = np.empty((len(codes), CHUNK), np.float32), np.empty(len(codes), np.float32)
+    along, left, lanes = np.empty(m, np.float32), np.empty(D, np.float32), np.empty(LANES, np.float32)
+    few, heap, nearest = np.empty(16, np.float32), np.empty(K, np.float32), np.empty(K, np.float32)
+    candidates, exact = np.empty(N, np.int64), np.empty(most, np.float32)
+    for q in range(len(queries)):
+        query = queries[q]
+        left[:] = query
+        first_left = _split(query, axes[:half], along[:half], left, lanes)
+        last_left = _split(query, axes[half:], along[half:], left, lanes)
+        weights = along * steps
+        _products(weights[:half], codes, products)
+        row = products.ravel()
+        _fill_heap(heap, row, usable, peaks)
+        nearest[
+            :
+        ] = -np.inf  # the cosines of those that seem to be the nearest: nothing below all of them can be found
+        for chunk in range(len(codes)):
+            if peaks[chunk] >= heap[0]:
+                for n in range(chunk * CHUNK, min(N, (chunk + 1) * CHUNK)):
+                    if row[n] >= heap[0] and usable[n]:
+                        cosine = _similarity(query, keys[n], lanes)
+                        if cosine > nearest[0]:
+                            _replace_least(nearest, cosine)
+        least = nearest[0] - np.float32(math.sqrt(_similarity(along, along, lanes)) * error + slack)
+        possible = 0
+        for n in range(N):
+            if row[n] + first_left * rest[0, n] >= least and usable[n]:
+                candidates[possible] = n
+                possible += 1
+        count = 0
+        for place in range(possible):
+            n = candidates[place]
+            product = row[n] + _product(weights[half:], others[n], few)
+            if product + last_left * rest[1, n] >= least:
+                candidates[count] = n
+                count += 1
+        found[q] = count <= most
+        if found[q]:
+            for place in range(count):
+                exact[place] = -_similarity(query, keys[candidates[place]], lanes)
+            _store_best(similarity[q], index[q], exact[:count], candidates[:count])
 
 
 @jit()
@@ -160,3 +257,17 @@ def nearest_of_scores(
     shared: tuple[Any, ...] = (as_array(keys.contiguous()), usable.numpy(), np.float32(slack))
     run(lambda *parts: _nearest(*parts, *shared), scores.contiguous(), queries.contiguous(), similarity, index)
     return similarity, index
+
+
+def nearest_of_sketch(
+    sketch: Sketch, queries: Tensor, keys: Tensor, usable: Tensor, neighbours: int, most: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What `nearest` returns, and (Q,) bool, where that is: where at most `most` entries can be among the nearest."""
+    found = torch.zeros(len(queries), dtype=torch.bool)
+    similarity = torch.zeros(len(queries), neighbours)
+    index = torch.full((len(queries), neighbours), -1)
+    arrays = [as_array(part) for part in (sketch.axes, sketch.steps, sketch.codes, sketch.others, sketch.rest)]
+    numbers = np.float32(sketch.error), np.float32(sketch.slack)
+    shared: tuple[Any, ...] = (as_array(keys.contiguous()), usable.numpy(), (*arrays, *numbers), most)
+    run(lambda *parts: _nearest_of_sketch(*parts, *shared), queries.contiguous(), found, similarity, index)
+    return similarity, index, found

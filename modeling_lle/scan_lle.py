@@ -107,10 +107,19 @@ def _differentiate(ctx: Any, d_output: Tensor, d_final: Tensor) -> tuple[Tensor,
 
 _gated_scan.register_autograd(_differentiate, setup_context=_save)
 
+
+def _scan_numba(gates: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    if torch.compiler.is_compiling() or gates.requires_grad or state.requires_grad:
+        return _gated_scan(gates, state)
+    from .scan_kernels_lle import scan_forward
+
+    return scan_forward(gates.contiguous(), state.contiguous())  # to call an operator takes longer than one short text
+
+
 _FORMS: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
     "reference": gated_scan_reference,
     "torch": _scan_torch,
-    "numba": _gated_scan,
+    "numba": _scan_numba,
     "fla": _scan_fla,
 }
 

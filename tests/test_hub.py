@@ -24,7 +24,7 @@ from tests.hub_client import logits
 from tests.hub_stand_in import HubStandIn
 
 CLIENT = Path(__file__).with_name("hub_client.py")
-OF_CLASSIFIERS = {f"{name}_lle.py" for name in ("classification", "labels", "pooling", "teaching")}
+OF_CLASSIFIERS = {f"{name}_lle.py" for name in ("classification", "label_kernels", "labels", "pooling", "teaching")}
 OF_TRANSLATORS = {f"{name}_lle.py" for name in ("attention", "seq2seq")}
 CODE = {path.name for path in Path(modeling_lle.__file__).parent.glob("*_lle.py")} - OF_CLASSIFIERS - OF_TRANSLATORS
 RESULTS = {

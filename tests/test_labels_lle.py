@@ -23,6 +23,7 @@ from modeling_lle.labels_lle import (
     kind_of,
     label_loss,
     logits_of,
+    mix,
     outcome_name,
     scope_features,
 )
@@ -97,6 +98,27 @@ def test_equals_the_rule_as_it_is_written(outcomes: list[str], seed: int) -> Non
     assert got == pytest.approx(reference(logits[0], found, outcomes, 5.0), abs=1e-6)
 
 
+@given(
+    st.integers(0, 2**31),
+    st.sampled_from([["x", "y"], ["x", "new", "y", "other"], ["new"]]),
+    st.sampled_from([0.0, 5.0, 900.0]),
+)
+@settings(max_examples=60, deadline=None)
+def test_the_kernel_gives_what_the_rule_gives(seed: int, outcomes: list[str], sharpness: float) -> None:
+    pytest.importorskip("numba")
+    logits, found, space = make(seed, outcomes)
+    found.counts[0] = 0
+    found.counts[1:] *= 1 + found.outcomes[1:].int()
+    numbers = BankConfig(sharpness=sharpness, background=BACKGROUND, gate=GATE)
+    got, mass = mix(logits, found, space, SINGLE, numbers)
+    due, due_mass = mix(logits.requires_grad_(), found, space, SINGLE, numbers)
+    assert due.labels.requires_grad
+    assert not got.labels.requires_grad
+    for name in ("labels", "scope", "base_share", "shares"):
+        torch.testing.assert_close(getattr(got, name), getattr(due, name).detach(), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(mass, due_mass)
+
+
 def test_without_neighbours_it_is_the_base() -> None:
     logits, found, space = make(0, ["x", "new"])
     found.counts.zero_()
@@ -127,6 +149,7 @@ def test_labels_without_a_live_example_are_gone() -> None:
     space = LabelSpace.of(TRAINED, SINGLE, ["y", "new", "other"], torch.tensor([True, False, True]))
     assert space.names == ("x", "y", "z", "other")
     assert space.votes.tolist() == [[0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 1]]
+    assert space.label_of.tolist() == [1, -1, 3]
 
 
 def test_several_labels_a_text() -> None:

@@ -52,6 +52,17 @@ def test_values_and_gradients(backend: str, dtype: torch.dtype, B: int, T: int, 
     assert_equal_results(make_inputs(B, T, D, dtype, seed=seed), backend)
 
 
+def test_without_a_gradient_it_is_the_same_numba() -> None:
+    inputs = make_inputs(2, 5, 3, torch.float32)
+    for one, other in zip(
+        gated_scan(*(part.detach() for part in inputs), backend="numba"),
+        gated_scan(*inputs, backend="numba"),
+        strict=True,
+    ):
+        assert torch.equal(one, other)
+        assert not one.requires_grad
+
+
 @pytest.mark.parametrize("backend", FORMS)
 def test_gradcheck(backend: str) -> None:
     inputs = make_inputs(2, 5, 3, torch.float64)
