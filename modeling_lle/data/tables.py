@@ -156,11 +156,11 @@ def _check_unicode(value: Any, where: str) -> None:
         raise ValueError(f"{where} holds {error.object[error.start]!r}, which is no proper Unicode") from None
 
 
-def check_output(path: str | Path) -> None:
-    """Raises an error unless `write_table` can write a file of this name; call it before the work."""
+def check_output(path: str | Path, endings: Sequence[str] = KINDS[1:]) -> None:
+    """Raises an error unless a file of this name, with one of `endings`, can be written; call it before the work."""
     path = Path(path)
-    if path.suffix not in KINDS[1:]:
-        raise ValueError(f"cannot write {str(path)!r}: its name should end with one of {', '.join(KINDS[1:])}")
+    if path.suffix not in endings:
+        raise ValueError(f"cannot write {str(path)!r}: its name should end with one of {', '.join(endings)}")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot write {str(path)!r}: there is no folder {str(path.parent)!r}; make it first")
     if path.is_dir():
