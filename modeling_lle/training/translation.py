@@ -18,12 +18,11 @@ from .steps import begin_at_frequencies, make_config, make_tokenizer, save, trai
 def run_translation(recipe: Recipe, rows: dict[str, Any] | None = None, resume: bool = False) -> dict[str, Any]:
     """Trains a translator with one tokenizer for both languages; see `run`."""
     arguments: TranslationArguments = recipe.training
-    pairs = {split: _load(recipe.data, split, rows) for split in ("train", "validation")}
+    pairs = _load(recipe.data, rows)
     tokenizer = make_tokenizer(recipe, _texts(pairs["train"]), ends_texts=True)
     config, path = make_config(recipe.model, tokenizer, is_encoder_decoder=True)
     model = LLEForSeq2SeqLM(config) if path is None else LLEForSeq2SeqLM.from_pretrained(path, config=config)
-    encoded = {split: encode(part, tokenizer) for split, part in pairs.items()}
-    encoded["train"] = _short(encoded["train"], arguments.max_tokens)
+    encoded = _encode(pairs, tokenizer, arguments.max_tokens)
     if path is None:
         begin_at_frequencies(model.lm_head.bias, np.concatenate(encoded["train"]["labels"][:]))
     model.label_smoothing = arguments.label_smoothing_factor
@@ -41,6 +40,16 @@ def run_translation(recipe: Recipe, rows: dict[str, Any] | None = None, resume: 
     if trainer.is_world_process_zero():
         save(recipe, trainer, metrics)
     return metrics
+
+
+def training_pairs(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> dict[str, Dataset]:
+    """What a run of a recipe trains on, "train", and is validated with, "validation": `input_ids` and `labels`."""
+    return _encode(_load(recipe.data, None), tokenizer, recipe.training.max_tokens)
+
+
+def _encode(pairs: dict[str, Dataset], tokenizer: PreTrainedTokenizerBase, most: int) -> dict[str, Dataset]:
+    encoded = {split: encode(part, tokenizer) for split, part in pairs.items()}
+    return {**encoded, "train": _short(encoded["train"], most)}
 
 
 def encode(pairs: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
@@ -68,18 +77,21 @@ def _texts(pairs: Dataset) -> Iterator[str]:
         yield from pairs[side]
 
 
-def _load(data: DataArguments, split: str, rows: dict[str, Any] | None) -> Dataset:
+def _load(data: DataArguments, rows: dict[str, Any] | None) -> dict[str, Dataset]:
     languages = data.source_language, data.target_language
     if not all(languages):
         raise ValueError("the recipe names no languages: set data.source_language and data.target_language")
     if rows is None and not data.source:
         raise ValueError("the recipe names no sentence pairs: set data.source to a data set on the Hub or a path")
-    return load_pairs(
-        data.source if rows is None else DatasetDict(rows),
-        name=data.name if rows is None else None,
-        split=getattr(data, split) if rows is None else split,
-        source_language=str(data.source_language),
-        target_language=str(data.target_language),
-        source_column=data.source_column,
-        target_column=data.target_column,
-    )
+    return {
+        split: load_pairs(
+            data.source if rows is None else DatasetDict(rows),
+            name=data.name if rows is None else None,
+            split=getattr(data, split) if rows is None else split,
+            source_language=str(data.source_language),
+            target_language=str(data.target_language),
+            source_column=data.source_column,
+            target_column=data.target_column,
+        )
+        for split in ("train", "validation")
+    }

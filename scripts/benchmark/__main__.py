@@ -10,6 +10,8 @@
     python -m scripts.benchmark history runs/ptb data/ptb      LLE against other ways to learn from what has been read
     python -m scripts.benchmark overfitting data/ptb           the gap between training and test, by size and dropout
     python -m scripts.benchmark classification data/banking77 --recipe FILE    trains and compares classifiers
+    python -m scripts.benchmark translation DATA TEST --recipe FILE    LLE and a Transformer trained as long, on pairs
+    python -m scripts.benchmark memory MODEL CATALOGUE         a translator in another domain, with a memory of it
     python -m scripts.benchmark damage                         200 kills, and 500 corruptions of each kind of file
 
 Close other programs first: the machine's two cores are what is measured.
@@ -21,9 +23,11 @@ from .bank import bank, domain, search, selection, synthetic
 from .classification import classification
 from .damage import damage
 from .history import history
+from .memory import memory
 from .overfitting import overfitting
 from .recurrences import recurrences
 from .speed import speed
+from .translation import translation
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
 for command in (
@@ -38,6 +42,8 @@ for command in (
     history,
     overfitting,
     classification,
+    translation,
+    memory,
 ):
     app.command()(command)
 

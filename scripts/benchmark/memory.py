@@ -1,0 +1,162 @@
+"""A translator in a domain that it was never trained on, without and with a memory of sentence pairs from it.
+
+The pairs are a catalogue, such as the PO file of a program. Of those with the same source the first is kept; a tenth,
+drawn by the seed, is the test, and the others are the memory, so that no test source is in it verbatim. The first row
+is all test pairs, the others are bands of the fuzzy match between a test source and the best of the memory. A row has
+
+    sentences                               test pairs
+    bleu_without, bleu_with                 by sacrebleu; with `lowercased_` in front, capital letters count as small
+    chrf_without, chrf_with                 the same
+    signature                               sacrebleu's, of BLEU with case
+
+Metrics are those of the first row, and
+
+    memory_pairs, build_seconds             of the memory, all its pairs encoded
+    sentences_per_second_without, _with     32 sentences in a batch; with `_1` at the end, one at a time; both in turn
+    speed_ratio                             the second over the first, the median over the repetitions
+    base_ppl, before_ppl, after_ppl         of `--calibrate`, per target token, on pairs of the memory: without it, and
+                                            with its other pairs, before and after
+"""
+
+import functools
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from datasets import Dataset
+from torch import Tensor
+
+from modeling_lle import HistoryBank
+from modeling_lle.banks.labelled import batches
+from modeling_lle.banks.taught import load_translator
+from modeling_lle.banks.translated import padded
+from modeling_lle.data import load_pairs
+from modeling_lle.data.text import encode_sentences
+from modeling_lle.evaluation import TranslationMetric, translate, write_results
+from modeling_lle.evaluation.results import this_command
+from modeling_lle.evaluation.translation import trained_languages
+
+from .history import describe
+from .timing import RESULTS, Row, compare, ratio
+from .translation import chosen
+
+BANDS = {"85-100 %": 0.85, "70-85 %": 0.7, "50-70 %": 0.5, "below 50 %": 0.0}  # each to the one before
+SIDES = {"without": False, "with": True}
+BATCH = 32  # sentences, and pairs that the rule is fitted on at once
+
+
+def split_pairs(pairs: Dataset, test_share: float, seed: int) -> tuple[Dataset, Dataset]:
+    """The memory and the test: pairs with different sources, in an order that the seed draws.
+
+    Raises:
+        ValueError: One of them would be empty.
+    """
+    first: dict[str, int] = {}
+    for row, text in enumerate(pairs["source"][:]):
+        first.setdefault(text.strip(), row)
+    rows = np.random.default_rng(seed).permutation(list(first.values()))
+    tests = round(test_share * len(rows))
+    if not 0 < tests < len(rows):
+        raise ValueError(f"{len(rows)} different sources cannot be split: give more pairs, or another --test-share")
+    return pairs.select(np.sort(rows[tests:])), pairs.select(np.sort(rows[:tests]))
+
+
+def held_out(pairs: Dataset, tokenizer: Any) -> Iterator[dict[str, Tensor]]:
+    """A tenth of the pairs as `calibrate` takes them."""
+    rows = range(0, len(pairs), 10)
+    texts, targets = (encode_sentences(pairs.select(rows)[side][:], tokenizer) for side in ("source", "target"))
+    for own in batches([max(len(text), len(target)) for text, target in zip(texts, targets, strict=True)], BATCH):
+        yield padded([texts[row] for row in own], [targets[row] for row in own], tokenizer.pad_token_id)
+
+
+def measure(translations: dict[str, list[str]], references: list[str]) -> Row:
+    """The scores of both sides, with case and without."""
+    row: Row = {"sentences": len(references)}
+    for lowercase in (False, True):
+        for side, found in translations.items():
+            metric = TranslationMetric(keep_in_memory=True)
+            values = metric.compute(predictions=found, references=references, lowercase=lowercase)
+            prefix = "lowercased_" if lowercase else ""
+            row |= {f"{prefix}{name}_{side}": values[name] for name in ("bleu", "chrf")}
+            if not lowercase:
+                row["signature"] = metric.signatures["bleu"]
+    return row
+
+
+def by_band(translations: dict[str, list[str]], references: list[str], scores: list[float]) -> list[Row]:
+    """A row for all sentences, and one for each band of fuzzy match scores that has some."""
+    rows = [{"band": "all", **measure(translations, references)}]
+    above = np.inf
+    for band, least in BANDS.items():
+        own = [place for place, score in enumerate(scores) if least <= score < above]
+        above = least
+        if own:
+            parts = {side: [found[place] for place in own] for side, found in translations.items()}
+            rows.append({"band": band, **measure(parts, [references[place] for place in own])})
+    return rows
+
+
+def speeds(model: Any, tokenizer: Any, texts: list[str], size: int, beams: int, repetitions: int) -> dict[str, float]:
+    """Sentences a second without and with the memory, and their ratio, in turn."""
+    calls = {
+        side: functools.partial(translate, model, tokenizer, texts, beams, size, use_history=use_history)
+        for side, use_history in SIDES.items()
+    }
+    seconds = compare(calls, repetitions, warmup=1)
+    values = {f"sentences_per_second_{side}": len(texts) / statistics.median(own) for side, own in seconds.items()}
+    return {**values, "speed_ratio": ratio(seconds["without"], seconds["with"])}
+
+
+def memory(
+    model_path: Annotated[Path, typer.Argument(metavar="MODEL", help="A folder with a trained translator.")],
+    catalogue: Annotated[str, typer.Argument(metavar="CATALOGUE", help="Sentence pairs of another domain.")],
+    source_language: Annotated[str | None, typer.Option(help="Else that of the model's recipe.")] = None,
+    target_language: Annotated[str | None, typer.Option(help="Else that of the model's recipe.")] = None,
+    calibrate: Annotated[bool, typer.Option("--calibrate", help="Fit the rule to a tenth of the memory.")] = False,
+    test_share: Annotated[float, typer.Option(help="Share of the pairs that are tested.")] = 0.1,
+    beams: Annotated[int, typer.Option(min=1, help="Beams of the search.")] = 5,
+    sentences: Annotated[int, typer.Option(min=1, help="Test sentences that speed is measured on.")] = 96,
+    repetitions: Annotated[int, typer.Option(min=1, help="Repetitions of that measurement.")] = 5,
+    seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
+    output: Annotated[Path, typer.Option(help="Results file.")] = RESULTS / "translation-memory.json",
+) -> None:
+    """A translator in another domain, without and with a memory of nine tenths of a catalogue."""
+    trained = trained_languages(model_path)
+    languages = source_language or trained[0], target_language or trained[1]
+    if None in languages:
+        raise ValueError(f"the languages of {model_path} are not known: give --source-language and --target-language")
+    model, tokenizer = load_translator(model_path)
+    model.eval()
+    pairs = load_pairs(
+        catalogue, source_language=str(languages[0]), target_language=str(languages[1]), skip_broken=True
+    )
+    kept, test = split_pairs(pairs, test_share, seed)
+    begin = time.perf_counter()
+    bank = HistoryBank.build(model, tokenizer, kept)
+    seconds = time.perf_counter() - begin
+    model.attach_history(bank, tokenizer=tokenizer)
+    fitted = model.calibrate(held_out(kept, tokenizer)) if calibrate else {}
+    texts = test["source"][:]
+    translations = {}
+    for side, use_history in SIDES.items():
+        typer.echo(f"{catalogue}: {len(texts)} sentences {side} a memory of {len(kept)}")
+        translations[side] = translate(model, tokenizer, texts, beams, BATCH, use_history=use_history)
+    best = [model.memory.matches(text) for text in texts]
+    rows = by_band(translations, test["target"][:], [found[0].score if found else 0.0 for found in best])
+    numbers = {"sharpness": model.config.bank.sharpness, "gate": model.config.bank.gate}
+    rows[0]["numbers"] = describe(numbers)
+    for row in rows:
+        typer.echo(row)
+    metrics = {name: value for name, value in rows[0].items() if name not in ("band", "sentences", "signature")}
+    del metrics["numbers"]
+    timed = chosen(texts, sentences)
+    metrics |= speeds(model, tokenizer, timed, BATCH, beams, repetitions)
+    one = speeds(model, tokenizer, timed, 1, beams, repetitions)
+    metrics |= {f"{name}_1": value for name, value in one.items()}
+    metrics |= {name: value for name, value in fitted.items() if name.endswith("_ppl")}
+    metrics |= {"memory_pairs": len(kept), "test_pairs": len(test), "build_seconds": seconds}
+    write_results(output, this_command(), metrics, rows)

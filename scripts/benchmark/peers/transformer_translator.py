@@ -1,0 +1,205 @@
+"""A Transformer of the same size, data, tokenizer and minutes of training: transformers' Marian, from scratch.
+
+    rate(s) = peak * min(s / w, (1 + cos(pi * (s - w) / (1 - w))) / 2)    s: share of the minutes gone, w: warm-up
+
+Notable: its layers are those of Vaswani et al. 2017 (arXiv:1706.03762), with the sizes and the dropout that published
+recipes take for so few pairs; the width of its feed-forward layers is what makes its parameters as many as LLE's. The
+rate follows the clock and not the steps, so that it ends where the minutes do, however fast the machine is.
+"""
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import (
+    AutoTokenizer,
+    DataCollatorForSeq2Seq,
+    MarianConfig,
+    MarianMTModel,
+    PreTrainedTokenizerBase,
+    Seq2SeqTrainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from modeling_lle.training.arguments import TranslationArguments
+
+WIDTH, LAYERS, HEADS = 256, 3, 4
+POSITIONS = 1024  # tokens of the longest text, whose positions are not learned
+ENDLESS = 1 << 30  # steps that no clock lets happen
+
+
+def make_transformer(tokenizer: PreTrainedTokenizerBase, parameters: int, seed: int = 0) -> MarianMTModel:
+    """An untrained Transformer whose trainable parameters are as near as possible to a number.
+
+    Args:
+        tokenizer: Its tokenizer, for both languages.
+        parameters: That number.
+        seed: Of its weights.
+
+    Raises:
+        ValueError: The embeddings and the attention alone have more.
+    """
+    sizes = []
+    for width in (1, 2):
+        with torch.device("meta"):
+            sizes.append(trainable(MarianMTModel(_config(tokenizer, width))))
+    each = sizes[1] - sizes[0]
+    width = round((parameters - sizes[0]) / each) + 1
+    if width < 1:
+        raise ValueError(f"a Transformer with this vocabulary has {sizes[0]:,} parameters or more, not {parameters:,}")
+    torch.manual_seed(seed)
+    return MarianMTModel(_config(tokenizer, width))
+
+
+def _config(tokenizer: PreTrainedTokenizerBase, width: int) -> MarianConfig:
+    return MarianConfig(
+        vocab_size=len(tokenizer),
+        d_model=WIDTH,
+        encoder_layers=LAYERS,
+        decoder_layers=LAYERS,
+        encoder_attention_heads=HEADS,
+        decoder_attention_heads=HEADS,
+        encoder_ffn_dim=width,
+        decoder_ffn_dim=width,
+        max_position_embeddings=POSITIONS,
+        activation_function="relu",
+        dropout=0.3,
+        scale_embedding=True,
+        decoder_start_token_id=tokenizer.bos_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        forced_eos_token_id=None,
+    )
+
+
+def trainable(model: Any) -> int:
+    """The number of its parameters; its positions are fixed, and none."""
+    return sum(weight.numel() for name, weight in model.named_parameters() if "embed_positions" not in name)
+
+
+class Minutes(TrainerCallback):
+    """Ends a training when its minutes are over, and says what the rate is until then.
+
+    Args:
+        minutes: The minutes.
+        warm_up: Share of them in which the rate rises.
+    """
+
+    def __init__(self, minutes: float, warm_up: float = 0.05) -> None:
+        self.minutes, self.warm_up = minutes, warm_up
+        self.begin: float | None = None
+
+    @property
+    def gone(self) -> float:
+        """Minutes since the training began."""
+        return 0.0 if self.begin is None else (time.perf_counter() - self.begin) / 60
+
+    def rate(self, step: int) -> float:
+        """The learning rate now, as a share of its peak, whatever the step."""
+        share = min(self.gone / self.minutes, 1.0)
+        if share < self.warm_up:
+            return share / self.warm_up
+        return (1 + math.cos(math.pi * (share - self.warm_up) / (1 - self.warm_up))) / 2
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Starts the clock."""
+        self.begin = time.perf_counter()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Stops the training when the time is over."""
+        if self.gone >= self.minutes:
+            control.should_training_stop = True
+
+
+def train_transformer(
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    train: Dataset,
+    validation: Dataset,
+    parameters: int,
+    minutes: float,
+    *,
+    learning_rate: float = 1e-3,
+    batch_size: int = 64,
+    label_smoothing: float = 0.1,
+    bf16: bool = True,
+    seed: int = 0,
+) -> None:
+    """Trains a Transformer, and saves it with its tokenizer and metrics.json.
+
+    Args:
+        folder: Where to.
+        tokenizer: Its tokenizer.
+        train, validation: `input_ids` and `labels` of sentence pairs. The loss on the latter is written down, and
+            nothing is chosen by it.
+        parameters: As in `make_transformer`.
+        minutes: Minutes of training.
+        learning_rate: The peak; others of AdamW as in the paper.
+        batch_size: Pairs of a step.
+        label_smoothing, bf16, seed: As in TrainingArguments.
+    """
+    model = make_transformer(tokenizer, parameters, seed)
+    clock = Minutes(minutes)
+    trainer = Seq2SeqTrainer(
+        model=model,
+        args=TranslationArguments(
+            output_dir=str(folder),
+            max_steps=ENDLESS,
+            per_device_train_batch_size=batch_size,
+            per_device_eval_batch_size=2 * batch_size,
+            train_sampling_strategy="group_by_length",
+            learning_rate=learning_rate,
+            adam_beta2=0.98,
+            adam_epsilon=1e-9,
+            weight_decay=0.01,
+            max_grad_norm=1.0,
+            label_smoothing_factor=label_smoothing,
+            bf16=bf16,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            seed=seed,
+        ),
+        data_collator=DataCollatorForSeq2Seq(tokenizer, model),
+        train_dataset=train,
+        eval_dataset=validation,
+        processing_class=tokenizer,
+        callbacks=[clock],
+    )
+    trainer.create_optimizer()
+    assert trainer.optimizer is not None
+    trainer.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(trainer.optimizer, clock.rate)
+    outcome = trainer.train()
+    gone = clock.gone
+    trainer.label_smoother = None  # the validation loss is nats a token
+    model.config.use_cache = True  # the Trainer switches it off
+    loss = trainer.evaluate()["eval_loss"]
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"the loss of the Transformer is {loss}: lower --learning-rate")
+    metrics = {
+        "parameters": trainable(model),
+        "train_minutes": gone,
+        "train_steps": outcome.global_step,
+        "train_loss": outcome.training_loss,
+        "eval_loss": loss,
+    }
+    trainer.save_model()
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+
+
+def load_transformer(folder: Path) -> tuple[MarianMTModel, PreTrainedTokenizerBase]:
+    """What `train_transformer` saved, in evaluation mode."""
+    return MarianMTModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
