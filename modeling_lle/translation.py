@@ -32,8 +32,8 @@ class LLETranslationPipeline(Pipeline):
         return_history: Puts under `history` the `history_top` sentence pairs (3) that moved the translation most:
             their `text`, `translation`, `share`, fuzzy match score `match`, `source` and `row`. Shares are means over
             the tokens of the translation; those of all pairs and the `base_share` add up to one. Under `tokens`, each
-            token has its `text`, its probability by the base, `base_prob`, and with the memory, `prob`, and the
-            base's share of that, `base_share`.
+            token that was generated has its `text`, its probability by the base, `base_prob`, and with the memory,
+            `prob`, and the `base_share`.
         return_match: Puts under `match` the `text`, `translation` and `score` of the pair with the best fuzzy match
             score, None without a pair that shares a word.
         exact_matches: Takes the translation of a source that the memory has as it is, and puts True under `exact`.
@@ -129,8 +129,7 @@ class LLETranslationPipeline(Pipeline):
             owners = [row for row in rows for _ in range(len(sequences) // len(rows))]
             targets = [self._target(sequence) for sequence in sequences.tolist()]
             found: list[Any] = [None] * len(targets)
-            use_history = generate.get("use_history", getattr(self.model.config, "use_history", False))
-            if return_history and use_history and self.memory is not None:
+            if return_history and self._uses_history(generate.get("use_history")):
                 attribute = bank_tool("attribution").attribute
                 found = attribute(self.model, [encoded[row] for row in owners], targets, self._tokenizer.pad_token_id)
             for row, target, item in zip(owners, targets, found, strict=True):
@@ -162,6 +161,9 @@ class LLETranslationPipeline(Pipeline):
         """The sentence pairs that are attached to the model, a `Memory`; None if there are none."""
         model: Any = self.model
         return None if getattr(model, "history_bank", None) is None else model.memory
+
+    def _uses_history(self, given: bool | None) -> bool:
+        return self.memory is not None and bool(self.model.config.use_history if given is None else given)
 
     @property
     def _tokenizer(self) -> Any:

@@ -19,6 +19,7 @@ Given = Annotated[
     str, typer.Argument(metavar="INPUT", help="A text, or a .txt, .csv, .tsv, .json, .jsonl, .po or .pot file.")
 ]
 CATALOGUES = (".po", ".pot")
+COLUMNS = ("translation", "exact", "lost", "added", "base_share", "history")  # of a table that is written
 SHOWN = 60  # characters of a text of the memory
 
 
@@ -27,17 +28,13 @@ class _Document:
     """What is to be translated.
 
     Attributes:
-        where: What messages call it.
         texts: The texts, of which some may be blank.
         places: What messages call the place of each.
-        endings: What names of files may end with that it can be written to.
-        write: Writes such a file, given the results of the pipeline.
+        write: Writes the file that was asked for, given the results of the pipeline.
     """
 
-    where: str
     texts: list[str]
     places: list[str]
-    endings: tuple[str, ...]
     write: Callable[[Path, list[dict[str, Any]]], None]
 
 
@@ -63,15 +60,9 @@ def translate(
     ] = True,
 ) -> None:
     """Translates a text, or all texts of a file; of a PO catalogue those that have no translation yet."""
-    from .data.tables import check_output
-
-    document = _read(given, text_column, fuzzy)
-    if output is not None:
-        check_output(output, document.endings)
-        if history_top and output.suffix in (".txt", *CATALOGUES):
-            raise ValueError(f"{str(output)!r} can hold translations only: leave out --history-top, or write a .jsonl")
-        if output.suffix == ".txt" and output.exists() and os.path.samefile(output, given):
-            raise ValueError(f"{str(output)!r} would be replaced by its translation: name another --output")
+    document = _read(given, output, text_column, fuzzy)
+    if history_top and output is not None and output.suffix in (".txt", *CATALOGUES):
+        raise ValueError(f"{str(output)!r} can hold translations only: leave out --history-top, or write a .jsonl")
     options: dict[str, Any] = {"num_beams": beams, "exact_matches": exact_matches}
     options |= {"return_history": True, "history_top": history_top} if history_top else {}
     begin = time.perf_counter()
@@ -87,7 +78,7 @@ def translate(
         wrong = [f"{name} {' '.join(result[name])}" for name in ("lost", "added") if name in result]
         changed += bool(wrong)
         if wrong:
-            typer.echo(f"{document.where}, {place}: the translation {' and '.join(wrong)}", err=True)
+            typer.echo(f"{place}: the translation {' and '.join(wrong)}", err=True)
     exact = sum("exact" in result for result in results)
     said = [f"{sum(bool(text.strip()) for text in document.texts):,} texts translated in {seconds:.1f} s"]
     said += [f"{exact:,} of them from the memory"] if exact_matches else []
@@ -96,43 +87,43 @@ def translate(
     typer.echo(", ".join(said) + ".", err=output is None)
 
 
-def _read(given: str, text_column: str, fuzzy: bool) -> _Document:
-    """The texts of a file, or what is no file as a text."""
+def _read(given: str, output: Path | None, text_column: str, fuzzy: bool) -> _Document:
+    """The texts of a file, or what is no file as a text; raises an error if they cannot be written to `output`."""
     from .data.tables import KINDS, check_input
 
     path = Path(given)
     if os.path.exists(given):
         check_input(path, (*KINDS, *CATALOGUES))
     if path.suffix in CATALOGUES and (os.path.exists(given) or len(given.split()) == 1):
-        return _read_catalogue(path, fuzzy)
-    return _read_table(given, text_column)
+        return _read_catalogue(path, output, fuzzy)
+    return _read_table(given, output, text_column)
 
 
-def _read_catalogue(path: Path, fuzzy: bool) -> _Document:
+def _read_catalogue(path: Path, output: Path | None, fuzzy: bool) -> _Document:
     """The texts of a catalogue that have no translation."""
     from .data.catalogue import read_catalogue, write_catalogue
+    from .data.tables import check_output
 
     catalogue = read_catalogue(path)
     entries = catalogue.untranslated
+    if output is not None:
+        check_output(output, CATALOGUES)
 
     def write(output: Path, results: list[dict[str, Any]]) -> None:
         left = iter(results)
         translations = [[next(left)["translation_text"] for _ in entry.texts] for entry in entries]
-        in_place = output.exists() and os.path.samefile(output, path)
-        write_catalogue(catalogue, translations, None if in_place else output, fuzzy=fuzzy)
+        write_catalogue(catalogue, translations, None if _is_same(output, path) else output, fuzzy=fuzzy)
 
     return _Document(
-        where=repr(str(path)),
         texts=[text for entry in entries for text in entry.texts],
-        places=[f"line {entry.line}" for entry in entries for _ in entry.texts],
-        endings=CATALOGUES,
+        places=[f"line {entry.line} of {str(path)!r}" for entry in entries for _ in entry.texts],
         write=write,
     )
 
 
-def _read_table(given: str, text_column: str) -> _Document:
+def _read_table(given: str, output: Path | None, text_column: str) -> _Document:
     """The texts of a table, of the lines of a text file, or a text itself."""
-    from .data.tables import KINDS, free_names, read_table, write_lines, write_table
+    from .data.tables import KINDS, check_output, free_names, read_table, write_lines, write_table
 
     table = read_table(given, text_column)
     texts = ["" if text is None else text for text in table.values(text_column)]
@@ -141,25 +132,31 @@ def _read_table(given: str, text_column: str) -> _Document:
             raise ValueError(f"the text in row {row} of {table.where} is {text!r:.80}, no string: take the row out")
     if not any(text.strip() for text in texts):
         raise ValueError(f"there is nothing to translate in {table.where}: it is blank")
+    names = {}
+    if output is not None:
+        check_output(output, KINDS)
+        if output.suffix != ".txt":
+            names = free_names(COLUMNS, table.columns, table.where)
+        elif _is_same(output, given):
+            raise ValueError(f"{str(output)!r} would be replaced by its translation: name another --output")
 
     def write(output: Path, results: list[dict[str, Any]]) -> None:
         if output.suffix == ".txt":
             write_lines(output, [result["translation_text"] for result in results])
             return
-        added = [_columns(result) for result in results]
-        wanted = list(dict.fromkeys(name for columns in added for name in columns))
-        names = free_names(wanted, table.columns, table.where)
-        new = [{names[name]: value for name, value in columns.items()} for columns in added]
+        found = [{"translation": result["translation_text"], **result} for result in results]
+        new = [{names[name]: own[name] for name in COLUMNS if name in own} for own in found]
         write_table(output, [{**row, **columns} for row, columns in zip(table.rows, new, strict=True)])
 
-    of_lines = Path(given).suffix == ".txt"
-    return _Document(
-        where=table.where,
-        texts=texts,
-        places=[f"line {row + 1}" if of_lines else f"row {row}" for row in range(len(texts))],
-        endings=KINDS,
-        write=write,
-    )
+    places = ["the text"]
+    if os.path.exists(given):
+        what, first = ("line", 1) if Path(given).suffix == ".txt" else ("row", 0)
+        places = [f"{what} {number} of {table.where}" for number in range(first, first + len(texts))]
+    return _Document(texts, places, write)
+
+
+def _is_same(output: Path, given: str | Path) -> bool:
+    return output.exists() and os.path.exists(given) and os.path.samefile(output, given)
 
 
 def _translate(
@@ -191,12 +188,6 @@ def _translate(
             results |= zip(own, pipe(own, batch_size=len(own), **options), strict=True)
             bar.update(len(own))
     return [results[text] for text in texts]
-
-
-def _columns(result: dict[str, Any]) -> dict[str, Any]:
-    """What is written of a result."""
-    names = ("exact", "lost", "added", "base_share", "history")
-    return {"translation": result["translation_text"], **{name: result[name] for name in names if name in result}}
 
 
 def _format(text: str, result: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from transformers.models.auto import configuration_auto, modeling_auto, tokeniza
 
 import modeling_lle
 from modeling_lle import LLEConfig, LLEForCausalLM, LLEModel, LLETokenizer
+from tests import translators
 from tests.tiny import make_model
 
 LAZY = """
@@ -42,6 +43,11 @@ assert "LLEForCausalLM" in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.value
 assert "LLEModel" in modeling_auto.MODEL_MAPPING_NAMES.values()
 from transformers import pipeline
 assert type(pipeline("text-generation", sys.argv[1])) is modeling_lle.LLETextGenerationPipeline
+assert "modeling_lle.translation" not in sys.modules
+translate = pipeline("translation", sys.argv[2])
+assert type(translate) is modeling_lle.LLETranslationPipeline
+assert type(translate.model) is modeling_lle.LLEForSeq2SeqLM
+assert list(translate("the cat")[0]) == ["translation_text"]
 """
 
 
@@ -51,6 +57,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = LLETokenizer.train(["the cat sat"], kind="word")
     make_model(vocab_size=len(tokenizer)).save_pretrained(path)
     tokenizer.save_pretrained(path)
+    translators.make().save_pretrained(path / "translator")
+    translators.TOKENIZER.save_pretrained(path / "translator")
     return path
 
 
@@ -59,6 +67,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_the_auto_classes_know_lle(imports: str, folder: Path) -> None:
     command = [sys.executable, "-W", "error::DeprecationWarning:modeling_lle", "-c", imports + USE, str(folder)]
+    command.append(str(folder / "translator"))
     outcome = subprocess.run(command, capture_output=True, text=True, check=False)
     assert outcome.returncode == 0, outcome.stderr
 

@@ -10,7 +10,7 @@ PAIRS = [
     {"source": source, "target": target}
     for source, target in [
         ("a b c", "x y"),
-        ("b c d e", "y z w z"),
+        ("b c d e", "y z w v"),
         ("f g {n}", "u {n} v"),
         ("a a", "w x z v"),
         ("h", "v u y x"),

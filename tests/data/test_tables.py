@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from modeling_lle.data.tables import check_output, read_table, write_table
+from modeling_lle.data.tables import check_output, free_names, read_table, write_lines, write_table
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 ODD = "a\x0bb\x1cc\x85d\u2028e\u202ef\ufeffg 猫 🙂"
@@ -113,6 +113,8 @@ def test_names_with_faults(tmp_path: Path) -> None:
         check_output(tmp_path / "none" / "a.csv")
     with pytest.raises(ValueError, match=r"its name should end with one of .csv, .tsv"):
         check_output(tmp_path / "a.xls")
+    with pytest.raises(ValueError, match=r"its name should end with one of .po$"):
+        check_output(tmp_path / "a.csv", (".po",))
     (tmp_path / "b.csv").mkdir()
     with pytest.raises(IsADirectoryError, match="it is a folder"):
         write_table(tmp_path / "b.csv", [{"text": "a"}])
@@ -122,3 +124,15 @@ def test_json_round_trip_keeps_values(tmp_path: Path) -> None:
     rows = [{"text": "a", "n": 1, "x": None, "deep": {"k": [1.5, True]}}]
     write_table(tmp_path / "a.jsonl", rows)
     assert json.loads((tmp_path / "a.jsonl").read_text()) == rows[0]
+
+
+def test_texts_become_one_line_each(tmp_path: Path) -> None:
+    write_lines(tmp_path / "a.txt", ["a\nb", "", "c\r\n\nd", "e\u2028f", "g\r"])
+    assert (tmp_path / "a.txt").read_bytes().decode() == "a b\n\nc d\ne\u2028f\ng \n"
+    assert [row["text"] for row in read_table(str(tmp_path / "a.txt")).rows] == ["a b", "", "c d", "e\u2028f", "g "]
+
+
+def test_names_of_new_columns() -> None:
+    assert free_names(["label", "score"], ["text", "label"], "it") == {"label": "predicted_label", "score": "score"}
+    with pytest.raises(ValueError, match="it has the columns 'a' and 'predicted_a' already: rename one"):
+        free_names(["a"], ["a", "predicted_a"], "it")
