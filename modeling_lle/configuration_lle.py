@@ -227,6 +227,8 @@ class LLEConfig(PreTrainedConfig):
             one below; ahead for an LSTM over words, behind over subwords: model_cards/results/recurrences.json).
         bidirectional: Whether a second stack reads the text backwards; for classifiers, not for language models. The
             states of both lie side by side, so they are twice as wide as `hidden_size`.
+        members: Backbones side by side, each as wide as `hidden_size`, that are trained as an ensemble, M; for
+            classifiers, not for language models. A classifier's logits are the mean of its members'.
         pooling: How a classifier makes one state of a text, each way's result beside the others': the "last" state (of
             the backward stack the first), the "mean" or the largest value ("max") of each channel, or a mean weighted
             by learned "attention".
@@ -266,6 +268,7 @@ class LLEConfig(PreTrainedConfig):
     recurrence: Literal["lstm", "gru", "qrnn"] = "lstm"
     stack: Literal["plain", "residual"] = "residual"
     bidirectional: bool = False
+    members: int = _within(1, 1, 64)
     pooling: list[Literal["last", "mean", "max", "attention"]] = _poolings()
     token_dropout: float | int = _probability()
     embedding_dropout: float | int = _probability()
@@ -330,7 +333,7 @@ class LLEConfig(PreTrainedConfig):
     @property
     def state_size(self) -> int:
         """Width of the backbone's states, S."""
-        return self.hidden_size * (2 if self.bidirectional else 1)
+        return self.hidden_size * self.members * (2 if self.bidirectional else 1)
 
     @property
     def training(self) -> TrainingConfig:

@@ -4,7 +4,7 @@ Notable: lstm and gru are torch.nn's, so oneDNN and cuDNN do the work; qrnn is o
 and a fused scan. A state is a flat tuple of tensors with the batch in dim 0. Padding may lie anywhere: each row's
 valid steps are moved to its front, run with their lengths, and moved back, so a padded batch gives what its rows give
 alone. Regularisation follows AWD-LSTM (Merity et al. 2018): variational dropout, and dropped recurrent weights.
-Shapes: B batch, T time, D width.
+Shapes: B batch, T time, D width, M members.
 """
 
 import math
@@ -259,6 +259,35 @@ class RecurrentStack(nn.Module):
             x, *after = layer(x, lengths, *old)
             new += after
         return self.norm(x), tuple(new)
+
+
+class Members(nn.ModuleList):
+    """Stacks side by side that have nothing in common: each reads and writes its own slice of the channels.
+
+    Args:
+        config: The configuration; it says how many.
+    """
+
+    def __init__(self, config: LLEConfig) -> None:
+        super().__init__(RecurrentStack(config) for _ in range(config.members))
+
+    def forward(
+        self, x: Tensor, state: State | None = None, mask: Tensor | None = None, final: bool = True
+    ) -> tuple[Tensor, State]:
+        """As `RecurrentStack`, for x and y (B, T, M D); the state is that of all members, one after another."""
+        outputs, new = [], []
+        for member, (stack, part) in enumerate(zip(self, x.chunk(len(self), dim=-1), strict=True)):
+            size = 0 if state is None else len(state) // len(self)
+            own = None if state is None else state[member * size : (member + 1) * size]
+            y, after = stack(part, own, mask, final)
+            outputs.append(y)
+            new += after
+        return torch.cat(outputs, dim=-1), tuple(new)
+
+
+def make_stack(config: LLEConfig) -> RecurrentStack | Members:
+    """The stack of one direction of a backbone, or those of its members."""
+    return RecurrentStack(config) if config.members == 1 else Members(config)
 
 
 def _take(x: Tensor, order: Tensor) -> Tensor:
