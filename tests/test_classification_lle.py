@@ -68,7 +68,7 @@ def member(model: Any, number: int) -> Any:
     weights = {}
     for name, value in model.state_dict().items():
         if "stack." in name:
-            kind, stack, place, rest = name.split(".", 3)
+            kind, stack, _, place, rest = name.split(".", 4)
             if int(place) == number:
                 weights[f"{kind}.{stack}.{rest}"] = value
         elif value.shape[-1] % (M * D) == 0:
@@ -121,7 +121,7 @@ def test_each_member_of_an_ensemble_learns_on_its_own(problem_type: str, labels:
     output.loss.backward()
     for number, loss in enumerate(losses):
         loss.backward()
-        own = model.model.stack[number].layers[0].mixer.cell.weight_ih_l0.grad
+        own = model.model.stack.members[number].layers[0].mixer.cell.weight_ih_l0.grad
         torch.testing.assert_close(own, alone[number].model.stack.layers[0].mixer.cell.weight_ih_l0.grad / 2)
         table = model.model.embed_tokens.weight.grad[:, 6 * number : 6 * number + 6]
         torch.testing.assert_close(table, alone[number].model.embed_tokens.weight.grad / 2)
@@ -130,15 +130,15 @@ def test_each_member_of_an_ensemble_learns_on_its_own(problem_type: str, labels:
     first.backward()
     assert model.model.embed_tokens.weight.grad[:, :6].any()
     assert not model.model.embed_tokens.weight.grad[:, 6:].any()
-    assert not any(weight.grad.any() for weight in model.model.stack[1].parameters())
-    assert not any(weight.grad.any() for weight in model.model.backward_stack[1].parameters())
+    assert not any(weight.grad.any() for weight in model.model.stack.members[1].parameters())
+    assert not any(weight.grad.any() for weight in model.model.backward_stack.members[1].parameters())
 
 
 def test_members_are_dropped_apart() -> None:
     model = make(members=2, token_dropout=0.5, embedding_dropout=0.3).model.train()
     kept = []
-    model.stack[0].register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0].any(-1)))
-    model.stack[1].register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0].any(-1)))
+    for member in model.stack.members:
+        member.layers[0].register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0].any(-1)))
     model(make_ids(8, 30))
     assert all(0.2 < one.float().mean() < 0.5 for one in kept)
     assert (kept[0] != kept[1]).any()

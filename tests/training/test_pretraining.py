@@ -49,8 +49,8 @@ def test_each_member_learns_on_its_own() -> None:
     for number in range(2):
         alone = make(True)
         alone.model.embed_tokens.weight.data = model.model.embed_tokens.weight[:, 8 * number : 8 * number + 8].detach()
-        alone.model.stack.load_state_dict(model.model.stack[number].state_dict())
-        alone.model.backward_stack.load_state_dict(model.model.backward_stack[number].state_dict())
+        alone.model.stack.load_state_dict(model.model.stack.members[number].state_dict())
+        alone.model.backward_stack.load_state_dict(model.model.backward_stack.members[number].state_dict())
         losses.append(alone(ids, mask)["loss"])
     torch.testing.assert_close(model(ids, mask)["loss"], torch.stack(losses).mean())
 
