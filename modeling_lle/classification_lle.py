@@ -7,7 +7,7 @@ channels scaled up for it, as dropout does, so that what they say together is th
 Shapes: B batch, T time, M members, C trained labels, L labels, K neighbours, n texts or tokens.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -162,7 +162,7 @@ class _Classifier(TeachableModel):
         shape = logits.shape[:-1]
         chosen = torch.ones(shape, dtype=torch.bool, device=logits.device) if mask is None else mask
         own, found = Features.of(logits[chosen], self.kind), self.search(items[chosen])
-        recalled = Recalled.of(found, space, self.kind, numbers.sharpness, numbers.background)
+        recalled = Recalled.of(found, space, self.kind, numbers.sharpness, numbers.background, numbers.margin)
         mixture = Mixture.of(own, recalled, numbers.gate)
         blank = logits.float()
         blank = nn.functional.pad(blank, (0, mixture.labels.shape[-1] - blank.shape[-1]), value=-torch.inf)
@@ -235,20 +235,23 @@ class _Classifier(TeachableModel):
         joined = (torch.cat([getattr(f, n) for f in found]) for n in ("similarity", "ids", "outcomes", "counts"))
         return Answered(torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts]), Found(*joined))
 
-    def calibrate(self, batches: Iterable[dict[str, Tensor]], steps: int = 40) -> dict[str, float]:
+    def calibrate(
+        self, batches: Iterable[dict[str, Tensor]], steps: int = 40, fixed: Collection[str] = ()
+    ) -> dict[str, float]:
         """Fits the numbers of the bank on held-out texts, by gradient descent, and stores them in the config.
 
         Args:
             batches: `input_ids`, `attention_mask` and `labels`, as forward takes them, of texts that are neither in
                 the training set nor in the bank.
             steps: Steps of the quasi-Newton descent.
+            fixed: Numbers that stay as they are, of "sharpness", "background" and "gate".
 
         Returns:
             The number of `texts`, and the losses `base_nats`, `before_nats` and `after_nats`; see `fit_labels`.
         """
         if self.label_space is None:
             raise ValueError("nothing to calibrate: no bank is attached; teach some examples with learn() first")
-        return fit_labels(self._answer(batches), self.label_space, self.config.bank, self.kind, steps)
+        return fit_labels(self._answer(batches), self.label_space, self.config.bank, self.kind, steps, fixed)
 
     @torch.no_grad()
     def fit_out_of_scope(

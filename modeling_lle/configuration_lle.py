@@ -108,6 +108,8 @@ class BankConfig:
         sharpness, gate: As for the stream.
         background: Of classifiers: the cosine similarity from which on a single example of a label which the base was
             not trained on outweighs the base, if there are no other examples (labels_lle.py).
+        margin: Of classifiers: by how much nearer, as a cosine similarity, a text must be to examples of such labels
+            than to those of the others: the larger, the less is lost of what was known. It is not calibrated.
         skip_above: The bank is not asked where the base gives some token at least this probability; 1 asks always.
         search: "exact", or for banks that are large "balanced" or "fast", which find nearly all of the same entries.
     """
@@ -116,6 +118,7 @@ class BankConfig:
     sharpness: float | int = _within(14.0, 0.0)
     gate: list[float | int] = _four_numbers(lambda: [-1.5, 0.3, 0.3, 0.3])  # noqa: RUF009
     background: float | int = _within(0.8, -1.0, 1.0)
+    margin: float | int = _within(0.0, 0.0, 1.0)
     skip_above: float | int = _within(1.0, 0.0, 1.0)
     search: Literal["exact", "balanced", "fast"] = "balanced"
 

@@ -367,6 +367,14 @@ def test_calibration_lowers_the_loss() -> None:
     measured = model.calibrate(held)
     assert measured["texts"] == len(held)
     assert measured["after_nats"] < measured["before_nats"]
+    numbers = model.config.bank
+    before = numbers.sharpness, numbers.background, numbers.gate
+    numbers.gate = [0.0, 0.0, 0.0, 0.0]
+    model.calibrate(held, fixed=["sharpness", "background"])
+    assert (numbers.sharpness, numbers.background) == before[:2]
+    assert numbers.gate != [0.0, 0.0, 0.0, 0.0]
+    with pytest.raises(ValueError, match="did you mean 'sharpness'"):
+        model.calibrate(held, fixed=["sharpnes"])
     with pytest.raises(ValueError, match="no bank is attached"):
         make().calibrate(held)
 

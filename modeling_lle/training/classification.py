@@ -17,7 +17,7 @@ from ..bank_lle import HISTORY_FOLDER
 from ..classification_lle import LLEClassifierOutput, LLEForSequenceClassification
 from ..configuration_lle import LLEConfig
 from ..data import check_labelled, load_labelled, split_out_of_scope
-from ..labels_lle import SINGLE
+from ..labels_lle import CALIBRATED, SINGLE
 from .adversarial import AdversarialTrainer
 from .arguments import ClassificationArguments
 from .character_ngrams import FoldNgrams, add_ngrams
@@ -75,7 +75,9 @@ def run_classification(recipe: Recipe, rows: dict[str, Any] | None = None, resum
     metrics = train(trainer, resume, minutes)
     model.learn(examples["text"], examples["label"], tokenizer, source="training")
     size = arguments.per_device_eval_batch_size
-    metrics["calibration"] = model.calibrate(batches(held_out, tokenizer, size))
+    given = (recipe.model.get("history") or {}).get("bank") or {}
+    fixed = [name for name in given if name in CALIBRATED]  # what the recipe says is not fitted
+    metrics["calibration"] = model.calibrate(batches(held_out, tokenizer, size), fixed=fixed)
     if len(strangers):
         outside, inside = (batches(rows, tokenizer, size) for rows in (encode(strangers, tokenizer), held_out))
         metrics["out_of_scope"] = model.fit_out_of_scope(inside, outside, arguments.keep_in_scope)

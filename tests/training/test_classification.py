@@ -11,8 +11,9 @@ from huggingface_hub import ModelCard
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-from modeling_lle import HistoryBank, LLEForCausalLM, LLETokenizer
+from modeling_lle import HistoryBank, LLEConfig, LLEForCausalLM, LLETokenizer
 from modeling_lle.classification_lle import LLEClassifierOutput
+from modeling_lle.configuration_lle import BankConfig
 from modeling_lle.model_card import write_model_card
 from modeling_lle.training import Recipe, load_recipe, make_recipe, run
 from modeling_lle.training.classification import MemberLoss, batches, encode, hold_out, make_classifier
@@ -87,6 +88,14 @@ def test_an_ensemble_is_trained_by_a_recipe(tmp_path: Path) -> None:
     assert make_classifier(path, tokenizer, sorted(WORDS)).config.members == 2
     with pytest.raises(ValueError, match=r"model\.members is 3, but the model at .* has 2"):
         make_classifier({**path, "members": 3}, tokenizer, sorted(WORDS))
+
+
+def test_numbers_that_the_recipe_gives_are_not_fitted(tmp_path: Path) -> None:
+    history = {"bank": {"sharpness": 33.0, "margin": 0.02}}
+    run(recipe(tmp_path, model={"history": history}, training={"max_steps": 2}), {"train": rows()})
+    bank = LLEConfig.from_pretrained(tmp_path / "out").bank
+    assert (bank.sharpness, bank.margin) == (33.0, 0.02)
+    assert bank.background != BankConfig().background
 
 
 def test_smoothed_losses_are_those_of_the_members() -> None:
