@@ -4,7 +4,7 @@ Notable: lstm and gru are torch.nn's, so oneDNN and cuDNN do the work; qrnn is o
 and a fused scan. A state is a flat tuple of tensors with the batch in dim 0. Padding may lie anywhere: each row's
 valid steps are moved to its front, run with their lengths, and moved back, so a padded batch gives what its rows give
 alone. Regularisation follows AWD-LSTM (Merity et al. 2018): variational dropout, and dropped recurrent weights.
-Shapes: B batch, T time, D width.
+Shapes: B batch, T time, D width, M members.
 """
 
 import math
@@ -217,7 +217,36 @@ class GatedMLP(nn.Module):
         return self.down(F.silu(gate) * up)
 
 
-class RecurrentStack(nn.Module):
+class _Stack(nn.Module):
+    """What reads segments of padded rows, as their valid steps alone: `_run` does."""
+
+    def forward(
+        self, x: Tensor, state: State | None = None, mask: Tensor | None = None, final: bool = True
+    ) -> tuple[Tensor, State]:
+        """Runs the layers over a segment.
+
+        Args:
+            x: (B, T, D) floating, of members (B, T, M D).
+            state: What the call for the preceding segment returned; None for zeros.
+            mask: (B, T) bool, False for padding, wherever it lies; None if all steps are valid.
+            final: Whether the state is needed. If not, steps may run on over padding, which is several times as fast
+                on a CPU for an lstm or gru, and what is returned in its place has no meaning in a padded row.
+
+        Returns:
+            y like x, finite but without meaning at padding, and the state after each row's last valid step.
+        """
+        if mask is None or bool(mask.all()):
+            return self._run(x, state, None)
+        order = mask.int().argsort(dim=1, descending=True, stable=True)
+        y, state = self._run(_take(x, order), state, mask.sum(dim=1) if final else None)
+        return _take(y, order.argsort(dim=1)), state
+
+    def _run(self, x: Tensor, state: State | None, lengths: Tensor | None) -> tuple[Tensor, State]:
+        """Runs over x, of each row only `lengths` (B,) int64 steps; None: all."""
+        raise NotImplementedError
+
+
+class RecurrentStack(_Stack):
     """The recurrent layers of the backbone.
 
     Args:
@@ -231,27 +260,6 @@ class RecurrentStack(nn.Module):
         self.layers = nn.ModuleList(layer(config, index) for index in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps) if residual else nn.Identity()
 
-    def forward(
-        self, x: Tensor, state: State | None = None, mask: Tensor | None = None, final: bool = True
-    ) -> tuple[Tensor, State]:
-        """Runs the layers over a segment.
-
-        Args:
-            x: (B, T, D) floating.
-            state: What the call for the preceding segment returned; None for zeros.
-            mask: (B, T) bool, False for padding, wherever it lies; None if all steps are valid.
-            final: Whether the state is needed. If not, steps may run on over padding, which is several times as fast
-                on a CPU for an lstm or gru, and what is returned in its place has no meaning in a padded row.
-
-        Returns:
-            y (B, T, D), finite but without meaning at padding, and the state after each row's last valid step.
-        """
-        if mask is None or bool(mask.all()):
-            return self._run(x, state, None)
-        order = mask.int().argsort(dim=1, descending=True, stable=True)
-        y, state = self._run(_take(x, order), state, mask.sum(dim=1) if final else None)
-        return _take(y, order.argsort(dim=1)), state
-
     def _run(self, x: Tensor, state: State | None, lengths: Tensor | None) -> tuple[Tensor, State]:
         new: list[Tensor] = []
         for layer in cast(Iterable[RecurrentLayer], self.layers):
@@ -259,6 +267,35 @@ class RecurrentStack(nn.Module):
             x, *after = layer(x, lengths, *old)
             new += after
         return self.norm(x), tuple(new)
+
+
+class Members(_Stack):
+    """Stacks side by side that have nothing in common: each reads and writes its own slice of the channels.
+
+    Args:
+        config: The configuration; `members` says how many.
+    """
+
+    def __init__(self, config: LLEConfig) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(RecurrentStack(config) for _ in range(config.members))
+
+    def _run(self, x: Tensor, state: State | None, lengths: Tensor | None) -> tuple[Tensor, State]:
+        outputs: list[Tensor] = []
+        new: list[Tensor] = []
+        size = 0 if state is None else len(state) // len(self.members)
+        for member, own in zip(
+            cast(Iterable[RecurrentStack], self.members), x.chunk(len(self.members), -1), strict=True
+        ):
+            y, after = member._run(own, None if state is None else state[len(new) :][:size], lengths)
+            outputs.append(y)
+            new += after
+        return torch.cat(outputs, dim=-1), tuple(new)
+
+
+def make_stack(config: LLEConfig) -> RecurrentStack | Members:
+    """The stack of one direction of a backbone, or those of its members."""
+    return RecurrentStack(config) if config.members == 1 else Members(config)
 
 
 def _take(x: Tensor, order: Tensor) -> Tensor:
