@@ -1,7 +1,9 @@
 """LLEModel: the backbone, that turns tokens into the states which are keys and queries; in one direction or in both.
 
 Notable: read in both directions, there is a stack for each, side by side, so that the one which reads forwards is that
-of a language model and can begin with its weights. Shapes: B batch, T time, D width of a direction, S of a state.
+of a language model and can begin with its weights. The members of an ensemble lie side by side within each direction:
+a member's share of anything that has M D channels, or several times as many, is every M-th piece of D of them.
+Shapes: B batch, T time, D width of a member in a direction, M members, S width of a state.
 """
 
 from collections.abc import Callable
@@ -16,11 +18,11 @@ from transformers.utils.output_capturing import capture_outputs
 from .cache_lle import LLECache
 from .configuration_lle import LLEConfig
 from .pretrained_lle import LLEPreTrainedModel
-from .recurrence_lle import RecurrentStack, variational_dropout
+from .recurrence_lle import make_stack, variational_dropout
 
 
 class LLEModel(LLEPreTrainedModel):
-    """The backbone: embeddings and a stack of recurrent layers.
+    """The backbone: embeddings and a stack of recurrent layers, or an ensemble of them.
 
     Args:
         config: The configuration.
@@ -32,9 +34,9 @@ class LLEModel(LLEPreTrainedModel):
         super().__init__(config)
         if config.is_encoder_decoder:
             raise ValueError("this is the configuration of a translator: load it with AutoModelForSeq2SeqLM")
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.stack = RecurrentStack(config)
-        self.backward_stack = RecurrentStack(config) if config.bidirectional else None
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.members * config.hidden_size)
+        self.stack = make_stack(config)
+        self.backward_stack = make_stack(config) if config.bidirectional else None
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -56,14 +58,14 @@ class LLEModel(LLEPreTrainedModel):
             input_ids: (B, T) int64; or give `inputs_embeds`.
             attention_mask: (B, >= T) of 0 and 1, its last T columns are used; where it is 0 the state stands still.
             past_key_values: The cache of the text so far; it is updated.
-            inputs_embeds: (B, T, D) floating.
+            inputs_embeds: (B, T, M D) floating.
             use_cache: Whether to make a cache where none was given.
             after_layer: What becomes of each layer's output, as in `RecurrentStack`; of a backbone in one direction.
             kwargs: `output_hidden_states`, `return_dict` and other options of transformers.
 
         Returns:
-            `last_hidden_state` (B, T, S), `past_key_values` and, when asked for, `hidden_states`; S is D, or 2 D for
-            a bidirectional backbone, which has no state that another segment could go on from.
+            `last_hidden_state` (B, T, S), `past_key_values` and, when asked for, `hidden_states`; S is M D, or 2 M D
+            for a bidirectional backbone, which has no state that another segment could go on from.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -73,16 +75,17 @@ class LLEModel(LLEPreTrainedModel):
             inputs_embeds = self.embed_tokens(input_ids)
             if self.training and self.config.embedding_dropout > 0:
                 keep = 1 - self.config.embedding_dropout
-                types = torch.empty(self.config.vocab_size, device=input_ids.device).bernoulli_(keep).div_(keep)
-                inputs_embeds = inputs_embeds * types[input_ids][..., None].to(inputs_embeds.dtype)
+                size = self.config.vocab_size, self.config.members
+                types = torch.empty(size, device=input_ids.device).bernoulli_(keep).div_(keep)
+                inputs_embeds = self._scale(inputs_embeds, types[input_ids])
         if inputs_embeds.shape[1] == 0:
             raise ValueError(
                 "the segment holds no token; generate() takes the whole text so far together with past_key_values, "
                 "and reads what the cache has not seen"
             )
         if self.training and self.config.token_dropout > 0:
-            kept = torch.empty_like(inputs_embeds[..., :1]).bernoulli_(1 - self.config.token_dropout)
-            inputs_embeds = inputs_embeds * kept
+            kept = torch.empty_like(inputs_embeds[..., : self.config.members])
+            inputs_embeds = self._scale(inputs_embeds, kept.bernoulli_(1 - self.config.token_dropout))
         embedded = variational_dropout(inputs_embeds, self.config.input_dropout, self.training)
         mask = segment_mask(attention_mask, embedded.shape[1])
         if self.backward_stack is not None:
@@ -100,8 +103,13 @@ class LLEModel(LLEPreTrainedModel):
             past_key_values.seen_tokens += states.shape[1]
         return BaseModelOutputWithPast(last_hidden_state=states, past_key_values=past_key_values)
 
+    def _scale(self, embedded: Tensor, factors: Tensor) -> Tensor:
+        """Embedded tokens (B, T, M D), times a factor for each of them and each member (B, T, M)."""
+        members = embedded.unflatten(-1, (self.config.members, self.config.hidden_size))
+        return (members * factors[..., None].to(embedded.dtype)).flatten(-2)
+
     def _read_both_ways(self, embedded: Tensor, mask: Tensor | None) -> Tensor:
-        """States (B, T, 2 D) of whole texts, those of the forward stack first."""
+        """States (B, T, 2 M D) of whole texts, those of the forward stack first."""
         assert self.backward_stack is not None
         forwards, _ = self.stack(embedded, None, mask, final=False)
         backwards, _ = self.backward_stack(embedded.flip(1), None, None if mask is None else mask.flip(1), final=False)

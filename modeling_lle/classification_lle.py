@@ -2,10 +2,12 @@
 
 Notable: with a bank of labelled examples attached, `logits` are those of the mixture, so stock pipelines, metrics and
 losses work unchanged; labels that only the bank knows join the configuration's for as long as it has examples of them.
-Shapes: B batch, T time, S width of the states, C trained labels, L labels, K neighbours, n texts or tokens.
+The output layer is one for all members of an ensemble; each learns as if the others had been dropped and its own
+channels scaled up for it, as dropout does, so that what they say together is the mean of what each says.
+Shapes: B batch, T time, M members, C trained labels, L labels, K neighbours, n texts or tokens.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +30,7 @@ from .labels_lle import (
     scope_features,
 )
 from .loss_lle import IGNORED
-from .pooling_lle import Pooling
+from .pooling_lle import Pooling, apart
 from .recurrence_lle import variational_dropout
 from .teaching_lle import TeachableModel
 
@@ -44,6 +46,8 @@ class LLEClassifierOutput(ModelOutput):
         loss: Scalar float32, when labels were given.
         logits: (B, L), of tokens (B, T, L): with history such that softmax, or sigmoid where a text may have several
             labels, gives the probabilities of the mixture; in regression the values.
+        member_logits: (M, B, C), of tokens (M, B, T, C): in training mode, where there are several members, what each
+            of them says; `loss` is the mean of theirs.
         out_of_scope, mass: (B,) or (B, T) float32, when asked for: the score of "none of these", and the mass of what
             the bank recalls, -inf where it recalls nothing.
         scope_features: (B, 4) or (B, T, 4) float32, when asked for: what the score is made of.
@@ -53,6 +57,7 @@ class LLEClassifierOutput(ModelOutput):
 
     loss: Tensor | None = None
     logits: Tensor | None = None
+    member_logits: Tensor | None = None
     out_of_scope: Tensor | None = None
     mass: Tensor | None = None
     scope_features: Tensor | None = None
@@ -91,7 +96,7 @@ class _Classifier(TeachableModel):
         Args:
             input_ids: (B, T) int64; or give `inputs_embeds`.
             attention_mask: (B, T) of 0 and 1, 0 at padding, wherever it lies.
-            inputs_embeds: (B, T, D) floating.
+            inputs_embeds: (B, T, M D) floating, D the width of a member.
             labels: The right labels, by their numbers in `config.id2label`: (B,) int64, of tokens (B, T) int64 with
                 -100 where nothing counts; (B, L) of 0 and 1 where a text may have several; (B,) floating in
                 regression.
@@ -109,8 +114,12 @@ class _Classifier(TeachableModel):
         states = outputs.last_hidden_state
         mask = segment_mask(attention_mask, states.shape[1])
         items = self._items(states, mask)
-        logits = self.classifier(self._drop(items))
+        dropped = self._drop(items)
+        logits = self.classifier(dropped)
         output = LLEClassifierOutput(hidden_states=outputs.hidden_states)
+        if self.training and self.config.members > 1:
+            own = apart(dropped, self.config.members, self.config.hidden_size)
+            output.member_logits = self.classifier(self.config.members * own)
         if use_history is None:
             use_history = self.config.use_history and not self.training
         space = self.label_space if use_history else None
@@ -125,7 +134,9 @@ class _Classifier(TeachableModel):
             output.scope_features, output.mass = features, mass
         output.logits = logits
         if labels is not None:
-            output.loss = label_loss(logits, labels, self.kind, num_items_in_batch)
+            each = [logits] if output.member_logits is None else output.member_logits
+            losses = [label_loss(given, labels, self.kind, num_items_in_batch) for given in each]
+            output.loss = losses[0] if len(losses) == 1 else torch.stack(losses).mean()
         return output
 
     def _items(self, states: Tensor, mask: Tensor | None) -> Tensor:
@@ -225,20 +236,23 @@ class _Classifier(TeachableModel):
         joined = (torch.cat([getattr(f, n) for f in found]) for n in ("similarity", "ids", "outcomes", "counts"))
         return Answered(torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts]), Found(*joined))
 
-    def calibrate(self, batches: Iterable[dict[str, Tensor]], steps: int = 40) -> dict[str, float]:
+    def calibrate(
+        self, batches: Iterable[dict[str, Tensor]], steps: int = 40, fixed: Collection[str] = ()
+    ) -> dict[str, float]:
         """Fits the numbers of the bank on held-out texts, by gradient descent, and stores them in the config.
 
         Args:
             batches: `input_ids`, `attention_mask` and `labels`, as forward takes them, of texts that are neither in
                 the training set nor in the bank.
             steps: Steps of the quasi-Newton descent.
+            fixed: Numbers that stay as they are, of "sharpness", "background" and "gate".
 
         Returns:
             The number of `texts`, and the losses `base_nats`, `before_nats` and `after_nats`; see `fit_labels`.
         """
         if self.label_space is None:
             raise ValueError("nothing to calibrate: no bank is attached; teach some examples with learn() first")
-        return fit_labels(self._answer(batches), self.label_space, self.config.bank, self.kind, steps)
+        return fit_labels(self._answer(batches), self.label_space, self.config.bank, self.kind, steps, fixed)
 
     @torch.no_grad()
     def fit_out_of_scope(

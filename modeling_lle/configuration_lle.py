@@ -108,6 +108,8 @@ class BankConfig:
         sharpness, gate: As for the stream.
         background: Of classifiers: the cosine similarity from which on a single example of a label which the base was
             not trained on outweighs the base, if there are no other examples (labels_lle.py).
+        margin: Of classifiers: by how much nearer, as a cosine similarity, a text must be to examples of such labels
+            than to those of the others: the larger, the less is lost of what was known. It is not calibrated.
         sentences: Of translators: sentence pairs of the memory that a sentence recalls from, by the most similar
             source (banks/translated.py); all of their entries are candidates, whatever `neighbours` says.
         skip_above: The bank is not asked where the base gives some token at least this probability; 1 asks always.
@@ -118,6 +120,7 @@ class BankConfig:
     sharpness: float | int = _within(14.0, 0.0)
     gate: list[float | int] = _four_numbers(lambda: [-1.5, 0.3, 0.3, 0.3])  # noqa: RUF009
     background: float | int = _within(0.8, -1.0, 1.0)
+    margin: float | int = _within(0.0, 0.0, 1.0)
     sentences: int = _within(8, 1, 1024)
     skip_above: float | int = _within(1.0, 0.0, 1.0)
     search: Literal["exact", "balanced", "fast"] = "balanced"
@@ -230,6 +233,8 @@ class LLEConfig(PreTrainedConfig):
             one below; ahead for an LSTM over words, behind over subwords: model_cards/results/recurrences.json).
         bidirectional: Whether a second stack reads the text backwards; for classifiers, not for language models. The
             states of both lie side by side, so they are twice as wide as `hidden_size`.
+        members: Backbones side by side, each as wide as `hidden_size`, that are trained as an ensemble, M; for
+            classifiers, not for language models. A classifier's logits are the mean of its members'.
         pooling: How a classifier makes one state of a text, each way's result beside the others': the "last" state (of
             the backward stack the first), the "mean" or the largest value ("max") of each channel, or a mean weighted
             by learned "attention".
@@ -274,6 +279,7 @@ class LLEConfig(PreTrainedConfig):
     recurrence: Literal["lstm", "gru", "qrnn"] = "lstm"
     stack: Literal["plain", "residual"] = "residual"
     bidirectional: bool = False
+    members: int = _within(1, 1, 64)
     pooling: list[Literal["last", "mean", "max", "attention"]] = _poolings()
     num_encoder_layers: int = _within(1, 1)
     num_attention_heads: int = _within(4, 1)
@@ -341,7 +347,7 @@ class LLEConfig(PreTrainedConfig):
     @property
     def state_size(self) -> int:
         """Width of the backbone's states, S."""
-        return self.hidden_size * (2 if self.bidirectional else 1)
+        return self.hidden_size * self.members * (2 if self.bidirectional else 1)
 
     @property
     def training(self) -> TrainingConfig:

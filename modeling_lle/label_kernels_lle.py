@@ -37,7 +37,7 @@ def _mix(
 ) -> None:
     n, K = similarity.shape
     C, L = logits.shape[1], labels.shape[1]
-    sharpness, background, bias, of_mass, of_entropy, of_top = numbers
+    sharpness, background, margin, bias, of_mass, of_entropy, of_top = numbers
     base, recalled, weights = np.empty(C), np.empty(L), np.empty(K)
     tops, totals, masses = np.empty(2), np.empty(2), np.empty(2)  # of the seen neighbours and of the unseen ones
     for i in range(n):
@@ -64,8 +64,8 @@ def _mix(
         for unseen in range(2):
             if totals[unseen] > 0:
                 masses[unseen] = tops[unseen] + math.log(totals[unseen])
-        others = _log_add(masses[0], sharpness * (background - 1.0))
-        of_unseen = 1.0 / (1.0 + math.exp(others - masses[1]))
+        known = _log_add(masses[0] + sharpness * margin, sharpness * (background - 1.0))
+        of_unseen = 1.0 / (1.0 + math.exp(known - masses[1]))
         of_bank = 0.0
         if totals[0] > 0:
             logit = bias + of_mass * masses[0] + of_entropy * entropy - of_top * log_total
@@ -96,6 +96,7 @@ def mix_labels(
     labels: int,
     sharpness: float,
     background: float,
+    margin: float,
     gate: Sequence[float],
 ) -> tuple[Tensor, ...]:
     """The fields of `Mixture`, then the mass (n,) of the recall, in float32.
@@ -105,11 +106,11 @@ def mix_labels(
         similarity, counts, outcomes: (n, K), as in `Found`.
         label_of: (O,) int64, the label of each outcome; -1 where there is none.
         labels: L.
-        sharpness, background, gate: The bank's numbers.
+        sharpness, background, margin, gate: The bank's numbers.
     """
     n, K = similarity.shape
     mixture = (torch.empty(n, labels), torch.empty(n, labels), torch.empty(n), torch.empty(n, K), torch.empty(n))
     found = (part.contiguous() for part in (logits, similarity, counts, outcomes))
-    shared: tuple[Any, ...] = label_of.numpy(), tuple(map(float, (sharpness, background, *gate)))
+    shared: tuple[Any, ...] = label_of.numpy(), tuple(map(float, (sharpness, background, margin, *gate)))
     run(lambda *parts: _mix(*parts, *shared), *found, *mixture)
     return mixture

@@ -5,22 +5,23 @@ With p the base's prediction over the labels that it was trained on, l_i the ker
 
     recall      r(y) = sum of softmax(l)_i over the seen ones of label y;   m = logsumexp(l) over the seen ones
     gate        g = softmax over (0, a + b . (m, entropy of p, max log p))
-    unseen      u_i = e^l_i / (sum of e^l_j over all neighbours + e^(sharpness * (background - 1)));   u = sum of u_i
+    known       k = e^(m + sharpness * margin) + e^(sharpness * (background - 1))
+    unseen      u_i = e^l_i / (k + sum of e^l_j over the unseen ones);   u = sum of u_i
     prediction  P(y | h) = (1 - u) (g_0 p(y | h) + g_1 r(y | h))    for a label that the base was trained on
                 P(y | h) = sum of u_i over those of label y         for one that only the history knows
 
-So a text first is of an unseen label as far as it is nearer to their examples than to the others, and than
-`background`, the cosine that stands for the base where there are no others; what is left is the rule of the language
-model. P sums to one. With several labels a text, p and r are the probabilities of each label, all labels count as
-seen, and one that only the history knows has P = r; in regression p and r are values. A score always means: higher is
-nearer.
+So a text first is of an unseen label as far as it is nearer to their examples than to the others, by `margin`, and
+than `background`, the cosine that stands for the base where there are no others; what is left is the rule of the
+language model. P sums to one. With several labels a text, p and r are the probabilities of each label, all labels
+count as seen, and one that only the history knows has P = r; in regression p and r are values. A score always means:
+higher is nearer.
 Shapes: n texts, K neighbours, C trained labels, L labels, O outcomes of the bank.
 """
 
 import functools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +30,7 @@ from torch.nn import functional
 from transformers.utils import ModelOutput
 
 from .bank_lle import Found
-from .configuration_lle import BankConfig
+from .configuration_lle import BankConfig, check_keys
 from .history_lle import Recall, base_features, fused, gate, kernel
 from .loss_lle import IGNORED
 
@@ -171,7 +172,13 @@ class Recalled:
 
     @classmethod
     def of(
-        cls, found: Found, space: LabelSpace, kind: str, sharpness: Tensor | float, background: Tensor | float
+        cls,
+        found: Found,
+        space: LabelSpace,
+        kind: str,
+        sharpness: Tensor | float,
+        background: Tensor | float,
+        margin: float = 0.0,
     ) -> "Recalled":
         """From what a search found, and the bank's numbers."""
         votes = space.votes.to(found.similarity.device)
@@ -185,8 +192,9 @@ class Recalled:
             Recall.from_scores(scores[None], (real & chosen)[None], found.outcomes[None])
             for chosen in (~strange, strange)
         )
-        others = seen.mass[0].logaddexp(torch.as_tensor(sharpness * (background - 1)).to(scores))
-        shares = unseen.weights[0] * (unseen.mass[0] - others).sigmoid()[:, None]
+        stand_in = torch.as_tensor(sharpness * (background - 1)).to(scores)
+        known = (seen.mass[0] + sharpness * margin).logaddexp(stand_in)
+        shares = unseen.weights[0] * (unseen.mass[0] - known).sigmoid()[:, None]
         by_outcome = scores.new_zeros(len(scores), len(votes))
         labels = by_outcome.scatter_add(1, found.outcomes, seen.weights[0] + shares) @ votes
         return cls(seen.weights[0], shares, labels, seen.mass[0], seen.mass[0].logaddexp(unseen.mass[0]))
@@ -230,9 +238,10 @@ def mix(logits: Tensor, found: Found, space: LabelSpace, kind: str, numbers: Ban
         from .label_kernels_lle import mix_labels
 
         parts = logits, found.similarity, found.counts, found.outcomes, space.label_of
-        *mixture, mass = mix_labels(*parts, len(space.names), numbers.sharpness, numbers.background, numbers.gate)
+        own = numbers.sharpness, numbers.background, numbers.margin, numbers.gate
+        *mixture, mass = mix_labels(*parts, len(space.names), *own)
         return Mixture(*mixture), mass
-    recalled = Recalled.of(found, space, kind, numbers.sharpness, numbers.background)
+    recalled = Recalled.of(found, space, kind, numbers.sharpness, numbers.background, numbers.margin)
     return Mixture.of(Features.of(logits, kind), recalled, numbers.gate), recalled.mass
 
 
@@ -292,11 +301,14 @@ class Answered:
     found: Found
 
 
+CALIBRATED = ("sharpness", "background", "gate")
 FOLDS = 4  # each label is taken for an unseen one in one of them
 
 
-def fit_labels(answered: Answered, space: LabelSpace, numbers: BankConfig, kind: str, steps: int) -> dict[str, float]:
-    """Fits `sharpness`, `gate` and `background` of the bank's numbers by gradient descent on the loss of the mixture.
+def fit_labels(
+    answered: Answered, space: LabelSpace, numbers: BankConfig, kind: str, steps: int, fixed: Collection[str] = ()
+) -> dict[str, float]:
+    """Fits the bank's numbers, `CALIBRATED` without `fixed`, by gradient descent on the loss of the mixture.
 
     With one label a text, half of the loss is that of texts and examples of labels which the base is made not to know,
     each in its turn, with the examples of the other labels and without: else a bank that adds nothing to what the base
@@ -305,6 +317,7 @@ def fit_labels(answered: Answered, space: LabelSpace, numbers: BankConfig, kind:
     Returns:
         `texts`, and the losses `base_nats` (of the labels that the base knows), `before_nats`, `after_nats`.
     """
+    check_keys(fixed, CALIBRATED, "the numbers of the bank that stay as they are")
     recalled = Answered(answered.logits, answered.labels, _nearest(answered.found, numbers.neighbours))
     trials = [(recalled, space)]
     if kind == SINGLE and space.trained > FOLDS:
@@ -317,13 +330,15 @@ def fit_labels(answered: Answered, space: LabelSpace, numbers: BankConfig, kind:
     sharpness = math.log(max(numbers.sharpness, 1e-3))
     first = torch.tensor([sharpness, numbers.background, bias, float(numbers.gate[1])])
     values = torch.cat([first, slopes * deviation.cpu()]).requires_grad_()
+    place = {"sharpness": slice(0, 1), "background": slice(1, 2), "gate": slice(2, None)}
 
     def nats() -> Tensor:
         weights = values[4:] / deviation
         gate_numbers = torch.cat([(values[2] - weights @ mean)[None], values[3:4], weights])
         losses = []
         for own, (held, labels) in zip(owns, trials, strict=True):
-            mixture = Mixture.of(own, Recalled.of(held.found, labels, kind, values[0].exp(), values[1]), gate_numbers)
+            found = Recalled.of(held.found, labels, kind, values[0].exp(), values[1], numbers.margin)
+            mixture = Mixture.of(own, found, gate_numbers)
             losses.append(label_loss(logits_of(mixture.labels, kind), held.labels, kind))
         return losses[0] if len(losses) == 1 else (losses[0] + torch.stack(losses[1:]).mean()) / 2
 
@@ -336,16 +351,23 @@ def fit_labels(answered: Answered, space: LabelSpace, numbers: BankConfig, kind:
         optimizer.zero_grad()
         loss = nats()
         loss.backward()
+        assert values.grad is not None
+        for name in fixed:
+            values.grad[place[name]] = 0
         if float(loss.detach()) < best[0]:
             best = (float(loss.detach()), values.detach().clone())
         return loss
 
     optimizer.step(closure)
-    found = best[1].cpu()
-    weights = found[4:] / deviation.cpu()
-    numbers.sharpness = float(found[0].exp())
-    numbers.background = min(1.0, max(-1.0, float(found[1])))
-    numbers.gate = torch.cat([(found[2] - weights @ mean.cpu())[None], found[3:4], weights]).tolist()
+    best_values = best[1].cpu()
+    weights = best_values[4:] / deviation.cpu()
+    fitted = {
+        "sharpness": float(best_values[0].exp()),
+        "background": min(1.0, max(-1.0, float(best_values[1]))),
+        "gate": torch.cat([(best_values[2] - weights @ mean.cpu())[None], best_values[3:4], weights]).tolist(),
+    }
+    for name in set(CALIBRATED).difference(fixed):
+        setattr(numbers, name, fitted[name])
     return {
         "texts": float(len(answered.logits)),
         "base_nats": float(label_loss(answered.logits, _known_to_base(answered.labels, space, kind), kind)),

@@ -1,6 +1,6 @@
 """Pooling: one state of a text from the states of its tokens.
 
-Shapes: B batch, T time, S width of the states.
+Shapes: B batch, T time, S width of the states, M members, K width of an item.
 """
 
 import torch
@@ -20,6 +20,7 @@ class Pooling(nn.Module):
         super().__init__()
         self.ways: list[str] = list(config.pooling)
         self.bidirectional = config.bidirectional
+        self.members, self.width = config.members, config.hidden_size
         self.attention = nn.Linear(config.state_size, 1) if "attention" in self.ways else None
 
     def forward(self, states: Tensor, mask: Tensor | None) -> Tensor:
@@ -50,8 +51,23 @@ class Pooling(nn.Module):
 
     def _attention(self, states: Tensor, mask: Tensor | None) -> Tensor:
         assert self.attention is not None
-        scores = self.attention(states)[..., 0].float()
+        scores = self.attention(apart(states, self.members, self.width))[..., 0].float()  # (M, B, T)
         if mask is not None:
             scores = scores.masked_fill(~mask, torch.finfo(torch.float32).min)
             states = states.masked_fill(~mask[..., None], 0.0)
-        return (scores.softmax(1)[..., None] * states).sum(1).to(states.dtype)
+        weights = scores.softmax(-1)[..., None]
+        return (weights * apart(states, self.members, self.width)).sum(2).sum(0).to(states.dtype)
+
+
+def apart(items: Tensor, members: int, width: int) -> Tensor:
+    """Items (..., K) once for each member, (M, ..., K), with the channels of the others set to 0.
+
+    Args:
+        items: Floating; states of a backbone, or what was pooled of them.
+        members: M.
+        width: Of a member in one direction.
+    """
+    if members == 1:
+        return items[None]
+    own = torch.eye(members, dtype=items.dtype, device=items.device).view(members, *[1] * items.dim(), members, 1)
+    return (items.unflatten(-1, (-1, members, width)) * own).flatten(-3)

@@ -4,7 +4,7 @@ Notable: lstm and gru are torch.nn's, so oneDNN and cuDNN do the work; qrnn is o
 and a fused scan. A state is a flat tuple of tensors with the batch in dim 0. Padding may lie anywhere: each row's
 valid steps are moved to its front, run with their lengths, and moved back, so a padded batch gives what its rows give
 alone. Regularisation follows AWD-LSTM (Merity et al. 2018): variational dropout, and dropped recurrent weights.
-Shapes: B batch, T time, D width.
+Shapes: B batch, T time, D width, M members.
 """
 
 import math
@@ -23,6 +23,7 @@ from .lstm_lle import lstm
 from .scan_lle import gated_scan, installed
 
 State = tuple[Tensor, ...]
+After = Callable[[int, Tensor], Tensor]
 FROZEN = 100.0  # the pre-activation of a forget gate that is exactly 1 in every dtype
 LONGEST_MEMORY = 128.0  # time steps that the slowest channel of a new qrnn remembers
 
@@ -217,7 +218,46 @@ class GatedMLP(nn.Module):
         return self.down(F.silu(gate) * up)
 
 
-class RecurrentStack(nn.Module):
+class _Stack(nn.Module):
+    """What reads segments of padded rows, as their valid steps alone: `_run` does."""
+
+    def forward(
+        self,
+        x: Tensor,
+        state: State | None = None,
+        mask: Tensor | None = None,
+        final: bool = True,
+        after: After | None = None,
+    ) -> tuple[Tensor, State]:
+        """Runs the layers over a segment.
+
+        Args:
+            x: (B, T, D) floating, of members (B, T, M D).
+            state: What the call for the preceding segment returned; None for zeros.
+            mask: (B, T) bool, False for padding, wherever it lies; None if all steps are valid.
+            final: Whether the state is needed. If not, steps may run on over padding, which is several times as fast
+                on a CPU for an lstm or gru, and what is returned in its place has no meaning in a padded row.
+            after: What becomes of the output (B, T, D) of each layer, by its number, before the next one reads it; of
+                each time step alone, since the steps may come in another order. Not for members.
+
+        Returns:
+            y like x, finite but without meaning at padding, and the state after each row's last valid step.
+        """
+        if mask is None or bool(mask.all()):
+            return self._run(x, state, None, after)
+        lengths = mask.sum(dim=1) if final else None
+        if padding_is_last(mask):
+            return self._run(x, state, lengths, after)
+        order = mask.int().argsort(dim=1, descending=True, stable=True)
+        y, state = self._run(_take(x, order), state, lengths, after)
+        return _take(y, order.argsort(dim=1)), state
+
+    def _run(self, x: Tensor, state: State | None, lengths: Tensor | None, after: After | None) -> tuple[Tensor, State]:
+        """Runs over x, of each row only `lengths` (B,) int64 steps; None: all."""
+        raise NotImplementedError
+
+
+class RecurrentStack(_Stack):
     """The recurrent layers of the backbone.
 
     Args:
@@ -231,44 +271,7 @@ class RecurrentStack(nn.Module):
         self.layers = nn.ModuleList(layer(config, index) for index in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps) if residual else nn.Identity()
 
-    def forward(
-        self,
-        x: Tensor,
-        state: State | None = None,
-        mask: Tensor | None = None,
-        final: bool = True,
-        after: Callable[[int, Tensor], Tensor] | None = None,
-    ) -> tuple[Tensor, State]:
-        """Runs the layers over a segment.
-
-        Args:
-            x: (B, T, D) floating.
-            state: What the call for the preceding segment returned; None for zeros.
-            mask: (B, T) bool, False for padding, wherever it lies; None if all steps are valid.
-            final: Whether the state is needed. If not, steps may run on over padding, which is several times as fast
-                on a CPU for an lstm or gru, and what is returned in its place has no meaning in a padded row.
-            after: What becomes of the output (B, T, D) of each layer, by its number, before the next one reads it; of
-                each time step alone, since the steps may come in another order.
-
-        Returns:
-            y (B, T, D), finite but without meaning at padding, and the state after each row's last valid step.
-        """
-        if mask is None or bool(mask.all()):
-            return self._run(x, state, None, after)
-        lengths = mask.sum(dim=1) if final else None
-        if padding_is_last(mask):
-            return self._run(x, state, lengths, after)
-        order = mask.int().argsort(dim=1, descending=True, stable=True)
-        y, state = self._run(_take(x, order), state, lengths, after)
-        return _take(y, order.argsort(dim=1)), state
-
-    def _run(
-        self,
-        x: Tensor,
-        state: State | None,
-        lengths: Tensor | None,
-        after: Callable[[int, Tensor], Tensor] | None,
-    ) -> tuple[Tensor, State]:
+    def _run(self, x: Tensor, state: State | None, lengths: Tensor | None, after: After | None) -> tuple[Tensor, State]:
         new: list[Tensor] = []
         for index, layer in enumerate(cast(Iterable[RecurrentLayer], self.layers)):
             old = layer.mixer.initial_state(x) if state is None else state[len(new) :][: layer.mixer.num_states]
@@ -278,9 +281,7 @@ class RecurrentStack(nn.Module):
         return self.norm(x), tuple(new)
 
 
-def padding_is_last(mask: Tensor) -> bool:
-    """Whether in every row of a mask (B, T) bool, False for padding, all padding comes after the valid steps."""
-    return not bool((mask[:, 1:] & ~mask[:, :-1]).any())
+    def _run(self, x: Tensor, state: State | None, lengths: Tensor | None, after: After | None) -> tuple[Tensor, State]:
 
 
 def _take(x: Tensor, order: Tensor) -> Tensor:

@@ -85,6 +85,8 @@ class LLESeq2SeqModel(LLEPreTrainedModel):
 
     def __init__(self, config: LLEConfig) -> None:
         super().__init__(config)
+        if config.members > 1:
+            raise ValueError("an ensemble of members is for classifiers: set members=1")
         if config.share_embeddings:
             if not config.tie_word_embeddings:
                 raise ValueError("share_embeddings=True needs tie_word_embeddings=True: set both or neither")

@@ -61,6 +61,115 @@ def test_language_models_read_one_way() -> None:
         LLEForCausalLM(LLEConfig(bidirectional=True))
 
 
+def member(model: Any, number: int) -> Any:
+    """A member of an ensemble as a classifier of its own."""
+    config = LLEConfig(**{**model.config.to_dict(), "members": 1, "architectures": None})
+    alone, (M, D) = type(model)(config), (model.config.members, model.config.hidden_size)
+    weights = {}
+    for name, value in model.state_dict().items():
+        if "stack." in name:
+            kind, stack, _, place, rest = name.split(".", 4)
+            if int(place) == number:
+                weights[f"{kind}.{stack}.{rest}"] = value
+        elif value.shape[-1] % (M * D) == 0:
+            weights[name] = value.unflatten(-1, (-1, M, D))[..., number, :].flatten(-2)
+        else:
+            weights[name] = value
+    weights["classifier.weight"] = M * weights["classifier.weight"]
+    alone.load_state_dict(weights)
+    return alone.train(model.training)
+
+
+@pytest.mark.parametrize("of_tokens", [False, True])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("recurrence", ["lstm", "qrnn"])
+def test_an_ensemble_says_the_mean_of_what_its_members_say(
+    recurrence: str, bidirectional: bool, of_tokens: bool
+) -> None:
+    pooling = ["attention", "max", "last"]
+    model = make(
+        members=3, recurrence=recurrence, bidirectional=bidirectional, pooling=pooling, of_tokens=of_tokens, labels=7
+    )
+    ids, mask = make_ids(3, 6), torch.ones(3, 6, dtype=torch.long)
+    mask[0, :2] = mask[1, 4:] = 0
+    each = torch.stack([member(model, number)(ids, attention_mask=mask).logits for number in range(3)])
+    output = model(ids, attention_mask=mask)
+    torch.testing.assert_close(output.logits, each.mean(0))
+    assert output.member_logits is None
+    assert model.encode(ids).shape[-1] == 3 * 6 * (1 + bidirectional) * (1 if of_tokens else 3)
+    output = model.train()(ids, attention_mask=mask)
+    torch.testing.assert_close(output.logits, each.mean(0))
+    torch.testing.assert_close(output.member_logits, each)
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "labels"),
+    [
+        ("single_label_classification", torch.tensor([2, 0])),
+        ("multi_label_classification", torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]])),
+        ("regression", torch.tensor([0.5, -2.0])),
+    ],
+)
+def test_each_member_of_an_ensemble_learns_on_its_own(problem_type: str, labels: torch.Tensor) -> None:
+    count = 1 if problem_type == "regression" else 3
+    model = make(count, members=2, problem_type=problem_type, pooling=["mean", "attention"]).train()
+    batch = encoded("a b c", "d")
+    output = model(**batch, labels=labels)
+    alone = [member(model, number) for number in range(2)]
+    losses = [one(**batch, labels=labels).loss for one in alone]
+    torch.testing.assert_close(output.loss, torch.stack(losses).mean())
+    output.loss.backward()
+    for number, loss in enumerate(losses):
+        loss.backward()
+        own = model.model.stack.members[number].layers[0].mixer.cell.weight_ih_l0.grad
+        torch.testing.assert_close(own, alone[number].model.stack.layers[0].mixer.cell.weight_ih_l0.grad / 2)
+        table = model.model.embed_tokens.weight.grad[:, 6 * number : 6 * number + 6]
+        torch.testing.assert_close(table, alone[number].model.embed_tokens.weight.grad / 2)
+    model.zero_grad()
+    first = model(**batch).member_logits[0].square().sum()
+    first.backward()
+    assert model.model.embed_tokens.weight.grad[:, :6].any()
+    assert not model.model.embed_tokens.weight.grad[:, 6:].any()
+    assert not any(weight.grad.any() for weight in model.model.stack.members[1].parameters())
+    assert not any(weight.grad.any() for weight in model.model.backward_stack.members[1].parameters())
+
+
+def test_members_are_dropped_apart() -> None:
+    model = make(members=2, token_dropout=0.5, embedding_dropout=0.3).model.train()
+    kept = []
+    for member in model.stack.members:
+        member.layers[0].register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0].any(-1)))
+    model(make_ids(8, 30))
+    assert all(0.2 < one.float().mean() < 0.5 for one in kept)
+    assert (kept[0] != kept[1]).any()
+
+
+def test_an_ensemble_is_taught_saved_and_loaded(tmp_path: Path) -> None:
+    model, texts, _ = taught(members=2)
+    model.learn(["h h h h"], ["new"], new_labels=True)
+    due = model(**encoded(*texts)).logits
+    model.save_pretrained(tmp_path, save_history=True)
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert loaded.config.members == 2
+    loaded.attach_history(HistoryBank.from_pretrained(tmp_path), tokenizer=TOKENIZER)
+    assert torch.equal(loaded(**encoded(*texts)).logits, due)
+    with pytest.raises(ValueError, match=r"do not fit its config\.json"):
+        AutoModelForSequenceClassification.from_pretrained(tmp_path, members=1)
+
+
+def test_language_models_have_one_member() -> None:
+    with pytest.raises(ValueError, match="set members=1"):
+        LLEForCausalLM(LLEConfig(members=2))
+
+
+def test_an_ensemble_of_language_backbones_goes_on_from_its_state() -> None:
+    model, ids = make(members=2, bidirectional=False, num_hidden_layers=2).model, make_ids(2, 8)
+    whole = model(ids).last_hidden_state
+    first = model(ids[:, :5], use_cache=True)
+    second = model(ids[:, 5:], past_key_values=first.past_key_values)
+    torch.testing.assert_close(torch.cat([first.last_hidden_state, second.last_hidden_state], 1), whole)
+
+
 def test_text_that_is_only_padding_is_refused() -> None:
     with pytest.raises(ValueError, match="row 1 of the batch holds only padding"):
         make()(make_ids(2, 3), attention_mask=torch.tensor([[1, 1, 1], [0, 0, 0]]))
@@ -258,6 +367,14 @@ def test_calibration_lowers_the_loss() -> None:
     measured = model.calibrate(held)
     assert measured["texts"] == len(held)
     assert measured["after_nats"] < measured["before_nats"]
+    numbers = model.config.bank
+    before = numbers.sharpness, numbers.background, numbers.gate
+    numbers.gate = [0.0, 0.0, 0.0, 0.0]
+    model.calibrate(held, fixed=["sharpness", "background"])
+    assert (numbers.sharpness, numbers.background) == before[:2]
+    assert numbers.gate != [0.0, 0.0, 0.0, 0.0]
+    with pytest.raises(ValueError, match="did you mean 'sharpness'"):
+        model.calibrate(held, fixed=["sharpnes"])
     with pytest.raises(ValueError, match="no bank is attached"):
         make().calibrate(held)
 

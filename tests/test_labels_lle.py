@@ -29,7 +29,7 @@ from modeling_lle.labels_lle import (
 )
 
 GATE = [-0.5, 0.4, 0.3, -0.2]
-BACKGROUND = 0.3
+BACKGROUND, MARGIN = 0.3, 0.1
 TRAINED = ["x", "y", "z"]
 
 
@@ -47,7 +47,7 @@ def make(seed: int, outcomes: list[str], kind: str = SINGLE, texts: int = 4, nei
 
 
 def mixed(logits: Tensor, found: Found, space: LabelSpace, kind: str = SINGLE, sharpness: float = 5.0) -> Mixture:
-    recalled = Recalled.of(found, space, kind, sharpness, BACKGROUND)
+    recalled = Recalled.of(found, space, kind, sharpness, BACKGROUND, MARGIN)
     return Mixture.of(Features.of(logits, kind), recalled, GATE)
 
 
@@ -76,7 +76,8 @@ def reference(logits: Tensor, found: Found, outcomes: list[str], sharpness: floa
         if count
     ]
     seen = sum(weight for weight, label in entries if label in TRAINED)
-    total = sum(weight for weight, _ in entries) + math.exp(sharpness * (BACKGROUND - 1))
+    known = math.exp(sharpness * MARGIN) * seen + math.exp(sharpness * (BACKGROUND - 1))
+    total = known + sum(weight for weight, label in entries if label not in TRAINED)
     entropy = -sum(value * math.log(value) for value in p.values())
     g1 = 0.0
     if seen:
@@ -109,14 +110,26 @@ def test_the_kernel_gives_what_the_rule_gives(seed: int, outcomes: list[str], sh
     logits, found, space = make(seed, outcomes)
     found.counts[0] = 0
     found.counts[1:] *= 1 + found.outcomes[1:].int()
-    numbers = BankConfig(sharpness=sharpness, background=BACKGROUND, gate=GATE)
+    numbers = BankConfig(sharpness=sharpness, background=BACKGROUND, margin=0.03, gate=GATE)
     got, mass = mix(logits, found, space, SINGLE, numbers)
     due, due_mass = mix(logits.requires_grad_(), found, space, SINGLE, numbers)
     assert due.labels.requires_grad
     assert not got.labels.requires_grad
     for name in ("labels", "scope", "base_share", "shares"):
-        torch.testing.assert_close(getattr(got, name), getattr(due, name).detach(), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(getattr(got, name), getattr(due, name).detach(), atol=5e-5, rtol=1e-4)
     torch.testing.assert_close(mass, due_mass)
+
+
+def test_a_margin_keeps_what_was_known() -> None:
+    logits, found, space = make(0, ["x", "new", "y"])
+    own, shares = Features.of(logits, SINGLE), []
+    for margin in (0.0, 0.1, 0.5):
+        recalled = Recalled.of(found, space, SINGLE, 5.0, BACKGROUND, margin)
+        mixture = Mixture.of(own, recalled, GATE)
+        torch.testing.assert_close(mixture.labels.sum(-1), torch.ones(len(logits)))
+        shares.append(mixture.labels[:, 3])
+    assert bool((shares[0] > shares[1]).all())
+    assert bool((shares[1] > shares[2]).all())
 
 
 def test_without_neighbours_it_is_the_base() -> None:

@@ -328,6 +328,8 @@ def test_what_is_wrong_is_named() -> None:
         make(num_attention_heads=3)
     with pytest.raises(ValueError, match="needs tie_word_embeddings=True"):
         make(tie_word_embeddings=False)
+    with pytest.raises(ValueError, match="members is for classifiers"):
+        make(members=2)
     with pytest.raises(ValueError, match="bos_token_id is not set"):
         make(bos_token_id=None)(**batch())
     bank = HistoryBank.build(model, TOKENIZER, rows())

@@ -1,6 +1,6 @@
 """Adversarial training: a classifier also learns from its texts with their embeddings moved to where it errs most.
 
-Shapes: B batch, T time, D width.
+Shapes: B batch, T time, M members, D width of each.
 """
 
 from typing import Any
@@ -17,12 +17,13 @@ class AdversarialTrainer(Trainer):
     Args:
         embeddings: The layer whose output is perturbed.
         strength: Length of the perturbation of a text, as a share of the length of the embedded text.
+        members: Members of the classifier, each with its own perturbation of its slice of the embeddings.
         arguments: As for the Trainer.
     """
 
-    def __init__(self, embeddings: nn.Module, strength: float, **arguments: Any) -> None:
+    def __init__(self, embeddings: nn.Module, strength: float, members: int = 1, **arguments: Any) -> None:
         super().__init__(**arguments)
-        self.embeddings, self.strength = embeddings, strength
+        self.embeddings, self.strength, self.members = embeddings, strength, members
 
     def compute_loss(
         self,
@@ -40,7 +41,7 @@ class AdversarialTrainer(Trainer):
             plain, outputs = super().compute_loss(model, dict(inputs), True, num_items_in_batch)
         finally:
             handle.remove()
-        moved = perturbation(plain, embedded[0], inputs["attention_mask"], self.strength)
+        moved = perturbation(plain, embedded[0], inputs["attention_mask"], self.strength, self.members)
         handle = self.embeddings.register_forward_hook(lambda _, __, output: output + moved)
         try:
             adversarial: Any = super().compute_loss(model, dict(inputs), False, num_items_in_batch)
@@ -50,16 +51,19 @@ class AdversarialTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
 
-def perturbation(loss: Tensor, embedded: Tensor, mask: Tensor, strength: float) -> Tensor:
-    """What to add to embedded texts so that the loss grows fastest, (B, T, D) floating, 0 at padding.
+def perturbation(loss: Tensor, embedded: Tensor, mask: Tensor, strength: float, members: int = 1) -> Tensor:
+    """What to add to embedded texts so that the loss grows fastest, (B, T, M D) floating, 0 at padding.
 
     Args:
         loss: Scalar.
-        embedded: (B, T, D) floating, which the loss was computed from.
+        embedded: (B, T, M D) floating, which the loss was computed from.
         mask: (B, T) of 0 and 1, 0 at padding.
-        strength: As for the trainer.
+        strength, members: As for the trainer.
     """
     (slope,) = torch.autograd.grad(loss, embedded, retain_graph=True)
-    slope, length = (part.detach() * mask[..., None] for part in (slope, embedded))
-    norms = slope.flatten(1).norm(dim=1).clamp(min=torch.finfo(slope.dtype).tiny)
-    return slope * (strength * length.flatten(1).norm(dim=1) / norms)[:, None, None]
+    slope, length = (
+        (part.detach() * mask[..., None]).unflatten(-1, (members, -1)).transpose(1, 2) for part in (slope, embedded)
+    )  # (B, M, T, D)
+    norms = slope.flatten(2).norm(dim=2).clamp(min=torch.finfo(slope.dtype).tiny)
+    moved = slope * (strength * length.flatten(2).norm(dim=2) / norms)[..., None, None]
+    return moved.transpose(1, 2).flatten(2)

@@ -6,16 +6,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset, DatasetDict
 from torch import Tensor
 from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedTokenizerBase
+from transformers.trainer_pt_utils import LabelSmoother
 
 from ..backbone_lle import LLEModel
 from ..bank_lle import HISTORY_FOLDER
-from ..classification_lle import LLEForSequenceClassification
+from ..classification_lle import LLEClassifierOutput, LLEForSequenceClassification
 from ..configuration_lle import LLEConfig
 from ..data import check_labelled, load_labelled, split_out_of_scope
-from ..labels_lle import SINGLE
+from ..labels_lle import CALIBRATED, SINGLE
 from .adversarial import AdversarialTrainer
 from .arguments import ClassificationArguments
 from .character_ngrams import FoldNgrams, add_ngrams
@@ -49,6 +51,7 @@ def run_classification(recipe: Recipe, rows: dict[str, Any] | None = None, resum
     trainer = AdversarialTrainer(
         model.model.embed_tokens,
         arguments.adversarial,
+        model.config.members,
         model=model,
         args=arguments,
         data_collator=DataCollatorWithPadding(tokenizer),
@@ -56,6 +59,8 @@ def run_classification(recipe: Recipe, rows: dict[str, Any] | None = None, resum
         eval_dataset=held_out,
         processing_class=tokenizer,
         compute_metrics=_accuracy,
+        # Label smoothing of the Trainer sees nothing but `logits`, which are those of all members.
+        compute_loss_func=MemberLoss(arguments.label_smoothing_factor) if model.config.members > 1 else None,
     )
     if arguments.character_ngrams:
         embeddings = model.model.embed_tokens
@@ -70,7 +75,9 @@ def run_classification(recipe: Recipe, rows: dict[str, Any] | None = None, resum
     metrics = train(trainer, resume, minutes)
     model.learn(examples["text"], examples["label"], tokenizer, source="training")
     size = arguments.per_device_eval_batch_size
-    metrics["calibration"] = model.calibrate(batches(held_out, tokenizer, size))
+    given = (recipe.model.get("history") or {}).get("bank") or {}
+    fixed = [name for name in given if name in CALIBRATED]  # what the recipe says is not fitted
+    metrics["calibration"] = model.calibrate(batches(held_out, tokenizer, size), fixed=fixed)
     if len(strangers):
         outside, inside = (batches(rows, tokenizer, size) for rows in (encode(strangers, tokenizer), held_out))
         metrics["out_of_scope"] = model.fit_out_of_scope(inside, outside, arguments.keep_in_scope)
@@ -81,6 +88,25 @@ def run_classification(recipe: Recipe, rows: dict[str, Any] | None = None, resum
         assert model.history_bank is not None
         model.history_bank.save_pretrained(bank)
     return metrics
+
+
+class MemberLoss:
+    """The mean of the members' losses, with the labels smoothed; in evaluation the loss of what they say together.
+
+    Args:
+        smoothing: Share of the target that all labels get alike (Szegedy et al. 2016, arXiv:1512.00567, section 7).
+    """
+
+    def __init__(self, smoothing: float) -> None:
+        self.smoother = LabelSmoother(smoothing)
+
+    def __call__(
+        self, outputs: LLEClassifierOutput, labels: Tensor, num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """A scalar, for the `outputs` of a batch with its labels (B,) int64."""
+        each = [outputs.logits] if outputs.member_logits is None else outputs.member_logits
+        losses = [self.smoother({"logits": own}, labels, num_items_in_batch=num_items_in_batch) for own in each]
+        return torch.stack(losses).mean()
 
 
 def hold_out(examples: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
@@ -109,7 +135,12 @@ def make_classifier(
     config, path = make_config(values, tokenizer, **names, problem_type=SINGLE)
     if path is None:
         return LLEForSequenceClassification(config)
-    if LLEConfig.from_pretrained(path).bidirectional or not config.bidirectional:
+    begin = LLEConfig.from_pretrained(path)
+    if begin.members != config.members:
+        raise ValueError(
+            f"model.members is {config.members}, but the model at {path} has {begin.members}: leave model.members out"
+        )
+    if begin.bidirectional or not config.bidirectional:
         return LLEForSequenceClassification.from_pretrained(path, config=config)
     model, trained = LLEForSequenceClassification(config), LLEModel.from_pretrained(path)
     model.model.embed_tokens.load_state_dict(trained.embed_tokens.state_dict())

@@ -1,6 +1,6 @@
 """What a classifier learns of its texts before it learns their labels: to predict their words, in both directions.
 
-Shapes: B batch, T time, D width of a direction, V vocabulary.
+Shapes: B batch, T time, D width of a member in a direction, M members, V vocabulary.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from ..recurrence_lle import variational_dropout
 class TwoWayLanguageModel(nn.Module):
     """A language model on each stack of a backbone (Peters et al. 2018, arXiv:1802.05365, section 3.1): the one that
     reads forwards predicts the next token, the one that reads backwards the one before; the embeddings are the output
-    layer of both.
+    layer of both. Each member of an ensemble learns on its own, with its own slice of the embeddings.
 
     Args:
         backbone: The backbone; one that reads forwards only is a plain language model.
@@ -41,11 +41,16 @@ class TwoWayLanguageModel(nn.Module):
         if self.model.backward_stack is not None:
             forwards, backwards = states.chunk(2, dim=-1)
             sides = [(forwards[:, :-1], input_ids[:, 1:]), (backwards[:, 1:], input_ids[:, :-1])]
-        matrix = self.model.embed_tokens.weight
+        members = self.model.config.members
+        matrices = self.model.embed_tokens.weight.chunk(members, dim=-1)
         total = torch.stack(
-            [linear_cross_entropy(h, matrix, self.bias, y.masked_fill(~both, IGNORED)) for h, y in sides]
+            [
+                linear_cross_entropy(own, matrix, self.bias, y.masked_fill(~both, IGNORED))
+                for h, y in sides
+                for own, matrix in zip(h.chunk(members, dim=-1), matrices, strict=True)
+            ]
         ).sum()
-        return {"loss": total / (len(sides) * both.sum().clamp(min=1))}
+        return {"loss": total / (len(sides) * members * both.sum().clamp(min=1))}
 
 
 def pretrain(

@@ -42,6 +42,16 @@ def test_it_is_as_long_as_asked_and_points_uphill() -> None:
         assert model.loss(embedded + moved, mask, labels) > model.loss(embedded + other, mask, labels)
 
 
+def test_members_are_moved_equally_far() -> None:
+    embedded, mask = torch.randn(2, 4, 6, requires_grad=True), torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]])
+    slope = torch.randn(2, 4, 6) * torch.tensor([1.0, 1.0, 1.0, 9.0, 9.0, 9.0])
+    moved = perturbation((slope * embedded).sum(), embedded, mask, 0.1, members=2)
+    for own in (slice(3), slice(3, 6)):
+        alone = embedded[..., own].detach().requires_grad_()
+        due = perturbation((slope[..., own] * alone).sum(), alone, mask, 0.1)
+        torch.testing.assert_close(moved[..., own], due)
+
+
 def test_the_loss_is_the_sum_of_both() -> None:
     model, inputs = Bag(), batch()
     arguments: Any = TrainingArguments(output_dir="unused", report_to="none", use_cpu=True)

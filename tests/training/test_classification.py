@@ -8,12 +8,15 @@ import torch
 import yaml
 from datasets import Dataset
 from huggingface_hub import ModelCard
+from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-from modeling_lle import HistoryBank, LLEForCausalLM, LLETokenizer
+from modeling_lle import HistoryBank, LLEConfig, LLEForCausalLM, LLETokenizer
+from modeling_lle.classification_lle import LLEClassifierOutput
+from modeling_lle.configuration_lle import BankConfig
 from modeling_lle.model_card import write_model_card
 from modeling_lle.training import Recipe, load_recipe, make_recipe, run
-from modeling_lle.training.classification import batches, encode, hold_out, make_classifier
+from modeling_lle.training.classification import MemberLoss, batches, encode, hold_out, make_classifier
 
 WORDS = {"card": ["card", "chip", "pin"], "loan": ["loan", "rate", "debt"], "trip": ["taxi", "train", "plane"]}
 SMOKE = Path(__file__).parents[2] / "configs" / "classification" / "smoke.yaml"
@@ -72,6 +75,37 @@ def test_the_folder_holds_all_of_it(tmp_path: Path) -> None:
     model.attach_history(bank, tokenizer=tokenizer)
     found: Any = pipeline("text-classification", model=model, tokenizer=tokenizer)("Where is number 1 taxi please")
     assert found[0]["label"] in WORDS
+
+
+def test_an_ensemble_is_trained_by_a_recipe(tmp_path: Path) -> None:
+    training = {"label_smoothing_factor": 0.1, "pretraining_epochs": 1.0}
+    metrics = run(recipe(tmp_path, model={"members": 2}, training=training), {"train": rows()})
+    assert metrics["eval_accuracy"] > 0.6
+    loaded: Any = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert loaded.model.embed_tokens.weight.shape[1] == 16
+    path = {"path": str(tmp_path / "out")}
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert make_classifier(path, tokenizer, sorted(WORDS)).config.members == 2
+    with pytest.raises(ValueError, match=r"model\.members is 3, but the model at .* has 2"):
+        make_classifier({**path, "members": 3}, tokenizer, sorted(WORDS))
+
+
+def test_numbers_that_the_recipe_gives_are_not_fitted(tmp_path: Path) -> None:
+    history = {"bank": {"sharpness": 33.0, "margin": 0.02}}
+    run(recipe(tmp_path, model={"history": history}, training={"max_steps": 2}), {"train": rows()})
+    bank = LLEConfig.from_pretrained(tmp_path / "out").bank
+    assert (bank.sharpness, bank.margin) == (33.0, 0.02)
+    assert bank.background != BankConfig().background
+
+
+def test_smoothed_losses_are_those_of_the_members() -> None:
+    logits, labels = torch.randn(2, 4, 3), torch.tensor([0, 1, 2, 0])
+    due = nn.functional.cross_entropy(logits.flatten(0, 1), labels.repeat(2), label_smoothing=0.2)
+    own = LLEClassifierOutput(logits=logits.mean(0), member_logits=logits)
+    torch.testing.assert_close(MemberLoss(0.2)(own, labels), due)
+    torch.testing.assert_close(MemberLoss(0.2)(own, labels, num_items_in_batch=8), due / 2)
+    together = nn.functional.cross_entropy(logits.mean(0), labels, label_smoothing=0.2)
+    torch.testing.assert_close(MemberLoss(0.2)(LLEClassifierOutput(logits=logits.mean(0)), labels), together)
 
 
 def test_a_bank_in_the_way_is_found_before_training(tmp_path: Path) -> None:

@@ -13,9 +13,10 @@ from modeling_lle.training.pretraining import TwoWayLanguageModel, pretrain
 from .test_classification import recipe, rows
 
 
-def make(bidirectional: bool) -> TwoWayLanguageModel:
+def make(bidirectional: bool, members: int = 1) -> TwoWayLanguageModel:
     torch.manual_seed(0)
-    config = LLEConfig(vocab_size=30, hidden_size=8, num_hidden_layers=1, bidirectional=bidirectional, pad_token_id=1)
+    sizes = {"vocab_size": 30, "hidden_size": 8, "num_hidden_layers": 1, "pad_token_id": 1}
+    config = LLEConfig(bidirectional=bidirectional, members=members, **sizes)
     return TwoWayLanguageModel(LLEModel(config)).eval()
 
 
@@ -38,6 +39,20 @@ def test_the_loss_is_that_of_both_directions(bidirectional: bool) -> None:
         before = torch.tensor([[4, 5, 6], [IGNORED, IGNORED, 8]])
         due = (due + direction(model, states[:, 1:, 8:], before)) / 2
     torch.testing.assert_close(model(ids, mask)["loss"], due / 4)
+
+
+def test_each_member_learns_on_its_own() -> None:
+    model = make(True, members=2)
+    ids = torch.tensor([[4, 5, 6, 7], [1, 1, 8, 9]])
+    mask = torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]])
+    losses = []
+    for number in range(2):
+        alone = make(True)
+        alone.model.embed_tokens.weight.data = model.model.embed_tokens.weight[:, 8 * number : 8 * number + 8].detach()
+        alone.model.stack.load_state_dict(model.model.stack.members[number].state_dict())
+        alone.model.backward_stack.load_state_dict(model.model.backward_stack.members[number].state_dict())
+        losses.append(alone(ids, mask)["loss"])
+    torch.testing.assert_close(model(ids, mask)["loss"], torch.stack(losses).mean())
 
 
 @torch.no_grad()
