@@ -252,7 +252,9 @@ class _Stack(nn.Module):
         y, state = self._run(_take(x, order), state, lengths, after)
         return _take(y, order.argsort(dim=1)), state
 
-    def _run(self, x: Tensor, state: State | None, lengths: Tensor | None, after: After | None) -> tuple[Tensor, State]:
+    def _run(
+        self, x: Tensor, state: State | None, lengths: Tensor | None, after: After | None
+    ) -> tuple[Tensor, State]:
         """Runs over x, of each row only `lengths` (B,) int64 steps; None: all."""
         raise NotImplementedError
 
@@ -271,7 +273,9 @@ class RecurrentStack(_Stack):
         self.layers = nn.ModuleList(layer(config, index) for index in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps) if residual else nn.Identity()
 
-    def _run(self, x: Tensor, state: State | None, lengths: Tensor | None, after: After | None) -> tuple[Tensor, State]:
+    def _run(
+        self, x: Tensor, state: State | None, lengths: Tensor | None, after: After | None
+    ) -> tuple[Tensor, State]:
         new: list[Tensor] = []
         for index, layer in enumerate(cast(Iterable[RecurrentLayer], self.layers)):
             old = layer.mixer.initial_state(x) if state is None else state[len(new) :][: layer.mixer.num_states]
@@ -281,7 +285,41 @@ class RecurrentStack(_Stack):
         return self.norm(x), tuple(new)
 
 
-    def _run(self, x: Tensor, state: State | None, lengths: Tensor | None, after: After | None) -> tuple[Tensor, State]:
+class Members(_Stack):
+    """Stacks side by side that have nothing in common: each reads and writes its own slice of the channels.
+
+    Args:
+        config: The configuration; `members` says how many.
+    """
+
+    def __init__(self, config: LLEConfig) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(RecurrentStack(config) for _ in range(config.members))
+
+    def _run(
+        self, x: Tensor, state: State | None, lengths: Tensor | None, after: After | None
+    ) -> tuple[Tensor, State]:
+        assert after is None
+        outputs: list[Tensor] = []
+        new: list[Tensor] = []
+        size = 0 if state is None else len(state) // len(self.members)
+        for member, own in zip(
+            cast(Iterable[RecurrentStack], self.members), x.chunk(len(self.members), -1), strict=True
+        ):
+            y, states = member._run(own, None if state is None else state[len(new) :][:size], lengths, None)
+            outputs.append(y)
+            new += states
+        return torch.cat(outputs, dim=-1), tuple(new)
+
+
+def make_stack(config: LLEConfig) -> RecurrentStack | Members:
+    """The stack of one direction of a backbone, or those of its members."""
+    return RecurrentStack(config) if config.members == 1 else Members(config)
+
+
+def padding_is_last(mask: Tensor) -> bool:
+    """Whether in every row of a mask (B, T) bool, False for padding, all padding comes after the valid steps."""
+    return not bool((mask[:, 1:] & ~mask[:, :-1]).any())
 
 
 def _take(x: Tensor, order: Tensor) -> Tensor:
