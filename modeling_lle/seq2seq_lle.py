@@ -32,6 +32,8 @@ from .prediction_lle import HistoryOutput, Prediction, block_size, collect
 from .pretrained_lle import LLEPreTrainedModel
 from .recurrence_lle import padding_is_last, variational_dropout
 
+OWN_PAIRS = 500  # pairs of a memory that its numbers are fitted on
+
 
 @dataclass
 class LLESource(ModelOutput):
@@ -369,13 +371,20 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
             yield prediction
 
     def calibrate(
-        self, batches: Iterable[dict[str, Tensor]], max_positions: int = 3000, steps: int = 40, seed: int = 0
+        self,
+        batches: Iterable[dict[str, Tensor]] | None = None,
+        max_positions: int = 6000,
+        steps: int = 40,
+        seed: int = 0,
     ) -> dict[str, float]:
-        """Fits the numbers of the memory on held-out sentence pairs, by gradient descent; the config keeps them.
+        """Fits the numbers of the memory on sentence pairs, by gradient descent; the config keeps them.
+
+        No pair is recalled for a sentence that is its source, so that pairs of the memory can be predicted from the
+        others.
 
         Args:
             batches: `input_ids`, `attention_mask` and `labels`, as forward takes them, of pairs that are not in the
-                training set. They may be of the memory itself: no pair is recalled that has the very same source.
+                training set; None: `OWN_PAIRS` pairs of the memory itself, or all.
             max_positions, steps, seed: As in `LLEForCausalLM.calibrate`.
 
         Returns:
@@ -388,7 +397,7 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
         self.eval()
         try:
             with torch.no_grad():
-                for batch in batches:
+                for batch in self.memory.sample(OWN_PAIRS, seed) if batches is None else batches:
                     batch = {name: value.to(self.device) for name, value in batch.items()}
                     labels = batch["labels"]
                     source = self.read_source(batch["input_ids"], batch.get("attention_mask"), leave_out=True)

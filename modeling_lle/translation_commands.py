@@ -226,6 +226,9 @@ def memory(
     skip_broken: Annotated[
         bool, typer.Option("--skip-broken", help="Whether to leave out pairs that lack a side.")
     ] = False,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Whether to fit the rule to the memory, in the model's config.json.")
+    ] = False,
 ) -> None:
     """Makes a translation memory of sentence pairs, or adds to it, without training: it counts from the next text on.
 
@@ -234,6 +237,8 @@ def memory(
     from .banks.taught import bank_place, count_pairs, load_translator, remember
     from .data import load_pairs
 
+    if calibrate and not Path(model).is_dir():
+        raise ValueError(f"{model} is no folder on this machine, so what --calibrate finds cannot be kept there")
     path = bank_place(model, place, "MEMORY")
     pairs = load_pairs(
         source,
@@ -254,6 +259,13 @@ def memory(
         f"{added:,} of {len(pairs):,} pairs are new, in {seconds:.1f} s; the memory {path} has {count_pairs(bank):,} "
         f"pairs, {len(bank):,} entries."
     )
+    if calibrate:
+        found = loaded.calibrate()
+        loaded.config.save_pretrained(model)
+        typer.echo(
+            f"Perplexity of its pairs, each predicted from the others: {found['base_ppl']:.1f} without the memory, "
+            f"{found['before_ppl']:.1f} with it, {found['after_ppl']:.1f} after its numbers were fitted."
+        )
     if added:
         where = shlex.quote(str(path))
         typer.echo(f"The source is {called!r}: lle bank forget {where} --source {shlex.quote(called)} takes it back.")

@@ -279,6 +279,10 @@ def test_calibration_lowers_the_perplexity_and_only_changes_the_numbers_of_the_b
             nats.append(others(**batch([PAIRS[place]]), num_items_in_batch=1).loss)
     close((torch.stack(nats).sum() / found["positions"]).exp(), torch.tensor(found["after_ppl"]), rtol=1e-3, atol=1e-3)
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    by_batches = model.config.to_dict()["history"]["bank"]
+    again = remembering(make(), PAIRS[:3])
+    again.calibrate(steps=20)  # the pairs of the memory itself
+    assert again.config.bank.sharpness == pytest.approx(by_batches["sharpness"], rel=0.05)
     model.detach_history()
     with pytest.raises(ValueError, match="no memory is attached"):
         model.calibrate([batch()])

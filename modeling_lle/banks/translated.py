@@ -7,7 +7,8 @@ namespace has each pair once. Shapes: B sentences, N entries, K candidates, D wi
 """
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ from .lexical import SentenceIndex, fuzzy_match
 
 WRITTEN = 65_536  # pairs that are written together
 CANDIDATES = 16  # pairs whose fuzzy match is computed
+SAMPLED = 32  # pairs of a batch that numbers are fitted on
 SPARE = 8  # further pairs to choose from where some are left out
 NONE = torch.zeros(0, dtype=torch.long)
 
@@ -226,6 +228,13 @@ class Memory:
             return torch.zeros(len(rows), 0, self.keys.shape[1]), place, place
         safe = place.clamp(min=0)
         return self.keys[safe].float(), self.outcomes[safe], self.ids[safe].masked_fill(place < 0, -1)
+
+    def sample(self, most: int, seed: int) -> Iterator[dict[str, Tensor]]:
+        """At most so many of the pairs, drawn by a seed, in batches as forward of a translator takes them."""
+        chosen = random.Random(seed).sample(self.pairs, min(most, len(self.pairs)))
+        sides = [encode_sentences([pair[side] for pair in chosen], self.tokenizer) for side in ("text", "translation")]
+        for rows in batches([max(map(len, pair)) for pair in zip(*sides, strict=True)], SAMPLED):
+            yield padded(*([side[row] for row in rows] for side in sides), self.tokenizer.pad_token_id)
 
     def _has_source(self, pair: int, text: str) -> bool:
         return self.pairs[pair]["text"].strip().lower() == text.strip().lower()

@@ -21,21 +21,17 @@ Metrics are those of the first row, and
 import functools
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
 from datasets import Dataset
-from torch import Tensor
 
 from modeling_lle import HistoryBank
-from modeling_lle.banks.labelled import batches
 from modeling_lle.banks.taught import load_translator
-from modeling_lle.banks.translated import padded
 from modeling_lle.data import load_pairs
-from modeling_lle.data.text import encode_sentences
 from modeling_lle.evaluation import TranslationMetric, translate, write_results
 from modeling_lle.evaluation.results import this_command
 from modeling_lle.evaluation.translation import trained_languages
@@ -46,7 +42,7 @@ from .translation import chosen
 
 BANDS = {"85-100 %": 0.85, "70-85 %": 0.7, "50-70 %": 0.5, "below 50 %": 0.0}  # each to the one before
 SIDES = {"without": False, "with": True}
-BATCH = 32  # sentences, and pairs that the rule is fitted on at once
+BATCH = 32  # sentences
 
 
 def split_pairs(pairs: Dataset, test_share: float, seed: int) -> tuple[Dataset, Dataset]:
@@ -63,14 +59,6 @@ def split_pairs(pairs: Dataset, test_share: float, seed: int) -> tuple[Dataset, 
     if not 0 < tests < len(rows):
         raise ValueError(f"{len(rows)} different sources cannot be split: give more pairs, or another --test-share")
     return pairs.select(np.sort(rows[tests:])), pairs.select(np.sort(rows[:tests]))
-
-
-def held_out(pairs: Dataset, tokenizer: Any) -> Iterator[dict[str, Tensor]]:
-    """A tenth of the pairs as `calibrate` takes them."""
-    rows = range(0, len(pairs), 10)
-    texts, targets = (encode_sentences(pairs.select(rows)[side][:], tokenizer) for side in ("source", "target"))
-    for own in batches([max(len(text), len(target)) for text, target in zip(texts, targets, strict=True)], BATCH):
-        yield padded([texts[row] for row in own], [targets[row] for row in own], tokenizer.pad_token_id)
 
 
 def measure(translations: dict[str, list[str]], references: list[str]) -> Row:
@@ -102,7 +90,7 @@ def by_band(translations: dict[str, list[str]], references: list[str], scores: l
 
 def speeds(model: Any, tokenizer: Any, texts: list[str], size: int, beams: int, repetitions: int) -> dict[str, float]:
     """Sentences a second without and with the memory, and their ratio, in turn."""
-    calls = {
+    calls: dict[str, Callable[[], Any]] = {
         side: functools.partial(translate, model, tokenizer, texts, beams, size, use_history=use_history)
         for side, use_history in SIDES.items()
     }
@@ -116,7 +104,7 @@ def memory(
     catalogue: Annotated[str, typer.Argument(metavar="CATALOGUE", help="Sentence pairs of another domain.")],
     source_language: Annotated[str | None, typer.Option(help="Else that of the model's recipe.")] = None,
     target_language: Annotated[str | None, typer.Option(help="Else that of the model's recipe.")] = None,
-    calibrate: Annotated[bool, typer.Option("--calibrate", help="Fit the rule to a tenth of the memory.")] = False,
+    calibrate: Annotated[bool, typer.Option("--calibrate", help="Fit the rule to pairs of the memory.")] = False,
     test_share: Annotated[float, typer.Option(help="Share of the pairs that are tested.")] = 0.1,
     beams: Annotated[int, typer.Option(min=1, help="Beams of the search.")] = 5,
     sentences: Annotated[int, typer.Option(min=1, help="Test sentences that speed is measured on.")] = 96,
@@ -139,7 +127,7 @@ def memory(
     bank = HistoryBank.build(model, tokenizer, kept)
     seconds = time.perf_counter() - begin
     model.attach_history(bank, tokenizer=tokenizer)
-    fitted = model.calibrate(held_out(kept, tokenizer)) if calibrate else {}
+    fitted = model.calibrate() if calibrate else {}
     texts = test["source"][:]
     translations = {}
     for side, use_history in SIDES.items():
