@@ -2,8 +2,8 @@
 
 Notable: with a bank of labelled examples attached, `logits` are those of the mixture, so stock pipelines, metrics and
 losses work unchanged; labels that only the bank knows join the configuration's for as long as it has examples of them.
-The output layer is one for all members of an ensemble; each learns as if the others had been dropped and its own
-channels scaled up for it, as dropout does, so that what they say together is the mean of what each says.
+The output layer is one for all members of an ensemble, and gives the mean of what each says. Each learns as if the
+others had been dropped, so that a step of any optimizer changes it as it would change it alone.
 Shapes: B batch, T time, M members, C trained labels, L labels, K neighbours, n texts or tokens.
 """
 
@@ -115,11 +115,11 @@ class _Classifier(TeachableModel):
         mask = segment_mask(attention_mask, states.shape[1])
         items = self._items(states, mask)
         dropped = self._drop(items)
-        logits = self.classifier(dropped)
+        logits = self._say(dropped)
         output = LLEClassifierOutput(hidden_states=outputs.hidden_states)
         if self.training and self.config.members > 1:
             own = apart(dropped, self.config.members, self.config.hidden_size)
-            output.member_logits = self.classifier(self.config.members * own)
+            output.member_logits = self.classifier(own)
         if use_history is None:
             use_history = self.config.use_history and not self.training
         space = self.label_space if use_history else None
@@ -142,6 +142,10 @@ class _Classifier(TeachableModel):
     def _items(self, states: Tensor, mask: Tensor | None) -> Tensor:
         """What is classified: (B, key_size), or (B, T, key_size), floating."""
         return states if self.pooling is None else self.pooling(states, mask)
+
+    def _say(self, items: Tensor) -> Tensor:
+        """The logits (..., C) of items (..., key_size): the mean of those of the members."""
+        return self.classifier(items if self.config.members == 1 else items / self.config.members)
 
     def _drop(self, items: Tensor) -> Tensor:
         if items.dim() == 3:
@@ -227,7 +231,7 @@ class _Classifier(TeachableModel):
                 items = self._items(states, mask)
                 if self.kind == SINGLE:
                     items, labels = items[labels != IGNORED], labels[labels != IGNORED]
-                parts.append((self.classifier(items).float(), labels, self.search(items, neighbours)))
+                parts.append((self._say(items).float(), labels, self.search(items, neighbours)))
         finally:
             self.train(training)
         if not parts:

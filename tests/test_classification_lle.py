@@ -75,7 +75,6 @@ def member(model: Any, number: int) -> Any:
             weights[name] = value.unflatten(-1, (-1, M, D))[..., number, :].flatten(-2)
         else:
             weights[name] = value
-    weights["classifier.weight"] = M * weights["classifier.weight"]
     alone.load_state_dict(weights)
     return alone.train(model.training)
 
@@ -132,6 +131,20 @@ def test_each_member_of_an_ensemble_learns_on_its_own(problem_type: str, labels:
     assert not model.model.embed_tokens.weight.grad[:, 6:].any()
     assert not any(weight.grad.any() for weight in model.model.stack.members[1].parameters())
     assert not any(weight.grad.any() for weight in model.model.backward_stack.members[1].parameters())
+
+
+def test_a_step_changes_a_member_as_it_would_change_it_alone() -> None:
+    model, batch, labels = make(members=2).train(), encoded("a b c", "d", "e f"), torch.tensor([2, 0, 1])
+    alone = [member(model, number) for number in range(2)]
+    for one in (model, *alone):
+        optimizer = torch.optim.AdamW(one.parameters(), lr=0.01, eps=1e-30)
+        one(**batch, labels=labels).loss.backward()
+        optimizer.step()
+    for number, one in enumerate(alone):
+        after = member(model, number).state_dict()
+        for name, value in one.state_dict().items():
+            if name != "classifier.bias":  # the only weight that they share
+                torch.testing.assert_close(after[name], value, msg=name)
 
 
 def test_members_are_dropped_apart() -> None:
