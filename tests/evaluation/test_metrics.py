@@ -11,7 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modeling_lle.evaluation import ClassificationMetric, LanguageModelMetric, OutOfScopeMetric, metrics
+from modeling_lle.evaluation import (
+    ClassificationMetric,
+    LanguageModelMetric,
+    OutOfScopeMetric,
+    TranslationMetric,
+    metrics,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -38,10 +44,11 @@ def out_of_scope(tmp_path: Path) -> OutOfScopeMetric:
     return OutOfScopeMetric(cache_dir=str(tmp_path))
 
 
-@pytest.mark.parametrize("kind", [LanguageModelMetric, ClassificationMetric, OutOfScopeMetric])
+@pytest.mark.parametrize("kind", [LanguageModelMetric, ClassificationMetric, OutOfScopeMetric, TranslationMetric])
 def test_examples_of_the_documentation(kind: type, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    if kind is ClassificationMetric:
-        pytest.importorskip("sklearn")
+    needed = {ClassificationMetric: "sklearn", TranslationMetric: "sacrebleu"}
+    if kind in needed:
+        pytest.importorskip(needed[kind])
     monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", tmp_path)
     (example,) = doctest.DocTestFinder(recurse=False).find(kind, globs=vars(metrics))
     results = doctest.DocTestRunner().run(example)

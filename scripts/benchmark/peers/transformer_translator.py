@@ -29,6 +29,7 @@ from transformers import (
 )
 
 from modeling_lle.training.arguments import TranslationArguments
+from modeling_lle.training.steps import keep_freed_pages
 
 WIDTH, LAYERS, HEADS = 256, 3, 4
 POSITIONS = 1024  # tokens of the longest text, whose positions are not learned
@@ -150,6 +151,7 @@ def train_transformer(
         batch_size: Pairs of a step.
         label_smoothing, bf16, seed: As in TrainingArguments.
     """
+    keep_freed_pages()  # as for LLE
     model = make_transformer(tokenizer, parameters, seed)
     clock = Minutes(minutes)
     trainer = Seq2SeqTrainer(
