@@ -13,13 +13,14 @@ import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from .tables import check_input, replacing
+from .tables import check_input, check_output, replacing
 
 try:
     import polib
 except ImportError as error:
     raise ImportError('PO and MO files need polib: pip install "modeling_lle[translation]"') from error
 
+ENDINGS = (".po", ".pot")
 _COMMENT = re.compile(rb'#(?!~\s*[m"])')  # after #~ there may be a statement, which is obsolete
 _KEYWORD = re.compile(rb"(?:#~\s*)?(msgctxt|msgid_plural|msgid|msgstr|)")
 _STATEMENT = re.compile(
@@ -110,7 +111,7 @@ def read_catalogue(path: str | Path, *, skip_broken: bool = False) -> Catalogue:
         ValueError: It is of another kind or, unless `skip_broken`, an entry has a fault: the message names the line.
     """
     path = Path(path)
-    check_input(path, (".po", ".pot"))
+    check_input(path, ENDINGS)
     encoding = polib.detect_encoding(str(path))
     lines = tuple(path.read_bytes().splitlines(keepends=True))
     entries, broken = [], []
@@ -150,6 +151,8 @@ def write_catalogue(
         ValueError: The translations do not fit the entries or cannot be written in the file's encoding, or the file
             to replace is no longer what was read.
     """
+    target = catalogue.path if path is None else Path(path)
+    check_output(target, ENDINGS)
     entries = catalogue.untranslated
     if len(translations) != len(entries):
         raise ValueError(
@@ -165,7 +168,6 @@ def write_catalogue(
         if given is not None:
             _fill(lines, entry, catalogue, given, fuzzy)
     content = b"".join(lines)
-    target = catalogue.path if path is None else Path(path)
     if path is None and target.read_bytes() != b"".join(catalogue.lines):
         raise ValueError(f"{str(target)!r} has changed since it was read: read it again")
     with replacing(target) as partial:
@@ -190,7 +192,9 @@ def _fill(lines: list[bytes], entry: Entry, catalogue: Catalogue, given: Sequenc
     if fuzzy and entry.flags_at is not None:
         lines[entry.flags_at] = lines[entry.flags_at].replace(b"#,", b"#, fuzzy,", 1)
     elif fuzzy:
-        lines.insert(entry.head_at, b"#, fuzzy" + _line_end(lines[entry.head_at]))
+        head = lines[entry.head_at]
+        mark = codecs.BOM_UTF8 if head.startswith(codecs.BOM_UTF8) else b""
+        lines[entry.head_at : entry.head_at + 1] = [mark + b"#, fuzzy" + _line_end(head), head.removeprefix(mark)]
 
 
 def _with_breaks_of(source: str, text: str) -> str:

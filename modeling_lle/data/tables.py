@@ -159,12 +159,7 @@ def _check_unicode(value: Any, where: str) -> None:
 
 
 def check_output(path: str | Path, endings: Sequence[str] = KINDS[1:]) -> None:
-    """Raises an error unless a file of this name can be written, by default by `write_table`; call it before the work.
-
-    Args:
-        path: The file.
-        endings: What its name may end with.
-    """
+    """Raises an error unless a file of this name, with one of `endings`, can be written; call it before the work."""
     path = Path(path)
     if path.suffix not in endings:
         raise ValueError(f"cannot write {str(path)!r}: its name should end with one of {', '.join(endings)}")

@@ -334,6 +334,10 @@ def test_wrong_arguments(path: Path) -> None:
     with pytest.raises(ValueError, match=r"de.po' has changed since it was read: read it again"):
         write_catalogue(catalogue, [None, None, None])
     assert path.read_text() == HEADER
+    with pytest.raises(FileNotFoundError, match=r"cannot write .*new.po': there is no folder .*none'; make it first"):
+        write_catalogue(catalogue, [None, None, None], path.parent / "none" / "new.po")
+    with pytest.raises(ValueError, match=r"cannot write .*new.txt': its name should end with one of .po, .pot"):
+        write_catalogue(catalogue, [None, None, None], path.parent / "new.txt")
     with pytest.raises(FileNotFoundError, match=r"there is no file .*ed.po' .did you mean 'de.po'"):
         read_catalogue(path.with_name("ed.po"))
     with pytest.raises(ValueError, match=r"cannot read .*a.txt': give a file whose name ends with one of .po, .pot"):
@@ -347,6 +351,11 @@ def test_an_interrupted_file_leaves_the_old_one(path: Path, monkeypatch: pytest.
         write_catalogue(catalogue, translations(catalogue))
     assert path.read_text() == HEADER + BODY
     assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_a_byte_order_mark_stays_in_front(path: Path) -> None:
+    write_catalogue(read_catalogue(write(path, '\ufeffmsgid "a"\nmsgstr ""\n')), [["b"]])
+    assert path.read_text() == '\ufeff#, fuzzy\nmsgid "a"\nmsgstr "b"\n'
 
 
 def test_a_file_without_entries(path: Path) -> None:
