@@ -232,9 +232,11 @@ class Memory:
     def sample(self, most: int, seed: int) -> Iterator[dict[str, Tensor]]:
         """At most so many of the pairs, drawn by a seed, in batches as forward of a translator takes them."""
         chosen = random.Random(seed).sample(self.pairs, min(most, len(self.pairs)))
-        sides = [encode_sentences([pair[side] for pair in chosen], self.tokenizer) for side in ("text", "translation")]
-        for rows in batches([max(map(len, pair)) for pair in zip(*sides, strict=True)], SAMPLED):
-            yield padded(*([side[row] for row in rows] for side in sides), self.tokenizer.pad_token_id)
+        texts, targets = (
+            encode_sentences([pair[side] for pair in chosen], self.tokenizer) for side in ("text", "translation")
+        )
+        for rows in batches([max(map(len, pair)) for pair in zip(texts, targets, strict=True)], SAMPLED):
+            yield padded([texts[row] for row in rows], [targets[row] for row in rows], self.tokenizer.pad_token_id)
 
     def _has_source(self, pair: int, text: str) -> bool:
         return self.pairs[pair]["text"].strip().lower() == text.strip().lower()

@@ -13,6 +13,7 @@ many minutes; what is there already is not trained again. Neither is chosen by t
 import functools
 import json
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -100,7 +101,7 @@ def speeds(translators: dict[str, Translator], texts: list[str], repetitions: in
     longest = max(len(ids) for ids in translators[LLE].tokenizer(texts, verbose=False)["input_ids"])
     rows: dict[str, Row] = {name: {} for name in translators}
     for size in BATCHES:
-        calls = {
+        calls: dict[str, Callable[[], Any]] = {
             name: functools.partial(
                 translate, own.model, own.tokenizer, texts, beams=1, batch_size=size, max_new_tokens=2 * longest
             )
