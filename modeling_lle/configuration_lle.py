@@ -121,7 +121,7 @@ class BankConfig:
     gate: list[float | int] = _four_numbers(lambda: [-1.5, 0.3, 0.3, 0.3])  # noqa: RUF009
     background: float | int = _within(0.8, -1.0, 1.0)
     margin: float | int = _within(0.0, 0.0, 1.0)
-    sentences: int = _within(8, 1, 1024)
+    sentences: int = _within(4, 1, 1024)
     skip_above: float | int = _within(1.0, 0.0, 1.0)
     search: Literal["exact", "balanced", "fast"] = "balanced"
 
