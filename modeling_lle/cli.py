@@ -36,7 +36,7 @@ def train(
     set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, overrides the file.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint.")] = False,
 ) -> None:
-    """Trains a language model by a recipe, calibrates its history, and saves it with its tokenizer and metrics."""
+    """Trains a model by a recipe, calibrates its history, and saves it with its tokenizer and metrics."""
     from .training import leave_group, load_recipe, run
 
     loaded = load_recipe(recipe, set_)
