@@ -19,6 +19,7 @@ from .cache_lle import LLECache
 from .configuration_lle import LLEConfig
 from .pretrained_lle import LLEPreTrainedModel
 from .recurrence_lle import make_stack, variational_dropout
+from .together_lle import is_read_together, read_together, single_stacks
 
 
 class LLEModel(LLEPreTrainedModel):
@@ -111,6 +112,12 @@ class LLEModel(LLEPreTrainedModel):
     def _read_both_ways(self, embedded: Tensor, mask: Tensor | None) -> Tensor:
         """States (B, T, 2 M D) of whole texts, those of the forward stack first."""
         assert self.backward_stack is not None
+        if mask is None:
+            stacks = single_stacks(self.stack) + single_stacks(self.backward_stack)
+            if is_read_together(stacks, embedded):
+                own = embedded.unflatten(-1, (self.config.members, -1)).movedim(-2, 0)  # (M, B, T, D)
+                ahead, back = read_together(stacks, torch.cat([own, own.flip(2)])).chunk(2)
+                return torch.cat([*ahead, *back.flip(2)], dim=-1)
         forwards, _ = self.stack(embedded, None, mask, final=False)
         backwards, _ = self.backward_stack(embedded.flip(1), None, None if mask is None else mask.flip(1), final=False)
         return torch.cat([forwards, backwards.flip(1)], dim=-1)

@@ -1,0 +1,76 @@
+"""Several stacks of qrnn layers read as one: with a short text, most of the time goes into calls, not into arithmetic.
+
+Notable: only the matrix products remain one for each stack, so that no weight is copied and nothing has to be kept
+from call to call, which a write through `.data` would make stale unseen.
+`RecurrentStack`, one after another, is the reference, and reads all that this module does not.
+Shapes: G stacks (each direction of each member), B batch, T time, D width.
+"""
+
+from collections.abc import Iterable
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .recurrence_lle import QRNN, Members, RecurrentLayer, RecurrentStack, ResidualLayer
+from .scan_lle import gated_scan
+
+LONGEST = 256  # B T up to which it is faster on a CPU; beyond, its larger tensors cost more than the calls
+
+
+def single_stacks(stack: RecurrentStack | Members) -> list[RecurrentStack]:
+    """The stacks of one direction: that of each member."""
+    return [stack] if isinstance(stack, RecurrentStack) else list(cast(Iterable[RecurrentStack], stack.members))
+
+
+def is_read_together(stacks: list[RecurrentStack], x: Tensor) -> bool:
+    """Whether `read_together` gives, faster, what the stacks give which read texts like `x` (B, T, any width).
+
+    A gradient, an autocast or a compiler wants the layers as they are, and so do hooks, among them those that
+    transformers leaves on the layers once hidden states have been asked for, and layers that were exchanged.
+    """
+    if (
+        x.shape[0] * x.shape[1] > LONGEST
+        or x.device.type != "cpu"
+        or x.dtype != torch.float32
+        or torch.is_grad_enabled()
+        or torch.is_autocast_enabled("cpu")
+        or torch.compiler.is_compiling()
+    ):
+        return False
+    for stack in stacks:
+        if _is_hooked(stack, stack.norm):
+            return False
+        for layer in stack.layers:
+            if type(layer) is not ResidualLayer or layer.mlp is not None:
+                return False
+            mixer, norm = layer.mixer, layer.mixer_norm
+            if type(mixer) is not QRNN or type(norm) is not nn.RMSNorm or _is_hooked(layer, mixer, norm):
+                return False
+            if layer.training or mixer.training or mixer.weight.dtype != x.dtype or mixer.weight.device != x.device:
+                return False
+    return True
+
+
+def _is_hooked(*modules: nn.Module) -> bool:
+    return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+
+
+def read_together(stacks: list[RecurrentStack], x: Tensor) -> Tensor:
+    """What each stack gives of its own whole texts without padding, from no state: x (G, B, T, D) float32, y alike."""
+    for layers in zip(*(cast(Iterable[RecurrentLayer], stack.layers) for stack in stacks), strict=True):
+        each = cast(tuple[ResidualLayer, ...], layers)
+        normed = _normalise([layer.mixer_norm for layer in each], x)
+        pairs = torch.cat([F.pad(normed, (0, 0, 1, -1)), normed], dim=-1)  # a step and the one before it
+        mixers = [cast(QRNN, layer.mixer) for layer in each]
+        gates = torch.stack([F.linear(own, m.weight, m.bias) for own, m in zip(pairs, mixers, strict=True)])
+        y, _ = gated_scan(gates.flatten(0, 1), x.new_zeros(gates.shape[0] * gates.shape[1], x.shape[-1]))
+        x = x + y.view_as(x)
+    return _normalise([cast(nn.RMSNorm, stack.norm) for stack in stacks], x)
+
+
+def _normalise(norms: list[nn.RMSNorm], x: Tensor) -> Tensor:
+    """Each norm of its own part of x (G, B, T, D)."""
+    weights = torch.stack([norm.weight for norm in norms])
+    return F.rms_norm(x, norms[0].normalized_shape, eps=norms[0].eps) * weights[:, None, None]
