@@ -4,7 +4,7 @@ import functools
 import shlex
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ Row = dict[str, Any]
 RESULTS = Path(__file__).resolve().parents[2] / "model_cards" / "results"
 
 
-def compare(measured: dict[str, Callable[[], Any]], repeats: int, warmup: int = 2) -> dict[str, list[float]]:
+def compare(measured: Mapping[str, Callable[[], Any]], repeats: int, warmup: int = 2) -> dict[str, list[float]]:
     """Seconds of each callable, called in turn, so that a machine that slows down slows all of them."""
     seconds: dict[str, list[float]] = {name: [] for name in measured}
     for repeat in range(warmup + repeats):
