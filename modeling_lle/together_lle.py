@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .recurrence_lle import QRNN, Members, RecurrentLayer, RecurrentStack, ResidualLayer
 from .scan_lle import gated_scan
 
-LONGEST = 256  # B T up to which it is faster on a CPU; beyond, its larger tensors cost more than the calls
+LONGEST = 64  # B T up to which it is faster on a CPU; beyond, the larger tensors cost more than the calls
 
 
 def single_stacks(stack: RecurrentStack | Members) -> list[RecurrentStack]:
