@@ -112,12 +112,11 @@ class LLEModel(LLEPreTrainedModel):
     def _read_both_ways(self, embedded: Tensor, mask: Tensor | None) -> Tensor:
         """States (B, T, 2 M D) of whole texts, those of the forward stack first."""
         assert self.backward_stack is not None
-        if mask is None:
+        if mask is None and is_read_together((self.stack, self.backward_stack), embedded):
+            own = embedded.unflatten(-1, (self.config.members, -1)).movedim(-2, 0)  # (M, B, T, D)
             stacks = single_stacks(self.stack) + single_stacks(self.backward_stack)
-            if is_read_together(stacks, embedded):
-                own = embedded.unflatten(-1, (self.config.members, -1)).movedim(-2, 0)  # (M, B, T, D)
-                ahead, back = read_together(stacks, torch.cat([own, own.flip(2)])).chunk(2)
-                return torch.cat([*ahead, *back.flip(2)], dim=-1)
+            ahead, back = read_together(stacks, torch.cat([own, own.flip(2)])).chunk(2)
+            return torch.cat([*ahead, *back.flip(2)], dim=-1)
         forwards, _ = self.stack(embedded, None, mask, final=False)
         backwards, _ = self.backward_stack(embedded.flip(1), None, None if mask is None else mask.flip(1), final=False)
         return torch.cat([forwards, backwards.flip(1)], dim=-1)

@@ -1,7 +1,7 @@
 """Several stacks of qrnn layers read as one: with a short text, most of the time goes into calls, not into arithmetic.
 
-Notable: only the matrix products remain one for each stack, so that no weight is copied and nothing has to be kept
-from call to call, which a write through `.data` would make stale unseen.
+Notable: only the matrix products remain one for each stack, with the weights where they are, so that nothing is kept
+from call to call, which a write through `.data` would make stale unseen. W x^T takes a third less than x W^T here.
 `RecurrentStack`, one after another, is the reference, and reads all that this module does not.
 Shapes: G stacks (each direction of each member), B batch, T time, D width.
 """
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .recurrence_lle import QRNN, Members, RecurrentLayer, RecurrentStack, ResidualLayer
 from .scan_lle import gated_scan
 
-LONGEST = 256  # B T up to which it is faster on a CPU; beyond, its larger tensors cost more than the calls
+LONGEST = 64  # B T up to which it is faster on a CPU; beyond, the larger tensors cost more than the calls
 
 
 def single_stacks(stack: RecurrentStack | Members) -> list[RecurrentStack]:
@@ -24,8 +24,8 @@ def single_stacks(stack: RecurrentStack | Members) -> list[RecurrentStack]:
     return [stack] if isinstance(stack, RecurrentStack) else list(cast(Iterable[RecurrentStack], stack.members))
 
 
-def is_read_together(stacks: list[RecurrentStack], x: Tensor) -> bool:
-    """Whether `read_together` gives, faster, what the stacks give which read texts like `x` (B, T, any width).
+def is_read_together(directions: tuple[RecurrentStack | Members, ...], x: Tensor) -> bool:
+    """Whether `read_together` gives, faster, what the stacks give which read texts like `x` (B, T, M D).
 
     A gradient, an autocast or a compiler wants the layers as they are, and so do hooks, among them those that
     transformers leaves on the layers once hidden states have been asked for, and layers that were exchanged.
@@ -39,8 +39,10 @@ def is_read_together(stacks: list[RecurrentStack], x: Tensor) -> bool:
         or torch.compiler.is_compiling()
     ):
         return False
-    for stack in stacks:
-        if _is_hooked(stack, stack.norm):
+    if _is_hooked(*directions):
+        return False
+    for stack in (stack for direction in directions for stack in single_stacks(direction)):
+        if type(stack.norm) is not nn.RMSNorm or _is_hooked(stack.norm):
             return False
         for layer in stack.layers:
             if type(layer) is not ResidualLayer or layer.mlp is not None:
@@ -59,13 +61,15 @@ def _is_hooked(*modules: nn.Module) -> bool:
 
 def read_together(stacks: list[RecurrentStack], x: Tensor) -> Tensor:
     """What each stack gives of its own whole texts without padding, from no state: x (G, B, T, D) float32, y alike."""
+    G, B, T, D = x.shape
     for layers in zip(*(cast(Iterable[RecurrentLayer], stack.layers) for stack in stacks), strict=True):
         each = cast(tuple[ResidualLayer, ...], layers)
         normed = _normalise([layer.mixer_norm for layer in each], x)
         pairs = torch.cat([F.pad(normed, (0, 0, 1, -1)), normed], dim=-1)  # a step and the one before it
         mixers = [cast(QRNN, layer.mixer) for layer in each]
-        gates = torch.stack([F.linear(own, m.weight, m.bias) for own, m in zip(pairs, mixers, strict=True)])
-        y, _ = gated_scan(gates.flatten(0, 1), x.new_zeros(gates.shape[0] * gates.shape[1], x.shape[-1]))
+        products = [torch.mm(m.weight, own.t()).t() for own, m in zip(pairs.flatten(1, 2), mixers, strict=True)]
+        gates = torch.stack(products).add_(torch.stack([mixer.bias for mixer in mixers])[:, None])
+        y, _ = gated_scan(gates.view(G * B, T, -1), x.new_zeros(G * B, D))
         x = x + y.view_as(x)
     return _normalise([cast(nn.RMSNorm, stack.norm) for stack in stacks], x)
 

@@ -127,10 +127,12 @@ def test_hidden_states_and_hooks_are_served(calls: list[int]) -> None:
     model, ids = make(), make_ids(2, 6)
     want = one_by_one(model, ids)
     seen: list[Any] = []
-    hook = model.stack.members[1].layers[0].mixer.register_forward_hook(lambda *call: seen.append(call))
-    torch.testing.assert_close(model(ids).last_hidden_state, want)
-    assert (len(seen), calls) == (1, [])
-    hook.remove()
+    member = model.stack.members[1]
+    for number, module in enumerate((model.stack, member.norm, member.layers[0], member.layers[0].mixer), 1):
+        hook = module.register_forward_hook(lambda *call: seen.append(call))
+        torch.testing.assert_close(model(ids).last_hidden_state, want)
+        assert (len(seen), calls) == (number, [])
+        hook.remove()
     model(ids)
     assert calls == [4]
     output = model(ids, output_hidden_states=True)
