@@ -122,6 +122,7 @@ def test_saving_and_loading(tmp_path: Path) -> None:
             "gate": [1, 2, 3, 4],
             "background": 0.7,
             "margin": 0.02,
+            "sentences": 3,
             "skip_above": 0.5,
             "search": "fast",
         },
