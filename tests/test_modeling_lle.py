@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModel, AutoModelForCausalLM
 
-from modeling_lle import LLECache, LLEForCausalLM, LLEModel, loss_lle, modeling_lle
+from modeling_lle import LLECache, LLEForCausalLM, LLEModel, loss_lle, prediction_lle
 from modeling_lle.recurrence_lle import RecurrentStack
 from tests.tiny import VOCAB, make_ids, make_model
 
@@ -122,7 +122,7 @@ def test_penalties_are_part_of_the_training_loss() -> None:
 @pytest.mark.parametrize("block", [3, 128])
 def test_logits_to_keep(history: bool, block: int) -> None:
     model, ids = make_model(), make_ids(2, 10)
-    with torch.no_grad(), mock.patch.object(modeling_lle, "BLOCK", block):
+    with torch.no_grad(), mock.patch.object(prediction_lle, "BLOCK", block):
         full = model(ids, use_history=history)
         for keep in (0, 1, 4, 10, 11):
             output = model(ids, use_history=history, logits_to_keep=keep, use_cache=True)
@@ -209,7 +209,7 @@ def test_a_label_out_of_range_is_refused(history: bool, training: bool) -> None:
 @settings(deadline=None, max_examples=30)
 def test_output_history_explains_every_probability(window: int, block: int, length: int, seed: int) -> None:
     model, ids = make_model(window), make_ids(2, length + 5, seed)
-    with torch.no_grad(), mock.patch.object(modeling_lle, "BLOCK", block):
+    with torch.no_grad(), mock.patch.object(prediction_lle, "BLOCK", block):
         cache = model(ids[:, :5], use_cache=True).past_key_values
         output = model(ids[:, 5:], past_key_values=cache, output_history=True)
         plain = model(ids, use_history=False).logits[:, 5:].softmax(-1)
@@ -320,7 +320,7 @@ class Largest(TorchDispatchMode):
 def test_the_loss_never_builds_all_logits(history: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     vocab, length = 400, 40
     monkeypatch.setattr(loss_lle, "CHUNK_ELEMENTS", 10 * vocab)
-    monkeypatch.setattr(modeling_lle, "BLOCK_ELEMENTS", 10 * vocab)
+    monkeypatch.setattr(prediction_lle, "BLOCK_ELEMENTS", 10 * vocab)
     model, ids = make_model(vocab_size=vocab, hidden_size=4), make_ids(2, length)
     with Largest() as largest:
         loss = model(ids, labels=ids, use_history=history, return_logits=False).loss

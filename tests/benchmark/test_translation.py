@@ -23,7 +23,7 @@ from scripts.benchmark.__main__ import app
 from scripts.benchmark.peers import transformer_translator as peer
 from tests.tiny_translators import WORDS, capitals, make_pairs, make_tokenizer, trained_translator
 
-CERTAIN = {"bank": {"sharpness": 30.0, "gate": [4.0, 0.0, 0.0, 0.0]}}
+CERTAIN = {"bank": {"sentences": 8, "sharpness": 30.0, "gate": [4.0, 0.0, 0.0, 0.0]}}
 TOKENIZER = make_tokenizer()
 
 
