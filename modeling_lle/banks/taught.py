@@ -33,11 +33,7 @@ def load_classifier(model_path: str | Path) -> tuple[Any, Any]:
     Raises:
         ValueError: The model is another one.
     """
-    name = architecture(model_path)
-    if name != CLASSIFIER:
-        hint = "; for a classifier of tokens, use it in Python" if name.endswith("TokenClassification") else ""
-        raise ValueError(f"{model_path} holds a {name}, and a classifier of texts, {CLASSIFIER}, is needed{hint}")
-    return AutoModelForSequenceClassification.from_pretrained(model_path), AutoTokenizer.from_pretrained(model_path)
+    return _load(model_path, CLASSIFIER, "a classifier of texts", AutoModelForSequenceClassification)
 
 
 def load_translator(model_path: str | Path) -> tuple[Any, Any]:
@@ -49,10 +45,16 @@ def load_translator(model_path: str | Path) -> tuple[Any, Any]:
     Raises:
         ValueError: The model is another one.
     """
+    return _load(model_path, TRANSLATOR, "a translator", AutoModelForSeq2SeqLM)
+
+
+def _load(model_path: str | Path, wanted: str, what: str, auto: Any) -> tuple[Any, Any]:
+    """The model of the class `wanted`, by its Auto class, and its tokenizer; raises a ValueError if it is another."""
     name = architecture(model_path)
-    if name != TRANSLATOR:
-        raise ValueError(f"{model_path} holds a {name}, and a translator, {TRANSLATOR}, is needed")
-    return AutoModelForSeq2SeqLM.from_pretrained(model_path), AutoTokenizer.from_pretrained(model_path)
+    if name != wanted:
+        hint = "; for a classifier of tokens, use it in Python" if name.endswith("TokenClassification") else ""
+        raise ValueError(f"{model_path} holds a {name}, and {what}, {wanted}, is needed{hint}")
+    return auto.from_pretrained(model_path), AutoTokenizer.from_pretrained(model_path)
 
 
 def bank_place(model_path: str | Path, bank: str | Path | None = None, option: str = "--bank") -> Path:

@@ -217,9 +217,8 @@ class Memory:
         )
         texts = [self.tokenizer.decode(row[row >= 0], skip_special_tokens=True) for row in rows]
         places = []
-        for text, found in zip(
-            texts, self.index.search(texts, sentences + leave_out * SPARE)[0].tolist(), strict=True
-        ):
+        nearest, _ = self.index.search(texts, sentences + leave_out * SPARE)
+        for text, found in zip(texts, nearest.tolist(), strict=True):
             pairs = [pair for pair in found if pair >= 0 and not (leave_out and self._has_source(pair, text))]
             entries = [range(self.first[pair], self.first[pair + 1]) for pair in pairs[:sentences]]
             places.append(torch.tensor([entry for own in entries for entry in own], dtype=torch.long))
