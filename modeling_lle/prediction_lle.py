@@ -212,6 +212,6 @@ def collect(
     if nats:
         output.loss = -torch.stack(nats).sum()
     if logits:
-        output.logits = torch.cat(logits, dim=1)
+        output.logits = logits[0] if len(logits) == 1 else torch.cat(logits, dim=1)
     if history:
         output.history = HistoryOutput.join(history)

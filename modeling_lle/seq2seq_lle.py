@@ -4,9 +4,9 @@ Notable: an encoder in both directions, and a decoder whose recurrent layers eac
 linear recurrence a whole target is read at once under teacher forcing. Keys are decoder states, outcomes are tokens.
 Of a memory, the sentence pairs with the most similar source are chosen first (banks/translated.py); the entries of
 their targets are what each position recalls by the rule. All that is known of a source is found once and kept as an
-`LLESource`, the encoder's output, which `generate` repeats for beams.
-Shapes: B batch, N tokens of the source, T of the target, D width, S width of the encoder's states, V vocabulary, L
-decoder layers, H heads, K candidates.
+`LLESource`, the encoder's output, which all beams of a search share.
+Shapes: E sources, B = E * R targets, R of each source side by side (1 but in a search), N tokens of the source, T of
+the target, D width, S width of the encoder's states, V vocabulary, L decoder layers, H heads, K candidates.
 """
 
 import copy
@@ -40,17 +40,17 @@ class LLESource(ModelOutput):
     """A batch of source sentences as the decoder needs them.
 
     Attributes:
-        last_hidden_state: (B, N, S) floating, the encoder's states.
-        mask: (B, N) bool, False at padding; None for none.
-        attention_keys, attention_values: (B, L, H, N, D / H) floating, what each decoder layer attends to.
-        candidate_keys: (B, K, D) float32, keys of the entries that each sentence may recall; None without a memory.
-        candidate_outcomes, candidate_ids: (B, K) int64, their target tokens, and their ids in the bank; -1 for none.
+        last_hidden_state: (E, N, S) floating, the encoder's states.
+        mask: (E, N) bool, False at padding; None for none.
+        attention_keys, attention_values: For each decoder layer (E, H, N, D / H) floating, what it attends to.
+        candidate_keys: (E, K, D) float32, keys of the entries that each sentence may recall; None without a memory.
+        candidate_outcomes, candidate_ids: (E, K) int64, their target tokens, and their ids in the bank; -1 for none.
     """
 
     last_hidden_state: Tensor | None = None
     mask: Tensor | None = None
-    attention_keys: Tensor | None = None
-    attention_values: Tensor | None = None
+    attention_keys: tuple[Tensor, ...] | None = None
+    attention_values: tuple[Tensor, ...] | None = None
     candidate_keys: Tensor | None = None
     candidate_outcomes: Tensor | None = None
     candidate_ids: Tensor | None = None
@@ -66,7 +66,7 @@ class LLESeq2SeqOutput(ModelOutput):
             not asked for.
         past_key_values: The decoder's cache, when `use_cache`.
         cross_attentions: With `output_attentions`, for each decoder layer (B, H, T, N) float32.
-        encoder_last_hidden_state: (B, N, S) floating.
+        encoder_last_hidden_state: (E, N, S) floating.
         history: With `output_history`, which entries of the memory were recalled.
     """
 
@@ -100,10 +100,10 @@ class LLESeq2SeqModel(LLEPreTrainedModel):
         self.post_init()
 
     def read(self, input_ids: Tensor, attention_mask: Tensor | None) -> LLESource:
-        """What the decoder needs of source sentences (B, N) int64, with their mask (B, N) of 0 and 1."""
+        """What the decoder needs of source sentences (E, N) int64, with their mask (E, N) of 0 and 1."""
         states = self.encoder(input_ids, attention_mask, use_cache=False).last_hidden_state
         pairs = [attention.read(states) for attention in self.attentions]  # type: ignore[operator]
-        keys, values = (torch.stack(part, dim=1) for part in zip(*pairs, strict=True))
+        keys, values = zip(*pairs, strict=True)
         return LLESource(states, segment_mask(attention_mask, states.shape[1]), keys, values)
 
     def forward(
@@ -126,7 +126,7 @@ class LLESeq2SeqModel(LLEPreTrainedModel):
         weights: list[Tensor] = []
         assert source.attention_keys is not None
         assert source.attention_values is not None
-        by_layer = list(zip(source.attention_keys.unbind(1), source.attention_values.unbind(1), strict=True))
+        by_layer = list(zip(source.attention_keys, source.attention_values, strict=True))
 
         def attend(index: int, x: Tensor) -> Tensor:
             attention: Any = self.attentions[index]
@@ -214,8 +214,8 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
         """Predicts each token of the target from those before it, and measures the loss if labels are given.
 
         Args:
-            input_ids: (B, N) int64, the source; or give `encoder_outputs`.
-            attention_mask: (B, N) of 0 and 1, 0 at padding, wherever it lies.
+            input_ids: (E, N) int64, the source; or give `encoder_outputs`.
+            attention_mask: (E, N) of 0 and 1, 0 at padding, wherever it lies.
             decoder_input_ids: (B, T) int64, what `prepare_decoder_input_ids_from_labels` makes of the labels, which
                 is what None means.
             decoder_attention_mask: (B, T) of 0 and 1, 0 at padding; None: as the labels say.
@@ -282,8 +282,8 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
         """What is known of source sentences, as `encoder_outputs`; with the candidates of an attached memory.
 
         Args:
-            input_ids: (B, N) int64.
-            attention_mask: (B, N) of 0 and 1, 0 at padding.
+            input_ids: (E, N) int64.
+            attention_mask: (E, N) of 0 and 1, 0 at padding.
             use_history: Whether to ask the memory.
             leave_out: Whether it leaves out the pairs of the very same source.
         """
@@ -329,6 +329,14 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
                 kwargs["encoder_outputs"] = self.read_source(tokens, kwargs.get("attention_mask"), use_history)
         return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
 
+    def _expand_inputs_for_generation(
+        self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """As in transformers, but for the source, which the beams share."""
+        source = kwargs.pop("encoder_outputs")
+        tokens, kwargs = super()._expand_inputs_for_generation(expand_size, False, input_ids, **kwargs)  # type: ignore[misc]
+        return tokens, {**kwargs, "encoder_outputs": source}
+
     # The memory
 
     def attach_history(self, bank: HistoryBank, namespaces: Any = None, tokenizer: Any = None) -> None:
@@ -362,8 +370,9 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
             own = states[:, start : start + size]
             base, features = base_prediction(linear(own, self.lm_head.weight, self.lm_head.bias))
             queries = nn.functional.normalize(own.float(), dim=-1)
-            similarity = queries @ keys.transpose(-1, -2)
-            placed = [part[:, None].expand(similarity.shape) for part in (ids, outcomes)]
+            similarity = _similarity(queries, keys, ids >= 0)
+            repeats = rows // len(keys)
+            placed = [part.repeat_interleave(repeats, 0)[:, None].expand(similarity.shape) for part in (ids, outcomes)]
             found = Found(similarity, placed[0], placed[1], (placed[0] >= 0).int())
             prediction = Prediction(slice(start, start + own.shape[1]), base, features, found=found)
             recall = recall_bank(found.similarity, found.outcomes, found.counts, self.config.bank.sharpness)
@@ -414,6 +423,18 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
 def longest_target(tokens: int) -> int:
     """Tokens that the translation of a source of so many may have, unless another length is asked for."""
     return 2 * tokens + 16
+
+
+def _similarity(queries: Tensor, keys: Tensor, real: Tensor) -> Tensor:
+    """Cosines of queries (B, T, D) with the K candidates (E, K, D) of their sources, real (E, K) bool: (B, T, K)."""
+    together = queries.reshape(len(keys), -1, queries.shape[-1])  # the beams of a sentence have the same keys
+    if queries.device.type != "cpu" or queries.requires_grad or len(keys) == 1:
+        similarity = together @ keys.transpose(-1, -2)
+    else:  # the most of them are padding
+        similarity = together.new_zeros(*together.shape[:2], keys.shape[1])
+        for row, number in enumerate(real.sum(1).tolist()):
+            similarity[row, :, :number] = together[row] @ keys[row, :number].T
+    return similarity.view(*queries.shape[:2], -1)
 
 
 def _needed(mask: Tensor) -> Tensor | None:

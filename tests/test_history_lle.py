@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from modeling_lle import LLECache, LLEForCausalLM, modeling_lle
+from modeling_lle import LLECache, LLEForCausalLM, history_lle, modeling_lle
 from modeling_lle.cache_lle import Stream
 from modeling_lle.history_lle import (
     Recall,
@@ -312,6 +312,22 @@ def test_gradients_of_the_numbers() -> None:
         with torch.no_grad():
             up, down = (mixture(numbers + s * change, similarity, age, base, outcomes)[..., 0].sum() for s in (1, -1))
         assert float(gradient[index]) == pytest.approx(float(up - down) / (2 * step), abs=2e-3)
+
+
+def test_few_recalled_outcomes_are_mixed_in_as_many_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(2, 3, 90, generator=generator).mul(5).log_softmax(-1)
+    recalls = []
+    for entries in (4, 6):
+        scores = torch.randn(2, 3, entries, generator=generator)
+        valid = torch.rand(2, 3, entries, generator=generator) > 0.3
+        valid[0, 0] = False  # a position that has none
+        recalls.append(Recall.from_scores(scores, valid, torch.randint(5, (2, entries), generator=generator)))
+    shares = gate([recall.mass for recall in recalls], base_features(base), [[-0.5, 0.2, 0.1, -0.1]] * 2)
+    found = mixed_distribution(base.clone(), recalls, shares)
+    monkeypatch.setattr(history_lle, "FEW", math.inf)
+    torch.testing.assert_close(found, mixed_distribution(base.clone(), recalls, shares), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.exp().sum(-1), torch.ones(2, 3))
 
 
 def perplexity(model: LLEForCausalLM, batches: list[dict[str, Tensor]], column: str = "log_probs") -> float:

@@ -181,6 +181,41 @@ def test_generate_gives_each_sentence_what_it_gets_alone(beams: int) -> None:
 
 
 @torch.no_grad()
+def test_targets_that_share_a_source_get_what_they_get_alone() -> None:
+    model = remembering(make())
+    given = batch()
+    source = model.read_source(given["input_ids"], given["attention_mask"])
+    inputs = model.prepare_decoder_input_ids_from_labels(given["labels"])
+    beams = torch.stack([inputs, inputs.roll(1, 0), inputs.flip(0)], dim=1)  # (E, R, T)
+    options: dict[str, Any] = {"output_history": True, "output_attentions": True}
+    shared = model(encoder_outputs=source, decoder_input_ids=beams.flatten(0, 1), **options)
+    for beam in range(beams.shape[1]):
+        alone = model(encoder_outputs=source, decoder_input_ids=beams[:, beam], **options)
+        own = slice(beam, None, beams.shape[1])
+        close(shared.logits[own], alone.logits)
+        close(shared.history.bank_shares[own], alone.history.bank_shares)
+        assert torch.equal(shared.history.bank_ids[own], alone.history.bank_ids)
+        assert torch.equal(shared.history.bank_outcomes[own], alone.history.bank_outcomes)
+        for layer, expected in zip(shared.cross_attentions, alone.cross_attentions, strict=True):
+            close(layer[own], expected)
+
+
+@torch.no_grad()
+def test_the_beams_of_a_search_share_their_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make()
+    seen = []
+    forward = LLESeq2SeqModel.forward
+
+    def spy(self: Any, source: Any, inputs: torch.Tensor, *args: Any) -> Any:
+        seen.append((len(source.last_hidden_state), len(inputs)))
+        return forward(self, source, inputs, *args)
+
+    monkeypatch.setattr(LLESeq2SeqModel, "forward", spy)
+    model.generate(**sources(model), num_beams=3, max_new_tokens=3)
+    assert set(seen) == {(len(PAIRS), 3 * len(PAIRS))}
+
+
+@torch.no_grad()
 def test_generate_follows_the_most_probable_tokens() -> None:
     model = make()
     given = {name: value for name, value in batch([PAIRS[1]]).items() if name != "labels"}
