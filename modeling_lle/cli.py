@@ -8,18 +8,16 @@ import json
 import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from .banks.commands import bank
+from .calibration_commands import calibrate, statistics
 from .classification_commands import classify, forget, learn
 from .evaluation_commands import evaluate
-from .options import Bank, Column, Folder, Name, Namespaces, Row, SampleBy, Source
+from .options import Bank, Column, Folder, Name, Namespaces
 from .translation_commands import memory, translate
-
-if TYPE_CHECKING:
-    from .data import TextTokens
 
 app = typer.Typer(
     help="LLE, Learning from History: recurrent models that keep learning from what they read and are taught.",
@@ -49,76 +47,8 @@ def train(
 
 
 app.command()(evaluate)
-
-
-@app.command()
-def calibrate(
-    model: Folder,
-    source: Source,
-    name: Name = None,
-    split: Annotated[str, typer.Option(help="Split that is read: held-out text, not the test set.")] = "validation",
-    text_column: Column = "text",
-    sample_by: SampleBy = Row.line,
-    limit_tokens: Annotated[int, typer.Option(help="Tokens to fit on.")] = 30000,
-    bank_path: Bank = None,
-    namespace: Namespaces = None,
-    output: Annotated[Path | None, typer.Option(help="Where to save; the model's own folder if not given.")] = None,
-) -> None:
-    """Fits the few numbers of the history rule on held-out text, in seconds, and saves the model."""
-    from .bank_lle import HistoryBank
-    from .training import calibrate as fit
-
-    loaded, tokenizer, tokens = _load(model, source, name, split, text_column, sample_by)
-    if bank_path is not None:
-        loaded.attach_history(HistoryBank.from_pretrained(bank_path), namespace or None)
-    found = fit(loaded, tokens.ids, limit_tokens)
-    _save(loaded, tokenizer, output or Path(model))
-    typer.echo(json.dumps({**found, **loaded.config.to_dict()["history"]}, indent=2))
-
-
-@app.command()
-def statistics(
-    model: Folder,
-    source: Source,
-    name: Name = None,
-    split: Annotated[str, typer.Option(help="Split that is read: training text.")] = "train",
-    text_column: Column = "text",
-    sample_by: SampleBy = Row.line,
-    limit_tokens: Annotated[int, typer.Option(help="Tokens to read.")] = 100_000,
-    scope: Annotated[str | None, typer.Option(help="Sets history.update.scope: head, low-rank or all.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Where to save; the model's own folder if not given.")] = None,
-) -> None:
-    """Collects what the test-time update needs to know of training text, once for a model, and saves it with it."""
-    from .training import segments
-
-    loaded, tokenizer, tokens = _load(model, source, name, split, text_column, sample_by)
-    if scope is not None:
-        loaded.config.overlay.scope = scope
-    loaded.collect_update_statistics(segments(tokens.ids, limit_tokens, 70))
-    folder = output or Path(model)
-    _save(loaded, tokenizer, folder)
-    typer.echo(f"The statistics are in {folder}; history.update.scope is {loaded.config.overlay.scope!r}.")
-
-
-def _load(
-    model: str, source: str, name: str | None, split: str, text_column: str, sample_by: Row
-) -> tuple[Any, Any, "TextTokens"]:
-    """A model, its tokenizer, and the tokens of a split."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from .data import collect, load_texts, tokenize
-
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    loaded = AutoModelForCausalLM.from_pretrained(model)
-    texts = load_texts(source, name=name, split=split, text_column=text_column, sample_by=sample_by.value)
-    tokens = collect(tokenize(texts, tokenizer, text_column=text_column), start=tokenizer.eos_token_id)
-    tokens.check_vocabulary(loaded.config.vocab_size)
-    return loaded, tokenizer, tokens
-
-
-def _save(model: Any, tokenizer: Any, folder: Path) -> None:
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+app.command()(calibrate)
+app.command()(statistics)
 
 
 @app.command("explain")

@@ -8,7 +8,22 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import Bank, BatchSize, Column, Folder, LabelColumn, Name, Namespaces, Row, SampleBy, Source
+from .options import (
+    Bank,
+    BatchSize,
+    Column,
+    Folder,
+    LabelColumn,
+    Language,
+    Name,
+    Namespaces,
+    OutOfScopeLabel,
+    Row,
+    SampleBy,
+    SideColumn,
+    Source,
+    refuse_other_options,
+)
 
 # For each task the options that only some tasks have.
 OWN_OPTIONS = {
@@ -24,8 +39,6 @@ OWN_OPTIONS = {
         "batch_size",
     ),
 }
-Language = typer.Option(help="Such as en; that of the model's recipe if not given.")
-SideColumn = typer.Option(help="The one that is called as the language, or as the side, if not given.")
 
 
 def evaluate(
@@ -41,11 +54,11 @@ def evaluate(
     segment_length: Annotated[int, typer.Option(help="Tokens of a step; changes the speed only.")] = 256,
     limit_tokens: Annotated[int | None, typer.Option(help="Read only about so many tokens.")] = None,
     label_column: LabelColumn = "label",
-    out_of_scope_label: Annotated[str | None, typer.Option(help="Label that means none of the others.")] = None,
-    source_language: Annotated[str | None, Language] = None,
-    target_language: Annotated[str | None, Language] = None,
-    source_column: Annotated[str | None, SideColumn] = None,
-    target_column: Annotated[str | None, SideColumn] = None,
+    out_of_scope_label: OutOfScopeLabel = None,
+    source_language: Language = None,
+    target_language: Language = None,
+    source_column: SideColumn = None,
+    target_column: SideColumn = None,
     beams: Annotated[int, typer.Option(min=1, help="Beams of the search; 1 is greedy.")] = 5,
     lowercase: Annotated[bool, typer.Option("--lowercase", help="Count capital letters as small ones.")] = False,
     batch_size: BatchSize = 32,
@@ -60,28 +73,14 @@ def evaluate(
     Of a language model, it shows the perplexity of a text that is read once; of a classifier, the accuracy,
     calibration and refusals on labelled texts; of a translator, BLEU, chrF and TER on sentence pairs.
     """
-    from .banks.taught import architecture
+    from .banks.taught import architecture, task_of
 
     kind = architecture(model)
-    task = (
-        "text-classification"
-        if kind.endswith("Classification")
-        else "translation"
-        if kind.endswith("Seq2SeqLM")
-        else "text-generation"
-    )
-    _refuse_other_options(context, task, f"the {kind} in {model}")
-    options: dict[str, Any] = {option: context.params[option] for option in OWN_OPTIONS[task]}
+    task = task_of(kind)
+    options = refuse_other_options(context, OWN_OPTIONS, task, f"the {kind} in {model}")
     options |= {"name": name, "split": split, "bank": bank_path, "namespaces": namespace or None}
     options |= {"bf16": bf16, "output": output}
     _EVALUATE[task](results, model, source, options)
-
-
-def _refuse_other_options(context: typer.Context, task: str, what: str) -> None:
-    """Raises a ValueError if an option was given that is for other tasks only."""
-    for option in (option for own in OWN_OPTIONS.values() for option in own if option not in OWN_OPTIONS[task]):
-        if getattr(context.get_parameter_source(option), "name", "") == "COMMANDLINE":
-            raise ValueError(f"--{option.replace('_', '-')} is not for {what}: leave it out")
 
 
 def _language_model(results: Path | None, model: str, source: str, options: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,6 +15,11 @@ Namespaces = Annotated[
 ]
 Column = Annotated[str, typer.Option(help="Column of the text.")]
 LabelColumn = Annotated[str, typer.Option(help="Column of the label.")]
+Language = Annotated[str | None, typer.Option(help="Such as en; that of the model's recipe if not given.")]
+SideColumn = Annotated[
+    str | None, typer.Option(help="The one that is called as the language, or as the side, if not given.")
+]
+OutOfScopeLabel = Annotated[str | None, typer.Option(help="Label that means none of the others.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Texts of a batch; fewer where they are long.")]
 
 
@@ -26,3 +31,21 @@ class Row(str, Enum):
 
 
 SampleBy = Annotated[Row, typer.Option(help="Whether a row of plain text is a line or a whole document.")]
+
+
+def refuse_other_options(
+    context: typer.Context, own_options: dict[str, tuple[str, ...]], task: str, what: str
+) -> dict[str, Any]:
+    """Raises a ValueError if an option was given that is for other tasks only; else returns those of this task.
+
+    Args:
+        context: Of the command that runs.
+        own_options: For each task the options that only some tasks have.
+        task: The task.
+        what: What messages call the model.
+    """
+    own = own_options[task]
+    for option in (option for others in own_options.values() for option in others if option not in own):
+        if getattr(context.get_parameter_source(option), "name", "") == "COMMANDLINE":
+            raise ValueError(f"--{option.replace('_', '-')} is not for {what}: leave it out")
+    return {option: context.params[option] for option in own}

@@ -329,13 +329,11 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
                 kwargs["encoder_outputs"] = self.read_source(tokens, kwargs.get("attention_mask"), use_history)
         return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
 
-    def _expand_inputs_for_generation(
-        self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **kwargs: Any
-    ) -> tuple[Tensor, dict[str, Any]]:
+    def _expand_inputs_for_generation(self, expand_size: int = 1, **kwargs: Any) -> Any:  # type: ignore[override]
         """As in transformers, but for the source, which the beams share."""
-        source = kwargs.pop("encoder_outputs")
-        tokens, kwargs = super()._expand_inputs_for_generation(expand_size, False, input_ids, **kwargs)  # type: ignore[misc]
-        return tokens, {**kwargs, "encoder_outputs": source}
+        source, options = kwargs.pop("encoder_outputs"), {**kwargs, "is_encoder_decoder": False}
+        tokens, expanded = super()._expand_inputs_for_generation(expand_size, **options)  # type: ignore[misc]
+        return tokens, {**expanded, "encoder_outputs": source}
 
     # The memory
 

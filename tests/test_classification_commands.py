@@ -159,6 +159,26 @@ def test_evaluate(folder: Path) -> None:
     assert taught["accuracy"] > base["accuracy"]
 
 
+def test_calibrate(folder: Path) -> None:
+    run(folder, "learn", "M", "F/train.csv")
+    rows = [f"{text} {text[0]},{label}" for text, label in zip(TEXTS, LABELS, strict=True)]
+    strange = [f"<unk> {text},none" for text in TEXTS[:8]]
+    (folder / "held.csv").write_text("\n".join(["text,label", *rows, *strange, f"{TEXTS[0]},{LABELS[0]}"]))
+    options = ["--split", "train", "--out-of-scope-label", "none", "--keep-in-scope", "0.9"]
+    bank = contents(folder / "model" / "history")
+    output = run(folder, "calibrate", "M", "F/held.csv", *options)
+    found = json.loads(output[output.index("{") :])
+    assert found["calibration"]["texts"] == len(TEXTS)  # the last text is in the bank, and left out
+    assert found["calibration"]["after_nats"] < found["calibration"]["before_nats"]
+    assert 0 <= found["out_of_scope"]["threshold"] < 1
+    saved = json.loads((folder / "model" / "config.json").read_text())
+    assert saved["history"]["bank"] == found["bank"] != make(history=SHARP).config.to_dict()["history"]["bank"]
+    assert contents(folder / "model" / "history") == bank
+    run(folder, "calibrate", "M", "F/held.csv", *options, "--output", "F/fitted")
+    assert not (folder / "fitted" / "history").exists()
+    assert (folder / "fitted" / "tokenizer.json").exists()
+
+
 def test_one_example_against_a_thousand(folder: Path) -> None:
     many = list(dict.fromkeys(make_texts(1500, 8, seed=7)))[:1000]
     (folder / "many.csv").write_text("text,label\n" + "".join(f"{text},label-0\n" for text in many))
@@ -226,6 +246,16 @@ FAULTS = [
     (["evaluate", "F/tokens", "F/test.csv"], "holds a LLEForTokenClassification"),
     (["evaluate", "F/several", "F/test.csv"], "only classifiers of one label a text"),
     (["evaluate", "M", "F/test.csv", "--label-column", "lable"], "no column 'lable'"),
+    (["calibrate", "M", "F/test.csv", "--split", "test"], "no bank lies with"),
+    (["calibrate", "M", "F/test.csv", "--limit-tokens", "9"], "--limit-tokens is not for the LLEForSequence"),
+    (["calibrate", "F/language", "F/train.csv", "--keep-in-scope", "1"], "--keep-in-scope is not for the LLEForCau"),
+    (["calibrate", "F/tokens", "F/test.csv"], "holds a LLEForTokenClassification"),
+    (["calibrate", "F/several", "F/test.csv"], "only classifiers of one label a text"),
+    (["calibrate", "owner/name", "F/test.csv"], "say with --output where to save"),
+    (["calibrate", "F/taught", "F/train.csv", "--split", "train"], "has all of these texts: give held-out ones"),
+    (["calibrate", "F/taught", "F/late.csv", "--split", "train"], "knows the label 'label-9' (row 2"),
+    (["calibrate", "F/taught", "F/contradiction.csv", "--split", "train"], "has bad examples"),
+    (["calibrate", "F/taught", "F/strange.csv", "--split", "train"], "there is nothing in scope"),
 ]
 
 
@@ -239,6 +269,10 @@ def test_faults_are_one_line_and_change_nothing(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    if "F/taught" in arguments:
+        shutil.copytree(folder / "model", folder / "taught")
+        run(folder, "learn", "F/taught", "F/train.csv")
+    (folder / "strange.csv").write_text("text,label\na,oos\n")
     (folder / "empty.csv").touch()
     (folder / "latin.txt").write_bytes(b"caf\xe9\n")
     (folder / "taken.csv").write_text("text,label,predicted_label\na,b,c\n")

@@ -219,6 +219,16 @@ def test_a_memory_that_fails_is_not_there(folder: Path, monkeypatch: pytest.Monk
     assert contents(folder) == before
 
 
+def test_calibrate(folder: Path) -> None:
+    output, _ = run(folder, "calibrate", "T", "F/pairs.tsv", *LANGUAGES, "--split", "train", "--output", "F/fitted")
+    found = json.loads(output[output.index("{") :])
+    assert found["after_ppl"] <= found["before_ppl"]
+    saved = json.loads((folder / "fitted" / "config.json").read_text())["history"]["bank"]
+    assert saved == found["bank"] != make(history=STRONG).config.to_dict()["history"]["bank"]
+    other, _ = run(folder, "calibrate", "M", "F/pairs.tsv", *LANGUAGES, "--split", "train", "--bank", "B")
+    assert json.loads(other[other.index("{") :])["bank"] == saved
+
+
 FAULTS = [
     (["translate", "T", "F/none.txt"], "there is no file"),
     (["translate", "T", "F/texs.txt"], "(did you mean 'texts.txt'?)"),
@@ -245,6 +255,9 @@ FAULTS = [
     (["translate", "F/other", "a", "--memory", "B"], "was encoded by another backbone"),
     (["translate", "F/language", "a"], "holds a LLEForCausalLM, and a translator, LLEForSeq2SeqLM, is needed"),
     (["classify", "M", "a"], "holds a LLEForSeq2SeqLM"),
+    (["calibrate", "M", "F/pairs.tsv", *LANGUAGES, "--split", "train"], "no memory lies with"),
+    (["calibrate", "T", "F/pairs.tsv"], "give --source-language and --target-language"),
+    (["calibrate", "T", "F/pairs.tsv", "--keep-in-scope", "1"], "--keep-in-scope is not for the LLEForSeq2SeqLM"),
     (["memory", "F/language", "F/pairs.tsv", *LANGUAGES], "holds a LLEForCausalLM"),
     (["memory", "M", "F/none.tsv", *LANGUAGES], "none.tsv"),
     (["memory", "M", "F/gap.tsv", *LANGUAGES], "skip_broken=True"),

@@ -163,6 +163,29 @@ def _present(bank: HistoryBank, namespace: str) -> dict[str, tuple[str, list[int
     return present
 
 
+def _documents(bank: HistoryBank) -> list[dict[str, Any]]:
+    """The documents of the examples that were not forgotten, of all namespaces."""
+    return [segment.documents[owner] for _, segment in bank.segments() for owner in segment.owners.unique().tolist()]
+
+
+def held_out(bank: HistoryBank, texts: Sequence[str]) -> list[int]:
+    """The places of the texts that are not in a bank, to fit its numbers on.
+
+    Raises:
+        ValueError: All are.
+    """
+    known = {document["text"] for document in _documents(bank)}
+    places = [place for place, text in enumerate(texts) if text not in known]
+    if not places:
+        raise ValueError(
+            f"the bank {bank.folder.path} has all of these texts: give held-out ones, or the rule would learn to "
+            "trust what it has seen"
+        )
+    if len(places) < len(texts):
+        logger.warning("%d of the %d texts are in the bank, and left out", len(texts) - len(places), len(texts))
+    return places
+
+
 def condition(
     bank: HistoryBank, texts: Iterable[str] | None, label: Any, kind: str
 ) -> Callable[[dict[str, Any]], bool] | None:
@@ -175,9 +198,7 @@ def condition(
         return None
     wanted = None if texts is None else {texts} if isinstance(texts, str) else set(texts)
     name = None if label is None else outcome_name(label, kind)
-    documents = [
-        segment.documents[owner] for _, segment in bank.segments() for owner in segment.owners.unique().tolist()
-    ]
+    documents = _documents(bank)
     if wanted is not None:
         missing = sorted(wanted - {document["text"] for document in documents})
         if missing:

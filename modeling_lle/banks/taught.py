@@ -24,6 +24,13 @@ def architecture(model_path: str | Path) -> str:
     return (config.architectures or [config.model_type])[0]
 
 
+def task_of(kind: str) -> str:
+    """The task, as transformers calls it, of models of a class."""
+    if kind.endswith("Classification"):
+        return "text-classification"
+    return "translation" if kind.endswith("Seq2SeqLM") else "text-generation"
+
+
 def load_classifier(model_path: str | Path) -> tuple[Any, Any]:
     """A saved classifier of texts, and its tokenizer.
 

@@ -170,6 +170,15 @@ def padded(texts: Sequence[list[int]], targets: Sequence[list[int]], pad_token_i
     }
 
 
+def pair_batches(
+    sources: Sequence[str], targets: Sequence[str], tokenizer: Any, size: int = SAMPLED
+) -> Iterator[dict[str, Tensor]]:
+    """Sentence pairs in batches as forward of a translator takes them, at most `size` in each; short ones first."""
+    texts, labels = (encode_sentences(list(side), tokenizer) for side in (sources, targets))
+    for rows in batches([max(map(len, pair)) for pair in zip(texts, labels, strict=True)], size):
+        yield padded([texts[row] for row in rows], [labels[row] for row in rows], tokenizer.pad_token_id)
+
+
 class Memory:
     """The sentence pairs of a bank, as a search sees them; a snapshot.
 
@@ -231,11 +240,8 @@ class Memory:
     def sample(self, most: int, seed: int) -> Iterator[dict[str, Tensor]]:
         """At most so many of the pairs, drawn by a seed, in batches as forward of a translator takes them."""
         chosen = random.Random(seed).sample(self.pairs, min(most, len(self.pairs)))
-        texts, targets = (
-            encode_sentences([pair[side] for pair in chosen], self.tokenizer) for side in ("text", "translation")
-        )
-        for rows in batches([max(map(len, pair)) for pair in zip(texts, targets, strict=True)], SAMPLED):
-            yield padded([texts[row] for row in rows], [targets[row] for row in rows], self.tokenizer.pad_token_id)
+        sources, targets = ([pair[side] for pair in chosen] for side in ("text", "translation"))
+        yield from pair_batches(sources, targets, self.tokenizer)
 
     def _has_source(self, pair: int, text: str) -> bool:
         return self.pairs[pair]["text"].strip().lower() == text.strip().lower()

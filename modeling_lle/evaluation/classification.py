@@ -16,7 +16,7 @@ from datasets import Dataset
 
 from ..banks.labelled import batches
 from ..banks.taught import attach_bank, load_classifier
-from ..data.labelled import OUT_OF_SCOPE, load_labelled
+from ..data.labelled import OUT_OF_SCOPE, check_known, load_labelled
 from ..labels_lle import SINGLE
 from .metrics import ClassificationMetric, OutOfScopeMetric
 from .results import this_command, train_minutes, write_results
@@ -166,7 +166,8 @@ def evaluate_classifier(
     bank, trained = model.history_bank, model.trained_labels
     labels = trained if model.label_space is None else model.label_space.names
     texts, references = labelled["text"][:], labelled["label"][:]
-    _check(texts, references, labels, out_of_scope)
+    _check(texts, references)
+    check_known(references, labels, out_of_scope)
     sides = {BASE: False} if bank is None else {BASE: False, HISTORY: True}
     numbers = {label: number for number, label in enumerate(labels)}
     right = np.array([numbers.get(name, -1) for name in references])
@@ -210,24 +211,13 @@ def evaluate_classifier(
     )
 
 
-def _check(texts: list[Any], references: list[Any], labels: Sequence[str], out_of_scope: str) -> None:
-    unknown: dict[str, int] = {}
+def _check(texts: list[Any], references: list[Any]) -> None:
     for row, (text, label) in enumerate(zip(texts, references, strict=True)):
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"the text in row {row} is {'missing' if text is None else 'blank'}: take the row out")
         if not isinstance(label, str):
             what = "missing" if label is None else f"{label!r:.80}, not the name of a class"
             raise ValueError(f"the label in row {row} is {what}: take the row out")
-        if label not in labels and label != out_of_scope:
-            unknown.setdefault(label, row)
-    if unknown:
-        label, row = next(iter(unknown.items()))
-        raise ValueError(
-            f"neither the model nor a bank knows the label {label!r} (row {row}; {len(unknown)} such labels): teach "
-            "it with learn(new_labels=True), or name the label that means none of the others as out_of_scope"
-        )
-    if all(label not in labels for label in references):
-        raise ValueError(f"every text has the label {out_of_scope!r}: there is nothing in scope to measure")
 
 
 def evaluate_classifier_folder(

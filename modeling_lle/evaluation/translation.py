@@ -197,12 +197,22 @@ def _check(sources: list[Any], references: list[Any]) -> None:
                 )
 
 
-def trained_languages(model_path: str | Path) -> tuple[str | None, str | None]:
-    """The source and target language in the recipe that lies with a model; None where there is no such thing."""
+def languages_of(
+    model_path: str | Path, source_language: str | None = None, target_language: str | None = None
+) -> tuple[str, str]:
+    """Source and target language: those that are given, or those in the recipe that lies with a model.
+
+    Raises:
+        ValueError: One of them is not known.
+    """
     path = Path(model_path) / "recipe.yaml"
     recipe = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    data = recipe.get("data") or {}
-    return data.get("source_language"), data.get("target_language")
+    trained = recipe.get("data") or {}
+    source_language = source_language or trained.get("source_language")
+    target_language = target_language or trained.get("target_language")
+    if source_language is None or target_language is None:
+        raise ValueError(f"the languages of {model_path} are not known: give --source-language and --target-language")
+    return source_language, target_language
 
 
 def evaluate_translator_folder(
@@ -248,10 +258,7 @@ def evaluate_translator_folder(
     if output is not None:
         from .attention import draw_translation  # first, so that a missing extra costs no pass
         from .pictures import save_figure
-    trained = trained_languages(model_path)
-    from_language, to_language = source_language or trained[0], target_language or trained[1]
-    if from_language is None or to_language is None:
-        raise ValueError(f"the languages of {model_path} are not known: give --source-language and --target-language")
+    from_language, to_language = languages_of(model_path, source_language, target_language)
     model, tokenizer = load_translator(model_path)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     attach_bank(model, tokenizer, model_path, bank, namespaces)

@@ -2,7 +2,7 @@
 
 import random
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +77,9 @@ def run_classification(recipe: Recipe, rows: dict[str, Any] | None = None, resum
     size = arguments.per_device_eval_batch_size
     given = (recipe.model.get("history") or {}).get("bank") or {}
     fixed = [name for name in given if name in CALIBRATED]  # what the recipe says is not fitted
-    metrics["calibration"] = model.calibrate(batches(held_out, tokenizer, size), fixed=fixed)
-    if len(strangers):
-        outside, inside = (batches(rows, tokenizer, size) for rows in (encode(strangers, tokenizer), held_out))
-        metrics["out_of_scope"] = model.fit_out_of_scope(inside, outside, arguments.keep_in_scope)
+    metrics |= fit_history(
+        model, tokenizer, held_out, encode(strangers, tokenizer), size, arguments.keep_in_scope, fixed
+    )
     if data.held_out:
         model.learn(validation["text"], validation["label"], tokenizer, source="training")
     if trainer.is_world_process_zero():
@@ -88,6 +87,36 @@ def run_classification(recipe: Recipe, rows: dict[str, Any] | None = None, resum
         assert model.history_bank is not None
         model.history_bank.save_pretrained(bank)
     return metrics
+
+
+def fit_history(
+    model: LLEForSequenceClassification,
+    tokenizer: PreTrainedTokenizerBase,
+    inside: Dataset,
+    outside: Dataset,
+    size: int,
+    keep: float,
+    fixed: Collection[str] = (),
+) -> dict[str, Any]:
+    """Fits the numbers of the bank on held-out texts, and "none of these" if some have none of the labels.
+
+    Args:
+        model: The classifier, with a bank.
+        tokenizer: Its tokenizer.
+        inside: Texts with one of its labels, as `encode` makes them.
+        outside: Texts with none of them; may be empty.
+        size: Texts of a batch.
+        keep: As in `fit_out_of_scope`.
+        fixed: As in `calibrate`.
+
+    Returns:
+        `calibration` and, of texts out of scope, `out_of_scope`: what `calibrate` and `fit_out_of_scope` return.
+    """
+    found: dict[str, Any] = {"calibration": model.calibrate(batches(inside, tokenizer, size), fixed=fixed)}
+    if len(outside):
+        right, wrong = (batches(rows, tokenizer, size) for rows in (inside, outside))
+        found["out_of_scope"] = model.fit_out_of_scope(right, wrong, keep)
+    return found
 
 
 class MemberLoss:

@@ -34,7 +34,7 @@ from modeling_lle.banks.taught import load_translator
 from modeling_lle.data import load_pairs
 from modeling_lle.evaluation import TranslationMetric, translate, write_results
 from modeling_lle.evaluation.results import this_command
-from modeling_lle.evaluation.translation import trained_languages
+from modeling_lle.evaluation.translation import languages_of
 
 from .history import describe
 from .timing import RESULTS, Row, compare, ratio
@@ -113,15 +113,10 @@ def memory(
     output: Annotated[Path, typer.Option(help="Results file.")] = RESULTS / "translation-memory.json",
 ) -> None:
     """A translator in another domain, without and with a memory of nine tenths of a catalogue."""
-    trained = trained_languages(model_path)
-    languages = source_language or trained[0], target_language or trained[1]
-    if None in languages:
-        raise ValueError(f"the languages of {model_path} are not known: give --source-language and --target-language")
+    from_language, to_language = languages_of(model_path, source_language, target_language)
     model, tokenizer = load_translator(model_path)
     model.eval()
-    pairs = load_pairs(
-        catalogue, source_language=str(languages[0]), target_language=str(languages[1]), skip_broken=True
-    )
+    pairs = load_pairs(catalogue, source_language=from_language, target_language=to_language, skip_broken=True)
     kept, test = split_pairs(pairs, test_share, seed)
     begin = time.perf_counter()
     bank = HistoryBank.build(model, tokenizer, kept)
