@@ -32,7 +32,14 @@ if TYPE_CHECKING:
 # For each task the options that only some tasks have.
 OWN_OPTIONS = {
     "text-generation": ("text_column", "sample_by", "limit_tokens"),
-    "text-classification": ("text_column", "label_column", "out_of_scope_label", "keep_in_scope", "batch_size"),
+    "text-classification": (
+        "text_column",
+        "label_column",
+        "out_of_scope_label",
+        "keep_in_scope",
+        "fixed",
+        "batch_size",
+    ),
     "translation": ("source_language", "target_language", "source_column", "target_column", "batch_size"),
 }
 Output = Annotated[Path | None, typer.Option(help="Where to save; the model's own folder if not given.")]
@@ -50,6 +57,9 @@ def calibrate(
     label_column: LabelColumn = "label",
     out_of_scope_label: OutOfScopeLabel = None,
     keep_in_scope: Annotated[float, typer.Option(help="Share of right texts that must not be refused.")] = 0.99,
+    fixed: Annotated[
+        list[str] | None, typer.Option(help="sharpness, background or gate: stays as it is; repeatable.")
+    ] = None,
     source_language: Language = None,
     target_language: Language = None,
     source_column: SideColumn = None,
@@ -108,7 +118,7 @@ def _classifier(
     if loaded.history_bank is None:
         raise ValueError(f"no bank lies with {model}, so there is nothing to calibrate: name one with --bank")
     outside_label = options.pop("out_of_scope_label")
-    size, keep = options.pop("batch_size"), options.pop("keep_in_scope")
+    size, keep, fixed = (options.pop(option) for option in ("batch_size", "keep_in_scope", "fixed"))
     labelled = load_labelled(source, out_of_scope=outside_label, **options)
     check_labelled(labelled, where=source)
     labels = list(loaded.config.id2label.values())
@@ -117,8 +127,8 @@ def _classifier(
     inside, outside = split_out_of_scope(labelled, outside_label or OUT_OF_SCOPE)
     if not len(inside):
         raise ValueError(f"all texts of {source} with a label are in the bank: give held-out ones")
-    found = fit_history(loaded, tokenizer, encode(inside, tokenizer, labels), encode(outside, tokenizer), size, keep)
-    return loaded, tokenizer, found
+    both = encode(inside, tokenizer, labels), encode(outside, tokenizer)
+    return loaded, tokenizer, fit_history(loaded, tokenizer, *both, size, keep, fixed or ())
 
 
 def _translator(

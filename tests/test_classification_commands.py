@@ -174,7 +174,10 @@ def test_calibrate(folder: Path) -> None:
     saved = json.loads((folder / "model" / "config.json").read_text())
     assert saved["history"]["bank"] == found["bank"] != make(history=SHARP).config.to_dict()["history"]["bank"]
     assert contents(folder / "model" / "history") == bank
-    run(folder, "calibrate", "M", "F/held.csv", *options, "--output", "F/fitted")
+    fixed = ["--fixed", "sharpness", "--fixed", "background"]
+    run(folder, "calibrate", "M", "F/held.csv", *options, *fixed, "--output", "F/fitted")
+    again = json.loads((folder / "fitted" / "config.json").read_text())["history"]["bank"]
+    assert all(again[name] == found["bank"][name] for name in ("sharpness", "background"))
     assert not (folder / "fitted" / "history").exists()
     assert (folder / "fitted" / "tokenizer.json").exists()
 
@@ -249,6 +252,7 @@ FAULTS = [
     (["calibrate", "M", "F/test.csv", "--split", "test"], "no bank lies with"),
     (["calibrate", "M", "F/test.csv", "--limit-tokens", "9"], "--limit-tokens is not for the LLEForSequence"),
     (["calibrate", "F/language", "F/train.csv", "--keep-in-scope", "1"], "--keep-in-scope is not for the LLEForCau"),
+    (["calibrate", "F/taught", "F/held.csv", "--split", "train", "--fixed", "gates"], "did you mean 'gate'"),
     (["calibrate", "F/tokens", "F/test.csv"], "holds a LLEForTokenClassification"),
     (["calibrate", "F/several", "F/test.csv"], "only classifiers of one label a text"),
     (["calibrate", "owner/name", "F/test.csv"], "say with --output where to save"),
@@ -273,6 +277,7 @@ def test_faults_are_one_line_and_change_nothing(
         shutil.copytree(folder / "model", folder / "taught")
         run(folder, "learn", "F/taught", "F/train.csv")
     (folder / "strange.csv").write_text("text,label\na,oos\n")
+    (folder / "held.csv").write_text("text,label\na b a b a,label-0\n")
     (folder / "empty.csv").touch()
     (folder / "latin.txt").write_bytes(b"caf\xe9\n")
     (folder / "taken.csv").write_text("text,label,predicted_label\na,b,c\n")
