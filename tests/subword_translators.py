@@ -2,12 +2,12 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from modeling_lle import HistoryBank, LLEConfig, LLEForSeq2SeqLM, LLETokenizer
+from modeling_lle import HistoryBank, LLEForSeq2SeqLM, LLETokenizer
 from modeling_lle.banks.translated import padded
 from modeling_lle.data.text import encode_sentences
+from tests.translators import make_translator
 
 PAIRS = [
     ("the cat sat on the mat", "die Katze sass auf der Matte"),
@@ -21,12 +21,9 @@ NUMBERS = {"sentences": 2, "sharpness": 6.0, "gate": [-0.5, 0.2, 0.1, -0.3]}  # 
 
 def make(recurrence: str = "qrnn", stack: str = "residual", **values: Any) -> LLEForSeq2SeqLM:
     """A translator in evaluation mode; the same arguments give the same weights."""
-    torch.manual_seed(0)
-    ids = {name: getattr(TOKENIZER, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    sizes = {"vocab_size": len(TOKENIZER), "hidden_size": 8, "num_attention_heads": 2, "initializer_range": 1.0}
-    history = {"bank": NUMBERS}
-    config = LLEConfig(recurrence=recurrence, stack=stack, history=history, **{**ids, **sizes, **values})
-    return LLEForSeq2SeqLM(config).eval()
+    sizes = {"hidden_size": 8, "num_hidden_layers": 2, "num_encoder_layers": 1, "num_attention_heads": 2}
+    own = {"initializer_range": 1.0, "history": {"bank": NUMBERS}, "recurrence": recurrence, "stack": stack}
+    return make_translator(TOKENIZER, **{**sizes, **own, **values})
 
 
 def rows(pairs: list[tuple[str, str]] = PAIRS) -> list[dict[str, str]]:

@@ -15,7 +15,7 @@ from modeling_lle.banks.attribution import attribute
 from modeling_lle.banks.translated import padded
 from modeling_lle.data.text import encode_sentences
 from tests.tiny import make_model
-from tests.translators import PAIRS, TOKENIZER, make, taught
+from tests.word_translators import PAIRS, TOKENIZER, make, taught
 
 SOURCES = [pair["source"] for pair in PAIRS]
 TARGETS = [pair["target"] for pair in PAIRS]

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from modeling_lle import HistoryBank, cli
 from modeling_lle.banks import taught
 from tests.tiny import make_model
-from tests.translators import PAIRS, STRONG, TOKENIZER, make
+from tests.word_translators import PAIRS, STRONG, TOKENIZER, make
 
 LANGUAGES = ["--source-language", "en", "--target-language", "de"]
 LINES = ["a b c", "", "h", "f g", " ", "a b c", "zz %d"]

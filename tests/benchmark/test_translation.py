@@ -24,7 +24,7 @@ from modeling_lle.training.translation import encode
 from scripts.benchmark import memory, translation
 from scripts.benchmark.__main__ import app
 from scripts.benchmark.peers import transformer_translator as peer
-from tests.tiny_translators import WORDS, make_pairs, make_tokenizer, trained_translator
+from tests.translators import WORDS, make_pairs, make_tokenizer, trained_translator
 
 CERTAIN = {"bank": {"sentences": 8, "sharpness": 30.0, "gate": [4.0, 0.0, 0.0, 0.0]}}
 TOKENIZER = make_tokenizer()

@@ -11,7 +11,7 @@ pytest.importorskip("matplotlib")
 
 from modeling_lle.evaluation import attention
 from modeling_lle.evaluation.pictures import save_figure
-from tests.tiny_translators import make_tokenizer, make_translator, trained_translator
+from tests.translators import make_tokenizer, make_translator, trained_translator
 
 
 def names(labels: Any) -> list[str]:

@@ -28,7 +28,7 @@ from modeling_lle.evaluation import (
     translate,
 )
 from tests.classifiers import make as make_classifier
-from tests.tiny_translators import capitals, make_pairs, make_tokenizer, make_translator, trained_translator
+from tests.translators import capitals, make_pairs, make_tokenizer, make_translator, trained_translator
 
 CERTAIN = {"bank": {"sharpness": 60.0, "gate": [9.0, 0.0, 0.0, 0.0]}}  # what is recalled is believed
 
