@@ -37,9 +37,15 @@ def make_tokenizer(kind: str = "word") -> LLETokenizer:
 def make_translator(tokenizer: LLETokenizer, seed: int = 0, **values: Any) -> LLEForSeq2SeqLM:
     """An untrained translator in evaluation mode; the same arguments give the same weights."""
     torch.manual_seed(seed)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_encoder_layers": 1, "num_attention_heads": 2}
+    sizes = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_encoder_layers": 1,
+        "num_attention_heads": 2,
+    }
     ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    config = LLEConfig(vocab_size=len(tokenizer), **{**sizes, "initializer_range": 0.3, **ids, **values})
+    config = LLEConfig(**{**sizes, "initializer_range": 0.3, **ids, **values})
     return LLEForSeq2SeqLM(config).eval()
 
 
