@@ -163,6 +163,7 @@ def test_calibrate(folder: Path) -> None:
     run(folder, "learn", "M", "F/train.csv")
     rows = [f"{text} {text[0]},{label}" for text, label in zip(TEXTS, LABELS, strict=True)]
     strange = [f"<unk> {text},none" for text in TEXTS[:8]]
+    (folder / "several.jsonl").write_text('{"text": "a b", "label": ["label-0"]}\n')
     (folder / "held.csv").write_text("\n".join(["text,label", *rows, *strange, f"{TEXTS[0]},{LABELS[0]}"]))
     options = ["--split", "train", "--out-of-scope-label", "none", "--keep-in-scope", "0.9"]
     bank = contents(folder / "model" / "history")
@@ -258,6 +259,7 @@ FAULTS = [
     (["calibrate", "owner/name", "F/test.csv"], "say with --output where to save"),
     (["calibrate", "F/taught", "F/train.csv", "--split", "train"], "has all of these texts: give held-out ones"),
     (["calibrate", "F/taught", "F/late.csv", "--split", "train"], "knows the label 'label-9' (row 2"),
+    (["calibrate", "F/taught", "F/several.jsonl", "--split", "train"], "knows the label ['label-0'] (row 0"),
     (["calibrate", "F/taught", "F/contradiction.csv", "--split", "train"], "has bad examples"),
     (["calibrate", "F/taught", "F/strange.csv", "--split", "train"], "there is nothing in scope"),
 ]
@@ -277,6 +279,7 @@ def test_faults_are_one_line_and_change_nothing(
         shutil.copytree(folder / "model", folder / "taught")
         run(folder, "learn", "F/taught", "F/train.csv")
     (folder / "strange.csv").write_text("text,label\na,oos\n")
+    (folder / "several.jsonl").write_text('{"text": "a b", "label": ["label-0"]}\n')
     (folder / "held.csv").write_text("text,label\na b a b a,label-0\n")
     (folder / "empty.csv").touch()
     (folder / "latin.txt").write_bytes(b"caf\xe9\n")

@@ -278,17 +278,14 @@ def check_labelled(dataset: Dataset, *, where: str = "the data set", refuse: boo
     return sorted({row for rows, _ in found for row in rows})
 
 
-def check_known(labels: Sequence[str], known: Sequence[str], out_of_scope: str = OUT_OF_SCOPE) -> None:
+def check_known(labels: Sequence[Any], known: Sequence[str], out_of_scope: str = OUT_OF_SCOPE) -> None:
     """Raises a ValueError unless all labels are known or mean none of the others, and one at least is known."""
-    unknown: dict[str, int] = {}
-    for row, label in enumerate(labels):
-        if label not in known and label != out_of_scope:
-            unknown.setdefault(label, row)
+    unknown = [row for row, label in enumerate(labels) if label not in known and label != out_of_scope]
     if unknown:
-        label, row = next(iter(unknown.items()))
         raise ValueError(
-            f"neither the model nor a bank knows the label {label!r} (row {row}; {len(unknown)} such labels): teach "
-            "it with learn(new_labels=True), or name the label that means none of the others as out_of_scope"
+            f"neither the model nor a bank knows the label {labels[unknown[0]]!r} (row {unknown[0]}; "
+            f"{len({str(labels[row]) for row in unknown})} such labels): teach it with learn(new_labels=True), or name "
+            "the label that means none of the others as out_of_scope"
         )
     if all(label not in known for label in labels):
         raise ValueError(f"every text has the label {out_of_scope!r}: there is nothing in scope to measure")
