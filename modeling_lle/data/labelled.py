@@ -284,8 +284,8 @@ def check_known(labels: Sequence[Any], known: Sequence[str], out_of_scope: str =
     if unknown:
         raise ValueError(
             f"neither the model nor a bank knows the label {labels[unknown[0]]!r} (row {unknown[0]}; "
-            f"{len({str(labels[row]) for row in unknown})} such labels): teach it with learn(new_labels=True), or name "
-            "the label that means none of the others as out_of_scope"
+            f"{len({str(labels[row]) for row in unknown})} such labels): teach it with learn(new_labels=True), or "
+            "name the label that means none of the others as out_of_scope"
         )
     if all(label not in known for label in labels):
         raise ValueError(f"every text has the label {out_of_scope!r}: there is nothing in scope to measure")
