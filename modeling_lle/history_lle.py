@@ -26,7 +26,7 @@ from .cache_lle import Block
 from .scan_lle import installed
 
 NO_ENTRY = -math.inf
-FEW = 4  # so many times as many outcomes as entries: then not all outcomes are worth an exponential and a logarithm
+FEW = 8  # so many times as many outcomes as entries: then a kernel works on the entries alone
 
 
 def kernel(
@@ -183,27 +183,19 @@ def mixed_log_prob(base: Tensor, recalled: list[Tensor], log_shares: Tensor) -> 
 
 def mixed_distribution(base: Tensor, recalls: list[Recall], log_shares: Tensor) -> Tensor:
     """log P of every outcome; the base's (B, T, V) float32 is overwritten where no gradient is needed."""
-    shares, tiny = log_shares.exp(), torch.finfo(base.dtype).tiny
-    few = FEW * sum(recall.weights.shape[-1] for recall in recalls) <= base.shape[-1]
-    places: list[Tensor] = []
-    if few and not (base.requires_grad or shares.requires_grad):  # what is not recalled stays a logarithm
-        mixed = base.add_(log_shares[..., :1])
-        places = [recall.outcomes.expand(recall.weights.shape) for recall in recalls]
-        _change_at(mixed, places, Tensor.exp_)
-    else:
-        mixed = base.exp() * shares[..., :1] if base.requires_grad else base.exp_().mul_(shares[..., :1])
+    shares = log_shares.exp()
+    entries = sum(recall.weights.shape[-1] for recall in recalls)
+    if fused(base) and not shares.requires_grad and base.is_contiguous() and FEW * entries <= base.shape[-1]:
+        from .recall_kernels_lle import mix_few
+
+        own = [recall.weights * shares[..., place : place + 1] for place, recall in enumerate(recalls, start=1)]
+        outcomes = [recall.outcomes.expand(recall.weights.shape) for recall in recalls]
+        rows = (torch.cat(parts, dim=-1).flatten(0, -2) for parts in (own, outcomes))
+        return mix_few(base.flatten(0, -2), log_shares[..., 0].flatten(), *rows).view(base.shape)
+    mixed = base.exp() * shares[..., :1] if base.requires_grad else base.exp_().mul_(shares[..., :1])
     for source, recall in enumerate(recalls):
         recall.add_to(mixed, shares[..., source + 1])
-    if not places:
-        return mixed.clamp_(min=tiny).log_()
-    _change_at(mixed, places, lambda probability: probability.clamp_(min=tiny).log_())
-    return mixed
-
-
-def _change_at(values: Tensor, places: list[Tensor], change: Callable[[Tensor], Tensor]) -> None:
-    """Changes values (B, T, V) in place where places (B, T, N) are; one that occurs often is changed once."""
-    for place, changed in [(place, change(values.gather(-1, place))) for place in places]:
-        values.scatter_(-1, place, changed)
+    return mixed.clamp_(min=torch.finfo(mixed.dtype).tiny).log_()
 
 
 @dataclass

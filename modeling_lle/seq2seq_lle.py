@@ -25,7 +25,7 @@ from .backbone_lle import LLEModel, refuse_empty_rows, segment_mask
 from .bank_lle import Found, HistoryBank, bank_tool
 from .cache_lle import LLECache
 from .configuration_lle import LLEConfig
-from .history_lle import Calibration, base_prediction, recall_bank
+from .history_lle import Calibration, Recall, base_prediction, fused, recall_bank
 from .linear_lle import linear
 from .loss_lle import IGNORED, linear_cross_entropy, smoothing_nats
 from .prediction_lle import HistoryOutput, Prediction, block_size, collect
@@ -43,7 +43,7 @@ class LLESource(ModelOutput):
         last_hidden_state: (E, N, S) floating, the encoder's states.
         mask: (E, N) bool, False at padding; None for none.
         attention_keys, attention_values: For each decoder layer (E, H, N, D / H) floating, what it attends to.
-        candidate_keys: (E, K, D) float32, keys of the entries that each sentence may recall; None without a memory.
+        candidate_keys: (E, D, K) float32, keys of the entries that each sentence may recall; None without a memory.
         candidate_outcomes, candidate_ids: (E, K) int64, their target tokens, and their ids in the bank; -1 for none.
     """
 
@@ -358,22 +358,13 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
 
     def predictions(self, states: Tensor, source: LLESource) -> Iterator[Prediction]:
         """Predictions with the memory after the decoder's states (B, T, D), block by block."""
-        keys, outcomes, ids = source.candidate_keys, source.candidate_outcomes, source.candidate_ids
-        assert keys is not None
-        assert outcomes is not None
-        assert ids is not None
-        rows, length, _ = states.shape
-        size = block_size(rows, max(self.config.vocab_size, ids.shape[1]))
-        for start in range(0, length, size):
+        assert source.candidate_ids is not None
+        size = block_size(len(states), max(self.config.vocab_size, source.candidate_ids.shape[1]))
+        for start in range(0, states.shape[1], size):
             own = states[:, start : start + size]
             base, features = base_prediction(linear(own, self.lm_head.weight, self.lm_head.bias))
-            queries = nn.functional.normalize(own.float(), dim=-1)
-            similarity = _similarity(queries, keys, ids >= 0)
-            repeats = rows // len(keys)
-            placed = [part.repeat_interleave(repeats, 0)[:, None].expand(similarity.shape) for part in (ids, outcomes)]
-            found = Found(similarity, placed[0], placed[1], (placed[0] >= 0).int())
+            found, recall = recall_memory(own, source, self.config.bank.sharpness)
             prediction = Prediction(slice(start, start + own.shape[1]), base, features, found=found)
-            recall = recall_bank(found.similarity, found.outcomes, found.counts, self.config.bank.sharpness)
             prediction.add("bank", recall, self.config.bank.gate)
             yield prediction
 
@@ -423,16 +414,26 @@ def longest_target(tokens: int) -> int:
     return 2 * tokens + 16
 
 
-def _similarity(queries: Tensor, keys: Tensor, real: Tensor) -> Tensor:
-    """Cosines of queries (B, T, D) with the K candidates (E, K, D) of their sources, real (E, K) bool: (B, T, K)."""
+def recall_memory(states: Tensor, source: LLESource, sharpness: float) -> tuple[Found, Recall]:
+    """What the decoder's states (B, T, D) recall from the candidates of their sources: all, and by the rule."""
+    keys, outcomes, ids = source.candidate_keys, source.candidate_outcomes, source.candidate_ids
+    assert keys is not None
+    assert outcomes is not None
+    assert ids is not None
+    queries, repeats = nn.functional.normalize(states.float(), dim=-1), len(states) // len(keys)
+    counts = (ids >= 0).sum(1)
+    ids, outcomes = (part.repeat_interleave(repeats, 0)[:, None] for part in (ids, outcomes))
+    if states.shape[1] == 1 and fused(queries):
+        from .recall_kernels_lle import recall_candidates
+
+        parts = recall_candidates(queries[:, 0], keys, counts, sharpness)
+        similarity, weights, mass = (part[:, None] for part in parts)
+        return Found(similarity, ids, outcomes, (ids >= 0).int()), Recall(weights, outcomes, mass)
     together = queries.reshape(len(keys), -1, queries.shape[-1])  # the beams of a sentence have the same keys
-    if queries.device.type != "cpu" or queries.requires_grad or len(keys) == 1:
-        similarity = together @ keys.transpose(-1, -2)
-    else:  # the most of them are padding
-        similarity = together.new_zeros(*together.shape[:2], keys.shape[1])
-        for row, number in enumerate(real.sum(1).tolist()):
-            similarity[row, :, :number] = together[row] @ keys[row, :number].T
-    return similarity.view(*queries.shape[:2], -1)
+    similarity = (together @ keys).view(*states.shape[:2], -1)
+    ids, outcomes = ids.expand(similarity.shape), outcomes.expand(similarity.shape)
+    found = Found(similarity, ids, outcomes, (ids >= 0).int())
+    return found, recall_bank(found.similarity, found.outcomes, found.counts, sharpness)
 
 
 def _needed(mask: Tensor) -> Tensor | None:

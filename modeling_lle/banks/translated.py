@@ -219,7 +219,7 @@ class Memory:
             leave_out: Whether to leave out the pairs that have the sentence itself as their source.
 
         Returns:
-            Keys (B, K, D) float32, outcomes (B, K) int64 and ids (B, K) int64, -1 where there is none.
+            Keys (B, D, K) float32, outcomes (B, K) int64 and ids (B, K) int64, -1 where there is none.
         """
         rows = (
             input_ids.cpu() if attention_mask is None else input_ids.cpu().masked_fill(attention_mask.cpu() == 0, -1)
@@ -233,9 +233,10 @@ class Memory:
             places.append(torch.tensor([entry for own in entries for entry in own], dtype=torch.long))
         place = torch.nn.utils.rnn.pad_sequence(places, batch_first=True, padding_value=-1)
         if not len(self.keys):
-            return torch.zeros(len(rows), 0, self.keys.shape[1]), place, place
+            return torch.zeros(len(rows), self.keys.shape[1], 0), place, place
         safe = place.clamp(min=0)
-        return self.keys[safe].float(), self.outcomes[safe], self.ids[safe].masked_fill(place < 0, -1)
+        keys = self.keys[safe].transpose(1, 2).float().contiguous()
+        return keys, self.outcomes[safe], self.ids[safe].masked_fill(place < 0, -1)
 
     def sample(self, most: int, seed: int) -> Iterator[dict[str, Tensor]]:
         """At most so many of the pairs, drawn by a seed, in batches as forward of a translator takes them."""

@@ -81,7 +81,7 @@ def test_candidates_are_the_entries_of_the_pairs_with_the_most_similar_source() 
     assert outcomes[0].tolist() == target
     assert ids[0].tolist() == list(range(len(target)))
     assert ids[1].tolist() == [-1] * len(target)
-    assert keys.shape == (2, len(target), 8)
+    assert keys.shape == (2, 8, len(target))
     assert keys.dtype == torch.float32
     _, both, _ = model.memory.candidates(given["input_ids"], given["attention_mask"], 2)
     assert both[0].tolist() == target + TOKENIZER(PAIRS[3][1])["input_ids"]
