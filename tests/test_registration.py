@@ -9,7 +9,7 @@ from transformers.models.auto import configuration_auto, modeling_auto, tokeniza
 
 import modeling_lle
 from modeling_lle import LLEConfig, LLEForCausalLM, LLEModel, LLETokenizer
-from tests import translators
+from tests import word_translators
 from tests.tiny import make_model
 
 LAZY = """
@@ -57,8 +57,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = LLETokenizer.train(["the cat sat"], kind="word")
     make_model(vocab_size=len(tokenizer)).save_pretrained(path)
     tokenizer.save_pretrained(path)
-    translators.make().save_pretrained(path / "translator")
-    translators.TOKENIZER.save_pretrained(path / "translator")
+    word_translators.make().save_pretrained(path / "translator")
+    word_translators.TOKENIZER.save_pretrained(path / "translator")
     return path
 
 
