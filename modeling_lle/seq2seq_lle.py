@@ -430,7 +430,7 @@ def recall_memory(states: Tensor, source: LLESource, sharpness: float) -> tuple[
         similarity, weights, mass = (part[:, None] for part in parts)
         return Found(similarity, ids, outcomes, (ids >= 0).int()), Recall(weights, outcomes, mass)
     together = queries.reshape(len(keys), -1, queries.shape[-1])  # the beams of a sentence have the same keys
-    similarity = (together @ keys).view(*states.shape[:2], -1)
+    similarity = (together @ keys).view(*states.shape[:2], keys.shape[2])
     ids, outcomes = ids.expand(similarity.shape), outcomes.expand(similarity.shape)
     found = Found(similarity, ids, outcomes, (ids >= 0).int())
     return found, recall_bank(found.similarity, found.outcomes, found.counts, sharpness)

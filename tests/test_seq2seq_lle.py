@@ -181,6 +181,19 @@ def test_generate_gives_each_sentence_what_it_gets_alone(beams: int) -> None:
 
 
 @torch.no_grad()
+def test_a_memory_without_a_pair_changes_nothing() -> None:
+    model = make()
+    plain = model(**batch())
+    generated = model.generate(**sources(model), num_beams=2, max_new_tokens=8)
+    remembering(model).history_bank.forget(where=lambda columns: True)
+    empty = model(**batch(), output_history=True)
+    close(empty.loss, plain.loss)
+    close(empty.logits.exp(), plain.logits.softmax(-1))
+    assert empty.history.bank_shares.shape[-1] == 0
+    assert torch.equal(model.generate(**sources(model), num_beams=2, max_new_tokens=8), generated)
+
+
+@torch.no_grad()
 def test_targets_that_share_a_source_get_what_they_get_alone() -> None:
     model = remembering(make())
     given = batch()
