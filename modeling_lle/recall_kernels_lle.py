@@ -63,7 +63,7 @@ def recall_candidates(
         Cosines and weights (B, K), 0 where there is no candidate, and the mass (B,), -inf where there is none at all.
     """
     B, K = len(queries), keys.shape[2]
-    owners = torch.arange(B).div(max(1, B // max(1, len(keys))), rounding_mode="floor")
+    owners = torch.arange(len(keys)).repeat_interleave(B // len(keys))
     similarity, weights, mass = torch.empty(B, K), torch.empty(B, K), torch.empty(B)
     shared = keys.contiguous().numpy(), counts.numpy(), np.float32(sharpness)
     run(
