@@ -20,12 +20,8 @@ assert not heavy, heavy
 import transformers
 assert not {"transformers.modeling_utils", "modeling_lle.modeling_lle"} & set(sys.modules)
 """
-AFTER_THE_AUTO_CLASSES = """
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
-import modeling_lle
-"""
-AFTER_THE_PIPELINES = """
-from transformers import pipeline
+AFTER_TRANSFORMERS = """
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, pipeline
 import modeling_lle
 """
 USE = """
@@ -62,9 +58,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    "imports", [LAZY, AFTER_THE_AUTO_CLASSES, AFTER_THE_PIPELINES], ids=["lazy", "auto", "pipelines"]
-)
+@pytest.mark.parametrize("imports", [LAZY, AFTER_TRANSFORMERS], ids=["before", "after"])
 def test_the_auto_classes_know_lle(imports: str, folder: Path) -> None:
     command = [sys.executable, "-W", "error::DeprecationWarning:modeling_lle", "-c", imports + USE, str(folder)]
     command.append(str(folder / "translator"))

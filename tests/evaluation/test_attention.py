@@ -80,7 +80,7 @@ def test_nothing_is_clipped_and_labels_stand_apart(columns: int, rows: int, titl
     weights = np.random.default_rng(0).dirichlet(np.ones(columns), rows)
     source, target = ([f"Wörter-{i:02}" for i in range(number)] for number in (columns, rows))
     figure = attention.draw_attention(weights, source, target, title)
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     axes = figure.axes[0]
     width, height = figure.get_size_inches() * figure.dpi
     labels = [*axes.get_xticklabels(), *axes.get_yticklabels(), axes.xaxis.label, axes.yaxis.label]

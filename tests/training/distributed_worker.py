@@ -1,15 +1,17 @@
-"""A tiny training run for one process, or for the two that `accelerate launch` starts.
+"""A tiny training run for one process, or for the two that `torchrun` or a test starts.
 
 Each process writes FOLDER/NAME_{processes}_{index}.pt, NAME "whole", "streamed" or "history": losses, tokens read,
 weights and the learned numbers of the stream.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from modeling_lle import LLEConfig, LLEForCausalLM
@@ -114,6 +116,15 @@ def train(folder: Path, rows: int) -> None:
             "weights": trainer.model.state_dict(),
         }
         torch.save(outcome, folder / f"{name}_{trainer.args.world_size}_{trainer.args.process_index}.pt")
+
+
+def join_group(folder: Path, rank: int, port: int) -> None:
+    """Trains as one of two processes, in a copy of a process that was none of a group."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    train(folder, rows=2)
+    leave_group()
 
 
 if __name__ == "__main__":

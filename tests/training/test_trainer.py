@@ -1,7 +1,10 @@
 import math
+import multiprocessing
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import torch
 from modeling_lle import LLECache, LLEForCausalLM
 from modeling_lle.data import StreamDataset, StreamIterableDataset
 from modeling_lle.training import LLETrainer
+from tests.training import distributed_worker
 from tests.training.distributed_worker import SEGMENT, make_arguments, make_model, make_tokens, make_trainer, train
 
 
@@ -148,21 +152,33 @@ def test_resuming_is_exact(tmp_path: Path, options: dict[str, Any], stop: int) -
     assert_same_weights(whole.model, resumed.model)
 
 
-def test_two_processes_train_as_one_with_twice_the_rows(tmp_path: Path) -> None:
+def fork(folder: Path) -> None:
+    """Runs the worker in two copies of this process, which need not import anything again."""
+    context = multiprocessing.get_context("fork")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    workers = [context.Process(target=distributed_worker.join_group, args=(folder, rank, port)) for rank in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+    assert [worker.exitcode for worker in workers] == [0, 0]
+
+
+def torchrun(folder: Path) -> None:
+    """Runs the worker as a user would start it."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    command = [*launch, distributed_worker.__file__, str(folder)]
+    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, check=False)
+    assert done.returncode == 0, (done.stdout + done.stderr).decode()
+
+
+@pytest.mark.parametrize("start", [fork, pytest.param(torchrun, marks=pytest.mark.slow)])
+def test_two_processes_train_as_one_with_twice_the_rows(tmp_path: Path, start: Callable[[Path], None]) -> None:
     """The same losses, weights and learned numbers, and every process keeps its rows."""
-    # `--cpu --num_processes 2` would start one process only; the worker's use_cpu makes this one run on CPUs.
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    process = subprocess.Popen(
-        [*launch, str(Path(__file__).with_name("distributed_worker.py")), str(tmp_path)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    start(tmp_path)
     train(tmp_path, rows=4)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, output
     for name in ("whole", "streamed", "history"):
         alone = torch.load(tmp_path / f"{name}_1_0.pt")
         for index in range(2):
