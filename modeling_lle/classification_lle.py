@@ -200,6 +200,7 @@ class _Classifier(TeachableModel):
     def search(self, items: Tensor, neighbours: int | None = None) -> Found:
         """The nearest examples of items (n, key_size), which are normalised for it; as many as the config says."""
         assert self.history_bank is not None
+        self.check_history()
         queries = nn.functional.normalize(items.detach().float(), dim=-1)
         numbers = self.config.bank
         most = numbers.neighbours if neighbours is None else neighbours

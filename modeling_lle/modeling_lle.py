@@ -322,6 +322,7 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
     def _search(self, states: Tensor, features: Tensor) -> Found:
         """What the bank holds for each position (B, T, K): nothing where the base is certain."""
         assert self.history_bank is not None
+        self.check_history()
         numbers = self.config.bank
         asked = (features[..., 1].exp() < numbers.skip_above) | (numbers.skip_above >= 1)
         queries = nn.functional.normalize(states[asked].float(), dim=-1)

@@ -298,6 +298,7 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
             refuse_empty_rows(attention_mask)
         source = self.model.read(input_ids, attention_mask)
         if use_history and self.history_bank is not None:
+            self.check_history()
             sentences = self.config.bank.sentences
             candidates = self.memory.candidates(input_ids, attention_mask, sentences, leave_out)
             source.candidate_keys, source.candidate_outcomes, source.candidate_ids = (
