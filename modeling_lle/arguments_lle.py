@@ -61,7 +61,7 @@ class Packing:
     Attributes:
         places: (N, L) int64, where each position of each document lies in the batch (B * T,).
         mask: (N, L) bool, False at padding.
-        followed: (N, L) bool, True at the last position of a document that another one follows in its row.
+        followed: (N, L) bool, True at the last real position of a document that another one follows in its row.
         back: (B, T) int64, where each position of the batch lies in (N * L,).
     """
 
@@ -113,12 +113,11 @@ class Packing:
         real = pad_sequence([torch.ones_like(part, dtype=torch.bool) for part in documents], batch_first=True)
         back = torch.empty_like(place)
         back[places[real]] = real.flatten().nonzero()[:, 0]
-        last = starts.roll(-1, 1)  # a row's last position is followed by the beginning of the row itself
-        last[:, -1] = False
-        followed = last.flatten()[places] & real
+        ends_row = places.amax(1) % starts.shape[1] == starts.shape[1] - 1
         if mask is not None:
             real = real & mask.flatten()[places]
-        return cls(places, real, followed, back.view(starts.shape))
+        last = real & (real.flip(1).cumsum(1).flip(1) == 1)
+        return cls(places, real, last & ~ends_row[:, None], back.view(starts.shape))
 
     def split(self, tensor: Tensor) -> Tensor:
         """A tensor (B, T, ...) as (N, L, ...); at padding it holds anything."""
