@@ -143,7 +143,7 @@ def _starts(name: str, numbers: Tensor, mask: Tensor | None) -> Tensor:
     if name == "seq_idx":
         return known & (step != 0)
     if bool((known & (step > 1) & (previous == place - 1)).any()):
-        raise ValueError("position_ids neither go on by one nor begin anew: a recurrent model cannot leave positions out")
+        raise ValueError("position_ids neither go on by one nor begin anew: a recurrent model leaves no position out")
     return known & (step <= 0)
 
 

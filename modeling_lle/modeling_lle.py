@@ -439,9 +439,9 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
         try:
             with torch.no_grad():
                 for batch in batches:
-                    batch = {name: value.to(self.device) for name, value in batch.items()}
-                    ids, mask = batch["input_ids"], segment_mask(batch.get("attention_mask"), batch["input_ids"].shape[1])
-                    targets = self._next_tokens(ids, batch["shift_labels"], mask)
+                    ids, mask = batch["input_ids"].to(self.device), batch.get("attention_mask")
+                    mask = None if mask is None else segment_mask(mask.to(self.device), ids.shape[1])
+                    targets = self._next_tokens(ids, batch["shift_labels"].to(self.device), mask)
                     cache, _ = self.cache_for(cache, True, True, len(ids))
                     assert cache is not None
                     for prediction in self.read(ids, mask, cache):

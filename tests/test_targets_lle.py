@@ -129,21 +129,21 @@ HEADS: dict[str, Callable[[Tensor], Any]] = {
     "token classifier": tokens,
     "loss": lambda labels: linear_cross_entropy(torch.rand(1, 5, 3), torch.rand(VOCAB, 3), None, labels),
 }
-WRONG = {
-    "longer": (make_ids(1, 6), r"\(1, 6\).*\(1, 5\)"),
-    "shorter": (make_ids(1, 2), r"\(1, 2\).*\(1, 5\)"),
-    "more rows": (make_ids(2, 5), r"\(2, 5\).*\(1, 5\)"),
-    "turned": (make_ids(5, 1), r"\(5, 1\).*\(1, 5\)"),
-    "floating": (torch.zeros(1, 5), r"torch.float32.*int64"),
-    "bool": (torch.zeros(1, 5, dtype=torch.bool), r"torch.bool.*int64"),
-    "negative": (torch.tensor([[1, 2, -1, 3, 4]]), r"-1 at \(0, 2\).*0 to 10.*-100"),
-    "large": (torch.tensor([[1, 2, 3, VOCAB, 4]]), rf"{VOCAB} at \(0, 3\).*0 to 10"),
-}
+WRONG = [
+    (make_ids(1, 6), r"\(1, 6\).*\(1, 5\)"),
+    (make_ids(1, 2), r"\(1, 2\).*\(1, 5\)"),
+    (make_ids(2, 5), r"\(2, 5\).*\(1, 5\)"),
+    (make_ids(5, 1), r"\(5, 1\).*\(1, 5\)"),
+    (torch.zeros(1, 5), r"torch.float32.*int64"),
+    (torch.zeros(1, 5, dtype=torch.bool), r"torch.bool.*int64"),
+    (torch.tensor([[1, 2, -1, 3, 4]]), r"-1 at \(0, 2\).*0 to 10.*-100"),
+    (torch.tensor([[1, 2, 3, VOCAB, 4]]), rf"{VOCAB} at \(0, 3\).*0 to 10"),
+]
 
 
 @pytest.mark.parametrize("head", HEADS)
 def test_every_head_says_what_is_wrong_with_labels(head: str) -> None:
-    for name, (labels, message) in WRONG.items():
+    for labels, message in WRONG:
         if head == "translator" and r"\(1, 5\)" in message:
             continue  # a target is as long as it likes, and a source may have several
         with pytest.raises(ValueError, match=message):
@@ -166,7 +166,7 @@ def test_empty_labels_and_other_integers_are_fine() -> None:
         assert float(model(ids, labels=ids).loss) == 0
         assert float(model(ids, shift_labels=torch.full_like(ids, -100)).loss) == 0
         for empty in (ids[:0], ids[:, :0]):
-            with pytest.raises(ValueError, match="no row|no token"):
+            with pytest.raises(ValueError, match=r"no row|no token"):
                 model(empty, labels=empty)
-            with pytest.raises(ValueError, match="no row|no token"):
+            with pytest.raises(ValueError, match=r"no row|no token"):
                 model.score(empty, empty)
