@@ -84,6 +84,14 @@ def test_the_output_layer_may_change_beside_a_bank() -> None:
     recall()
 
 
+def test_nothing_is_taught_beside_stale_keys() -> None:
+    model, *_ = classifier()
+    with torch.no_grad():
+        next(model.model.parameters()).mul_(1.5)
+    with pytest.raises(BankError, match="weights have changed"):
+        model.learn(["a b"], ["label-0"])
+
+
 def test_a_model_made_in_inference_mode_recalls() -> None:
     with torch.inference_mode():
         _, recall, _ = language_model()
