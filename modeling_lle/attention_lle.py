@@ -47,6 +47,8 @@ class SourceAttention(nn.Module):
         """
         # Written out: sentences are short, and torch's fused kernel takes several times as long for them on a CPU.
         length = x.shape[1]
+        if len(x) % len(keys):
+            raise ValueError(f"{len(x)} targets cannot belong to {len(keys)} sources: give as many to each")
         # All that look at one source are read as one: (E, R * T, D), so that its keys are read once.
         x = x.reshape(len(keys), -1, x.shape[-1])
         query = self.query(self.norm(x)).unflatten(-1, (self.heads, -1)).transpose(1, 2)

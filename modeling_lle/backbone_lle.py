@@ -15,7 +15,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .cache_lle import LLECache
+from .arguments_lle import TO_BACKBONE, Packing, check_arguments
+from .cache_lle import LLECache, check_cache
 from .configuration_lle import LLEConfig
 from .pretrained_lle import LLEPreTrainedModel
 from .recurrence_lle import make_stack, variational_dropout
@@ -68,6 +69,8 @@ class LLEModel(LLEPreTrainedModel):
             `last_hidden_state` (B, T, S), `past_key_values` and, when asked for, `hidden_states`; S is M D, or 2 M D
             for a bidirectional backbone, which has no state that another segment could go on from.
         """
+        check_arguments(self, kwargs, *TO_BACKBONE)
+        check_cache(past_key_values)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         if inputs_embeds is None:
@@ -79,6 +82,8 @@ class LLEModel(LLEPreTrainedModel):
                 size = self.config.vocab_size, self.config.members
                 types = torch.empty(size, device=input_ids.device).bernoulli_(keep).div_(keep)
                 inputs_embeds = self._scale(inputs_embeds, types[input_ids])
+        if len(inputs_embeds) == 0:
+            raise ValueError("the batch holds no row: give at least one text")
         if inputs_embeds.shape[1] == 0:
             raise ValueError(
                 "the segment holds no token; generate() takes the whole text so far together with past_key_values, "
@@ -89,6 +94,8 @@ class LLEModel(LLEPreTrainedModel):
             inputs_embeds = self._scale(inputs_embeds, kept.bernoulli_(1 - self.config.token_dropout))
         embedded = variational_dropout(inputs_embeds, self.config.input_dropout, self.training)
         mask = segment_mask(attention_mask, embedded.shape[1])
+        if Packing.take(kwargs, *embedded.shape[:2], mask) is not None:
+            raise ValueError("only LLEForCausalLM reads packed documents: give each a row of its own")
         if self.backward_stack is not None:
             if past_key_values is not None:
                 raise ValueError("a bidirectional backbone reads whole texts: it takes no past_key_values")

@@ -351,3 +351,15 @@ class LLECache(Cache):
     def crop(self, tokens_to_remove: int) -> None:
         """A recurrent state cannot go back."""
         raise ValueError("an LLECache cannot be cropped: a recurrent state cannot go back to an earlier token")
+
+
+def check_cache(cache: Any) -> None:
+    """Raises a TypeError unless `cache` is an `LLECache` or None: others hold keys of attention, and no state.
+
+    An empty one is refused as well: its owner would find it empty again, and the next segment would begin a new text.
+    """
+    if cache is not None and not hasattr(cache, "check_rows"):  # remote code has a class of its own
+        raise TypeError(
+            f"past_key_values is a {type(cache).__name__}, but a recurrent model keeps its state in an LLECache: pass "
+            "the past_key_values that the model returned, LLECache(), or None; prefix tuning needs attention"
+        )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
+from .arguments_lle import TO_BACKBONE, check_arguments
 from .backbone_lle import LLEModel, refuse_empty_rows, segment_mask
 from .bank_lle import Found
 from .configuration_lle import LLEConfig
@@ -29,7 +30,7 @@ from .labels_lle import (
     mix,
     scope_features,
 )
-from .loss_lle import IGNORED
+from .loss_lle import IGNORED, check_targets
 from .pooling_lle import Pooling, apart
 from .recurrence_lle import variational_dropout
 from .teaching_lle import TeachableModel
@@ -106,6 +107,7 @@ class _Classifier(TeachableModel):
             num_items_in_batch: What the summed loss is divided by; None: the number of labels.
             kwargs: `output_hidden_states` and other options of transformers.
         """
+        check_arguments(self, kwargs, *TO_BACKBONE)
         if attention_mask is not None:
             refuse_empty_rows(attention_mask)
         outputs = self.model(
@@ -198,6 +200,7 @@ class _Classifier(TeachableModel):
     def search(self, items: Tensor, neighbours: int | None = None) -> Found:
         """The nearest examples of items (n, key_size), which are normalised for it; as many as the config says."""
         assert self.history_bank is not None
+        self.check_history()
         queries = nn.functional.normalize(items.detach().float(), dim=-1)
         numbers = self.config.bank
         most = numbers.neighbours if neighbours is None else neighbours
@@ -230,6 +233,7 @@ class _Classifier(TeachableModel):
                 ).last_hidden_state
                 items = self._items(states, mask)
                 if self.kind == SINGLE:
+                    labels = check_targets(labels, items.shape[:-1], len(self.label_space.names))
                     items, labels = items[labels != IGNORED], labels[labels != IGNORED]
                 parts.append((self._say(items).float(), labels, self.search(items, neighbours)))
         finally:

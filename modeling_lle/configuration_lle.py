@@ -159,7 +159,8 @@ class TrainingConfig:
 
     Args:
         window: Entries of its own row that a position recalls in a training step; 0 trains without history.
-        other_rows: Whether it also recalls what the other rows of the batch read in this step.
+        other_rows: Whether it also recalls what the other rows of the batch read in this step; on several processes
+            only the rows of its own.
         warm_up: Share of the training steps, at the beginning, that are taken without history.
         sharpness, gate: The numbers of the other rows, which are recalled as a bank is: their entries have no age.
     """

@@ -32,7 +32,7 @@ from transformers.utils import ModelOutput
 from .bank_lle import Found
 from .configuration_lle import BankConfig, check_keys
 from .history_lle import Recall, base_features, fused, gate, kernel
-from .loss_lle import IGNORED
+from .loss_lle import IGNORED, check_targets
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 Label = str | float | Sequence[str]
@@ -277,6 +277,10 @@ def label_loss(logits: Tensor, labels: Tensor, kind: str, number: Tensor | int |
         kind: What the labels are.
         number: What the sum is divided by; None: the number of labelled items.
     """
+    if kind == SINGLE:
+        labels = check_targets(labels, logits.shape[:-1], logits.shape[-1])
+    elif labels.shape != logits.shape and (kind == MULTI or labels.shape != logits.shape[:-1]):
+        raise ValueError(f"labels have the shape {tuple(labels.shape)}, the predictions {tuple(logits.shape)}")
     logits = logits.float()
     if kind == REGRESSION:
         return functional.mse_loss(logits.view(labels.shape), labels.float())

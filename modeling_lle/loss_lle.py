@@ -8,6 +8,7 @@ their own: by that of the mixture, the base would learn little of what the histo
 D width, V vocabulary, S sources.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,40 @@ from .scan_lle import installed
 
 IGNORED = -100
 CHUNK_ELEMENTS = 1 << 23  # logits in a chunk: 16 MB in bfloat16, which the allocator reuses without new pages
+
+
+def check_targets(labels: Tensor, shape: Sequence[int], outcomes: int, name: str = "labels") -> Tensor:
+    """The labels as int64, if there is a right one for each position; kernels and gathers take them on trust.
+
+    On an accelerator, where to look at them would wait for it, a wrong id in training is left to its own assertion.
+
+    Args:
+        labels: Integers; -100 counts nothing.
+        shape: The shape that they must have.
+        outcomes: How many outcomes there are: ids are from 0 up to it.
+        name: What the caller calls them.
+
+    Raises:
+        ValueError: The shape, the dtype or an id is wrong.
+    """
+    if tuple(labels.shape) != tuple(shape):
+        raise ValueError(
+            f"{name} have the shape {tuple(labels.shape)}, but there are {tuple(shape)} positions: give one for each, "
+            f"{IGNORED} where nothing counts"
+        )
+    if labels.dtype == torch.bool or labels.is_floating_point() or labels.is_complex():
+        raise ValueError(f"{name} are {labels.dtype}: give ids as int64, {IGNORED} where nothing counts")
+    labels = labels.long()
+    if torch.compiler.is_compiling() or (labels.device.type != "cpu" and torch.is_grad_enabled()):
+        return labels
+    wrong = (labels >= outcomes) | ((labels < 0) & (labels != IGNORED))
+    if bool(wrong.any()):
+        place = tuple(wrong.nonzero()[0].tolist())
+        raise ValueError(
+            f"{name} hold {int(labels[place])} at {place}, which is none of the ids 0 to {outcomes - 1} of the "
+            f"{outcomes} outcomes: give {IGNORED} where nothing counts"
+        )
+    return labels
 
 
 @dataclass
@@ -45,6 +80,7 @@ def linear_cross_entropy_reference(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, recalled: Recalled | None = None
 ) -> Tensor:
     """`linear_cross_entropy`, written plainly, for hidden (N, D) and targets (N,)."""
+    targets = check_targets(targets, hidden.shape[:-1], len(weight), "targets")
     logits = torch.nn.functional.linear(hidden, weight, bias)
     log_probs = (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
     base = log_probs.gather(1, targets.clamp(min=0)[:, None])[:, 0]
@@ -163,9 +199,7 @@ def linear_cross_entropy(
     Returns:
         A scalar, float32 (float64 for float64 input). Under autocast the products run in autocast's dtype.
     """
-    device = hidden.device.type
-    if device == "cpu" and targets.numel() and int(targets.max()) >= weight.shape[0]:
-        raise ValueError(f"target {int(targets.max())} does not fit an output layer of {weight.shape[0]} outcomes")
+    targets, device = check_targets(targets, hidden.shape[:-1], len(weight), "targets"), hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     parts: tuple[Tensor, ...] = ()
     if recalled is not None:

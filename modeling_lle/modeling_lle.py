@@ -16,18 +16,20 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
+from .arguments_lle import TO_BACKBONE, Packing, check_arguments
 from .backbone_lle import LLEModel, refuse_empty_rows, segment_mask
 from .bank_lle import Found
-from .cache_lle import Block, LLECache
+from .cache_lle import Block, LLECache, check_cache
 from .configuration_lle import LLEConfig
 from .explanation_lle import Explanation, explain
 from .history_lle import Calibration, base_prediction, recall_bank, recall_stream
 from .linear_lle import linear
-from .loss_lle import IGNORED, linear_cross_entropy
+from .loss_lle import check_targets, linear_cross_entropy
 from .overlay_lle import Overlay, collect_statistics
 from .prediction_lle import BLOCK, HistoryOutput, Prediction, ScoreOutput, block_size, collect
 from .pretrained_lle import LLEPreTrainedModel
 from .recurrence_lle import variational_dropout
+from .targets_lle import Targets, without_padding
 from .training_history_lle import HistoryLoss
 
 
@@ -96,7 +98,6 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
         past_key_values: LLECache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
-        shift_labels: Tensor | None = None,
         use_cache: bool | None = None,
         use_history: bool | None = None,
         output_history: bool = False,
@@ -109,78 +110,124 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
 
         Args:
             input_ids: (B, T) int64; or give `inputs_embeds`, which leaves no entries in the stream.
-            attention_mask: (B, >= T) of 0 and 1, 0 at padding; its last T columns are used.
+            attention_mask: (B, >= T) of 0 and 1, 0 at padding, which neither predicts nor is predicted; its last T
+                columns are used.
             past_key_values: The cache of the text so far; it is updated.
             inputs_embeds: (B, T, D) floating.
             labels: (B, T) int64, usually the input itself: shifted here; -100 counts nothing.
-            shift_labels: (B, T) int64, the token after each position; overrules `labels`.
             use_cache: Whether to return a cache.
             use_history: Whether the history takes part; None: as the config says, in training mode only in the loss
                 where `history.training` asks for it and no logits are built.
             output_history: Whether to return the recalled entries with their shares (large: B x T x N).
             logits_to_keep: As in transformers: the last n positions, or an index of positions.
             return_logits: Whether to build the logits; None: unless this is a training step with labels.
-            num_items_in_batch: What the summed loss is divided by; None: the number of targets.
-            kwargs: `output_hidden_states` and other options of transformers.
+            num_items_in_batch: What the summed loss is divided by: the targets of all batches that a step of the
+                optimizer adds up, counted as the Trainer does, in `labels[:, 1:]`; None: those of this batch.
+            kwargs: `shift_labels` (B, T) int64, the token after each position, overrules `labels`. It is no parameter,
+                because the Trainer asks every batch for those that are named like labels. `position_ids`, `seq_idx`
+                or `cu_seq_lens_q` of packed documents (`DataCollatorWithFlattening`), each of which begins anew.
+                `output_hidden_states`.
         """
-        if shift_labels is None and labels is not None:
-            shift_labels = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
-        if return_logits is None:
-            return_logits = shift_labels is None or not self.training
-        use_cache = self.config.use_cache if use_cache is None else use_cache
+        shift_labels = kwargs.pop("shift_labels", None)
+        check_arguments(self, kwargs, *TO_BACKBONE)
         given = input_ids if inputs_embeds is None else inputs_embeds
-        in_loss = self.training and shift_labels is not None and not (return_logits or output_history)
+        if given is None:
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        rows, length = given.shape[:2]
+        mask = segment_mask(attention_mask, length)
+        packing = Packing.take(kwargs, rows, length, mask)
+        targets: Targets | None = None
+        if labels is not None or shift_labels is not None:
+            own = labels if shift_labels is None else shift_labels
+            own = check_targets(own, (rows, length), self.config.vocab_size)
+            targets = Targets(own, shift_labels is not None, mask, packing, num_items_in_batch)
+        how: dict[str, Any] = {"use_history": use_history, "output_history": output_history}
+        how |= {"return_logits": return_logits, "options": kwargs}
+        if packing is None:
+            more: dict[str, Any] = {"use_cache": use_cache, "logits_to_keep": logits_to_keep, **how}
+            return self._predict(input_ids, inputs_embeds, attention_mask, mask, targets, past_key_values, **more)
+        if past_key_values is not None or use_cache:
+            raise ValueError("packed documents end in the middle of a row: give no past_key_values, and no use_cache")
+        tokens, embeds = (None if tensor is None else packing.split(tensor) for tensor in (input_ids, inputs_embeds))
+        output = self._predict(tokens, embeds, packing.mask, packing.mask, targets, None, use_cache=False, **how)
+        for name, value in output.items():
+            if name in ("logits", "hidden_states", "history"):
+                output[name] = packing.join(value)
+        if output.logits is not None:
+            output.logits = slice_logits_to_keep(output.logits, logits_to_keep)
+        return output
+
+    def _predict(
+        self,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        attention_mask: Tensor | dict[str, Tensor | None] | None,
+        mask: Tensor | None,
+        measured: Targets | None,
+        past_key_values: LLECache | None,
+        *,
+        use_cache: bool | None,
+        use_history: bool | None,
+        output_history: bool,
+        return_logits: bool | None,
+        options: dict[str, Any],
+        logits_to_keep: int | Tensor = 0,
+    ) -> LLECausalLMOutput:
+        """What `forward` returns of rows that hold a text each; `mask` is that of the segment, (B, T) bool or None."""
+        targets = None if measured is None else measured.tokens
+        if return_logits is None:
+            return_logits = targets is None or not self.training
+        use_cache = self.config.use_cache if use_cache is None else use_cache
+        in_loss = self.training and targets is not None and not (return_logits or output_history)
         history_loss = self.history_loss if in_loss and use_history is not False else None
         if history_loss is not None and past_key_values is None and use_cache:
             past_key_values = LLECache(self.config.training.window)
-        rows = 0 if given is None else len(given)
-        cache, with_history = self.cache_for(past_key_values, use_cache, use_history, rows)
+        given = input_ids if inputs_embeds is None else inputs_embeds
+        assert given is not None
+        cache, with_history = self.cache_for(past_key_values, use_cache, use_history, len(given))
         if return_logits and attention_mask is not None and (cache is None or cache.seen_tokens == 0):
             refuse_empty_rows(attention_mask)
-        output = LLECausalLMOutput(past_key_values=cache if use_cache else None)
+        hidden_states = loss = logits = history = None
         if with_history and cache is not None and cache.overlay is not None:
-            predictions = self.read(tokens_for_update(input_ids, kwargs), attention_mask, cache)
+            predictions = self.read(tokens_for_update(input_ids, options), mask, cache)
         else:
             outputs = self.model(
                 input_ids=input_ids,
-                attention_mask=attention_mask,
+                attention_mask=mask,
                 past_key_values=cache,
                 inputs_embeds=inputs_embeds,
                 use_cache=False,
-                **kwargs,
+                **options,
             )
-            output.hidden_states = outputs.hidden_states
-            states = outputs.last_hidden_state
+            hidden_states, states = outputs.hidden_states, outputs.last_hidden_state
             dropped = variational_dropout(states, self.config.output_dropout, self.training)
-            mask = segment_mask(attention_mask, states.shape[1])
             first = states.shape[1] - logits_to_keep if isinstance(logits_to_keep, int) and logits_to_keep else 0
-            first = 0 if shift_labels is not None or output_history else max(0, first)
+            first = 0 if targets is not None or output_history else max(0, first)
             predictions = self.predictions(states, input_ids, mask, cache, True, first)
         if history_loss is not None:
             stream = None if cache is None else cache.stream
-            output.loss = history_loss(stream, states, dropped, input_ids, mask, shift_labels, self.lm_head)
+            loss = history_loss(stream, states, dropped, input_ids, mask, targets, self.lm_head)
         elif with_history:
-            collect(output, predictions, shift_labels, return_logits, output_history)
-            if output.logits is not None:
-                output.logits = slice_logits_to_keep(output.logits, logits_to_keep)
+            loss, logits, history = collect(predictions, targets, return_logits, output_history)
+            logits = None if logits is None else slice_logits_to_keep(logits, logits_to_keep)
         else:
             self._record(states, input_ids, mask, cache)
             if return_logits:
-                output.logits = self.lm_head(slice_logits_to_keep(dropped, logits_to_keep))
-            if shift_labels is not None:
-                output.loss = linear_cross_entropy(dropped, self.lm_head.weight, self.lm_head.bias, shift_labels)
-        if output.loss is not None and shift_labels is not None:
-            if num_items_in_batch is None:
-                num_items_in_batch = (shift_labels != IGNORED).sum().clamp(min=1)
-            output.loss = output.loss / num_items_in_batch
+                logits = self.lm_head(slice_logits_to_keep(dropped, logits_to_keep))
+            if targets is not None:
+                loss = linear_cross_entropy(dropped, self.lm_head.weight, self.lm_head.bias, targets)
+        if loss is not None and measured is not None:
+            loss = loss / measured.number
             if self.training:
-                output.loss = output.loss + self._penalties(states, dropped)
-        return output
+                loss = loss + self._penalties(states, dropped, mask) * measured.share
+        cache = cache if use_cache else None
+        return LLECausalLMOutput(loss, logits, cache, hidden_states, history)
 
     def cache_for(
         self, cache: LLECache | None, use_cache: bool, use_history: bool | None, rows: int
     ) -> tuple[LLECache | None, bool]:
         """The cache to read `rows` texts with, made where one is needed, and whether the history takes part."""
+        check_cache(cache)
         if use_history is None:
             use_history = self.config.use_history and not self.training
         window = self.config.stream.window if use_history else 0
@@ -215,13 +262,20 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
                 prediction.positions = slice(part.start + start, part.start + stop)
                 yield prediction
 
-    def _penalties(self, states: Tensor, dropped: Tensor) -> Tensor:
-        """Activation and temporal activation regularisation (Merity et al. 2018, arXiv:1708.02182, section 4.6)."""
+    def _penalties(self, states: Tensor, dropped: Tensor, mask: Tensor | None) -> Tensor:
+        """Activation and temporal activation regularisation (Merity et al. 2018, arXiv:1708.02182, section 4.6).
+
+        Means over what is real in states and dropped states (B, T, D), by `mask` (B, T) bool or None.
+        """
         penalty = states.new_zeros((), dtype=torch.float32)
         if self.config.activation_penalty:
-            penalty = penalty + self.config.activation_penalty * dropped.float().square().mean()
-        if self.config.smoothness_penalty and states.shape[1] > 1:
-            penalty = penalty + self.config.smoothness_penalty * states.float().diff(dim=1).square().mean()
+            real = dropped if mask is None else dropped[mask]
+            penalty = penalty + self.config.activation_penalty * real.float().square().mean()
+        if self.config.smoothness_penalty:
+            steps = states.float().diff(dim=1)
+            steps = steps if mask is None else steps[mask[:, 1:] & mask[:, :-1]]
+            if steps.numel():
+                penalty = penalty + self.config.smoothness_penalty * steps.square().mean()
         return penalty
 
     def predictions(
@@ -268,6 +322,7 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
     def _search(self, states: Tensor, features: Tensor) -> Found:
         """What the bank holds for each position (B, T, K): nothing where the base is certain."""
         assert self.history_bank is not None
+        self.check_history()
         numbers = self.config.bank
         asked = (features[..., 1].exp() < numbers.skip_above) | (numbers.skip_above >= 1)
         queries = nn.functional.normalize(states[asked].float(), dim=-1)
@@ -330,22 +385,28 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
         Args:
             input_ids: (B, T) int64.
             shift_labels: (B, T) int64, the token after each position, -100 where there is none.
-            attention_mask: (B, T) of 0 and 1, 0 at padding.
+            attention_mask: (B, T) of 0 and 1, 0 at padding, which predicts nothing.
             past_key_values: The cache of the text so far; it is updated.
             use_history: As in `forward`.
         """
+        mask = segment_mask(attention_mask, input_ids.shape[1])
+        targets = self._next_tokens(input_ids, shift_labels, mask)
         cache, with_history = self.cache_for(past_key_values, True, use_history, len(input_ids))
         assert cache is not None
         if with_history:
-            predictions = self.read(input_ids, attention_mask, cache)
+            predictions = self.read(input_ids, mask, cache)
         else:
-            states = self.model(input_ids, attention_mask, past_key_values=cache, use_cache=False).last_hidden_state
-            mask = segment_mask(attention_mask, states.shape[1])
+            states = self.model(input_ids, mask, past_key_values=cache, use_cache=False).last_hidden_state
             self._record(states, input_ids, mask, cache)
             predictions = self.predictions(states, input_ids, mask, None, False)
-        parts = [prediction.scores(shift_labels[:, prediction.positions]) for prediction in predictions]
+        parts = [prediction.scores(targets[:, prediction.positions]) for prediction in predictions]
         columns = {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}
         return ScoreOutput(**columns, past_key_values=cache)
+
+    def _next_tokens(self, input_ids: Tensor, shift_labels: Tensor, mask: Tensor | None) -> Tensor:
+        """What comes next, (B, T) int64, -100 where nothing counts."""
+        labels = check_targets(shift_labels, input_ids.shape, self.config.vocab_size, "shift_labels")
+        return without_padding(labels, mask)
 
     def calibrate(
         self, batches: Iterable[dict[str, Tensor]], max_positions: int = 3000, steps: int = 40, seed: int = 0
@@ -355,8 +416,9 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
         Those of the stream and, if one is attached, of the bank are fitted together.
 
         Args:
-            batches: Consecutive segments of text: `input_ids` and `shift_labels`, (B, T) int64; row r of a batch
-                continues row r of the batch before. A few windows of text are enough.
+            batches: Consecutive segments of text: `input_ids` and `shift_labels`, (B, T) int64, and `attention_mask`
+                where there is padding; row r of a batch continues row r of the batch before. A few windows of text
+                are enough.
             max_positions: Positions that are fitted on, drawn evenly from the text.
             steps: Steps of the quasi-Newton descent.
             seed: Seed of the draw.
@@ -377,10 +439,12 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
         try:
             with torch.no_grad():
                 for batch in batches:
-                    ids, targets = batch["input_ids"].to(self.device), batch["shift_labels"].to(self.device)
+                    ids, mask = batch["input_ids"].to(self.device), batch.get("attention_mask")
+                    mask = None if mask is None else segment_mask(mask.to(self.device), ids.shape[1])
+                    targets = self._next_tokens(ids, batch["shift_labels"].to(self.device), mask)
                     cache, _ = self.cache_for(cache, True, True, len(ids))
                     assert cache is not None
-                    for prediction in self.read(ids, None, cache):
+                    for prediction in self.read(ids, mask, cache):
                         own = targets[:, prediction.positions]
                         row, column = calibration.choose(own)
                         if len(row):

@@ -32,6 +32,7 @@ from .bank_lle import fingerprint
 from .cache_lle import LLECache
 from .configuration_lle import UpdateConfig
 from .linear_lle import linear
+from .loss_lle import IGNORED, check_targets
 
 logger = logging.getLogger(__name__)
 
@@ -381,10 +382,13 @@ def collect_statistics(model: Any, batches: Iterable[dict[str, Tensor]]) -> dict
     cache, count, segments = LLECache(), 0, 0
     for batch in batches:
         ids, targets = batch["input_ids"].to(model.device), batch["shift_labels"].to(model.device)
+        targets = check_targets(targets, ids.shape, V, "shift_labels")
         before = cache.state
         states = model.model(ids, past_key_values=cache, use_cache=False).last_hidden_state[0]
         residual = linear(states, head.weight, head.bias).float().softmax(-1)
-        residual[torch.arange(len(residual)), targets[0]] -= 1
+        used = targets[0] != IGNORED
+        residual, states = residual[used], states[used]
+        residual[torch.arange(len(residual)), targets[0, used]] -= 1
         sums["residual"] += residual.square().sum(0).cpu()
         sums["state"] += (states.T @ states).float().cpu()
         sums["error"] += (residual @ head.weight.float()).square().sum(0).cpu()

@@ -5,7 +5,6 @@ Shapes: B batch, T time, V vocabulary, N entries of the stream, K entries of the
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -187,16 +186,11 @@ class Prediction:
 
 
 def collect(
-    output: Any,
-    predictions: Iterable[Prediction],
-    targets: Tensor | None,
-    with_logits: bool,
-    with_history: bool,
-) -> None:
-    """Fills the summed loss, the logits and the history of `output`, the output of a head.
+    predictions: Iterable[Prediction], targets: Tensor | None, with_logits: bool, with_history: bool
+) -> tuple[Tensor | None, Tensor | None, HistoryOutput | None]:
+    """The summed loss, the logits and the history that a head returns, each as far as it is asked for.
 
     Args:
-        output: What has `loss`, `logits` and `history`.
         predictions: Consecutive blocks; each is used up before the next one is asked for.
         targets: (B, T) int64, -100 where there is none; None: no loss.
         with_logits, with_history: What is asked for.
@@ -209,9 +203,8 @@ def collect(
             history.append(prediction.history())
         if with_logits:
             logits.append(prediction.distribution())
-    if nats:
-        output.loss = -torch.stack(nats).sum()
-    if logits:
-        output.logits = logits[0] if len(logits) == 1 else torch.cat(logits, dim=1)
-    if history:
-        output.history = HistoryOutput.join(history)
+    return (
+        -torch.stack(nats).sum() if nats else None,
+        (logits[0] if len(logits) == 1 else torch.cat(logits, dim=1)) if logits else None,
+        HistoryOutput.join(history) if history else None,
+    )

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import cached_file
 
-from .bank_lle import HISTORY_FOLDER, HistoryBank
+from .bank_lle import HISTORY_FOLDER, BankError, HistoryBank
 from .configuration_lle import LLEConfig
 from .overlay_lle import STATISTICS
 from .recurrence_lle import RecurrentLayer, init_recurrent_weights
@@ -124,6 +124,7 @@ class LLEPreTrainedModel(PreTrainedModel):
     update_statistics: dict[str, Tensor] | None = None  # what the rule of the test-time update knows of training text
     history_bank: HistoryBank | None = None
     history_namespaces: tuple[str, ...] | None = None
+    _known_weights: list[tuple[Tensor, int, int]] | None = None  # which the attached bank fits: see check_history
 
     def attach_history(
         self, bank: HistoryBank, namespaces: Sequence[str] | str | None = None, tokenizer: Any = None
@@ -141,9 +142,42 @@ class LLEPreTrainedModel(PreTrainedModel):
         bank.check_model(self)
         self.history_namespaces = None if namespaces is None else bank.check_namespaces(namespaces)
         self.history_bank = bank
+        self._know_weights()
         if tokenizer is not None or bank.encoder is None:
             bank.encoder = (self, tokenizer)
 
     def detach_history(self) -> None:
         """Ends `attach_history`."""
-        self.history_bank = self.history_namespaces = None
+        self.history_bank = self.history_namespaces = self._known_weights = None
+
+    def train(self, mode: bool = True) -> Any:
+        """As in torch; what trains is tested anew before it recalls from a bank."""
+        if mode:
+            self._known_weights = None
+        return super().train(mode)
+
+    def check_history(self) -> None:
+        """Raises a BankError if the weights have changed since the bank was attached: its keys would be stale.
+
+        Whoever recalls from the bank asks this first. In evaluation mode it takes a look at torch's count of the
+        writes to each weight; the fingerprint is taken after training mode, whose fused optimizers do not count, and
+        where something was written. A write through `.data` in evaluation mode is not seen.
+        """
+        if self.history_bank is None or torch.compiler.is_compiling():
+            return
+        known = self._known_weights
+        if known is not None and all(own._version == count and own.data_ptr() == at for own, count, at in known):
+            return
+        try:
+            self.history_bank.check_model(self)
+        except BankError as error:
+            raise BankError(
+                "the weights have changed since the bank was attached, by training or loading, so that its keys are "
+                "stale: build the bank again with this model, or call detach_history()"
+            ) from error
+        self._know_weights()
+
+    def _know_weights(self) -> None:
+        """Remembers the weights as those that the attached bank fits, unless they are being trained."""
+        counted = (own for own in self.parameters() if not own.is_meta and not own.is_inference())
+        self._known_weights = None if self.training else [(own, own._version, own.data_ptr()) for own in counted]

@@ -20,14 +20,15 @@ from transformers import GenerationMixin
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
+from .arguments_lle import check_arguments
 from .attention_lle import SourceAttention
 from .backbone_lle import LLEModel, refuse_empty_rows, segment_mask
 from .bank_lle import Found, HistoryBank, bank_tool
-from .cache_lle import LLECache
+from .cache_lle import LLECache, check_cache
 from .configuration_lle import LLEConfig
 from .history_lle import Calibration, Recall, base_prediction, fused, recall_bank
 from .linear_lle import linear
-from .loss_lle import IGNORED, linear_cross_entropy, smoothing_nats
+from .loss_lle import IGNORED, check_targets, linear_cross_entropy, smoothing_nats
 from .prediction_lle import HistoryOutput, Prediction, block_size, collect
 from .pretrained_lle import LLEPreTrainedModel
 from .recurrence_lle import padding_is_last, variational_dropout
@@ -230,6 +231,8 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
             num_items_in_batch: What the summed loss is divided by; None: the number of targets.
             kwargs: Other options of transformers, without effect.
         """
+        check_arguments(self, kwargs)
+        check_cache(past_key_values)
         if use_history is None:
             use_history = self.config.use_history and not self.training
         if encoder_outputs is None:
@@ -240,6 +243,8 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
             if labels is None:
                 raise ValueError("give decoder_input_ids, or labels to make them of; generate() makes translations")
             decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
+        if labels is not None:
+            labels = check_targets(labels, decoder_input_ids.shape, self.config.vocab_size)
         if decoder_attention_mask is None and labels is not None:
             decoder_attention_mask = _needed(labels != IGNORED)
         if return_logits is None:
@@ -256,7 +261,9 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
             encoder_last_hidden_state=encoder_outputs.last_hidden_state,
         )
         if use_history and encoder_outputs.candidate_keys is not None:
-            collect(output, self.predictions(states, encoder_outputs), labels, return_logits, output_history)
+            output.loss, output.logits, output.history = collect(
+                self.predictions(states, encoder_outputs), labels, return_logits, output_history
+            )
         else:
             dropped = variational_dropout(states, self.config.output_dropout, self.training)
             weight, bias = self.lm_head.weight, self.lm_head.bias
@@ -291,6 +298,7 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
             refuse_empty_rows(attention_mask)
         source = self.model.read(input_ids, attention_mask)
         if use_history and self.history_bank is not None:
+            self.check_history()
             sentences = self.config.bank.sentences
             candidates = self.memory.candidates(input_ids, attention_mask, sentences, leave_out)
             source.candidate_keys, source.candidate_outcomes, source.candidate_ids = (
@@ -309,6 +317,7 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
         )
 
     def _states(self, source: LLESource, labels: Tensor) -> Tensor:
+        labels = check_targets(labels, labels.shape, self.config.vocab_size)
         inputs = self.prepare_decoder_input_ids_from_labels(labels)
         return self.model(source, inputs, _needed(labels != IGNORED))[0]
 

@@ -99,6 +99,7 @@ class TeachableModel(LLEPreTrainedModel):
         Raises:
             ValueError: A text is empty, a label is unknown, or a text has another label; nothing has been added then.
         """
+        self.check_history()
         bank = self.history_bank
         if bank is None:
             bank = self._make_bank()

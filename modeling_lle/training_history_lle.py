@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .cache_lle import Block, Stream
 from .configuration_lle import LLEConfig
 from .history_lle import Recall, from_values, kernel, log_age, recall_stream, store_values, to_values
-from .loss_lle import Recalled, linear_cross_entropy
+from .loss_lle import Recalled, check_targets, linear_cross_entropy
 
 # Mean and standard deviation of entropy and largest log probability, in nats, in a language model that is trained:
 # roughly, for they only make the descent well-conditioned.
@@ -133,6 +133,7 @@ class HistoryLoss(nn.Module):
             targets: (B, T) int64, -100 where nothing counts.
             output: The output layer.
         """
+        targets = check_targets(targets, states.shape[:2], self.config.vocab_size, "targets")
         stream = Stream(self.config.training.window) if stream is None else stream
         block = stream.read_whole(states, tokens, mask)
         blocks = [block, block.other_rows()][: len(self.values)]

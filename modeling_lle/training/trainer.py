@@ -6,6 +6,7 @@ Accelerate's sharding always gives it; evaluation sums nats over every target on
 carried along, while evaluation stays without history.
 """
 
+import logging
 import math
 from collections.abc import Sized
 from pathlib import Path
@@ -28,6 +29,8 @@ from ..cache_lle import LLECache
 from ..training_history_lle import HistoryLoss
 from .arguments import LLETrainingArguments
 
+logger = logging.getLogger(__name__)
+
 _NUMBERS = "numbers"  # their name in the file of the carried state
 
 
@@ -46,8 +49,9 @@ class _NewEpoch(TrainerCallback):
 class LLETrainer(Trainer):
     """Trains an LLE language model on a `StreamDataset` or `StreamIterableDataset`.
 
-    Its arguments are those of `transformers.Trainer`. The rows of the data sets must be
-    `per_device_train_batch_size` (for evaluation `per_device_eval_batch_size`) times the number of processes.
+    Its arguments are those of `transformers.Trainer`, but for `compute_metrics` and label smoothing: it builds no
+    logits. The rows of the data sets must be `per_device_train_batch_size` (for evaluation
+    `per_device_eval_batch_size`) times the number of processes.
     """
 
     def __init__(
@@ -59,12 +63,25 @@ class LLETrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(model, args, data_collator, *more, **kwargs)
+        if self.args.label_names is None:
+            self.label_names = ["shift_labels"]  # what the streams hold, and the signature of forward does not
+        if self.compute_metrics is not None or self.args.label_smoothing_factor:
+            unused = "label_smoothing_factor" if self.compute_metrics is None else "compute_metrics"
+            raise ValueError(
+                f"LLETrainer reads streams and builds no logits, so {unused} would have no effect: leave it out, or "
+                "use transformers.Trainer on texts"
+            )
         if self.args.n_gpu > 1:
             raise ValueError(
                 f"one process cannot carry the state on {self.args.n_gpu} GPUs: start a process for each of them with "
                 f"`accelerate launch --num_processes {self.args.n_gpu}`, or choose one with CUDA_VISIBLE_DEVICES"
             )
         self.carried = LLECache(0 if self.history_loss is None else self.history_loss.config.training.window)
+        if self.history_loss is not None and self.args.world_size > 1 and self.is_world_process_zero():
+            logger.info(
+                "training with history on %d processes: each recalls its own rows only, and those of the others not",
+                self.args.world_size,
+            )
         self.add_callback(_NewEpoch(self))
 
     @property
@@ -153,6 +170,10 @@ class LLETrainer(Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Not of a stream, whose logits are as many as its tokens times the vocabulary."""
+        raise ValueError("LLETrainer predicts nothing: use evaluate() for the loss, or model.score() for each token")
 
     def _state_file(self, folder: str | Path) -> Path:
         return Path(folder) / f"stream_state_{self.args.process_index}.safetensors"

@@ -274,3 +274,17 @@ def test_several_gpus_in_one_process_are_an_error(tmp_path: Path) -> None:
     arguments._n_gpu = 2
     with pytest.raises(ValueError, match="accelerate launch --num_processes 2"):
         LLETrainer(model=make_model(), args=arguments)
+
+
+@pytest.mark.parametrize("option", ["compute_metrics", "label_smoothing_factor"])
+def test_what_needs_logits_is_refused(tmp_path: Path, option: str) -> None:
+    arguments: dict[str, Any] = {"label_smoothing_factor": 0.1} if option != "compute_metrics" else {}
+    given: dict[str, Any] = {"compute_metrics": len} if option == "compute_metrics" else {}
+    with pytest.raises(ValueError, match=f"{option} would have no effect"):
+        LLETrainer(model=make_model(), args=make_arguments(tmp_path, **arguments), **given)
+
+
+def test_a_stream_is_not_predicted_token_by_token(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+    with pytest.raises(ValueError, match=r"use evaluate.*score"):
+        trainer.predict(trainer.eval_dataset)
