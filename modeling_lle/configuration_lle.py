@@ -309,7 +309,9 @@ class LLEConfig(PreTrainedConfig):
     model_type: ClassVar[str] = "lle"
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
 
-    config_version: int = CONFIG_VERSION  # the first one, so that it is checked before what a newer one may change
+    config_version: int = _within(
+        CONFIG_VERSION, 1, 1 << 63
+    )  # the first one, so that it is checked before what a newer one may change
     vocab_size: int = _within(10000, 1, MAX_TYPES)
     hidden_size: int = _within(512, 1, MAX_WIDTH)
     intermediate_size: int | None = _within(None, 1, 4 * MAX_WIDTH)
