@@ -23,12 +23,14 @@ from modeling_lle.nearest_lle import nearest
 from modeling_lle.scan_lle import gated_scan_reference
 from modeling_lle.sketch_lle import CHUNK, Sketch
 
-numba_lle = pytest.importorskip("modeling_lle.numba_lle")
-nearest_kernels = pytest.importorskip("modeling_lle.nearest_kernels_lle")
-label_kernels = pytest.importorskip("modeling_lle.label_kernels_lle")
-recall_kernels = pytest.importorskip("modeling_lle.recall_kernels_lle")
-scan_kernels = pytest.importorskip("modeling_lle.scan_kernels_lle")
-step_kernels = pytest.importorskip("modeling_lle.step_kernels_lle")
+pytest.importorskip("numba")
+
+from modeling_lle import label_kernels_lle as label_kernels
+from modeling_lle import nearest_kernels_lle as nearest_kernels
+from modeling_lle import numba_lle
+from modeling_lle import recall_kernels_lle as recall_kernels
+from modeling_lle import scan_kernels_lle as scan_kernels
+from modeling_lle import step_kernels_lle as step_kernels
 
 Values = dict[str, Any]
 KINDS = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.int16]

@@ -3,11 +3,11 @@
 import re
 from pathlib import Path
 
-import polib
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+polib = pytest.importorskip("polib")
 from modeling_lle.data.catalogue import Catalogue, read_catalogue, read_compiled, write_catalogue
 
 HEADER = r"""# Deutsche Fassung.
