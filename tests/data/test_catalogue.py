@@ -7,7 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-polib = pytest.importorskip("polib")
+pytest.importorskip("polib")
+import polib
+
 from modeling_lle.data.catalogue import Catalogue, read_catalogue, read_compiled, write_catalogue
 
 HEADER = r"""# Deutsche Fassung.
