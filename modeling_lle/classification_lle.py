@@ -19,7 +19,7 @@ from transformers.utils.generic import can_return_tuple
 from .arguments_lle import TO_BACKBONE, check_arguments
 from .backbone_lle import LLEModel, refuse_empty_rows, segment_mask
 from .bank_lle import Found
-from .configuration_lle import LLEConfig
+from .configuration_lle import MAX_FITTED, LLEConfig
 from .labels_lle import (
     SINGLE,
     Answered,
@@ -293,7 +293,8 @@ class _Classifier(TeachableModel):
         kept = scores[: len(inside)][right].sort().values
         threshold = float(kept[max(0, int(keep * len(kept) + 0.5) - 1)]) if len(kept) else 0.5
         numbers = self.config.out_of_scope
-        numbers.weights, numbers.threshold = weights.tolist(), min(1.0, threshold + 1e-6)
+        numbers.weights = weights.clamp(-MAX_FITTED, MAX_FITTED).tolist()
+        numbers.threshold = min(1.0, threshold + 1e-6)
         accepted = scores < numbers.threshold
         return {
             "out_of_scope_recall": float((~accepted[len(inside) :]).float().mean()),

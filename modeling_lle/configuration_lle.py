@@ -1,19 +1,31 @@
 """LLEConfig: the size of the backbone, how it is regularised, and the history that it learns from.
 
-Notable: every field is typed and validated whenever it is set; a misspelt key is an error that proposes the nearest
-one; `history` holds the handful of numbers that `calibrate` fits. The same class serves Python, YAML and the Hub.
+Notable: every field is typed and validated whenever it is set, every number finite and within bounds; a key that a
+person misspells is an error that proposes the nearest one, while what transformers saved is loaded whole; `history`
+holds the handful of numbers that `calibrate` fits. The same class serves Python, YAML and the Hub.
 """
 
 import copy
 import dataclasses
 import difflib
+import json
+import logging
+import os
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import transformers
 from huggingface_hub.dataclasses import strict, validated_field
 from transformers import PreTrainedConfig
 
-CONFIG_VERSION = 1
+logger = logging.getLogger(__name__)
+
+CONFIG_VERSION = 1  # to be raised with every field that is more than a default, as an older package keeps it unread
+
+# Beyond what anybody trains, below what fills a machine's memory before it fails.
+MAX_TYPES, MAX_WIDTH, MAX_LAYERS, MAX_WINDOW, MAX_LABELS = 1 << 24, 1 << 16, 1 << 10, 10_000_000, 1_000_000
+MAX_FITTED = 1e6  # magnitude of the numbers that are fitted, in nats; exponentials of what they make stay in float32
 
 # What transformers itself writes into a config.json, or passes on to a config, beyond the declared fields.
 _TRANSFORMERS_KEYS = {
@@ -38,24 +50,40 @@ def check_keys(given: Iterable[str], known: Iterable[str], where: str, silent: I
     Keys in `silent` are right as well, but are neither proposed nor listed.
     """
     known = sorted(known)
-    hints = []
-    for key in given:
-        if key not in known and key not in silent:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            hints.append(f"{key!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
+    hints = [_hint(key, known, 0.5) for key in given if key not in known and key not in silent]
     if hints:
         raise ValueError(f"unknown key in {where}: {', '.join(hints)}. Known keys: {', '.join(known)}.")
 
 
-def _within(default: Any, low: float, high: float = float("inf")) -> Any:
-    """A dataclass field for a number (or None, where the annotation allows it) in [low, high]."""
+def _hint(key: str, known: Iterable[str], least: float) -> str:
+    """The key, and the known one that it resembles at least so much."""
+    near = difflib.get_close_matches(key, known, n=1, cutoff=least)
+    return f"{key!r}" + (f" (did you mean {near[0]!r}?)" if near else "")
+
+
+def _check_bounds(value: Any, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"must be between {low:,} and {high:,}, got {value!r}")
+
+
+def _within(default: Any, low: float, high: float) -> Any:
+    """A dataclass field for a number (or None, where the annotation allows it) in [low, high], which are finite."""
 
     def check(value: Any) -> None:
-        if value is not None and not low <= value <= high:
-            bounds = f"at least {low:g}" if high == float("inf") else f"between {low:g} and {high:g}"
-            raise ValueError(f"must be {bounds}, got {value!r}")
+        if value is not None:
+            _check_bounds(value, low, high)
 
     return validated_field(check, default=default)
+
+
+def _tokens() -> Any:
+    """A dataclass field for the id of a token, or several of them, or None; transformers warns of -1."""
+
+    def check(value: Any) -> None:
+        for token in value if isinstance(value, list) else [] if value is None else [value]:
+            _check_bounds(token, -1, MAX_TYPES)
+
+    return validated_field(check, default=None)
 
 
 def _probability(default: float = 0.0) -> Any:
@@ -67,6 +95,8 @@ def _four_numbers(default: Callable[[], list[float]]) -> Any:
     def check(value: Any) -> None:
         if len(value) != 4:
             raise ValueError(f"must hold four numbers: bias, mass, entropy, max log p; got {value!r}")
+        for number in value:
+            _check_bounds(number, -MAX_FITTED, MAX_FITTED)
 
     return validated_field(check, default_factory=default)
 
@@ -92,9 +122,9 @@ class StreamConfig:
             of the share that the stream has in the mixture (the base's logit is 0).
     """
 
-    window: int = _within(2000, 0)
-    sharpness: float | int = _within(14.0, 0.0)
-    recency: float | int = _within(0.3, 0.0)
+    window: int = _within(2000, 0, MAX_WINDOW)
+    sharpness: float | int = _within(14.0, 0.0, MAX_FITTED)
+    recency: float | int = _within(0.3, 0.0, MAX_FITTED)
     gate: list[float | int] = _four_numbers(lambda: [-1.5, 0.3, 0.3, 0.3])  # noqa: RUF009
 
 
@@ -117,7 +147,7 @@ class BankConfig:
     """
 
     neighbours: int = _within(64, 1, 4096)
-    sharpness: float | int = _within(14.0, 0.0)
+    sharpness: float | int = _within(14.0, 0.0, MAX_FITTED)
     gate: list[float | int] = _four_numbers(lambda: [-1.5, 0.3, 0.3, 0.3])  # noqa: RUF009
     background: float | int = _within(0.8, -1.0, 1.0)
     margin: float | int = _within(0.0, 0.0, 1.0)
@@ -143,11 +173,11 @@ class UpdateConfig:
 
     scope: Literal["none", "head", "low-rank", "all"] = "none"
     every: int | None = _within(None, 1, 4096)
-    rate: float | int | None = _within(None, 0.0)
+    rate: float | int | None = _within(None, 0.0, 1000.0)
     decay: float | int = _within(1e-3, 0.0, 1.0)
     momentum: float | int = _within(0.0, 0.0, 0.999)
     preconditioning: float | int = _within(0.5, 0.0, 1.0)
-    rank: int = _within(128, 1)
+    rank: int = _within(128, 1, MAX_WIDTH)
 
 
 @strict
@@ -165,10 +195,10 @@ class TrainingConfig:
         sharpness, gate: The numbers of the other rows, which are recalled as a bank is: their entries have no age.
     """
 
-    window: int = _within(0, 0)
+    window: int = _within(0, 0, MAX_WINDOW)
     other_rows: bool = True
     warm_up: float | int = _within(0.0, 0.0, 1.0)
-    sharpness: float | int = _within(14.0, 0.0)
+    sharpness: float | int = _within(14.0, 0.0, MAX_FITTED)
     gate: list[float | int] = _four_numbers(lambda: [-1.5, 0.3, 0.3, 0.3])  # noqa: RUF009
 
 
@@ -216,6 +246,14 @@ def _section(cls: type, values: Any, where: str) -> Any:
     values = values or {}
     check_keys(values, [field.name for field in dataclasses.fields(cls)], where)
     return cls(**values)
+
+
+def _fits_json(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except TypeError:
+        return False
+    return True
 
 
 @strict
@@ -272,18 +310,20 @@ class LLEConfig(PreTrainedConfig):
     model_type: ClassVar[str] = "lle"
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
 
-    config_version: int = CONFIG_VERSION  # the first one, so that it is checked before what a newer one may change
-    vocab_size: int = _within(10000, 1)
-    hidden_size: int = _within(512, 1)
-    intermediate_size: int | None = _within(None, 1)
-    num_hidden_layers: int = _within(2, 1)
+    config_version: int = _within(
+        CONFIG_VERSION, 1, 1 << 63
+    )  # the first one, so that it is checked before what a newer one may change
+    vocab_size: int = _within(10000, 1, MAX_TYPES)
+    hidden_size: int = _within(512, 1, MAX_WIDTH)
+    intermediate_size: int | None = _within(None, 1, 4 * MAX_WIDTH)
+    num_hidden_layers: int = _within(2, 1, MAX_LAYERS)
     recurrence: Literal["lstm", "gru", "qrnn"] = "lstm"
     stack: Literal["plain", "residual"] = "residual"
     bidirectional: bool = False
     members: int = _within(1, 1, 64)
     pooling: list[Literal["last", "mean", "max", "attention"]] = _poolings()
-    num_encoder_layers: int = _within(1, 1)
-    num_attention_heads: int = _within(4, 1)
+    num_encoder_layers: int = _within(1, 1, MAX_LAYERS)
+    num_attention_heads: int = _within(4, 1, MAX_WIDTH)
     share_embeddings: bool = True
     token_dropout: float | int = _probability()
     embedding_dropout: float | int = _probability()
@@ -291,14 +331,14 @@ class LLEConfig(PreTrainedConfig):
     hidden_dropout: float | int = _probability()
     output_dropout: float | int = _probability()
     weight_dropout: float | int = _probability()
-    activation_penalty: float | int = _within(0.0, 0.0)
-    smoothness_penalty: float | int = _within(0.0, 0.0)
-    initializer_range: float | int = _within(0.1, 0.0)
-    norm_eps: float | int = _within(1e-6, 0.0)
+    activation_penalty: float | int = _within(0.0, 0.0, MAX_FITTED)
+    smoothness_penalty: float | int = _within(0.0, 0.0, MAX_FITTED)
+    initializer_range: float | int = _within(0.1, 0.0, 1000.0)
+    norm_eps: float | int = _within(1e-6, 0.0, 1.0)
     tie_word_embeddings: bool = True
-    bos_token_id: int | None = None
-    eos_token_id: int | list[int] | None = None
-    pad_token_id: int | None = None
+    bos_token_id: int | None = _tokens()
+    eos_token_id: int | list[int] | None = _tokens()
+    pad_token_id: int | None = _tokens()
     use_cache: bool = True
     use_history: bool = True
     history: HistoryConfig | dict | None = None
@@ -306,10 +346,58 @@ class LLEConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         inherited = {field.name for field in dataclasses.fields(PreTrainedConfig)}
         known = {field.name for field in dataclasses.fields(self)} - inherited
-        check_keys(kwargs, known, type(self).__name__, silent=_TRANSFORMERS_KEYS)
+        if self.transformers_version is None:
+            check_keys(kwargs, known, type(self).__name__, silent=_TRANSFORMERS_KEYS)
+        self._check_further_attributes(kwargs, known)
         super().__post_init__(**kwargs)
 
+    def _check_further_attributes(self, names: Iterable[str], known: set[str]) -> None:
+        """Warns of saved attributes that are nearly a field, and refuses those that the class has for another use."""
+        for name in names:
+            own = getattr(type(self), name, None)
+            if isinstance(own, property) and own.fset is None:
+                raise ValueError(f"a configuration cannot hold {name!r}: sections belong into history")
+            hint = repr(name) if name in _TRANSFORMERS_KEYS else _hint(name, known, 0.85)
+            if hint != repr(name):
+                logger.warning("the saved configuration holds %s, which is kept, but means nothing", hint)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers: from what was saved, which may hold further attributes, and `kwargs` that change it.
+
+        Raises:
+            ValueError: A value is wrong, or one of `kwargs` that nobody takes is nearly the name of a field.
+        """
+        wanted = kwargs.pop("return_unused_kwargs", False)
+        version = config_dict.get("transformers_version") or transformers.__version__
+        saved = {**config_dict, "transformers_version": version}
+        config, unused = super().from_dict(saved, return_unused_kwargs=True, **kwargs)
+        if wanted:
+            return config, unused
+        known = {field.name for field in dataclasses.fields(cls)}
+        hints = [_hint(name, known, 0.85) for name in unused if f"{name}_id" not in known]  # a tokenizer has pad_token
+        wrong = [hint for hint in hints if "did you mean" in hint]
+        if wrong:
+            raise ValueError(f"unknown key for {cls.__name__}: {', '.join(wrong)}")
+        return config
+
+    @classmethod
+    def from_json_file(cls, json_file: str | os.PathLike[str]) -> Any:
+        """As in transformers; the file may hold further attributes."""
+        return cls.from_dict(cls._dict_from_json_file(json_file))
+
+    def to_json_file(self, json_file_path: str | os.PathLike[str], use_diff: bool = True) -> None:
+        """As in transformers, but what JSON cannot hold is named, and leaves the file as it was."""
+        try:
+            text = self.to_json_string(use_diff=use_diff)
+        except TypeError as error:
+            wrong = [name for name, value in self.to_dict().items() if not _fits_json(value)]
+            raise ValueError(f"the configuration cannot be saved: JSON cannot hold {', '.join(wrong)}") from error
+        Path(json_file_path).write_text(text, encoding="utf-8")
+
     def __setattr__(self, key: str, value: Any) -> None:
+        if key == "num_labels" and isinstance(value, int | float) and not 0 <= value <= MAX_LABELS:
+            raise ValueError(f"num_labels must be between 0 and {MAX_LABELS:,}, got {value!r}")
         if key == "config_version" and value > CONFIG_VERSION:
             raise ValueError(
                 f"this configuration has version {value}, the installed modeling_lle reads up to {CONFIG_VERSION}: "

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from .cache_lle import Block
+from .configuration_lle import MAX_FITTED
 from .scan_lle import installed
 
 NO_ENTRY = -math.inf
@@ -361,7 +362,7 @@ def from_values(values: Tensor, mean: Tensor, deviation: Tensor) -> tuple[Tensor
 def store_values(numbers: Any, values: Tensor, mean: Tensor, deviation: Tensor) -> None:
     """Writes what `to_values` made of the numbers back into them."""
     sharpness, recency, weights = from_values(values, mean, deviation)
-    numbers.sharpness = float(sharpness)
+    numbers.sharpness = float(sharpness.clamp(max=MAX_FITTED))
     if hasattr(numbers, "recency"):
-        numbers.recency = float(recency)
-    numbers.gate = weights.tolist()
+        numbers.recency = float(recency.clamp(max=MAX_FITTED))
+    numbers.gate = weights.clamp(-MAX_FITTED, MAX_FITTED).tolist()

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .numba_lle import jit, load, run
+from .checks_lle import expect, expect_places, sizes
+from .numba_lle import jit, run
 
 
 @jit()
@@ -42,7 +43,7 @@ def _mix(
     tops, totals, masses = np.empty(2), np.empty(2), np.empty(2)  # of the seen neighbours and of the unseen ones
     for i in range(n):
         for c in range(C):
-            base[c] = load(logits[i, c])
+            base[c] = logits[i, c]
         top = base.max()
         log_total = math.log(np.exp(base - top).sum())
         entropy = 0.0
@@ -105,12 +106,22 @@ def mix_labels(
         logits: (n, C) floating, of the output layer.
         similarity, counts, outcomes: (n, K), as in `Found`.
         label_of: (O,) int64, the label of each outcome; -1 where there is none.
-        labels: L.
+        labels: L, at least C.
         sharpness, background, margin, gate: The bank's numbers.
     """
-    n, K = similarity.shape
+    (n, C), (_, K) = sizes(logits, "logits (n, C)", 2), sizes(similarity, "similarity (n, K)", 2)
+    logits, counts, outcomes = logits.float(), counts.long(), outcomes.long()
+    expect(logits, "logits (n, C)", (n, C), torch.float32)
+    expect(similarity, "similarity (n, K)", (n, K), torch.float32)
+    expect(counts, "counts (n, K)", (n, K), torch.int64)
+    expect(outcomes, "outcomes (n, K)", (n, K), torch.int64)
+    expect(label_of, "label_of (O,)", sizes(label_of, "label_of (O,)", 1), torch.int64)
+    if not 1 <= C <= labels or len(gate) != 4:
+        raise ValueError(f"{C} trained labels of {labels}, {len(gate)} numbers of the gate: need 1 <= C <= L and 4")
+    expect_places(outcomes[counts > 0], "outcomes", len(label_of))
+    expect_places(label_of, "label_of", labels, -1)
     mixture = (torch.empty(n, labels), torch.empty(n, labels), torch.empty(n), torch.empty(n, K), torch.empty(n))
     found = (part.contiguous() for part in (logits, similarity, counts, outcomes))
-    shared: tuple[Any, ...] = label_of.numpy(), tuple(map(float, (sharpness, background, margin, *gate)))
+    shared: tuple[Any, ...] = label_of.contiguous().numpy(), tuple(map(float, (sharpness, background, margin, *gate)))
     run(lambda *parts: _mix(*parts, *shared), *found, *mixture)
     return mixture

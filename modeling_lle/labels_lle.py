@@ -30,7 +30,7 @@ from torch.nn import functional
 from transformers.utils import ModelOutput
 
 from .bank_lle import Found
-from .configuration_lle import BankConfig, check_keys
+from .configuration_lle import MAX_FITTED, BankConfig, check_keys
 from .history_lle import Recall, base_features, fused, gate, kernel
 from .loss_lle import IGNORED, check_targets
 
@@ -366,9 +366,11 @@ def fit_labels(
     best_values = best[1].cpu()
     weights = best_values[4:] / deviation.cpu()
     fitted = {
-        "sharpness": float(best_values[0].exp()),
+        "sharpness": min(MAX_FITTED, float(best_values[0].exp())),
         "background": min(1.0, max(-1.0, float(best_values[1]))),
-        "gate": torch.cat([(best_values[2] - weights @ mean.cpu())[None], best_values[3:4], weights]).tolist(),
+        "gate": torch.cat([(best_values[2] - weights @ mean.cpu())[None], best_values[3:4], weights])
+        .clamp(-MAX_FITTED, MAX_FITTED)
+        .tolist(),
     }
     for name in set(CALIBRATED).difference(fixed):
         setattr(numbers, name, fitted[name])

@@ -11,6 +11,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .checks_lle import expect, sizes
+
+
+def _check(
+    x: Tensor, h: Tensor | None, c: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: Tensor | None
+) -> tuple[int, int, int]:
+    """T, B and H of what a layer is given, x (T, B, I)."""
+    (T, B, I), H = sizes(x, "x (T, B, I)", 3), sizes(weight_hh, "weight_hh (4H, H)", 2)[1]  # noqa: E741
+    expect(x, "x (T, B, I)", (T, B, I), torch.float32, torch.bfloat16, torch.float64)
+    expect(c, "c (B, H)", (B, H), torch.promote_types(x.dtype, torch.float32))
+    expect(weight_ih, "weight_ih (4H, I)", (4 * H, I), x.dtype)
+    expect(weight_hh, "weight_hh (4H, H)", (4 * H, H), x.dtype)
+    if h is not None:
+        expect(h, "h (B, H)", (B, H), x.dtype)
+    if bias is not None:
+        expect(bias, "bias (4H,)", (4 * H,), x.dtype)
+    return T, B, H
+
 
 @torch.library.custom_op("lle::lstm", mutates_args=())
 def _lstm(
@@ -19,9 +37,8 @@ def _lstm(
     from .numba_lle import as_array
     from .step_kernels_lle import lstm_forward
 
-    T, B, _ = x.shape
-    H = weight_hh.shape[1]
-    gates = torch.addmm(bias, x.reshape(T * B, -1), weight_ih.T).view(T, B, 4 * H)
+    T, B, H = _check(x, h, c, weight_ih, weight_hh, bias)
+    gates = torch.addmm(bias, x.reshape(T * B, x.shape[2]), weight_ih.T).view(T, B, 4 * H)
     states, cells = x.new_empty(T + 1, B, H), c.new_empty(T + 1, B, H)
     states[0], cells[0] = h, c
     arrays = as_array(gates), as_array(states), as_array(cells)
@@ -45,7 +62,12 @@ def _lstm_backward(
     from .numba_lle import as_array
     from .step_kernels_lle import lstm_backward
 
-    T, B, _ = x.shape
+    T, B, H = _check(x, h=None, c=d_cell, weight_ih=weight_ih, weight_hh=weight_hh, bias=None)
+    expect(cells, "cells (T + 1, B, H)", (T + 1, B, H), d_cell.dtype)
+    expect(gates, "gates (T, B, 4H)", (T, B, 4 * H), x.dtype)
+    for part, name in ((states, "states (T + 1, B, H)"), (d_states, "gradient of the states (T + 1, B, H)")):
+        expect(part, name, (T + 1, B, H), x.dtype)
+    gates, cells = gates.contiguous(), cells.contiguous()
     d_gates, d_cell = torch.empty_like(gates), d_cell.clone(memory_format=torch.contiguous_format)
     d_state = torch.zeros_like(states[0])
     arrays = [as_array(tensor) for tensor in (gates, cells, d_states.contiguous(), d_state, d_cell, d_gates)]
@@ -54,13 +76,13 @@ def _lstm_backward(
             arrays[0][t], arrays[1][t], arrays[1][t + 1], arrays[2][t + 1], arrays[3], arrays[4], arrays[5][t]
         )
         torch.mm(d_gates[t], weight_hh, out=d_state)
-    rows = d_gates.view(T * B, -1)
+    rows = d_gates.view(T * B, 4 * H)
     return [
         (rows @ weight_ih).view_as(x),
         d_state + d_states[0],
         d_cell,
-        rows.T @ x.reshape(T * B, -1),
-        rows.T @ states[:-1].reshape(T * B, -1),
+        rows.T @ x.reshape(T * B, x.shape[2]),
+        rows.T @ states[:-1].reshape(T * B, H),
         rows.sum(0, dtype=cells.dtype).to(gates.dtype),
     ]
 

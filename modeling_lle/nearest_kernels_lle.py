@@ -9,6 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .bank_files_lle import BankError
+from .checks_lle import expect, expect_places, sizes
+from .nearest_lle import check_neighbours
 from .numba_lle import as_array, jit, load, run, store
 from .sketch_lle import CHUNK, Sketch
 
@@ -80,20 +83,22 @@ def _nearest(scores: Any, queries: Any, similarity: Any, index: Any, keys: Any, 
     row, lanes = np.empty(N, np.float32), np.empty(LANES, np.float32)
     chunks = (N + CHUNK - 1) // CHUNK
     peaks, heap = np.empty(chunks, np.float32), np.empty(K, np.float32)
-    candidates, exact = np.empty(N, np.int64), np.empty(N, np.float32)
+    candidates, exact, none = np.empty(N, np.int64), np.empty(N, np.float32), np.float32(-np.inf)
     for q in range(Q):
         for n in range(N):
-            row[n] = load(scores[q, n])
+            score = np.float32(load(scores[q, n]))
+            row[n] = score if score == score else none  # a NaN would hide the other scores of its chunk
         _fill_heap(heap, row, usable, peaks)
         least = heap[0] - slack
         count = 0
         for chunk in range(chunks):
             if peaks[chunk] >= least:
                 for n in range(chunk * CHUNK, min(N, (chunk + 1) * CHUNK)):
-                    if row[n] >= least and usable[n]:
-                        candidates[count] = n
-                        exact[count] = -_similarity(queries[q], keys[n], lanes)
-                        count += 1
+                    if row[n] >= least and row[n] > none and usable[n]:
+                        cosine = _similarity(queries[q], keys[n], lanes)
+                        if cosine == cosine:
+                            candidates[count], exact[count] = n, -cosine
+                            count += 1
         _store_best(similarity[q], index[q], exact[:count], candidates[:count])
 
 
@@ -173,7 +178,7 @@ def _nearest_of_sketch(
             if product + last_left * rest[1, n] >= least:
                 candidates[count] = n
                 count += 1
-        found[q] = count <= most
+        found[q] = count <= most and first_left < np.inf  # else the query is not finite, and no bound holds
         if found[q]:
             for place in range(count):
                 exact[place] = -_similarity(query, keys[candidates[place]], lanes)
@@ -191,8 +196,21 @@ def _fill_similarities(cosines: Any, candidates: Any, queries: Any, keys: Any, f
                 cosines[q, c] = _similarity(queries[q], keys[place], lanes)
 
 
+def _check_candidates(cosines: Tensor, candidates: Tensor, queries: Tensor, first: int) -> int:
+    """The width of the queries whose cosines with their candidates are to be filled in."""
+    (Q, C), (_, D) = sizes(candidates, "candidates (Q, C)", 2), sizes(queries, "queries (Q, D)", 2)
+    expect(candidates, "candidates (Q, C)", (Q, C), torch.int64)
+    expect(queries, "queries (Q, D)", (Q, D), torch.float32)
+    expect(cosines, "cosines (Q, C)", (Q, C), torch.float32, in_place=True)
+    if first < 0:
+        raise ValueError(f"the number of the first entry should be at least 0; got {first}")
+    return D
+
+
 def fill_similarities(cosines: Tensor, candidates: Tensor, queries: Tensor, keys: Tensor, first: int) -> None:
     """Fills in the cosines (Q, C) of those candidates (Q, C) that are among the keys; the first is `first`."""
+    D = _check_candidates(cosines, candidates, queries, first)
+    expect(keys, "keys (N, D)", (len(keys), D), torch.bfloat16)
     shared: tuple[Any, ...] = (as_array(keys.contiguous()), first)
     run(lambda *parts: _fill_similarities(*parts, *shared), cosines, candidates.contiguous(), queries.contiguous())
 
@@ -204,7 +222,9 @@ if pread is not None:
 
 
 @jit(cache=False)  # numba does not cache what calls into the C library
-def _fill_from_file(cosines: Any, candidates: Any, queries: Any, file: Any, begin: Any, first: Any, stop: Any) -> Any:
+def _fill_from_file(
+    cosines: Any, unread: Any, candidates: Any, queries: Any, file: Any, begin: Any, first: Any, stop: Any
+) -> Any:
     Q, C = candidates.shape
     D = queries.shape[1]
     key, lanes = np.empty(D, np.int16), np.empty(LANES, np.float32)
@@ -212,8 +232,10 @@ def _fill_from_file(cosines: Any, candidates: Any, queries: Any, file: Any, begi
         for c in range(C):
             place = candidates[q, c]
             if first <= place < stop:
-                size = pread(file, key.ctypes, 2 * D, begin + 2 * D * (place - first))
-                cosines[q, c] = _similarity(queries[q], key, lanes) if size == 2 * D else np.float32(np.nan)
+                if pread(file, key.ctypes, 2 * D, begin + 2 * D * (place - first)) == 2 * D:
+                    cosines[q, c] = _similarity(queries[q], key, lanes)
+                else:
+                    unread[q] += 1
 
 
 def fill_from_file(
@@ -222,9 +244,23 @@ def fill_from_file(
     """As `fill_similarities`, of `count` keys in bfloat16 that lie in a file from `offset` bytes on.
 
     Unlike those of a mapped file, they do not stay in the memory of the process.
+
+    Raises:
+        BankError: The file ends before the last of these keys, or a key cannot be read.
     """
+    D = _check_candidates(cosines, candidates, queries, first)
+    size, due = os.fstat(file).st_size, offset + 2 * D * count
+    if not 0 <= offset <= due <= size:
+        raise BankError(
+            f"the {count} keys of a segment should lie in bytes {offset} to {due} of its file, which has {size}: "
+            "it was truncated or replaced while the bank was open; open the bank again"
+        )
+    unread = torch.zeros(len(queries), dtype=torch.int64)
     shared: tuple[Any, ...] = (file, offset, first, first + count)
-    run(lambda *parts: _fill_from_file(*parts, *shared), cosines, candidates.contiguous(), queries.contiguous())
+    parts = cosines, unread, candidates.contiguous(), queries.contiguous()
+    run(lambda *parts: _fill_from_file(*parts, *shared), *parts)
+    if unread.any():
+        raise BankError(f"{int(unread.sum())} keys of a segment cannot be read from its file: open the bank again")
 
 
 @jit()
@@ -242,32 +278,64 @@ def _store_keys(states: Any, places: Any, keys: Any) -> None:
 
 def store_keys(states: Tensor, places: Tensor, keys: Tensor) -> None:
     """Writes states (B, T, D) float32, normalised, into keys (N, D) bfloat16 at their places (B, T); -1 is none."""
+    (B, T, D), (N, _) = sizes(states, "states (B, T, D)", 3), sizes(keys, "keys (N, D)", 2)
+    expect(states, "states (B, T, D)", (B, T, D), torch.float32)
+    expect(places, "places (B, T)", (B, T), torch.int64)
+    expect(keys, "keys (N, D)", (N, D), torch.bfloat16, in_place=True)
+    expect_places(places, "places", N, -1)
     if not states.is_contiguous():
         states, places = states.transpose(0, 1), places.transpose(0, 1)  # as torch.nn.LSTM returns them
     shared: tuple[Any, ...] = (as_array(keys),)
     run(lambda *parts: _store_keys(*parts, *shared), states.contiguous(), places.contiguous())
 
 
+def _check_search(queries: Tensor, keys: Tensor, usable: Tensor, neighbours: int) -> tuple[int, int]:
+    """Q and N of a search."""
+    (Q, D), (N, _) = sizes(queries, "queries (Q, D)", 2), sizes(keys, "keys (N, D)", 2)
+    expect(queries, "queries (Q, D)", (Q, D), torch.float32)
+    expect(keys, "keys (N, D)", (N, D), torch.bfloat16)
+    expect(usable, "usable (N,)", (N,), torch.bool)
+    check_neighbours(neighbours)
+    return Q, N
+
+
 def nearest_of_scores(
     scores: Tensor, queries: Tensor, keys: Tensor, usable: Tensor, slack: float, neighbours: int
 ) -> tuple[Tensor, Tensor]:
     """What `nearest` of nearest_lle.py returns, from scores (Q, N) that err by `slack` / 2 at most."""
+    Q, N = _check_search(queries, keys, usable, neighbours)
+    expect(scores, "scores (Q, N)", (Q, N), torch.float32, torch.bfloat16)
     similarity = torch.zeros(len(queries), neighbours)
     index = torch.full((len(queries), neighbours), -1)
-    shared: tuple[Any, ...] = (as_array(keys.contiguous()), usable.numpy(), np.float32(slack))
+    shared: tuple[Any, ...] = (as_array(keys.contiguous()), usable.contiguous().numpy(), np.float32(slack))
     run(lambda *parts: _nearest(*parts, *shared), scores.contiguous(), queries.contiguous(), similarity, index)
     return similarity, index
+
+
+def _check_sketch(sketch: Sketch, N: int, D: int) -> None:
+    m, half = sizes(sketch.axes, "axes (m, D)", 2)[0], sizes(sketch.codes, "codes (chunks, h, CHUNK)", 3)[1]
+    expect(sketch.axes, "axes (m, D)", (m, D), torch.float32)
+    expect(sketch.steps, "steps (m,)", (m,), torch.float32)
+    expect(sketch.codes, "codes (chunks, h, CHUNK)", (-(-N // CHUNK), min(half, m), CHUNK), torch.int8)
+    expect(sketch.others, "others (N, m - h)", (N, m - half), torch.int8)
+    expect(sketch.rest, "rest (2, N)", (2, N), torch.float32)
 
 
 def nearest_of_sketch(
     sketch: Sketch, queries: Tensor, keys: Tensor, usable: Tensor, neighbours: int, most: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What `nearest` returns, and (Q,) bool, where that is: where at most `most` entries can be among the nearest."""
+    _, N = _check_search(queries, keys, usable, neighbours)
+    _check_sketch(sketch, N, keys.shape[1])
+    if most < 0:
+        raise ValueError(f"at least 0 entries can be left; got {most}")
+    most = min(most, N)
     found = torch.zeros(len(queries), dtype=torch.bool)
     similarity = torch.zeros(len(queries), neighbours)
     index = torch.full((len(queries), neighbours), -1)
-    arrays = [as_array(part) for part in (sketch.axes, sketch.steps, sketch.codes, sketch.others, sketch.rest)]
+    parts = sketch.axes, sketch.steps, sketch.codes, sketch.others, sketch.rest
+    arrays = [as_array(part.contiguous()) for part in parts]
     numbers = np.float32(sketch.error), np.float32(sketch.slack)
-    shared: tuple[Any, ...] = (as_array(keys.contiguous()), usable.numpy(), (*arrays, *numbers), most)
+    shared: tuple[Any, ...] = (as_array(keys.contiguous()), usable.contiguous().numpy(), (*arrays, *numbers), most)
     run(lambda *parts: _nearest_of_sketch(*parts, *shared), queries.contiguous(), found, similarity, index)
     return similarity, index, found

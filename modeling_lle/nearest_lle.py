@@ -9,6 +9,7 @@ Shapes: Q queries, N entries, D width, K neighbours. Keys and queries are normal
 import torch
 from torch import Tensor
 
+from .checks_lle import sizes
 from .scan_lle import installed
 
 SCORES = 1 << 24  # scores of the first product at once
@@ -32,6 +33,14 @@ def nearest(queries: Tensor, parts: Parts, usable: Tensor, neighbours: int) -> t
     Returns:
         Similarity (Q, K) float32, descending, and index (Q, K) int64; 0 and -1 where there are fewer than K.
     """
+    D, N = sizes(queries, "queries (Q, D)", 2)[1], sizes(usable, "usable (N,)", 1)[0]
+    check_neighbours(neighbours)
+    for first, keys in parts:
+        if sizes(keys, "keys (n, D)", 2)[1] != D or not 0 <= first <= N - len(keys):
+            raise ValueError(
+                f"keys {tuple(keys.shape)} of the entries from {first} on do not fit queries {tuple(queries.shape)} "
+                f"and usable {tuple(usable.shape)}"
+            )
     found = [(queries.new_zeros(len(queries), 0), torch.zeros(len(queries), 0, dtype=torch.long))]
     for first, keys in parts:
         rows = max(1, SCORES // max(1, len(keys)))
@@ -44,6 +53,12 @@ def nearest(queries: Tensor, parts: Parts, usable: Tensor, neighbours: int) -> t
     return best(similarity, index, neighbours)
 
 
+def check_neighbours(number: int) -> None:
+    """Raises a ValueError unless it is a number of neighbours that a search can find."""
+    if number < 1:
+        raise ValueError(f"a search finds at least one neighbour; got {number}")
+
+
 def _nearest(queries: Tensor, keys: Tensor, usable: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
     """As `nearest`, of one part; the result has at most K columns."""
     dtype = torch.bfloat16 if _fast_bfloat16(queries.device) else torch.float32
@@ -53,12 +68,13 @@ def _nearest(queries: Tensor, keys: Tensor, usable: Tensor, neighbours: int) -> 
         from .nearest_kernels_lle import nearest_of_scores
 
         return nearest_of_scores(scores, queries, keys, usable, slack, neighbours)
-    scores = scores.float().masked_fill(~usable, -torch.inf)
+    scores = scores.float()
+    scores = scores.masked_fill(scores.isnan() | ~usable, -torch.inf)
     found = min(neighbours, int(usable.sum()))
     if found == 0:
         return queries.new_zeros(len(queries), 0), torch.zeros(len(queries), 0, dtype=torch.long)
     least = scores.topk(found).values[:, -1:] - slack
-    possible = scores >= least
+    possible = (scores >= least) & (scores > -torch.inf)
     width = int(possible.sum(1).max())
     columns = torch.arange(scores.shape[1], device=scores.device).expand_as(scores)
     candidates = columns.masked_fill(~possible, scores.shape[1]).sort(1).values[:, :width]
@@ -82,8 +98,12 @@ def similarities(queries: Tensor, candidates: Tensor, parts: Parts) -> Tensor:
 
 
 def best(similarity: Tensor, index: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
-    """The K of the highest similarity (Q, C), of equal ones the first; index (Q, C) int64, -1 for none."""
-    similarity = similarity.masked_fill(index < 0, -torch.inf)
+    """The K of the highest similarity (Q, C), of equal ones the first; index (Q, C) int64, -1 for none.
+
+    An entry whose similarity is NaN is none.
+    """
+    none = (index < 0) | similarity.isnan()
+    similarity, index = similarity.masked_fill(none, -torch.inf), index.masked_fill(none, -1)
     missing = max(0, neighbours - index.shape[1])
     similarity = torch.nn.functional.pad(similarity, (0, missing), value=-torch.inf)
     index = torch.nn.functional.pad(index, (0, missing), value=-1)

@@ -105,9 +105,16 @@ def _pool(process: int, threads: int) -> ThreadPoolExecutor:
 
 
 def run(kernel: Callable[..., None], *tensors: Tensor) -> None:
-    """Calls `kernel` on the tensors (batch in dim 0) as arrays, split by rows over torch's number of threads."""
+    """Calls `kernel` on the tensors (batch in dim 0) as arrays, split by rows over torch's number of threads.
+
+    Raises:
+        ValueError: They do not have the same number of rows. What else a kernel takes on trust, its caller checks.
+    """
     arrays = [as_array(tensor) for tensor in tensors]
     rows, threads = len(arrays[0]), torch.get_num_threads()
+    if any(len(array) != rows for array in arrays):
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
+        raise ValueError(f"a kernel needs tensors with the same number of rows, got {shapes}")
     threads = min(threads, rows) if arrays[0].size >= MIN_PARALLEL else 1
     if threads == 1:
         return kernel(*arrays)

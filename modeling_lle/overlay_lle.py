@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.func import functional_call
 
@@ -47,6 +47,8 @@ EVERY = {"head": 40, "low-rank": 20, "all": 20}
 LARGEST = 1e4  # of what a step may change in a weight
 NEGLIGIBLE = 1e-2  # an output that had less than this probability at every token of a step is left as it is
 RENEWAL = 1e-3  # the decay that is kept apart from the changes is multiplied into them when it gets below this
+
+_REMEDY = "collect them once with `lle statistics MODEL TRAINING_TEXT`, or model.collect_update_statistics"
 
 # A gradient; or two matrices (E, I), (E, J) whose product over E is one; or that of some rows, and their numbers (I,).
 Gradient = tuple[Tensor, Tensor | None, Tensor | None]
@@ -412,6 +414,34 @@ def collect_statistics(model: Any, batches: Iterable[dict[str, Tensor]]) -> dict
     }
 
 
+def read_statistics(path: str | None) -> tuple[dict[str, Tensor] | None, str | None]:
+    """The statistics in a file, and what is wrong with it, which is an error only where they are used."""
+    if path is None:
+        return None, None
+    try:
+        return load_file(path), None
+    except (SafetensorError, OSError) as error:
+        logger.warning("%s is truncated or corrupted (%s): the test-time update cannot be used", path, error)
+        return None, f"{path} is truncated or corrupted ({error})"
+
+
+def _check_statistics(model: Any, name: str, tensor: Tensor) -> None:
+    """Raises a ValueError unless this can be a statistic of the model: of its shape, finite, and no root negative."""
+    V, S = model.lm_head.weight.shape
+    due: tuple[int, ...] = {"residual": (V,), "state": (S,), "error": (S,), "directions": (S, S)}.get(
+        name
+    ) or model.get_parameter(name).shape
+    if tensor.shape != due:
+        fault = f"the shape {tuple(tensor.shape)}, not {tuple(due)}"
+    elif not tensor.dtype.is_floating_point or not bool(tensor.isfinite().all()):
+        fault = "values that are not finite numbers"
+    elif name != "directions" and bool((tensor < 0).any()):
+        fault = "negative values"
+    else:
+        return
+    raise ValueError(f"the update's statistics of {name!r} ({STATISTICS}) have {fault}: {_REMEDY}")
+
+
 def preconditioners(model: Any, numbers: UpdateConfig) -> dict[str, Tensor]:
     """What each gradient is multiplied by, from the model's statistics."""
     statistics: dict[str, Tensor] | None = model.update_statistics
@@ -420,11 +450,11 @@ def preconditioners(model: Any, numbers: UpdateConfig) -> dict[str, Tensor]:
     )
     missing = [name for name in needed if statistics is None or name not in statistics]
     if missing:
-        raise ValueError(
-            f"history.update.scope is {numbers.scope!r}, but the model has no statistics of {missing[0]!r}: collect "
-            "them once with `lle statistics MODEL TRAINING_TEXT`, or model.collect_update_statistics"
-        )
+        fault = getattr(model, "update_statistics_fault", None) or f"the model has no statistics of {missing[0]!r}"
+        raise ValueError(f"history.update.scope is {numbers.scope!r}, but {fault}: {_REMEDY}")
     assert statistics is not None
+    for name in needed:
+        _check_statistics(model, name, statistics[name])
     scales = {}
     for name in needed:
         rms = statistics[name].to(model.device, torch.promote_types(model.dtype, torch.float32))

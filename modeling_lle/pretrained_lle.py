@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -17,7 +17,7 @@ from transformers.utils import cached_file
 
 from .bank_lle import HISTORY_FOLDER, BankError, HistoryBank
 from .configuration_lle import LLEConfig
-from .overlay_lle import STATISTICS
+from .overlay_lle import STATISTICS, read_statistics
 from .recurrence_lle import RecurrentLayer, init_recurrent_weights
 from .training_history_lle import HistoryLoss
 
@@ -98,7 +98,7 @@ class LLEPreTrainedModel(PreTrainedModel):
                 "or pass ignore_mismatched_sizes=True to start these weights anew"
             )
         statistics = None if name is None else cached_file(name, STATISTICS, **_hub_options(kwargs))
-        model.update_statistics = None if statistics is None else load_file(statistics)
+        model.update_statistics, model.update_statistics_fault = read_statistics(statistics)
         return loaded if output_loading_info else model
 
     def save_pretrained(
@@ -122,6 +122,7 @@ class LLEPreTrainedModel(PreTrainedModel):
     bank_module = "encode"  # of modeling_lle.banks, that makes entries of texts
     predicts_labels = False  # whether outcomes are labels, not tokens
     update_statistics: dict[str, Tensor] | None = None  # what the rule of the test-time update knows of training text
+    update_statistics_fault: str | None = None  # why those that were saved cannot be used
     history_bank: HistoryBank | None = None
     history_namespaces: tuple[str, ...] | None = None
     _known_weights: list[tuple[Tensor, int, int]] | None = None  # which the attached bank fits: see check_history

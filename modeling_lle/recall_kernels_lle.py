@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .checks_lle import expect, expect_places, sizes
 from .numba_lle import exp, jit, run
 
 
@@ -62,10 +63,17 @@ def recall_candidates(
     Returns:
         Cosines and weights (B, K), 0 where there is no candidate, and the mass (B,), -inf where there is none at all.
     """
-    B, K = len(queries), keys.shape[2]
-    owners = torch.arange(len(keys)).repeat_interleave(B // len(keys))
+    (B, D), (E, _, K) = sizes(queries, "queries (B, D)", 2), sizes(keys, "keys (E, D, K)", 3)
+    expect(queries, "queries (B, D)", (B, D), torch.float32)
+    expect(keys, "keys (E, D, K)", (E, D, K), torch.float32)
+    expect(counts, "counts (E,)", (E,), torch.int64)
+    expect_places(counts, "counts", K + 1)
+    repeats = B // max(1, E)
+    if E * repeats != B:
+        raise ValueError(f"queries (B, D) should be as many for each of E sources; got {(B, D)} for {E}")
+    owners = torch.arange(E).repeat_interleave(repeats)
     similarity, weights, mass = torch.empty(B, K), torch.empty(B, K), torch.empty(B)
-    shared = keys.contiguous().numpy(), counts.numpy(), np.float32(sharpness)
+    shared = keys.detach().contiguous().numpy(), counts.contiguous().numpy(), np.float32(sharpness)
     run(
         lambda *parts, shared=shared: _recall(*parts, *shared), queries.contiguous(), owners, similarity, weights, mass
     )
@@ -108,6 +116,12 @@ def mix_few(base: Tensor, log_share: Tensor, shares: Tensor, outcomes: Tensor) -
         shares: (B, N) float32, the entries' shares.
         outcomes: (B, N) int64.
     """
+    (B, V), (_, N) = sizes(base, "base (B, V)", 2), sizes(shares, "shares (B, N)", 2)
+    expect(base, "base (B, V)", (B, V), torch.float32, in_place=True)
+    expect(log_share, "log_share (B,)", (B,), torch.float32)
+    expect(shares, "shares (B, N)", (B, N), torch.float32)
+    expect(outcomes, "outcomes (B, N)", (B, N), torch.int64)
+    expect_places(outcomes, "outcomes", V)
     parts = log_share.contiguous(), shares.contiguous(), outcomes.contiguous()
     run(_mix, base, *parts)
     return base

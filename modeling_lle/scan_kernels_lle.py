@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .checks_lle import expect, sizes
 from .numba_lle import jit, load, run, sigmoid, store
 
 
@@ -61,16 +62,29 @@ def _backward(gates: Any, state: Any, d_output: Any, d_final: Any, d_gates: Any,
                 dc[d] *= f[d]
 
 
+def _check(gates: Tensor, state: Tensor) -> tuple[int, int, int]:
+    """B, T and D of what a scan is given."""
+    (B, T, _), (_, D) = sizes(gates, "gates (B, T, 3D)", 3), sizes(state, "state (B, D)", 2)
+    expect(state, "state (B, D)", (B, D), torch.promote_types(gates.dtype, torch.float32))
+    expect(gates, "gates (B, T, 3D)", (B, T, 3 * D), torch.float32, torch.float64, torch.bfloat16)
+    return B, T, D
+
+
 def scan_forward(gates: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """The output (B, T, D) in the dtype of `gates` (B, T, 3D), and the final state (B, D) in that of `state`."""
-    B, T, _ = gates.shape
-    output, final = gates.new_empty(B, T, state.shape[1]), torch.empty_like(state)
+    B, T, D = _check(gates, state)
+    gates, state = gates.contiguous(), state.contiguous()
+    output, final = gates.new_empty(B, T, D), torch.empty_like(state)
     run(_forward, gates, state, output, final)
     return output, final
 
 
 def scan_backward(gates: Tensor, state: Tensor, d_output: Tensor, d_final: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients of `gates` and `state` from those of the output and of the final state."""
+    B, T, D = _check(gates, state)
+    expect(d_output, "the gradient of the output (B, T, D)", (B, T, D), gates.dtype)
+    expect(d_final, "the gradient of the final state (B, D)", (B, D), state.dtype)
+    gates, state = gates.contiguous(), state.contiguous()
     d_gates, d_state = torch.empty_like(gates), torch.empty_like(state)
-    run(_backward, gates, state, d_output, d_final, d_gates, d_state)
+    run(_backward, gates, state, d_output.contiguous(), d_final.contiguous(), d_gates, d_state)
     return d_gates, d_state

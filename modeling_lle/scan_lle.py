@@ -77,14 +77,14 @@ def _scan_fla(gates: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
 def _gated_scan(gates: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     from .scan_kernels_lle import scan_forward
 
-    return scan_forward(gates.contiguous(), state.contiguous())
+    return scan_forward(gates, state)
 
 
 @torch.library.custom_op("lle::gated_scan_backward", mutates_args=())
 def _gated_scan_backward(gates: Tensor, state: Tensor, d_output: Tensor, d_final: Tensor) -> tuple[Tensor, Tensor]:
     from .scan_kernels_lle import scan_backward
 
-    return scan_backward(gates.contiguous(), state.contiguous(), d_output.contiguous(), d_final.contiguous())
+    return scan_backward(gates, state, d_output, d_final)
 
 
 @_gated_scan.register_fake
@@ -113,7 +113,7 @@ def _scan_numba(gates: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         return _gated_scan(gates, state)
     from .scan_kernels_lle import scan_forward
 
-    return scan_forward(gates.contiguous(), state.contiguous())  # to call an operator takes longer than one short text
+    return scan_forward(gates, state)  # to call an operator takes longer than one short text
 
 
 _FORMS: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .checks_lle import expect, expect_places, sizes
 from .numba_lle import exp, jit, load, run, sigmoid, store
 
 LANES = 64
@@ -133,7 +134,21 @@ def softmax_slope(logits: Tensor, targets: Tensor, nats: Tensor, features: Tenso
     Rows whose target is negative get zeros. float32 and bfloat16 logits take float32 nats, float64 float64. Entropy
     and largest log probability are filled into the features (N, 2), in the dtype of the nats; (N, 0) asks for none.
     """
-    run(_softmax_slope, logits, targets, nats, features)
+    N, V = sizes(logits, "logits (N, V)", 2)
+    wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    expect(logits, "logits (N, V)", (N, V), torch.float32, torch.float64, torch.bfloat16, in_place=True)
+    expect(targets, "targets (N,)", (N,), torch.int64)
+    expect(nats, "nats (N,)", (N,), wide, in_place=True)
+    columns = 2 if sizes(features, "features (N, 2)", 2)[1] else 0
+    expect(features, "features (N, 2)", (N, columns), wide, in_place=True)
+    _check_outcomes(V)
+    expect_places(targets, "targets", V, start=None)
+    run(_softmax_slope, logits, targets.contiguous(), nats, features)
+
+
+def _check_outcomes(number: int) -> None:
+    if number < 1:
+        raise ValueError("logits (N, V) should have at least one outcome, got V = 0")
 
 
 @jit()
@@ -166,7 +181,10 @@ def _log_softmax(logits: Any, features: Any) -> None:
 
 def log_softmax_(logits: Tensor) -> Tensor:
     """Turns logits (N, V) float32 into log probabilities, in place; returns their entropy and largest value (N, 2)."""
-    features = torch.empty(len(logits), 2)
+    N, V = sizes(logits, "logits (N, V)", 2)
+    expect(logits, "logits (N, V)", (N, V), torch.float32, in_place=True)
+    _check_outcomes(V)
+    features = torch.empty(N, 2)
     run(_log_softmax, logits, features)
     return features
 
@@ -220,10 +238,18 @@ def recall_weights(
 
     `made` (B, T) and `serial` (B, N) int64, and `window`, are those of a `Block`; see history_lle.py for the rule.
     """
-    mass = torch.empty(made.shape, dtype=torch.float32)
+    B, T, N = sizes(similarity, "similarity (B, T, N)", 3)
+    expect(similarity, "similarity (B, T, N)", (B, T, N), torch.float32, in_place=True)
+    expect(made, "made (B, T)", (B, T), torch.int64)
+    expect(serial, "serial (B, N)", (B, N), torch.int64)
+    if window < 0:
+        raise ValueError(f"a window holds at least 0 entries, got {window}")
+    mass = torch.empty(B, T)
+    if similarity.numel() == 0:
+        return mass.fill_(-torch.inf)
     numbers = serial.masked_fill(serial < 0, -(1 << 40)).numpy()  # no entry: older than any window
     shared = numbers, _runs(numbers), _penalties(window, recency), np.float32(sharpness)
-    parts = similarity.view(-1, similarity.shape[-1]), made.flatten(), _places(made), mass.view(-1)
+    parts = similarity.view(-1, N), made.flatten(), _places(made), mass.view(-1)
     run(lambda *parts, shared=shared: _recall(*parts, *shared), *parts)
     return mass
 
@@ -261,7 +287,12 @@ def _recalled(weights: Any, targets: Any, places: Any, total: Any, outcomes: Any
 
 def recalled_probability(weights: Tensor, outcomes: Tensor, targets: Tensor) -> Tensor:
     """The sum of those weights (B, T, N) float32 whose outcome (B, N) is the target (B, T); int64, as (B, T)."""
-    total, shared = torch.empty(targets.shape), (outcomes.int().numpy(),)
+    B, T, N = sizes(weights, "weights (B, T, N)", 3)
+    expect(weights, "weights (B, T, N)", (B, T, N), torch.float32)
+    for part, name, shape in ((outcomes, "outcomes (B, N)", (B, N)), (targets, "targets (B, T)", (B, T))):
+        expect(part, name, shape, torch.int64)
+        expect_places(part, name, 1 << 31, -(1 << 31))  # they are compared as int32
+    total, shared = torch.empty(B, T), (outcomes.int().contiguous().numpy(),)
     parts = weights.contiguous().flatten(0, 1), targets.int().flatten(), _places(targets), total.view(-1)
     run(lambda *parts, shared=shared: _recalled(*parts, *shared), *parts)
     return total

@@ -8,6 +8,7 @@ changes from segment to segment, and the history has none when it is used. Shape
 N entries, S sources.
 """
 
+import logging
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from .cache_lle import Block, Stream
 from .configuration_lle import LLEConfig
 from .history_lle import Recall, from_values, kernel, log_age, recall_stream, store_values, to_values
 from .loss_lle import Recalled, check_targets, linear_cross_entropy
+
+logger = logging.getLogger(__name__)
 
 # Mean and standard deviation of entropy and largest log probability, in nats, in a language model that is trained:
 # roughly, for they only make the descent well-conditioned.
@@ -107,6 +110,9 @@ class HistoryLoss(nn.Module):
         """Writes the numbers into the configuration, if they were learned since this was last done."""
         values = self.values.detach().cpu()
         if self.stored is None or torch.equal(values, self.stored):
+            return
+        if not bool(values.isfinite().all()):
+            logger.warning("training has diverged: the numbers of the history stay as they were, instead of NaN")
             return
         for section, own in zip(self._sections(), values, strict=True):
             store_values(section, own.float(), torch.tensor(MEAN), torch.tensor(DEVIATION))

@@ -1,9 +1,19 @@
-"""What all tests share."""
+"""What all tests share.
+
+`LLE_HIDE=numba,faiss make test` hides packages, as if they were not installed: the tests that need them are skipped by
+`pytest.importorskip` of the package itself, and everything else must work without them.
+"""
+
+import os
+import sys
 
 import gc
 
 import pytest
 import torch
+
+for _package in filter(None, os.environ.get("LLE_HIDE", "").split(",")):
+    sys.modules[_package] = None  # type: ignore[assignment]  # then find_spec gives None, and an import fails
 
 
 def pytest_collection_finish() -> None:

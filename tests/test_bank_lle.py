@@ -346,7 +346,9 @@ def test_work_ahead_keeps_the_order_and_the_error() -> None:
 
 @pytest.mark.parametrize("transposed", [False, True])
 def test_keys_are_normalised_states_in_their_places(transposed: bool) -> None:
-    kernels = pytest.importorskip("modeling_lle.nearest_kernels_lle")
+    pytest.importorskip("numba")
+    from modeling_lle import nearest_kernels_lle as kernels
+
     states = torch.randn(3, 4, 70, generator=torch.Generator().manual_seed(0))
     states[0, 0] = 0
     places = torch.tensor([[2, -1, 0, 5], [1, 3, -1, -1], [4, 6, 7, -1]])

@@ -1,17 +1,32 @@
 """The configuration: what is wrong is refused and named, what is right survives saving."""
 
+import copy
+import dataclasses
 import json
+import math
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassFieldValidationError
+from transformers import AutoConfig, PreTrainedConfig
 
 from modeling_lle import HistoryConfig, LLEConfig, LLEForCausalLM, StreamConfig
-from modeling_lle.configuration_lle import CONFIG_VERSION, check_keys
+from modeling_lle.configuration_lle import (
+    CONFIG_VERSION,
+    BankConfig,
+    OutOfScopeConfig,
+    TrainingConfig,
+    UpdateConfig,
+    check_keys,
+)
+from modeling_lle.history_lle import store_values
 from modeling_lle.training.recipe import load_recipe
-from tests.tiny import make_ids, make_model
+from tests import classifiers, translators
+from tests.tiny import make_ids, make_model, make_tokenizer
 
 
 def test_defaults() -> None:
@@ -63,6 +78,8 @@ def test_check_keys_accepts_silent_keys_without_proposing_them() -> None:
     [
         ("hidden_size", {"hidden_size": 0}),
         ("hidden_size", {"hidden_size": 1.5}),
+        ("config_version", {"config_version": 0}),
+        ("eos_token_id", {"eos_token_id": [1, 10**12]}),
         ("hidden_size", {"hidden_size": "8"}),
         ("hidden_size", {"hidden_size": True}),
         ("vocab_size", {"vocab_size": -1}),
@@ -98,6 +115,44 @@ def test_a_wrong_value_is_refused_and_named(name: str, values: dict[str, Any]) -
     for key, value in values.items():
         with pytest.raises(StrictDataclassFieldValidationError, match=f"'{name}'"):
             setattr(config, key, value)
+
+
+SECTIONS = [LLEConfig, StreamConfig, BankConfig, UpdateConfig, TrainingConfig, OutOfScopeConfig]
+
+
+@pytest.mark.parametrize(
+    ("section", "field"),
+    [
+        (section, field.name)
+        for section in SECTIONS
+        for field in dataclasses.fields(section)
+        if re.search(r"\b(int|float)\b", str(field.type))
+        and field.name not in (*vars(PreTrainedConfig), "config_version")
+    ],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_every_number_is_finite_and_bounded(section: Any, field: str) -> None:
+    config = section()
+    for wrong in (math.nan, math.inf, -math.inf, 1e12, 10**12, -(10**12)):
+        value = [wrong, 1.0, 1.0, 1.0] if isinstance(getattr(config, field), list) else wrong
+        with pytest.raises(StrictDataclassFieldValidationError, match=f"'{field}'"):
+            setattr(config, field, value)
+        with pytest.raises(StrictDataclassFieldValidationError, match=f"'{field}'"):
+            section(**{field: value})
+
+
+@pytest.mark.parametrize("labels", [-1, 10**9, math.nan])
+def test_the_number_of_labels_is_bounded(labels: Any) -> None:
+    with pytest.raises(ValueError, match="num_labels must be between 0 and 1,000,000"):
+        LLEConfig(num_labels=labels)
+    with pytest.raises(ValueError, match="num_labels must be between 0 and 1,000,000"):
+        LLEConfig().num_labels = labels
+
+
+def test_what_calibration_fits_stays_within_the_bounds() -> None:
+    section = StreamConfig()
+    store_values(section, torch.tensor([80.0, 1e4, 1e30, -1e30, 0.0, 0.0]), torch.zeros(2), torch.ones(2))
+    assert (section.sharpness, section.recency, section.gate) == (1e6, 1e6, [1e6, -1e6, 0.0, 0.0])
 
 
 def test_sections_are_checked_and_converted_whenever_they_are_set() -> None:
@@ -138,6 +193,79 @@ def test_saving_and_loading(tmp_path: Path) -> None:
     assert again.history == config.history
     assert json.loads((tmp_path / "config.json").read_text())["history"] == history
     assert LLEConfig.from_dict(config.to_dict()).history == config.history
+
+
+FURTHER = {
+    "decoder_start_token_id": 1,
+    "note": {"by": ["me", 2.5, None]},
+    "_private": 3,
+    "hiden_size": 3,
+    "of_the_future": True,
+    "quantization_config": {"quant_method": "none"},
+}
+
+
+def test_further_attributes_survive_saving(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = LLEConfig(vocab_size=20)
+    for name, value in FURTHER.items():
+        setattr(config, name, value)
+    config.save_pretrained(tmp_path)
+    loads = [LLEConfig.from_pretrained, AutoConfig.from_pretrained]
+    again = [load(tmp_path) for load in loads]
+    again += [LLEConfig.from_json_file(tmp_path / "config.json"), LLEConfig.from_dict(config.to_dict())]
+    again += [LLEConfig(**config.to_dict()), copy.deepcopy(again[0])]
+    for other in again:
+        assert {**other.to_dict(), "_name_or_path": ""} == {**config.to_dict(), "_name_or_path": ""}
+    assert "holds 'hiden_size' (did you mean 'hidden_size'?), which is kept, but means nothing" in caplog.text
+    assert "note" not in caplog.text
+    assert AutoConfig.from_pretrained(tmp_path, note="other").note == "other"
+    values = json.loads((tmp_path / "config.json").read_text())
+    del values["transformers_version"]  # as in a file that was written by hand
+    assert LLEConfig.from_dict(values).note == FURTHER["note"]
+
+
+@pytest.mark.parametrize("make", [make_model, classifiers.make, lambda: translators.make_translator(make_tokenizer())])
+def test_a_model_with_further_attributes_is_loaded_again(tmp_path: Path, make: Callable[[], Any]) -> None:
+    model = make()
+    model.config.note, model.config.decoder_start_token_id = "mine", 1
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path)
+    assert (again.config.note, again.config.decoder_start_token_id) == ("mine", 1)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"history": {"vault": {}}}, "unknown key in history: 'vault'"),
+        ({"history": {"stream": {"widow": 3}}}, r"unknown key in history.stream: 'widow' .did you mean 'window'"),
+        ({"stream": {"window": 3}}, "a configuration cannot hold 'stream': sections belong into history"),
+        ({"num_labels": 10**12}, "num_labels must be between"),
+    ],
+)
+def test_a_saved_configuration_is_checked(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LLEConfig.from_dict({**LLEConfig().to_dict(), **values})
+
+
+@pytest.mark.parametrize("load", [LLEConfig.from_pretrained, AutoConfig.from_pretrained])
+def test_a_misspelt_value_beside_a_folder_is_an_error(tmp_path: Path, load: Callable[..., Any]) -> None:
+    LLEConfig(pad_token_id=3).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"unknown key for LLEConfig: 'hiden_size' .did you mean 'hidden_size'"):
+        load(tmp_path, hiden_size=3)
+    assert (
+        load(tmp_path, pad_token="<pad>", padding_side="left").pad_token_id == 3
+    )  # for a tokenizer, of AutoTokenizer
+    assert load(tmp_path, hiden_size=3, return_unused_kwargs=True)[1] == {"hiden_size": 3}
+
+
+def test_what_json_cannot_hold_is_named_and_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    config = LLEConfig()
+    config.save_pretrained(tmp_path)
+    before = (tmp_path / "config.json").read_bytes()
+    config.note = {1, 2}
+    with pytest.raises(ValueError, match="cannot be saved: JSON cannot hold note"):
+        config.save_pretrained(tmp_path)
+    assert (tmp_path / "config.json").read_bytes() == before
 
 
 def test_loading_with_other_values(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ import pytest
 
 from modeling_lle.evaluation import write_results
 
-pictures = pytest.importorskip("scripts.pictures")
+pytest.importorskip("matplotlib")
+from scripts import pictures
 
 METHODS = {"base": (74, 5500), "LLE stream": (66, 5100), "neural cache": (66.1, 5000), "kNN-LM": (66.2, 4900)}
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from modeling_lle.lstm_lle import lstm
 
-kernels = pytest.importorskip("modeling_lle.step_kernels_lle")
+pytest.importorskip("numba")
+from modeling_lle import step_kernels_lle as kernels
 
 TOLERANCE = {torch.float32: 3e-6, torch.float64: 1e-12, torch.bfloat16: 0.03}
 every_dtype = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)

@@ -1,17 +1,19 @@
 """The test-time update: its rule against a plain loop, and that it stays with its stream."""
 
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save
 from torch import Tensor
 from torch.func import functional_call
 
 from modeling_lle import LLECache, LLEForCausalLM, overlay_lle
 from modeling_lle.data import StreamDataset
-from modeling_lle.overlay_lle import FLOOR, RENEWAL, WEIGHT_FLOOR, Overlay, change_sizes
+from modeling_lle.overlay_lle import FLOOR, RENEWAL, STATISTICS, WEIGHT_FLOOR, Overlay, change_sizes
 from tests.tiny import VOCAB, make_ids, make_model
 
 SCOPES = ("head", "low-rank", "all")
@@ -289,6 +291,41 @@ def test_statistics_are_needed_and_saved(tmp_path: Path) -> None:
     close(logits_of(again, make_ids(1, 20)), logits_of(model, make_ids(1, 20)))
     with pytest.raises(ValueError, match="need training text; the batches hold none"):
         model.collect_update_statistics([])
+
+
+def _statistics(**changed: Tensor) -> bytes:
+    right = {"residual": torch.ones(11), "state": torch.ones(6), "error": torch.ones(6), "directions": torch.eye(6)}
+    return save({**right, **changed})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            _statistics()[:-9],
+            r"update_statistics.safetensors is truncated or corrupted \(.*\): collect them",
+        ),
+        (b"", "is truncated or corrupted"),
+        (save({"squares": torch.ones(11)}), "the model has no statistics of 'residual': collect them once"),
+        (
+            _statistics(residual=torch.ones(12)),
+            r"'residual' .* have the shape \(12,\), not \(11,\): collect",
+        ),
+        (_statistics(state=torch.full((6,), math.nan)), "'state' .* have values that are not finite numbers"),
+        (_statistics(state=torch.ones(6, dtype=torch.int32)), "'state' .* have values that are not finite numbers"),
+        (_statistics(state=-torch.ones(6)), "'state' .* have negative values"),
+    ],
+    ids=["truncated", "empty", "names", "shape", "nan", "dtype", "negative"],
+)
+def test_broken_statistics_are_an_error_only_where_they_are_used(tmp_path: Path, content: bytes, message: str) -> None:
+    model, ids = make_model(), make_ids(1, 5)
+    model.save_pretrained(tmp_path)
+    (tmp_path / STATISTICS).write_bytes(content)
+    again = LLEForCausalLM.from_pretrained(tmp_path)
+    close(logits_of(again, ids), logits_of(model, ids))
+    again.config.history.update = {"scope": "head"}
+    with pytest.raises(ValueError, match=message):
+        again(ids)
 
 
 def test_what_forward_refuses_while_it_updates() -> None:

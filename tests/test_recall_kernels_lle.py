@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from modeling_lle.history_lle import recall_bank
+
+pytest.importorskip("numba")
 from modeling_lle.recall_kernels_lle import mix_few, recall_candidates
 
 SHARPNESS = 7.0

@@ -101,7 +101,7 @@ def test_a_frozen_step_keeps_the_state_exactly(backend: str) -> None:
 
 
 def test_rows_over_threads_numba(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pytest.importorskip("modeling_lle.numba_lle"), "MIN_PARALLEL", 1)
+    monkeypatch.setattr("modeling_lle.numba_lle.MIN_PARALLEL", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     assert_equal_results(make_inputs(7, 5, 4, torch.float32), "numba")
     outputs: list[Tensor] = []

@@ -21,7 +21,6 @@ from ..bank_lle import DEFAULT, HistoryBank
 from ..data.text import encode_sentences
 from ..loss_lle import IGNORED
 from .labelled import batches
-from .lexical import SentenceIndex, fuzzy_match
 
 WRITTEN = 65_536  # pairs that are written together
 CANDIDATES = 16  # pairs whose fuzzy match is computed
@@ -188,8 +187,10 @@ class Memory:
     """
 
     def __init__(self, bank: HistoryBank, namespaces: Iterable[str] | None = None) -> None:
+        from .lexical import SentenceIndex, fuzzy_match  # here, as nothing else in this file needs the extra
+
         assert bank.encoder is not None
-        self.tokenizer = bank.encoder[1]
+        self.tokenizer, self._fuzzy_match = bank.encoder[1], fuzzy_match
         self.pairs: list[dict[str, Any]] = []
         keys, outcomes, ids = [torch.zeros(0, bank.manifest.width, dtype=torch.bfloat16)], [NONE], [NONE]
         sizes: list[int] = []
@@ -257,7 +258,7 @@ class Memory:
         chosen = [pair for pair in found[0].tolist() if pair >= 0]
         if text in self.exact:
             chosen = [self.exact[text], *(pair for pair in chosen if pair != self.exact[text])]
-        scored = [(fuzzy_match(text, self.pairs[pair]["text"]), pair) for pair in chosen]
+        scored = [(self._fuzzy_match(text, self.pairs[pair]["text"]), pair) for pair in chosen]
         best = sorted(scored, key=lambda item: -item[0])[:number]
         return [
             Match(score, *(self.pairs[pair][name] for name in ("text", "translation", "source", "row")))

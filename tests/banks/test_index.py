@@ -13,7 +13,9 @@ from torch import Tensor
 from modeling_lle import HistoryBank
 from scripts.benchmark.damage import corrupt_index_at_random, synthetic_segment
 
-index = pytest.importorskip("modeling_lle.banks.index")
+pytest.importorskip("faiss")
+from modeling_lle.banks import index
+
 ENTRIES, WIDTH, K = 3000, 16, 8
 
 

@@ -12,6 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+pytest.importorskip("bm25s")
+pytest.importorskip("rapidfuzz")
 from modeling_lle.banks.lexical import SentenceIndex, fuzzy_match
 
 SENTENCES = ["A dog runs.", "a cat sleeps", "Two dogs run", "the dog sleeps in 2024", "A dog runs.", ""]

@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 import torch
 
+pytest.importorskip("bm25s")
+pytest.importorskip("rapidfuzz")
 from modeling_lle import HistoryBank
 from modeling_lle.banks import translated
 from modeling_lle.banks.translated import Memory, padded

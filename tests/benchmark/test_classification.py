@@ -19,6 +19,8 @@ pytest.importorskip("sklearn")
 
 from modeling_lle import HistoryBank, LLEConfig, LLEForSequenceClassification
 from modeling_lle.evaluation import read_results
+
+pytest.importorskip("numba")
 from scripts.benchmark import classification
 from scripts.benchmark.__main__ import app
 from scripts.benchmark.classifier import LLEClassifier

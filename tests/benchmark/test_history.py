@@ -12,6 +12,8 @@ pytest.importorskip("faiss")
 
 from modeling_lle import LLECache
 from modeling_lle.evaluation import read_results
+
+pytest.importorskip("numba")
 from scripts.benchmark import history
 from scripts.benchmark.__main__ import app
 from tests.tiny import make_ids, make_model, make_texts, make_tokenizer

@@ -5,6 +5,9 @@ import pytest
 from typer.testing import CliRunner
 
 from modeling_lle.evaluation import read_results
+
+pytest.importorskip("faiss")
+pytest.importorskip("numba")
 from scripts.benchmark import overfitting
 from scripts.benchmark.__main__ import app
 from tests.tiny import make_texts

@@ -13,6 +13,8 @@ from torch import Tensor
 pytest.importorskip("faiss")
 
 from modeling_lle import LLECache
+
+pytest.importorskip("numba")
 from scripts.benchmark.peers import (
     Datastore,
     DynamicEvaluation,

@@ -21,6 +21,8 @@ pytest.importorskip("faiss")
 
 from modeling_lle.evaluation import TranslationMetric, read_results, translate
 from modeling_lle.training.translation import encode
+
+pytest.importorskip("numba")
 from scripts.benchmark import memory, translation
 from scripts.benchmark.__main__ import app
 from scripts.benchmark.peers import transformer_translator as peer

@@ -3,10 +3,12 @@
 import re
 from pathlib import Path
 
-import polib
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+pytest.importorskip("polib")
+import polib
 
 from modeling_lle.data.catalogue import Catalogue, read_catalogue, read_compiled, write_catalogue
 

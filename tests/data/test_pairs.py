@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import polib
 import pytest
 from datasets import Dataset, DatasetDict, Features, Translation, Value
 
@@ -291,6 +290,7 @@ def test_po(write: Write, caplog: pytest.LogCaptureFixture) -> None:
 
 def test_mo(write: Write, tmp_path: Path) -> None:
     path = tmp_path / "de.mo"
+    polib = pytest.importorskip("polib")
     polib.pofile(CATALOGUE.replace("\u2028", "")).save_as_mofile(str(path))
     expected = [(source, target.replace("\u2028", "")) for source, target in zip(*TRANSLATED.values(), strict=True)]
     loaded = load(path)

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-save_figure = pytest.importorskip("modeling_lle.evaluation.pictures").save_figure
-confusion = pytest.importorskip("modeling_lle.evaluation.confusion")
+pytest.importorskip("matplotlib")
+from modeling_lle.evaluation import confusion
+from modeling_lle.evaluation.pictures import save_figure
 
 LABELS = ["a", "b", "c"]
 REFERENCES = ["a", "a", "a", "b", "b"]

@@ -8,7 +8,8 @@ import pytest
 
 from modeling_lle.evaluation import StreamEvaluation
 
-pictures = pytest.importorskip("modeling_lle.evaluation.pictures")
+pytest.importorskip("matplotlib")
+from modeling_lle.evaluation import pictures
 
 
 def make_evaluation(

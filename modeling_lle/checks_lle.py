@@ -1,0 +1,48 @@
+"""Checks of what the kernels take on trust: they read and write memory without asking where an array ends.
+
+Notable: shapes, dtypes and devices cost less than a microsecond a tensor; of whole numbers that are places in another
+array, the least and the largest are read.
+"""
+
+import torch
+from torch import Tensor
+
+
+def expect(tensor: Tensor, name: str, shape: tuple[int, ...], *dtypes: torch.dtype, in_place: bool = False) -> None:
+    """Raises a ValueError unless a tensor is what a kernel for the CPU reads it as.
+
+    Args:
+        tensor: The tensor.
+        name: What messages call it, with the letters of its shape, such as "queries (Q, D)".
+        shape: The shape that it must have.
+        dtypes: The dtypes that it may have.
+        in_place: Whether the kernel writes into it: then it must be contiguous.
+    """
+    if (
+        tensor.shape == shape
+        and tensor.dtype in dtypes
+        and tensor.is_cpu
+        and tensor.layout is torch.strided
+        and (not in_place or tensor.is_contiguous())
+    ):
+        return
+    due = f"{tuple(shape)} in {' or '.join(str(dtype) for dtype in dtypes)}, on the CPU"
+    given = f"{tuple(tensor.shape)} in {tensor.dtype}, on {tensor.device}"
+    raise ValueError(f"{name} should be {due}{', and contiguous' if in_place else ''}; got {given}")
+
+
+def expect_places(tensor: Tensor, name: str, stop: int, start: int | None = 0) -> None:
+    """Raises a ValueError unless whole numbers are at least `start`, if it is not None, and less than `stop`."""
+    if not tensor.numel():
+        return
+    least, most = (int(end) for end in tensor.aminmax())
+    if most >= stop or (start is not None and least < start):
+        due = f"less than {stop}" if start is None else f"at least {start} and less than {stop}"
+        raise ValueError(f"{name} should be {due}; got {least} to {most}")
+
+
+def sizes(tensor: Tensor, name: str, dimensions: int) -> tuple[int, ...]:
+    """The shape of a tensor; raises a ValueError unless it has so many dimensions."""
+    if tensor.dim() != dimensions:
+        raise ValueError(f"{name} should have {dimensions} dimensions; got {tuple(tensor.shape)}")
+    return tensor.shape
