@@ -20,6 +20,7 @@ from ..bank_files_lle import Added, Segment
 from ..bank_lle import DEFAULT, HistoryBank
 from ..data.text import encode_sentences
 from ..loss_lle import IGNORED
+from ..precision_lle import outside_autocast
 from .labelled import batches
 from .lexical import SentenceIndex, fuzzy_match
 
@@ -187,6 +188,7 @@ class Memory:
         namespaces: Those to recall from; None: all.
     """
 
+    @outside_autocast
     def __init__(self, bank: HistoryBank, namespaces: Iterable[str] | None = None) -> None:
         assert bank.encoder is not None
         self.tokenizer = bank.encoder[1]
