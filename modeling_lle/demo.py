@@ -145,11 +145,13 @@ def choose_tokens(recipe: Recipe, most: int, seconds: float, say: Callable[[str]
     arguments: LLETrainingArguments = recipe.training
     step = seconds_of_a_step(recipe, seconds / 20)
     in_a_step = arguments.per_device_train_batch_size * arguments.segment_length
-    steps = max(LEAST_STEPS, int(MARGIN * seconds / step / arguments.num_train_epochs))
-    tokens = min(most, steps * in_a_step)
+    steps = int(MARGIN * seconds / step / arguments.num_train_epochs)
+    tokens = min(most, max(LEAST_STEPS, steps) * in_a_step)
     lack = lack_of_bfloat16(arguments.device)
     why = "" if lack is None or arguments.precision != "float32" else f", as {lack}"
     enough = "all that it is made for" if tokens == most else f"what fits {seconds / 60:.1f} minutes of training"
+    if steps < LEAST_STEPS and tokens < most:
+        enough = f"the least that it needs, in more than {seconds / 60:.1f} minutes of training"
     say(
         f"A training step of {in_a_step:,} tokens takes {step:.2f} s on this machine, in {arguments.precision}{why}: "
         f"the demo reads {tokens:,} tokens {arguments.num_train_epochs:g} times, {enough}."
