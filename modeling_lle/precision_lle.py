@@ -62,6 +62,7 @@ def _lack_of_cpu() -> str | None:
     return None
 
 
+@torch.compiler.assume_constant_result
 def has_fast_bfloat16(device: torch.device) -> bool:
     """Whether a device multiplies bfloat16 matrices faster than float32 ones."""
     return lack_of_bfloat16(device) is None
