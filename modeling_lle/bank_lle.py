@@ -22,6 +22,7 @@ from torch import Tensor
 
 from .bank_files_lle import MANIFEST, Added, BankError, File, Folder, Manifest, Segment, SegmentInfo
 from .bank_view_lle import LARGE, View
+from .precision_lle import outside_autocast
 
 logger = logging.getLogger(__name__)
 
@@ -260,6 +261,7 @@ class HistoryBank:
 
     # Searching
 
+    @outside_autocast
     def search(
         self, queries: Tensor, neighbours: int, namespaces: Iterable[str] | None = None, how: Search = "balanced"
     ) -> Found:

@@ -14,11 +14,13 @@ from .options import (
     BatchSize,
     Column,
     Folder,
+    InPrecision,
     LabelColumn,
     Language,
     Name,
     Namespaces,
     OutOfScopeLabel,
+    Precision,
     Row,
     SampleBy,
     SideColumn,
@@ -67,6 +69,7 @@ def calibrate(
     batch_size: BatchSize = 32,
     bank_path: Bank = None,
     namespace: Namespaces = None,
+    precision: InPrecision = Precision.auto,
     output: Output = None,
 ) -> None:
     """Fits the few numbers of the history rule on held-out data, in seconds, and saves the model.
@@ -80,7 +83,7 @@ def calibrate(
     kind = architecture(model)
     task = task_of(kind)
     options = refuse_other_options(context, OWN_OPTIONS, task, f"the {kind} in {model}")
-    options |= {"name": name, "split": split}
+    options |= {"name": name, "split": split, "precision": precision.value}
     loaded, tokenizer, found = _CALIBRATE[task](model, source, bank_path, namespace or None, options)
     _save(loaded, tokenizer, folder)
     typer.echo(json.dumps({**found, **loaded.config.to_dict()["history"]}, indent=2))
@@ -90,13 +93,15 @@ def _language_model(
     model: str, source: str, bank: Path | None, namespaces: list[str] | None, options: dict[str, Any]
 ) -> tuple[Any, Any, dict[str, Any]]:
     from .bank_lle import HistoryBank
+    from .precision_lle import in_precision
     from .training import calibrate as fit
 
-    limit = options.pop("limit_tokens")
+    limit, precision = options.pop("limit_tokens"), options.pop("precision")
     loaded, tokenizer, tokens = _load(model, source, **options)
     if bank is not None:
         loaded.attach_history(HistoryBank.from_pretrained(bank), namespaces)
-    return loaded, tokenizer, fit(loaded, tokens.ids, limit)
+    with in_precision(loaded, precision):
+        return loaded, tokenizer, fit(loaded, tokens.ids, limit)
 
 
 def _classifier(
@@ -107,6 +112,7 @@ def _classifier(
     from .data import check_labelled, load_labelled, split_out_of_scope
     from .data.labelled import OUT_OF_SCOPE, check_known
     from .labels_lle import SINGLE
+    from .precision_lle import in_precision
     from .training.classification import encode, fit_history
 
     loaded, tokenizer = load_classifier(model)
@@ -117,7 +123,7 @@ def _classifier(
     attach_bank(loaded, tokenizer, model, bank, namespaces)
     if loaded.history_bank is None:
         raise ValueError(f"no bank lies with {model}, so there is nothing to calibrate: name one with --bank")
-    outside_label = options.pop("out_of_scope_label")
+    outside_label, precision = options.pop("out_of_scope_label"), options.pop("precision")
     size, keep, fixed = (options.pop(option) for option in ("batch_size", "keep_in_scope", "fixed"))
     labelled = load_labelled(source, out_of_scope=outside_label, **options)
     check_labelled(labelled, where=source)
@@ -128,7 +134,8 @@ def _classifier(
     if not len(inside):
         raise ValueError(f"all texts of {source} with a label are in the bank: give held-out ones")
     both = encode(inside, tokenizer, labels), encode(outside, tokenizer)
-    return loaded, tokenizer, fit_history(loaded, tokenizer, *both, size, keep, fixed or ())
+    with in_precision(loaded, precision):
+        return loaded, tokenizer, fit_history(loaded, tokenizer, *both, size, keep, fixed or ())
 
 
 def _translator(
@@ -138,16 +145,18 @@ def _translator(
     from .banks.translated import pair_batches
     from .data import load_pairs
     from .evaluation.translation import languages_of
+    from .precision_lle import in_precision
 
     sides = languages_of(model, options.pop("source_language"), options.pop("target_language"))
     loaded, tokenizer = load_translator(model)
     attach_bank(loaded, tokenizer, model, bank, namespaces)
     if loaded.history_bank is None:
         raise ValueError(f"no memory lies with {model}, so there is nothing to calibrate: name one with --bank")
-    size = options.pop("batch_size")
+    size, precision = options.pop("batch_size"), options.pop("precision")
     pairs = load_pairs(source, source_language=sides[0], target_language=sides[1], **options)
     batches = pair_batches(pairs["source"][:], pairs["target"][:], tokenizer, size)
-    return loaded, tokenizer, loaded.calibrate(batches)
+    with in_precision(loaded, precision):
+        return loaded, tokenizer, loaded.calibrate(batches)
 
 
 _CALIBRATE = {
@@ -166,9 +175,11 @@ def statistics(
     sample_by: SampleBy = Row.line,
     limit_tokens: Annotated[int, typer.Option(help="Tokens to read.")] = 100_000,
     scope: Annotated[str | None, typer.Option(help="Sets history.update.scope: head, low-rank or all.")] = None,
+    precision: InPrecision = Precision.auto,
     output: Output = None,
 ) -> None:
     """Collects what the test-time update needs to know of training text, once for a model, and saves it with it."""
+    from .precision_lle import in_precision
     from .training import segments
 
     folder = _place(model, output)
@@ -177,7 +188,8 @@ def statistics(
     )
     if scope is not None:
         loaded.config.overlay.scope = scope
-    loaded.collect_update_statistics(segments(tokens.ids, limit_tokens, 70))
+    with in_precision(loaded, precision.value):
+        loaded.collect_update_statistics(segments(tokens.ids, limit_tokens, 70))
     _save(loaded, tokenizer, folder)
     typer.echo(f"The statistics are in {folder}; history.update.scope is {loaded.config.overlay.scope!r}.")
 

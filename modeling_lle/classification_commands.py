@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import BatchSize, Column, Folder, LabelColumn, Namespaces
+from .options import BatchSize, Column, Folder, InPrecision, LabelColumn, Namespaces, Precision
 
 Given = Annotated[str, typer.Argument(metavar="INPUT", help="A text, or a .txt, .csv, .tsv, .json or .jsonl file.")]
 OwnBank = Annotated[Path | None, typer.Option("--bank", help="The bank; that in the model's folder if not given.")]
@@ -30,6 +30,7 @@ def classify(
     bank_path: OwnBank = None,
     namespace: Namespaces = None,
     batch_size: BatchSize = 32,
+    precision: InPrecision = Precision.auto,
     output: Annotated[Path | None, typer.Option(help="A .csv, .tsv or .jsonl file to write.")] = None,
 ) -> None:
     """Shows the label of a text, or of each text of a file, with its probability."""
@@ -42,7 +43,7 @@ def classify(
     options: dict[str, Any] = {"out_of_scope": out_of_scope, "return_history": history_top > 0}
     options |= {"history_top": history_top} if history_top else {}
     options |= {"top_k": top} if top > 1 else {}
-    results = _classify(model, texts, bank_path, namespace, batch_size, options)
+    results = _classify(model, texts, bank_path, namespace, batch_size, precision.value, options)
     if output is None:
         for text, result in zip(texts, results, strict=True):
             typer.echo(_format(text, result))
@@ -63,6 +64,7 @@ def _classify(
     bank_path: Path | None,
     namespaces: list[str] | None,
     batch_size: int,
+    precision: str,
     options: dict[str, Any],
 ) -> list[Any]:
     """What the pipeline gives for each text."""
@@ -70,16 +72,18 @@ def _classify(
 
     from .banks.labelled import batches
     from .banks.taught import attach_bank, load_classifier
+    from .precision_lle import in_precision
 
     loaded, tokenizer = load_classifier(model)
     attach_bank(loaded, tokenizer, model, bank_path, namespaces or None)
     pipe = pipeline("text-classification", model=loaded, tokenizer=tokenizer)
     results: list[Any] = [None] * len(texts)
     # Texts of similar length together, a long one alone: there are at most as many tokens as bytes.
-    for rows in batches([len(text.encode()) for text in texts], batch_size):
-        found = pipe([texts[row] for row in rows], batch_size=len(rows), **options)
-        for row, result in zip(rows, found, strict=True):
-            results[row] = {"labels": result} if isinstance(result, list) else result
+    with in_precision(loaded, precision):
+        for rows in batches([len(text.encode()) for text in texts], batch_size):
+            found = pipe([texts[row] for row in rows], batch_size=len(rows), **options)
+            for row, result in zip(rows, found, strict=True):
+                results[row] = {"labels": result} if isinstance(result, list) else result
     return results
 
 
@@ -124,10 +128,12 @@ def learn(
     source: Annotated[str | None, typer.Option(help="Name by which the examples can be taken back.")] = None,
     namespace: Namespace = "default",
     bank_path: OwnBank = None,
+    precision: InPrecision = Precision.auto,
 ) -> None:
     """Teaches a classifier examples, without training: adds them to its bank, which lasts."""
     from .banks.taught import bank_place, load_classifier, read_label, teach
     from .data.tables import read_table
+    from .precision_lle import in_precision
 
     table = read_table(given, text_column)
     texts = table.texts(text_column)
@@ -141,17 +147,18 @@ def learn(
     begin = time.perf_counter()
     labels = [read_label(value, loaded.kind) for value in values]
     try:
-        added = teach(
-            loaded,
-            tokenizer,
-            place,
-            texts,
-            labels,
-            new_labels=new_labels,
-            relabel=relabel,
-            source=source,
-            namespace=namespace,
-        )
+        with in_precision(loaded, precision.value):
+            added = teach(
+                loaded,
+                tokenizer,
+                place,
+                texts,
+                labels,
+                new_labels=new_labels,
+                relabel=relabel,
+                source=source,
+                namespace=namespace,
+            )
     except ValueError as error:
         raise ValueError(f"{table.where} cannot be learned: {error}") from error
     seconds = time.perf_counter() - begin

@@ -32,6 +32,7 @@ from .labels_lle import (
 )
 from .loss_lle import IGNORED, check_targets
 from .pooling_lle import Pooling, apart
+from .precision_lle import outside_autocast
 from .recurrence_lle import variational_dropout
 from .teaching_lle import TeachableModel
 
@@ -132,7 +133,7 @@ class _Classifier(TeachableModel):
             logits, scope, mass, output.history = self._mix(items, logits, real, output_out_of_scope, output_history)
         if output_out_of_scope:
             features = scope_features(scope, mass, self.kind, self.config.bank.sharpness)
-            output.out_of_scope = (features @ features.new_tensor(self.config.out_of_scope.weights)).sigmoid()
+            output.out_of_scope = _scope_scores(features, features.new_tensor(self.config.out_of_scope.weights))
             output.scope_features, output.mass = features, mass
         output.logits = logits
         if labels is not None:
@@ -289,7 +290,7 @@ class _Classifier(TeachableModel):
         inside, right = self._scope_features(in_scope, labelled=True)
         outside, _ = self._scope_features(out_of_scope, labelled=False)
         weights = _logistic(inside[right], outside, steps)
-        scores = (torch.cat([inside, outside]) @ weights).sigmoid()
+        scores = _scope_scores(torch.cat([inside, outside]), weights)
         kept = scores[: len(inside)][right].sort().values
         threshold = float(kept[max(0, int(keep * len(kept) + 0.5) - 1)]) if len(kept) else 0.5
         numbers = self.config.out_of_scope
@@ -321,6 +322,13 @@ class _Classifier(TeachableModel):
         return torch.cat(parts), torch.cat(right) if labelled else torch.zeros(0)
 
 
+@outside_autocast
+def _scope_scores(features: Tensor, weights: Tensor) -> Tensor:
+    """The scores (...) of "none of these" of features (..., 4)."""
+    return (features @ weights).sigmoid()
+
+
+@outside_autocast
 def _logistic(inside: Tensor, outside: Tensor, steps: int) -> Tensor:
     """The weights (4,) of a logistic regression that tells features (m, 4) from others (n, 4), both counted alike."""
     features = torch.cat([inside, outside])

@@ -16,7 +16,7 @@ from .banks.commands import bank
 from .calibration_commands import calibrate, statistics
 from .classification_commands import classify, forget, learn
 from .evaluation_commands import evaluate
-from .options import Bank, Column, Folder, Name, Namespaces
+from .options import Bank, Column, Folder, InPrecision, Name, Namespaces, Precision
 from .translation_commands import memory, translate
 
 app = typer.Typer(
@@ -58,6 +58,7 @@ def explain_(
     bank_path: Bank = None,
     namespace: Namespaces = None,
     top: Annotated[int, typer.Option(help="Entries to name for each token.")] = 3,
+    precision: InPrecision = Precision.auto,
     output: Annotated[Path | None, typer.Option(help="An HTML page to write.")] = None,
 ) -> None:
     """Shows for each token of a text which entries moved its probability, and by exactly how much."""
@@ -67,6 +68,7 @@ def explain_(
     from .bank_lle import HistoryBank
     from .data.text import encode_texts
     from .evaluation.explanations import format_explanations, write_page
+    from .precision_lle import in_precision
 
     tokenizer = AutoTokenizer.from_pretrained(model)
     loaded: Any = AutoModelForCausalLM.from_pretrained(model)
@@ -77,7 +79,8 @@ def explain_(
     rows = [given] if tokenizer("\n", add_special_tokens=False)["input_ids"] else given.splitlines()
     tokens = [token for row in encode_texts(rows, tokenizer) for token in row]
     ids = torch.tensor([tokenizer.eos_token_id, *tokens[:-1]])
-    explanations = loaded.explain(ids, top)
+    with in_precision(loaded, precision.value):
+        explanations = loaded.explain(ids, top)
     typer.echo(format_explanations(explanations, tokenizer))
     if output is not None:
         write_page(output, explanations, tokenizer, f"What {model} recalls")
@@ -116,12 +119,16 @@ def demo(
     ] = None,
     name: Name = None,
     text_column: Column = "text",
+    precision: InPrecision = Precision.auto,
+    minutes: Annotated[float, typer.Option(min=0.1, help="Of training; a slow machine reads less text.")] = 6.0,
     output: Annotated[Path, typer.Option(help="Folder of the model and the picture.")] = Path("runs/demo"),
 ) -> None:
     """Trains a small model in a few minutes, and shows what it learns from the text that it reads."""
     from .demo import demonstrate
 
-    demonstrate(output, dataset, name, text_column, say=typer.echo)
+    demonstrate(
+        output, dataset, name, text_column, precision=precision.value, train_seconds=60 * minutes, say=typer.echo
+    )
 
 
 def main() -> None:

@@ -1,10 +1,11 @@
 """The demonstration: train a small language model, and watch it learn from what it reads, and from a bank.
 
 The corpus is the source code of the running Python's standard library, split by package, so nothing is downloaded;
-any data set of texts can take its place.
+any data set of texts can take its place. How much of it is read depends on how long a training step takes here.
 """
 
 import shutil
+import statistics
 import textwrap
 import time
 from collections.abc import Callable
@@ -17,12 +18,21 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, pipeline
 
 from .bank_lle import HistoryBank
+from .cache_lle import LLECache
+from .configuration_lle import LLEConfig
 from .data import TextTokens, collect, load_texts, python_corpus, tokenize
 from .data.text import Rows
 from .evaluation import evaluate_stream, format_table
-from .training import calibrate, make_recipe, run
+from .modeling_lle import LLEForCausalLM
+from .precision_lle import in_precision, lack_of_bfloat16
+from .training import LLETrainingArguments, Recipe, calibrate, make_recipe, run
+from .training.steps import keep_freed_pages
 
-TRAIN_TOKENS = 1_250_000
+TRAIN_TOKENS = 1_250_000  # at most
+TRAIN_SECONDS = 360.0
+LEAST_STEPS = 20  # of an epoch, however slow the machine is
+MEASURED_STEPS = 5
+MARGIN = 0.9  # of the time: a token is a bit less than four bytes, and the Trainer does a bit more than a step
 TEST_TOKENS = 60_000
 CALIBRATION_TOKENS = 30_000
 KEEP_BELOW = 0.2  # the bank keeps what the model gives less than this probability
@@ -41,7 +51,7 @@ RECIPE: dict[str, Any] = {
         "output_dropout": 0.1,
     },
     "training": {
-        "num_train_epochs": 2,  # two minutes on two cores
+        "num_train_epochs": 2,
         "per_device_train_batch_size": 32,
         "per_device_eval_batch_size": 16,
         "segment_length": 64,
@@ -51,7 +61,6 @@ RECIPE: dict[str, Any] = {
         "lr_scheduler_type": "cosine",
         "warmup_steps": 0.05,
         "max_grad_norm": 0.5,
-        "bf16": True,
         "save_strategy": "no",
         "logging_steps": 100,
         "seed": 0,
@@ -83,6 +92,8 @@ def demonstrate(
     name: str | None = None,
     text_column: str = "text",
     train_tokens: int = TRAIN_TOKENS,
+    train_seconds: float = TRAIN_SECONDS,
+    precision: str = "auto",
     say: Callable[[str], None] = print,
 ) -> dict[str, float]:
     """Trains, calibrates, measures and saves a language model, gives it a bank, and completes text with it.
@@ -92,7 +103,9 @@ def demonstrate(
         dataset: A data set on the Hub or local files; None: Python's standard library.
         name: Configuration of a data set on the Hub.
         text_column: Column of the text.
-        train_tokens: About how many tokens to train on.
+        train_tokens: About how many tokens to train on at most.
+        train_seconds: About how long training may take: on a slow machine it reads fewer tokens.
+        precision: "auto", "float32" or "bfloat16", of training and of what comes after it.
         say: Takes the lines to print.
 
     Returns:
@@ -100,11 +113,13 @@ def demonstrate(
     """
     begin = time.perf_counter()
     folder = Path(folder)
+    values = {**RECIPE, "data": {"text_column": text_column}}
+    values["training"] = {**RECIPE["training"], "output_dir": str(folder), "precision": precision}
+    recipe = make_recipe(values, "the demo")
+    train_tokens = choose_tokens(recipe, train_tokens, train_seconds, say)
     texts = _texts(dataset, name, text_column, train_tokens)
     say(f"Training on {len(texts['train']):,} texts of {dataset or 'the Python standard library'} ...")
-    values = {**RECIPE, "data": {"text_column": text_column}}
-    values["training"] = {**RECIPE["training"], "output_dir": str(folder)}
-    metrics = run(make_recipe(values, "the demo"), {split: texts[split] for split in ("train", "validation")})
+    metrics = run(recipe, {split: texts[split] for split in ("train", "validation")})
     say(
         f"{metrics['parameters']:,} parameters trained in {metrics['train_minutes']:.1f} minutes; the rule's numbers "
         f"fitted on {metrics['calibration']['positions']:,.0f} tokens of validation text."
@@ -113,15 +128,61 @@ def demonstrate(
     model: Any = AutoModelForCausalLM.from_pretrained(folder)
     test = collect(_encoded(texts["test"], tokenizer, text_column, TEST_TOKENS), start=tokenizer.eos_token_id)
     say("\nUnseen text, read as one stream:\n")
-    _measure(model, test, say)
-    bank = _remember(model, tokenizer, texts, text_column, folder, say)
-    say("\nThe same text, with the stream and the bank:\n")
-    measured = _measure(model, test, say, folder / "evaluation.png")
+    with in_precision(model, recipe.training.precision):
+        _measure(model, test, say)
+        bank = _remember(model, tokenizer, texts, text_column, folder, say)
+        say("\nThe same text, with the stream and the bank:\n")
+        measured = _measure(model, test, say, folder / "evaluation.png")
     say(f"The picture is {folder / 'evaluation.png'}, the model is in {folder}, its bank in {bank.folder.path}.")
     _complete(folder, tokenizer, texts["test"], text_column, say)
     say(NEXT.format(folder=folder))
     say(f"Done in {(time.perf_counter() - begin) / 60:.1f} minutes.")
     return measured
+
+
+def choose_tokens(recipe: Recipe, most: int, seconds: float, say: Callable[[str], None]) -> int:
+    """Measures a training step, and says how many tokens can be trained on in so many seconds, at most `most`."""
+    arguments: LLETrainingArguments = recipe.training
+    step = seconds_of_a_step(recipe, seconds / 20)
+    in_a_step = arguments.per_device_train_batch_size * arguments.segment_length
+    steps = int(MARGIN * seconds / step / arguments.num_train_epochs)
+    tokens = min(most, max(LEAST_STEPS, steps) * in_a_step)
+    lack = lack_of_bfloat16(arguments.device)
+    why = "" if lack is None or arguments.precision != "float32" else f", as {lack}"
+    enough = "all that it is made for" if tokens == most else f"what fits {seconds / 60:.1f} minutes of training"
+    if steps < LEAST_STEPS and tokens < most:
+        enough = f"the least that it needs, in more than {seconds / 60:.1f} minutes of training"
+    say(
+        f"A training step of {in_a_step:,} tokens takes {step:.2f} s on this machine, in {arguments.precision}{why}: "
+        f"the demo reads {tokens:,} tokens {arguments.num_train_epochs:g} times, {enough}."
+    )
+    return tokens
+
+
+def seconds_of_a_step(recipe: Recipe, patience: float) -> float:
+    """The median time of a training step by a recipe, of a few steps, or of one if they would take longer than that.
+
+    The first ones are not measured: kernels are compiled, and buffers get their pages.
+    """
+    arguments: LLETrainingArguments = recipe.training
+    keep_freed_pages()
+    size = recipe.tokenizer.vocab_size
+    model = LLEForCausalLM(LLEConfig(**{"vocab_size": size, **recipe.model})).to(arguments.device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)
+    ids = torch.randint(size, (arguments.per_device_train_batch_size, arguments.segment_length + 1))
+    ids, cache = ids.to(arguments.device), LLECache()
+    times: list[float] = []
+    while len(times) < 2 + MEASURED_STEPS and (len(times) < 3 or sum(times) < patience):
+        begin = time.perf_counter()
+        with in_precision(model, arguments.precision):
+            loss = model(ids[:, :-1], shift_labels=ids[:, 1:], past_key_values=cache.detach(), use_cache=True).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), arguments.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        float(loss.detach())  # an accelerator has finished the step by then
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times[2:])
 
 
 def _texts(dataset: str | None, name: str | None, text_column: str, train_tokens: int) -> dict[str, Rows]:
@@ -155,7 +216,7 @@ def _measure(
     model: Any, tokens: TextTokens, say: Callable[[str], None], picture: Path | None = None
 ) -> dict[str, float]:
     """Reads unseen text once, prints what the history makes of it, and draws the picture."""
-    evaluation = evaluate_stream(model, tokens, autocast=torch.bfloat16)
+    evaluation = evaluate_stream(model, tokens)
     measured = evaluation.metrics()
     say(format_table(measured))
     if picture is not None:

@@ -13,11 +13,13 @@ from .options import (
     BatchSize,
     Column,
     Folder,
+    InPrecision,
     LabelColumn,
     Language,
     Name,
     Namespaces,
     OutOfScopeLabel,
+    Precision,
     Row,
     SampleBy,
     SideColumn,
@@ -64,7 +66,7 @@ def evaluate(
     batch_size: BatchSize = 32,
     bank_path: Bank = None,
     namespace: Namespaces = None,
-    bf16: Annotated[bool, typer.Option(help="Compute in bfloat16.")] = False,
+    precision: InPrecision = Precision.auto,
     output: Annotated[Path | None, typer.Option(help="Folder for evaluation.json and a picture.")] = None,
     results: Annotated[Path | None, typer.Option(help="Results file of a released recipe to write.")] = None,
 ) -> None:
@@ -79,7 +81,7 @@ def evaluate(
     task = task_of(kind)
     options = refuse_other_options(context, OWN_OPTIONS, task, f"the {kind} in {model}")
     options |= {"name": name, "split": split, "bank": bank_path, "namespaces": namespace or None}
-    options |= {"bf16": bf16, "output": output}
+    options |= {"precision": precision.value, "output": output}
     _EVALUATE[task](results, model, source, options)
 
 

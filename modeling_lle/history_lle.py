@@ -24,6 +24,7 @@ from torch import Tensor
 
 from .cache_lle import Block
 from .configuration_lle import MAX_FITTED
+from .precision_lle import outside_autocast
 from .scan_lle import installed
 
 NO_ENTRY = -math.inf
@@ -296,6 +297,7 @@ class Calibration:
         ]
         self.kept = sum(len(sample.base) for sample in self.samples)
 
+    @outside_autocast
     def fit(self, steps: int) -> dict[str, float]:
         """Descends, writes the best numbers found into the config, and returns the perplexities."""
         if self.kept > self.max_positions:

@@ -33,6 +33,7 @@ from .bank_lle import Found
 from .configuration_lle import MAX_FITTED, BankConfig, check_keys
 from .history_lle import Recall, base_features, fused, gate, kernel
 from .loss_lle import IGNORED, check_targets
+from .precision_lle import outside_autocast
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 Label = str | float | Sequence[str]
@@ -171,6 +172,7 @@ class Recalled:
     mass: Tensor
 
     @classmethod
+    @outside_autocast
     def of(
         cls,
         found: Found,
@@ -309,6 +311,7 @@ CALIBRATED = ("sharpness", "background", "gate")
 FOLDS = 4  # each label is taken for an unseen one in one of them
 
 
+@outside_autocast
 def fit_labels(
     answered: Answered, space: LabelSpace, numbers: BankConfig, kind: str, steps: int, fixed: Collection[str] = ()
 ) -> dict[str, float]:

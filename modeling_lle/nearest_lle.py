@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .checks_lle import sizes
+from .precision_lle import has_fast_bfloat16
 from .scan_lle import installed
 
 SCORES = 1 << 24  # scores of the first product at once
@@ -61,7 +62,7 @@ def check_neighbours(number: int) -> None:
 
 def _nearest(queries: Tensor, keys: Tensor, usable: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
     """As `nearest`, of one part; the result has at most K columns."""
-    dtype = torch.bfloat16 if _fast_bfloat16(queries.device) else torch.float32
+    dtype = torch.bfloat16 if has_fast_bfloat16(queries.device) else torch.float32
     scores = queries.to(dtype) @ keys.to(dtype).T
     slack = 2 * _SLACK[dtype]
     if queries.device.type == "cpu" and installed("numba"):
@@ -110,8 +111,3 @@ def best(similarity: Tensor, index: Tensor, neighbours: int) -> tuple[Tensor, Te
     similarity, order = similarity.sort(dim=1, descending=True, stable=True)
     similarity, index = similarity[:, :neighbours], index.gather(1, order)[:, :neighbours]
     return similarity.masked_fill(index < 0, 0.0), index
-
-
-def _fast_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 matrices faster than float32 ones."""
-    return device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()

@@ -23,6 +23,19 @@ OutOfScopeLabel = Annotated[str | None, typer.Option(help="Label that means none
 BatchSize = Annotated[int, typer.Option(min=1, help="Texts of a batch; fewer where they are long.")]
 
 
+class Precision(str, Enum):
+    """What matrix products are computed in: the names that `precision_lle.resolve_precision` takes."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+InPrecision = Annotated[
+    Precision, typer.Option("--precision", help="Of matrix products; auto: what is faster on this machine.")
+]
+
+
 class Row(str, Enum):
     """What a row of plain text is."""
 

@@ -20,6 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_lle import LLEConfig
 from .lstm_lle import lstm
+from .precision_lle import has_fast_bfloat16, recurrence_dtype
 from .scan_lle import gated_scan, installed
 
 State = tuple[Tensor, ...]
@@ -103,8 +104,9 @@ class TorchRecurrence(nn.Module):
         ):
             return False
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-        on_cpu = x.device.type == "cpu" and not torch.compiler.is_compiling()
-        return on_cpu and dtype == torch.bfloat16 and installed("numba")
+        if x.device.type != "cpu" or dtype != torch.bfloat16 or torch.compiler.is_compiling():
+            return False
+        return has_fast_bfloat16(x.device) and installed("numba")
 
 
 class QRNN(nn.Module):
@@ -176,8 +178,20 @@ class RecurrentLayer(GradientCheckpointingLayer):
     def forward(self, x: Tensor, lengths: Tensor | None, *state: Tensor) -> tuple[Tensor, ...]:
         """Returns y, followed by the new state; flat, because reentrant checkpoints see no tensors in tuples."""
         x = variational_dropout(x, self.hidden_dropout, self.training and self.drops_input)
-        y, new = self.mixer(x, state, lengths)
+        y, new = self._mix(x, state, lengths)
         return y, *new
+
+    def _mix(self, x: Tensor, state: State, lengths: Tensor | None) -> tuple[Tensor, State]:
+        """Runs the mixer; in 16 bits, where a CPU cannot or only slowly, in float32 between two casts."""
+        dtype = recurrence_dtype(x)
+        if dtype is None:
+            return self.mixer(x, state, lengths)
+        weights = {name: weight.to(dtype) for name, weight in self.mixer.named_parameters()}
+        narrow = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+        with torch.autocast("cpu", enabled=False):
+            wide = x.to(dtype), tuple(part.to(dtype) for part in state), lengths
+            y, new = torch.func.functional_call(self.mixer, weights, wide)
+        return y.to(narrow), tuple(part.to(old.dtype) for part, old in zip(new, state, strict=True))
 
 
 class ResidualLayer(RecurrentLayer):
@@ -197,7 +211,7 @@ class ResidualLayer(RecurrentLayer):
 
     def forward(self, x: Tensor, lengths: Tensor | None, *state: Tensor) -> tuple[Tensor, ...]:
         """Returns y, followed by the new state."""
-        y, new = self.mixer(self.mixer_norm(x), state, lengths)
+        y, new = self._mix(self.mixer_norm(x), state, lengths)
         x = x + variational_dropout(y, self.hidden_dropout, self.training)
         if self.mlp is not None:
             x = x + variational_dropout(self.mlp(self.mlp_norm(x)), self.hidden_dropout, self.training)

@@ -29,6 +29,7 @@ from .configuration_lle import LLEConfig
 from .history_lle import Calibration, Recall, base_prediction, fused, recall_bank
 from .linear_lle import linear
 from .loss_lle import IGNORED, check_targets, linear_cross_entropy, smoothing_nats
+from .precision_lle import outside_autocast
 from .prediction_lle import HistoryOutput, Prediction, block_size, collect
 from .pretrained_lle import LLEPreTrainedModel
 from .recurrence_lle import padding_is_last, variational_dropout
@@ -423,6 +424,7 @@ def longest_target(tokens: int) -> int:
     return 2 * tokens + 16
 
 
+@outside_autocast
 def recall_memory(states: Tensor, source: LLESource, sharpness: float) -> tuple[Found, Recall]:
     """What the decoder's states (B, T, D) recall from the candidates of their sources: all, and by the rule."""
     keys, outcomes, ids = source.candidate_keys, source.candidate_outcomes, source.candidate_ids

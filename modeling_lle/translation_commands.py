@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import BatchSize, Column, Folder, Name, Namespaces, Source
+from .options import BatchSize, Column, Folder, InPrecision, Name, Namespaces, Precision, Source
 
 Given = Annotated[
     str, typer.Argument(metavar="INPUT", help="A text, or a .txt, .csv, .tsv, .json, .jsonl, .po or .pot file.")
@@ -58,6 +58,7 @@ def translate(
     fuzzy: Annotated[
         bool, typer.Option("--fuzzy/--no-fuzzy", help="Whether what is filled into a catalogue is marked as fuzzy.")
     ] = True,
+    precision: InPrecision = Precision.auto,
 ) -> None:
     """Translates a text, or all texts of a file; of a PO catalogue those that have no translation yet."""
     document = _read(given, output, text_column, fuzzy)
@@ -66,7 +67,7 @@ def translate(
     options: dict[str, Any] = {"num_beams": beams, "exact_matches": exact_matches}
     options |= {"return_history": True, "history_top": history_top} if history_top else {}
     begin = time.perf_counter()
-    results = _translate(model, document.texts, memory, namespace, batch_size, options)
+    results = _translate(model, document.texts, memory, namespace, batch_size, precision.value, options)
     seconds = time.perf_counter() - begin
     if output is None:
         for text, result in zip(document.texts, results, strict=True):
@@ -165,6 +166,7 @@ def _translate(
     memory: Path | None,
     namespaces: list[str] | None,
     batch_size: int,
+    precision: str,
     options: dict[str, Any],
 ) -> list[dict[str, Any]]:
     """What the pipeline gives for each text; equal ones are translated once."""
@@ -172,6 +174,7 @@ def _translate(
 
     from .banks.labelled import batches
     from .banks.taught import attach_bank, load_translator
+    from .precision_lle import in_precision
     from .translation import LLETranslationPipeline
 
     loaded, tokenizer = load_translator(model)
@@ -181,7 +184,8 @@ def _translate(
     pipe = LLETranslationPipeline(model=loaded, tokenizer=tokenizer, task="translation")
     different = list(dict.fromkeys(texts))
     results: dict[str, dict[str, Any]] = {}
-    with tqdm(total=len(different), desc="Translating", unit=" texts", disable=None) as bar:  # not into a file
+    bar = tqdm(total=len(different), desc="Translating", unit=" texts", disable=None)  # not into a file
+    with bar, in_precision(loaded, precision):
         # Texts of similar length together, a long one alone: there are at most as many tokens as bytes.
         for rows in batches([len(text.encode()) + 1 for text in different], batch_size):
             own = [different[row] for row in rows]
@@ -229,6 +233,7 @@ def memory(
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="Whether to fit the rule to the memory, in the model's config.json.")
     ] = False,
+    precision: InPrecision = Precision.auto,
 ) -> None:
     """Makes a translation memory of sentence pairs, or adds to it, without training: it counts from the next text on.
 
@@ -236,6 +241,7 @@ def memory(
     """
     from .banks.taught import bank_place, count_pairs, load_translator, remember
     from .data import load_pairs
+    from .precision_lle import in_precision
 
     if calibrate and not Path(model).is_dir():
         raise ValueError(f"{model} is no folder on this machine, so what --calibrate finds cannot be kept there")
@@ -253,14 +259,16 @@ def memory(
     loaded, tokenizer = load_translator(model)
     called = source_name or source
     begin = time.perf_counter()
-    added = remember(loaded, tokenizer, path, pairs, source=called, namespace=namespace, progress=True)
+    with in_precision(loaded, precision.value):
+        added = remember(loaded, tokenizer, path, pairs, source=called, namespace=namespace, progress=True)
     seconds, bank = time.perf_counter() - begin, loaded.history_bank
     typer.echo(
         f"{added:,} of {len(pairs):,} pairs are new, in {seconds:.1f} s; the memory {path} has {count_pairs(bank):,} "
         f"pairs, {len(bank):,} entries."
     )
     if calibrate:
-        found = loaded.calibrate()
+        with in_precision(loaded, precision.value):
+            found = loaded.calibrate()
         loaded.config.save_pretrained(model)
         typer.echo(
             f"Perplexity of its pairs, each predicted from the others: {found['base_ppl']:.1f} without the memory, "

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from modeling_lle import HistoryBank, cli
 from tests.classifiers import TOKENIZER, encoded, make
+from tests.precisions import asked
 from tests.tiny import make_model, make_texts
 
 TEXTS = list(dict.fromkeys(make_texts(30, 5, seed=3)))
@@ -100,6 +101,26 @@ def test_learn_classify_and_forget(folder: Path, bank: str | None) -> None:
     assert torch.equal(predict(folder, place), predict(folder))
     after = contents(folder / "model")
     assert {name: data for name, data in after.items() if not name.startswith("history/")} == before
+
+
+def test_the_precision_is_passed_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = asked(monkeypatch)
+    for command in (("learn", "M", "F/train.csv"), ("classify", "M", "a"), ("evaluate", "M", "F/train.csv")):
+        split = ("--split", "train") if command[0] == "evaluate" else ()
+        run(folder, *command, *split, "--precision", "bfloat16")
+    run(
+        folder,
+        "calibrate",
+        "M",
+        "F/test.csv",
+        "--split",
+        "test",
+        "--out-of-scope-label",
+        "oos",
+        "--precision",
+        "float32",
+    )
+    assert seen == ["bfloat16"] * 3 + ["float32"]
 
 
 def test_namespaces(folder: Path) -> None:

@@ -4,12 +4,17 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 import yaml
 from typer.testing import CliRunner
 
 from modeling_lle import cli
+from modeling_lle.options import Precision
+from modeling_lle.precision_lle import PRECISIONS
+from tests.precisions import asked
 
 LINES = [f"the cat {n % 7} sat on the mat {n % 3} and the dog {n % 5} slept\n" for n in range(300)]
 
@@ -91,6 +96,32 @@ def test_statistics_switch_the_update_on(folder: Path) -> None:
     assert re.search(r"base +stream +update +all +ratio", output)
     released = json.loads(results.read_text())["metrics"]
     assert {"base_test_ppl", "stream_test_ppl", "update_test_ppl", "all_test_ppl"} <= set(released)
+
+
+def test_every_command_that_computes_takes_a_precision() -> None:
+    app: Any = typer.main.get_command(cli.app)
+    found = {**app.commands, **{f"bank {name}": command for name, command in app.commands["bank"].commands.items()}}
+    computing = {name for name, command in found.items() if "precision" in {part.name for part in command.params}}
+    others = {"train", "card", "forget", "bank"} | {f"bank {name}" for name in ("forget", "info", "verify", "compact")}
+    assert set(found) - computing == others | {"bank export", "bank import"}  # a recipe says it for lle train
+    assert [precision.value for precision in Precision] == list(PRECISIONS)
+
+
+def test_the_precision_is_passed_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = asked(monkeypatch)
+    place = folder / "precision"
+    for command in (
+        ("evaluate", folder / "run", folder),
+        ("calibrate", folder / "run", folder, "--output", place, "--limit-tokens", 100),
+        ("statistics", folder / "run", folder, "--scope", "all", "--output", place, "--limit-tokens", 100),
+        ("explain", folder / "run", "the cat"),
+    ):
+        for precision in ("float32", "bfloat16"):
+            run(*command, "--precision", precision)
+            assert seen == [precision]
+            seen.clear()
+    run("explain", folder / "run", "the cat")
+    assert seen == ["auto"]
 
 
 @pytest.mark.parametrize(

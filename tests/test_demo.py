@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from modeling_lle import demo
+from modeling_lle.training import make_recipe
 
 
 @pytest.fixture
@@ -31,6 +32,43 @@ def test_demonstration(small: None, tmp_path: Path) -> None:
     assert text.count("without history") == text.count("with history:") == demo.PROMPTS
     assert "What to try next" in text
     assert "Done in" in said[-1]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "tokens", "words"),
+    [
+        (1e6, 100_000, "reads 100,000 tokens 2 times, all that it is made for"),
+        (60.0, 17_280, "reads 17,280 tokens 2 times, what fits 1.0 minutes of training"),  # 0.9 * 60 s / 0.1 s / 2
+        (
+            0.1,
+            1_280,
+            "reads 1,280 tokens 2 times, the least that it needs, in more than 0.0 minutes",
+        ),  # a slow machine still gets 20 steps an epoch
+    ],
+)
+def test_it_reads_what_fits_the_time(
+    small: None, monkeypatch: pytest.MonkeyPatch, seconds: float, tokens: int, words: str
+) -> None:
+    monkeypatch.setattr(demo, "seconds_of_a_step", lambda recipe, patience: 0.1)
+    monkeypatch.setattr(demo, "lack_of_bfloat16", lambda device: "this processor is old")
+    said: list[str] = []
+    recipe = make_recipe({**demo.RECIPE, "training": {**demo.RECIPE["training"], "precision": "float32"}})
+    assert demo.choose_tokens(recipe, 100_000, seconds, said.append) == tokens
+    assert words in said[0]
+    assert "64 tokens takes 0.10 s on this machine, in float32, as this processor is old:" in said[0]
+
+
+@pytest.mark.parametrize(("patience", "steps"), [(1e6, demo.MEASURED_STEPS), (0.0, 1)])
+def test_a_step_is_measured_after_a_warm_up(
+    small: None, monkeypatch: pytest.MonkeyPatch, patience: float, steps: int
+) -> None:
+    # Steps take 900 s, 800 s, then 1 s, 2 s, 3 s ...
+    ends = [900.0, 800.0, *range(1, steps + 1)]
+    clock = iter([time for index, taken in enumerate(ends) for time in (1e4 * index, 1e4 * index + taken)])
+    monkeypatch.setattr(demo.time, "perf_counter", lambda: next(clock))
+    recipe = make_recipe({**demo.RECIPE, "training": {**demo.RECIPE["training"], "precision": "float32"}})
+    assert demo.seconds_of_a_step(recipe, patience) == (steps + 1) / 2
+    assert next(clock, None) is None
 
 
 def test_default_corpus_is_split_by_package() -> None:

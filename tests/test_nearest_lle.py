@@ -21,7 +21,7 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture(params=[torch.bfloat16, torch.float32], ids=str, autouse=True)
 def first_product(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nearest_lle, "_fast_bfloat16", lambda device: request.param == torch.bfloat16)
+    monkeypatch.setattr(nearest_lle, "has_fast_bfloat16", lambda device: request.param == torch.bfloat16)
 
 
 def make(Q: int, N: int, D: int, seed: int = 0, distinct: int | None = None) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from modeling_lle import HistoryBank, cli
 from modeling_lle.banks import taught
+from tests.precisions import asked
 from tests.tiny import make_model
 from tests.word_translators import PAIRS, STRONG, TOKENIZER, make
 
@@ -105,6 +106,16 @@ def test_a_text_is_printed(folder: Path) -> None:
     assert pair.endswith("'b c d e' -> 'y z w v' (match 0.50, pairs, row 1)")
     assert base == "  +0.0000  the base"
     assert contents(folder) == before
+
+
+def test_the_precision_is_passed_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = asked(monkeypatch)
+    memory = ("F/pairs.tsv", *LANGUAGES, "--precision", "bfloat16")
+    run(folder, "memory", "M", *memory, "--calibrate")
+    run(folder, "translate", "M", "a b", "--precision", "float32")
+    run(folder, "evaluate", "M", "F/pairs.tsv", "--split", "train", *LANGUAGES, "--precision", "bfloat16")
+    run(folder, "calibrate", "M", "F/pairs.tsv", "--split", "train", *LANGUAGES)
+    assert seen == ["bfloat16", "bfloat16", "float32", "bfloat16", "auto"]
 
 
 def test_lines_stay_lines(folder: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..options import Column, Folder, Name, Row, SampleBy, Source
+from ..options import Column, Folder, InPrecision, Name, Precision, Row, SampleBy, Source
 
 bank = typer.Typer(help="Banks of past sequences, that a model recalls from.", no_args_is_help=True)
 
@@ -60,11 +60,13 @@ def build(
     namespace: Namespace = "default",
     keep_below: KeepBelow = None,
     merge: Merge = False,
+    precision: InPrecision = Precision.auto,
     streaming: Annotated[bool, typer.Option(help="Read a data set that does not fit on the disk.")] = False,
 ) -> None:
     """Makes a bank of a data set; interrupted, the same command goes on where it was."""
     from ..bank_files_lle import MANIFEST
     from ..bank_lle import HistoryBank
+    from ..precision_lle import in_precision
 
     loaded, tokenizer = _load(model)
     options: dict[str, Any] = {
@@ -76,11 +78,12 @@ def build(
         "progress": True,
     }
     rows = _rows(source, name, split, text_column, sample_by, streaming)
-    if (path / MANIFEST).exists():
-        opened = HistoryBank.open(path)
-        opened.add(rows, model=loaded, tokenizer=tokenizer, resume=True, **options)
-    else:
-        opened = HistoryBank.build(loaded, tokenizer, rows, path, **options)
+    with in_precision(loaded, precision.value):
+        if (path / MANIFEST).exists():
+            opened = HistoryBank.open(path)
+            opened.add(rows, model=loaded, tokenizer=tokenizer, resume=True, **options)
+        else:
+            opened = HistoryBank.build(loaded, tokenizer, rows, path, **options)
     _say_size(opened)
 
 
@@ -97,25 +100,29 @@ def add(
     namespace: Namespace = "default",
     keep_below: KeepBelow = None,
     merge: Merge = False,
+    precision: InPrecision = Precision.auto,
     resume: Annotated[bool, typer.Option(help="Go on where adding this source was interrupted.")] = False,
 ) -> None:
     """Adds a data set to a bank."""
     from ..bank_lle import HistoryBank
+    from ..precision_lle import in_precision
 
     opened = HistoryBank.open(path)
     loaded, tokenizer = _load(model)
-    added = opened.add(
-        _rows(source, name, split, text_column, sample_by, False),
-        model=loaded,
-        tokenizer=tokenizer,
-        source=source_name or source,
-        text_column=text_column,
-        namespace=namespace,
-        keep_below=keep_below,
-        merge=merge,
-        resume=resume,
-        progress=True,
-    )
+    rows = _rows(source, name, split, text_column, sample_by, False)
+    with in_precision(loaded, precision.value):
+        added = opened.add(
+            rows,
+            model=loaded,
+            tokenizer=tokenizer,
+            source=source_name or source,
+            text_column=text_column,
+            namespace=namespace,
+            keep_below=keep_below,
+            merge=merge,
+            resume=resume,
+            progress=True,
+        )
     typer.echo(f"{added:,} entries added.")
     _say_size(opened)
 
@@ -168,18 +175,20 @@ def search(
     text: Annotated[str, typer.Argument(help="The text so far.")],
     neighbours: Annotated[int, typer.Option(help="How many entries.")] = 8,
     namespace: Annotated[list[str] | None, typer.Option(help="Where to search; everywhere if not given.")] = None,
+    precision: InPrecision = Precision.auto,
 ) -> None:
     """Shows the entries that are nearest to the end of a text, and what followed them."""
     import torch
 
     from ..bank_lle import HistoryBank
     from ..data.text import encode_texts
+    from ..precision_lle import in_precision
 
     opened = HistoryBank.open(path)
     loaded, tokenizer = _load(model)
     opened.check_model(loaded)
     ids = [tokenizer.eos_token_id, *encode_texts([text], tokenizer)[0][:-1]]
-    with torch.no_grad():
+    with torch.no_grad(), in_precision(loaded, precision.value):
         state = loaded.model(torch.tensor([ids])).last_hidden_state[0, -1:]
     found = opened.search(torch.nn.functional.normalize(state, dim=-1), neighbours, namespace or None)
     real = found.ids[0] >= 0

@@ -97,11 +97,14 @@ def add(
         )
     rows = _rows(dataset, text_column, columns)
     parts = _parts(rows, tokenizer, before, getattr(dataset, "num_rows", None), progress)
-    training = model.training
+    training, device = model.training, model.device.type
+    # A thread has an autocast of its own: that of the caller is what counts.
+    autocast = torch.autocast(device, torch.get_autocast_dtype(device), enabled=torch.is_autocast_enabled(device))
+    encode = autocast(_encode)
     model.eval()
     try:
         segments = (
-            (_encode(model, buffer, keep_below, merge, source), [Added(namespace, source, rows, tokens)])
+            (encode(model, buffer, keep_below, merge, source), [Added(namespace, source, rows, tokens)])
             for buffer, rows, tokens in _ahead(_buffers(parts, before))
         )
         added = bank.append(_ahead(segments), namespace)

@@ -20,6 +20,7 @@ from ..bank_files_lle import Added, Segment
 from ..bank_lle import DEFAULT, HistoryBank
 from ..data.text import encode_sentences
 from ..loss_lle import IGNORED
+from ..precision_lle import outside_autocast
 from .labelled import batches
 
 WRITTEN = 65_536  # pairs that are written together
@@ -186,6 +187,7 @@ class Memory:
         namespaces: Those to recall from; None: all.
     """
 
+    @outside_autocast
     def __init__(self, bank: HistoryBank, namespaces: Iterable[str] | None = None) -> None:
         from .lexical import SentenceIndex, fuzzy_match  # here, as nothing else in this file needs the extra
 

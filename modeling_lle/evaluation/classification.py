@@ -18,6 +18,7 @@ from ..banks.labelled import batches
 from ..banks.taught import attach_bank, load_classifier
 from ..data.labelled import OUT_OF_SCOPE, check_known, load_labelled
 from ..labels_lle import SINGLE
+from ..precision_lle import in_precision
 from .metrics import ClassificationMetric, OutOfScopeMetric
 from .results import this_command, train_minutes, write_results
 
@@ -145,7 +146,6 @@ def evaluate_classifier(
     batch_size: int = BATCH_SIZE,
     *,
     out_of_scope: str = OUT_OF_SCOPE,
-    autocast: torch.dtype | None = None,
 ) -> ClassifierEvaluation:
     """Classifies texts with and without the bank that is attached, and measures how well.
 
@@ -155,7 +155,6 @@ def evaluate_classifier(
         labelled: The columns `text` and `label`, as `load_labelled` makes them.
         batch_size: Texts of a batch; fewer where they are long.
         out_of_scope: The label of texts that have none of the labels.
-        autocast: Type that matrix products are computed in, such as `torch.bfloat16`; None: that of the weights.
 
     Raises:
         ValueError: The model has several labels a text or values, a text is blank, a label is missing or unknown, or
@@ -183,8 +182,7 @@ def evaluate_classifier(
         for rows in batches([len(ids) for ids in encoded], batch_size):
             batch = tokenizer.pad({"input_ids": [encoded[row] for row in rows]}, return_tensors="pt").to(model.device)
             for side, with_history in sides.items():
-                with torch.autocast(model.device.type, dtype=autocast, enabled=autocast is not None):
-                    output = model(**batch, use_history=with_history, output_out_of_scope=True)
+                output = model(**batch, use_history=with_history, output_out_of_scope=True)
                 log_probs = output.logits.double().log_softmax(-1).cpu().numpy()
                 if not np.isfinite(log_probs).any(axis=1).all():
                     raise FloatingPointError("the logits are not finite: the weights hold NaN or infinite values")
@@ -232,7 +230,7 @@ def evaluate_classifier_folder(
     bank: str | Path | None = None,
     namespaces: Sequence[str] | None = None,
     batch_size: int = BATCH_SIZE,
-    bf16: bool = False,
+    precision: str = "auto",
     output: str | Path | None = None,
     command: str | None = None,
 ) -> dict[str, Any]:
@@ -244,7 +242,7 @@ def evaluate_classifier_folder(
         bank: A bank to recall from; None: the one that lies with the model, if there is one.
         namespaces: The namespaces of it; None: all.
         batch_size: As in `evaluate_classifier`.
-        bf16: Whether to compute in bfloat16.
+        precision: "auto", "float32" or "bfloat16", as in `resolve_precision`.
         output: Folder for evaluation.json and confusion.png; None: nothing is written.
         command: Command that is written into the JSON; None: the one that runs now.
 
@@ -266,14 +264,10 @@ def evaluate_classifier_folder(
         label_column=label_column,
         out_of_scope=out_of_scope,
     )
-    evaluation = evaluate_classifier(
-        model,
-        tokenizer,
-        labelled,
-        batch_size,
-        out_of_scope=out_of_scope or OUT_OF_SCOPE,
-        autocast=torch.bfloat16 if bf16 else None,
-    )
+    with in_precision(model, precision):
+        evaluation = evaluate_classifier(
+            model, tokenizer, labelled, batch_size, out_of_scope=out_of_scope or OUT_OF_SCOPE
+        )
     size = {"parameters": model.num_parameters(), **train_minutes(model_path)}
     results: dict[str, Any] = {"metrics": {**size, **evaluation.metrics()}, "rows": evaluation.breakdown()}
     if output is not None:

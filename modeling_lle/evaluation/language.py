@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from ..bank_lle import HistoryBank
 from ..data import StreamDataset, TextTokens, collect, load_texts, tokenize
 from ..data.streams import IGNORED
+from ..precision_lle import in_precision
 from .metrics import LanguageModelMetric
 from .results import this_command, write_results
 
@@ -167,7 +168,6 @@ def evaluate_stream(
     rows: int = 1,
     segment_length: int = SEGMENT_LENGTH,
     train_counts: np.ndarray | None = None,
-    autocast: torch.dtype | None = None,
 ) -> StreamEvaluation:
     """Reads a text as a stream and measures it with and without history, in one pass, with the update in two.
 
@@ -178,7 +178,6 @@ def evaluate_stream(
             are faster and remember less.
         segment_length: Tokens that a row reads in a step; the result does not depend on it.
         train_counts: (V,) integers, how often each type occurs in the training set, for the breakdown.
-        autocast: Type that matrix products are computed in, such as `torch.bfloat16`; None: that of the weights.
 
     Raises:
         FloatingPointError: A log probability is not finite.
@@ -197,12 +196,12 @@ def evaluate_stream(
     try:
         if scope != "none" and model.config.use_history:  # without it first: the update changes what the base gives
             numbers.scope = "none"
-            plain = _read(model, stream, autocast)
+            plain = _read(model, stream)
             numbers.scope = scope
             both = "both" if "bank" in plain else "stream"
             joined = {both if name == "history" else name: values for name, values in plain.items()}
             begin = time.perf_counter()
-        read = _read(model, stream, autocast)
+        read = _read(model, stream)
         joined = {**read, **joined, "update": read["base"]} if joined else read
     finally:
         numbers.scope = scope
@@ -235,25 +234,24 @@ _COLUMNS = {
 }
 
 
-def _read(model: Any, stream: StreamDataset, autocast: torch.dtype | None) -> dict[str, np.ndarray]:
+def _read(model: Any, stream: StreamDataset) -> dict[str, np.ndarray]:
     """The `labels`, the log probabilities of the sides and the shares of the sources, (B, T) each."""
     segments: list[dict[str, np.ndarray]] = []
     cache = None
-    with torch.autocast(model.device.type, dtype=autocast, enabled=autocast is not None):
-        for batch in DataLoader(stream, batch_size=stream.rows):
-            output = model.score(
-                **{name: tensor.to(model.device) for name, tensor in batch.items()}, past_key_values=cache
+    for batch in DataLoader(stream, batch_size=stream.rows):
+        output = model.score(
+            **{name: tensor.to(model.device) for name, tensor in batch.items()}, past_key_values=cache
+        )
+        cache = output.past_key_values
+        scores = {name: output[key].float() for name, key in _COLUMNS.items() if output.get(key) is not None}
+        if not all(bool(values.isfinite().all()) for values in scores.values()):
+            raise FloatingPointError(
+                f"the log probabilities are not finite after {len(segments) * stream.segment_length} tokens: the "
+                "weights hold NaN or infinite values, or autocast overflows; evaluate an earlier checkpoint, or "
+                "in float32"
             )
-            cache = output.past_key_values
-            scores = {name: output[key].float() for name, key in _COLUMNS.items() if output.get(key) is not None}
-            if not all(bool(values.isfinite().all()) for values in scores.values()):
-                raise FloatingPointError(
-                    f"the log probabilities are not finite after {len(segments) * stream.segment_length} tokens: the "
-                    "weights hold NaN or infinite values, or autocast overflows; evaluate an earlier checkpoint, or "
-                    "without autocast"
-                )
-            labels = batch["shift_labels"].numpy()
-            segments.append({"labels": labels, **{name: values.cpu().numpy() for name, values in scores.items()}})
+        labels = batch["shift_labels"].numpy()
+        segments.append({"labels": labels, **{name: values.cpu().numpy() for name, values in scores.items()}})
     return {name: np.concatenate([segment[name] for segment in segments], axis=1) for name in segments[0]}
 
 
@@ -279,7 +277,7 @@ def evaluate_folder(
     limit_tokens: int | None = None,
     bank: str | Path | None = None,
     namespaces: Sequence[str] | None = None,
-    bf16: bool = False,
+    precision: str = "auto",
     output: str | Path | None = None,
     command: str | None = None,
 ) -> dict[str, Any]:
@@ -293,7 +291,7 @@ def evaluate_folder(
         limit_tokens: Read only the first rows of the data set that fit in so many tokens, one row at least.
         bank: A bank to recall from too, as `HistoryBank.from_pretrained` takes it.
         namespaces: The namespaces of it; None: all.
-        bf16: Whether to compute in bfloat16.
+        precision: "auto", "float32" or "bfloat16", as in `resolve_precision`.
         output: Folder for evaluation.json and evaluation.png; None: nothing is written.
         command: Command that is written into the JSON; None: the one that runs now.
 
@@ -312,14 +310,10 @@ def evaluate_folder(
         texts = load_texts(source, name=name, split=part, text_column=text_column, sample_by=sample_by)
         return tokenize(texts, tokenizer, text_column=text_column)
 
-    evaluation = evaluate_stream(
-        model,
-        _first(read(split), tokenizer, limit_tokens),
-        rows=rows,
-        segment_length=segment_length,
-        train_counts=_count(read(train_split), model.config.vocab_size) if train_split else None,
-        autocast=torch.bfloat16 if bf16 else None,
-    )
+    tokens = _first(read(split), tokenizer, limit_tokens)
+    counts = _count(read(train_split), model.config.vocab_size) if train_split else None
+    with in_precision(model, precision):
+        evaluation = evaluate_stream(model, tokens, rows=rows, segment_length=segment_length, train_counts=counts)
     results: dict[str, Any] = {"metrics": evaluation.metrics(), "rows": evaluation.breakdown()}
     if output is not None:
         output = Path(output)

@@ -19,6 +19,7 @@ from ..banks.taught import attach_bank, load_translator
 from ..data import load_pairs
 from ..data.placeholders import differences
 from ..data.text import encode_sentences
+from ..precision_lle import in_precision
 from ..seq2seq_lle import longest_target
 from .metrics import TranslationMetric
 from .results import this_command, train_minutes, write_results
@@ -100,7 +101,6 @@ def translate(
     batch_size: int = BATCH_SIZE,
     *,
     use_history: bool | None = None,
-    autocast: torch.dtype | None = None,
     max_new_tokens: int | None = None,
 ) -> list[str]:
     """Translates sentences with any encoder-decoder model.
@@ -112,7 +112,6 @@ def translate(
         beams: Beams of the search; 1 is greedy.
         batch_size: Sentences of a batch; fewer where they are long.
         use_history: Whether an attached memory takes part; None: as the model's configuration says.
-        autocast: Type that matrix products are computed in, such as `torch.bfloat16`; None: that of the weights.
         max_new_tokens: Tokens after which a translation ends; None: `longest_target` of its batch's longest source.
     """
     options = {} if use_history is None else {"use_history": use_history}
@@ -124,8 +123,7 @@ def translate(
         for rows in batches([len(ids) for ids in encoded], batch_size):
             batch = tokenizer.pad({"input_ids": [encoded[row] for row in rows]}, return_tensors="pt").to(model.device)
             most = max_new_tokens or longest_target(batch["input_ids"].shape[1])
-            with torch.autocast(model.device.type, dtype=autocast, enabled=autocast is not None):
-                found = model.generate(**batch, **options, num_beams=beams, do_sample=False, max_new_tokens=most)
+            found = model.generate(**batch, **options, num_beams=beams, do_sample=False, max_new_tokens=most)
             for row, text in zip(rows, tokenizer.batch_decode(found, skip_special_tokens=True), strict=True):
                 translations[row] = text
     finally:
@@ -141,7 +139,6 @@ def evaluate_translator(
     batch_size: int = BATCH_SIZE,
     *,
     lowercase: bool = False,
-    autocast: torch.dtype | None = None,
 ) -> TranslationEvaluation:
     """Translates sentences without and with the memory that is attached, and measures how well.
 
@@ -149,7 +146,7 @@ def evaluate_translator(
         model: An `LLEForSeq2SeqLM`.
         tokenizer: Its tokenizer.
         pairs: The columns `source` and `target`, as `load_pairs` makes them.
-        beams, batch_size, autocast: As in `translate`.
+        beams, batch_size: As in `translate`.
         lowercase: Whether capital letters count as small ones.
 
     Raises:
@@ -169,9 +166,7 @@ def evaluate_translator(
     translations, scores, seconds = {}, {}, {}
     for side, use_history in sides.items():
         begin = time.perf_counter()
-        translations[side] = translate(
-            model, tokenizer, sources, beams, batch_size, use_history=use_history, autocast=autocast
-        )
+        translations[side] = translate(model, tokenizer, sources, beams, batch_size, use_history=use_history)
         seconds[side] = time.perf_counter() - begin
         scores[side] = metric.compute(predictions=translations[side], references=references, lowercase=lowercase)
     return TranslationEvaluation(
@@ -230,7 +225,7 @@ def evaluate_translator_folder(
     beams: int = BEAMS,
     batch_size: int = BATCH_SIZE,
     lowercase: bool = False,
-    bf16: bool = False,
+    precision: str = "auto",
     output: str | Path | None = None,
     command: str | None = None,
 ) -> dict[str, Any]:
@@ -243,7 +238,7 @@ def evaluate_translator_folder(
         bank: A memory to recall from; None: the one that lies with the model, if there is one.
         namespaces: The namespaces of it; None: all.
         beams, batch_size, lowercase: As in `evaluate_translator`.
-        bf16: Whether to compute in bfloat16.
+        precision: "auto", "float32" or "bfloat16", as in `resolve_precision`.
         output: Folder for evaluation.json and attention.png; None: nothing is written.
         command: Command that is written into the JSON; None: the one that runs now.
 
@@ -271,10 +266,8 @@ def evaluate_translator_folder(
         source_column=source_column,
         target_column=target_column,
     )
-    autocast = torch.bfloat16 if bf16 else None
-    evaluation = evaluate_translator(
-        model, tokenizer, pairs, beams, batch_size, lowercase=lowercase, autocast=autocast
-    )
+    with in_precision(model, precision):
+        evaluation = evaluate_translator(model, tokenizer, pairs, beams, batch_size, lowercase=lowercase)
     metrics = {"parameters": model.num_parameters(), **train_minutes(model_path), **evaluation.metrics()}
     rows, examples = evaluation.table(), evaluation.examples()
     if output is not None:

@@ -1,18 +1,62 @@
 """transformers' TrainingArguments, with what the recipes need beyond them."""
 
+import os
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
+from ..precision_lle import resolve_precision
 from .character_ngrams import SHORTEST
 
 
 @dataclass
 class _Arguments(TrainingArguments):
+    """transformers' TrainingArguments, in the precision that suits the hardware.
+
+    Args:
+        precision: "auto", bfloat16 where it is faster than float32; "float32" or "bfloat16". Where the hardware lacks
+            bfloat16, float32 is used instead, with a warning. Once made, this is the precision that is used.
+        bf16: As in transformers: true asks for bfloat16, false for float32; None leaves it to `precision`.
+    """
+
+    precision: Literal["auto", "float32", "bfloat16"] = field(
+        default="auto", metadata={"help": "auto, float32 or bfloat16; auto: what is faster on this machine."}
+    )
+    bf16: bool | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "true asks for bfloat16, false for float32; if not given, precision decides."}
+    )
+
     def __post_init__(self) -> None:
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()  # or bf16 would ask for a GPU
+        if self.fp16:
+            self._leave_fp16()
+        else:
+            self._choose_precision()
         super().__post_init__()
+        if not self.fp16:
+            self.mixed_precision = "bf16" if self.bf16 else "no"  # whatever the launcher of accelerate said
+
+    def _choose_precision(self) -> None:
+        device = torch.device("cpu") if self.use_cpu else torch.accelerator.current_accelerator()
+        assert device is not None
+        asked = "auto" if self.bf16 is None else "bfloat16" if self.bf16 else "float32"
+        if asked == "auto" and os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16":
+            asked = self.precision if self.precision != "auto" else "bfloat16"
+        if "auto" not in (asked, self.precision) and asked != self.precision:
+            raise ValueError(
+                f"training.precision is {self.precision!r}, but training.bf16 is {self.bf16}: leave training.bf16 out"
+            )
+        self.bf16 = resolve_precision(self.precision if asked == "auto" else asked, device) == torch.bfloat16
+        self.precision = "bfloat16" if self.bf16 else "float32"
+        if self.bf16_full_eval:
+            self.bf16_full_eval = resolve_precision("bfloat16", device) == torch.bfloat16
+
+    def _leave_fp16(self) -> None:
+        if self.bf16 or self.precision == "bfloat16":
+            raise ValueError("training.fp16 and bfloat16 exclude each other: leave one of them out")
+        self.bf16 = False
 
 
 @dataclass

@@ -18,6 +18,7 @@ from ..classification_lle import LLEClassifierOutput, LLEForSequenceClassificati
 from ..configuration_lle import LLEConfig
 from ..data import check_labelled, load_labelled, split_out_of_scope
 from ..labels_lle import CALIBRATED, SINGLE
+from ..precision_lle import in_precision
 from .adversarial import AdversarialTrainer
 from .arguments import ClassificationArguments
 from .character_ngrams import FoldNgrams, add_ngrams
@@ -73,15 +74,15 @@ def run_classification(recipe: Recipe, rows: dict[str, Any] | None = None, resum
         texts = encoded.remove_columns("labels")
         minutes = pretrain(model.model, texts, tokenizer, arguments, arguments.pretraining_epochs)
     metrics = train(trainer, resume, minutes)
-    model.learn(examples["text"], examples["label"], tokenizer, source="training")
     size = arguments.per_device_eval_batch_size
     given = (recipe.model.get("history") or {}).get("bank") or {}
     fixed = [name for name in given if name in CALIBRATED]  # what the recipe says is not fitted
-    metrics |= fit_history(
-        model, tokenizer, held_out, encode(strangers, tokenizer), size, arguments.keep_in_scope, fixed
-    )
-    if data.held_out:
-        model.learn(validation["text"], validation["label"], tokenizer, source="training")
+    unlabelled = encode(strangers, tokenizer)
+    with in_precision(model, arguments.precision):
+        model.learn(examples["text"], examples["label"], tokenizer, source="training")
+        metrics |= fit_history(model, tokenizer, held_out, unlabelled, size, arguments.keep_in_scope, fixed)
+        if data.held_out:
+            model.learn(validation["text"], validation["label"], tokenizer, source="training")
     if trainer.is_world_process_zero():
         save(recipe, trainer, metrics)
         assert model.history_bank is not None

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from ..data import StreamDataset, StreamIterableDataset, TextTokens, collect, load_texts, tokenize
 from ..data.text import Rows
 from ..modeling_lle import LLEForCausalLM
+from ..precision_lle import in_precision
 from .arguments import LLETrainingArguments
 from .recipe import DataArguments, Recipe
 from .steps import begin_at_frequencies, make_config, make_tokenizer, save, train
@@ -51,7 +52,8 @@ def run_language(recipe: Recipe, texts: dict[str, Rows] | None = None, resume: b
     nats = metrics["eval_loss"] * (len(validation.ids) - 1)
     metrics["eval_word_perplexity"] = math.exp(min(nats / validation.words, 700.0))
     if arguments.calibration_tokens and model.config.stream.window:
-        metrics["calibration"] = calibrate(model, validation.ids, arguments.calibration_tokens)
+        with in_precision(model, arguments.precision):
+            metrics["calibration"] = calibrate(model, validation.ids, arguments.calibration_tokens)
     model.config.use_cache = True  # the Trainer switches it off
     if trainer.is_world_process_zero():
         save(recipe, trainer, metrics)

@@ -133,7 +133,7 @@ class LLETrainer(Trainer):
         if not bool(torch.isfinite(loss.detach())):
             raise FloatingPointError(
                 f"the loss of step {self.state.global_step} is {float(loss.detach())}: lower learning_rate "
-                f"(now {self.args.learning_rate:g}) or max_grad_norm, or train without bf16"
+                f"(now {self.args.learning_rate:g}) or max_grad_norm, or train with precision: float32"
             )
         return (loss, outputs) if return_outputs else loss
 

@@ -21,7 +21,6 @@ SHORT_TRAINING: dict[str, Any] = {  # of models that are trained for a compariso
     "lr_scheduler_type": "cosine",
     "warmup_steps": 0.05,
     "max_grad_norm": 0.5,
-    "bf16": True,
     "save_strategy": "no",
     "disable_tqdm": True,
 }

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from modeling_lle import LLECache, LLEConfig, LLEForCausalLM
 from modeling_lle.evaluation import write_results
 from modeling_lle.evaluation.results import this_command
+from modeling_lle.precision_lle import resolve_precision
 
 from .timing import RESULTS, compare, ratio
 
@@ -50,14 +51,19 @@ def lle_model(**changes: Any) -> LLEForCausalLM:
     return LLEForCausalLM(LLEConfig(**values))
 
 
-def training_step(model: nn.Module, bf16: bool) -> Callable[[], None]:
+def own_precision() -> torch.dtype:
+    """The precision that LLE chooses on this machine; a peer in bfloat16 is only measured where it is fast."""
+    return resolve_precision("auto", torch.device("cpu"))
+
+
+def training_step(model: nn.Module, precision: torch.dtype) -> Callable[[], None]:
     """A step as a training loop takes it: forward, backward, clipping, AdamW."""
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     ids = torch.randint(VOCABULARY, (ROWS, SEGMENT + 1))
     cache = LLECache(model.config.training.window if isinstance(model, LLEForCausalLM) else 0)
 
     def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with torch.autocast("cpu", precision, enabled=precision != torch.float32):
             if isinstance(model, LLEForCausalLM):
                 loss = model(ids[:, :-1], shift_labels=ids[:, 1:], past_key_values=cache.detach(), use_cache=True).loss
             else:
@@ -79,20 +85,20 @@ def speed(repeats: Annotated[int, typer.Option(help="Repetitions of each measure
 
 
 def _train_ratios(repeats: int) -> dict[str, float]:
-    seconds = compare(
-        {
-            "lle": training_step(lle_model().train(), bf16=True),
-            "float32": training_step(PlainLSTM(), bf16=False),
-            "bf16": training_step(PlainLSTM(), bf16=True),
-        },
-        repeats,
-    )
-    ratios = {name: ratio(seconds[name], seconds["lle"]) for name in ("float32", "bf16")}
+    """The plain peer's step over LLE's, each in the same precision, and the fastest peer's over LLE's own choice."""
+    own = own_precision()
+    names = {torch.float32: "float32", torch.bfloat16: "bf16"}
+    steps = {}
+    for precision in {torch.float32, own}:
+        steps[f"lle_{names[precision]}"] = training_step(lle_model().train(), precision)
+        steps[names[precision]] = training_step(PlainLSTM(), precision)
+    seconds = compare(steps, repeats)
+    plain = [name for name in seconds if not name.startswith("lle")]
+    chosen = seconds[f"lle_{names[own]}"]
     return {
-        "train_step_ms": 1000 * statistics.median(seconds["lle"]),
-        "train_ratio_plain_float32": ratios["float32"],
-        "train_ratio_plain_bf16": ratios["bf16"],
-        "train_ratio_fastest_peer": min(ratios.values()),
+        "train_step_ms": 1000 * statistics.median(chosen),
+        **{f"train_ratio_plain_{name}": ratio(seconds[name], seconds[f"lle_{name}"]) for name in plain},
+        "train_ratio_fastest_peer": min(ratio(seconds[name], chosen) for name in plain),
     }
 
 
@@ -100,8 +106,8 @@ def _history_ratio(repeats: int) -> dict[str, float]:
     """What a training step costs that recalls 500 entries of its row and the other rows, over one without history."""
     history = {"training": {"window": TRAINING_WINDOW}}
     steps = {
-        "history": training_step(lle_model(history=history).train(), bf16=True),
-        "base": training_step(lle_model().train(), bf16=True),
+        "history": training_step(lle_model(history=history).train(), own_precision()),
+        "base": training_step(lle_model().train(), own_precision()),
     }
     seconds = compare(steps, repeats, warmup=TRAINING_WINDOW // SEGMENT + 1)  # until the window is full
     return {"train_history_ratio": ratio(seconds["history"], seconds["base"])}

@@ -83,7 +83,7 @@ def train_both(recipe: Recipe, folder: Path, minutes: float | None, learning_rat
         learning_rate=learning_rate,
         batch_size=recipe.training.per_device_train_batch_size,
         label_smoothing=recipe.training.label_smoothing_factor,
-        bf16=recipe.training.bf16,
+        precision=recipe.training.precision,
         seed=recipe.training.seed,
     )
 

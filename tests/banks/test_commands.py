@@ -4,12 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from modeling_lle import HistoryBank, cli
 from modeling_lle.banks import encode
 from modeling_lle.banks.exchange import from_parquet
 from scripts.benchmark.damage import corrupt_parquet_at_random, make_bank
+from tests.precisions import asked
 from tests.tiny import make_model, make_texts, make_tokenizer
 
 TEXTS = make_texts(20, 6)
@@ -51,6 +53,22 @@ def test_build_add_search_forget_and_compact(folder: Path) -> None:
     assert "MiB freed" in run(folder, "bank compact B")
     assert "7 entries forgotten" in run(folder, "bank forget B --source more --compact")
     assert len(HistoryBank.open(folder / "bank")) == entries - mine
+
+
+def test_the_precision_is_passed_on_to_the_thread_that_encodes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, inside = asked(monkeypatch), []
+    segment = encode._encode
+
+    def watched(*arguments: object) -> object:
+        inside.append(torch.is_autocast_enabled("cpu"))
+        return segment(*arguments)
+
+    monkeypatch.setattr(encode, "_encode", watched)
+    run(folder, "bank build M F/train.json B --as first --precision float32")
+    run(folder, "bank add M F/more.txt B --as more --precision bfloat16")
+    run(folder, "bank search M B a --precision float32")
+    assert seen == ["float32", "bfloat16", "float32"]
+    assert inside == [False, True]
 
 
 def test_building_again_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

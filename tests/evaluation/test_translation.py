@@ -141,7 +141,8 @@ def test_autocast_and_the_memory_reach_generate(monkeypatch: pytest.MonkeyPatch)
         return options["input_ids"]
 
     monkeypatch.setattr(model, "generate", generate)
-    translate(model, tokenizer, ["ab"], 4, use_history=False, autocast=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        translate(model, tokenizer, ["ab"], 4, use_history=False)
     translate(model, tokenizer, ["ab"])
     assert seen == [(True, False, 4), (False, None, 5)]
 

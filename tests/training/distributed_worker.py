@@ -50,6 +50,7 @@ def make_arguments(folder: Path, **options: Any) -> LLETrainingArguments:
             "save_strategy": "no",
             "disable_tqdm": True,
             "use_cpu": True,
+            "precision": "float32",
             **options,
         },
     )

@@ -52,7 +52,7 @@ def test_numbers_as_people_write_them() -> None:
     ("setting", "section", "expected"),
     [
         ("training.learning_rate=5e-4", "training", {"learning_rate": 0.0005}),
-        ("training.bf16=true", "training", {"bf16": True}),
+        ("training.precision=float32", "training", {"precision": "float32", "bf16": False}),
         ("training.report_to=[tensorboard]", "training", {"report_to": ["tensorboard"]}),
         ("data.source=a=b", "data", {"source": "a=b"}),
         ("data.name=null", "data", {"name": None}),
@@ -91,6 +91,9 @@ def test_a_later_setting_overrules() -> None:
         ("training: {learning_rate: fast}", None, "learning_rate in .* is 'fast': give a number"),
         ("training: {max_steps: 1.5}", None, "max_steps in .* is 1.5: give a whole number"),
         ("training: {seed: true}", None, "seed in .* is True: give a whole number"),
+        ("training: {precision: half}", None, "is 'half': choose one of 'auto', 'float32', 'bfloat16'"),
+        ("training: {precision: float32, bf16: true}", None, "precision is 'float32', but training.bf16 is True"),
+        ("training: {precision: bfloat16, fp16: true}", None, "fp16 and bfloat16 exclude each other"),
         ("training: {seed: }", None, "seed in .* is None: give a whole number"),
         ("tokenizer: {kind: words}", None, "kind in .* is 'words': choose one of 'bpe', 'word'"),
         ("data: {sample_by: page}", None, "is 'page': choose one of 'line', 'document'"),

@@ -13,9 +13,16 @@ import torch
 
 from modeling_lle import LLECache, LLEForCausalLM
 from modeling_lle.data import StreamDataset, StreamIterableDataset
-from modeling_lle.training import LLETrainer
+from modeling_lle.training import LLETrainer, arguments
 from tests.training import distributed_worker
 from tests.training.distributed_worker import SEGMENT, make_arguments, make_model, make_tokens, make_trainer, train
+
+
+@pytest.fixture(autouse=True)
+def bfloat16_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also on hardware that is slow at it."""
+    dtypes = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+    monkeypatch.setattr(arguments, "resolve_precision", lambda wanted, device: dtypes[wanted])
 
 
 def batches(stream: StreamDataset) -> list[dict[str, torch.Tensor]]:
@@ -82,7 +89,7 @@ def test_gradient_accumulation_equals_a_plain_loop(tmp_path: Path) -> None:
 
 
 def test_bf16_trains_on_a_cpu(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, make_model(dropout=0.1), bf16=True, num_train_epochs=1)
+    trainer = make_trainer(tmp_path, make_model(dropout=0.1), precision="bfloat16", num_train_epochs=1)
     before = trainer.model.lm_head.weight.detach().clone()
     trainer.train()
     assert all(math.isfinite(loss) for loss in trainer.losses)
@@ -131,11 +138,11 @@ def test_evaluation_while_training_leaves_the_training_alone(tmp_path: Path) -> 
         ({}, 8),
         ({"gradient_accumulation_steps": 4}, 1),
         ({"gradient_accumulation_steps": 4}, 2),
-        ({"bf16": True}, 4),
+        ({"precision": "bfloat16"}, 4),
         ({"streamed": True}, 2),
         ({"window": 12}, 4),
         ({"window": 12, "warm_up": 0.5}, 6),
-        ({"window": 12, "bf16": True, "optim": "sgd", "gradient_accumulation_steps": 2}, 5),
+        ({"window": 12, "precision": "bfloat16", "optim": "sgd", "gradient_accumulation_steps": 2}, 5),
     ],
 )
 def test_resuming_is_exact(tmp_path: Path, options: dict[str, Any], stop: int) -> None:

@@ -152,7 +152,7 @@ def train_transformer(
     learning_rate: float = 1e-3,
     batch_size: int = 64,
     label_smoothing: float = 0.1,
-    bf16: bool = True,
+    precision: str = "auto",
     seed: int = 0,
 ) -> None:
     """Trains a Transformer, and saves it with its tokenizer and metrics.json.
@@ -167,7 +167,7 @@ def train_transformer(
         learning_rate: The peak; others of AdamW as in the paper.
         batch_size: Pairs of a step.
         label_smoothing: As `label_smoothing_factor` in TrainingArguments.
-        bf16, seed: As there.
+        precision, seed: As in a recipe.
     """
     keep_freed_pages()  # as for LLE
     model = make_transformer(tokenizer, parameters, seed)
@@ -186,7 +186,7 @@ def train_transformer(
             adam_epsilon=1e-9,
             weight_decay=0.01,
             max_grad_norm=1.0,
-            bf16=bf16,
+            precision=precision,
             save_strategy="no",
             logging_strategy="no",
             report_to="none",

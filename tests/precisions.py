@@ -1,0 +1,18 @@
+"""What is asked of the one function that decides the precision."""
+
+import pytest
+import torch
+
+from modeling_lle import precision_lle
+
+
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A list that grows by each precision that is asked for, and computes in bfloat16 where that is."""
+    seen: list[str] = []
+
+    def resolve(wanted: str, device: torch.device) -> torch.dtype:
+        seen.append(wanted)
+        return torch.bfloat16 if wanted == "bfloat16" else torch.float32
+
+    monkeypatch.setattr(precision_lle, "resolve_precision", resolve)
+    return seen
