@@ -22,8 +22,8 @@ from .cache_lle import Block, LLECache
 from .configuration_lle import LLEConfig
 from .explanation_lle import Explanation, explain
 from .history_lle import Calibration, base_prediction, recall_bank, recall_stream
-from .linear_lle import linear
-from .loss_lle import IGNORED, linear_cross_entropy
+from .linear_lle import apply_linear
+from .loss_lle import IGNORED, head_cross_entropy
 from .overlay_lle import Overlay, collect_statistics
 from .prediction_lle import BLOCK, HistoryOutput, Prediction, ScoreOutput, block_size, collect
 from .pretrained_lle import LLEPreTrainedModel
@@ -168,7 +168,7 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
             if return_logits:
                 output.logits = self.lm_head(slice_logits_to_keep(dropped, logits_to_keep))
             if shift_labels is not None:
-                output.loss = linear_cross_entropy(dropped, self.lm_head.weight, self.lm_head.bias, shift_labels)
+                output.loss = head_cross_entropy(dropped, self.lm_head, shift_labels)
         if output.loss is not None and shift_labels is not None:
             if num_items_in_batch is None:
                 num_items_in_batch = (shift_labels != IGNORED).sum().clamp(min=1)
@@ -251,7 +251,7 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
             if positions.stop <= first:
                 continue
             own = states[:, positions]
-            logits = output(self, own) if output else linear(own, self.lm_head.weight, self.lm_head.bias)
+            logits = output(self, own) if output else apply_linear(self.lm_head, own)
             base, features = base_prediction(logits)
             prediction = Prediction(positions, base, features)
             if with_history and block is not None:
