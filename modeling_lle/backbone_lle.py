@@ -105,6 +105,7 @@ class LLEModel(LLEPreTrainedModel):
         if use_cache and past_key_values is None:
             past_key_values = LLECache(self.config.stream.window)
         if past_key_values is not None:
+            refuse_export("an LLECache", "export with use_cache=False; one step exports as model.stack(x, state)")
             past_key_values.check_rows(embedded.shape[0])
         state = None if past_key_values is None else past_key_values.state
         states, state = self.stack(embedded, state, mask, after=after_layer, seen=seen)
@@ -176,6 +177,12 @@ def segment_mask(attention_mask: Tensor | dict[str, Tensor | None] | None, lengt
         raise ValueError(f"the attention_mask covers {attention_mask.shape[1]} positions of a segment of {length}")
     mask = attention_mask[:, -length:].bool()
     return None if not torch.compiler.is_compiling() and bool(mask.all()) else mask
+
+
+def refuse_export(what: str, instead: str) -> None:
+    """Raises a ValueError if torch.export is tracing the model."""
+    if torch.compiler.is_exporting():
+        raise ValueError(f"torch.export cannot trace {what}: {instead}")
 
 
 def refuse_empty_rows(attention_mask: Tensor | dict[str, Tensor | None]) -> None:

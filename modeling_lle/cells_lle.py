@@ -42,7 +42,7 @@ def recur(x: Tensor, state: State, weights: Weights, lengths: Tensor | None = No
     else:
         y, *new = _fused(x, state, weights)
     if lengths is not None:
-        new[0] = y[torch.arange(len(y), device=y.device), (lengths - 1).clamp(min=0)]
+        new[0] = y[torch.arange(y.shape[0], device=y.device), (lengths - 1).clamp(min=0)]
     return y, keep(lengths, tuple(new), state)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from .backbone_lle import LLEModel, refuse_empty_rows, segment_mask
+from .backbone_lle import LLEModel, refuse_empty_rows, refuse_export, segment_mask
 from .bank_lle import Found
 from .configuration_lle import LLEConfig
 from .labels_lle import (
@@ -198,6 +198,7 @@ class _Classifier(TeachableModel):
     def search(self, items: Tensor, neighbours: int | None = None) -> Found:
         """The nearest examples of items (n, key_size), which are normalised for it; as many as the config says."""
         assert self.history_bank is not None
+        refuse_export("what a bank recalls", "export with use_history=False")
         queries = nn.functional.normalize(items.detach().float(), dim=-1)
         numbers = self.config.bank
         most = numbers.neighbours if neighbours is None else neighbours

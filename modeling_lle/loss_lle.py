@@ -70,7 +70,8 @@ def _softmax_slope(
     Also the nats (N,) and, if they are asked for, the `base_features` (N, 2), both in `dtype`.
     """
     features = torch.empty(len(logits), 2 if with_features else 0, dtype=dtype, device=logits.device)
-    if logits.device.type == "cpu" and installed("numba") and logits.dtype != torch.float16:
+    compiling = torch.compiler.is_compiling()
+    if logits.device.type == "cpu" and not compiling and installed("numba") and logits.dtype != torch.float16:
         from .step_kernels_lle import softmax_slope
 
         nats = torch.empty(len(logits), dtype=dtype)
@@ -172,7 +173,7 @@ def linear_cross_entropy(
         A scalar, float32 (float64 for float64 input). Under autocast the products run in autocast's dtype.
     """
     device = hidden.device.type
-    if device == "cpu" and targets.numel() and int(targets.max()) >= weight.shape[0]:
+    if device == "cpu" and not torch.compiler.is_compiling() and targets.numel() and int(targets.max()) >= weight.shape[0]:
         raise ValueError(f"target {int(targets.max())} does not fit an output layer of {weight.shape[0]} outcomes")
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     parts: tuple[Tensor, ...] = ()

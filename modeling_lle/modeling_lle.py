@@ -16,7 +16,7 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from .backbone_lle import LLEModel, refuse_empty_rows, segment_mask
+from .backbone_lle import LLEModel, refuse_empty_rows, refuse_export, segment_mask
 from .bank_lle import Found
 from .cache_lle import Block, LLECache
 from .configuration_lle import LLEConfig
@@ -133,7 +133,7 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
         history_loss = self.history_loss if in_loss and use_history is not False else None
         if history_loss is not None and past_key_values is None and use_cache:
             past_key_values = LLECache(self.config.training.window)
-        rows = 0 if given is None else len(given)
+        rows = 0 if given is None else given.shape[0]
         cache, with_history = self.cache_for(past_key_values, use_cache, use_history, rows)
         if return_logits and attention_mask is not None and (cache is None or cache.seen_tokens == 0):
             refuse_empty_rows(attention_mask)
@@ -190,7 +190,10 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
         if cache is not None and cache.overlay is None and updating:
             cache.overlay = Overlay(self, rows)
         has_own = cache is not None and (cache.stream is not None or cache.overlay is not None)
-        return cache, use_history and (has_own or self.history_bank is not None)
+        use_history = use_history and (has_own or self.history_bank is not None)
+        if use_history:
+            refuse_export("what a history recalls", "export with use_history=False")
+        return cache, use_history
 
     def read(
         self, input_ids: Tensor, attention_mask: Tensor | dict[str, Tensor | None] | None, cache: LLECache

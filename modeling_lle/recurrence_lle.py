@@ -71,7 +71,7 @@ def weight_dropout(weight: Tensor, probability: float, training: bool) -> Tensor
     On a CPU, torch's dropout draws a number per entry, which takes longer than the matrix product; here 64 random bits
     make four draws, so that the probability is a multiple of 1 / 65536.
     """
-    if not training or probability == 0 or weight.device.type != "cpu":
+    if not training or probability == 0 or weight.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(weight, probability, training)
     dropped = round(probability * 65536)
     bits = torch.empty((weight.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
@@ -310,11 +310,10 @@ class _Stack(nn.Module):
         Returns:
             y like x, finite but without meaning at padding, and the state after each row's last valid step.
         """
-        compiling = torch.compiler.is_compiling()  # then nothing may depend on what the mask holds
-        if mask is None or (not compiling and bool(mask.all())):
+        if mask is None or (not torch.compiler.is_compiling() and bool(mask.all())):
             return self._run(x, state, None, after, seen)
         lengths = mask.sum(dim=1) if final else None
-        if not compiling and padding_is_last(mask):
+        if padding_is_last(mask):
             return self._run(x, state, lengths, after, seen)
         order = mask.int().argsort(dim=1, descending=True, stable=True)
         back = order.argsort(dim=1)
@@ -399,8 +398,11 @@ def make_stack(config: LLEConfig) -> RecurrentStack | Members:
 
 
 def padding_is_last(mask: Tensor) -> bool:
-    """Whether in every row of a mask (B, T) bool, False for padding, all padding comes after the valid steps."""
-    return not bool((mask[:, 1:] & ~mask[:, :-1]).any())
+    """Whether in every row of a mask (B, T) bool, False for padding, all padding comes after the valid steps.
+
+    A compiler is told no, because it cannot know.
+    """
+    return not torch.compiler.is_compiling() and not bool((mask[:, 1:] & ~mask[:, :-1]).any())
 
 
 def _take(x: Tensor, order: Tensor) -> Tensor:

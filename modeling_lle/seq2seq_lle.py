@@ -21,7 +21,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .attention_lle import SourceAttention
-from .backbone_lle import LLEModel, refuse_empty_rows, segment_mask
+from .backbone_lle import LLEModel, refuse_empty_rows, refuse_export, segment_mask
 from .bank_lle import Found, HistoryBank, bank_tool
 from .cache_lle import LLECache
 from .configuration_lle import LLEConfig
@@ -291,6 +291,7 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
             refuse_empty_rows(attention_mask)
         source = self.model.read(input_ids, attention_mask)
         if use_history and self.history_bank is not None:
+            refuse_export("what a memory recalls", "export with use_history=False")
             sentences = self.config.bank.sentences
             candidates = self.memory.candidates(input_ids, attention_mask, sentences, leave_out)
             source.candidate_keys, source.candidate_outcomes, source.candidate_ids = (
