@@ -71,7 +71,8 @@ def _stand_still(x: Tensor, weights: Weights, lengths: Tensor) -> tuple[Tensor, 
 def _fused(x: Tensor, state: Any, weights: Any) -> list[Tensor]:
     """y, and the parts of the state after the last step, by torch's operator."""
     hidden = [part[None] for part in state]
-    options = True, 1, 0.0, torch.is_grad_enabled(), False, True  # biases, layers, dropout, train, both ways, batch first
+    # With biases, one layer, no dropout, whether gradients are wanted, one direction, the batch first.
+    options = True, 1, 0.0, torch.is_grad_enabled(), False, True
     if len(hidden) == 2:
         y, *new = torch._VF.lstm(x, hidden, list(weights), *options)  # type: ignore[attr-defined]
     else:
@@ -126,6 +127,7 @@ def _differentiate_lstm(
     """The slopes, given those in y, h and c; `before` (B, T, H) is h before each step."""
     i, f, g, o = (products[0] + products[1]).chunk(4, dim=-1)
     i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
+    inner = i * (1 - i), f * (1 - f), 1 - g.square(), o * (1 - o)
     cells = [state[1]]
     for t in range(before.shape[1]):
         cells.append(torch.addcmul(i[:, t] * g[:, t], f[:, t], cells[-1]))
@@ -135,9 +137,7 @@ def _differentiate_lstm(
         of_h, squashed = of_h + of_y[:, t], cells[t + 1].tanh()
         of_c = of_c + of_h * o[:, t] * (1 - squashed.square())
         parts = of_c * g[:, t], of_c * cells[t], of_c * i[:, t], of_h * squashed
-        own = i[:, t], f[:, t], o[:, t]
-        in_i, in_f, in_o = (gate * (1 - gate) for gate in own)
-        of_gates[:, t] = torch.cat([parts[0] * in_i, parts[1] * in_f, parts[2] * (1 - g[:, t].square()), parts[3] * in_o], -1)
+        of_gates[:, t] = torch.cat([part * own[:, t] for part, own in zip(parts, inner, strict=True)], dim=-1)
         of_h, of_c = of_gates[:, t] @ from_state, of_c * f[:, t]
     return of_gates, of_gates, [of_h, of_c]
 

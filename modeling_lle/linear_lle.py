@@ -27,7 +27,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def is_plain(*modules: nn.Module) -> bool:
-    """Whether each module is an `nn.Linear` as torch makes it: not wrapped, parametrised, quantised, hooked, offloaded.
+    """Whether each module is an `nn.Linear` as torch makes it: not wrapped, quantised, hooked or offloaded.
 
     Only then is what it gives `F.linear` of its weight and bias.
     """

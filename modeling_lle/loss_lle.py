@@ -173,7 +173,8 @@ def linear_cross_entropy(
         A scalar, float32 (float64 for float64 input). Under autocast the products run in autocast's dtype.
     """
     device = hidden.device.type
-    if device == "cpu" and not torch.compiler.is_compiling() and targets.numel() and int(targets.max()) >= weight.shape[0]:
+    checked = device == "cpu" and not torch.compiler.is_compiling() and targets.numel() > 0
+    if checked and int(targets.max()) >= weight.shape[0]:
         raise ValueError(f"target {int(targets.max())} does not fit an output layer of {weight.shape[0]} outcomes")
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     parts: tuple[Tensor, ...] = ()

@@ -22,7 +22,6 @@ from .overlay_lle import STATISTICS
 from .recurrence_lle import RENAMED, current_name, first_name, init_recurrent_weights
 from .training_history_lle import HistoryLoss
 
-
 _OLD_NAMES = {re.escape(old): new for old, new in RENAMED.items()}  # as `key_mapping` of from_pretrained
 
 
@@ -58,8 +57,8 @@ class LLEPreTrainedModel(PreTrainedModel):
         opaque = [name for name, weight in weights.items() if not isinstance(weight, Tensor) or weight.is_quantized]
         if opaque:
             raise ValueError(
-                f"a bank cannot tell whose keys it holds by {opaque[0]}, which is quantised: attach or build it first, "
-                "and quantise the model then"
+                f"a bank cannot tell whose keys it holds by {opaque[0]}, which is quantised: attach it first, and "
+                "quantise the model then"
             )
         return sorted((first_name(name), weight) for name, weight in weights.items())
 

@@ -178,7 +178,7 @@ class QRNN(nn.Module):
     def __init__(self, input_size: int, output_size: int, weight_dropout: float) -> None:
         super().__init__()
         self.input_size, self.output_size, self.weight_dropout = input_size, output_size, weight_dropout
-        with torch.random.fork_rng(devices=[]):  # nn.Linear draws numbers, which are drawn again when it is initialised
+        with torch.random.fork_rng(devices=[]):  # what nn.Linear draws is drawn again when it is initialised
             self.gates = gates_of_input("qrnn", 2 * input_size, output_size)  # of a step and the one before it
 
     def initial_state(self, x: Tensor) -> State:
@@ -301,8 +301,7 @@ class _Stack(nn.Module):
             x: (B, T, D) floating, of members (B, T, M D).
             state: What the call for the preceding segment returned; None for zeros.
             mask: (B, T) bool, False for padding, wherever it lies; None if all steps are valid.
-            final: Whether the state is needed. If not, steps may run on over padding, and what is returned in its place
-                has no meaning in a padded row.
+            final: Whether the state is needed. If not, what is returned in its place has no meaning in a padded row.
             after: What becomes of the output (B, T, D) of each layer, by its number, before the next one reads it; of
                 each time step alone, since the steps may come in another order. Not for members.
             seen: A list to which the output of each layer is added, like x; that of the last one is y.
@@ -413,9 +412,10 @@ def _take(x: Tensor, order: Tensor) -> Tensor:
 def init_recurrent_weights(module: nn.Module) -> None:
     """Initialises the parameters that `module` itself holds, but for those that were loaded.
 
-    Matrices are uniform in +-1 / sqrt(fan-in), both of an lstm or gru by the width of its state. A gate that keeps what it has makes long gradients: the forget bias of
-    an lstm is 1 (Jozefowicz et al. 2015), and a qrnn's channels start with log-spaced memory lengths of 2 to
-    `LONGEST_MEMORY` steps (chrono initialisation, Tallec and Ollivier 2018).
+    Matrices are uniform in +-1 / sqrt(fan-in), both of an lstm or gru by the width of its state. A gate that keeps
+    what it has makes long gradients: the forget bias of an lstm is 1 (Jozefowicz et al. 2015), and a qrnn's channels
+    start with log-spaced memory lengths of 2 to `LONGEST_MEMORY` steps (chrono initialisation, Tallec and Ollivier
+    2018).
     """
     if isinstance(module, nn.Linear):
         gates = module.__dict__.get("gates_of")
