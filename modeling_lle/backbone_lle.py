@@ -101,7 +101,7 @@ class LLEModel(LLEPreTrainedModel):
             if past_key_values is not None:
                 raise ValueError("a bidirectional backbone reads whole texts: it takes no past_key_values")
             states = self._read_both_ways(embedded, mask, seen)
-            return BaseModelOutputWithPast(states, None, _chosen(embedded, seen, output_hidden_states))
+            return BaseModelOutputWithPast(states, None, _chosen(embedded, seen, states, output_hidden_states))
         if use_cache and past_key_values is None:
             past_key_values = LLECache(self.config.stream.window)
         if past_key_values is not None:
@@ -112,7 +112,7 @@ class LLEModel(LLEPreTrainedModel):
         if past_key_values is not None:
             past_key_values.state = state
             past_key_values.seen_tokens += states.shape[1]
-        return BaseModelOutputWithPast(states, past_key_values, _chosen(embedded, seen, output_hidden_states))
+        return BaseModelOutputWithPast(states, past_key_values, _chosen(embedded, seen, states, output_hidden_states))
 
     def _scale(self, embedded: Tensor, factors: Tensor) -> Tensor:
         """Embedded tokens (B, T, M D), times a factor for each of them and each member (B, T, M)."""
@@ -156,11 +156,13 @@ def _side_by_side(states: Tensor) -> Tensor:
     return torch.cat([*ahead, *back.flip(2)], dim=-1)
 
 
-def _chosen(embedded: Tensor, seen: Seen, wanted: bool | int | list[int]) -> tuple[Tensor | None, ...] | None:
+def _chosen(
+    embedded: Tensor, seen: Seen, last: Tensor, wanted: bool | int | list[int]
+) -> tuple[Tensor | None, ...] | None:
     """The hidden states; where some are asked for by their numbers, as transformers allows, None for the others."""
     if seen is None:
         return None
-    every = (embedded, *seen)
+    every = (embedded, *seen[:-1], last)
     if isinstance(wanted, bool):
         return every
     numbers = {number % len(every) for number in ([wanted] if isinstance(wanted, int) else wanted)}

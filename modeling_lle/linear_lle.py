@@ -44,6 +44,11 @@ def _is_plain(module: nn.Module) -> bool:
     return torch.compiler.is_compiling() or (type(weight) in (nn.Parameter, Tensor) and not weight.is_meta)
 
 
+def is_packed(module: nn.Module) -> bool:
+    """Whether torch quantised a module, so that its weight is no tensor but a method, and it has no gradient."""
+    return callable(getattr(module, "weight", None))
+
+
 def apply_linear(module: nn.Module, x: Tensor) -> Tensor:
     """What a linear module gives for x (..., D), faster than its forward where it is plain."""
     return linear(x, module.weight, module.bias) if is_plain(module) else module(x)  # type: ignore[arg-type]

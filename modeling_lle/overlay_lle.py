@@ -32,7 +32,7 @@ from torch.func import functional_call
 from .bank_lle import fingerprint
 from .cache_lle import LLECache
 from .configuration_lle import UpdateConfig
-from .linear_lle import apply_linear, is_plain, linear
+from .linear_lle import apply_linear, is_packed, is_plain, linear
 from .recurrence_lle import current_name
 
 logger = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ def check_updatable(model: Any, numbers: UpdateConfig) -> None:
     for name, module in model.named_modules():
         if any(weight.is_meta for weight in module.parameters(recurse=False)):
             raise ValueError(f"the test-time update needs the weights of {name} in memory: load it without offloading")
-        opaque = callable(getattr(module, "weight", None)) or (module is model.lm_head and not is_plain(module))
+        opaque = is_packed(module) or (module is model.lm_head and not is_plain(module))
         if numbers.scope == "all" and opaque:
             raise ValueError(
                 f"history.update.scope 'all' changes the weights themselves, but {name} was wrapped, quantised or "
@@ -80,14 +80,14 @@ def pull_back(head: nn.Module, states: Tensor, slopes: Tensor) -> Tensor:
     """Slopes (E, D) in the states (E, D), of those in their logits (E, V)."""
     if is_plain(head):
         return slopes @ head.weight.to(slopes.dtype)  # type: ignore[operator]
+    if is_packed(head):
+        raise ValueError(
+            "a quantised output layer has no gradient, which history.update.scope 'low-rank' and statistics need: "
+            "collect statistics before quantising it, and set the scope 'head'"
+        )
     with torch.enable_grad():
         leaf = states.detach().requires_grad_()
         logits = head(leaf)
-        if not logits.requires_grad:
-            raise ValueError(
-                f"a {type(head).__name__} as output layer has no gradient, which history.update.scope 'low-rank' and "
-                "statistics need: collect statistics before quantising it, and set the scope 'head'"
-            )
         return torch.autograd.grad(logits, leaf, slopes.to(logits.dtype))[0].to(slopes.dtype)
 
 

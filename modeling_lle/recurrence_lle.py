@@ -79,15 +79,17 @@ def weight_dropout(weight: Tensor, probability: float, training: bool) -> Tensor
     return weight * (draws >= dropped - 32768) * (65536 / (65536 - dropped))
 
 
-def dropped(module: nn.Module, size: int, probability: float, training: bool) -> Callable[[Tensor], Tensor]:
-    """How a linear module maps a state of `size` when `weight_dropout` has dropped its own matrix once.
+def dropped(
+    module: nn.Module, size: tuple[int, int], probability: float, training: bool
+) -> Callable[[Tensor], Tensor]:
+    """How a linear module maps when `weight_dropout` has dropped its own matrix, of this size, once.
 
     Of a module that was wrapped, what was put around the matrix is not dropped.
     """
     if not training or probability == 0:
         return module
     for name, weight in module.named_parameters():
-        if weight.dim() == 2 and weight.shape[1] == size and weight.is_floating_point():
+        if weight.shape == size:
             changed = {name: weight_dropout(weight, probability, training)}
             return lambda x: functional_call(module, changed, (x,))
     raise ValueError(
@@ -120,10 +122,10 @@ class TorchRecurrence(nn.Module):
 
     def __init__(self, kind: str, input_size: int, output_size: int, weight_dropout: float) -> None:
         super().__init__()
-        self.num_states = 2 if kind == "lstm" else 1
+        self.gates, self.num_states = GATES[kind], 2 if kind == "lstm" else 1
         self.output_size, self.weight_dropout = output_size, weight_dropout
         self.from_input = gates_of_input(kind, input_size, output_size)
-        self.from_state = nn.Linear(output_size, GATES[kind] * output_size)
+        self.from_state = nn.Linear(output_size, self.gates * output_size)
 
     def initial_state(self, x: Tensor) -> State:
         """The state before the first step, for an input like `x` (B, T, input_size)."""
@@ -133,7 +135,8 @@ class TorchRecurrence(nn.Module):
     def forward(self, x: Tensor, state: State, lengths: Tensor | None) -> tuple[Tensor, State]:
         """Runs over x (B, T, input_size), of each row only `lengths` (B,) int64 steps. Returns y and the new state."""
         if not is_plain(self.from_input, self.from_state):
-            from_state = dropped(self.from_state, self.output_size, self.weight_dropout, self.training)
+            size = (self.gates * self.output_size, self.output_size)
+            from_state = dropped(self.from_state, size, self.weight_dropout, self.training)
             return recur_by_steps(self.from_input(x), state, from_state, lengths)
         if x.shape[1] == 1 and torch.compiler.is_exporting():  # one step exports as plain operations
             return recur_by_steps(self.from_input(x), state, self.from_state, lengths)
@@ -197,7 +200,8 @@ class QRNN(nn.Module):
             weight = weight_dropout(self.gates.weight, self.weight_dropout, self.training)
             gates = F.linear(pairs, weight, self.gates.bias)
         else:
-            gates = dropped(self.gates, 2 * self.input_size, self.weight_dropout, self.training)(pairs)
+            size = (3 * self.output_size, 2 * self.input_size)
+            gates = dropped(self.gates, size, self.weight_dropout, self.training)(pairs)
         if lengths is None:
             last = padded[:, -1]
         else:
