@@ -12,14 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 
 from .arguments_lle import TO_BACKBONE, Packing, check_arguments
 from .cache_lle import LLECache, check_cache
 from .configuration_lle import LLEConfig
 from .pretrained_lle import LLEPreTrainedModel
-from .recurrence_lle import make_stack, variational_dropout
+from .recurrence_lle import Seen, make_stack, variational_dropout
 from .together_lle import is_read_together, read_together, single_stacks
 
 
@@ -43,7 +42,7 @@ class LLEModel(LLEPreTrainedModel):
         self.post_init()
 
     @merge_with_config_defaults
-    @capture_outputs
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -52,6 +51,7 @@ class LLEModel(LLEPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         after_layer: Callable[[int, Tensor], Tensor] | None = None,
+        output_hidden_states: bool | int | list[int] | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Encodes a segment of text, from the state in `past_key_values` if there is one.
@@ -63,11 +63,16 @@ class LLEModel(LLEPreTrainedModel):
             inputs_embeds: (B, T, M D) floating.
             use_cache: Whether to make a cache where none was given.
             after_layer: What becomes of each layer's output, as in `RecurrentStack`; of a backbone in one direction.
-            kwargs: `output_hidden_states`, `return_dict` and other options of transformers.
+            output_hidden_states: Whether to return the states of every layer, or the numbers of those to return; None:
+                as the config says.
+            kwargs: `return_dict` and other options of transformers.
 
         Returns:
             `last_hidden_state` (B, T, S), `past_key_values` and, when asked for, `hidden_states`; S is M D, or 2 M D
-            for a bidirectional backbone, which has no state that another segment could go on from.
+            for a bidirectional backbone, which has no state that another segment could go on from. `hidden_states`
+            are the embeddings as the first layer reads them (B, T, M D), what each layer reads of the one before it,
+            and last `last_hidden_state`, after the final norm: one more than layers, (B, T, S) each, positions as in
+            the input, both directions and all members side by side. They have no meaning at padding.
         """
         check_arguments(self, kwargs, *TO_BACKBONE)
         check_cache(past_key_values)
@@ -96,36 +101,47 @@ class LLEModel(LLEPreTrainedModel):
         mask = segment_mask(attention_mask, embedded.shape[1])
         if Packing.take(kwargs, *embedded.shape[:2], mask) is not None:
             raise ValueError("only LLEForCausalLM reads packed documents: give each a row of its own")
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        seen: Seen = None if output_hidden_states is False else []
         if self.backward_stack is not None:
             if past_key_values is not None:
                 raise ValueError("a bidirectional backbone reads whole texts: it takes no past_key_values")
-            return BaseModelOutputWithPast(last_hidden_state=self._read_both_ways(embedded, mask))
+            states = self._read_both_ways(embedded, mask, seen)
+            return BaseModelOutputWithPast(states, None, _chosen(embedded, seen, states, output_hidden_states))
         if use_cache and past_key_values is None:
             past_key_values = LLECache(self.config.stream.window)
         if past_key_values is not None:
+            refuse_export("an LLECache", "export with use_cache=False; one step exports as model.stack(x, state)")
             past_key_values.check_rows(embedded.shape[0])
         state = None if past_key_values is None else past_key_values.state
-        states, state = self.stack(embedded, state, mask, after=after_layer)
+        states, state = self.stack(embedded, state, mask, after=after_layer, seen=seen)
         if past_key_values is not None:
             past_key_values.state = state
             past_key_values.seen_tokens += states.shape[1]
-        return BaseModelOutputWithPast(last_hidden_state=states, past_key_values=past_key_values)
+        return BaseModelOutputWithPast(states, past_key_values, _chosen(embedded, seen, states, output_hidden_states))
 
     def _scale(self, embedded: Tensor, factors: Tensor) -> Tensor:
         """Embedded tokens (B, T, M D), times a factor for each of them and each member (B, T, M)."""
         members = embedded.unflatten(-1, (self.config.members, self.config.hidden_size))
         return (members * factors[..., None].to(embedded.dtype)).flatten(-2)
 
-    def _read_both_ways(self, embedded: Tensor, mask: Tensor | None) -> Tensor:
-        """States (B, T, 2 M D) of whole texts, those of the forward stack first."""
+    def _read_both_ways(self, embedded: Tensor, mask: Tensor | None, seen: Seen) -> Tensor:
+        """States (B, T, 2 M D) of whole texts, those of the forward stack first; those of each layer go to `seen`."""
         assert self.backward_stack is not None
+        own: tuple[Seen, Seen] = (None, None) if seen is None else ([], [])
         if mask is None and is_read_together((self.stack, self.backward_stack), embedded):
-            own = embedded.unflatten(-1, (self.config.members, -1)).movedim(-2, 0)  # (M, B, T, D)
+            members = embedded.unflatten(-1, (self.config.members, -1)).movedim(-2, 0)  # (M, B, T, D)
             stacks = single_stacks(self.stack) + single_stacks(self.backward_stack)
-            ahead, back = read_together(stacks, torch.cat([own, own.flip(2)])).chunk(2)
-            return torch.cat([*ahead, *back.flip(2)], dim=-1)
-        forwards, _ = self.stack(embedded, None, mask, final=False)
-        backwards, _ = self.backward_stack(embedded.flip(1), None, None if mask is None else mask.flip(1), final=False)
+            states = read_together(stacks, torch.cat([members, members.flip(2)]), own[0])
+            if seen is not None and own[0] is not None:
+                seen += [_side_by_side(layer) for layer in own[0]]
+            return _side_by_side(states)
+        forwards, _ = self.stack(embedded, None, mask, final=False, seen=own[0])
+        flipped = None if mask is None else mask.flip(1)
+        backwards, _ = self.backward_stack(embedded.flip(1), None, flipped, final=False, seen=own[1])
+        if seen is not None and own[0] is not None and own[1] is not None:
+            seen += [torch.cat([ahead, back.flip(1)], dim=-1) for ahead, back in zip(*own, strict=True)]
         return torch.cat([forwards, backwards.flip(1)], dim=-1)
 
     def _check_ids(self, input_ids: Tensor) -> None:
@@ -141,6 +157,25 @@ class LLEModel(LLEPreTrainedModel):
             )
 
 
+def _side_by_side(states: Tensor) -> Tensor:
+    """States (2 M, B, T, D) of the members in both directions, the second half in backward time, as (B, T, 2 M D)."""
+    ahead, back = states.chunk(2)
+    return torch.cat([*ahead, *back.flip(2)], dim=-1)
+
+
+def _chosen(
+    embedded: Tensor, seen: Seen, last: Tensor, wanted: bool | int | list[int]
+) -> tuple[Tensor | None, ...] | None:
+    """The hidden states; where some are asked for by their numbers, as transformers allows, None for the others."""
+    if seen is None:
+        return None
+    every = (embedded, *seen[:-1], last)
+    if isinstance(wanted, bool):
+        return every
+    numbers = {number % len(every) for number in ([wanted] if isinstance(wanted, int) else wanted)}
+    return tuple(states if number in numbers else None for number, states in enumerate(every))
+
+
 def segment_mask(attention_mask: Tensor | dict[str, Tensor | None] | None, length: int) -> Tensor | None:
     """The segment's mask (B, T) bool, False at padding, or None if there is no padding in it."""
     if isinstance(attention_mask, dict):
@@ -153,8 +188,16 @@ def segment_mask(attention_mask: Tensor | dict[str, Tensor | None] | None, lengt
     return None if not torch.compiler.is_compiling() and bool(mask.all()) else mask
 
 
+def refuse_export(what: str, instead: str) -> None:
+    """Raises a ValueError if torch.export is tracing the model."""
+    if torch.compiler.is_exporting():
+        raise ValueError(f"torch.export cannot trace {what}: {instead}")
+
+
 def refuse_empty_rows(attention_mask: Tensor | dict[str, Tensor | None]) -> None:
     """Raises a ValueError if a row holds nothing but padding: there is nothing to predict from."""
+    if torch.compiler.is_compiling():
+        return
     mask = segment_mask(attention_mask, 0 if isinstance(attention_mask, dict) else attention_mask.shape[1])
     if mask is not None and not bool(mask.any(dim=1).all()):
         row = int((~mask.any(dim=1)).nonzero()[0])

@@ -17,7 +17,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .arguments_lle import TO_BACKBONE, check_arguments
-from .backbone_lle import LLEModel, refuse_empty_rows, segment_mask
+from .backbone_lle import LLEModel, refuse_empty_rows, refuse_export, segment_mask
 from .bank_lle import Found
 from .configuration_lle import MAX_FITTED, LLEConfig
 from .labels_lle import (
@@ -202,6 +202,7 @@ class _Classifier(TeachableModel):
         """The nearest examples of items (n, key_size), which are normalised for it; as many as the config says."""
         assert self.history_bank is not None
         self.check_history()
+        refuse_export("what a bank recalls", "export with use_history=False")
         queries = nn.functional.normalize(items.detach().float(), dim=-1)
         numbers = self.config.bank
         most = numbers.neighbours if neighbours is None else neighbours

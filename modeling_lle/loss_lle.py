@@ -8,17 +8,20 @@ their own: by that of the mixture, the base would learn little of what the histo
 D width, V vocabulary, S sources.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .history_lle import base_features, gate, mixed_log_prob
+from .linear_lle import is_plain
 from .scan_lle import installed
 
 IGNORED = -100
+CHUNK_POSITIONS = 1024  # of an output layer that is called as a module
 CHUNK_ELEMENTS = 1 << 23  # logits in a chunk: 16 MB in bfloat16, which the allocator reuses without new pages
 
 
@@ -81,7 +84,11 @@ def linear_cross_entropy_reference(
 ) -> Tensor:
     """`linear_cross_entropy`, written plainly, for hidden (N, D) and targets (N,)."""
     targets = check_targets(targets, hidden.shape[:-1], len(weight), "targets")
-    logits = torch.nn.functional.linear(hidden, weight, bias)
+    return _nats(torch.nn.functional.linear(hidden, weight, bias), targets, recalled)
+
+
+def _nats(logits: Tensor, targets: Tensor, recalled: Recalled | None) -> Tensor:
+    """The summed cross entropy of logits (N, V) and targets (N,), or that of the mixture."""
     log_probs = (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
     base = log_probs.gather(1, targets.clamp(min=0)[:, None])[:, 0]
     nats = -base
@@ -98,7 +105,8 @@ def _softmax_slope(
     Also the nats (N,) and, if they are asked for, the `base_features` (N, 2), both in `dtype`.
     """
     features = torch.empty(len(logits), 2 if with_features else 0, dtype=dtype, device=logits.device)
-    if logits.device.type == "cpu" and installed("numba") and logits.dtype != torch.float16:
+    compiling = torch.compiler.is_compiling()
+    if logits.device.type == "cpu" and not compiling and installed("numba") and logits.dtype != torch.float16:
         from .step_kernels_lle import softmax_slope
 
         nats = torch.empty(len(logits), dtype=dtype)
@@ -209,6 +217,61 @@ def linear_cross_entropy(
         return _LinearCrossEntropy.apply(
             hidden.flatten(0, -2), weight, bias, targets.flatten(), dtype, differentiate, *parts
         )
+
+
+def head_cross_entropy(hidden: Tensor, head: nn.Module, targets: Tensor, recalled: Recalled | None = None) -> Tensor:
+    """`linear_cross_entropy` of an output layer, by its own forward where it was wrapped, quantised or hooked.
+
+    Args:
+        hidden: (..., D) floating.
+        head: Maps (n, D) to the logits (n, V).
+        targets: (...) int64; positions with -100 count nothing.
+        recalled: As for `linear_cross_entropy`.
+
+    Returns:
+        A scalar, float32 (float64 for float64 logits).
+    """
+    if is_plain(head):
+        return linear_cross_entropy(hidden, head.weight, head.bias, targets, recalled)  # type: ignore[arg-type]
+
+    def nats(rows: Tensor, own: Tensor, *parts: Tensor) -> Tensor:
+        return _nats(head(rows), own, Recalled(*parts) if parts else None)
+
+    parts = () if recalled is None else (recalled.probability.flatten(0, -2), recalled.mass.flatten(0, -2))
+    return _in_chunks(nats, hidden, targets, parts, () if recalled is None else (recalled.numbers,))
+
+
+def _in_chunks(
+    function: Callable[..., Tensor],
+    hidden: Tensor,
+    targets: Tensor,
+    parts: tuple[Tensor, ...] = (),
+    whole: tuple[Tensor, ...] = (),
+) -> Tensor:
+    """The sum of a function of some positions' states, targets and parts, which are computed again for the slopes."""
+    rows = hidden.flatten(0, -2), targets.flatten(), *parts
+    size = CHUNK_POSITIONS if len(rows[0]) > CHUNK_POSITIONS else max(1, len(rows[0]))
+    chunks = list(zip(*(tensor.split(size) for tensor in rows), strict=True))
+    if len(chunks) == 1 or not torch.is_grad_enabled():
+        sums = [function(*chunk, *whole) for chunk in chunks]
+    else:
+        sums = [checkpoint(function, *chunk, *whole, use_reentrant=False) for chunk in chunks]
+    return torch.stack(sums).sum()
+
+
+def head_smoothing_nats(hidden: Tensor, head: nn.Module, targets: Tensor) -> Tensor:
+    """`smoothing_nats` of an output layer, by its own forward where it was wrapped, quantised or hooked."""
+    if is_plain(head):
+        return smoothing_nats(hidden, head.weight, head.bias, targets)  # type: ignore[arg-type]
+
+    def nats(rows: Tensor, own: Tensor) -> Tensor:
+        used = own != IGNORED
+        logits = head(rows)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        chosen = logits.gather(1, own.clamp(min=0)[:, None])[:, 0]
+        return (chosen - logits.mean(-1))[used].sum()
+
+    return _in_chunks(nats, hidden, targets)
 
 
 def smoothing_nats(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:

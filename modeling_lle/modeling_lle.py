@@ -17,14 +17,14 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .arguments_lle import TO_BACKBONE, Packing, check_arguments
-from .backbone_lle import LLEModel, refuse_empty_rows, segment_mask
+from .backbone_lle import LLEModel, refuse_empty_rows, refuse_export, segment_mask
 from .bank_lle import Found
 from .cache_lle import Block, LLECache, check_cache
 from .configuration_lle import LLEConfig
 from .explanation_lle import Explanation, explain
 from .history_lle import Calibration, base_prediction, recall_bank, recall_stream
-from .linear_lle import linear
-from .loss_lle import check_targets, linear_cross_entropy
+from .linear_lle import apply_linear
+from .loss_lle import check_targets, head_cross_entropy
 from .overlay_lle import Overlay, collect_statistics
 from .prediction_lle import BLOCK, HistoryOutput, Prediction, ScoreOutput, block_size, collect
 from .pretrained_lle import LLEPreTrainedModel
@@ -184,7 +184,7 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
             past_key_values = LLECache(self.config.training.window)
         given = input_ids if inputs_embeds is None else inputs_embeds
         assert given is not None
-        cache, with_history = self.cache_for(past_key_values, use_cache, use_history, len(given))
+        cache, with_history = self.cache_for(past_key_values, use_cache, use_history, given.shape[0])
         if return_logits and attention_mask is not None and (cache is None or cache.seen_tokens == 0):
             refuse_empty_rows(attention_mask)
         hidden_states = loss = logits = history = None
@@ -215,7 +215,7 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
             if return_logits:
                 logits = self.lm_head(slice_logits_to_keep(dropped, logits_to_keep))
             if targets is not None:
-                loss = linear_cross_entropy(dropped, self.lm_head.weight, self.lm_head.bias, targets)
+                loss = head_cross_entropy(dropped, self.lm_head, targets)
         if loss is not None and measured is not None:
             loss = loss / measured.number
             if self.training:
@@ -237,7 +237,10 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
         if cache is not None and cache.overlay is None and updating:
             cache.overlay = Overlay(self, rows)
         has_own = cache is not None and (cache.stream is not None or cache.overlay is not None)
-        return cache, use_history and (has_own or self.history_bank is not None)
+        use_history = use_history and (has_own or self.history_bank is not None)
+        if use_history:
+            refuse_export("what a history recalls", "export with use_history=False")
+        return cache, use_history
 
     def read(
         self, input_ids: Tensor, attention_mask: Tensor | dict[str, Tensor | None] | None, cache: LLECache
@@ -305,7 +308,7 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
             if positions.stop <= first:
                 continue
             own = states[:, positions]
-            logits = output(self, own) if output else linear(own, self.lm_head.weight, self.lm_head.bias)
+            logits = output(self, own) if output else apply_linear(self.lm_head, own)
             base, features = base_prediction(logits)
             prediction = Prediction(positions, base, features)
             if with_history and block is not None:

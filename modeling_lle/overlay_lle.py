@@ -15,6 +15,7 @@ one factor for each row, so that a step on the head touches some hundred rows of
 Shapes: B batch, T time, D width, V vocabulary, E tokens of a step, R rank.
 """
 
+import functools
 import logging
 import math
 import os
@@ -25,14 +26,15 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from .bank_lle import fingerprint
 from .cache_lle import LLECache
 from .configuration_lle import UpdateConfig
-from .linear_lle import linear
+from .linear_lle import apply_linear, is_packed, is_plain, linear
 from .loss_lle import IGNORED, check_targets
+from .recurrence_lle import current_name
 
 logger = logging.getLogger(__name__)
 
@@ -56,13 +58,40 @@ Gradient = tuple[Tensor, Tensor | None, Tensor | None]
 
 def change_sizes(model: Any, numbers: UpdateConfig) -> dict[str, torch.Size]:
     """Names and shapes of what an update of this scope changes."""
-    head = model.lm_head
+    V, D = model.config.vocab_size, model.config.hidden_size
     if numbers.scope == "head":
-        return {"weight": head.weight.shape, "bias": head.bias.shape}
+        return {"weight": torch.Size([V, D]), "bias": torch.Size([V])}
     if numbers.scope == "low-rank":
-        rank = min(numbers.rank, model.config.hidden_size)
-        return {"map": torch.Size([model.config.hidden_size, rank]), "bias": head.bias.shape}
+        return {"map": torch.Size([D, min(numbers.rank, D)]), "bias": torch.Size([V])}
     return {name: parameter.shape for name, parameter in model.named_parameters()}
+
+
+def check_updatable(model: Any, numbers: UpdateConfig) -> None:
+    """Raises a ValueError where a module was changed so that an update of this scope would pass it by."""
+    for name, module in model.named_modules():
+        if any(weight.is_meta for weight in module.parameters(recurse=False)):
+            raise ValueError(f"the test-time update needs the weights of {name} in memory: load it without offloading")
+        opaque = is_packed(module) or (module is model.lm_head and not is_plain(module))
+        if numbers.scope == "all" and opaque:
+            raise ValueError(
+                f"history.update.scope 'all' changes the weights themselves, but {name} was wrapped, quantised or "
+                "hooked: merge its adapters into it, or set the scope 'head'"
+            )
+
+
+def pull_back(head: nn.Module, states: Tensor, slopes: Tensor) -> Tensor:
+    """Slopes (E, D) in the states (E, D), of those in their logits (E, V)."""
+    if is_plain(head):
+        return slopes @ head.weight.to(slopes.dtype)  # type: ignore[operator]
+    if is_packed(head):
+        raise ValueError(
+            "a quantised output layer has no gradient, which history.update.scope 'low-rank' and statistics need: "
+            "collect statistics before quantising it, and set the scope 'head'"
+        )
+    with torch.enable_grad():
+        leaf = states.detach().requires_grad_()
+        logits = head(leaf)
+        return torch.autograd.grad(logits, leaf, slopes.to(logits.dtype))[0].to(slopes.dtype)
 
 
 class Overlay:
@@ -85,11 +114,12 @@ class Overlay:
         self.numbers: UpdateConfig = model.config.overlay
         self.rate = RATES[self.numbers.scope] if self.numbers.rate is None else self.numbers.rate
         self.every = EVERY[self.numbers.scope] if self.numbers.every is None else self.numbers.every
+        check_updatable(model, self.numbers)
         self.scales = preconditioners(model, self.numbers)
-        weight = model.lm_head.weight
-        wide = {"dtype": torch.promote_types(weight.dtype, torch.float32)}  # small steps would be lost in bfloat16
+        wide = torch.promote_types(model.dtype, torch.float32)  # small steps would be lost in bfloat16
+        zeros = functools.partial(torch.zeros, dtype=wide, device=model.device)
         sizes = change_sizes(model, self.numbers)
-        self.changes = {name: weight.new_zeros(rows, *size, **wide) for name, size in sizes.items()}
+        self.changes = {name: zeros(rows, *size) for name, size in sizes.items()}
         self.velocity = {n: torch.zeros_like(c) for n, c in self.changes.items()} if self.numbers.momentum else {}
         self.decayed = torch.ones(rows, dtype=torch.float64)
         self.count = torch.zeros(rows, dtype=torch.long)
@@ -97,8 +127,8 @@ class Overlay:
         self.kept: dict[str, Tensor] = {}
         if not self.replaces_backbone:
             size = (rows, self.every)
-            self.kept["states"] = weight.new_zeros(*size, weight.shape[1], **wide)
-            self.kept["probabilities"] = weight.new_zeros(*size, weight.shape[0], **wide)
+            self.kept["states"] = zeros(*size, model.config.hidden_size)
+            self.kept["probabilities"] = zeros(*size, model.config.vocab_size)
 
     @property
     def replaces_backbone(self) -> bool:
@@ -198,7 +228,7 @@ class Overlay:
         else:
             moved = (wide @ self.scales["directions"]) @ changes["map"].transpose(1, 2) * factor
             states, more = states + moved.to(states.dtype), changes["bias"][:, None]
-        return linear(states, head.weight, head.bias) + more * factor
+        return apply_linear(head, states) + more * factor
 
     def remember(self, states: Tensor, positions: slice, log_probs: Tensor, mask: Tensor | None) -> None:
         """Keeps what the next step needs of predictions of a part that was read.
@@ -261,7 +291,7 @@ class Overlay:
         if self.numbers.scope == "head":
             rows = (residual.abs().amax(0) >= NEGLIGIBLE).nonzero()[:, 0]
             return nats, {"weight": (scaled[:, rows], states * self.scales["state"], rows), "bias": bias}
-        error = (residual @ model.lm_head.weight.to(residual.dtype)) * self.scales["error"]
+        error = pull_back(model.lm_head, states.to(model.dtype), residual) * self.scales["error"]
         return nats, {"map": (error, states @ self.scales["directions"], None), "bias": bias}
 
     def _differentiate(self, model: Any, row: int, outcomes: Tensor) -> tuple[float, dict[str, Gradient]]:
@@ -325,6 +355,7 @@ class Overlay:
             raise ValueError(
                 f"the overlay {path} has the scope {described['scope']!r}, history.update.scope is {scope!r}"
             )
+        changes = {current_name(name): change for name, change in changes.items()}
         decayed = changes.pop(_DECAYED, None)  # version 1 has none
         given = {name: change.shape[1:] for name, change in changes.items()}
         if described["fingerprint"] != fingerprint(model) or given != change_sizes(model, model.config.overlay):
@@ -377,7 +408,8 @@ def collect_statistics(model: Any, batches: Iterable[dict[str, Tensor]]) -> dict
         summed nats in each weight, by the names of the weights.
     """
     head, everything = model.lm_head, model.config.overlay.scope == "all"
-    V, D = head.weight.shape
+    check_updatable(model, model.config.overlay)
+    V, D = model.config.vocab_size, model.config.hidden_size
     sums = {"residual": torch.zeros(V), "state": torch.zeros(D, D), "error": torch.zeros(D)}
     weights = {name: parameter.detach().clone().requires_grad_() for name, parameter in model.named_parameters()}
     squares = {name: torch.zeros_like(weight) for name, weight in weights.items()} if everything else {}
@@ -387,13 +419,13 @@ def collect_statistics(model: Any, batches: Iterable[dict[str, Tensor]]) -> dict
         targets = check_targets(targets, ids.shape, V, "shift_labels")
         before = cache.state
         states = model.model(ids, past_key_values=cache, use_cache=False).last_hidden_state[0]
-        residual = linear(states, head.weight, head.bias).float().softmax(-1)
+        residual = apply_linear(head, states).float().softmax(-1)
         used = targets[0] != IGNORED
         residual, states = residual[used], states[used]
         residual[torch.arange(len(residual)), targets[0, used]] -= 1
         sums["residual"] += residual.square().sum(0).cpu()
         sums["state"] += (states.T @ states).float().cpu()
-        sums["error"] += (residual @ head.weight.float()).square().sum(0).cpu()
+        sums["error"] += pull_back(head, states, residual).square().sum(0).cpu()
         count, segments = count + len(residual), segments + 1
         if everything:
             own = LLECache()

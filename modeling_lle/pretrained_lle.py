@@ -4,6 +4,7 @@ Notable: a backbone that would be partly untrained is an error, as is a broken f
 """
 
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,8 +19,10 @@ from transformers.utils import cached_file
 from .bank_lle import HISTORY_FOLDER, BankError, HistoryBank
 from .configuration_lle import LLEConfig
 from .overlay_lle import STATISTICS, read_statistics
-from .recurrence_lle import RecurrentLayer, init_recurrent_weights
+from .recurrence_lle import RENAMED, current_name, first_name, init_recurrent_weights
 from .training_history_lle import HistoryLoss
+
+_OLD_NAMES = {re.escape(old): new for old, new in RENAMED.items()}  # as `key_mapping` of from_pretrained
 
 
 def _hub_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -42,7 +45,6 @@ class LLEPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _is_stateful = True
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
-    _can_record_outputs = {"hidden_states": RecurrentLayer}  # noqa: RUF012
 
     @property
     def key_size(self) -> int:
@@ -50,8 +52,15 @@ class LLEPreTrainedModel(PreTrainedModel):
         return self.config.state_size
 
     def key_weights(self) -> list[tuple[str, Tensor]]:
-        """Names and values of the weights that keys depend on."""
-        return sorted(self.base_model.state_dict().items())
+        """Names and values of the weights that keys depend on; the names are those of the first version."""
+        weights = self.base_model.state_dict()
+        opaque = [name for name, weight in weights.items() if not isinstance(weight, Tensor) or weight.is_quantized]
+        if opaque:
+            raise ValueError(
+                f"a bank cannot tell whose keys it holds by {opaque[0]}, which is quantised: attach it first, and "
+                "quantise the model then"
+            )
+        return sorted((first_name(name), weight) for name, weight in weights.items())
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
@@ -81,6 +90,7 @@ class LLEPreTrainedModel(PreTrainedModel):
         """As in transformers, but a backbone that would be partly untrained is an error, as is a broken file."""
         name = pretrained_model_name_or_path
         kwargs |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
+        kwargs["key_mapping"] = {**_OLD_NAMES, **(kwargs.get("key_mapping") or {})}
         try:
             loaded: Any = super().from_pretrained(name, *args, **kwargs)
         except SafetensorError as error:
@@ -98,7 +108,8 @@ class LLEPreTrainedModel(PreTrainedModel):
                 "or pass ignore_mismatched_sizes=True to start these weights anew"
             )
         statistics = None if name is None else cached_file(name, STATISTICS, **_hub_options(kwargs))
-        model.update_statistics, model.update_statistics_fault = read_statistics(statistics)
+        own, model.update_statistics_fault = read_statistics(statistics)
+        model.update_statistics = None if own is None else {current_name(key): value for key, value in own.items()}
         return loaded if output_loading_info else model
 
     def save_pretrained(

@@ -22,13 +22,18 @@ from transformers.utils.generic import can_return_tuple
 
 from .arguments_lle import check_arguments
 from .attention_lle import SourceAttention
-from .backbone_lle import LLEModel, refuse_empty_rows, segment_mask
+from .backbone_lle import LLEModel, refuse_empty_rows, refuse_export, segment_mask
 from .bank_lle import Found, HistoryBank, bank_tool
 from .cache_lle import LLECache, check_cache
 from .configuration_lle import LLEConfig
 from .history_lle import Calibration, Recall, base_prediction, fused, recall_bank
-from .linear_lle import linear
-from .loss_lle import IGNORED, check_targets, linear_cross_entropy, smoothing_nats
+from .linear_lle import apply_linear
+from .loss_lle import (
+    IGNORED,
+    check_targets,
+    head_cross_entropy,
+    head_smoothing_nats,
+)
 from .precision_lle import outside_autocast
 from .prediction_lle import HistoryOutput, Prediction, block_size, collect
 from .pretrained_lle import LLEPreTrainedModel
@@ -267,13 +272,13 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
             )
         else:
             dropped = variational_dropout(states, self.config.output_dropout, self.training)
-            weight, bias = self.lm_head.weight, self.lm_head.bias
             if return_logits:
                 output.logits = self.lm_head(dropped)
             if labels is not None:
-                output.loss = linear_cross_entropy(dropped, weight, bias, labels)
+                output.loss = head_cross_entropy(dropped, self.lm_head, labels)
                 if self.training and self.label_smoothing:
-                    output.loss = output.loss + self.label_smoothing * smoothing_nats(dropped, weight, bias, labels)
+                    smoothing = head_smoothing_nats(dropped, self.lm_head, labels)
+                    output.loss = output.loss + self.label_smoothing * smoothing
         if output.loss is not None and labels is not None:
             if num_items_in_batch is None:
                 num_items_in_batch = (labels != IGNORED).sum().clamp(min=1)
@@ -300,6 +305,7 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
         source = self.model.read(input_ids, attention_mask)
         if use_history and self.history_bank is not None:
             self.check_history()
+            refuse_export("what a memory recalls", "export with use_history=False")
             sentences = self.config.bank.sentences
             candidates = self.memory.candidates(input_ids, attention_mask, sentences, leave_out)
             source.candidate_keys, source.candidate_outcomes, source.candidate_ids = (
@@ -372,7 +378,7 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
         size = block_size(len(states), max(self.config.vocab_size, source.candidate_ids.shape[1]))
         for start in range(0, states.shape[1], size):
             own = states[:, start : start + size]
-            base, features = base_prediction(linear(own, self.lm_head.weight, self.lm_head.bias))
+            base, features = base_prediction(apply_linear(self.lm_head, own))
             found, recall = recall_memory(own, source, self.config.bank.sharpness)
             prediction = Prediction(slice(start, start + own.shape[1]), base, features, found=found)
             prediction.add("bank", recall, self.config.bank.gate)

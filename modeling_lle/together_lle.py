@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .recurrence_lle import QRNN, Members, RecurrentLayer, RecurrentStack, ResidualLayer
+from .linear_lle import is_plain
+from .recurrence_lle import QRNN, Members, RecurrentLayer, RecurrentStack, ResidualLayer, Seen
 from .scan_lle import gated_scan
 
 LONGEST = 64  # B T up to which it is faster on a CPU; beyond, the larger tensors cost more than the calls
@@ -27,8 +28,8 @@ def single_stacks(stack: RecurrentStack | Members) -> list[RecurrentStack]:
 def is_read_together(directions: tuple[RecurrentStack | Members, ...], x: Tensor) -> bool:
     """Whether `read_together` gives, faster, what the stacks give which read texts like `x` (B, T, M D).
 
-    A gradient, an autocast or a compiler wants the layers as they are, and so do hooks, among them those that
-    transformers leaves on the layers once hidden states have been asked for, and layers that were exchanged.
+    A gradient, an autocast or a compiler wants the layers as they are, and so do hooks, and layers that were wrapped,
+    quantised or exchanged.
     """
     if (
         x.shape[0] * x.shape[1] > LONGEST
@@ -50,28 +51,39 @@ def is_read_together(directions: tuple[RecurrentStack | Members, ...], x: Tensor
             mixer, norm = layer.mixer, layer.mixer_norm
             if type(mixer) is not QRNN or type(norm) is not nn.RMSNorm or _is_hooked(layer, mixer, norm):
                 return False
-            if layer.training or mixer.training or mixer.weight.dtype != x.dtype or mixer.weight.device != x.device:
+            if layer.training or mixer.training or not is_plain(mixer.gates):
+                return False
+            if mixer.gates.weight.dtype != x.dtype or mixer.gates.weight.device != x.device:
                 return False
     return True
 
 
 def _is_hooked(*modules: nn.Module) -> bool:
-    return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+    return any(m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__ for m in modules)
 
 
-def read_together(stacks: list[RecurrentStack], x: Tensor) -> Tensor:
-    """What each stack gives of its own whole texts without padding, from no state: x (G, B, T, D) float32, y alike."""
+def read_together(stacks: list[RecurrentStack], x: Tensor, seen: Seen = None) -> Tensor:
+    """What each stack gives of its own whole texts without padding, from no state: x (G, B, T, D) float32, y alike.
+
+    What each layer gives is added to `seen`, if there is such a list.
+    """
     G, B, T, D = x.shape
-    for layers in zip(*(cast(Iterable[RecurrentLayer], stack.layers) for stack in stacks), strict=True):
+    depth = len(stacks[0].layers)
+    every = zip(*(cast(Iterable[RecurrentLayer], stack.layers) for stack in stacks), strict=True)
+    for number, layers in enumerate(every, start=1):
         each = cast(tuple[ResidualLayer, ...], layers)
         normed = _normalise([layer.mixer_norm for layer in each], x)
         pairs = torch.cat([F.pad(normed, (0, 0, 1, -1)), normed], dim=-1)  # a step and the one before it
         mixers = [cast(QRNN, layer.mixer) for layer in each]
-        products = [torch.mm(m.weight, own.t()).t() for own, m in zip(pairs.flatten(1, 2), mixers, strict=True)]
-        gates = torch.stack(products).add_(torch.stack([mixer.bias for mixer in mixers])[:, None])
+        products = [torch.mm(m.gates.weight, own.t()).t() for own, m in zip(pairs.flatten(1, 2), mixers, strict=True)]
+        gates = torch.stack(products).add_(torch.stack([mixer.gates.bias for mixer in mixers])[:, None])
         y, _ = gated_scan(gates.view(G * B, T, -1), x.new_zeros(G * B, D))
         x = x + y.view_as(x)
-    return _normalise([cast(nn.RMSNorm, stack.norm) for stack in stacks], x)
+        if number == depth:
+            x = _normalise([cast(nn.RMSNorm, stack.norm) for stack in stacks], x)
+        if seen is not None:
+            seen.append(x)
+    return x
 
 
 def _normalise(norms: list[nn.RMSNorm], x: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .cache_lle import Block, Stream
 from .configuration_lle import LLEConfig
 from .history_lle import Recall, from_values, kernel, log_age, recall_stream, store_values, to_values
-from .loss_lle import Recalled, check_targets, linear_cross_entropy
+from .loss_lle import Recalled, check_targets, head_cross_entropy
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ class HistoryLoss(nn.Module):
         tokens: Tensor | None,
         mask: Tensor | None,
         targets: Tensor,
-        output: nn.Linear,
+        output: nn.Module,
     ) -> Tensor:
         """The summed cross entropy of the mixture over a segment, in nats, a scalar float32.
 
@@ -151,4 +151,4 @@ class HistoryLoss(nn.Module):
             columns.append((probability, mass, numbers))
         probabilities, masses, gates = zip(*columns, strict=True)
         recalled = Recalled(torch.stack(probabilities, -1), torch.stack(masses, -1), torch.stack(gates))
-        return linear_cross_entropy(dropped, output.weight, output.bias, targets, recalled)
+        return head_cross_entropy(dropped, output, targets, recalled)

@@ -4,10 +4,9 @@
 `pytest.importorskip` of the package itself, and everything else must work without them.
 """
 
+import gc
 import os
 import sys
-
-import gc
 
 import pytest
 import torch

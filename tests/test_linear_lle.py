@@ -1,10 +1,16 @@
 """The product is torch's, whichever library computes it, and differentiable where a gradient is asked for."""
 
+import warnings
+from unittest import mock
+
 import pytest
 import torch
+from torch import nn
+from torch.nn.utils import parametrizations
 
 from modeling_lle import linear_lle
-from modeling_lle.linear_lle import linear
+from modeling_lle.linear_lle import apply_linear, is_plain, linear
+from tests.adapters import Adapter
 
 
 @pytest.mark.parametrize("shape", [(1, 4), (3, 5, 4), (0, 4), (2, 0, 4)])
@@ -42,3 +48,53 @@ def test_without_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear_lle.torch.backends.mkldnn, "is_available", lambda: False)
     x, weight = torch.randn(2, 3), torch.randn(4, 3)
     assert torch.equal(linear(x, weight), torch.nn.functional.linear(x, weight))
+
+
+def quantized() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(3, 2)), dtype=torch.qint8)[0]
+
+
+def hooked(register: str) -> nn.Module:
+    module = nn.Linear(3, 2)
+    getattr(module, register)(lambda *_: None)
+    return module
+
+
+def redirected() -> nn.Module:
+    module = nn.Linear(3, 2)
+    module.forward = module.forward  # as accelerate does
+    return module
+
+
+CHANGED = {
+    "wrapped": lambda: Adapter(nn.Linear(3, 2)),
+    "quantized": quantized,
+    "forward hook": lambda: hooked("register_forward_hook"),
+    "forward pre-hook": lambda: hooked("register_forward_pre_hook"),
+    "backward hook": lambda: hooked("register_full_backward_hook"),
+    "parametrised": lambda: parametrizations.weight_norm(nn.Linear(3, 2)),
+    "redirected": redirected,
+    "offloaded": lambda: nn.Linear(3, 2, device="meta"),
+}
+
+
+@pytest.mark.parametrize("kind", CHANGED)
+def test_a_module_that_was_changed_is_called(kind: str) -> None:
+    module, x = CHANGED[kind](), torch.randn(4, 3, device="meta" if kind == "offloaded" else "cpu")
+    assert not is_plain(module)
+    assert not is_plain(nn.Linear(3, 2), module)
+    with mock.patch.object(type(module), "__call__", return_value="called"):
+        assert apply_linear(module, x) == "called"
+
+
+def test_a_module_as_torch_makes_it_is_plain() -> None:
+    module, x = nn.Linear(3, 2), torch.randn(4, 3)
+    module.register_forward_hook(lambda *_: None).remove()
+    assert is_plain(module, nn.Linear(2, 5, bias=False))
+    torch.testing.assert_close(apply_linear(module, x), module(x))
+    seen: list[bool] = []
+    with mock.patch.object(nn.Linear, "forward", lambda self, x: seen.append(is_plain(self)) or x):
+        torch.func.functional_call(module, {"weight": module.weight * 2}, (x,))
+    assert seen == [True]

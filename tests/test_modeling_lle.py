@@ -265,7 +265,7 @@ def test_dropout_acts_in_training_only() -> None:
 def test_embedding_dropout_drops_types() -> None:
     model = make_model(embedding_dropout=0.5).train()
     ids = torch.arange(VOCAB).repeat(2, 2)
-    with mock.patch.object(RecurrentStack, "forward", lambda self, x, state, mask, after: (x, state)):
+    with mock.patch.object(RecurrentStack, "forward", lambda self, x, state, mask, **_: (x, state)):
         states = model.model(ids, use_cache=False).last_hidden_state
     factor = (states / model.model.embed_tokens(ids)).detach()
     assert set(factor.round(decimals=4).unique().tolist()) == {0.0, 2.0}
