@@ -137,9 +137,9 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
         mask = segment_mask(attention_mask, length)
         packing = Packing.take(kwargs, rows, length, mask)
         targets: Targets | None = None
-        if labels is not None or shift_labels is not None:
-            own = labels if shift_labels is None else shift_labels
-            own = check_targets(own, (rows, length), self.config.vocab_size)
+        given_labels: Tensor | None = labels if shift_labels is None else shift_labels
+        if given_labels is not None:
+            own = check_targets(given_labels, (rows, length), self.config.vocab_size)
             targets = Targets(own, shift_labels is not None, mask, packing, num_items_in_batch)
         how: dict[str, Any] = {"use_history": use_history, "output_history": output_history}
         how |= {"return_logits": return_logits, "options": kwargs}

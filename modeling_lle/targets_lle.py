@@ -59,7 +59,7 @@ class Targets:
         if not shifted:
             self.tokens = next_labels(labels, mask)
         else:
-            self.tokens = without_padding(labels, mask if packing is None else mask & ~packing.followed)
+            self.tokens = without_padding(labels, mask if packing is None else packing.mask & ~packing.followed)
         own = (self.tokens != IGNORED).sum()
         self.number: Tensor | int = own.clamp(min=1)
         self.share: Tensor | float = 1.0

@@ -170,3 +170,30 @@ def test_empty_labels_and_other_integers_are_fine() -> None:
                 model(empty, labels=empty)
             with pytest.raises(ValueError, match=r"no row|no token"):
                 model.score(empty, empty)
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels"),
+    [
+        ("multi_label_classification", torch.zeros(2, 2)),
+        ("multi_label_classification", torch.zeros(3, 2)),
+        ("regression", torch.zeros(3)),
+        ("single_label_classification", torch.zeros(2, 1, dtype=torch.long)),
+    ],
+)
+def test_labels_of_texts_have_the_shape_of_the_predictions(kind: str, labels: Tensor) -> None:
+    count = 1 if kind == "regression" else 3
+    with pytest.raises(ValueError, match=rf"\({', '.join(map(str, labels.shape))},?\)"):
+        make(count, problem_type=kind)(make_ids(2, 4), labels=labels)
+
+
+def test_statistics_of_an_update_leave_out_what_is_no_target() -> None:
+    model, ids, targets = make_model(), make_ids(1, 6), make_ids(1, 6, 1)
+    targets[0, -1] = -100
+    model.collect_update_statistics([{"input_ids": ids, "shift_labels": targets}])
+    got = model.update_statistics
+    model.collect_update_statistics([{"input_ids": ids[:, :-1], "shift_labels": targets[:, :-1]}])
+    assert got is not None
+    torch.testing.assert_close(got, model.update_statistics)
+    with pytest.raises(ValueError, match="-1 at"):
+        model.collect_update_statistics([{"input_ids": ids, "shift_labels": targets.clamp(min=-1)}])

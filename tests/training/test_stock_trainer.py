@@ -1,7 +1,5 @@
 """transformers' own Trainer with the language model: what it reads from the signature, and what it gets back."""
 
-import gc
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +15,6 @@ TOKENIZER = make_tokenizer()
 LENGTHS = (9, 4, 7, 3, 8, 6, 2, 9)
 # Without the first ids, one of which is that of padding, which the collator takes out of the labels.
 TEXTS = [{"input_ids": (make_ids(1, n, seed, 8)[0] + 3).tolist()} for seed, n in enumerate(LENGTHS)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_collection() -> Iterator[None]:
-    """Accelerate collects garbage at every start of a training, and there are millions of objects of libraries."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def trainer(path: Path, model: LLEForCausalLM, collator: Any = None, **options: Any) -> Trainer:
