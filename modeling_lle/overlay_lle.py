@@ -32,6 +32,7 @@ from .bank_lle import fingerprint
 from .cache_lle import LLECache
 from .configuration_lle import UpdateConfig
 from .linear_lle import linear
+from .precision_lle import outside_autocast
 
 logger = logging.getLogger(__name__)
 
@@ -385,9 +386,8 @@ def collect_statistics(model: Any, batches: Iterable[dict[str, Tensor]]) -> dict
         states = model.model(ids, past_key_values=cache, use_cache=False).last_hidden_state[0]
         residual = linear(states, head.weight, head.bias).float().softmax(-1)
         residual[torch.arange(len(residual)), targets[0]] -= 1
-        sums["residual"] += residual.square().sum(0).cpu()
-        sums["state"] += (states.T @ states).float().cpu()
-        sums["error"] += (residual @ head.weight.float()).square().sum(0).cpu()
+        for name, moment in _moments(states, residual, head.weight).items():
+            sums[name] += moment.cpu()
         count, segments = count + len(residual), segments + 1
         if everything:
             own = LLECache()
@@ -405,6 +405,17 @@ def collect_statistics(model: Any, batches: Iterable[dict[str, Tensor]]) -> dict
         "error": (sums["error"] / count).sqrt(),
         "directions": directions.contiguous(),
         **{name: (square / segments).sqrt() for name, square in squares.items()},
+    }
+
+
+@outside_autocast
+def _moments(states: Tensor, residual: Tensor, weight: Tensor) -> dict[str, Tensor]:
+    """What states (n, D), residuals (n, V) float32 and the output matrix (V, D) add to the sums of the statistics."""
+    wide = states.to(torch.promote_types(states.dtype, torch.float32))
+    return {
+        "residual": residual.square().sum(0),
+        "state": (wide.T @ wide).float(),
+        "error": (residual @ weight.float()).square().sum(0),
     }
 
 
