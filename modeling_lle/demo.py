@@ -167,7 +167,9 @@ def seconds_of_a_step(recipe: Recipe, patience: float) -> float:
     arguments: LLETrainingArguments = recipe.training
     keep_freed_pages()
     size = recipe.tokenizer.vocab_size
-    model = LLEForCausalLM(LLEConfig(**{"vocab_size": size, **recipe.model})).to(arguments.device).train()
+    assert size is not None
+    model: Any = LLEForCausalLM(LLEConfig(**{"vocab_size": size, **recipe.model}))
+    model.to(arguments.device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)
     ids = torch.randint(size, (arguments.per_device_train_batch_size, arguments.segment_length + 1))
     ids, cache = ids.to(arguments.device), LLECache()

@@ -34,6 +34,7 @@ from .cache_lle import LLECache
 from .configuration_lle import UpdateConfig
 from .linear_lle import apply_linear, is_packed, is_plain, linear
 from .loss_lle import IGNORED, check_targets
+from .precision_lle import outside_autocast
 from .recurrence_lle import current_name
 
 logger = logging.getLogger(__name__)
@@ -423,9 +424,8 @@ def collect_statistics(model: Any, batches: Iterable[dict[str, Tensor]]) -> dict
         used = targets[0] != IGNORED
         residual, states = residual[used], states[used]
         residual[torch.arange(len(residual)), targets[0, used]] -= 1
-        sums["residual"] += residual.square().sum(0).cpu()
-        sums["state"] += (states.T @ states).float().cpu()
-        sums["error"] += pull_back(head, states, residual).square().sum(0).cpu()
+        for name, moment in _moments(head, states, residual).items():
+            sums[name] += moment.cpu()
         count, segments = count + len(residual), segments + 1
         if everything:
             own = LLECache()
@@ -472,6 +472,17 @@ def _check_statistics(model: Any, name: str, tensor: Tensor) -> None:
     else:
         return
     raise ValueError(f"the update's statistics of {name!r} ({STATISTICS}) have {fault}: {_REMEDY}")
+
+
+@outside_autocast
+def _moments(head: nn.Module, states: Tensor, residual: Tensor) -> dict[str, Tensor]:
+    """What states (n, D) and residuals (n, V) float32 add to the sums of the statistics."""
+    wide = states.to(torch.promote_types(states.dtype, torch.float32))
+    return {
+        "residual": residual.square().sum(0),
+        "state": (wide.T @ wide).float(),
+        "error": pull_back(head, states, residual).square().sum(0),
+    }
 
 
 def preconditioners(model: Any, numbers: UpdateConfig) -> dict[str, Tensor]:

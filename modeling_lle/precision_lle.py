@@ -11,7 +11,7 @@ import logging
 import os
 import platform
 from collections.abc import Callable, Iterator
-from typing import ParamSpec, TypeVar
+from typing import Literal, ParamSpec, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,8 @@ Result = TypeVar("Result")
 
 logger = logging.getLogger(__name__)
 
-PRECISIONS = ("auto", "float32", "bfloat16")
+Precision = Literal["auto", "float32", "bfloat16"]
+PRECISIONS: tuple[str, ...] = get_args(Precision)
 NARROW = (torch.bfloat16, torch.float16)
 # What oneDNN may be limited to that lacks bfloat16 instructions. (AVX2_VNNI_2 converts bfloat16, but does not multiply
 # it, and torch does not give bfloat16 products to oneDNN there.)
@@ -57,8 +58,9 @@ def _lack_of_cpu() -> str | None:
         limit = os.environ.get(variable, "")
         if limit.upper() in _ISA_WITHOUT:
             return f"{variable}={limit} switches the bfloat16 instructions off"
-    if torch.backends.cpu.get_cpu_capability() in _CAPABILITY_WITHOUT:
-        return f"ATEN_CPU_CAPABILITY={os.environ.get('ATEN_CPU_CAPABILITY')} switches the bfloat16 instructions off"
+    capability = torch.backends.cpu.get_cpu_capability()  # after ATEN_CPU_CAPABILITY
+    if capability in _CAPABILITY_WITHOUT:
+        return f"torch is limited to {capability} (ATEN_CPU_CAPABILITY), without bfloat16 instructions"
     return None
 
 

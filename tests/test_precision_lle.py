@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from modeling_lle import HistoryBank
+from modeling_lle.classification_lle import _logistic
+from modeling_lle.labels_lle import fit_labels
 from modeling_lle.precision_lle import (
     has_fast_bfloat16,
     in_precision,
@@ -22,7 +24,6 @@ from tests import classifiers, tiny, word_translators
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 NARROW = [torch.bfloat16, torch.float16]
-RECURRENCES = ["lstm", "gru", "qrnn"]
 
 
 @pytest.fixture
@@ -69,8 +70,8 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         ({"DNNL_MAX_CPU_ISA": "AVX512_CORE"}, "DNNL_MAX_CPU_ISA=AVX512_CORE"),
         ({"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}, None),
         ({"ONEDNN_MAX_CPU_ISA": "ALL"}, None),
-        ({"capability": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}, "ATEN_CPU_CAPABILITY=avx2"),
-        ({"capability": "DEFAULT", "ATEN_CPU_CAPABILITY": "default"}, "ATEN_CPU_CAPABILITY=default"),
+        ({"capability": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}, "limited to AVX2"),
+        ({"capability": "DEFAULT", "ATEN_CPU_CAPABILITY": "default"}, "limited to DEFAULT"),
         ({"machine": "aarch64", "bf16": False, "capability": "DEFAULT"}, None),
         ({"machine": "arm64", "bf16": False, "capability": "DEFAULT"}, None),
         ({"machine": "aarch64", "bf16": False, "mkldnn_bf16": False}, "BF16"),
@@ -167,24 +168,17 @@ def train(loss: Tensor, model: Any) -> None:
     assert all(gradient is None or bool(gradient.isfinite().all()) for gradient in gradients)
 
 
-every_kind = [
-    pytest.mark.parametrize("how", ["weights", "autocast"]),
-    pytest.mark.parametrize("dtype", NARROW, ids=str),
-    pytest.mark.parametrize("recurrence", RECURRENCES),
-]
-
-
-def in_every_kind(test: Any) -> Any:
-    for mark in every_kind:
-        test = mark(test)
-    return test
+every_dtype = pytest.mark.parametrize("dtype", NARROW, ids=str)
+every_way = pytest.mark.parametrize("how", ["weights", "autocast"])
 
 
 def close(got: Tensor, want: Tensor) -> None:
     torch.testing.assert_close(got.float(), want.float(), atol=0.06, rtol=0.06)
 
 
-@in_every_kind
+@every_way
+@every_dtype
+@pytest.mark.parametrize("recurrence", ["lstm", "gru", "qrnn"])
 def test_a_language_model_in_16_bits(recurrence: str, dtype: torch.dtype, how: str) -> None:
     model = tiny.make_model(5, recurrence, "residual", initializer_range=0.3, hidden_dropout=0.1)
     ids, mask = tiny.make_ids(2, 12), torch.ones(2, 12, dtype=torch.long)
@@ -205,8 +199,11 @@ def test_a_language_model_in_16_bits(recurrence: str, dtype: torch.dtype, how: s
         close(scored.log_probs, model.score(ids[:, :-1], ids[:, 1:]).log_probs)
 
 
-@in_every_kind
-@pytest.mark.parametrize("of_tokens", [False, True], ids=["texts", "tokens"])
+@every_way
+@every_dtype
+@pytest.mark.parametrize(
+    ("recurrence", "of_tokens"), [("lstm", False), ("qrnn", False), ("lstm", True)], ids=["lstm", "qrnn", "tokens"]
+)
 def test_a_classifier_in_16_bits(recurrence: str, dtype: torch.dtype, how: str, of_tokens: bool) -> None:
     model = classifiers.make(of_tokens=of_tokens, recurrence=recurrence, initializer_range=0.3)
     narrow, context = low(model, dtype, how)
@@ -222,7 +219,9 @@ def test_a_classifier_in_16_bits(recurrence: str, dtype: torch.dtype, how: str, 
             assert narrow(**batch).logits.isfinite().all()
 
 
-@in_every_kind
+@every_way
+@every_dtype
+@pytest.mark.parametrize("recurrence", ["lstm", "qrnn"])
 def test_a_translator_in_16_bits(recurrence: str, dtype: torch.dtype, how: str, tmp_path: Path) -> None:
     model = word_translators.make(recurrence=recurrence, initializer_range=0.3)
     narrow, context = low(model, dtype, how)
@@ -237,3 +236,34 @@ def test_a_translator_in_16_bits(recurrence: str, dtype: torch.dtype, how: str, 
         narrow.attach_history(bank, tokenizer=tokenizer)
         for beams in (1, 2):
             assert narrow.generate(**batch, num_beams=beams, max_new_tokens=3).shape[0] == 2
+
+
+def test_a_search_and_the_rule_are_as_exact_under_autocast() -> None:
+    model, texts, labels = classifiers.taught(15)
+    queries = torch.nn.functional.normalize(torch.randn(9, model.key_size), dim=-1)
+    batches = [
+        {**classifiers.encoded(text), "labels": torch.tensor([int(label[-1])])}
+        for text, label in zip(texts, labels, strict=True)
+    ]
+    features = torch.randn(6, 4)
+    want = model.history_bank.search(queries, 5)
+    weights = _logistic(features, features + 1, 9)
+    answered = model._answer(batches)
+    numbers = copy.deepcopy(model.config.bank)
+    fitted = fit_labels(answered, model.label_space, numbers, model.kind, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = model.history_bank.search(queries, 5)
+        assert got.ids.equal(want.ids)
+        assert got.similarity.equal(want.similarity)
+        assert _logistic(features, features + 1, 9).equal(weights)
+        assert fit_labels(answered, model.label_space, copy.deepcopy(model.config.bank), model.kind, 5) == fitted
+        assert torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.slow
+def test_a_recurrence_in_16_bits_compiles_whole() -> None:
+    stack = tiny.make_model(0, "qrnn", "residual").bfloat16().model.stack
+    x = torch.randn(2, 5, 6, dtype=torch.bfloat16)
+    with torch.no_grad():
+        compiled: Any = torch.compile(stack, fullgraph=True, backend="eager")
+        assert compiled(x)[0].equal(stack(x)[0])

@@ -2,12 +2,11 @@
 
 import os
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
-from ..precision_lle import resolve_precision
+from ..precision_lle import Precision, resolve_precision
 from .character_ngrams import SHORTEST
 
 
@@ -21,7 +20,7 @@ class _Arguments(TrainingArguments):
         bf16: As in transformers: true asks for bfloat16, false for float32; None leaves it to `precision`.
     """
 
-    precision: Literal["auto", "float32", "bfloat16"] = field(
+    precision: Precision = field(
         default="auto", metadata={"help": "auto, float32 or bfloat16; auto: what is faster on this machine."}
     )
     bf16: bool | None = field(  # type: ignore[assignment]

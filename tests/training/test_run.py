@@ -58,6 +58,7 @@ def recipe(tmp_path: Path, source: Path | None = None, **sections: dict[str, Any
             "learning_rate": 0.01,
             "logging_steps": 1,
             "calibration_tokens": 60,
+            "precision": "float32",
             "disable_tqdm": True,
         },
     }

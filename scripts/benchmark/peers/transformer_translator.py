@@ -34,6 +34,7 @@ from transformers import (
 )
 
 from modeling_lle.loss_lle import IGNORED
+from modeling_lle.precision_lle import Precision
 from modeling_lle.training.arguments import TranslationArguments
 from modeling_lle.training.steps import keep_freed_pages
 
@@ -152,7 +153,7 @@ def train_transformer(
     learning_rate: float = 1e-3,
     batch_size: int = 64,
     label_smoothing: float = 0.1,
-    precision: str = "auto",
+    precision: Precision = "auto",
     seed: int = 0,
 ) -> None:
     """Trains a Transformer, and saves it with its tokenizer and metrics.json.
