@@ -74,9 +74,9 @@ def _fused(x: Tensor, state: Any, weights: Any) -> list[Tensor]:
     # With biases, one layer, no dropout, whether gradients are wanted, one direction, the batch first.
     options = True, 1, 0.0, torch.is_grad_enabled(), False, True
     if len(hidden) == 2:
-        y, *new = torch._VF.lstm(x, hidden, list(weights), *options)  # type: ignore[attr-defined]
+        y, *new = torch._VF.lstm(x, hidden, list(weights), *options)
     else:
-        y, *new = torch._VF.gru(x, hidden[0], list(weights), *options)  # type: ignore[attr-defined]
+        y, *new = torch._VF.gru(x, hidden[0], list(weights), *options)
     return [y, *(part[0] for part in new)]
 
 

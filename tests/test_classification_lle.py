@@ -120,8 +120,8 @@ def test_each_member_of_an_ensemble_learns_on_its_own(problem_type: str, labels:
     output.loss.backward()
     for number, loss in enumerate(losses):
         loss.backward()
-        own = model.model.stack.members[number].layers[0].mixer.cell.weight_ih_l0.grad
-        torch.testing.assert_close(own, alone[number].model.stack.layers[0].mixer.cell.weight_ih_l0.grad / 2)
+        own = model.model.stack.members[number].layers[0].mixer.from_input.weight.grad
+        torch.testing.assert_close(own, alone[number].model.stack.layers[0].mixer.from_input.weight.grad / 2)
         table = model.model.embed_tokens.weight.grad[:, 6 * number : 6 * number + 6]
         torch.testing.assert_close(table, alone[number].model.embed_tokens.weight.grad / 2)
     model.zero_grad()

@@ -213,9 +213,8 @@ def test_a_single_step_exports(recurrence: str, stack: str) -> None:
 
 
 def test_initial_memories_are_spread() -> None:
-    layer = QRNN(8, 64, 0.0)
-    init_recurrent_weights(layer)
-    memory = 1 / (1 - layer.bias.view(3, 64)[1].sigmoid())
+    layer = QRNN(8, 64, 0.0).apply(init_recurrent_weights)
+    memory = 1 / (1 - layer.gates.bias.view(3, 64)[1].sigmoid())
     close(memory[[0, -1]], torch.tensor([2.0, LONGEST_MEMORY]), 1e-3)
     assert (memory.diff() > 0).all()
 

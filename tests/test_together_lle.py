@@ -29,9 +29,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The number of stacks of each call of `read_together`."""
     found: list[int] = []
 
-    def read(stacks: list[Any], x: Tensor) -> Tensor:
+    def read(stacks: list[Any], x: Tensor, seen: Any) -> Tensor:
         found.append(len(stacks))
-        return together_lle.read_together(stacks, x)
+        return together_lle.read_together(stacks, x, seen)
 
     monkeypatch.setattr(backbone_lle, "read_together", read)
     return found
@@ -60,7 +60,7 @@ def test_equals_one_after_another(members: int, layers: int, shape: tuple[int, i
 @torch.no_grad()
 def test_follows_every_change_of_the_weights(calls: list[int]) -> None:
     model, ids = make(), make_ids(2, 6)
-    weight = model.backward_stack.members[1].layers[0].mixer.weight
+    weight = model.backward_stack.members[1].layers[0].mixer.gates.weight
     other = {name: value + 0.1 for name, value in model.state_dict().items()}
     changes = (
         lambda: weight.mul_(1.5),
@@ -87,7 +87,7 @@ def test_reading_leaves_nothing_in_the_model() -> None:
     want = model(ids).last_hidden_state
     assert len(pickle.dumps(model)) == size
     twin = copy.deepcopy(model)
-    twin.stack.members[0].layers[0].mixer.weight.zero_()
+    twin.stack.members[0].layers[0].mixer.gates.weight.zero_()
     assert not torch.equal(twin(ids).last_hidden_state, want)
     assert torch.equal(model(ids).last_hidden_state, want)
 
@@ -128,7 +128,8 @@ def test_hidden_states_and_hooks_are_served(calls: list[int]) -> None:
     want = one_by_one(model, ids)
     seen: list[Any] = []
     member = model.stack.members[1]
-    for number, module in enumerate((model.stack, member.norm, member.layers[0], member.layers[0].mixer), 1):
+    layer = member.layers[0]
+    for number, module in enumerate((model.stack, member.norm, layer, layer.mixer, layer.mixer.gates), 1):
         hook = module.register_forward_hook(lambda *call: seen.append(call))
         torch.testing.assert_close(model(ids).last_hidden_state, want)
         assert (len(seen), calls) == (number, [])
@@ -139,8 +140,8 @@ def test_hidden_states_and_hooks_are_served(calls: list[int]) -> None:
     with torch.enable_grad():
         due = model(ids, output_hidden_states=True).hidden_states
     torch.testing.assert_close(output.hidden_states, due)
-    assert len(due) == 9
-    assert calls == [4]
+    assert len(due) == 3
+    assert calls == [4, 4]
 
 
 def test_gradients_are_those_of_the_layers(calls: list[int]) -> None:
