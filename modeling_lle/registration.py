@@ -2,7 +2,8 @@
 
 Notable: nothing of transformers is loaded for it. Its Auto modules keep tables of names, from which they import a
 class when it is first asked for; the names are entered when those modules are loaded, at once if they are already.
-`AutoConfig.register` and its sisters need the classes themselves, which would cost every import seconds. Two
+`AutoConfig.register` and its sisters need the classes themselves, which would cost every import seconds. With them
+the classes become attributes of `transformers`, where `transformers serve` looks them up. Two
 pipelines are replaced by subclasses that know more arguments; other models do not notice. That for translation, which
 transformers 5 has removed, is there again, for other models too.
 """
@@ -33,6 +34,7 @@ TABLES = {
         "TOKENIZER_MAPPING_NAMES": {MODEL_TYPE: "LLETokenizer", TRANSLATOR_TYPE: "LLETokenizer"}
     },
 }
+CLASSES = sorted({name for tables in TABLES.values() for names in tables.values() for name in names.values()})
 AUTO_CLASSES = {
     "AutoModel": ("LLEModel", "LLESeq2SeqModel"),
     "AutoModelForCausalLM": ("LLEForCausalLM",),
@@ -41,6 +43,7 @@ AUTO_CLASSES = {
     "AutoModelForTokenClassification": ("LLEForTokenClassification",),
 }
 PIPELINES = "transformers.pipelines"
+PROCESSING = "transformers.processing_utils"  # puts a second `transformers` in the place of the first
 PIPELINE_OF = {
     "text-generation": "modeling_lle.text_generation.LLETextGenerationPipeline",
     "text-classification": "modeling_lle.text_classification.LLETextClassificationPipeline",
@@ -57,8 +60,10 @@ def enter_names(module: ModuleType) -> None:
         for task, pipeline in PIPELINE_OF.items():
             tasks[task]["impl"] = pipeline
         return
-    for table, names in TABLES[module.__name__].items():
+    for table, names in TABLES.get(module.__name__, {}).items():
         getattr(module, table).update(names)
+    homes = vars(sys.modules["transformers"])["_class_to_module"]  # from where `transformers` imports its attributes
+    homes.update(dict.fromkeys(CLASSES, f"models.{MODEL_TYPE}"))
 
 
 class _AutoLoader(Loader):
@@ -98,14 +103,13 @@ def register(package: ModuleType) -> None:
     # The Auto modules import classes from `transformers.models.<type>`.
     for name in (MODEL_TYPE, TRANSLATOR_TYPE):
         sys.modules[f"transformers.models.{name}"] = package
-    loaded = {name for name in (*TABLES, PIPELINES) if name in sys.modules}
+    loaded = {name for name in (*TABLES, PIPELINES, PROCESSING) if name in sys.modules}
     if PIPELINES in loaded:
         enter_names(sys.modules[PIPELINES])
     if loaded.isdisjoint(TABLES):
-        sys.meta_path.insert(0, _AutoFinder({*TABLES, PIPELINES} - loaded))
+        sys.meta_path.insert(0, _AutoFinder({*TABLES, PIPELINES, PROCESSING} - loaded))
         return
-    if PIPELINES not in loaded:
-        sys.meta_path.insert(0, _AutoFinder({PIPELINES}))
+    sys.meta_path.insert(0, _AutoFinder({PIPELINES, PROCESSING} - loaded))
     import transformers
     from transformers.models.auto import modeling_auto
 
