@@ -327,8 +327,8 @@ def language_without_spaces(texts: Sequence[str], language: str | None = None) -
         language: What is known, such as "zh-TW" or "jpn_Jpan".
 
     Example:
-        >>> language_without_spaces(["犬が走る"]), language_without_spaces([], "zh-TW"), language_without_spaces(["Hund"])
-        ('ja', 'zh', None)
+        >>> language_without_spaces(["犬が走る"]), language_without_spaces([], "zh-TW")
+        ('ja', 'zh')
     """
     named = _WITHOUT_SPACES.get(re.split("[-_]", language.lower())[0]) if language else None
     if named is not None:
