@@ -57,7 +57,7 @@ def placeholders(text: str) -> list[str]:
         after_last = place
         while match := _PATTERN.search(text, place, end):
             place = match.end()
-            item: str | None = match[0]
+            item = match[0]
             if match["cases"]:
                 closing = _closing_braces(text) if closing is None else closing
                 message = _cases(text, match, closing)
