@@ -77,7 +77,7 @@ class LLESeq2SeqModel(LLEPreTrainedModel):
         config: The configuration.
     """
 
-    config: LLESeq2SeqConfig  # type: ignore[assignment]
+    config: LLESeq2SeqConfig
     _auto_class = "AutoModel"  # type: ignore[assignment]
 
     def __init__(self, config: LLEConfig) -> None:
@@ -185,7 +185,7 @@ class LLESeq2SeqModel(LLEPreTrainedModel):
         """
         check_arguments(self, kwargs)
         if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
+            output_hidden_states = bool(self.config.output_hidden_states)
         if output_attentions is None:
             output_attentions = self.config.output_attentions
         if encoder_outputs is None:

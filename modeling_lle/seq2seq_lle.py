@@ -75,7 +75,7 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
         config: The configuration.
     """
 
-    config: LLESeq2SeqConfig  # type: ignore[assignment]
+    config: LLESeq2SeqConfig
     _auto_class = "AutoModelForSeq2SeqLM"  # type: ignore[assignment]
     _tied_weights_keys = {"lm_head.weight": "model.decoder.embed_tokens.weight"}  # noqa: RUF012
     bank_module = "translated"
@@ -161,7 +161,7 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
         if output_attentions is None:
             output_attentions = self.config.output_attentions
         if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
+            output_hidden_states = bool(self.config.output_hidden_states)
         source = self.read_source(
             input_ids,
             attention_mask,
@@ -176,6 +176,7 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
             decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
         if labels is not None:
             given = decoder_input_ids if decoder_inputs_embeds is None else decoder_inputs_embeds
+            assert given is not None
             labels = check_targets(labels, given.shape[:2], self.config.vocab_size)
         if decoder_attention_mask is None and labels is not None:
             decoder_attention_mask = _needed(labels != IGNORED)
@@ -266,9 +267,7 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
         refuse_export("what a memory recalls", "export with use_history=False")
         candidates = self.memory.candidates(input_ids, attention_mask, self.config.bank.sentences, leave_out)
         keys, outcomes, ids = (part.to(input_ids.device) for part in candidates)
-        return LLESource(
-            **{**source, "candidate_keys": keys, "candidate_outcomes": outcomes, "candidate_ids": ids}  # type: ignore[arg-type]
-        )
+        return LLESource(**{**source, "candidate_keys": keys, "candidate_outcomes": outcomes, "candidate_ids": ids})
 
     def encode(self, input_ids: Tensor, labels: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """The keys of target positions (B, T, D) float32: the normalised states that the labels (B, T) come after.
