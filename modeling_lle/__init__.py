@@ -17,7 +17,15 @@ if TYPE_CHECKING:
     from .bank_lle import HistoryBank
     from .cache_lle import LLECache
     from .classification_lle import LLEForSequenceClassification, LLEForTokenClassification
-    from .configuration_lle import BankConfig, HistoryConfig, LLEConfig, StreamConfig, TrainingConfig
+    from .configuration_lle import (
+        BankConfig,
+        HistoryConfig,
+        LLEConfig,
+        LLESeq2SeqConfig,
+        StreamConfig,
+        TrainingConfig,
+    )
+    from .encoder_decoder_lle import LLESeq2SeqModel
     from .modeling_lle import LLEForCausalLM
     from .pretrained_lle import LLEPreTrainedModel
     from .seq2seq_lle import LLEForSeq2SeqLM
@@ -32,6 +40,7 @@ _HOME = {
     "LLECache": "cache_lle",
     "HistoryConfig": "configuration_lle",
     "LLEConfig": "configuration_lle",
+    "LLESeq2SeqConfig": "configuration_lle",
     "StreamConfig": "configuration_lle",
     "LLEForCausalLM": "modeling_lle",
     "LLEForSeq2SeqLM": "seq2seq_lle",
@@ -39,6 +48,7 @@ _HOME = {
     "LLEForTokenClassification": "classification_lle",
     "LLEModel": "backbone_lle",
     "LLEPreTrainedModel": "pretrained_lle",
+    "LLESeq2SeqModel": "encoder_decoder_lle",
     "LLETextClassificationPipeline": "text_classification",
     "LLETextGenerationPipeline": "text_generation",
     "LLETokenizer": "tokenization_lle",
@@ -58,6 +68,8 @@ __all__ = [
     "LLEForTokenClassification",
     "LLEModel",
     "LLEPreTrainedModel",
+    "LLESeq2SeqConfig",
+    "LLESeq2SeqModel",
     "LLETextClassificationPipeline",
     "LLETextGenerationPipeline",
     "LLETokenizer",

@@ -365,9 +365,13 @@ class LLEConfig(PreTrainedConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As in transformers: from what was saved, which may hold further attributes, and `kwargs` that change it.
 
+        The dictionary of a translator gives an `LLESeq2SeqConfig`.
+
         Raises:
             ValueError: A value is wrong, or one of `kwargs` that nobody takes is nearly the name of a field.
         """
+        if cls is LLEConfig and config_dict.get("is_encoder_decoder"):
+            return LLESeq2SeqConfig.from_dict(_as_translator(config_dict), **kwargs)
         wanted = kwargs.pop("return_unused_kwargs", False)
         version = config_dict.get("transformers_version") or transformers.__version__
         saved = {**config_dict, "transformers_version": version}
@@ -451,3 +455,55 @@ class LLEConfig(PreTrainedConfig):
         if dataclasses.is_dataclass(self.history):
             output["history"] = dataclasses.asdict(copy.deepcopy(self.history))
         return output
+
+
+def _as_translator(config_dict: dict[str, Any]) -> dict[str, Any]:
+    """The dictionary of a translator under the model type that it has now; version 0.1.0 saved "lle"."""
+    if config_dict.get("model_type") == LLEConfig.model_type and config_dict.get("is_encoder_decoder"):
+        return {**config_dict, "model_type": LLESeq2SeqConfig.model_type}
+    return config_dict
+
+
+@strict
+class LLESeq2SeqConfig(LLEConfig):
+    """Configuration of translators: that of the other models under a model type of its own.
+
+    Programs look up by the model type whether a model goes on with a text or makes another text of it.
+    """
+
+    model_type: ClassVar[str] = "lle_seq2seq"
+    keys_to_ignore_at_inference: ClassVar[list[str]] = [  # so that a Trainer's predictions are the logits alone
+        "past_key_values",
+        "decoder_hidden_states",
+        "cross_attentions",
+        "encoder_last_hidden_state",
+        "encoder_hidden_states",
+        "history",
+    ]
+
+    is_encoder_decoder: bool = True
+
+    @classmethod
+    def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As in transformers; the model type that translators once had is replaced."""
+        config_dict, kwargs = super().get_config_dict(*args, **kwargs)
+        return _as_translator(config_dict), kwargs
+
+    @classmethod
+    def of(cls, config: LLEConfig) -> "LLESeq2SeqConfig":
+        """The configuration of a translator: `config` itself if it is one, otherwise one with its values."""
+        if config.model_type == cls.model_type:  # no isinstance: remote code has classes of its own
+            return config  # type: ignore[return-value]
+        own = cls(**{**_fields(config), "is_encoder_decoder": True})
+        vars(own).update({name: value for name, value in vars(config).items() if name not in vars(own)})
+        return own
+
+    def part(self, **values: Any) -> LLEConfig:
+        """The configuration of the encoder or of the decoder, which differs by `values`."""
+        return LLEConfig(**{**_fields(self), "is_encoder_decoder": False, **values})
+
+
+def _fields(config: LLEConfig) -> dict[str, Any]:
+    """The declared fields of a configuration, as plain values."""
+    names = {field.name for field in dataclasses.fields(config)}
+    return {name: value for name, value in config.to_dict().items() if name in names}

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-
-from .configuration_lle import LLEConfig
+from transformers import AutoConfig
 
 TEMPLATE = Path(__file__).with_name("model_card.md")  # a link to model_cards/template.md, a copy once installed
 TAGS = ["lle", "recurrent", "cpu"]
@@ -54,7 +53,7 @@ def write_model_card(
     if not results.get("metrics"):
         raise ValueError("these results hold no metrics: give the content of a file that `lle evaluate` wrote")
     dataset_name = dataset_name or dataset
-    config = LLEConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder)
     architecture = (config.architectures or [""])[0]
     task = "text-classification" if "Classification" in architecture else "text-generation"
     task = "translation" if "Seq2Seq" in architecture else task

@@ -130,6 +130,24 @@ class LLEPreTrainedModel(PreTrainedModel):
         if save_history and self.history_bank is not None:
             self.history_bank.save_pretrained(os.path.join(save_directory, HISTORY_FOLDER))
 
+    def resize_token_embeddings(
+        self,
+        new_num_tokens: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        mean_resizing: bool = True,
+    ) -> nn.Embedding:
+        """As in transformers; an attached bank, whose keys another model made then, must be detached first."""
+        size = self.config.vocab_size if new_num_tokens is None else new_num_tokens
+        size = size if pad_to_multiple_of is None else -(-size // pad_to_multiple_of) * pad_to_multiple_of
+        if size != self.config.vocab_size:
+            if self.history_bank is not None:
+                raise ValueError(
+                    f"the attached bank belongs to the model with {self.config.vocab_size} types of tokens: call "
+                    "detach_history() before resize_token_embeddings, and build it anew afterwards"
+                )
+            self.update_statistics = None  # they are those of the old output layer
+        return super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+
     bank_module = "encode"  # of modeling_lle.banks, that makes entries of texts
     predicts_labels = False  # whether outcomes are labels, not tokens
     update_statistics: dict[str, Tensor] | None = None  # what the rule of the test-time update knows of training text

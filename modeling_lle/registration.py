@@ -2,7 +2,8 @@
 
 Notable: nothing of transformers is loaded for it. Its Auto modules keep tables of names, from which they import a
 class when it is first asked for; the names are entered when those modules are loaded, at once if they are already.
-`AutoConfig.register` and its sisters need the classes themselves, which would cost every import seconds. Two
+`AutoConfig.register` and its sisters need the classes themselves, which would cost every import seconds. With them
+the classes become attributes of `transformers`, where `transformers serve` looks them up. Two
 pipelines are replaced by subclasses that know more arguments; other models do not notice. That for translation, which
 transformers 5 has removed, is there again, for other models too.
 """
@@ -15,27 +16,34 @@ from importlib.util import find_spec
 from types import ModuleType
 
 AUTO = "transformers.models.auto."
-MODEL_TYPE = "lle"
-# Table of names in each Auto module, and the name of the LLE class in it.
+MODEL_TYPE, TRANSLATOR_TYPE = "lle", "lle_seq2seq"
+# Table of names in each Auto module, and the names of the LLE classes in it by their model types. Each type stands
+# either among the models that go on with a text or among those that make another text of it, as programs look it up.
 TABLES = {
-    AUTO + "configuration_auto": {"CONFIG_MAPPING_NAMES": "LLEConfig"},
-    AUTO + "modeling_auto": {
-        "MODEL_MAPPING_NAMES": "LLEModel",
-        "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES": "LLEForCausalLM",
-        "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES": "LLEForSeq2SeqLM",
-        "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES": "LLEForSequenceClassification",
-        "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES": "LLEForTokenClassification",
+    AUTO + "configuration_auto": {
+        "CONFIG_MAPPING_NAMES": {MODEL_TYPE: "LLEConfig", TRANSLATOR_TYPE: "LLESeq2SeqConfig"}
     },
-    AUTO + "tokenization_auto": {"TOKENIZER_MAPPING_NAMES": "LLETokenizer"},
+    AUTO + "modeling_auto": {
+        "MODEL_MAPPING_NAMES": {MODEL_TYPE: "LLEModel", TRANSLATOR_TYPE: "LLESeq2SeqModel"},
+        "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES": {MODEL_TYPE: "LLEForCausalLM"},
+        "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES": {TRANSLATOR_TYPE: "LLEForSeq2SeqLM"},
+        "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES": {MODEL_TYPE: "LLEForSequenceClassification"},
+        "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES": {MODEL_TYPE: "LLEForTokenClassification"},
+    },
+    AUTO + "tokenization_auto": {
+        "TOKENIZER_MAPPING_NAMES": {MODEL_TYPE: "LLETokenizer", TRANSLATOR_TYPE: "LLETokenizer"}
+    },
 }
+CLASSES = sorted({name for tables in TABLES.values() for names in tables.values() for name in names.values()})
 AUTO_CLASSES = {
-    "AutoModel": "LLEModel",
-    "AutoModelForCausalLM": "LLEForCausalLM",
-    "AutoModelForSeq2SeqLM": "LLEForSeq2SeqLM",
-    "AutoModelForSequenceClassification": "LLEForSequenceClassification",
-    "AutoModelForTokenClassification": "LLEForTokenClassification",
+    "AutoModel": ("LLEModel", "LLESeq2SeqModel"),
+    "AutoModelForCausalLM": ("LLEForCausalLM",),
+    "AutoModelForSeq2SeqLM": ("LLEForSeq2SeqLM",),
+    "AutoModelForSequenceClassification": ("LLEForSequenceClassification",),
+    "AutoModelForTokenClassification": ("LLEForTokenClassification",),
 }
 PIPELINES = "transformers.pipelines"
+PROCESSING = "transformers.processing_utils"  # puts a second `transformers` in the place of the first
 PIPELINE_OF = {
     "text-generation": "modeling_lle.text_generation.LLETextGenerationPipeline",
     "text-classification": "modeling_lle.text_classification.LLETextClassificationPipeline",
@@ -52,8 +60,10 @@ def enter_names(module: ModuleType) -> None:
         for task, pipeline in PIPELINE_OF.items():
             tasks[task]["impl"] = pipeline
         return
-    for table, name in TABLES[module.__name__].items():
-        getattr(module, table)[MODEL_TYPE] = name
+    for table, names in TABLES.get(module.__name__, {}).items():
+        getattr(module, table).update(names)
+    homes = vars(sys.modules["transformers"])["_class_to_module"]  # from where `transformers` imports its attributes
+    homes.update(dict.fromkeys(CLASSES, f"models.{MODEL_TYPE}"))
 
 
 class _AutoLoader(Loader):
@@ -91,21 +101,22 @@ class _AutoFinder(MetaPathFinder):
 def register(package: ModuleType) -> None:
     """Registers the classes of `package`, which are attributes of it, whether transformers is loaded or not."""
     # The Auto modules import classes from `transformers.models.<type>`.
-    sys.modules[f"transformers.models.{MODEL_TYPE}"] = package
-    loaded = {name for name in (*TABLES, PIPELINES) if name in sys.modules}
+    for name in (MODEL_TYPE, TRANSLATOR_TYPE):
+        sys.modules[f"transformers.models.{name}"] = package
+    loaded = {name for name in (*TABLES, PIPELINES, PROCESSING) if name in sys.modules}
     if PIPELINES in loaded:
         enter_names(sys.modules[PIPELINES])
     if loaded.isdisjoint(TABLES):
-        sys.meta_path.insert(0, _AutoFinder({*TABLES, PIPELINES} - loaded))
+        sys.meta_path.insert(0, _AutoFinder({*TABLES, PIPELINES, PROCESSING} - loaded))
         return
-    if PIPELINES not in loaded:
-        sys.meta_path.insert(0, _AutoFinder({PIPELINES}))
+    sys.meta_path.insert(0, _AutoFinder({PIPELINES, PROCESSING} - loaded))
     import transformers
     from transformers.models.auto import modeling_auto
 
     enter_names(modeling_auto)
-    config = package.LLEConfig
-    transformers.AutoConfig.register(MODEL_TYPE, config, exist_ok=True)
-    for auto, model in AUTO_CLASSES.items():
-        getattr(transformers, auto).register(config, getattr(package, model), exist_ok=True)
-    transformers.AutoTokenizer.register(config, tokenizer_class=package.LLETokenizer, exist_ok=True)
+    for name, config in ((MODEL_TYPE, package.LLEConfig), (TRANSLATOR_TYPE, package.LLESeq2SeqConfig)):
+        transformers.AutoConfig.register(name, config, exist_ok=True)
+        transformers.AutoTokenizer.register(config, tokenizer_class=package.LLETokenizer, exist_ok=True)
+    for auto, models in AUTO_CLASSES.items():
+        for model in (getattr(package, name) for name in models):
+            getattr(transformers, auto).register(model.config_class, model, exist_ok=True)

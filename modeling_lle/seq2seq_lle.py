@@ -1,15 +1,13 @@
 """LLEForSeq2SeqLM: a translator whose output layer is joined by what a translation memory recalls.
 
-Notable: an encoder in both directions, and a decoder whose recurrent layers each look at the source, so that with a
-linear recurrence a whole target is read at once under teacher forcing. Keys are decoder states, outcomes are tokens.
-Of a memory, the sentence pairs with the most similar source are chosen first (banks/translated.py); the entries of
-their targets are what each position recalls by the rule. All that is known of a source is found once and kept as an
-`LLESource`, the encoder's output, which all beams of a search share.
+Notable: the decoder's recurrent layers each look at the source, so that with a linear recurrence a whole target is
+read at once under teacher forcing (encoder_decoder_lle.py). Keys are decoder states, outcomes are tokens. Of a memory,
+the sentence pairs with the most similar source are chosen first (banks/translated.py); the entries of their targets
+are what each position recalls by the rule.
 Shapes: E sources, B = E * R targets, R of each source side by side (1 but in a search), N tokens of the source, T of
 the target, D width, S width of the encoder's states, V vocabulary, L decoder layers, H heads, K candidates.
 """
 
-import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,15 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin
+from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .arguments_lle import check_arguments
-from .attention_lle import SourceAttention
-from .backbone_lle import LLEModel, refuse_empty_rows, refuse_export, segment_mask
+from .backbone_lle import refuse_export
 from .bank_lle import Found, HistoryBank, bank_tool
 from .cache_lle import LLECache, check_cache
-from .configuration_lle import LLEConfig
+from .configuration_lle import LLEConfig, LLESeq2SeqConfig
+from .encoder_decoder_lle import LLESeq2SeqModel, LLESource
 from .history_lle import Calibration, Recall, base_prediction, fused, recall_bank
 from .linear_lle import apply_linear
 from .loss_lle import (
@@ -43,120 +42,27 @@ OWN_PAIRS = 500  # pairs of a memory that its numbers are fitted on
 
 
 @dataclass
-class LLESource(ModelOutput):
-    """A batch of source sentences as the decoder needs them.
-
-    Attributes:
-        last_hidden_state: (E, N, S) floating, the encoder's states.
-        mask: (E, N) bool, False at padding; None for none.
-        attention_keys, attention_values: For each decoder layer (E, H, N, D / H) floating, what it attends to.
-        candidate_keys: (E, D, K) float32, keys of the entries that each sentence may recall; None without a memory.
-        candidate_outcomes, candidate_ids: (E, K) int64, their target tokens, and their ids in the bank; -1 for none.
-    """
-
-    last_hidden_state: Tensor | None = None
-    mask: Tensor | None = None
-    attention_keys: tuple[Tensor, ...] | None = None
-    attention_values: tuple[Tensor, ...] | None = None
-    candidate_keys: Tensor | None = None
-    candidate_outcomes: Tensor | None = None
-    candidate_ids: Tensor | None = None
-
-
-@dataclass
 class LLESeq2SeqOutput(ModelOutput):
-    """Output of `LLEForSeq2SeqLM`.
+    """Output of `LLEForSeq2SeqLM`; the names that are not described are those of `LLESeq2SeqModelOutput`.
 
     Attributes:
         loss: Scalar float32, nats per target token, when labels were given.
         logits: (B, T, V); log P(y | h) float32 with a memory, the output layer's values without. None when they were
             not asked for.
         past_key_values: The decoder's cache, when `use_cache`.
-        cross_attentions: With `output_attentions`, for each decoder layer (B, H, T, N) float32.
-        encoder_last_hidden_state: (E, N, S) floating.
         history: With `output_history`, which entries of the memory were recalled.
     """
 
     loss: Tensor | None = None
     logits: Tensor | None = None
     past_key_values: LLECache | None = None
+    decoder_hidden_states: tuple[Tensor, ...] | None = None
+    decoder_attentions: tuple[Tensor, ...] | None = None
     cross_attentions: tuple[Tensor, ...] | None = None
     encoder_last_hidden_state: Tensor | None = None
+    encoder_hidden_states: tuple[Tensor, ...] | None = None
+    encoder_attentions: tuple[Tensor, ...] | None = None
     history: HistoryOutput | None = None
-
-
-class LLESeq2SeqModel(LLEPreTrainedModel):
-    """The backbone of a translator: encoder, decoder, and the decoder's attention to the source.
-
-    Args:
-        config: The configuration.
-    """
-
-    def __init__(self, config: LLEConfig) -> None:
-        super().__init__(config)
-        if config.members > 1:
-            raise ValueError("an ensemble of members is for classifiers: set members=1")
-        if config.share_embeddings:
-            if not config.tie_word_embeddings:
-                raise ValueError("share_embeddings=True needs tie_word_embeddings=True: set both or neither")
-            self._tied_weights_keys = {"encoder.embed_tokens.weight": "decoder.embed_tokens.weight"}
-        self.encoder = LLEModel(_part(config, bidirectional=True, num_hidden_layers=config.num_encoder_layers))
-        self.decoder = LLEModel(_part(config, bidirectional=False))
-        size = self.encoder.config.state_size
-        self.attentions = nn.ModuleList(SourceAttention(config, size) for _ in range(config.num_hidden_layers))
-        self.post_init()
-
-    def read(self, input_ids: Tensor, attention_mask: Tensor | None) -> LLESource:
-        """What the decoder needs of source sentences (E, N) int64, with their mask (E, N) of 0 and 1."""
-        states = self.encoder(input_ids, attention_mask, use_cache=False).last_hidden_state
-        pairs = [attention.read(states) for attention in self.attentions]  # type: ignore[operator]
-        keys, values = zip(*pairs, strict=True)
-        return LLESource(states, segment_mask(attention_mask, states.shape[1]), keys, values)
-
-    def forward(
-        self,
-        source: LLESource,
-        decoder_input_ids: Tensor,
-        decoder_attention_mask: Tensor | None = None,
-        past_key_values: LLECache | None = None,
-        output_attentions: bool = False,
-    ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
-        """The decoder's states (B, T, D), and if they are asked for its attention weights, as in `LLESeq2SeqOutput`.
-
-        Args:
-            source: What `read` returned.
-            decoder_input_ids: (B, T) int64, the target before each position.
-            decoder_attention_mask: (B, T) of 0 and 1, 0 at padding.
-            past_key_values: The cache of the target so far; it is updated.
-            output_attentions: Whether to return the weights.
-        """
-        weights: list[Tensor] = []
-        assert source.attention_keys is not None
-        assert source.attention_values is not None
-        by_layer = list(zip(source.attention_keys, source.attention_values, strict=True))
-
-        def attend(index: int, x: Tensor) -> Tensor:
-            attention: Any = self.attentions[index]
-            found, own = attention(x, *by_layer[index], source.mask)
-            weights.append(own)
-            return x + variational_dropout(found, self.config.hidden_dropout, self.training)
-
-        outputs = self.decoder(
-            decoder_input_ids,
-            decoder_attention_mask,
-            past_key_values=past_key_values,
-            use_cache=False,
-            after_layer=attend,
-        )
-        return outputs.last_hidden_state, tuple(weights) if output_attentions else None
-
-
-def _part(config: LLEConfig, **values: Any) -> LLEConfig:
-    """The configuration of the encoder or the decoder."""
-    own = copy.deepcopy(config)
-    for name, value in {"is_encoder_decoder": False, **values}.items():
-        setattr(own, name, value)
-    return own
 
 
 class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
@@ -169,22 +75,24 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
         config: The configuration.
     """
 
+    config: LLESeq2SeqConfig
     _auto_class = "AutoModelForSeq2SeqLM"  # type: ignore[assignment]
     _tied_weights_keys = {"lm_head.weight": "model.decoder.embed_tokens.weight"}  # noqa: RUF012
     bank_module = "translated"
     label_smoothing = 0.0  # of the training loss; what the Trainer's own would do, without logits of all positions
 
     def __init__(self, config: LLEConfig) -> None:
-        config.is_encoder_decoder = True
+        config = LLESeq2SeqConfig.of(config)
         super().__init__(config)
         self.model = LLESeq2SeqModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
         self._memory: tuple[Any, Any] | None = None
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        """Those of the source."""
-        return self.model.encoder.embed_tokens
+    def _resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """As in transformers: those of source and target, then the output layer, which has a bias of its own."""
+        self.model.resize_token_embeddings(*args, **kwargs)
+        return super()._resize_token_embeddings(*args, **kwargs)
 
     @property
     def start_token_id(self) -> int:
@@ -207,13 +115,17 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
         attention_mask: Tensor | None = None,
         decoder_input_ids: Tensor | None = None,
         decoder_attention_mask: Tensor | None = None,
-        encoder_outputs: LLESource | None = None,
+        encoder_outputs: Any = None,
         past_key_values: LLECache | None = None,
+        inputs_embeds: Tensor | None = None,
+        decoder_inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         use_history: bool | None = None,
         output_history: bool = False,
         output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
         return_logits: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
@@ -221,76 +133,113 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
         """Predicts each token of the target from those before it, and measures the loss if labels are given.
 
         Args:
-            input_ids: (E, N) int64, the source; or give `encoder_outputs`.
+            input_ids: (E, N) int64, the source; or give `inputs_embeds` or `encoder_outputs`.
             attention_mask: (E, N) of 0 and 1, 0 at padding, wherever it lies.
             decoder_input_ids: (B, T) int64, what `prepare_decoder_input_ids_from_labels` makes of the labels, which
                 is what None means.
             decoder_attention_mask: (B, T) of 0 and 1, 0 at padding; None: as the labels say.
-            encoder_outputs: What `read_source` returned.
+            encoder_outputs: What `read_source` or `get_encoder()` returned, or a tuple that begins with the encoder's
+                states (E, N, S). With a memory, the latter two need `input_ids` too.
             past_key_values: The cache of the target so far; it is updated.
+            inputs_embeds: (E, N, D) floating, embedded tokens of the source, of which a memory knows nothing.
+            decoder_inputs_embeds: (B, T, D) floating, instead of `decoder_input_ids`.
             labels: (B, T) int64, the target, which ends with the end token; -100 counts nothing.
             use_cache: Whether to return a cache; None: as the config says, but not with labels.
             use_history: Whether an attached memory takes part; None: as the config says, but never in training mode.
             output_history: Whether to return the recalled entries with their shares.
-            output_attentions: Whether to return the attention to the source.
+            output_attentions: Whether to return the attention to the source; None: as the config says.
+            output_hidden_states: Whether to return what the layers made; None: as the config says.
+            logits_to_keep: As in transformers: the last n positions, or an index of positions.
             return_logits: Whether to build the logits; None: unless this is a training step with labels.
             num_items_in_batch: What the summed loss is divided by; None: the number of targets.
-            kwargs: Other options of transformers, without effect.
+            kwargs: Other options of transformers; what would have no effect is refused.
         """
         check_arguments(self, kwargs)
         check_cache(past_key_values)
         if use_history is None:
             use_history = self.config.use_history and not self.training
-        if encoder_outputs is None:
-            if input_ids is None:
-                raise ValueError("give the source as input_ids, or as encoder_outputs")
-            encoder_outputs = self.read_source(input_ids, attention_mask, use_history)
-        if decoder_input_ids is None:
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        if output_hidden_states is None:
+            output_hidden_states = bool(self.config.output_hidden_states)
+        source = self.read_source(
+            input_ids,
+            attention_mask,
+            use_history,
+            inputs_embeds=inputs_embeds,
+            encoder_outputs=encoder_outputs,
+            output_hidden_states=output_hidden_states,
+        )
+        if decoder_input_ids is None and decoder_inputs_embeds is None:
             if labels is None:
                 raise ValueError("give decoder_input_ids, or labels to make them of; generate() makes translations")
             decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
         if labels is not None:
-            labels = check_targets(labels, decoder_input_ids.shape, self.config.vocab_size)
+            given = decoder_input_ids if decoder_inputs_embeds is None else decoder_inputs_embeds
+            assert given is not None
+            labels = check_targets(labels, given.shape[:2], self.config.vocab_size)
         if decoder_attention_mask is None and labels is not None:
             decoder_attention_mask = _needed(labels != IGNORED)
-        if return_logits is None:
-            return_logits = labels is None or not self.training
         if use_cache is None:
             use_cache = self.config.use_cache and labels is None
         cache = past_key_values if past_key_values is not None or not use_cache else LLECache()
-        states, attentions = self.model(
-            encoder_outputs, decoder_input_ids, decoder_attention_mask, cache, bool(output_attentions)
+        outputs = self.model.decode(
+            source,
+            decoder_input_ids,
+            decoder_attention_mask,
+            cache,
+            output_attentions,
+            output_hidden_states,
+            decoder_inputs_embeds,
         )
-        output = LLESeq2SeqOutput(
-            past_key_values=cache if use_cache else None,
-            cross_attentions=attentions,
-            encoder_last_hidden_state=encoder_outputs.last_hidden_state,
-        )
-        if use_history and encoder_outputs.candidate_keys is not None:
-            output.loss, output.logits, output.history = collect(
-                self.predictions(states, encoder_outputs), labels, return_logits, output_history
-            )
+        states = outputs.last_hidden_state
+        whole = labels is not None or output_history  # what else there is needs every position
+        if not whole:
+            states = slice_logits_to_keep(states, logits_to_keep)
+        if return_logits is None:
+            return_logits = labels is None or not self.training
+        if use_history and source.candidate_keys is not None:
+            predictions = self.predictions(states, source)
+            loss, logits, history = collect(predictions, labels, return_logits, output_history)
         else:
-            dropped = variational_dropout(states, self.config.output_dropout, self.training)
-            if return_logits:
-                output.logits = self.lm_head(dropped)
-            if labels is not None:
-                output.loss = head_cross_entropy(dropped, self.lm_head, labels)
-                if self.training and self.label_smoothing:
-                    smoothing = head_smoothing_nats(dropped, self.lm_head, labels)
-                    output.loss = output.loss + self.label_smoothing * smoothing
-        if output.loss is not None and labels is not None:
+            (loss, logits), history = self._base_outputs(states, labels, return_logits), None
+        if loss is not None and labels is not None:
             if num_items_in_batch is None:
                 num_items_in_batch = (labels != IGNORED).sum().clamp(min=1)
-            output.loss = output.loss / num_items_in_batch
-        return output
+            loss = loss / num_items_in_batch
+        return LLESeq2SeqOutput(
+            loss=loss,
+            logits=slice_logits_to_keep(logits, logits_to_keep) if whole and logits is not None else logits,
+            past_key_values=cache if use_cache else None,
+            decoder_hidden_states=outputs.decoder_hidden_states,
+            cross_attentions=outputs.cross_attentions,
+            encoder_last_hidden_state=outputs.encoder_last_hidden_state,
+            encoder_hidden_states=outputs.encoder_hidden_states,
+            history=history,
+        )
+
+    def _base_outputs(
+        self, states: Tensor, labels: Tensor | None, return_logits: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The summed loss and the logits after the decoder's states (B, T, D) without a memory, where asked for."""
+        states = variational_dropout(states, self.config.output_dropout, self.training)
+        logits = self.lm_head(states) if return_logits else None
+        if labels is None:
+            return None, logits
+        loss = head_cross_entropy(states, self.lm_head, labels)
+        if self.training and self.label_smoothing:
+            loss = loss + self.label_smoothing * head_smoothing_nats(states, self.lm_head, labels)
+        return loss, logits
 
     def read_source(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         use_history: bool = True,
         leave_out: bool = False,
+        inputs_embeds: Tensor | None = None,
+        encoder_outputs: Any = None,
+        output_hidden_states: bool = False,
     ) -> LLESource:
         """What is known of source sentences, as `encoder_outputs`; with the candidates of an attached memory.
 
@@ -299,19 +248,26 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
             attention_mask: (E, N) of 0 and 1, 0 at padding.
             use_history: Whether to ask the memory.
             leave_out: Whether it leaves out the pairs of the very same source.
+            inputs_embeds, encoder_outputs, output_hidden_states: As in `forward`.
         """
-        if attention_mask is not None:
-            refuse_empty_rows(attention_mask)
-        source = self.model.read(input_ids, attention_mask)
-        if use_history and self.history_bank is not None:
-            self.check_history()
-            refuse_export("what a memory recalls", "export with use_history=False")
-            sentences = self.config.bank.sentences
-            candidates = self.memory.candidates(input_ids, attention_mask, sentences, leave_out)
-            source.candidate_keys, source.candidate_outcomes, source.candidate_ids = (
-                part.to(input_ids.device) for part in candidates
+        if encoder_outputs is not None:
+            source = self.model.source_of(encoder_outputs, attention_mask)
+        elif (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give the source as exactly one of input_ids and inputs_embeds, or as encoder_outputs")
+        else:
+            source = self.model.read(input_ids, attention_mask, inputs_embeds, output_hidden_states)
+        if not use_history or self.history_bank is None or source.candidate_keys is not None:
+            return source
+        if input_ids is None:
+            raise ValueError(
+                "the memory finds similar sentences by their words, and input_ids are not given: give them too, or "
+                "leave the memory out with use_history=False"
             )
-        return source
+        self.check_history()
+        refuse_export("what a memory recalls", "export with use_history=False")
+        candidates = self.memory.candidates(input_ids, attention_mask, self.config.bank.sentences, leave_out)
+        keys, outcomes, ids = (part.to(input_ids.device) for part in candidates)
+        return LLESource(**{**source, "candidate_keys": keys, "candidate_outcomes": outcomes, "candidate_ids": ids})
 
     def encode(self, input_ids: Tensor, labels: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """The keys of target positions (B, T, D) float32: the normalised states that the labels (B, T) come after.
@@ -326,23 +282,33 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
     def _states(self, source: LLESource, labels: Tensor) -> Tensor:
         labels = check_targets(labels, labels.shape, self.config.vocab_size)
         inputs = self.prepare_decoder_input_ids_from_labels(labels)
-        return self.model(source, inputs, _needed(labels != IGNORED))[0]
+        return self.model.decode(source, inputs, _needed(labels != IGNORED)).last_hidden_state
 
     def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         """As in transformers; the memory is asked once for each sentence, and `use_history` may be given.
 
-        Where no length is given, a target may have `longest_target` tokens.
+        The source may be tokens, `inputs_embeds` or `encoder_outputs`, as in `forward`. Where no length is given, a
+        target may have `longest_target` tokens.
         """
         tokens = kwargs.get("input_ids") if inputs is None else inputs
+        embedded, encoded = kwargs.pop("inputs_embeds", None), kwargs.pop("encoder_outputs", None)
+        if tokens is None and embedded is None and encoded is None:
+            return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
         own = kwargs.get("generation_config") or self.generation_config
+        use_history, hidden = kwargs.get("use_history"), kwargs.get("output_hidden_states")
+        with torch.no_grad():
+            kwargs["encoder_outputs"] = source = self.read_source(
+                tokens,
+                kwargs.get("attention_mask"),
+                self.config.use_history if use_history is None else use_history,
+                inputs_embeds=embedded,
+                encoder_outputs=encoded,
+                output_hidden_states=bool(own.output_hidden_states if hidden is None else hidden),
+            )
         given = [kwargs.get(name) or getattr(own, name) for name in ("max_length", "max_new_tokens")]
-        if tokens is not None and not args and not any(given):
-            kwargs["max_new_tokens"] = longest_target(tokens.shape[1])
-        if tokens is not None and kwargs.get("encoder_outputs") is None:
-            use_history = kwargs.get("use_history")
-            use_history = self.config.use_history if use_history is None else use_history
-            with torch.no_grad():
-                kwargs["encoder_outputs"] = self.read_source(tokens, kwargs.get("attention_mask"), use_history)
+        if not args and not any(given):
+            assert source.last_hidden_state is not None
+            kwargs["max_new_tokens"] = longest_target(source.last_hidden_state.shape[1])
         return super().generate(inputs, *args, **kwargs)  # type: ignore[misc]
 
     def _expand_inputs_for_generation(self, expand_size: int = 1, **kwargs: Any) -> Any:  # type: ignore[override]
@@ -355,6 +321,7 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
 
     def attach_history(self, bank: HistoryBank, namespaces: Any = None, tokenizer: Any = None) -> None:
         """As for every LLE model; the tokenizer is needed, unless the bank was built with it in this process."""
+        bank_tool(self.bank_module)  # without the package there is no memory: now, and not in the first sentence
         super().attach_history(bank, namespaces, tokenizer)
         if bank.encoder is None or bank.encoder[1] is None:
             self.detach_history()

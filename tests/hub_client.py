@@ -1,9 +1,11 @@
 """What the Hub tests run in processes of their own, since huggingface_hub reads its endpoint when it is imported.
 
     python hub_client.py push FOLDER REPO         where modeling_lle is installed: pushes, and loads without trust
-    python hub_client.py load SOURCE COPY [SITE]  where only torch and transformers are: loads with trust, saves again
+    python hub_client.py load SOURCE COPY [SITE [TRANSLATOR]]
+                                                  where only torch and transformers are: loads with trust, saves again
 
 Each prints the logits of `IDS` as JSON, on its last line. With SITE, packages are taken from that folder alone.
+TRANSLATOR is a folder with a translator and its memory, which is loaded as well.
 """
 
 import importlib.util
@@ -41,7 +43,30 @@ def push(folder: str, repo: str) -> Any:
     return logits(loaded)
 
 
-def load(source: str, copy: str, site: str | None = None) -> Any:
+def translate(source: str) -> None:
+    from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer
+
+    config = AutoConfig.from_pretrained(source, trust_remote_code=True)
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=True)
+    model = AutoModelForSeq2SeqLM.from_pretrained(source, trust_remote_code=True)
+    backbone = AutoModel.from_pretrained(source, trust_remote_code=True)
+    names = [type(thing).__name__ for thing in (config, tokenizer, model, backbone)]
+    assert names == ["LLESeq2SeqConfig", "LLETokenizer", "LLEForSeq2SeqLM", "LLESeq2SeqModel"], names
+    inputs = tokenizer("a b", return_tensors="pt")
+    model.generate(**inputs, max_new_tokens=3)
+    state = backbone(**inputs, decoder_input_ids=inputs.input_ids)[0]
+    assert state.equal(model.model(**inputs, decoder_input_ids=inputs.input_ids)[0])
+    bank = sys.modules[type(model).__module__].HistoryBank.from_pretrained(source)
+    message = ""
+    try:
+        model.attach_history(bank, tokenizer=tokenizer)
+    except ImportError as error:
+        message = str(error)
+    assert "pip install modeling_lle" in message, "a memory is attached that no module can search"
+    model.generate(**inputs, max_new_tokens=3)
+
+
+def load(source: str, copy: str, site: str | None = None, translator: str | None = None) -> Any:
     if site is not None:
         sys.path.append(site)
     assert not any(map(importlib.util.find_spec, ("modeling_lle", "numba")))
@@ -62,6 +87,8 @@ def load(source: str, copy: str, site: str | None = None) -> Any:
     text = generate("the cat", max_new_tokens=5, do_sample=False)[0]["generated_text"]
     assert text == tokenizer.decode(generated[0], skip_special_tokens=True)
 
+    if translator is not None:
+        translate(translator)
     model.save_pretrained(copy)
     tokenizer.save_pretrained(copy)
     again = AutoModelForCausalLM.from_pretrained(copy, trust_remote_code=True)

@@ -20,12 +20,13 @@ from transformers.dynamic_module_utils import get_imports
 import modeling_lle
 from modeling_lle import LLEConfig, LLEForCausalLM, LLEForSequenceClassification, LLEModel, LLETokenizer
 from modeling_lle.model_card import write_model_card
+from tests import word_translators
 from tests.hub_client import logits
 from tests.hub_stand_in import HubStandIn
 
 CLIENT = Path(__file__).with_name("hub_client.py")
 OF_CLASSIFIERS = {f"{name}_lle.py" for name in ("classification", "label_kernels", "labels", "pooling", "teaching")}
-OF_TRANSLATORS = {f"{name}_lle.py" for name in ("attention", "seq2seq")}
+OF_TRANSLATORS = {f"{name}_lle.py" for name in ("attention", "encoder_decoder", "seq2seq")}
 CODE = {path.name for path in Path(modeling_lle.__file__).parent.glob("*_lle.py")} - OF_CLASSIFIERS - OF_TRANSLATORS
 RESULTS = {
     "command": "lle evaluate runs/cat",
@@ -136,8 +137,12 @@ def test_folders_name_the_classes_that_they_hold(folder: Path, tmp_path: Path) -
 
 
 def test_loads_with_trust_in_a_fresh_environment(folder: Path, bare_site: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "copy"
-    remote = run_client("load", folder, copy, bare_site, home=tmp_path, isolated=True, HF_HUB_OFFLINE="1")
+    copy, translator = tmp_path / "copy", tmp_path / "translator"
+    word_translators.taught().save_pretrained(translator, save_history=True)
+    word_translators.TOKENIZER.save_pretrained(translator)
+    assert {path.name for path in translator.iterdir()} >= OF_TRANSLATORS
+    arguments = ("load", folder, copy, bare_site, translator)
+    remote = run_client(*arguments, home=tmp_path, isolated=True, HF_HUB_OFFLINE="1")
     ours = logits(AutoModelForCausalLM.from_pretrained(folder))
     assert_near(remote, ours)
     again = {path.name for path in copy.iterdir()}

@@ -5,10 +5,19 @@ import sys
 from pathlib import Path
 
 import pytest
+import transformers
 from transformers.models.auto import configuration_auto, modeling_auto, tokenization_auto
 
 import modeling_lle
-from modeling_lle import LLEConfig, LLEForCausalLM, LLEModel, LLETokenizer
+from modeling_lle import (
+    LLEConfig,
+    LLEForCausalLM,
+    LLEForSeq2SeqLM,
+    LLEModel,
+    LLESeq2SeqConfig,
+    LLESeq2SeqModel,
+    LLETokenizer,
+)
 from tests import word_translators
 from tests.tiny import make_model
 
@@ -44,6 +53,8 @@ translate = pipeline("translation", sys.argv[2])
 assert type(translate) is modeling_lle.LLETranslationPipeline
 assert type(translate.model) is modeling_lle.LLEForSeq2SeqLM
 assert list(translate("the cat")[0]) == ["translation_text"]
+import transformers
+assert transformers.LLEForCausalLM is modeling_lle.LLEForCausalLM
 """
 
 
@@ -69,10 +80,29 @@ def test_the_auto_classes_know_lle(imports: str, folder: Path) -> None:
 def test_the_tables_hold_the_names() -> None:
     assert configuration_auto.CONFIG_MAPPING["lle"] is LLEConfig
     assert modeling_auto.MODEL_MAPPING_NAMES["lle"] == "LLEModel"
+    assert modeling_auto.MODEL_MAPPING_NAMES["lle_seq2seq"] == "LLESeq2SeqModel"
     assert modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["lle"] == "LLEForCausalLM"
+    assert modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES["lle_seq2seq"] == "LLEForSeq2SeqLM"
     assert modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING[LLEConfig] is LLEForCausalLM
     assert modeling_auto.MODEL_MAPPING[LLEConfig] is LLEModel
+    assert modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING[LLESeq2SeqConfig] is LLEForSeq2SeqLM
+    assert modeling_auto.MODEL_MAPPING[LLESeq2SeqConfig] is LLESeq2SeqModel
     assert tokenization_auto.TOKENIZER_MAPPING[LLEConfig] is not None
+    assert tokenization_auto.TOKENIZER_MAPPING[LLESeq2SeqConfig] is not None
+
+
+def test_a_model_type_either_goes_on_with_a_text_or_makes_another_of_it() -> None:
+    """As lm-evaluation-harness looks it up, which asks the second table first."""
+    assert "lle" not in modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+    assert "lle_seq2seq" not in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    assert LLEConfig not in modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
+    assert LLESeq2SeqConfig not in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING
+
+
+def test_the_classes_are_attributes_of_transformers() -> None:
+    """`transformers serve` takes them from there."""
+    for name in ("LLEConfig", "LLESeq2SeqConfig", "LLEModel", "LLEForCausalLM", "LLEForSeq2SeqLM", "LLETokenizer"):
+        assert getattr(transformers, name) is getattr(modeling_lle, name)
 
 
 def test_the_package_lists_what_it_has() -> None:

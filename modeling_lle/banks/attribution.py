@@ -66,7 +66,7 @@ def attribute(
     labels = batch["labels"]
     source = model.read_source(batch["input_ids"], batch["attention_mask"])
     inputs = model.prepare_decoder_input_ids_from_labels(labels)
-    states, _ = model.model(source, inputs, labels != IGNORED)
+    states = model.model.decode(source, inputs, labels != IGNORED).last_hidden_state
     totals = torch.zeros_like(source.candidate_ids, dtype=torch.float32)  # of the entries' shares, (B, K)
     columns: list[Tensor] = []
     for prediction in model.predictions(states, source):

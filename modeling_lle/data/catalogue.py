@@ -23,9 +23,12 @@ except ImportError as error:
 ENDINGS = (".po", ".pot")
 _COMMENT = re.compile(rb'#(?!~\s*[m"])')  # after #~ there may be a statement, which is obsolete
 _KEYWORD = re.compile(rb"(?:#~\s*)?(msgctxt|msgid_plural|msgid|msgstr|)")
+_STRING = r'"(?:[^"\\]|\\.)*"'
 _STATEMENT = re.compile(
-    r'(#~\s*)?(?P<keyword>msgctxt|msgid_plural|msgid|msgstr(?:\[\d\])?)?\s*"(?P<text>(?:[^"\\]|\\.)*)"'
+    rf"(#~\s*)?(?P<keyword>msgctxt|msgid_plural|msgid|msgstr(?:\[\d\])?)?\s*(?P<strings>(?:{_STRING}\s*)*)"
 )
+_ESCAPE = re.compile(r"(?P<bytes>(?:\\[0-7]{1,3}|\\x[0-9A-Fa-f]+)+)|\\(?P<character>.)")
+_CHARACTERS = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v", "\\": "\\", '"': '"'}
 _FORMS = re.compile(r"^Plural-Forms:.*\bnplurals\s*=\s*([1-9])\b", re.MULTILINE)
 
 
@@ -286,13 +289,22 @@ def _parse(block: range, lines: Sequence[bytes], encoding: str) -> Entry | None:
             continue
         match = _STATEMENT.fullmatch(line)
         if match is None:
-            raise _FaultError(place, f"is none of a PO file, perhaps it lacks a quotation mark: {line!r:.80}")
+            raise _FaultError(
+                place,
+                f"is none of a PO file, perhaps it has two keywords, or lacks a quotation mark: {line!r:.80}",
+            )
         keyword = match["keyword"] or keyword
-        if not keyword or (match["keyword"] and keyword in texts):
+        if not keyword or (match["keyword"] and keyword in places):
             raise _FaultError(place, f"is out of place: {line!r:.80}")
         obsolete = obsolete or line.startswith("#")
-        texts[keyword] = texts.get(keyword, "") + polib.unescape(match["text"])
+        strings = re.findall(_STRING, match["strings"])
+        if strings:
+            own = "".join(_unescape(string[1:-1], encoding, place) for string in strings)
+            texts[keyword] = texts.get(keyword, "") + own
         places[keyword] = (places.get(keyword, (place, place))[0], place + 1)
+    for keyword, (place, _) in places.items():
+        if keyword not in texts:
+            raise _FaultError(place, f"has no text after {keyword}")
     if head_at is None or not texts:
         return None
     keys = _keys_of_translations(texts, places)
@@ -307,6 +319,24 @@ def _parse(block: range, lines: Sequence[bytes], encoding: str) -> Entry | None:
         head_at=head_at,
         translations_at=tuple(places[key] for key in keys),
     )
+
+
+def _unescape(text: str, encoding: str, place: int) -> str:
+    """A text without its escapes, which are those of C; numbers stand for bytes of the file's encoding."""
+
+    def character(match: re.Match[str]) -> str:
+        if match["bytes"] is None:
+            return _CHARACTERS.get(match["character"], match[0])
+        digits = re.findall(r"\\(?:x([0-9A-Fa-f]+)|([0-7]+))", match["bytes"])
+        codes = [int(hexadecimal, 16) if hexadecimal else int(octal, 8) for hexadecimal, octal in digits]
+        try:
+            return bytes(codes).decode(encoding)
+        except ValueError as error:
+            raise _FaultError(
+                place, f"has the escape {match['bytes']}, no character of {encoding}: {error}"
+            ) from error
+
+    return _ESCAPE.sub(character, text)
 
 
 def _decode(line: bytes, encoding: str, place: int) -> str:

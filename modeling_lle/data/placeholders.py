@@ -1,21 +1,44 @@
-"""Placeholders and markup, which a translation has to keep as they are."""
+"""Placeholders and markup, which a translation has to keep as they are.
+
+Notable: of a message of ICU that has cases, `{n, plural, one {...} other {...}}`, the cases are texts, and a language
+has as many as it needs: what has to stay is its head, and each placeholder in the cases, however often it is there.
+"""
 
 import re
 from collections import Counter
 
-# A percent sign after a digit, or before a space or a hyphen alone, is a plain one: "100%ig", "50 % of", "100 %-ig".
-_PATTERN = re.compile(
-    r"""
-      (?P<none>%%)                                                                   # a percent sign of printf
-    | \$\{\w+\}                                                                      # ${name}
-    | \{ (?:[^\W\d]\w*|\d+)? (?:\.\w+|\[[^\]{}]*\])* (?:![rsa])? (?::[^{}]*)? \}     # {name.part[0]!r:>10}
-    | (?: %\(\w+\) | (?<!\d)%(?:\d+\$)? )                                            # %(name)s and %1$s,
-      (?: [-+#0]*(?:\*|\d+) | [+#0]* ) (?:\.(?:\*|\d+))? (?:hh?|ll?|[Lqjzt])? [diouxXeEfFgGcrs@]    # or %5.2f
-    | </? (?:[A-Za-z][\w:.-]*|\d+) (?:\s+[\w:.-]+\s*=\s*(?:"[^"]*"|'[^']*'|[^\s"'<>]+))* \s*/?>     # <a href="...">
-    | & (?:[A-Za-z][A-Za-z0-9]*|\#\d+|\#[xX][0-9A-Fa-f]+) ;                          # &amp; and &#39;
-    """,
-    re.VERBOSE,
+_NUMBER = r"(?:\.(?:\*|\d+))?(?:hh?|ll?|[Lqjzt])?"  # precision and length of printf
+_WORD = r"[A-Za-z\u00c0-\u024f\d_]"  # Chinese and Japanese have no spaces around a placeholder
+# What begins with a percent sign and has no name. After a number it is a plain one: "100%ig", "50 % d'habitants"; so
+# it is before a space or a hyphen alone: "50 % of", "100 %-ig". Of Qt's numbers those of one digit are taken, as "%50"
+# is Turkish for "50%".
+_BARE = "|".join(
+    [
+        rf"%(?:\d+\$)?(?:[-+#0]*(?:\*|\d+)|[+#0]*){_NUMBER}[diouxXeEfFgGcrs@]",  # %d, %1$s, %5.2f
+        rf"(?P<spaced>%\x20[-+#0]*(?:(?:\*|\d+){_NUMBER}[diouxXeEfFgG]|{_NUMBER}d)(?!{_WORD}|['\u2019]))",  # % d
+        rf"%L?[1-9](?![.,]?\d)|%L?n(?!{_WORD})",  # %1, %L1 and %n of Qt
+    ]
 )
+_PATTERN = re.compile(
+    "|".join(
+        [
+            r"(?P<none>%%)",  # a percent sign of printf
+            r"\$\{\w+\}",  # ${name}
+            r"%\{[\w.]+\}",  # %{name}
+            r"\{\{\{[^{}\n]*\w[^{}\n]*\}\}\}|\{\{[^{}\n]*\w[^{}\n]*\}\}",  # {{{name}}}, {{ name | filter }}
+            r"(?P<cases>\{\s*(?P<argument>\w+)\s*,\s*(?P<kind>plural|selectordinal|select)\s*,)",
+            r"\{\s*\w+\s*,\s*(?:number|date|time|spellout|ordinal|duration)\s*(?:,[^{}]*)?\}",  # {n, number, integer}
+            r"\{(?:[^\W\d]\w*|\d+)?(?:\.\w+|\[[^\]{}]*\])*(?:![rsa])?(?::[^{}]*)?\}",  # {name.part[0]!r:>10}
+            rf"(?:%\(\w+\)|%<\w+>)(?:[-+#0]*(?:\*|\d+)|[+#0]*){_NUMBER}[diouxXeEfFgGcrs@]",  # %(name)s, %<name>s
+            rf"(?P<bare>{_BARE})",
+            r"</?(?:[A-Za-z][\w:.-]*|\d+)(?:\s+[\w:.-]+\s*=\s*(?:\"[^\"]*\"|'[^']*'|[^\s\"'<>]+))*\s*/?>",  # <a b="c">
+            r"&(?:[A-Za-z][A-Za-z0-9]*|\#\d+|\#[xX][0-9A-Fa-f]+);",  # &amp; and &#39;
+        ]
+    )
+)
+_BRACE = re.compile(r"'[{}]'|[{}]")  # '{' is a quoted one
+_CASE = re.compile(r"\s*(?:offset:\d+\s*)?(?P<key>=\d+|[\w-]+)\s*(?=\{)")
+_END = re.compile(r"\s*\}")
 
 
 def placeholders(text: str) -> list[str]:
@@ -23,8 +46,77 @@ def placeholders(text: str) -> list[str]:
 
     >>> placeholders('<b>{name}</b> has %d new &quot;messages&quot;, 100% of %(total)s')
     ['<b>', '{name}', '</b>', '%d', '&quot;', '&quot;', '%(total)s']
+    >>> placeholders("{n, plural, one {# file in %1} other {# files in %1}}")
+    ['{n, plural}', '%1']
     """
-    return [match[0] for match in _PATTERN.finditer(text) if match["none"] is None]
+    found: list[str] = []
+    closing: dict[int, int] | None = None
+    parts: list[tuple[int, int, set[str] | None]] = [(0, len(text), None)]  # what is left, the next one at the end
+    while parts:
+        place, end, known = parts.pop()
+        after_last = place
+        while match := _PATTERN.search(text, place, end):
+            place = match.end()
+            item = match[0]
+            if match["cases"]:
+                closing = _closing_braces(text) if closing is None else closing
+                message = _cases(text, match, closing)
+                if message is None:
+                    place = match.start() + 1
+                    continue
+                item, cases, place = message
+                seen = set() if known is None else known
+                parts.append((place, end, known))
+                parts += [(*case, seen) for case in reversed(cases)]
+            elif match["none"] or (match["bare"] and _follows_number(text, match, after_last)):
+                place = match.end() if match["none"] else match.start() + 1
+                continue
+            if known is None or item not in known:
+                found.append(item)
+                if known is not None:
+                    known.add(item)
+            after_last = place
+            if match["cases"]:
+                break
+    return found
+
+
+def _follows_number(text: str, match: re.Match[str], after_last: int) -> bool:
+    """Whether a percent sign belongs to the number before it, which is no placeholder that ended at `after_last`."""
+    before = match.start()
+    if match["spaced"] and before > after_last and text[before - 1] in " \u00a0\u202f":
+        before -= 1
+    return before > after_last and text[before - 1].isdigit()
+
+
+def _closing_braces(text: str) -> dict[int, int]:
+    """The places of the braces that open, with those of the ones which close them."""
+    closing, opened = {}, []
+    for match in _BRACE.finditer(text):
+        if match[0] == "{":
+            opened.append(match.start())
+        elif match[0] == "}" and opened:
+            closing[opened.pop()] = match.start()
+    return closing
+
+
+def _cases(text: str, head: re.Match[str], closing: dict[int, int]) -> tuple[str, list[tuple[int, int]], int] | None:
+    """What stands for a message with cases, where their texts lie, and where it ends; None if it is none."""
+    if head.start() not in closing:
+        return None
+    place, keys, texts = head.end(), [], []
+    while match := _CASE.match(text, place):
+        opened = match.end()
+        if opened not in closing:
+            return None
+        keys.append(match["key"])
+        texts.append((opened + 1, closing[opened]))
+        place = closing[opened] + 1
+    end = _END.match(text, place)
+    if not keys or end is None:
+        return None
+    chosen = f", {' '.join(sorted(keys))}" if head["kind"] == "select" else ""  # these are no categories of a language
+    return f"{{{head['argument']}, {head['kind']}{chosen}}}", texts, end.end()
 
 
 def differences(source: str, target: str) -> tuple[list[str], list[str]]:

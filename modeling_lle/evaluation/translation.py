@@ -139,6 +139,7 @@ def evaluate_translator(
     batch_size: int = BATCH_SIZE,
     *,
     lowercase: bool = False,
+    target_language: str | None = None,
 ) -> TranslationEvaluation:
     """Translates sentences without and with the memory that is attached, and measures how well.
 
@@ -148,6 +149,7 @@ def evaluate_translator(
         pairs: The columns `source` and `target`, as `load_pairs` makes them.
         beams, batch_size: As in `translate`.
         lowercase: Whether capital letters count as small ones.
+        target_language: As `language` in `TranslationMetric`.
 
     Raises:
         ValueError: There are no pairs, or a sentence is missing or blank.
@@ -168,7 +170,9 @@ def evaluate_translator(
         begin = time.perf_counter()
         translations[side] = translate(model, tokenizer, sources, beams, batch_size, use_history=use_history)
         seconds[side] = time.perf_counter() - begin
-        scores[side] = metric.compute(predictions=translations[side], references=references, lowercase=lowercase)
+        scores[side] = metric.compute(
+            predictions=translations[side], references=references, lowercase=lowercase, language=target_language
+        )
     return TranslationEvaluation(
         sources=sources,
         references=references,
@@ -267,7 +271,9 @@ def evaluate_translator_folder(
         target_column=target_column,
     )
     with in_precision(model, precision):
-        evaluation = evaluate_translator(model, tokenizer, pairs, beams, batch_size, lowercase=lowercase)
+        evaluation = evaluate_translator(
+            model, tokenizer, pairs, beams, batch_size, lowercase=lowercase, target_language=to_language
+        )
     metrics = {"parameters": model.num_parameters(), **train_minutes(model_path), **evaluation.metrics()}
     rows, examples = evaluation.table(), evaluation.examples()
     if output is not None:

@@ -16,6 +16,7 @@ import yaml
 from accelerate import PartialState
 from torch import Tensor
 from transformers import (
+    AutoConfig,
     AutoTokenizer,
     PreTrainedTokenizerBase,
     Trainer,
@@ -155,10 +156,10 @@ def make_config(
         ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
         config = LLEConfig(**{"vocab_size": len(tokenizer), **ids, **values})
     else:
-        history = LLEConfig.from_pretrained(path).to_dict()["history"]
+        history = AutoConfig.from_pretrained(path).to_dict()["history"]
         for section, numbers in (values.get("history") or {}).items():
             history[section].update(numbers or {})
-        config = LLEConfig.from_pretrained(path, **{**values, "history": history})
+        config = AutoConfig.from_pretrained(path, **{**values, "history": history})
     if config.vocab_size < len(tokenizer):
         raise ValueError(
             f"model.vocab_size is {config.vocab_size}, but the tokenizer has {len(tokenizer)} types: "

@@ -61,13 +61,13 @@ def split_pairs(pairs: Dataset, test_share: float, seed: int) -> tuple[Dataset, 
     return pairs.select(np.sort(rows[tests:])), pairs.select(np.sort(rows[:tests]))
 
 
-def measure(translations: dict[str, list[str]], references: list[str]) -> Row:
+def measure(translations: dict[str, list[str]], references: list[str], language: str | None = None) -> Row:
     """The scores of both sides, with case and without."""
     row: Row = {"sentences": len(references)}
     for lowercase in (False, True):
         for side, found in translations.items():
             metric = TranslationMetric(keep_in_memory=True)
-            values = metric.compute(predictions=found, references=references, lowercase=lowercase)
+            values = metric.compute(predictions=found, references=references, lowercase=lowercase, language=language)
             prefix = "lowercased_" if lowercase else ""
             row |= {f"{prefix}{name}_{side}": values[name] for name in ("bleu", "chrf")}
             if not lowercase:
@@ -75,16 +75,18 @@ def measure(translations: dict[str, list[str]], references: list[str]) -> Row:
     return row
 
 
-def by_band(translations: dict[str, list[str]], references: list[str], scores: list[float]) -> list[Row]:
+def by_band(
+    translations: dict[str, list[str]], references: list[str], scores: list[float], language: str | None = None
+) -> list[Row]:
     """A row for all sentences, and one for each band of fuzzy match scores that has some."""
-    rows = [{"band": "all", **measure(translations, references)}]
+    rows = [{"band": "all", **measure(translations, references, language)}]
     above = np.inf
     for band, least in BANDS.items():
         own = [place for place, score in enumerate(scores) if least <= score < above]
         above = least
         if own:
             parts = {side: [found[place] for place in own] for side, found in translations.items()}
-            rows.append({"band": band, **measure(parts, [references[place] for place in own])})
+            rows.append({"band": band, **measure(parts, [references[place] for place in own], language)})
     return rows
 
 
@@ -129,7 +131,8 @@ def memory(
         typer.echo(f"{catalogue}: {len(texts)} sentences {side} a memory of {len(kept)}")
         translations[side] = translate(model, tokenizer, texts, beams, BATCH, use_history=use_history)
     best = [model.memory.matches(text) for text in texts]
-    rows = by_band(translations, test["target"][:], [found[0].score if found else 0.0 for found in best])
+    scores = [found[0].score if found else 0.0 for found in best]
+    rows = by_band(translations, test["target"][:], scores, to_language)
     numbers = {"sharpness": model.config.bank.sharpness, "gate": model.config.bank.gate}
     rows[0]["numbers"] = describe(numbers)
     for row in rows:

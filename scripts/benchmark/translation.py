@@ -88,11 +88,11 @@ def train_both(recipe: Recipe, folder: Path, minutes: float | None, learning_rat
     )
 
 
-def quality(translator: Translator, pairs: Dataset, beams: int, lowercase: bool) -> Row:
+def quality(translator: Translator, pairs: Dataset, beams: int, lowercase: bool, language: str | None = None) -> Row:
     """BLEU, chrF and TER of the test pairs, and the signature of the first."""
     metric = TranslationMetric(keep_in_memory=True)
     found = translate(translator.model, translator.tokenizer, pairs["source"][:], beams)
-    values = metric.compute(predictions=found, references=pairs["target"][:], lowercase=lowercase)
+    values = metric.compute(predictions=found, references=pairs["target"][:], lowercase=lowercase, language=language)
     return {**values, "signature": metric.signatures["bleu"]}
 
 
@@ -150,9 +150,10 @@ def translation(
     train_both(loaded, peer, minutes, learning_rate)
     translators = {LLE: load(folder, LLE), TRANSFORMER: load(peer, TRANSFORMER)}
     rows: list[Row] = []
+    language = loaded.data.target_language
     for name, translator in translators.items():
         typer.echo(f"{test}: {name}")
-        rows.append({"method": name, **translator.trained, **quality(translator, pairs, beams, lowercase)})
+        rows.append({"method": name, **translator.trained, **quality(translator, pairs, beams, lowercase, language)})
     measured = speeds(translators, chosen(pairs["source"][:], sentences), repetitions)
     metrics: dict[str, float] = {}
     for place, row in enumerate(rows):

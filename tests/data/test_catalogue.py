@@ -131,6 +131,60 @@ def test_filled_in_without_a_flag_and_elsewhere(path: Path) -> None:
     assert not any(entry.fuzzy for entry in changed.values())
 
 
+LOOSE = r"""msgid
+"red\033[0m \a"
+msgstr
+"rot\033[0m" " \a\x7" "\?"
+
+msgid "two" " on\n" "a line"
+msgstr "" ""
+
+msgctxt
+"menu"
+msgid
+"%d a"
+msgid_plural "%d " "as"
+msgstr[0]
+""
+msgstr[1] ""
+""
+
+#~ msgid
+#~ "old"
+#~ msgstr "alt" "\303\274"
+"""
+
+
+def test_strings_may_stand_as_those_of_c(path: Path) -> None:
+    catalogue = read_catalogue(write(path, HEADER + LOOSE))
+    assert [(entry.context, entry.texts, entry.translations) for entry in catalogue.entries[1:]] == [
+        (None, ("red\033[0m \a",), ("rot\033[0m \a\a\\?",)),
+        (None, ("two on\na line",), ("",)),
+        ("menu", ("%d a", "%d as"), ("", "")),
+        (None, ("old",), ("altü",)),
+    ]
+    write_catalogue(catalogue, [["zwei auf\neiner"], ["%d A", "%d As"]], fuzzy=False)
+    filled = LOOSE.replace('msgstr "" ""', 'msgstr ""\n"zwei auf\\n"\n"einer"')
+    filled = filled.replace('msgstr[0]\n""\nmsgstr[1] ""\n""', 'msgstr[0]\n"%d A"\nmsgstr[1] "%d As"')
+    assert path.read_text() == HEADER + filled
+    assert read_catalogue(path).entries[2].translations == ("zwei auf\neiner",)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (r'msgid "\777"', r"line 9 of .* has the escape \\777, no character of UTF-8"),
+        (r'msgid "\xff"', r"line 9 of .* has the escape \\xff, no character of UTF-8"),
+        ('msgid\nmsgstr "a"', "line 9 of .* has no text after msgid"),
+        ('msgid "a"\nmsgstr', "line 10 of .* has no text after msgstr"),
+        ('msgid "a" msgstr "b"', "line 9 of .* perhaps it has two keywords"),
+    ],
+)
+def test_strings_that_no_tool_of_gettext_reads(path: Path, lines: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_catalogue(write(path, f"{HEADER}{lines}\n"))
+
+
 @pytest.mark.parametrize("ends", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("start", ["", "\ufeff"])
 @pytest.mark.parametrize("last", [True, False])
@@ -275,7 +329,7 @@ def test_reads_and_writes_what_polib_reads(path: Path, made: polib.POFile, text:
     [
         (
             'msgid "a\nmsgstr "b"\n',
-            "line 9 of .*de.po' is none of a PO file, perhaps it lacks a quotation mark: 'msgid",
+            "line 9 of .*de.po' is none of a PO file, perhaps it has two keywords, or lacks a quotation mark: 'msgid",
         ),
         ('msgid "a"\nmsgstr "b"c"\n', "line 10 of .* is none of a PO file"),
         ('msgid "a"\nmsgstr "b\\"\n', "line 10 of .* is none of a PO file"),

@@ -14,6 +14,8 @@ KNOWN = [
     *("%*d", "%lu", "%zd", "%#x", "%@"),
     *("<b>", "</a>", "<br/>", "<br />", '<a href="https://a.b/c?d=%s&e=f">', "<x id='1' n=2/>", "<xliff:g>", "<0>"),
     *("&amp;", "&#39;", "&#x2019;", "&brandShortName;"),
+    *("%1", "%9", "%L1", "%n", "%Ln", "% d", "% 5d", "%{name}", "%<name>s", "%<n>.2f"),
+    *("{{name}}", "{{ user.name | upper }}", "{{{raw}}}", "{n, number}", "{n,number,integer}", "{when, date, short}"),
 ]
 PLAIN = [
     *(
@@ -30,6 +32,17 @@ PLAIN = [
     *("a < b", "a<b and b>c", "x <y and z> w", "I <3 it", "<john@example.org>", "<https://example.org>", "-> <- <>"),
     *("R&D", "AT&T; no: A & B;", "$name", "$5", "a {b c} d", "{", "}", "{ }", "{'a'}", "{-1}"),
     *("%%", "100%% of", "%%s", "%%(name)s"),
+    *(
+        "100% done",
+        "50 % discount",
+        "50 % d",
+        "5\u00a0% d",
+        "50 % d'habitants",
+        "en % d\u2019habitants",
+        "antal % i 2020",
+    ),
+    *("%50 indirim", "%1.5 x", "%1,5 x", "%name", "%nächste", "100%n", "5%1", "{n, plural}", "{n, plural, one}"),
+    *("{n, color, red}", "{{ }}", "{{", "%{", "%<>s"),
 ]
 
 
@@ -47,6 +60,28 @@ def test_plain_text(text: str) -> None:
 @given(parts=st.lists(st.sampled_from(KNOWN)), between=st.sampled_from([" ", " a ", "\n", ", "]))
 def test_all_in_their_order(parts: list[str], between: str) -> None:
     assert placeholders(between.join(parts)) == parts
+
+
+def test_placeholders_of_qt_side_by_side() -> None:
+    assert placeholders("%1%2 %L3%n % d") == ["%1", "%2", "%L3", "%n", "% d"]
+
+
+def test_messages_of_icu_may_have_the_cases_of_their_language() -> None:
+    english = "{count, plural, =0 {none} one {# file in <b>{folder}</b>} other {# files in <b>{folder}</b>}}, %s"
+    polish = "{count,plural, one {# plik w <b>{folder}</b>} few {# w <b>{folder}</b>} other {# <b>{folder}</b>}}, %s"
+    assert placeholders(english) == ["{count, plural}", "<b>", "{folder}", "</b>", "%s"]
+    assert differences(english, polish) == ([], [])
+    assert differences(english, polish.replace("{folder}", "")) == (["{folder}"], [])
+    assert differences(english, polish.replace("count", "anzahl")) == (["{count, plural}"], ["{anzahl, plural}"])
+    assert differences("{n, plural, other {#}}", "{n, selectordinal, other {#}}")[0] == ["{n, plural}"]
+
+
+def test_messages_of_icu_within_each_other() -> None:
+    text = "{g, select, male {he {n, plural, offset:1 one {a {x}} other {b {x} '{'}}} other {they}} has {x}"
+    assert placeholders(text) == ["{g, select, male other}", "{n, plural}", "{x}", "{x}"]
+    assert differences(text, text.replace("male {", "mann {"))[0] == ["{g, select, male other}"]  # no category
+    for broken in ("{n, plural, one {x {a}", "{n, plural, one {x {a}} and}", "{n, plural, {x {a}}"):
+        assert placeholders(broken) == ["{a}"]
 
 
 def test_without_anything_between() -> None:
@@ -70,7 +105,10 @@ def test_what_is_lost_one_way_is_added_the_other(source: str, target: str) -> No
     assert not set(lost) & set(added)
 
 
-@pytest.mark.parametrize("part", ["<a ", "<a b=", "{a.", "{a[", "%0", "%(a", "&a", "<a" + " " * 50, "${a", "</1"])
+@pytest.mark.parametrize(
+    "part",
+    ["<a ", "<a b=", "{a.", "{a[", "%0", "%(a", "&a", "<a" + " " * 50, "${a", "</1", "{a,plural,x{", "{{a", "% "],
+)
 def test_hostile_texts_take_no_time(part: str) -> None:
     start = time.perf_counter()
     assert not placeholders(part * 4000)

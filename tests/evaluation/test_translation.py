@@ -24,6 +24,7 @@ from modeling_lle.evaluation import (
     evaluate_translator,
     evaluate_translator_folder,
     format_translation,
+    metrics,
     read_results,
     translate,
 )
@@ -74,6 +75,49 @@ def test_the_metric_is_sacrebleus(lowercase: bool) -> None:
         assert f"case:{case}" in signature
         assert f"version:{sacrebleu.__version__}" in signature
     assert "tok:13a" in metric.signatures["bleu"]
+
+
+OTHERS = {
+    "zh": ("猫坐在垫子上。", "猫躺在垫子上。"),
+    "ja": ("猫がマットの上に座っています。", "猫がマットの上で寝ています。"),
+    "ko": ("고양이가 매트 위에 앉아 있다.", "고양이가 매트 위에서 잔다."),
+    "th": ("แมวนั่งอยู่บนเสื่อ", "แมวนอนอยู่บนเสื่อ"),
+}
+
+
+@pytest.mark.parametrize("language", OTHERS)
+@pytest.mark.parametrize("known", [True, False])
+def test_languages_without_spaces_have_their_tokenizer(language: str, known: bool, monkeypatch: Any) -> None:
+    monkeypatch.setattr(metrics.importlib.util, "find_spec", lambda name: None)  # no MeCab
+    prediction, reference = OTHERS[language]
+    texts = {"predictions": [prediction] * 3, "references": [reference] * 3}
+    metric = TranslationMetric(keep_in_memory=True)
+    found = metric.compute(**texts, language=f"{language}-XX" if known else None)
+    tokenizer = "zh" if language == "zh" else "char"
+    assert f"tok:{tokenizer}|" in metric.signatures["bleu"]
+    bleu = sacrebleu.corpus_bleu(texts["predictions"], [texts["references"]], tokenize=tokenizer).score
+    assert found["bleu"] == bleu > 20
+    assert found["chrf"] == sacrebleu.corpus_chrf(texts["predictions"], [texts["references"]]).score
+    assert (found["ter"] < 60) == (language in ("zh", "ja"))
+    assert ("asian:yes" in metric.signatures["ter"]) == (language in ("zh", "ja"))
+
+
+def test_the_tokenizer_is_that_of_the_language_or_else_of_the_script(monkeypatch: Any) -> None:
+    tell = metrics.language_without_spaces
+    names = ["zho_Hant", "cmn", "JA", "jpn-Jpan", "kor", "tha", "de", "english", None]
+    assert [tell(["ein Hund"], name) for name in names] == ["zh", "zh", "ja", "ja", "ko", "th", None, None, None]
+    mixed = {
+        "HTTP 请求失败请再试一次": "zh",
+        "東京都庁舎": "zh",
+        "東京に行く": "ja",
+        "the word 猫 means cat": None,
+        "12, 5!": None,
+        "": None,
+    }
+    assert [tell([text], "target") for text in mixed] == list(mixed.values())
+    with_mecab = [metrics.bleu_tokenizer(code) for code in (None, "zh", "th")]
+    monkeypatch.setattr(metrics.importlib.util, "find_spec", lambda name: name)
+    assert [*with_mecab, *map(metrics.bleu_tokenizer, ("ja", "ko"))] == ["13a", "zh", "char", "ja-mecab", "ko-mecab"]
 
 
 def test_case_counts_unless_it_is_told_not_to() -> None:
