@@ -362,7 +362,7 @@ def test_out_of_scope() -> None:
     assert results[-1]["score"] == results[-1]["out_of_scope"] >= model.config.out_of_scope.threshold
     scored = model(**encoded(texts[0]), output_out_of_scope=True)
     assert results[0]["out_of_scope"] == pytest.approx(scored.out_of_scope.item())
-    assert results[0]["mass"] == pytest.approx(scored.mass.item(), abs=1e-6)
+    assert results[0]["mass"] == pytest.approx(scored.mass.item(), abs=1e-4)  # cosines are multiplied by 30
     best = classify(texts[0], out_of_scope=True, top_k=2)
     assert set(best) == {"labels", "out_of_scope", "mass"}
     right = [r["label"] == label for r, label in zip(results[:-1], labels, strict=True)]

@@ -31,8 +31,25 @@ class TwoWayLanguageModel(nn.Module):
         self.model = backbone
         self.bias = nn.Parameter(torch.zeros(backbone.config.vocab_size))
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
-        """The `loss`, in nats a predicted token, of texts (B, T) int64 with their mask (B, T) of 0 and 1."""
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Tensor]:
+        """The `loss`, in nats a predicted token, of texts.
+
+        Args:
+            input_ids: (B, T) int64.
+            attention_mask: (B, T) of 0 and 1, 0 at padding.
+            labels: Not read: by those that `with_neighbours` makes the Trainer counts what a batch has to predict.
+            num_items_in_batch: Number of neighbours in all parts of a batch; None: in these texts.
+            kwargs: None; they tell the Trainer that the loss is divided by the number that it gives.
+        """
+        if kwargs:
+            raise TypeError(f"unexpected arguments: {', '.join(kwargs)}")
         states = self.model(input_ids, attention_mask, use_cache=False).last_hidden_state
         states = variational_dropout(states, self.model.config.output_dropout, self.training)
         real = attention_mask.bool()
@@ -50,7 +67,14 @@ class TwoWayLanguageModel(nn.Module):
                 for own, matrix in zip(h.chunk(members, dim=-1), matrices, strict=True)
             ]
         ).sum()
-        return {"loss": total / (len(sides) * members * both.sum().clamp(min=1))}
+        number = both.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+        return {"loss": total / (len(sides) * members * number)}
+
+
+def with_neighbours(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A batch with `labels` (B, T - 1) int64: the next token where one is predicted from its neighbour, else -100."""
+    real = batch["attention_mask"].bool()
+    return {**batch, "labels": batch["input_ids"][:, 1:].masked_fill(~(real[:, 1:] & real[:, :-1]), IGNORED)}
 
 
 def pretrain(
@@ -72,10 +96,11 @@ def pretrain(
     begin = time.perf_counter()
     own: dict[str, Any] = {"num_train_epochs": epochs, "max_steps": -1, "label_smoothing_factor": 0.0}
     own |= {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
+    collate = DataCollatorWithPadding(tokenizer)
     trainer = Trainer(
         model=TwoWayLanguageModel(backbone),
         args=dataclasses.replace(arguments, **own),
-        data_collator=DataCollatorWithPadding(tokenizer),
+        data_collator=lambda rows: with_neighbours(dict(collate(rows))),
         train_dataset=texts,
     )
     trainer.train()
