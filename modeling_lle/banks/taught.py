@@ -12,6 +12,7 @@ from transformers.utils import cached_file
 
 from ..bank_files_lle import MANIFEST
 from ..bank_lle import HISTORY_FOLDER, HistoryBank
+from ..data.rows import class_name
 from ..labels_lle import MULTI, REGRESSION, Label
 
 CLASSIFIER = "LLEForSequenceClassification"
@@ -183,5 +184,8 @@ def read_label(value: Any, kind: str) -> Any:
             several = json.loads(value)
         except ValueError:
             several = value
-        return several if isinstance(several, list) else [value]
-    return str(value) if isinstance(value, int) else value
+        return [class_name(one) for one in several] if isinstance(several, list) else [value]
+    try:
+        return class_name(value)
+    except ValueError:
+        return value  # learn() says what is wrong

@@ -5,6 +5,7 @@ Notable: whatever the source calls its columns and however it stores its classes
 `check_labelled` says what is not fit to learn from.
 """
 
+import difflib
 import json
 import logging
 import math
@@ -16,6 +17,7 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict, List, Value
 
+from .rows import class_name, read_utf8
 from .sources import SPLITS, Source, check_column, describe, local_files, open_table, pick_split
 
 OUT_OF_SCOPE = "oos"
@@ -56,7 +58,8 @@ def load_labelled(
 
     Returns:
         The column `text` (string) and the column `label`: the name of a class (string), the names of all classes that
-        apply where the source has lists of them, or a number (float64). What is missing is None.
+        apply where the source has lists of them, or a number (float64). What is missing is None. A name is what is
+        written in the file: of "01" in a CSV file "01", of 1 and true in JSON "1" and "true".
 
     Raises:
         FileNotFoundError: `source` is neither on this machine nor on the Hub.
@@ -107,8 +110,10 @@ def _find_column(
         return found[0]
     if found:
         raise ValueError(f"{where} may have its {kind} in {' or '.join(found)}: choose with {kind}_column")
+    near = [column for column in candidates if difflib.get_close_matches(column.lower(), usual, n=1)]
+    hint = f" (is it {near[0]!r}?)" if near else ""
     raise ValueError(
-        f"{where} has no column called {', '.join(usual[:-1])} or {usual[-1]}: name that of the {kind} with "
+        f"{where} has no column called {', '.join(usual[:-1])} or {usual[-1]}{hint}: name that of the {kind} with "
         f"{kind}_column; its columns are: {', '.join(columns)}"
     )
 
@@ -118,7 +123,7 @@ def _file_of_splits(source: Source, where: str) -> Path | None:
     if isinstance(source, (Dataset, DatasetDict, IterableDataset, IterableDatasetDict)):
         return None
     files = [file for part in (local_files(source) or {}).values() for file in part]
-    holding = [file for file in files if file.suffix == ".json" and _holds_splits(file)]
+    holding = [file for file in files if file.suffix.lower() == ".json" and _holds_splits(file)]
     if holding and len(files) > 1:
         names = ", ".join(str(file) for file in holding)
         raise ValueError(f"{where} has other files beside one that holds all splits: give one file, such as {names}")
@@ -132,8 +137,9 @@ def _holds_splits(file: Path) -> bool:
 
 
 def _read_splits(file: Path, out_of_scope: str) -> dict[str, list[tuple[Any, Any]]]:
+    text = read_utf8(file, repr(str(file)))
     try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8-sig"))
+        content: dict[str, Any] = json.loads(text)
     except ValueError as error:
         raise ValueError(f"{str(file)!r} is no proper JSON, perhaps it was not copied as a whole: {error}") from error
     splits: dict[str, list[tuple[Any, Any]]] = {}
@@ -192,17 +198,11 @@ def _number(label: Any) -> float | None:
 def _class_name(label: Any, classes: ClassLabel | None) -> str | None:
     if classes is not None and label is not None:
         return classes.int2str(label) if label >= 0 else None  # the Hub writes -1 where the label is not given away
-    if isinstance(label, float):
-        if math.isnan(label):
-            return None
-        if label.is_integer():  # pandas makes such floats of whole numbers where one is missing
-            return str(int(label))
+    if isinstance(label, float) and math.isfinite(label) and not label.is_integer():
         raise ValueError("for numbers instead of classes, give numbers=True")
-    if isinstance(label, (bool, int)):
-        return str(label)
-    if not isinstance(label, str | None):
+    if isinstance(label, (list, dict)):
         raise ValueError("it should be the name of a class, or a list of names")
-    return label
+    return class_name(label)
 
 
 def _make_dataset(texts: list[str | None], labels: list[Any], numbers: bool, where: str) -> Dataset:

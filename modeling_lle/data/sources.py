@@ -5,13 +5,16 @@ Notable: everything that is said about a source which does not exist, or has no 
 
 import difflib
 import glob
+import itertools
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import datasets
-from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict, Value
+
+from .rows import cannot_read, ending, read_lines, read_rows, read_utf8
 
 Rows: TypeAlias = Dataset | IterableDataset
 RowsBySplit: TypeAlias = DatasetDict | IterableDatasetDict
@@ -29,16 +32,7 @@ SPLITS = {
     "testing": "test",
 }
 KINDS = {".txt": "text", ".csv": "csv", ".tsv": "tsv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
-# Only an empty field is a missing one: pandas would also take the words null, None, NA and nan for that.
-_CSV: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}
-_PANDAS_INDEX = "__index_level_0__"
-_BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "text": ("text", {}),
-    "csv": ("csv", _CSV),
-    "tsv": ("csv", {"sep": "\t", **_CSV}),
-    "json": ("json", {}),
-    "parquet": ("parquet", {}),
-}
+_PART = 50_000  # rows that are taken into Arrow at once
 
 
 def describe(source: Source) -> str:
@@ -123,19 +117,19 @@ def _as_list(files: Files) -> Sequence[str | Path]:
 
 def _may_be_on_hub(source: str | Path, endings: Collection[str]) -> bool:
     text = str(source)
-    return bool(re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", text)) and Path(text).suffix not in endings
+    return bool(re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", text)) and ending(Path(text), endings) not in endings
 
 
 def _expand(pattern: str | Path, endings: Collection[str]) -> list[Path]:
     """The files that a path, folder or glob stands for, sorted; raises a FileNotFoundError when there are none."""
     path = Path(pattern).expanduser()
     if path.is_file():
-        if path.suffix not in endings:
-            raise ValueError(f"cannot read {str(path)!r}: its name should end with one of {', '.join(endings)}")
+        if ending(path, endings) not in endings:
+            raise cannot_read(path, endings)
         return [path]
     pattern = str(path / "**" / "*") if path.is_dir() else str(path)
     candidates = map(Path, glob.iglob(pattern, recursive=True))
-    files = sorted(file for file in candidates if file.suffix in endings and file.is_file())
+    files = sorted(file for file in candidates if ending(file, endings) in endings and file.is_file())
     if not files:
         raise FileNotFoundError(_not_found(path, endings))
     return files
@@ -155,7 +149,7 @@ def _not_found(path: Path, endings: Collection[str] = KINDS) -> str:
 
 def one_kind(files: Iterable[Path], kinds: Mapping[str, str], where: str) -> str:
     """The kind that all files have by the endings of their names; raises a ValueError where they have several."""
-    found = {kinds[file.suffix]: file.suffix for file in files}
+    found = {kinds[ending(file, kinds)]: file.suffix for file in files}
     if len(found) > 1:
         raise ValueError(
             f"{where} mixes files of the kinds {', '.join(sorted(found))}: "
@@ -165,35 +159,82 @@ def one_kind(files: Iterable[Path], kinds: Mapping[str, str], where: str) -> str
 
 
 def _load_files(files: dict[str, list[Path]], split: str | None, where: str, sample_by: str, streaming: bool) -> Rows:
-    wanted, bracket, rows = (split or "").partition("[")
+    wanted, bracket, rest = (split or "").partition("[")
     picked = pick_split(wanted or None, files, where)
-    kind = one_kind(files[picked], KINDS, f"the split {picked!r} of {where}")
+    place, part = f"the split {picked!r} of {where}", bracket + rest
+    kind = one_kind(files[picked], KINDS, place)
     if not any(file.stat().st_size for file in files[picked]):
-        raise ValueError(f"there is no text in the split {picked!r} of {where}: its files are empty")
-    builder, options = _BUILDERS[kind]
-    if builder == "text":
-        options = {"sample_by": sample_by}
+        raise ValueError(f"there is no text in {place}: its files are empty")
+    if part and streaming:
+        raise ValueError(f"streamed rows cannot be sliced: leave {part} or streaming away")
+    if kind == "parquet" or (kind == "text" and not streaming):
+        loaded = _build(kind, files[picked], picked, place, sample_by, streaming)
+    elif streaming:
+        given = {"files": [str(file) for file in files[picked]], "kind": kind, "sample_by": sample_by}
+        loaded = IterableDataset.from_generator(_read, gen_kwargs=given)
+    else:
+        loaded = _in_memory(_read([str(file) for file in files[picked]], kind, sample_by), kind, place)
+    if isinstance(loaded, IterableDataset):
+        return loaded
+    if not len(loaded):
+        raise ValueError(f"there is no text in {place}: its files have no rows")
+    return _slice(loaded, picked + part, where) if part else loaded
+
+
+def _build(kind: str, files: list[Path], split: str, place: str, sample_by: str, streaming: bool) -> Rows:
+    """Text files, or Parquet, as `datasets` reads them: their rows stay on the disk."""
+    options = {"sample_by": sample_by, "encoding": "utf-8-sig"} if kind == "text" else {}
+    given = {split: [str(file) for file in files]}
     try:
-        loaded = datasets.load_dataset(
-            builder,
-            data_files={picked: [str(file) for file in files[picked]]},
-            split=picked + bracket + rows,
-            streaming=streaming,
-            **options,
-        )
+        return datasets.load_dataset(kind, data_files=given, split=split, streaming=streaming, **options)
     except datasets.exceptions.DatasetGenerationError as error:
+        if kind == "text":
+            for file in files:
+                read_utf8(file, repr(str(file)))  # says which one is not, and where
         reason = str(error.__cause__ or error).strip()
-        raise ValueError(f"cannot read the split {picked!r} of {where}: {reason}") from error
+        raise ValueError(f"cannot read {place}: {reason}") from error
     except ValueError as error:
         if "corresponds to no data" not in str(error):
             raise
-        raise ValueError(f"there is no text in the split {picked!r} of {where}: its files have no rows") from error
-    if builder == "csv" and _PANDAS_INDEX in (loaded.column_names or ()):
-        raise ValueError(
-            f"the rows of {where} have more fields than its header has names: "
-            "put quotation marks around fields that hold the separator"
-        )
-    return loaded
+        raise ValueError(f"there is no text in {place}: its files have no rows") from error
+
+
+def _read(files: list[str], kind: str, sample_by: str) -> Iterator[dict[str, Any]]:
+    """The rows of files, one after another."""
+    for file in files:
+        if kind == "text":
+            yield from ({"text": text} for text in read_lines(Path(file), whole=sample_by == "document"))
+        elif kind == "json":
+            yield from read_rows(Path(file))
+        else:  # an empty field is a missing one
+            yield from ({name: value or None for name, value in row.items()} for row in read_rows(Path(file)))
+
+
+def _in_memory(rows: Iterator[dict[str, Any]], kind: str, place: str) -> Dataset:
+    """All rows; those of JSON at once, as a later one may say more of what a column holds."""
+    parts: list[Dataset] = []
+    while part := list(itertools.islice(rows, None if kind == "json" else _PART)):
+        names = list(dict.fromkeys(name for row in part for name in row))
+        columns = {name: [row.get(name) for row in part] for name in names}
+        features = None if kind == "json" else Features({name: Value("string") for name in names})
+        try:
+            parts.append(Dataset.from_dict(columns, features=features, on_mixed_types="use_json"))
+        except (OverflowError, TypeError) as error:  # such as a number that needs more than 64 bits
+            raise ValueError(f"cannot read {place}: {error}") from error
+    return datasets.concatenate_datasets(parts) if parts else Dataset.from_dict({})
+
+
+def _slice(rows: Dataset, split: str, where: str) -> Dataset:
+    """The rows that a split such as "train[:10%]" means."""
+    name = split.partition("[")[0]
+    try:
+        ranges = datasets.ReadInstruction.from_spec(split).to_absolute({name: len(rows)})
+    except (AssertionError, ValueError) as error:
+        raise ValueError(f"cannot slice {where} by {split!r}: {error}") from error
+    parts = [rows.select(range(part.from_, part.to)) for part in ranges if part.from_ < part.to]
+    if not parts:
+        raise ValueError(f"there is no text in {split!r} of {where}: it takes none of the {len(rows)} rows of {name!r}")
+    return datasets.concatenate_datasets(parts)
 
 
 def _load_from_hub(source: str, name: str | None, split: str | None, streaming: bool) -> Rows:

@@ -5,6 +5,7 @@ bytes are counted before tokenisation, so perplexity per word and bits per byte 
 """
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .sources import Rows, Source, check_column, describe, open_rows
 
+_STRINGS = (Value("string"), Value("large_string"))
 _ENCODED = Features({"input_ids": List(Value("int32")), "words": Value("int64"), "bytes": Value("int64")})
 
 
@@ -57,8 +59,16 @@ def _check_rows(rows: Rows, text_column: str, where: str) -> None:
     if first is None:
         raise ValueError(f"there is no text in {where}: it has no rows")
     check_column(text_column, first, where)
-    if not isinstance(first[text_column], str):
-        raise ValueError(f"the column {text_column!r} of {where} holds {type(first[text_column]).__name__}, not text")
+    if isinstance(rows, IterableDataset):
+        _check_texts([first[text_column]], text_column, where)
+    elif rows.features[text_column] not in _STRINGS:
+        _check_texts(rows.with_format(None)[text_column], text_column, where)
+
+
+def _check_texts(texts: Iterable[Any], column: str, where: str) -> None:
+    for row, text in enumerate(texts):
+        if not isinstance(text, str | None):
+            raise ValueError(f"the column {column!r} of row {row} of {where} is {text!r:.80}, not text")
 
 
 def tokenize(
@@ -84,6 +94,7 @@ def tokenize(
     return rows.map(
         _encode,
         batched=True,
+        with_indices=True,
         input_columns=text_column,
         fn_kwargs={"tokenizer": tokenizer},
         remove_columns=rows.column_names or list(next(iter(rows), {})),
@@ -92,9 +103,11 @@ def tokenize(
     )
 
 
-def _encode(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> dict[str, list]:
-    if None in texts:
-        raise ValueError("a row has no text: filter such rows out first")
+def _encode(texts: list[str], rows: list[int], tokenizer: PreTrainedTokenizerBase) -> dict[str, list]:
+    for row, text in zip(rows, texts, strict=True):
+        if not isinstance(text, str):
+            what = "no text" if text is None else f"{text!r:.80} instead of a text"
+            raise ValueError(f"row {row} has {what}: filter such rows out first")
     input_ids = encode_texts(texts, tokenizer)
     texts = [text.removesuffix("\n") for text in texts]
     return {
