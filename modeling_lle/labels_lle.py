@@ -24,6 +24,7 @@ import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -74,11 +75,12 @@ def outcome_name(label: Label, kind: str) -> str:
     Raises:
         ValueError: The label is not of this kind.
     """
-    if kind == SINGLE and isinstance(label, str) and label:
+    if kind == SINGLE and isinstance(label, str) and label.strip():
         return label
-    if kind == MULTI and not isinstance(label, str | float | int) and all(isinstance(part, str) for part in label):
+    several = isinstance(label, Collection) and not isinstance(label, str | Mapping)
+    if kind == MULTI and several and all(isinstance(part, str) and part.strip() for part in label):
         return json.dumps(sorted(set(label)), ensure_ascii=False)
-    if kind == REGRESSION and isinstance(label, float | int) and math.isfinite(label):
+    if kind == REGRESSION and isinstance(label, Real) and not isinstance(label, bool) and math.isfinite(label):
         return repr(float(label))
     due = {SINGLE: "a text that is not empty", MULTI: "a list of texts", REGRESSION: "a finite number"}[kind]
     raise ValueError(f"the label {label!r} should be {due}: the model's problem_type is {kind!r}")

@@ -18,7 +18,7 @@ from typing import Any
 from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict, List, Value
 
 from .rows import class_name, read_utf8
-from .sources import SPLITS, Source, check_column, describe, local_files, open_table, pick_split
+from .sources import SPLITS, Source, check_column, describe, local_files, open_columns, pick_split
 
 OUT_OF_SCOPE = "oos"
 
@@ -76,9 +76,9 @@ def load_labelled(
         pairs = splits[pick_split(split, splits, where)]
         texts, labels, feature = [text for text, _ in pairs], [label for _, label in pairs], None
     else:
-        rows = open_table(source, name=name, split=split)
-        text_column, label_column = _find_columns(text_column, label_column, rows.column_names, where)
-        texts, labels, feature = rows[text_column][:], rows[label_column][:], rows.features[label_column]
+        rows = open_columns(source, name=name, split=split)
+        text_column, label_column = _find_columns(text_column, label_column, rows.names, where)
+        texts, labels, feature = rows.values(text_column), rows.values(label_column), rows.features.get(label_column)
     if not texts:
         raise ValueError(f"there is no text in {where}: it has no rows")
     for row, text in enumerate(texts):
@@ -289,6 +289,17 @@ def check_known(labels: Sequence[Any], known: Sequence[str], out_of_scope: str =
         )
     if all(label not in known for label in labels):
         raise ValueError(f"every text has the label {out_of_scope!r}: there is nothing in scope to measure")
+
+
+def check_complete(texts: Sequence[Any], labels: Sequence[Any], where: str) -> None:
+    """Raises a ValueError for the first row without a text, or without the name of one class."""
+    for row, (text, label) in enumerate(zip(texts, labels, strict=True)):
+        if not isinstance(text, str) or not text.strip():
+            what = "missing" if text is None else "blank" if isinstance(text, str) else f"{text!r:.80}, not a string"
+            raise ValueError(f"the text in row {row} of {where} is {what}: take the row out")
+        if not isinstance(label, str) or not label.strip():
+            what = "missing" if label in (None, "") else f"{label!r:.80}, not the name of a class"
+            raise ValueError(f"the label in row {row} of {where} is {what}: take the row out")
 
 
 def _check_table(dataset: Dataset) -> None:

@@ -1,4 +1,4 @@
-"""Rows of CSV, TSV and JSON files as they are written there: whoever reads a table reads it here, one row after another.
+"""Rows of CSV, TSV and JSON files as they are written there: every command that reads a table reads it here.
 
 Notable: nothing is taken for a number, a date or a missing value by what it looks like: what stands in a CSV file is a
 string, and JSON says what is what. Rows are counted from 0.
@@ -27,7 +27,9 @@ def ending(path: Path, endings: Collection[str]) -> str:
 def cannot_read(path: Path, endings: Collection[str]) -> ValueError:
     """What to say of a file whose name ends with none of these."""
     packed = "unpack it, and " if path.suffix.lower() in _PACKED else ""
-    return ValueError(f"cannot read {str(path)!r}: {packed}give a file whose name ends with one of {', '.join(endings)}")
+    return ValueError(
+        f"cannot read {str(path)!r}: {packed}give a file whose name ends with one of {', '.join(endings)}"
+    )
 
 
 def read_utf8(path: Path, where: str) -> str:
@@ -146,7 +148,7 @@ def _json_values(file: Any, where: str) -> Iterator[tuple[str, Any]]:
 def check_unicode(value: Any, where: str) -> None:
     """Raises a ValueError if a value holds half of a surrogate pair, which no file and no tokenizer takes."""
     try:
-        json.dumps(value, ensure_ascii=False, default=str).encode()
+        (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)).encode()
     except UnicodeEncodeError as error:
         raise ValueError(f"{where} holds {error.object[error.start]!r}, which is no proper Unicode") from None
 

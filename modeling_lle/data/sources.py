@@ -3,15 +3,18 @@
 Notable: everything that is said about a source which does not exist, or has no such split or column, is said here.
 """
 
+import dataclasses
 import difflib
 import glob
 import itertools
+import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import datasets
+import pyarrow
 from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict, Value
 
 from .rows import cannot_read, ending, read_lines, read_rows, read_utf8
@@ -41,7 +44,13 @@ def describe(source: Source) -> str:
 
 
 def open_rows(
-    source: Source, *, name: str | None, split: str | None, sample_by: str = "line", streaming: bool = False
+    source: Source,
+    *,
+    name: str | None,
+    split: str | None,
+    text_column: str | None = None,
+    sample_by: str = "line",
+    streaming: bool = False,
 ) -> Rows:
     """The rows of one split, their columns as they are; the arguments and errors are those of `load_texts`."""
     where = describe(source)
@@ -53,7 +62,7 @@ def open_rows(
         return source[pick_split(split, source, where)]
     files = local_files(source)
     if files is not None:
-        return _load_files(files, split, where, sample_by, streaming)
+        return _load_files(_Chosen.of(files, split, where), text_column, sample_by, streaming)
     return _load_from_hub(str(source), name, split, streaming)
 
 
@@ -63,6 +72,34 @@ def open_table(source: Source, *, name: str | None, split: str | None) -> Datase
     if isinstance(rows, IterableDataset):
         raise TypeError("streamed rows must be taken into memory first: Dataset.from_list(list(rows))")
     return rows.with_format(None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Columns:
+    """A split by its columns.
+
+    Attributes:
+        names: The names of the columns.
+        values: The values of a column.
+        features: What `datasets` knows of some of them, such as the names of classes.
+    """
+
+    names: list[str]
+    values: Callable[[str], list[Any]]
+    features: Mapping[str, Any]
+
+
+def open_columns(source: Source, *, name: str | None, split: str | None) -> Columns:
+    """As `open_table`; what a table holds is as it is written there, whatever kinds of values a column has."""
+    in_memory = isinstance(source, (Dataset, IterableDataset, DatasetDict, IterableDatasetDict))
+    files = None if in_memory else local_files(source)
+    chosen = None if files is None else _Chosen.of(files, split, describe(source))
+    if chosen is None or chosen.kind in ("text", "parquet"):
+        table = open_table(source, name=name, split=split)
+        return Columns(table.column_names, lambda column: table[column][:], table.features)
+    rows = list(chosen.rows())
+    rows = [rows[row] for part in chosen.ranges(len(rows)) for row in part]
+    return Columns(_names(rows), lambda column: [row.get(column) for row in rows], {})
 
 
 def check_column(column: str, columns: Iterable[str], where: str) -> None:
@@ -158,45 +195,93 @@ def one_kind(files: Iterable[Path], kinds: Mapping[str, str], where: str) -> str
     return found.popitem()[0]
 
 
-def _load_files(files: dict[str, list[Path]], split: str | None, where: str, sample_by: str, streaming: bool) -> Rows:
-    wanted, bracket, rest = (split or "").partition("[")
-    picked = pick_split(wanted or None, files, where)
-    place, part = f"the split {picked!r} of {where}", bracket + rest
-    kind = one_kind(files[picked], KINDS, place)
-    if not any(file.stat().st_size for file in files[picked]):
-        raise ValueError(f"there is no text in {place}: its files are empty")
-    if part and streaming:
-        raise ValueError(f"streamed rows cannot be sliced: leave {part} or streaming away")
-    if kind == "parquet" or (kind == "text" and not streaming):
-        loaded = _build(kind, files[picked], picked, place, sample_by, streaming)
+@dataclasses.dataclass(frozen=True)
+class _Chosen:
+    """The files of a split.
+
+    Attributes:
+        files: The files, all of one kind.
+        kind: Which one.
+        split: The name of the split.
+        part: What is cut out of it, such as "[:10%]", or "".
+        where: What messages call all splits.
+    """
+
+    files: list[Path]
+    kind: str
+    split: str
+    part: str
+    where: str
+
+    @classmethod
+    def of(cls, files: dict[str, list[Path]], split: str | None, where: str) -> "_Chosen":
+        wanted, bracket, rest = (split or "").partition("[")
+        picked = pick_split(wanted or None, files, where)
+        kind = one_kind(files[picked], KINDS, f"the split {picked!r} of {where}")
+        chosen = cls(files[picked], kind, picked, bracket + rest, where)
+        if not any(file.stat().st_size for file in chosen.files):
+            raise ValueError(f"there is no text in {chosen.place}: its files are empty")
+        return chosen
+
+    @property
+    def place(self) -> str:
+        """What messages call it."""
+        return f"the split {self.split!r} of {self.where}"
+
+    def rows(self, sample_by: str = "line") -> Iterator[dict[str, Any]]:
+        """Its rows, which are not cut."""
+        return _read([str(file) for file in self.files], self.kind, sample_by)
+
+    def ranges(self, count: int) -> list[range]:
+        """Which of `count` rows are meant; raises a ValueError if that is none."""
+        if not count:
+            raise ValueError(f"there is no text in {self.place}: its files have no rows")
+        if not self.part:
+            return [range(count)]
+        split = self.split + self.part
+        try:
+            parts = datasets.ReadInstruction.from_spec(split).to_absolute({self.split: count})
+        except (AssertionError, ValueError) as error:
+            raise ValueError(f"cannot slice {self.where} by {split!r}: {error}") from error
+        ranges = [range(part.from_, part.to) for part in parts if part.from_ < part.to]
+        if not ranges:
+            taken = f"it takes none of the {count} rows of {self.split!r}"
+            raise ValueError(f"there is no text in {split!r} of {self.where}: {taken}")
+        return ranges
+
+
+def _load_files(chosen: _Chosen, text_column: str | None, sample_by: str, streaming: bool) -> Rows:
+    if chosen.part and streaming:
+        raise ValueError(f"streamed rows cannot be sliced: leave {chosen.part} or streaming away")
+    if chosen.kind == "parquet" or (chosen.kind == "text" and not streaming):
+        loaded = _build(chosen, sample_by, streaming)
     elif streaming:
-        given = {"files": [str(file) for file in files[picked]], "kind": kind, "sample_by": sample_by}
+        given = {"files": [str(file) for file in chosen.files], "kind": chosen.kind, "sample_by": sample_by}
         loaded = IterableDataset.from_generator(_read, gen_kwargs=given)
     else:
-        loaded = _in_memory(_read([str(file) for file in files[picked]], kind, sample_by), kind, place)
+        loaded = _in_memory(chosen, text_column)
     if isinstance(loaded, IterableDataset):
         return loaded
-    if not len(loaded):
-        raise ValueError(f"there is no text in {place}: its files have no rows")
-    return _slice(loaded, picked + part, where) if part else loaded
+    ranges = chosen.ranges(len(loaded))
+    return datasets.concatenate_datasets([loaded.select(part) for part in ranges]) if chosen.part else loaded
 
 
-def _build(kind: str, files: list[Path], split: str, place: str, sample_by: str, streaming: bool) -> Rows:
+def _build(chosen: _Chosen, sample_by: str, streaming: bool) -> Rows:
     """Text files, or Parquet, as `datasets` reads them: their rows stay on the disk."""
-    options = {"sample_by": sample_by, "encoding": "utf-8-sig"} if kind == "text" else {}
-    given = {split: [str(file) for file in files]}
+    options = {"sample_by": sample_by, "encoding": "utf-8-sig"} if chosen.kind == "text" else {}
+    given = {chosen.split: [str(file) for file in chosen.files]}
     try:
-        return datasets.load_dataset(kind, data_files=given, split=split, streaming=streaming, **options)
-    except datasets.exceptions.DatasetGenerationError as error:
-        if kind == "text":
-            for file in files:
+        return datasets.load_dataset(chosen.kind, data_files=given, split=chosen.split, streaming=streaming, **options)
+    except (datasets.exceptions.DatasetGenerationError, pyarrow.ArrowException) as error:
+        if chosen.kind == "text":
+            for file in chosen.files:
                 read_utf8(file, repr(str(file)))  # says which one is not, and where
         reason = str(error.__cause__ or error).strip()
-        raise ValueError(f"cannot read {place}: {reason}") from error
+        raise ValueError(f"cannot read {chosen.place}: {reason}") from error
     except ValueError as error:
         if "corresponds to no data" not in str(error):
             raise
-        raise ValueError(f"there is no text in {place}: its files have no rows") from error
+        raise ValueError(f"there is no text in {chosen.place}: its files have no rows") from error
 
 
 def _read(files: list[str], kind: str, sample_by: str) -> Iterator[dict[str, Any]]:
@@ -210,31 +295,40 @@ def _read(files: list[str], kind: str, sample_by: str) -> Iterator[dict[str, Any
             yield from ({name: value or None for name, value in row.items()} for row in read_rows(Path(file)))
 
 
-def _in_memory(rows: Iterator[dict[str, Any]], kind: str, place: str) -> Dataset:
+def _in_memory(chosen: _Chosen, text_column: str | None) -> Dataset:
     """All rows; those of JSON at once, as a later one may say more of what a column holds."""
-    parts: list[Dataset] = []
-    while part := list(itertools.islice(rows, None if kind == "json" else _PART)):
-        names = list(dict.fromkeys(name for row in part for name in row))
-        columns = {name: [row.get(name) for row in part] for name in names}
-        features = None if kind == "json" else Features({name: Value("string") for name in names})
-        try:
-            parts.append(Dataset.from_dict(columns, features=features, on_mixed_types="use_json"))
-        except (OverflowError, TypeError) as error:  # such as a number that needs more than 64 bits
-            raise ValueError(f"cannot read {place}: {error}") from error
+    rows, parts = chosen.rows(), []
+    is_json = chosen.kind == "json"
+    while part := list(itertools.islice(rows, None if is_json else _PART)):
+        columns = {name: [row.get(name) for row in part] for name in _names(part)}
+        if text_column in columns:
+            check_texts(columns[text_column], text_column, chosen.where)
+        if is_json:
+            columns = {name: _of_one_kind(values) for name, values in columns.items()}
+        features = None if is_json else Features({name: Value("string") for name in columns})
+        parts.append(Dataset.from_dict(columns, features=features))
     return datasets.concatenate_datasets(parts) if parts else Dataset.from_dict({})
 
 
-def _slice(rows: Dataset, split: str, where: str) -> Dataset:
-    """The rows that a split such as "train[:10%]" means."""
-    name = split.partition("[")[0]
+def _names(rows: Iterable[dict[str, Any]]) -> list[str]:
+    """The columns of all rows, in the order in which they occur."""
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def _of_one_kind(values: list[Any]) -> list[Any]:
+    """The values, those that are no strings as JSON if Arrow cannot hold all of them as they are."""
     try:
-        ranges = datasets.ReadInstruction.from_spec(split).to_absolute({name: len(rows)})
-    except (AssertionError, ValueError) as error:
-        raise ValueError(f"cannot slice {where} by {split!r}: {error}") from error
-    parts = [rows.select(range(part.from_, part.to)) for part in ranges if part.from_ < part.to]
-    if not parts:
-        raise ValueError(f"there is no text in {split!r} of {where}: it takes none of the {len(rows)} rows of {name!r}")
-    return datasets.concatenate_datasets(parts)
+        pyarrow.array(values)
+    except (pyarrow.ArrowException, OverflowError, TypeError):
+        return [v if isinstance(v, str | None) else json.dumps(v, ensure_ascii=False) for v in values]
+    return values
+
+
+def check_texts(texts: Iterable[Any], column: str, where: str) -> None:
+    """Raises a ValueError for the first value that is neither a text nor missing."""
+    for row, text in enumerate(texts):
+        if not isinstance(text, str | None):
+            raise ValueError(f"the column {column!r} of row {row} of {where} is {text!r:.80}, not text")
 
 
 def _load_from_hub(source: str, name: str | None, split: str | None, streaming: bool) -> Rows:

@@ -79,7 +79,9 @@ def read_table(given: str, text_column: str = "text") -> Table:
     else:
         rows = list(read_rows(path))
     if not rows:
-        raise ValueError(f"there is no text in {where}: it {'has no rows' if read_utf8(path, where).strip() else 'is empty'}")
+        raise ValueError(
+            f"there is no text in {where}: it {'has no rows' if read_utf8(path, where).strip() else 'is empty'}"
+        )
     return Table(where, rows)
 
 
@@ -89,9 +91,7 @@ def check_input(path: Path, endings: Sequence[str] = KINDS) -> None:
     if not path.exists():
         near = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.glob("*")], n=1)
         raise FileNotFoundError(f"there is no file {where}" + (f" (did you mean {near[0]!r}?)" if near else ""))
-    if path.is_dir():
-        raise ValueError(f"cannot read {where}, which is a folder: give one file in it")
-    if ending(path, endings) not in endings:
+    if ending(path, endings) not in endings or not path.is_file():
         raise cannot_read(path, endings)
 
 

@@ -5,14 +5,13 @@ bytes are counted before tokenisation, so perplexity per word and bits per byte 
 """
 
 import dataclasses
-from collections.abc import Iterable
 from typing import Any, Literal
 
 import numpy as np
 from datasets import Dataset, Features, IterableDataset, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from .sources import Rows, Source, check_column, describe, open_rows
+from .sources import Rows, Source, check_column, check_texts, describe, open_rows
 
 _STRINGS = (Value("string"), Value("large_string"))
 _ENCODED = Features({"input_ids": List(Value("int32")), "words": Value("int64"), "bytes": Value("int64")})
@@ -49,7 +48,7 @@ def load_texts(
         ValueError: The split or column does not exist (the message lists those that do), or there is no text.
     """
     where = describe(source)
-    rows = open_rows(source, name=name, split=split, sample_by=sample_by, streaming=streaming)
+    rows = open_rows(source, name=name, split=split, text_column=text_column, sample_by=sample_by, streaming=streaming)
     _check_rows(rows, text_column, where)
     return rows
 
@@ -60,15 +59,9 @@ def _check_rows(rows: Rows, text_column: str, where: str) -> None:
         raise ValueError(f"there is no text in {where}: it has no rows")
     check_column(text_column, first, where)
     if isinstance(rows, IterableDataset):
-        _check_texts([first[text_column]], text_column, where)
+        check_texts([first[text_column]], text_column, where)
     elif rows.features[text_column] not in _STRINGS:
-        _check_texts(rows.with_format(None)[text_column], text_column, where)
-
-
-def _check_texts(texts: Iterable[Any], column: str, where: str) -> None:
-    for row, text in enumerate(texts):
-        if not isinstance(text, str | None):
-            raise ValueError(f"the column {column!r} of row {row} of {where} is {text!r:.80}, not text")
+        check_texts(rows.with_format(None)[text_column], text_column, where)
 
 
 def tokenize(

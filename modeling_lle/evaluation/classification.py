@@ -16,7 +16,8 @@ from datasets import Dataset
 
 from ..banks.labelled import batches
 from ..banks.taught import attach_bank, load_classifier
-from ..data.labelled import OUT_OF_SCOPE, check_known, load_labelled
+from ..data.labelled import OUT_OF_SCOPE, check_complete, check_known, load_labelled
+from ..data.sources import describe
 from ..labels_lle import SINGLE
 from .metrics import ClassificationMetric, OutOfScopeMetric
 from .results import this_command, train_minutes, write_results
@@ -146,6 +147,7 @@ def evaluate_classifier(
     *,
     out_of_scope: str = OUT_OF_SCOPE,
     autocast: torch.dtype | None = None,
+    where: str = "the data set",
 ) -> ClassifierEvaluation:
     """Classifies texts with and without the bank that is attached, and measures how well.
 
@@ -156,6 +158,7 @@ def evaluate_classifier(
         batch_size: Texts of a batch; fewer where they are long.
         out_of_scope: The label of texts that have none of the labels.
         autocast: Type that matrix products are computed in, such as `torch.bfloat16`; None: that of the weights.
+        where: What messages call the texts.
 
     Raises:
         ValueError: The model has several labels a text or values, a text is blank, a label is missing or unknown, or
@@ -166,7 +169,7 @@ def evaluate_classifier(
     bank, trained = model.history_bank, model.trained_labels
     labels = trained if model.label_space is None else model.label_space.names
     texts, references = labelled["text"][:], labelled["label"][:]
-    _check(texts, references)
+    check_complete(texts, references, where)
     check_known(references, labels, out_of_scope)
     sides = {BASE: False} if bank is None else {BASE: False, HISTORY: True}
     numbers = {label: number for number, label in enumerate(labels)}
@@ -209,15 +212,6 @@ def evaluate_classifier(
         entries=0 if bank is None else len(bank),
         seconds=time.perf_counter() - begin,
     )
-
-
-def _check(texts: list[Any], references: list[Any]) -> None:
-    for row, (text, label) in enumerate(zip(texts, references, strict=True)):
-        if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"the text in row {row} is {'missing' if text is None else 'blank'}: take the row out")
-        if not isinstance(label, str):
-            what = "missing" if label is None else f"{label!r:.80}, not the name of a class"
-            raise ValueError(f"the label in row {row} is {what}: take the row out")
 
 
 def evaluate_classifier_folder(
@@ -273,6 +267,7 @@ def evaluate_classifier_folder(
         batch_size,
         out_of_scope=out_of_scope or OUT_OF_SCOPE,
         autocast=torch.bfloat16 if bf16 else None,
+        where=describe(source),
     )
     size = {"parameters": model.num_parameters(), **train_minutes(model_path)}
     results: dict[str, Any] = {"metrics": {**size, **evaluation.metrics()}, "rows": evaluation.breakdown()}

@@ -105,7 +105,7 @@ def test_names_with_faults(tmp_path: Path) -> None:
     write(tmp_path / "test.csv", "text\na\n")
     with pytest.raises(FileNotFoundError, match=r"no file .*tset.csv' .did you mean 'test.csv'"):
         read_table(str(tmp_path / "tset.csv"))
-    with pytest.raises(ValueError, match="which is a folder: give one file in it"):
+    with pytest.raises(ValueError, match="give a file whose name ends with"):
         read_table(str(tmp_path))
     with pytest.raises(ValueError, match=r"the text holds .*no proper Unicode"):
         read_table("caf\udce9")
