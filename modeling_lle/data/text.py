@@ -38,7 +38,8 @@ def load_texts(
             None takes the only one.
         text_column: Column that holds the text.
         sample_by: Whether a row is a line or a whole file of plain text.
-        streaming: Whether to read while iterating, for what does not fit on the disk.
+        streaming: Whether to read while iterating, for what does not fit on the disk or, of .csv, .tsv, .json and
+            .jsonl files, into memory.
 
     Returns:
         The rows, with their other columns: an `IterableDataset` if they are streamed.
