@@ -52,8 +52,8 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of a table.
 
     Args:
-        path: A file whose name ends with one of `TABLES`. Of CSV, every value is a string, and a column that a row has
-            no field for is left out; blank lines are no rows. JSON is an object a line, or a list of them.
+        path: A file whose name ends with one of `TABLES`. Of CSV, every value is a string, None where a row has no
+            field for a column; blank lines are no rows. JSON is an object a line, or a list of them.
 
     Raises:
         ValueError: The file is not UTF-8, or a row cannot be read: the message names both.
@@ -100,7 +100,7 @@ def _csv_rows(file: Any, where: str, separator: str) -> Iterator[dict[str, Any]]
                 f"row {number} of {where} has {len(line)} fields, its header {len(header)}: put quotation marks "
                 "around fields that hold the separator"
             )
-        yield dict(zip(header, line, strict=False))
+        yield dict(itertools.zip_longest(header, line))
         number += 1
 
 

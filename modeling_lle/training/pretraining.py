@@ -4,7 +4,9 @@ Shapes: B batch, T time, D width of a member in a direction, M members, V vocabu
 """
 
 import dataclasses
+import functools
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -71,8 +73,9 @@ class TwoWayLanguageModel(nn.Module):
         return {"loss": total / (len(sides) * members * number)}
 
 
-def with_neighbours(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A batch with `labels` (B, T - 1) int64: the next token where one is predicted from its neighbour, else -100."""
+def with_neighbours(collate: Callable[[list[Any]], Any], rows: list[Any]) -> dict[str, Tensor]:
+    """Collated rows with `labels` (B, T - 1) int64: the next token if a neighbour predicts it, else -100."""
+    batch = collate(rows)
     real = batch["attention_mask"].bool()
     return {**batch, "labels": batch["input_ids"][:, 1:].masked_fill(~(real[:, 1:] & real[:, :-1]), IGNORED)}
 
@@ -96,11 +99,10 @@ def pretrain(
     begin = time.perf_counter()
     own: dict[str, Any] = {"num_train_epochs": epochs, "max_steps": -1, "label_smoothing_factor": 0.0}
     own |= {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
-    collate = DataCollatorWithPadding(tokenizer)
     trainer = Trainer(
         model=TwoWayLanguageModel(backbone),
         args=dataclasses.replace(arguments, **own),
-        data_collator=lambda rows: with_neighbours(dict(collate(rows))),
+        data_collator=functools.partial(with_neighbours, DataCollatorWithPadding(tokenizer)),
         train_dataset=texts,
     )
     trainer.train()

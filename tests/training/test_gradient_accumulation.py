@@ -1,5 +1,6 @@
 """Two parts of a batch whose gradients are accumulated by transformers' Trainer are worth the batch as a whole."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -79,14 +80,13 @@ def test_classifiers(tmp_path: Path, case: str) -> None:
 
 def test_pretraining(tmp_path: Path) -> None:
     rows = [dict(TOKENIZER(text)) for text in TEXTS]
-    collate = DataCollatorWithPadding(TOKENIZER)
     whole, parts = (
         step(
             tmp_path,
             lambda: TwoWayLanguageModel(make(members=2).model),
             rows,
             size,
-            data_collator=lambda part: with_neighbours(dict(collate(part))),
+            data_collator=functools.partial(with_neighbours, DataCollatorWithPadding(TOKENIZER)),
         )
         for size in (4, 2)
     )
