@@ -21,6 +21,7 @@ from .backbone_lle import LLEModel, refuse_empty_rows, refuse_export, segment_ma
 from .bank_lle import Found
 from .configuration_lle import MAX_FITTED, LLEConfig
 from .labels_lle import (
+    MULTI,
     SINGLE,
     Answered,
     LabelHistory,
@@ -100,17 +101,20 @@ class _Classifier(TeachableModel):
             attention_mask: (B, T) of 0 and 1, 0 at padding, wherever it lies.
             inputs_embeds: (B, T, M D) floating, D the width of a member.
             labels: The right labels, by their numbers in `config.id2label`: (B,) int64, of tokens (B, T) int64 with
-                -100 where nothing counts; (B, L) of 0 and 1 where a text may have several; (B,) floating in
-                regression.
+                -100 where nothing counts; (B, L) of 0 and 1 where a text may have several, which floating ones make
+                the `problem_type` if the configuration has none; (B,) floating in regression.
             use_history: Whether the attached bank takes part; None: as the config says, but never in training mode.
             output_history: Whether to return which examples moved the prediction.
             output_out_of_scope: Whether to return the score of "none of these" (`fit_out_of_scope`) and the mass.
-            num_items_in_batch: What the summed loss is divided by; None: the number of labels.
+            num_items_in_batch: What the summed loss is divided by, the number of labels that are not -100 in all parts
+                of a batch; None: that of these labels.
             kwargs: `output_hidden_states` and other options of transformers.
         """
         check_arguments(self, kwargs, *TO_BACKBONE)
         if attention_mask is not None:
             refuse_empty_rows(attention_mask)
+        if labels is not None:
+            self._settle_kind(labels)
         outputs = self.model(
             input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, use_cache=False, **kwargs
         )
@@ -119,10 +123,9 @@ class _Classifier(TeachableModel):
         items = self._items(states, mask)
         dropped = self._drop(items)
         logits = self._say(dropped)
-        output = LLEClassifierOutput(hidden_states=outputs.hidden_states)
+        members = history = out_of_scope = features = None
         if self.training and self.config.members > 1:
-            own = apart(dropped, self.config.members, self.config.hidden_size)
-            output.member_logits = self.classifier(own)
+            members = self.classifier(apart(dropped, self.config.members, self.config.hidden_size))
         if use_history is None:
             use_history = self.config.use_history and not self.training
         space = self.label_space if use_history else None
@@ -130,17 +133,38 @@ class _Classifier(TeachableModel):
         scope = logits
         if space is not None and space.recalls:
             real = None if self.pooling is not None or mask is None else mask
-            logits, scope, mass, output.history = self._mix(items, logits, real, output_out_of_scope, output_history)
+            logits, scope, mass, history = self._mix(items, logits, real, output_out_of_scope, output_history)
         if output_out_of_scope:
             features = scope_features(scope, mass, self.kind, self.config.bank.sharpness)
-            output.out_of_scope = _scope_scores(features, features.new_tensor(self.config.out_of_scope.weights))
-            output.scope_features, output.mass = features, mass
-        output.logits = logits
-        if labels is not None:
-            each = [logits] if output.member_logits is None else output.member_logits
-            losses = [label_loss(given, labels, self.kind, num_items_in_batch) for given in each]
-            output.loss = losses[0] if len(losses) == 1 else torch.stack(losses).mean()
-        return output
+            out_of_scope = _scope_scores(features, features.new_tensor(self.config.out_of_scope.weights))
+        return LLEClassifierOutput(  # all at once: what is set later would come after the others, in tuples as well
+            loss=None if labels is None else self._loss(logits, members, labels, num_items_in_batch),
+            logits=logits,
+            member_logits=members,
+            out_of_scope=out_of_scope,
+            mass=mass if output_out_of_scope else None,
+            scope_features=features,
+            hidden_states=outputs.hidden_states,
+            history=history,
+        )
+
+    def _settle_kind(self, labels: Tensor) -> None:
+        """Sets the `problem_type` where it is not given and the labels (B, C) are floating, as transformers does."""
+        if self.config.problem_type is not None or self.pooling is None or len(self.trained_labels) == 1:
+            return
+        if isinstance(labels, Tensor) and labels.is_floating_point() and labels.dim() == 2:
+            if self.history_bank is not None:
+                raise ValueError(
+                    "floating labels (B, C) mean that a text may have several, but in the attached bank it has one: "
+                    f"set config.problem_type={MULTI!r} before teaching, or give labels (B,) of int64"
+                )
+            self.config.problem_type = MULTI
+
+    def _loss(self, logits: Tensor, members: Tensor | None, labels: Tensor, number: Tensor | int | None) -> Tensor:
+        """The loss of the logits (..., L), or the mean of those of the members (M, ..., C)."""
+        if members is None:
+            return label_loss(logits, labels, self.kind, number)
+        return torch.stack([label_loss(own, labels, self.kind, number) for own in members]).mean()
 
     def _items(self, states: Tensor, mask: Tensor | None) -> Tensor:
         """What is classified: (B, key_size), or (B, T, key_size), floating."""
@@ -206,7 +230,7 @@ class _Classifier(TeachableModel):
         queries = nn.functional.normalize(items.detach().float(), dim=-1)
         numbers = self.config.bank
         most = numbers.neighbours if neighbours is None else neighbours
-        found = self.history_bank.search(queries, most, self.history_namespaces, numbers.search)
+        found = self.history_bank.search(queries, most, self.live_namespaces, numbers.search)
         return Found(*(getattr(found, name).to(items.device) for name in ("similarity", "ids", "outcomes", "counts")))
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:

@@ -66,6 +66,7 @@ def explain_(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from .bank_lle import HistoryBank
+    from .data.rows import read_utf8
     from .data.text import encode_texts
     from .evaluation.explanations import format_explanations, write_page
     from .precision_lle import in_precision
@@ -74,7 +75,7 @@ def explain_(
     loaded: Any = AutoModelForCausalLM.from_pretrained(model)
     if bank_path is not None:
         loaded.attach_history(HistoryBank.from_pretrained(bank_path), namespace or None)
-    given = Path(text).read_text(encoding="utf-8") if os.path.isfile(text) else text
+    given = read_utf8(Path(text), repr(text)) if os.path.isfile(text) else text
     # A tokenizer of words has no line breaks: there a line is a row, which an <eos> ends.
     rows = [given] if tokenizer("\n", add_special_tokens=False)["input_ids"] else given.splitlines()
     tokens = [token for row in encode_texts(rows, tokenizer) for token in row]

@@ -308,7 +308,15 @@ class LLEConfig(PreTrainedConfig):
     """
 
     model_type: ClassVar[str] = "lle"
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    # What the Trainer keeps from `compute_metrics`, which is to see the logits alone.
+    keys_to_ignore_at_inference: ClassVar[list[str]] = [
+        "past_key_values",
+        "member_logits",
+        "out_of_scope",
+        "mass",
+        "scope_features",
+        "history",
+    ]
 
     config_version: int = _within(
         CONFIG_VERSION, 1, 1 << 63

@@ -21,8 +21,10 @@ Shapes: n texts, K neighbours, C trained labels, L labels, O outcomes of the ban
 import functools
 import json
 import math
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -44,17 +46,42 @@ def kind_of(labels: int) -> str:
     return REGRESSION if labels == 1 else SINGLE
 
 
+def names_of(id2label: Mapping[int, str]) -> list[str]:
+    """The names of the labels of a configuration, in the order of their ids.
+
+    Raises:
+        ValueError: There is none, the ids are not 0, 1, 2, ... without a gap, or two of them have one name.
+    """
+    if not id2label:
+        raise ValueError("a classifier needs labels: set id2label={0: ..., 1: ...}, or num_labels")
+    if sorted(id2label) != list(range(len(id2label))):
+        raise ValueError(
+            f"id2label has the ids {_listed(sorted(id2label))}: number the {len(id2label)} labels from 0 without a gap"
+        )
+    names = [id2label[number] for number in range(len(id2label))]
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    if twice is not None:
+        ids = [number for number, name in enumerate(names) if name == twice]
+        raise ValueError(f"id2label calls the labels {_listed(ids)} all {twice!r}: give each a name of its own")
+    return names
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers[:10])) + (", ..." if len(numbers) > 10 else "")
+
+
 def outcome_name(label: Label, kind: str) -> str:
     """The name of an outcome in a bank: the label itself, a JSON list of labels, or a number.
 
     Raises:
         ValueError: The label is not of this kind.
     """
-    if kind == SINGLE and isinstance(label, str) and label:
+    if kind == SINGLE and isinstance(label, str) and label.strip():
         return label
-    if kind == MULTI and not isinstance(label, str | float | int) and all(isinstance(part, str) for part in label):
-        return json.dumps(sorted(set(label)), ensure_ascii=False)
-    if kind == REGRESSION and isinstance(label, float | int) and math.isfinite(label):
+    if kind == MULTI and isinstance(label, Collection) and not isinstance(label, str | Mapping):
+        if all(isinstance(part, str) and part.strip() for part in label):
+            return json.dumps(sorted(set(label)), ensure_ascii=False)
+    if kind == REGRESSION and isinstance(label, Real) and not isinstance(label, bool) and math.isfinite(label):
         return repr(float(label))
     due = {SINGLE: "a text that is not empty", MULTI: "a list of texts", REGRESSION: "a finite number"}[kind]
     raise ValueError(f"the label {label!r} should be {due}: the model's problem_type is {kind!r}")
@@ -239,7 +266,7 @@ def mix(logits: Tensor, found: Found, space: LabelSpace, kind: str, numbers: Ban
     if kind == SINGLE and fused(logits):
         from .label_kernels_lle import mix_labels
 
-        parts = logits, found.similarity, found.counts, found.outcomes, space.label_of
+        parts = logits.float(), found.similarity, found.counts, found.outcomes, space.label_of  # none in float16
         own = numbers.sharpness, numbers.background, numbers.margin, numbers.gate
         *mixture, mass = mix_labels(*parts, len(space.names), *own)
         return Mixture(*mixture), mass
@@ -275,21 +302,28 @@ def label_loss(logits: Tensor, labels: Tensor, kind: str, number: Tensor | int |
 
     Args:
         logits: (..., L) floating.
-        labels: (...) int64, -100 counts nothing; (..., L) floating for several labels; (...) floating in regression.
+        labels: (...) int64; (..., L) for several labels; (...) in regression. Of the first two, -100 counts nothing.
         kind: What the labels are.
-        number: What the sum is divided by; None: the number of labelled items.
+        number: What the sum is divided by, such as the number of labels of all parts of a batch whose gradients are
+            accumulated; None: the number of labels, those of several labels a text counted one by one.
     """
     if kind == SINGLE:
         labels = check_targets(labels, logits.shape[:-1], logits.shape[-1])
     elif labels.shape != logits.shape and (kind == MULTI or labels.shape != logits.shape[:-1]):
         raise ValueError(f"labels have the shape {tuple(labels.shape)}, the predictions {tuple(logits.shape)}")
-    logits = logits.float()
+    logits, used = logits.float(), labels != IGNORED
     if kind == REGRESSION:
-        return functional.mse_loss(logits.view(labels.shape), labels.float())
-    if kind == MULTI:
-        return functional.binary_cross_entropy_with_logits(logits, labels.float())
-    total = functional.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORED, reduction="sum")
-    return total / ((labels != IGNORED).sum().clamp(min=1) if number is None else number)
+        used = torch.ones_like(used)
+        total = functional.mse_loss(logits.view(labels.shape), labels.float(), reduction="sum")
+    elif kind == MULTI:
+        nats = functional.binary_cross_entropy_with_logits(
+            logits, labels.float().masked_fill(~used, 0.0), reduction="none"
+        )
+        total = nats.masked_fill(~used, 0.0).sum()
+    else:
+        flat = logits.flatten(0, -2), labels.flatten()
+        total = functional.cross_entropy(*flat, ignore_index=IGNORED, reduction="sum")
+    return total / (used.sum().clamp(min=1) if number is None else number)
 
 
 @dataclass

@@ -329,10 +329,7 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
         numbers = self.config.bank
         asked = (features[..., 1].exp() < numbers.skip_above) | (numbers.skip_above >= 1)
         queries = nn.functional.normalize(states[asked].float(), dim=-1)
-        namespaces = self.history_namespaces
-        if namespaces is not None:  # one that was forgotten as a whole is gone
-            namespaces = tuple(name for name in namespaces if name in self.history_bank.namespaces)
-        found = self.history_bank.search(queries, numbers.neighbours, namespaces, numbers.search)
+        found = self.history_bank.search(queries, numbers.neighbours, self.live_namespaces, numbers.search)
 
         def placed(values: Tensor, blank: int) -> Tensor:
             whole = values.new_full((*asked.shape, numbers.neighbours), blank, device=states.device)

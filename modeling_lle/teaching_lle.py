@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from .bank_lle import DEFAULT, HistoryBank, bank_tool, fingerprint
-from .labels_lle import REGRESSION, Label, LabelSpace, kind_of, labels_in
+from .labels_lle import REGRESSION, Label, LabelSpace, kind_of, labels_in, names_of
 from .pretrained_lle import LLEPreTrainedModel
 
 
@@ -19,7 +19,7 @@ class TeachableModel(LLEPreTrainedModel):
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        self._trained = [config.id2label[number] for number in range(len(config.id2label))]
+        self._trained = names_of(config.id2label)
         self._space: tuple[Any, LabelSpace] | None = None
 
     @property
@@ -40,7 +40,7 @@ class TeachableModel(LLEPreTrainedModel):
             return None
         state = (id(bank), bank.manifest.generation, self.history_namespaces)
         if self._space is None or self._space[0] != state:
-            live = bank.live_outcomes(self.history_namespaces)
+            live = bank.live_outcomes(self.live_namespaces)
             space = LabelSpace.of(self._trained, self.kind, bank.manifest.labels or (), live)
             self._space = state, space
             self._name_labels(space.names)

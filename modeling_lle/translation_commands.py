@@ -62,7 +62,7 @@ def translate(
 ) -> None:
     """Translates a text, or all texts of a file; of a PO catalogue those that have no translation yet."""
     document = _read(given, output, text_column, fuzzy)
-    if history_top and output is not None and output.suffix in (".txt", *CATALOGUES):
+    if history_top and output is not None and output.suffix.lower() in (".txt", *CATALOGUES):
         raise ValueError(f"{str(output)!r} can hold translations only: leave out --history-top, or write a .jsonl")
     options: dict[str, Any] = {"num_beams": beams, "exact_matches": exact_matches}
     options |= {"return_history": True, "history_top": history_top} if history_top else {}
@@ -95,7 +95,7 @@ def _read(given: str, output: Path | None, text_column: str, fuzzy: bool) -> _Do
     path = Path(given)
     if os.path.exists(given):
         check_input(path, (*KINDS, *CATALOGUES))
-    if path.suffix in CATALOGUES and (os.path.exists(given) or len(given.split()) == 1):
+    if path.suffix.lower() in CATALOGUES and (os.path.exists(given) or len(given.split()) == 1):
         return _read_catalogue(path, output, fuzzy)
     return _read_table(given, output, text_column)
 
@@ -136,13 +136,13 @@ def _read_table(given: str, output: Path | None, text_column: str) -> _Document:
     names = {}
     if output is not None:
         check_output(output, KINDS)
-        if output.suffix != ".txt":
+        if output.suffix.lower() != ".txt":
             names = free_names(COLUMNS, table.columns, table.where)
         elif _is_same(output, given):
             raise ValueError(f"{str(output)!r} would be replaced by its translation: name another --output")
 
     def write(output: Path, results: list[dict[str, Any]]) -> None:
-        if output.suffix == ".txt":
+        if output.suffix.lower() == ".txt":
             write_lines(output, [result["translation_text"] for result in results])
             return
         found = [{"translation": result["translation_text"], **result} for result in results]
@@ -151,7 +151,7 @@ def _read_table(given: str, output: Path | None, text_column: str) -> _Document:
 
     places = ["the text"]
     if os.path.exists(given):
-        what, first = ("line", 1) if Path(given).suffix == ".txt" else ("row", 0)
+        what, first = ("line", 1) if Path(given).suffix.lower() == ".txt" else ("row", 0)
         places = [f"{what} {number} of {table.where}" for number in range(first, first + len(texts))]
     return _Document(texts, places, write)
 

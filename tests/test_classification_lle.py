@@ -255,7 +255,11 @@ def test_teaching_twice_adds_nothing() -> None:
         (["a"], [1], "text 0, 'a': the label 1 should be a text"),
         (["a", "b", "a"], ["label-0", "label-0", "label-1"], r"'a' has two labels: label-0 \(text 0\) and label-1"),
         (["a"], ["label-0", "label-1"], "1 texts, 2 labels"),
-        (["a", "b \ud800"], ["label-0", "label-0"], "text 1 or its label holds '\\\\ud800', no proper Unicode"),
+        (
+            ["a", "b \ud800"],
+            ["label-0", "label-0"],
+            "text 1 or its label holds '\\\\ud800', which is no proper Unicode",
+        ),
         (["a"], ["\udfff"], "text 0 or its label holds"),
         ("a b", ["label-0"] * 3, "give a list of texts"),
     ],

@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from ..bank_files_lle import Added, Segment
 from ..bank_lle import DEFAULT, HistoryBank
 from ..cache_lle import LLECache
+from ..data.rows import check_unicode
 from ..data.text import encode_texts
 from ..scan_lle import installed
 
@@ -142,7 +143,9 @@ def _rows(dataset: Iterable[Any], text_column: str, columns: Iterable[str] | Non
             kind = type(values[text_column]).__name__
             raise ValueError(f"the column {text_column!r} of row {number} holds {kind}, not text")
         names = [name for name in values if name != text_column] if wanted is None else wanted
+        check_unicode(values[text_column], f"the text of row {number}")
         plain = {name: values[name] for name in names if isinstance(values[name], str | int | float | bool)}
+        check_unicode(plain, f"row {number}")
         clash = {"source", "row"} & set(plain)
         yield values[text_column], {(f"{name}_" if name in clash else name): value for name, value in plain.items()}
 

@@ -15,6 +15,7 @@ import torch
 
 from ..bank_files_lle import Added, BankError, Segment
 from ..bank_lle import HistoryBank
+from ..data.rows import check_unicode
 from ..labels_lle import SINGLE, outcome_name
 
 logger = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ class _Examples:
     def _text(self, row: int, text: Any, label: Any, model: Any) -> tuple[Any, str, list[str | None]]:
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"text {row} is {text!r}: an example needs a text that is not empty")
-        _check_unicode(row, text, label)
+        check_unicode((text, label), f"text {row} or its label")
         try:
             return text, text, [outcome_name(label, model.kind)]
         except ValueError as error:
@@ -90,7 +91,7 @@ class _Examples:
             raise ValueError(f"text {row} is {words!r}: give a list of words, none of them empty")
         if isinstance(labels, str) or len(labels) != len(words):
             raise ValueError(f"text {row} has {len(words)} words: give as many labels, None where a word has none")
-        _check_unicode(row, *words, *labels)
+        check_unicode((words, labels), f"text {row} or its label")
         names = [None if label is None else outcome_name(label, SINGLE) for label in labels]
         return list(words), " ".join(words), names
 
@@ -133,14 +134,6 @@ class _Examples:
             chosen.append(row)
             replaced += ids
         return chosen, replaced
-
-
-def _check_unicode(row: int, *values: Any) -> None:
-    """Raises a ValueError if a value holds half of a surrogate pair, which no file and no tokenizer takes."""
-    try:
-        json.dumps(values, ensure_ascii=False, default=str).encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"text {row} or its label holds {error.object[error.start]!r}, no proper Unicode") from None
 
 
 def _short(text: str) -> str:

@@ -2,6 +2,7 @@
 `lle translate` and `lle memory` work on.
 """
 
+import contextlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from transformers.utils import cached_file
 
 from ..bank_files_lle import MANIFEST
 from ..bank_lle import HISTORY_FOLDER, HistoryBank
+from ..data.rows import class_name
 from ..labels_lle import MULTI, REGRESSION, Label
 
 CLASSIFIER = "LLEForSequenceClassification"
@@ -169,8 +171,8 @@ def read_label(value: Any, kind: str) -> Any:
     """A label as it stands in a file, as `learn` takes it.
 
     Args:
-        value: A string, a number, or a list of strings. Where a text may have several labels, a string may be a JSON
-            list of them, or one of them.
+        value: A string, a number or truth value, which is called as JSON writes it, or a list of them. Where a text
+            may have several labels, a string may be a JSON list of them, or one of them.
         kind: What the labels are.
     """
     if kind == REGRESSION:
@@ -179,9 +181,12 @@ def read_label(value: Any, kind: str) -> Any:
         except (TypeError, ValueError):
             return value  # learn() says what is wrong
     if kind == MULTI and isinstance(value, str):
-        try:
+        with contextlib.suppress(ValueError):
             several = json.loads(value)
-        except ValueError:
-            several = value
-        return several if isinstance(several, list) else [value]
-    return str(value) if isinstance(value, int) else value
+            value = several if isinstance(several, list) else value
+    try:
+        if isinstance(value, list):
+            return [class_name(one) for one in value]
+        return [class_name(value)] if kind == MULTI and value is not None else class_name(value)
+    except ValueError:
+        return value  # learn() says what is wrong

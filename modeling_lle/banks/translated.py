@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from ..bank_files_lle import Added, Segment
 from ..bank_lle import DEFAULT, HistoryBank
+from ..data.rows import check_unicode
 from ..data.text import encode_sentences
 from ..loss_lle import IGNORED
 from ..precision_lle import outside_autocast
@@ -124,6 +125,7 @@ def _pairs(dataset: Iterable[Any], source_column: str, target_column: str) -> li
                 raise ValueError(f"row {number} has no column {name!r}; its columns are: {', '.join(row)}")
             if not isinstance(row[name], str) or not row[name].strip():
                 raise ValueError(f"the column {name!r} of row {number} is {row[name]!r}, not a sentence: leave it out")
+            check_unicode(row[name], f"the column {name!r} of row {number}")
         pairs.append((row[source_column], row[target_column]))
     if not pairs:
         raise ValueError("there is no sentence pair to add")

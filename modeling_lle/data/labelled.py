@@ -5,6 +5,7 @@ Notable: whatever the source calls its columns and however it stores its classes
 `check_labelled` says what is not fit to learn from.
 """
 
+import difflib
 import json
 import logging
 import math
@@ -16,7 +17,8 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict, List, Value
 
-from .sources import SPLITS, Source, check_column, describe, local_files, open_table, pick_split
+from .rows import class_name, read_utf8
+from .sources import SPLITS, Source, check_column, describe, local_files, open_columns, pick_split
 
 OUT_OF_SCOPE = "oos"
 
@@ -56,7 +58,8 @@ def load_labelled(
 
     Returns:
         The column `text` (string) and the column `label`: the name of a class (string), the names of all classes that
-        apply where the source has lists of them, or a number (float64). What is missing is None.
+        apply where the source has lists of them, or a number (float64). What is missing is None. A name is what is
+        written in the file: of "01" in a CSV file "01", of 1 and true in JSON "1" and "true".
 
     Raises:
         FileNotFoundError: `source` is neither on this machine nor on the Hub.
@@ -73,9 +76,9 @@ def load_labelled(
         pairs = splits[pick_split(split, splits, where)]
         texts, labels, feature = [text for text, _ in pairs], [label for _, label in pairs], None
     else:
-        rows = open_table(source, name=name, split=split)
-        text_column, label_column = _find_columns(text_column, label_column, rows.column_names, where)
-        texts, labels, feature = rows[text_column][:], rows[label_column][:], rows.features[label_column]
+        rows = open_columns(source, name=name, split=split)
+        text_column, label_column = _find_columns(text_column, label_column, rows.names, where)
+        texts, labels, feature = rows.values(text_column), rows.values(label_column), rows.features.get(label_column)
     if not texts:
         raise ValueError(f"there is no text in {where}: it has no rows")
     for row, text in enumerate(texts):
@@ -107,8 +110,10 @@ def _find_column(
         return found[0]
     if found:
         raise ValueError(f"{where} may have its {kind} in {' or '.join(found)}: choose with {kind}_column")
+    near = [column for column in candidates if difflib.get_close_matches(column.lower(), usual, n=1)]
+    hint = f" (is it {near[0]!r}?)" if near else ""
     raise ValueError(
-        f"{where} has no column called {', '.join(usual[:-1])} or {usual[-1]}: name that of the {kind} with "
+        f"{where} has no column called {', '.join(usual[:-1])} or {usual[-1]}{hint}: name that of the {kind} with "
         f"{kind}_column; its columns are: {', '.join(columns)}"
     )
 
@@ -118,7 +123,7 @@ def _file_of_splits(source: Source, where: str) -> Path | None:
     if isinstance(source, (Dataset, DatasetDict, IterableDataset, IterableDatasetDict)):
         return None
     files = [file for part in (local_files(source) or {}).values() for file in part]
-    holding = [file for file in files if file.suffix == ".json" and _holds_splits(file)]
+    holding = [file for file in files if file.suffix.lower() == ".json" and _holds_splits(file)]
     if holding and len(files) > 1:
         names = ", ".join(str(file) for file in holding)
         raise ValueError(f"{where} has other files beside one that holds all splits: give one file, such as {names}")
@@ -132,8 +137,9 @@ def _holds_splits(file: Path) -> bool:
 
 
 def _read_splits(file: Path, out_of_scope: str) -> dict[str, list[tuple[Any, Any]]]:
+    text = read_utf8(file, repr(str(file)))
     try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8-sig"))
+        content: dict[str, Any] = json.loads(text)
     except ValueError as error:
         raise ValueError(f"{str(file)!r} is no proper JSON, perhaps it was not copied as a whole: {error}") from error
     splits: dict[str, list[tuple[Any, Any]]] = {}
@@ -192,17 +198,11 @@ def _number(label: Any) -> float | None:
 def _class_name(label: Any, classes: ClassLabel | None) -> str | None:
     if classes is not None and label is not None:
         return classes.int2str(label) if label >= 0 else None  # the Hub writes -1 where the label is not given away
-    if isinstance(label, float):
-        if math.isnan(label):
-            return None
-        if label.is_integer():  # pandas makes such floats of whole numbers where one is missing
-            return str(int(label))
+    if isinstance(label, float) and math.isfinite(label) and not label.is_integer():
         raise ValueError("for numbers instead of classes, give numbers=True")
-    if isinstance(label, (bool, int)):
-        return str(label)
-    if not isinstance(label, str | None):
+    if isinstance(label, (list, dict)):
         raise ValueError("it should be the name of a class, or a list of names")
-    return label
+    return class_name(label)
 
 
 def _make_dataset(texts: list[str | None], labels: list[Any], numbers: bool, where: str) -> Dataset:
@@ -289,6 +289,17 @@ def check_known(labels: Sequence[Any], known: Sequence[str], out_of_scope: str =
         )
     if all(label not in known for label in labels):
         raise ValueError(f"every text has the label {out_of_scope!r}: there is nothing in scope to measure")
+
+
+def check_complete(texts: Sequence[Any], labels: Sequence[Any], where: str) -> None:
+    """Raises a ValueError for the first row without a text, or without the name of one class."""
+    for row, (text, label) in enumerate(zip(texts, labels, strict=True)):
+        if not isinstance(text, str) or not text.strip():
+            what = "missing" if text is None else "blank" if isinstance(text, str) else f"{text!r:.80}, not a string"
+            raise ValueError(f"the text in row {row} of {where} is {what}: take the row out")
+        if not isinstance(label, str) or not label.strip():
+            what = "missing" if label in (None, "") else f"{label!r:.80}, not the name of a class"
+            raise ValueError(f"the label in row {row} of {where} is {what}: take the row out")
 
 
 def _check_table(dataset: Dataset) -> None:

@@ -13,8 +13,9 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict, Value
 
+from .rows import read_utf8, split_lines
 from .sources import KINDS, Source, check_column, describe, local_files, one_kind, open_table, pick_split
-from .tables import read_table, read_utf8, split_lines
+from .tables import read_table
 from .tmx import read_units
 
 _KINDS = {

@@ -3,15 +3,21 @@
 Notable: everything that is said about a source which does not exist, or has no such split or column, is said here.
 """
 
+import dataclasses
 import difflib
 import glob
+import itertools
+import json
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import datasets
-from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+import pyarrow
+from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict, Value
+
+from .rows import cannot_read, ending, read_lines, read_rows, read_utf8
 
 Rows: TypeAlias = Dataset | IterableDataset
 RowsBySplit: TypeAlias = DatasetDict | IterableDatasetDict
@@ -29,16 +35,7 @@ SPLITS = {
     "testing": "test",
 }
 KINDS = {".txt": "text", ".csv": "csv", ".tsv": "tsv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
-# Only an empty field is a missing one: pandas would also take the words null, None, NA and nan for that.
-_CSV: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}
-_PANDAS_INDEX = "__index_level_0__"
-_BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "text": ("text", {}),
-    "csv": ("csv", _CSV),
-    "tsv": ("csv", {"sep": "\t", **_CSV}),
-    "json": ("json", {}),
-    "parquet": ("parquet", {}),
-}
+_PART = 50_000  # rows that are taken into Arrow at once
 
 
 def describe(source: Source) -> str:
@@ -47,7 +44,13 @@ def describe(source: Source) -> str:
 
 
 def open_rows(
-    source: Source, *, name: str | None, split: str | None, sample_by: str = "line", streaming: bool = False
+    source: Source,
+    *,
+    name: str | None,
+    split: str | None,
+    text_column: str | None = None,
+    sample_by: str = "line",
+    streaming: bool = False,
 ) -> Rows:
     """The rows of one split, their columns as they are; the arguments and errors are those of `load_texts`."""
     where = describe(source)
@@ -59,7 +62,7 @@ def open_rows(
         return source[pick_split(split, source, where)]
     files = local_files(source)
     if files is not None:
-        return _load_files(files, split, where, sample_by, streaming)
+        return _load_files(_Chosen.of(files, split, where), text_column, sample_by, streaming)
     return _load_from_hub(str(source), name, split, streaming)
 
 
@@ -69,6 +72,34 @@ def open_table(source: Source, *, name: str | None, split: str | None) -> Datase
     if isinstance(rows, IterableDataset):
         raise TypeError("streamed rows must be taken into memory first: Dataset.from_list(list(rows))")
     return rows.with_format(None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Columns:
+    """A split by its columns.
+
+    Attributes:
+        names: The names of the columns.
+        values: The values of a column.
+        features: What `datasets` knows of some of them, such as the names of classes.
+    """
+
+    names: list[str]
+    values: Callable[[str], list[Any]]
+    features: Mapping[str, Any]
+
+
+def open_columns(source: Source, *, name: str | None, split: str | None) -> Columns:
+    """As `open_table`; what a table holds is as it is written there, whatever kinds of values a column has."""
+    in_memory = isinstance(source, (Dataset, IterableDataset, DatasetDict, IterableDatasetDict))
+    files = None if in_memory else local_files(source)
+    chosen = None if files is None else _Chosen.of(files, split, describe(source))
+    if chosen is None or chosen.kind in ("text", "parquet"):
+        table = open_table(source, name=name, split=split)
+        return Columns(table.column_names, lambda column: table[column][:], table.features)
+    rows = list(chosen.rows())
+    rows = [rows[row] for part in chosen.ranges(len(rows)) for row in part]
+    return Columns(_names(rows), lambda column: [row.get(column) for row in rows], {})
 
 
 def check_column(column: str, columns: Iterable[str], where: str) -> None:
@@ -123,19 +154,19 @@ def _as_list(files: Files) -> Sequence[str | Path]:
 
 def _may_be_on_hub(source: str | Path, endings: Collection[str]) -> bool:
     text = str(source)
-    return bool(re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", text)) and Path(text).suffix not in endings
+    return bool(re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", text)) and ending(Path(text), endings) not in endings
 
 
 def _expand(pattern: str | Path, endings: Collection[str]) -> list[Path]:
     """The files that a path, folder or glob stands for, sorted; raises a FileNotFoundError when there are none."""
     path = Path(pattern).expanduser()
     if path.is_file():
-        if path.suffix not in endings:
-            raise ValueError(f"cannot read {str(path)!r}: its name should end with one of {', '.join(endings)}")
+        if ending(path, endings) not in endings:
+            raise cannot_read(path, endings)
         return [path]
     pattern = str(path / "**" / "*") if path.is_dir() else str(path)
     candidates = map(Path, glob.iglob(pattern, recursive=True))
-    files = sorted(file for file in candidates if file.suffix in endings and file.is_file())
+    files = sorted(file for file in candidates if ending(file, endings) in endings and file.is_file())
     if not files:
         raise FileNotFoundError(_not_found(path, endings))
     return files
@@ -155,7 +186,7 @@ def _not_found(path: Path, endings: Collection[str] = KINDS) -> str:
 
 def one_kind(files: Iterable[Path], kinds: Mapping[str, str], where: str) -> str:
     """The kind that all files have by the endings of their names; raises a ValueError where they have several."""
-    found = {kinds[file.suffix]: file.suffix for file in files}
+    found = {kinds[ending(file, kinds)]: file.suffix for file in files}
     if len(found) > 1:
         raise ValueError(
             f"{where} mixes files of the kinds {', '.join(sorted(found))}: "
@@ -164,36 +195,140 @@ def one_kind(files: Iterable[Path], kinds: Mapping[str, str], where: str) -> str
     return found.popitem()[0]
 
 
-def _load_files(files: dict[str, list[Path]], split: str | None, where: str, sample_by: str, streaming: bool) -> Rows:
-    wanted, bracket, rows = (split or "").partition("[")
-    picked = pick_split(wanted or None, files, where)
-    kind = one_kind(files[picked], KINDS, f"the split {picked!r} of {where}")
-    if not any(file.stat().st_size for file in files[picked]):
-        raise ValueError(f"there is no text in the split {picked!r} of {where}: its files are empty")
-    builder, options = _BUILDERS[kind]
-    if builder == "text":
-        options = {"sample_by": sample_by}
+@dataclasses.dataclass(frozen=True)
+class _Chosen:
+    """The files of a split.
+
+    Attributes:
+        files: The files, all of one kind.
+        kind: Which one.
+        split: The name of the split.
+        part: What is cut out of it, such as "[:10%]", or "".
+        where: What messages call all splits.
+    """
+
+    files: list[Path]
+    kind: str
+    split: str
+    part: str
+    where: str
+
+    @classmethod
+    def of(cls, files: dict[str, list[Path]], split: str | None, where: str) -> "_Chosen":
+        wanted, bracket, rest = (split or "").partition("[")
+        picked = pick_split(wanted or None, files, where)
+        kind = one_kind(files[picked], KINDS, f"the split {picked!r} of {where}")
+        chosen = cls(files[picked], kind, picked, bracket + rest, where)
+        if not any(file.stat().st_size for file in chosen.files):
+            raise ValueError(f"there is no text in {chosen.place}: its files are empty")
+        return chosen
+
+    @property
+    def place(self) -> str:
+        """What messages call it."""
+        return f"the split {self.split!r} of {self.where}"
+
+    def rows(self, sample_by: str = "line") -> Iterator[dict[str, Any]]:
+        """Its rows, which are not cut."""
+        return _read([str(file) for file in self.files], self.kind, sample_by)
+
+    def ranges(self, count: int) -> list[range]:
+        """Which of `count` rows are meant; raises a ValueError if that is none."""
+        if not count:
+            raise ValueError(f"there is no text in {self.place}: its files have no rows")
+        if not self.part:
+            return [range(count)]
+        split = self.split + self.part
+        try:
+            parts = datasets.ReadInstruction.from_spec(split).to_absolute({self.split: count})
+        except (AssertionError, ValueError) as error:
+            raise ValueError(f"cannot slice {self.where} by {split!r}: {error}") from error
+        ranges = [range(part.from_, part.to) for part in parts if part.from_ < part.to]
+        if not ranges:
+            taken = f"it takes none of the {count} rows of {self.split!r}"
+            raise ValueError(f"there is no text in {split!r} of {self.where}: {taken}")
+        return ranges
+
+
+def _load_files(chosen: _Chosen, text_column: str | None, sample_by: str, streaming: bool) -> Rows:
+    if chosen.part and streaming:
+        raise ValueError(f"streamed rows cannot be sliced: leave {chosen.part} or streaming away")
+    if chosen.kind == "parquet" or (chosen.kind == "text" and not streaming):
+        loaded = _build(chosen, sample_by, streaming)
+    elif streaming:
+        given = {"files": [str(file) for file in chosen.files], "kind": chosen.kind, "sample_by": sample_by}
+        loaded = IterableDataset.from_generator(_read, gen_kwargs=given)
+    else:
+        loaded = _in_memory(chosen, text_column)
+    if isinstance(loaded, IterableDataset):
+        return loaded
+    ranges = chosen.ranges(len(loaded))
+    return datasets.concatenate_datasets([loaded.select(part) for part in ranges]) if chosen.part else loaded
+
+
+def _build(chosen: _Chosen, sample_by: str, streaming: bool) -> Rows:
+    """Text files, or Parquet, as `datasets` reads them: their rows stay on the disk."""
+    options = {"sample_by": sample_by, "encoding": "utf-8-sig"} if chosen.kind == "text" else {}
+    given = {chosen.split: [str(file) for file in chosen.files]}
     try:
-        loaded = datasets.load_dataset(
-            builder,
-            data_files={picked: [str(file) for file in files[picked]]},
-            split=picked + bracket + rows,
-            streaming=streaming,
-            **options,
-        )
-    except datasets.exceptions.DatasetGenerationError as error:
+        return datasets.load_dataset(chosen.kind, data_files=given, split=chosen.split, streaming=streaming, **options)
+    except (datasets.exceptions.DatasetGenerationError, pyarrow.ArrowException) as error:
+        if chosen.kind == "text":
+            for file in chosen.files:
+                read_utf8(file, repr(str(file)))  # says which one is not, and where
         reason = str(error.__cause__ or error).strip()
-        raise ValueError(f"cannot read the split {picked!r} of {where}: {reason}") from error
+        raise ValueError(f"cannot read {chosen.place}: {reason}") from error
     except ValueError as error:
         if "corresponds to no data" not in str(error):
             raise
-        raise ValueError(f"there is no text in the split {picked!r} of {where}: its files have no rows") from error
-    if builder == "csv" and _PANDAS_INDEX in (loaded.column_names or ()):
-        raise ValueError(
-            f"the rows of {where} have more fields than its header has names: "
-            "put quotation marks around fields that hold the separator"
-        )
-    return loaded
+        raise ValueError(f"there is no text in {chosen.place}: its files have no rows") from error
+
+
+def _read(files: list[str], kind: str, sample_by: str) -> Iterator[dict[str, Any]]:
+    """The rows of files, one after another."""
+    for file in files:
+        if kind == "text":
+            yield from ({"text": text} for text in read_lines(Path(file), whole=sample_by == "document"))
+        elif kind == "json":
+            yield from read_rows(Path(file))
+        else:  # an empty field is a missing one
+            yield from ({name: value or None for name, value in row.items()} for row in read_rows(Path(file)))
+
+
+def _in_memory(chosen: _Chosen, text_column: str | None) -> Dataset:
+    """All rows; those of JSON at once, as a later one may say more of what a column holds."""
+    rows, parts = chosen.rows(), []
+    is_json = chosen.kind == "json"
+    while part := list(itertools.islice(rows, None if is_json else _PART)):
+        columns = {name: [row.get(name) for row in part] for name in _names(part)}
+        if text_column in columns:
+            check_texts(columns[text_column], text_column, chosen.where)
+        if is_json:
+            columns = {name: _of_one_kind(values) for name, values in columns.items()}
+        features = None if is_json else Features({name: Value("string") for name in columns})
+        parts.append(Dataset.from_dict(columns, features=features))
+    return datasets.concatenate_datasets(parts) if parts else Dataset.from_dict({})
+
+
+def _names(rows: Iterable[dict[str, Any]]) -> list[str]:
+    """The columns of all rows, in the order in which they occur."""
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def _of_one_kind(values: list[Any]) -> list[Any]:
+    """The values, those that are no strings as JSON if Arrow cannot hold all of them as they are."""
+    try:
+        pyarrow.array(values)
+    except (pyarrow.ArrowException, OverflowError, TypeError):
+        return [v if isinstance(v, str | None) else json.dumps(v, ensure_ascii=False) for v in values]
+    return values
+
+
+def check_texts(texts: Iterable[Any], column: str, where: str) -> None:
+    """Raises a ValueError for the first value that is neither a text nor missing."""
+    for row, text in enumerate(texts):
+        if not isinstance(text, str | None):
+            raise ValueError(f"the column {column!r} of row {row} of {where} is {text!r:.80}, not text")
 
 
 def _load_from_hub(source: str, name: str | None, split: str | None, streaming: bool) -> Rows:

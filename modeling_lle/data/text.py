@@ -11,8 +11,9 @@ import numpy as np
 from datasets import Dataset, Features, IterableDataset, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from .sources import Rows, Source, check_column, describe, open_rows
+from .sources import Rows, Source, check_column, check_texts, describe, open_rows
 
+_STRINGS = (Value("string"), Value("large_string"))
 _ENCODED = Features({"input_ids": List(Value("int32")), "words": Value("int64"), "bytes": Value("int64")})
 
 
@@ -37,7 +38,8 @@ def load_texts(
             None takes the only one.
         text_column: Column that holds the text.
         sample_by: Whether a row is a line or a whole file of plain text.
-        streaming: Whether to read while iterating, for what does not fit on the disk.
+        streaming: Whether to read while iterating, for what does not fit on the disk or, of .csv, .tsv, .json and
+            .jsonl files, into memory.
 
     Returns:
         The rows, with their other columns: an `IterableDataset` if they are streamed.
@@ -47,7 +49,7 @@ def load_texts(
         ValueError: The split or column does not exist (the message lists those that do), or there is no text.
     """
     where = describe(source)
-    rows = open_rows(source, name=name, split=split, sample_by=sample_by, streaming=streaming)
+    rows = open_rows(source, name=name, split=split, text_column=text_column, sample_by=sample_by, streaming=streaming)
     _check_rows(rows, text_column, where)
     return rows
 
@@ -57,8 +59,10 @@ def _check_rows(rows: Rows, text_column: str, where: str) -> None:
     if first is None:
         raise ValueError(f"there is no text in {where}: it has no rows")
     check_column(text_column, first, where)
-    if not isinstance(first[text_column], str):
-        raise ValueError(f"the column {text_column!r} of {where} holds {type(first[text_column]).__name__}, not text")
+    if isinstance(rows, IterableDataset):
+        check_texts([first[text_column]], text_column, where)
+    elif rows.features[text_column] not in _STRINGS:
+        check_texts(rows.with_format(None)[text_column], text_column, where)
 
 
 def tokenize(
@@ -84,6 +88,7 @@ def tokenize(
     return rows.map(
         _encode,
         batched=True,
+        with_indices=True,
         input_columns=text_column,
         fn_kwargs={"tokenizer": tokenizer},
         remove_columns=rows.column_names or list(next(iter(rows), {})),
@@ -92,9 +97,11 @@ def tokenize(
     )
 
 
-def _encode(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> dict[str, list]:
-    if None in texts:
-        raise ValueError("a row has no text: filter such rows out first")
+def _encode(texts: list[str], rows: list[int], tokenizer: PreTrainedTokenizerBase) -> dict[str, list]:
+    for row, text in zip(rows, texts, strict=True):
+        if not isinstance(text, str):
+            what = "no text" if text is None else f"{text!r:.80} instead of a text"
+            raise ValueError(f"row {row} has {what}: filter such rows out first")
     input_ids = encode_texts(texts, tokenizer)
     texts = [text.removesuffix("\n") for text in texts]
     return {

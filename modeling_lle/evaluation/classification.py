@@ -16,7 +16,8 @@ from datasets import Dataset
 
 from ..banks.labelled import batches
 from ..banks.taught import attach_bank, load_classifier
-from ..data.labelled import OUT_OF_SCOPE, check_known, load_labelled
+from ..data.labelled import OUT_OF_SCOPE, check_complete, check_known, load_labelled
+from ..data.sources import describe
 from ..labels_lle import SINGLE
 from ..precision_lle import in_precision
 from .metrics import ClassificationMetric, OutOfScopeMetric
@@ -146,6 +147,7 @@ def evaluate_classifier(
     batch_size: int = BATCH_SIZE,
     *,
     out_of_scope: str = OUT_OF_SCOPE,
+    where: str = "the data set",
 ) -> ClassifierEvaluation:
     """Classifies texts with and without the bank that is attached, and measures how well.
 
@@ -155,6 +157,7 @@ def evaluate_classifier(
         labelled: The columns `text` and `label`, as `load_labelled` makes them.
         batch_size: Texts of a batch; fewer where they are long.
         out_of_scope: The label of texts that have none of the labels.
+        where: What messages call the texts.
 
     Raises:
         ValueError: The model has several labels a text or values, a text is blank, a label is missing or unknown, or
@@ -165,7 +168,7 @@ def evaluate_classifier(
     bank, trained = model.history_bank, model.trained_labels
     labels = trained if model.label_space is None else model.label_space.names
     texts, references = labelled["text"][:], labelled["label"][:]
-    _check(texts, references)
+    check_complete(texts, references, where)
     check_known(references, labels, out_of_scope)
     sides = {BASE: False} if bank is None else {BASE: False, HISTORY: True}
     numbers = {label: number for number, label in enumerate(labels)}
@@ -207,15 +210,6 @@ def evaluate_classifier(
         entries=0 if bank is None else len(bank),
         seconds=time.perf_counter() - begin,
     )
-
-
-def _check(texts: list[Any], references: list[Any]) -> None:
-    for row, (text, label) in enumerate(zip(texts, references, strict=True)):
-        if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"the text in row {row} is {'missing' if text is None else 'blank'}: take the row out")
-        if not isinstance(label, str):
-            what = "missing" if label is None else f"{label!r:.80}, not the name of a class"
-            raise ValueError(f"the label in row {row} is {what}: take the row out")
 
 
 def evaluate_classifier_folder(
@@ -266,7 +260,12 @@ def evaluate_classifier_folder(
     )
     with in_precision(model, precision):
         evaluation = evaluate_classifier(
-            model, tokenizer, labelled, batch_size, out_of_scope=out_of_scope or OUT_OF_SCOPE
+            model,
+            tokenizer,
+            labelled,
+            batch_size,
+            out_of_scope=out_of_scope or OUT_OF_SCOPE,
+            where=describe(source),
         )
     size = {"parameters": model.num_parameters(), **train_minutes(model_path)}
     results: dict[str, Any] = {"metrics": {**size, **evaluation.metrics()}, "rows": evaluation.breakdown()}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, Value
 from torch import Tensor
 from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedTokenizerBase
 from transformers.trainer_pt_utils import LabelSmoother
@@ -17,7 +17,8 @@ from ..bank_lle import HISTORY_FOLDER
 from ..classification_lle import LLEClassifierOutput, LLEForSequenceClassification
 from ..configuration_lle import LLEConfig
 from ..data import check_labelled, load_labelled, split_out_of_scope
-from ..labels_lle import CALIBRATED, SINGLE
+from ..data.labelled import check_complete
+from ..labels_lle import CALIBRATED, MULTI, SINGLE
 from ..precision_lle import in_precision
 from .adversarial import AdversarialTrainer
 from .arguments import ClassificationArguments
@@ -34,19 +35,9 @@ def run_classification(recipe: Recipe, rows: dict[str, Any] | None = None, resum
     bank = Path(str(arguments.output_dir)) / HISTORY_FOLDER
     if bank.exists():
         raise FileExistsError(f"there is a bank at {bank} already: choose another training.output_dir, or remove it")
-    examples, _ = split_out_of_scope(_load(data, "train", rows), data.out_of_scope or "")
-    wrong = set(check_labelled(examples, where="the training split", refuse=False))
-    examples = examples.select([row for row in range(len(examples)) if row not in wrong])
-    if data.held_out > 0:
-        examples, validation = hold_out(examples, data.held_out, arguments.seed)
-        strangers = validation.select([])
-    else:
-        validation, strangers = split_out_of_scope(_load(data, "validation", rows), data.out_of_scope or "")
+    examples, validation, strangers = _split(data, rows, arguments.seed)
     tokenizer = make_tokenizer(recipe, examples["text"])
     labels = sorted(set(examples["label"]))
-    unknown = sorted(set(validation["label"]) - set(labels))
-    if unknown:
-        raise ValueError(f"the validation split has labels that no training text has: {', '.join(unknown[:10])}")
     model = make_classifier(recipe.model, tokenizer, labels)
     encoded, held_out = (encode(rows, tokenizer, labels) for rows in (examples, validation))
     trainer = AdversarialTrainer(
@@ -88,6 +79,40 @@ def run_classification(recipe: Recipe, rows: dict[str, Any] | None = None, resum
         assert model.history_bank is not None
         model.history_bank.save_pretrained(bank)
     return metrics
+
+
+def _split(data: DataArguments, rows: dict[str, Any] | None, seed: int) -> tuple[Dataset, Dataset, Dataset]:
+    """What to train on, what to validate on, and texts out of scope; raises a ValueError where one is of no use."""
+    examples, _ = split_out_of_scope(_load(data, "train", rows), data.out_of_scope or "")
+    if not len(examples):
+        raise ValueError(f"the training split has no text in scope: each has the label {data.out_of_scope!r}")
+    wrong = set(check_labelled(examples, where="the training split", refuse=False))
+    if len(wrong) == len(examples):
+        raise ValueError(
+            f"nothing to train on: all {len(wrong)} rows of the training split are bad examples, see above"
+        )
+    examples = examples.select([row for row in range(len(examples)) if row not in wrong])
+    labels = set(examples["label"])
+    if len(labels) == 1:
+        raise ValueError(
+            f"{labels.pop()!r} is the only label of the {len(examples)} training texts: a classifier needs two"
+        )
+    if data.held_out > 0:
+        examples, validation = hold_out(examples, data.held_out, seed)
+        if not len(validation):
+            raise ValueError(
+                f"none of the {len(labels)} labels has two training texts, so that none can be held out: give more, "
+                "or a split to validate on with data.held_out=0 and data.validation"
+            )
+        return examples, validation, validation.select([])
+    validation, strangers = split_out_of_scope(_load(data, "validation", rows), data.out_of_scope or "")
+    if not len(validation):
+        raise ValueError(f"the validation split has no text in scope: each has the label {data.out_of_scope!r}")
+    check_complete(validation["text"][:], validation["label"][:], "the validation split")
+    unknown = sorted(set(validation["label"]) - labels)
+    if unknown:
+        raise ValueError(f"the validation split has labels that no training text has: {', '.join(unknown[:10])}")
+    return examples, validation, strangers
 
 
 def fit_history(
@@ -140,7 +165,12 @@ class MemberLoss:
 
 
 def hold_out(examples: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
-    """Examples without a share of each label, and that share: one example at least of a label that has two."""
+    """Examples without a share of each label, and that share.
+
+    Of a label with two examples or more, one at least is in either part.
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"data.held_out is {share}: it is a share between 0 and 1, or 0 where there is another split")
     rows: dict[str, list[int]] = defaultdict(list)
     for row, label in enumerate(examples["label"]):
         rows[label].append(row)
@@ -148,7 +178,8 @@ def hold_out(examples: Dataset, share: float, seed: int) -> tuple[Dataset, Datas
     draw = random.Random(seed)
     for label in sorted(rows):
         if len(rows[label]) > 1:
-            chosen.update(draw.sample(rows[label], max(1, round(share * len(rows[label])))))
+            count = min(max(1, round(share * len(rows[label]))), len(rows[label]) - 1)
+            chosen.update(draw.sample(rows[label], count))
     kept = [row for row in range(len(examples)) if row not in chosen]
     return examples.select(kept), examples.select(sorted(chosen))
 
@@ -206,7 +237,7 @@ def _accuracy(predicted: EvalPrediction) -> dict[str, float]:
 def _load(data: DataArguments, split: str, rows: dict[str, Any] | None) -> Dataset:
     if rows is None and not data.source:
         raise ValueError("the recipe names no texts: set data.source to a data set on the Hub or a local path")
-    return load_labelled(
+    loaded = load_labelled(
         data.source if rows is None else DatasetDict(rows),
         name=data.name,
         split=getattr(data, split) if rows is None else split,
@@ -214,3 +245,10 @@ def _load(data: DataArguments, split: str, rows: dict[str, Any] | None) -> Datas
         label_column=data.label_column,
         out_of_scope=data.out_of_scope,
     )
+    if loaded.features["label"] != Value("string"):
+        raise ValueError(
+            f"the labels of the split {split!r} are lists, such as {loaded[0]['label']!r:.80}: a recipe trains "
+            "classifiers of one label a text; for several, train an LLEForSequenceClassification with the "
+            f"problem_type {MULTI!r} by transformers' Trainer"
+        )
+    return loaded

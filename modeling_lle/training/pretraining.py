@@ -4,7 +4,9 @@ Shapes: B batch, T time, D width of a member in a direction, M members, V vocabu
 """
 
 import dataclasses
+import functools
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -31,8 +33,25 @@ class TwoWayLanguageModel(nn.Module):
         self.model = backbone
         self.bias = nn.Parameter(torch.zeros(backbone.config.vocab_size))
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
-        """The `loss`, in nats a predicted token, of texts (B, T) int64 with their mask (B, T) of 0 and 1."""
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Tensor]:
+        """The `loss`, in nats a predicted token, of texts.
+
+        Args:
+            input_ids: (B, T) int64.
+            attention_mask: (B, T) of 0 and 1, 0 at padding.
+            labels: Not read: by those that `with_neighbours` makes the Trainer counts what a batch has to predict.
+            num_items_in_batch: Number of neighbours in all parts of a batch; None: in these texts.
+            kwargs: None; they tell the Trainer that the loss is divided by the number that it gives.
+        """
+        if kwargs:
+            raise TypeError(f"unexpected arguments: {', '.join(kwargs)}")
         states = self.model(input_ids, attention_mask, use_cache=False).last_hidden_state
         states = variational_dropout(states, self.model.config.output_dropout, self.training)
         real = attention_mask.bool()
@@ -50,7 +69,15 @@ class TwoWayLanguageModel(nn.Module):
                 for own, matrix in zip(h.chunk(members, dim=-1), matrices, strict=True)
             ]
         ).sum()
-        return {"loss": total / (len(sides) * members * both.sum().clamp(min=1))}
+        number = both.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+        return {"loss": total / (len(sides) * members * number)}
+
+
+def with_neighbours(collate: Callable[[list[Any]], Any], rows: list[Any]) -> dict[str, Tensor]:
+    """Collated rows with `labels` (B, T - 1) int64: the next token if a neighbour predicts it, else -100."""
+    batch = collate(rows)
+    real = batch["attention_mask"].bool()
+    return {**batch, "labels": batch["input_ids"][:, 1:].masked_fill(~(real[:, 1:] & real[:, :-1]), IGNORED)}
 
 
 def pretrain(
@@ -75,7 +102,7 @@ def pretrain(
     trainer = Trainer(
         model=TwoWayLanguageModel(backbone),
         args=dataclasses.replace(arguments, **own),
-        data_collator=DataCollatorWithPadding(tokenizer),
+        data_collator=functools.partial(with_neighbours, DataCollatorWithPadding(tokenizer)),
         train_dataset=texts,
     )
     trainer.train()

@@ -178,7 +178,7 @@ def test_translations_in_a_file(write: Write) -> None:
         ("a.csv", "", "a.csv': it is empty"),
         ("a.csv", b"en,de\nb\xe9,c\n", r"a.csv' is not UTF-8 \(.* at byte 7\): save it as UTF-8"),
         ("a.jsonl", '{"en": ', "row 0 of .* is no proper JSON"),
-        ("a.txt", "a", "cannot read .*a.txt': its name should end with one of .en, .de, .csv"),
+        ("a.txt", "a", "cannot read .*a.txt': give a file whose name ends with one of .en, .de, .csv"),
     ],
 )
 def test_tables_with_faults(write: Write, name: str, content: str | bytes, message: str) -> None:

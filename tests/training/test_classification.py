@@ -182,6 +182,10 @@ def test_every_label_is_held_out_alike() -> None:
     assert not set(kept["text"]) & set(held["text"])
     assert hold_out(rows(8), 0.25, seed=3)[1]["text"] != hold_out(rows(8), 0.25, seed=4)[1]["text"]
     assert hold_out(rows(8), 0.25, seed=3)[1]["text"] == hold_out(rows(8), 0.25, seed=3)[1]["text"]
+    assert sorted(hold_out(rows(4), 0.99, seed=3)[0]["label"]) == ["card", "loan", "trip"]  # none is held out whole
+    for share in (1.0, -0.1):
+        with pytest.raises(ValueError, match=rf"data.held_out is {share}: it is a share between 0 and 1"):
+            hold_out(rows(2), share, seed=3)
 
 
 def test_batches_are_padded() -> None:
@@ -203,6 +207,38 @@ def test_contradicting_and_empty_texts_are_left_out_and_named(
     assert "'Same'" in caplog.text
     assert "blank" in caplog.text
     assert len(HistoryBank.from_pretrained(tmp_path / "out")) == 36
+
+
+@pytest.mark.parametrize(
+    ("texts", "labels", "message"),
+    [
+        (["a", "b"], ["x", "x"], "'x' is the only label of the 2 training texts: a classifier needs two"),
+        (["a", "a"], ["x", "y"], "nothing to train on: all 2 rows of the training split are bad examples"),
+        (["a", "b"], [None, ""], "nothing to train on: all 2 rows"),
+        (["a", "b"], ["x", "y"], "none of the 2 labels has two training texts, so that none can be held out"),
+        (["a", "b"], ["oos", "oos"], "the training split has no text in scope: each has the label 'oos'"),
+        (["a", "b"], [["x"], ["y"]], "the labels of the split 'train' are lists, such as .'x'.: a recipe trains"),
+    ],
+)
+def test_texts_that_make_no_classifier(tmp_path: Path, texts: list, labels: list, message: str) -> None:
+    given = Dataset.from_dict({"text": texts, "label": labels})
+    with pytest.raises(ValueError, match=message):
+        run(recipe(tmp_path, data={"out_of_scope": "oos"}), {"train": given})
+    assert not (tmp_path / "out").exists()
+
+
+def test_validation_splits_of_no_use(tmp_path: Path) -> None:
+    def check(texts: list, labels: list, message: str) -> None:
+        validation = Dataset.from_dict({"text": texts, "label": labels})
+        with pytest.raises(ValueError, match=message):
+            run(
+                recipe(tmp_path, data={"held_out": 0.0, "out_of_scope": "oos"}),
+                {"train": rows(2), "validation": validation},
+            )
+
+    check(["a"], ["oos"], "the validation split has no text in scope: each has the label 'oos'")
+    check(["a", "b"], ["card", None], "the label in row 1 of the validation split is missing: take the row out")
+    check(["a", " "], ["card", "loan"], "the text in row 1 of the validation split is blank")
 
 
 def test_errors_name_the_remedy(tmp_path: Path) -> None:
