@@ -17,7 +17,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .backbone_lle import LLEModel, refuse_empty_rows, segment_mask
-from .bank_lle import Found
+from .bank_state_lle import BankState, Found
 from .configuration_lle import LLEConfig
 from .labels_lle import (
     SINGLE,
@@ -89,6 +89,7 @@ class _Classifier(TeachableModel):
         output_history: bool = False,
         output_out_of_scope: bool = False,
         num_items_in_batch: Tensor | int | None = None,
+        bank_state: BankState | None = None,
         **kwargs: Any,
     ) -> LLEClassifierOutput:
         """Predicts the labels, and measures the loss if labels are given.
@@ -104,6 +105,8 @@ class _Classifier(TeachableModel):
             output_history: Whether to return which examples moved the prediction.
             output_out_of_scope: Whether to return the score of "none of these" (`fit_out_of_scope`) and the mass.
             num_items_in_batch: What the summed loss is divided by; None: the number of labels.
+            bank_state: The state of the attached bank that takes part, `model.history_bank.snapshot()`, for a thread
+                beside others that teach: `space_of(bank_state).names` are the labels of the logits. None: the newest.
             kwargs: `output_hidden_states` and other options of transformers.
         """
         if attention_mask is not None:
@@ -122,12 +125,14 @@ class _Classifier(TeachableModel):
             output.member_logits = self.classifier(own)
         if use_history is None:
             use_history = self.config.use_history and not self.training
-        space = self.label_space if use_history else None
+        bank = self.history_bank if use_history else None
+        state = bank_state if bank is None or bank_state is not None else bank.snapshot()
         mass = logits.new_full(logits.shape[:-1], -torch.inf, dtype=torch.float32)
         scope = logits
-        if space is not None and space.recalls:
+        if bank is not None and state is not None and self.space_of(state).recalls:
             real = None if self.pooling is not None or mask is None else mask
-            logits, scope, mass, output.history = self._mix(items, logits, real, output_out_of_scope, output_history)
+            wanted = output_out_of_scope, output_history
+            logits, scope, mass, output.history = self._mix(items, logits, real, state, *wanted)
         if output_out_of_scope:
             features = scope_features(scope, mass, self.kind, self.config.bank.sharpness)
             output.out_of_scope = (features @ features.new_tensor(self.config.out_of_scope.weights)).sigmoid()
@@ -153,14 +158,19 @@ class _Classifier(TeachableModel):
         return nn.functional.dropout(items, self.config.output_dropout, self.training)
 
     def _mix(
-        self, items: Tensor, logits: Tensor, mask: Tensor | None, with_scope: bool, with_history: bool
+        self,
+        items: Tensor,
+        logits: Tensor,
+        mask: Tensor | None,
+        state: BankState,
+        with_scope: bool,
+        with_history: bool,
     ) -> tuple[Tensor, Tensor, Tensor, LabelHistory | None]:
-        """Logits, those of the scope, mass and history, the second and the last if they are asked for.
+        """Logits, those of the scope, mass and history, the second and the last if they are asked for, by a state.
 
         Items where `mask` (B, T) is False get nothing of the bank.
         """
-        space, numbers = self.label_space, self.config.bank
-        assert space is not None
+        space, numbers = self.space_of(state), self.config.bank
         shape = logits.shape[:-1]
 
         def chosen(values: Tensor) -> Tensor:
@@ -173,7 +183,7 @@ class _Classifier(TeachableModel):
             whole[mask] = values
             return whole
 
-        found = self.search(chosen(items))
+        found = self.search(chosen(items), state=state)
         mixture, recalled_mass = mix(chosen(logits), found, space, self.kind, numbers)
         new_labels = mixture.labels.shape[-1] - logits.shape[-1]
         plain = nn.functional.pad(logits.float(), (0, new_labels), value=-torch.inf)
@@ -195,13 +205,15 @@ class _Classifier(TeachableModel):
             ),
         )
 
-    def search(self, items: Tensor, neighbours: int | None = None) -> Found:
+    def search(self, items: Tensor, neighbours: int | None = None, state: BankState | None = None) -> Found:
         """The nearest examples of items (n, key_size), which are normalised for it; as many as the config says."""
-        assert self.history_bank is not None
+        if state is None:
+            assert self.history_bank is not None
+            state = self.history_bank.snapshot()
         queries = nn.functional.normalize(items.detach().float(), dim=-1)
         numbers = self.config.bank
         most = numbers.neighbours if neighbours is None else neighbours
-        found = self.history_bank.search(queries, most, self.history_namespaces, numbers.search)
+        found = state.search(queries, most, state.held(self.history_namespaces), numbers.search)
         return Found(*(getattr(found, name).to(items.device) for name in ("similarity", "ids", "outcomes", "counts")))
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -213,10 +225,9 @@ class _Classifier(TeachableModel):
     # Fitting on held-out texts
 
     @torch.no_grad()
-    def _answer(self, batches: Iterable[dict[str, Tensor]]) -> Answered:
+    def _answer(self, batches: Iterable[dict[str, Tensor]], state: BankState) -> Answered:
         """What base and bank say of the items of batches that have a label."""
-        assert self.history_bank is not None
-        neighbours = max(self.config.bank.neighbours, min(FITTED, len(self.history_bank)))
+        neighbours = max(self.config.bank.neighbours, min(FITTED, len(state)))
         parts: list[tuple[Tensor, Tensor, Found]] = []
         training = self.training
         self.eval()
@@ -231,7 +242,7 @@ class _Classifier(TeachableModel):
                 items = self._items(states, mask)
                 if self.kind == SINGLE:
                     items, labels = items[labels != IGNORED], labels[labels != IGNORED]
-                parts.append((self._say(items).float(), labels, self.search(items, neighbours)))
+                parts.append((self._say(items).float(), labels, self.search(items, neighbours, state)))
         finally:
             self.train(training)
         if not parts:
@@ -254,9 +265,11 @@ class _Classifier(TeachableModel):
         Returns:
             The number of `texts`, and the losses `base_nats`, `before_nats` and `after_nats`; see `fit_labels`.
         """
-        if self.label_space is None:
+        if self.history_bank is None:
             raise ValueError("nothing to calibrate: no bank is attached; teach some examples with learn() first")
-        return fit_labels(self._answer(batches), self.label_space, self.config.bank, self.kind, steps, fixed)
+        state = self.history_bank.snapshot()
+        answered, space = self._answer(batches, state), self.space_of(state)
+        return fit_labels(answered, space, self.config.bank, self.kind, steps, fixed)
 
     @torch.no_grad()
     def fit_out_of_scope(

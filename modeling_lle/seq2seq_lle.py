@@ -172,7 +172,6 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = LLESeq2SeqModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
-        self._memory: tuple[Any, Any] | None = None
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -278,6 +277,7 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
         attention_mask: Tensor | None = None,
         use_history: bool = True,
         leave_out: bool = False,
+        memory: Any = None,
     ) -> LLESource:
         """What is known of source sentences, as `encoder_outputs`; with the candidates of an attached memory.
 
@@ -286,13 +286,15 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
             attention_mask: (E, N) of 0 and 1, 0 at padding.
             use_history: Whether to ask the memory.
             leave_out: Whether it leaves out the pairs of the very same source.
+            memory: What `memory` was at some time, to go on with the same; None: as it is now.
         """
         if attention_mask is not None:
             refuse_empty_rows(attention_mask)
         source = self.model.read(input_ids, attention_mask)
         if use_history and self.history_bank is not None:
             sentences = self.config.bank.sentences
-            candidates = self.memory.candidates(input_ids, attention_mask, sentences, leave_out)
+            memory = self.memory if memory is None else memory
+            candidates = memory.candidates(input_ids, attention_mask, sentences, leave_out)
             source.candidate_keys, source.candidate_outcomes, source.candidate_ids = (
                 part.to(input_ids.device) for part in candidates
             )
@@ -343,18 +345,15 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
         if bank.encoder is None or bank.encoder[1] is None:
             self.detach_history()
             raise ValueError("a memory finds similar sentences by their words: attach it with tokenizer=tokenizer")
-        self._memory = None
 
     @property
     def memory(self) -> Any:
-        """The attached bank as sentence pairs, `modeling_lle.banks.translated.Memory`."""
-        bank = self.history_bank
-        if bank is None:
+        """The attached bank as it is now, as sentence pairs, `modeling_lle.banks.translated.Memory`."""
+        bank, namespaces = self.history_bank, self.history_namespaces
+        if bank is None or bank.encoder is None:
             raise ValueError("no memory is attached: call attach_history first")
-        state = (id(bank), bank.manifest.generation, self.history_namespaces)
-        if self._memory is None or self._memory[0] != state:
-            self._memory = state, bank_tool("translated").Memory(bank, self.history_namespaces)
-        return self._memory[1]
+        state, tokenizer, make = bank.snapshot(), bank.encoder[1], bank_tool("translated").Memory
+        return state.once((make, id(tokenizer), namespaces), lambda: make(state, tokenizer, namespaces))
 
     def predictions(self, states: Tensor, source: LLESource) -> Iterator[Prediction]:
         """Predictions with the memory after the decoder's states (B, T, D), block by block."""
