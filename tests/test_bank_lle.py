@@ -424,7 +424,7 @@ def test_what_cannot_be_forgotten() -> None:
     bank = build(source="texts")
     for given, message in [
         ({"ids": [0, 10_000]}, "has no entry 10000"),
-        ({"source": "test"}, "no source 'test'; it has: texts"),
+        ({"source": "test"}, r"no source 'test' \(did you mean 'texts'\?\); it has: texts"),
         ({"namespace": "x"}, "no namespace 'x'; it has: default"),
     ]:
         with pytest.raises(BankError, match=message):
