@@ -22,6 +22,7 @@ from .bank_view_lle import LARGE
 
 Where = Mapping[str, Any] | Callable[[dict[str, Any]], bool]
 _MISSING = object()
+_NO_SOURCE = "'source' is no column: give source=... beside the columns; a data set's column of that name is 'source_'"
 
 
 def plain(value: Any) -> Any:
@@ -75,6 +76,8 @@ class Condition:
                 raise ValueError(f"ids are a list of whole numbers: {error}") from None
             object.__setattr__(self, "ids", torch.tensor(numbers, dtype=torch.long))
         if isinstance(self.where, Mapping):
+            if "source" in self.where:
+                raise ValueError(_NO_SOURCE)
             object.__setattr__(self, "where", {name: plain(value) for name, value in self.where.items()})
 
     @property
@@ -133,10 +136,11 @@ def check_columns(state: BankState, names: Iterable[str]) -> None:
     for name in names:
         if name in columns:
             continue
+        if name == "source":
+            raise BankError(_NO_SOURCE)
         where = f"the bank {state.folder.path} has no column {name!r}"
-        if name in ("source", "namespace"):
-            kept = ", which keeps a column of that name of the data set as 'source_'" if name == "source" else ""
-            raise BankError(f"{where}{kept}: give {name}=... beside the columns")
+        if name == "namespace":
+            raise BankError(f"{where}: give namespace=... beside the columns")
         raise BankError(f"{where}{_nearest(name, columns)}; its columns are: {_list(columns)}")
 
 
