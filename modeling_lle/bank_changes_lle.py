@@ -45,7 +45,7 @@ def plain(value: Any) -> Any:
 
 
 def is_same(held: Any, given: Any) -> bool:
-    """Whether two plain values are of one kind and equal; whole and other numbers are of one kind, truth values not."""
+    """Whether two plain values are of one kind and equal; all numbers are of one kind, truth values of another."""
     if isinstance(held, list) and isinstance(given, list):
         return len(held) == len(given) and all(map(is_same, held, given))
     if isinstance(held, dict) and isinstance(given, dict):
@@ -93,7 +93,9 @@ class Condition:
         sources = sorted({added.source for added in state.manifest.added})
         if self.source is not None and self.source not in sources:
             near = _nearest(self.source, sources)
-            raise BankError(f"the bank {state.folder.path} has no source {self.source!r}{near}; it has: {_list(sources)}")
+            raise BankError(
+                f"the bank {state.folder.path} has no source {self.source!r}{near}; it has: {_list(sources)}"
+            )
         if isinstance(self.where, dict):
             check_columns(state, self.where)
 
@@ -235,7 +237,9 @@ def renumbered(segment: Segment, numbers: Tensor) -> Segment:
     return dataclasses.replace(segment, tokens=tokens)
 
 
-def named(segment: Segment, labels: tuple[str, ...], held: tuple[str, ...], files: Iterable[Segment]) -> tuple[str, ...]:
+def named(
+    segment: Segment, labels: tuple[str, ...], held: tuple[str, ...], files: Iterable[Segment]
+) -> tuple[str, ...]:
     """Makes numbers of a bank of the outcomes of a segment, which are those of `labels`; returns the bank's labels.
 
     Names at the end of the bank's that no entry of its `files` has are given up.

@@ -99,12 +99,12 @@ def save_index(folder: Folder, infos: Sequence[SegmentInfo], maker: str, write: 
         write: Writes it to a path.
     """
     place, partial = index_folder(folder), index_folder(folder) / f".partial-{uuid.uuid4().hex[:16]}"
-    namespaces, known = sorted({info.namespace for info in infos}), [[info.file.name, info.entries] for info in infos]
-    data = json.dumps([maker, namespaces, known]).encode()
+    namespaces, known = sorted({info.namespace for info in infos}), {info.file.name: info.entries for info in infos}
+    data = json.dumps([maker, namespaces, list(known.items())]).encode()
     place.mkdir(exist_ok=True)
     try:
         write(str(partial))
-        made = IndexFile(place / f"{_key(data)}-{sha256(partial)}.faiss", maker, tuple(namespaces), dict(known))
+        made = IndexFile(place / f"{_key(data)}-{sha256(partial)}.faiss", maker, tuple(namespaces), known)
         made.list_path.write_bytes(data)
         os.replace(partial, made.path)
     finally:

@@ -76,7 +76,9 @@ class View:
             unknown[begins[name] : begins[name] + own[name]] = False
         for first, keys in self.parts:
             runs = unknown[first : first + len(keys)].int().diff(prepend=torch.zeros(1), append=torch.zeros(1))
-            for begin, end in zip((runs > 0).nonzero()[:, 0].tolist(), (runs < 0).nonzero()[:, 0].tolist(), strict=True):
+            for begin, end in zip(
+                (runs > 0).nonzero()[:, 0].tolist(), (runs < 0).nonzero()[:, 0].tolist(), strict=True
+            ):
                 self.rest.append((first + begin, keys[begin:end]))
         self.usable_share = int(self.usable[~unknown].sum()) / max(1, index.entries)
         self.index = index

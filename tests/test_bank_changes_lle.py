@@ -136,7 +136,9 @@ def test_values_are_kept_as_plain_ones(value: Any, kept: Any) -> None:
     assert bank.forget(where={"value": value}) == 2
 
 
-@pytest.mark.parametrize("value", [b"a", {1, 2}, {1: 2}, math.inf, object(), torch.zeros(2), np.datetime64("2020-01-01")])
+@pytest.mark.parametrize(
+    "value", [b"a", {1, 2}, {1: 2}, math.inf, object(), torch.zeros(2), np.datetime64("2020-01-01")]
+)
 def test_what_cannot_be_kept_names_the_column(value: Any) -> None:
     with pytest.raises(ValueError, match=r"the column 'value' of row 1 holds .*: leave it out, or name the columns"):
         build(["a", {"text": "a", "value": value}])
@@ -161,7 +163,10 @@ def test_a_classifier_says_that_nothing_fits() -> None:
 
 
 def test_many_small_adds_make_few_segments() -> None:
-    rows, bank = [{"text": text, "number": number} for number, text in enumerate(TEXTS * 2)], build(["a b"], source="s")
+    rows, bank = (
+        [{"text": text, "number": number} for number, text in enumerate(TEXTS * 2)],
+        build(["a b"], source="s"),
+    )
     for number, row in enumerate(rows):
         bank.add([row], source=f"source-{number}", namespace="ann" if number % 3 else "bob")
     by_name = {name: [i.entries for i in bank.manifest.segments if i.namespace == name] for name in bank.namespaces}

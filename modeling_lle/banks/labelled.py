@@ -217,9 +217,7 @@ def condition(
 
 
 @torch.no_grad()
-def _segment(
-    model: Any, tokenizer: Any, items: list[tuple[Any, str, list[str | None]]]
-) -> tuple[Segment, list[str]]:
+def _segment(model: Any, tokenizer: Any, items: list[tuple[Any, str, list[str | None]]]) -> tuple[Segment, list[str]]:
     """Examples as a segment whose outcomes are numbers in the list of names that comes with it; of no source yet."""
     of_words = model.pooling is None
     encoded = tokenizer([text for text, _, _ in items], is_split_into_words=of_words, return_attention_mask=False)
