@@ -6,72 +6,40 @@ snapshot: other processes may write, `refresh` brings what they wrote.
 Shapes: B batch, T time, D width, Q queries, N entries, K neighbours.
 """
 
+import contextlib
 import dataclasses
 import hashlib
-import importlib
 import logging
 import shutil
 import tempfile
+import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .bank_files_lle import MANIFEST, Added, BankError, File, Folder, Manifest, Segment, SegmentInfo
-from .bank_view_lle import LARGE, View
-from .precision_lle import outside_autocast
+from .bank_changes_lle import (
+    Condition,
+    Where,
+    groups_to_compact,
+    kept_sources,
+    live_labels,
+    named,
+    renumbered,
+    sources_left,
+    to_join,
+)
+from .bank_files_lle import MANIFEST, Added, BankError, Folder, Manifest, Segment, SegmentInfo
+from .bank_index_lle import remove_stale_indexes, stale_indexes
+from .bank_state_lle import ATTEMPTS, NO_IDS, BankState, EntryText, Found, Search, bank_tool
 
 logger = logging.getLogger(__name__)
 
 DEFAULT = "default"
 HISTORY_FOLDER = "history"  # where a saved model keeps its bank
-EXACT_ENTRIES = 50_000  # up to so many entries, exact search is faster than an index
-ATTEMPTS = 5  # readings of a manifest whose files a writer is replacing
-
-Search = Literal["exact", "balanced", "fast"]
-
-
-@dataclasses.dataclass
-class Found:
-    """What a search found.
-
-    Attributes:
-        similarity: (Q, K) float32, cosines, descending.
-        ids: (Q, K) int64, ids of the entries; -1 where there are fewer than K.
-        outcomes: (Q, K) int64, the token that followed each entry.
-        counts: (Q, K) int32, how often each entry occurred; 0 where there is none.
-    """
-
-    similarity: Tensor
-    ids: Tensor
-    outcomes: Tensor
-    counts: Tensor
-
-
-@dataclasses.dataclass(frozen=True)
-class EntryText:
-    """Where an entry comes from.
-
-    Attributes:
-        id: Its id.
-        namespace, source, row: Where its document was added.
-        columns: The document's other columns.
-        before: Token ids up to the entry's key, the oldest first.
-        outcome: The token id that followed.
-        after: Token ids after it.
-    """
-
-    id: int
-    namespace: str
-    source: str
-    row: int
-    columns: dict[str, Any]
-    before: list[int]
-    outcome: int
-    after: list[int]
 
 
 @torch.no_grad()
@@ -87,6 +55,12 @@ def fingerprint(model: Any) -> str:
 class HistoryBank:
     """Entries of past sequences, in a folder. Make one with `build`, `open` or `from_pretrained`.
 
+    Threads: any number may predict, search, describe and explain while others add, forget and compact. A search, and
+    every prediction of a model, is of one state from its beginning to its end, and never waits for a writer; one that
+    begins after `forget` has returned finds nothing of what was forgotten, one that began before may. What is told of
+    entries that were found is asked of the state that was searched: take `snapshot()`, then call its `search` and
+    `describe`. Writers wait for each other, threads as processes, up to ten seconds.
+
     Args:
         folder: The files.
         verify: Whether to test the checksum of every file.
@@ -95,7 +69,9 @@ class HistoryBank:
     def __init__(self, folder: Folder, verify: bool = True) -> None:
         self.folder = folder
         self.encoder: tuple[Any, Any] | None = None  # model and tokenizer that `add` uses
-        self._load(verify)
+        self._state = BankState.read(folder, verify)
+        self._swapping = threading.RLock()  # held while a newer state is read or written, and takes the place of this
+        self._writer: int | None = None  # the thread that keeps other writers out
 
     @classmethod
     def open(cls, path: str | Path, verify: bool = True) -> "HistoryBank":
@@ -176,73 +152,65 @@ class HistoryBank:
         weakref.finalize(bank, shutil.rmtree, path, ignore_errors=True)
         return bank
 
-    def _load(self, verify: bool) -> None:
-        """Reads the newest manifest, and the files that were not read before."""
-        known = getattr(self, "_segments", {})
-        for attempt in range(ATTEMPTS):
-            manifest = self.folder.read_manifest()
-            try:
-                segments = {
-                    info.file: known[info.file] if info.file in known else self.folder.read_segment(info, verify)
-                    for info in manifest.segments
-                }
-                forgotten = self.folder.read_forgotten(manifest, verify)
-                break
-            except BankError:
-                if attempt == ATTEMPTS - 1 or self.folder.read_manifest() == manifest:
-                    raise  # no writer has replaced the files: they are damaged
-        self.manifest, self._segments, self._forgotten = manifest, segments, forgotten
-        self._views: dict[tuple[str, ...], View] = {}
-        self._visible: dict[File, Tensor] = {}  # the tokens of segments that may be shown
+    # The state
+
+    def snapshot(self) -> BankState:
+        """The bank as it is now, for a search and what is told of what it found: nothing changes it."""
+        return self._state
 
     def refresh(self) -> bool:
         """Brings what other processes have written since; returns whether they have."""
-        before = self.manifest.generation
-        self._load(verify=True)
-        return self.manifest.generation != before
+        with self._swapping:
+            before, self._state = self._state, BankState.read(self.folder, before=self._state)
+            return self._state is not before
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the bank holds, as the files say."""
+        return self._state.manifest
 
     def __len__(self) -> int:
         """Number of entries that can be recalled."""
-        return sum(info.entries for info in self.manifest.segments) - len(self._forgotten)
+        return len(self._state)
 
     def __repr__(self) -> str:
-        return f"HistoryBank({str(self.folder.path)!r}, {len(self):,} entries, namespaces: {self.namespaces})"
+        state = self._state
+        return f"HistoryBank({str(self.folder.path)!r}, {len(state):,} entries, namespaces: {state.namespaces})"
 
-    def live_outcomes(self, namespaces: Iterable[str] | None = None) -> Tensor:
-        """Which labels some entry of these namespaces (None: of all) still has, (O,) bool, for a bank of labels."""
-        live = torch.zeros(len(self.manifest.labels or ()), dtype=torch.bool)
-        chosen = self.check_namespaces(self.namespaces if namespaces is None else namespaces)
-        for info, segment in self.segments():
-            if info.namespace in chosen:
-                live[segment.outcomes] = True
-        return live
+    def __deepcopy__(self, memo: Any) -> "HistoryBank":
+        """The bank itself: a copy of a model recalls from the same files."""
+        return self
 
     @property
     def namespaces(self) -> list[str]:
         """The namespaces that hold entries."""
-        return sorted({info.namespace for info in self.manifest.segments})
+        return self._state.namespaces
+
+    def check_namespaces(self, namespaces: Iterable[str] | str) -> tuple[str, ...]:
+        """As `BankState.check_namespaces`."""
+        return self._state.check_namespaces(namespaces)
+
+    def live_outcomes(self, namespaces: Iterable[str] | None = None) -> Tensor:
+        """As `BankState.live_outcomes`."""
+        return self._state.live_outcomes(namespaces)
+
+    def segments(self) -> Iterator[tuple[SegmentInfo, Segment]]:
+        """As `BankState.segments`."""
+        return self._state.segments()
+
+    def search(
+        self, queries: Tensor, neighbours: int, namespaces: Iterable[str] | None = None, how: Search = "balanced"
+    ) -> Found:
+        """As `BankState.search`."""
+        return self._state.search(queries, neighbours, namespaces, how)
+
+    def describe(self, ids: Iterable[int], before: int = 16, after: int = 8) -> list[EntryText]:
+        """As `BankState.describe`."""
+        return self._state.describe(ids, before, after)
 
     def info(self) -> dict[str, Any]:
-        """Size and content as plain values."""
-        files = self.manifest.files
-        size = sum(file.bytes for file in files)
-        return {
-            "path": str(self.folder.path),
-            "entries": len(self),
-            "forgotten": len(self._forgotten),
-            "namespaces": {
-                name: sum(info.entries for info in self.manifest.segments if info.namespace == name)
-                for name in self.namespaces
-            },
-            "sources": [dataclasses.asdict(added) for added in self.manifest.added],
-            "segments": len(self.manifest.segments),
-            "bytes": size,
-            "bytes_per_entry": size / max(1, len(self)),
-            "width": self.manifest.width,
-            "vocab_size": self.manifest.vocab_size,
-            "fingerprint": self.manifest.fingerprint,
-            "generation": self.manifest.generation,
-        }
+        """As `BankState.info`."""
+        return self._state.info()
 
     def check_model(self, model: Any) -> None:
         """Raises a BankError unless `model` predicts what the bank holds, with the backbone that encoded it."""
@@ -258,125 +226,6 @@ class HistoryBank:
                 f"vocabulary {self.manifest.vocab_size}) than this model's (width {model.key_size}, "
                 f"vocabulary {model.config.vocab_size}): load the model that built it, or build a bank with this one"
             )
-
-    # Searching
-
-    @outside_autocast
-    def search(
-        self, queries: Tensor, neighbours: int, namespaces: Iterable[str] | None = None, how: Search = "balanced"
-    ) -> Found:
-        """The entries whose keys are nearest to the queries.
-
-        Args:
-            queries: (Q, D) floating, normalised states.
-            neighbours: How many to find, K.
-            namespaces: Where to search; None: everywhere.
-            how: "exact", or for more than `EXACT_ENTRIES` entries "balanced" or "fast", with an index.
-        """
-        if queries.dim() != 2 or queries.shape[1] != self.manifest.width:
-            raise ValueError(f"queries must be (Q, {self.manifest.width}), got {tuple(queries.shape)}")
-        view = self._view(namespaces, how)
-        similarity, index = view.search(queries.float().cpu(), neighbours)
-        missing, safe = index < 0, index.clamp(min=0)
-        if not len(view):
-            blank = torch.zeros_like(index)
-            return Found(similarity, index, blank, blank.int())
-        return Found(
-            similarity,
-            view.ids[safe].masked_fill(missing, -1),
-            view.outcomes[safe].long(),
-            view.counts[safe].masked_fill(missing, 0),
-        )
-
-    def check_namespaces(self, namespaces: Iterable[str] | str) -> tuple[str, ...]:
-        """The namespaces, each once and sorted; raises a BankError if there is none of that name."""
-        chosen = sorted({namespaces} if isinstance(namespaces, str) else set(namespaces))
-        unknown = [name for name in chosen if name not in self.namespaces]
-        if unknown:
-            raise BankError(
-                f"the bank {self.folder.path} has no namespace {unknown[0]!r}; it has: {', '.join(self.namespaces)}"
-            )
-        return tuple(chosen)
-
-    def _view(self, namespaces: Iterable[str] | str | None, how: Search) -> View:
-        chosen = self.check_namespaces(self.namespaces if namespaces is None else namespaces)
-        key = (*chosen, how)
-        if key not in self._views:
-            infos = [info for info in self.manifest.segments if info.namespace in chosen]
-            view = View(self.folder, infos, [self._segments[info.file] for info in infos], self._forgotten)
-            if how != "exact" and len(view) > EXACT_ENTRIES:
-                view.index = self._index(view, chosen, how)
-            self._views[key] = view
-        return self._views[key]
-
-    def _index(self, view: View, namespaces: tuple[str, ...], how: Search) -> Any:
-        try:
-            return bank_tool("index").index_of(
-                self.folder.path,
-                [info.file.name for info in view.infos],
-                view.keys_of,
-                [info.entries for info in view.infos],
-                how,
-            )
-        except ImportError as error:
-            logger.warning(
-                "searching %s exactly, which is slow for %d entries: %s", self.folder.path, len(view), error
-            )
-            return None
-
-    def segments(self) -> Iterator[tuple[SegmentInfo, Segment]]:
-        """The segments, without what was forgotten."""
-        for info in self.manifest.segments:
-            segment = self._segments[info.file]
-            forgotten = torch.isin(segment.ids, self._forgotten)
-            yield info, segment.without(forgotten) if forgotten.any() else segment
-
-    def describe(self, ids: Iterable[int], before: int = 16, after: int = 8) -> list[EntryText]:
-        """Where entries come from, with up to `before` and `after` tokens around them, -1 where one was forgotten.
-
-        Raises:
-            BankError: An id does not exist, or was forgotten.
-        """
-        texts = []
-        for number in ids:
-            info, segment, index = self._locate(int(number))
-            tokens = self._tokens(info)
-            position = int(segment.positions[index])
-            owner = int(torch.searchsorted(segment.starts, position, right=True)) - 1
-            document = dict(segment.documents[owner])
-            begin, end = int(segment.starts[owner]), int(segment.starts[owner + 1])
-            texts.append(
-                EntryText(
-                    id=int(number),
-                    namespace=info.namespace,
-                    source=document.pop("source"),
-                    row=document.pop("row"),
-                    columns=document,
-                    before=tokens[max(begin, position - before) : position].tolist(),
-                    outcome=int(tokens[position]),
-                    after=tokens[position + 1 : min(end, position + 1 + after)].tolist(),
-                )
-            )
-        return texts
-
-    def _tokens(self, info: SegmentInfo) -> Tensor:
-        """The tokens of a segment (M,) int32, -1 where one was forgotten."""
-        segment = self._segments[info.file]
-        if info.file not in self._visible:
-            forgotten = torch.isin(segment.ids, self._forgotten)
-            self._visible[info.file] = segment.tokens_without(forgotten) if forgotten.any() else segment.tokens
-        return self._visible[info.file]
-
-    def _locate(self, number: int) -> tuple[SegmentInfo, Segment, int]:
-        for info in self.manifest.segments:
-            segment = self._segments[info.file]
-            index = int(torch.searchsorted(segment.ids, number))
-            if index < len(segment) and int(segment.ids[index]) == number:
-                place = int(torch.searchsorted(self._forgotten, number))
-                if place < len(self._forgotten) and int(self._forgotten[place]) == number:
-                    break
-                return info, segment, index
-        raise BankError(f"the bank {self.folder.path} has no entry {number}: it was never made, or was forgotten")
 
     # Changing
 
@@ -420,38 +269,73 @@ class HistoryBank:
             replaced: Ids of entries that are forgotten when the first segment is written.
         """
         total, gone = 0, torch.tensor(sorted(set(replaced)), dtype=torch.long)
-        with self.folder.writing():
-            self._load(verify=True)
-            self._check_exist(gone, None, None)
+        with self.writing():
+            for number in gone.tolist():
+                self._state.locate(number)
             for segment, added in segments:
-                first = self.manifest.next_id
-                changes: dict[str, Any] = {}
-                segment.ids = torch.arange(first, first + len(segment))
-                if self.manifest.labels is not None:
-                    names = tuple(dict.fromkeys([*self.manifest.labels, *labels]))
-                    numbers = torch.tensor([names.index(name) for name in labels], dtype=segment.tokens.dtype)
-                    segment.tokens[segment.positions] = numbers[segment.outcomes]
-                    changes["labels"] = names
-                if len(gone):
-                    changes["forgotten"] = self.folder.write_forgotten(
-                        torch.cat([self._forgotten, gone]).sort().values
-                    )
-                infos = (self.folder.write_segment(segment, namespace),) if len(segment) else ()
-                changed = {(item.namespace, item.source): item for item in (*self.manifest.added, *added)}
-                self._commit(
-                    next_id=first + len(segment),
-                    segments=(*self.manifest.segments, *infos),
-                    added=tuple(changed.values()),
-                    **changes,
-                )
-                total, gone = total + len(segment), gone[:0]
+                total += self._append(segment, added, namespace, tuple(labels), gone)
+                gone = NO_IDS
         return total
 
-    def _commit(self, **changes: Any) -> None:
-        """Writes a manifest with the changes, and takes over what it says."""
-        generation = self.manifest.generation + 1
-        self.folder.write_manifest(dataclasses.replace(self.manifest, generation=generation, **changes))
-        self._load(verify=False)
+    def _append(
+        self, segment: Segment, added: list[Added], namespace: str, labels: tuple[str, ...], gone: Tensor
+    ) -> int:
+        """Writes a segment, as one with those before it that are no larger, without the entries that are `gone`."""
+        state, size = self._state, len(segment)
+        first = state.manifest.next_id
+        segment.ids = torch.arange(first, first + size)
+        forgotten = torch.cat([state.forgotten, gone]).sort().values
+        joined = to_join(state, namespace, size) if size else []
+        infos = [info for info in state.manifest.segments if info not in joined]
+        parts = [state.files[info.file] for info in joined]
+        parts = [part.without(torch.isin(part.ids, forgotten)) for part in parts]
+        names = state.manifest.labels
+        if names is not None:
+            names = named(segment, labels, names, [*(state.files[info.file] for info in infos), *parts])
+        if size:
+            infos.append(self.folder.write_segment(Segment.join([*parts, segment]) if parts else segment, namespace))
+        replaced = torch.cat([NO_IDS, *(state.files[info.file].ids for info in joined)])
+        changed = {(item.namespace, item.source): item for item in (*state.manifest.added, *added)}
+        self._commit(
+            forgotten[~torch.isin(forgotten, replaced)],
+            next_id=first + size,
+            segments=tuple(infos),
+            added=tuple(changed.values()),
+            labels=names,
+        )
+        return size
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[BankState]:
+        """Keeps other writers out, threads and processes, and brings what they wrote; a thread may nest it.
+
+        Raises:
+            PermissionError, TimeoutError: As `Folder.writing`.
+        """
+        if self._writer == threading.get_ident():
+            yield self._state
+            return
+        with self.folder.writing():
+            self.refresh()
+            self._writer = threading.get_ident()
+            try:
+                yield self._state
+            finally:
+                self._writer = None
+
+    def _commit(self, forgotten: Tensor, **changes: Any) -> None:
+        """Writes a manifest with the changes and the ids that are forgotten from now on, and takes it over."""
+        state = self._state
+        file = state.manifest.forgotten
+        if not torch.equal(forgotten, state.forgotten):
+            file = self.folder.write_forgotten(forgotten) if len(forgotten) else None
+        generation = state.manifest.generation + 1
+        manifest = dataclasses.replace(state.manifest, generation=generation, forgotten=file, **changes)
+        with self._swapping:
+            self.folder.write_manifest(manifest)
+            self._state = BankState.of(self.folder, manifest, verify=False, before=state)
+        if not set(state.manifest.files) <= set(manifest.files):
+            self.folder.remove_leftovers()
 
     def forget(
         self,
@@ -459,7 +343,8 @@ class HistoryBank:
         *,
         source: str | None = None,
         namespace: str | None = None,
-        where: Mapping[str, Any] | Callable[[dict[str, Any]], bool] | None = None,
+        where: Where | None = None,
+        missing_ok: bool = False,
     ) -> int:
         """Takes entries back; what is given must hold for all of them together. Returns how many there were.
 
@@ -469,110 +354,81 @@ class HistoryBank:
             ids: Ids of entries.
             source: The source that they were added from.
             namespace: The namespace that they are in.
-            where: Values of columns of their documents, or a function of those columns.
+            where: Values of columns of their documents, `row` included, or a function of those columns. Values are
+                compared by kind: `True` is not `1`, and `1` is `1.0`.
+            missing_ok: Whether it is fine if there is no such entry; else it is an error.
 
         Raises:
-            BankError: An id, a source or a namespace does not exist.
+            BankError: An id, the source, the namespace or a column does not exist, or nothing fits all that is given.
             ValueError: Nothing was given.
         """
-        if ids is None and source is None and namespace is None and where is None:
-            raise ValueError("forget what? give ids, source, namespace or where")
-        wanted = None if ids is None else torch.tensor(sorted({int(number) for number in ids}), dtype=torch.long)
-        with self.folder.writing():
-            self._load(verify=True)
-            self._check_exist(wanted, source, namespace)
-            chosen = [
-                self._chosen(info, wanted, source, where)
-                for info in self.manifest.segments
-                if namespace in (None, info.namespace)
-            ]
-            gone = torch.cat(chosen) if chosen else torch.zeros(0, dtype=torch.long)
-            gone = gone[~torch.isin(gone, self._forgotten)]
-            if len(gone):
-                kept = [
-                    item
-                    for item in self.manifest.added
-                    if wanted is not None
-                    or where is not None
-                    or (source not in (None, item.source))
-                    or namespace not in (None, item.namespace)
-                ]
-                forgotten = torch.cat([self._forgotten, gone]).sort().values
-                self._commit(forgotten=self.folder.write_forgotten(forgotten), added=tuple(kept))
-                self.folder.remove_leftovers()
+        condition = Condition(ids, source, namespace, where)
+        with self.writing() as state:
+            if not missing_ok:
+                condition.check(state)
+            gone = condition.entries(state)
+            kept = kept_sources(state, condition, gone)
+            if len(gone) or kept != state.manifest.added:
+                self._commit(torch.cat([state.forgotten, gone]).sort().values, added=kept)
+            elif not missing_ok:
+                raise BankError(
+                    f"the bank {self.folder.path} has no entry for which all of this holds: {condition}. Nothing was "
+                    "forgotten; pass missing_ok=True if that is fine"
+                )
         return len(gone)
 
-    def _check_exist(self, ids: Tensor | None, source: str | None, namespace: str | None) -> None:
-        for number in [] if ids is None else ids.tolist():
-            self._locate(number)
-        self.check_namespaces([] if namespace is None else namespace)
-        sources = sorted({added.source for added in self.manifest.added})
-        if source is not None and source not in sources:
-            raise BankError(f"the bank {self.folder.path} has no source {source!r}; it has: {', '.join(sources)}")
-
-    def _chosen(self, info: SegmentInfo, ids: Tensor | None, source: str | None, where: Any) -> Tensor:
-        """The ids in a segment for which everything that is given holds."""
-        segment = self._segments[info.file]
-        if where is None or callable(where):
-            test = where or (lambda columns: True)
-        else:
-            test = lambda columns: all(columns.get(name) == value for name, value in where.items())  # noqa: E731
-        documents = [
-            source in (None, document["source"])
-            and test({name: value for name, value in document.items() if name not in ("source", "row")})
-            for document in segment.documents
-        ]
-        chosen = torch.tensor(documents, dtype=torch.bool)[segment.owners]
-        if ids is not None:
-            chosen &= torch.isin(segment.ids, ids)
-        return segment.ids[chosen]
-
     def compact(self) -> int:
-        """Writes the segments anew without what was forgotten and its text, and small neighbours as one.
+        """Takes what was forgotten from the disk: keys, texts, names of sources and labels, and search indexes.
+
+        The segments are written anew without it, and small neighbours as one.
 
         Returns:
             The bytes that this saved.
         """
-        with self.folder.writing():
-            self._load(verify=True)
-            before = sum(file.bytes for file in self.manifest.files)
+        with self.writing() as state:
+            labels = None if state.manifest.labels is None else live_labels(state)
             infos: list[SegmentInfo] = []
-            for group in self._neighbours():
-                segments = [self._segments[info.file] for info in group]
-                forgotten = [torch.isin(segment.ids, self._forgotten) for segment in segments]
-                if len(group) == 1 and not forgotten[0].any():
+            for group in groups_to_compact(state):
+                segments = [state.files[info.file] for info in group]
+                forgotten = [state.is_forgotten(segment) for segment in segments]
+                kept = [s.without(gone) if gone.any() else s for s, gone in zip(segments, forgotten, strict=True)]
+                if labels is not None:
+                    kept = [renumbered(segment, labels[1]) for segment in kept]
+                if len(group) == 1 and kept[0] is segments[0]:
                     infos += group
-                elif not all(gone.all() for gone in forgotten):
-                    kept = Segment.join([s.without(gone) for s, gone in zip(segments, forgotten, strict=True)])
-                    infos.append(self.folder.write_segment(kept, group[0].namespace))
-            if tuple(infos) != self.manifest.segments:
-                self._commit(segments=tuple(infos), forgotten=None)
-                self.folder.remove_leftovers()
-                shutil.rmtree(self.folder.path / "index", ignore_errors=True)
-        return before - sum(file.bytes for file in self.manifest.files)
-
-    def _neighbours(self) -> list[list[SegmentInfo]]:
-        """The segments in groups: neighbours of one namespace, as long as they are small together."""
-        groups: list[list[SegmentInfo]] = []
-        for info in self.manifest.segments:
-            last = groups[-1] if groups else []
-            size = info.entries + sum(other.entries for other in last)
-            if last and last[0].namespace == info.namespace and size <= LARGE:
-                last.append(info)
-            else:
-                groups.append([info])
-        return groups
+                elif any(map(len, kept)):
+                    infos.append(self.folder.write_segment(Segment.join(kept), group[0].namespace))
+            left = sources_left(state)
+            changes = {
+                "segments": tuple(infos),
+                "added": tuple(item for item in state.manifest.added if (item.namespace, item.source) in left),
+                "labels": None if labels is None else labels[0],
+            }
+            # An index that knows what goes must not outlive a compaction that is cut short after its manifest.
+            remove_stale_indexes(self.folder, {info.file.name for info in infos})
+            if any(getattr(state.manifest, name) != value for name, value in changes.items()):
+                self._commit(NO_IDS, **changes)
+            remove_stale_indexes(self.folder, {info.file.name for info in infos})
+            return sum(file.bytes for file in state.manifest.files) - sum(file.bytes for file in self.manifest.files)
 
     def verify(self) -> list[str]:
-        """Reads every file again; returns the names of files that belong to no bank (an interrupted change's).
+        """Reads every file again; returns the names of files that are left over from changes, which `compact` removes.
 
         Raises:
             BankError: A file is missing or damaged.
         """
-        manifest = self.folder.read_manifest()
-        for file in manifest.files:
-            self.folder.check(file)
-        return self.folder.leftovers({file.name for file in manifest.files})
+        for attempt in range(ATTEMPTS):
+            manifest = self.folder.read_manifest()
+            try:
+                for file in manifest.files:
+                    self.folder.check(file)
+                break
+            except BankError:
+                if attempt == ATTEMPTS - 1 or self.folder.read_manifest() == manifest:
+                    raise  # no writer has replaced it
+        stale = stale_indexes(self.folder, {info.file.name for info in manifest.segments})
+        known = {file.name for file in manifest.files}
+        return [*self.folder.leftovers(known), *(f"{path.parent.name}/{path.name}" for path in stale)]
 
     # Keeping and sharing
 
@@ -587,9 +443,17 @@ class HistoryBank:
         with target.writing():
             if (target.path / MANIFEST).exists():
                 raise FileExistsError(f"there is a bank at {target.path} already: remove it, or choose another folder")
-            for file in self.manifest.files:
-                shutil.copyfile(self.folder.check(file), target.path / file.name)
-            target.write_manifest(self.manifest)
+            while True:
+                state = self._state
+                try:
+                    for file in state.manifest.files:
+                        shutil.copyfile(self.folder.check(file), target.path / file.name)
+                    break
+                except (BankError, FileNotFoundError):
+                    if self._state is state:
+                        raise  # no other thread has replaced the files
+                    target.remove_leftovers()
+            target.write_manifest(state.manifest)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> Any:
         """Uploads the bank into the folder `history` of a repository on the Hub.
@@ -611,13 +475,3 @@ class HistoryBank:
             allow_patterns=patterns,
             **{"commit_message": "Upload history", **options},
         )
-
-
-def bank_tool(name: str) -> Any:
-    """A module of modeling_lle.banks; remote code finds it where the package is installed."""
-    try:
-        return importlib.import_module(f"modeling_lle.banks.{name}")
-    except ModuleNotFoundError as error:
-        if error.name is not None and error.name.startswith("modeling_lle"):
-            raise ImportError("this needs the package: `pip install modeling_lle`") from error
-        raise

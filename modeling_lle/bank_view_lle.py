@@ -38,10 +38,10 @@ class View:
                 column.append(values.clone())
         self.ids, self.outcomes, self.counts = (torch.cat(column) for column in columns)
         self.usable = ~torch.isin(self.ids, forgotten)
-        self.usable_share = float(self.usable.float().mean()) if len(self.usable) else 1.0
         self.parts = self._join()
         self.exact = ExactSearch(self.parts, self.usable)
-        self.index: Any = None  # of the first entries; set it to search with it
+        self.index: Any = None
+        self.rest: Parts = []  # the entries that the index does not know
         # Open files, and where the keys of each segment begin in them, if they are not to be mapped.
         self.files: list[tuple[int, int]] = []
         if large and hasattr(os, "pread") and installed("numba"):
@@ -56,6 +56,41 @@ class View:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def use_index(self, index: Any, known: dict[str, int]) -> None:
+        """Searches with an index from now on.
+
+        Args:
+            index: The index, `modeling_lle.banks.index.Index`.
+            known: The names of the segments that it knows, in its order, with their numbers of entries; one that has
+                been replaced since is not in the view any more.
+        """
+        sizes, own = torch.tensor(list(known.values())), {info.file.name: info.entries for info in self.infos}
+        begins = dict(zip(own, (torch.tensor([0, *own.values()]).cumsum(0)).tolist(), strict=False))
+        places = torch.tensor([begins.get(name, -1) for name in known])
+        self._ends, self._here = sizes.cumsum(0), places >= 0
+        self._shift = places - self._ends + sizes
+        self._as_they_are = bool((self._shift == 0).all())  # the usual case: it knows the first entries of the view
+        unknown = torch.ones(len(self), dtype=torch.bool)
+        for name in known.keys() & own.keys():
+            unknown[begins[name] : begins[name] + own[name]] = False
+        for first, keys in self.parts:
+            runs = unknown[first : first + len(keys)].int().diff(prepend=torch.zeros(1), append=torch.zeros(1))
+            for begin, end in zip(
+                (runs > 0).nonzero()[:, 0].tolist(), (runs < 0).nonzero()[:, 0].tolist(), strict=True
+            ):
+                self.rest.append((first + begin, keys[begin:end]))
+        self.usable_share = int(self.usable[~unknown].sum()) / max(1, index.entries)
+        self.index = index
+
+    def _candidates(self, queries: Tensor, neighbours: int) -> Tensor:
+        """What the index proposes, as places in the view (Q, R) int64; -1 for none."""
+        found = self.index.candidates(queries, neighbours, self.usable_share)
+        if self._as_they_are:
+            return found
+        segment = torch.bucketize(found, self._ends, right=True)
+        gone = (found < 0) | ~self._here[segment]
+        return (found + self._shift[segment]).masked_fill(gone, -1)
 
     def _join(self) -> Parts:
         """The keys: those of large segments as they lie in their files, small neighbours together in memory."""
@@ -86,11 +121,9 @@ class View:
         """The nearest entries, from the index if there is one."""
         if self.index is None:
             return self.exact(queries, neighbours)
-        candidates, known = self.index.candidates(queries, neighbours, self.usable_share), self.index.entries
-        added = [(max(first, known), keys[max(0, known - first) :]) for first, keys in self.parts]
-        added = [(first, keys) for first, keys in added if len(keys)]
-        if added:
-            candidates = torch.cat([candidates, nearest(queries, added, self.usable, neighbours)[1]], dim=1)
+        candidates = self._candidates(queries, neighbours)
+        if self.rest:
+            candidates = torch.cat([candidates, nearest(queries, self.rest, self.usable, neighbours)[1]], dim=1)
         candidates = candidates.masked_fill(~self.usable[candidates.clamp(min=0)], -1).sort(1).values
         return best(self._similarities(queries, candidates), candidates, neighbours)
 

@@ -18,7 +18,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .arguments_lle import TO_BACKBONE, check_arguments
 from .backbone_lle import LLEModel, refuse_empty_rows, refuse_export, segment_mask
-from .bank_lle import Found
+from .bank_state_lle import BankState, Found
 from .configuration_lle import MAX_FITTED, LLEConfig
 from .labels_lle import (
     MULTI,
@@ -92,6 +92,7 @@ class _Classifier(TeachableModel):
         output_history: bool = False,
         output_out_of_scope: bool = False,
         num_items_in_batch: Tensor | int | None = None,
+        bank_state: BankState | None = None,
         **kwargs: Any,
     ) -> LLEClassifierOutput:
         """Predicts the labels, and measures the loss if labels are given.
@@ -108,6 +109,8 @@ class _Classifier(TeachableModel):
             output_out_of_scope: Whether to return the score of "none of these" (`fit_out_of_scope`) and the mass.
             num_items_in_batch: What the summed loss is divided by, the number of labels that are not -100 in all parts
                 of a batch; None: that of these labels.
+            bank_state: The state of the attached bank that takes part, `model.history_bank.snapshot()`, for a thread
+                beside others that teach: `space_of(bank_state).names` are the labels of the logits. None: the newest.
             kwargs: `output_hidden_states` and other options of transformers.
         """
         check_arguments(self, kwargs, *TO_BACKBONE)
@@ -128,12 +131,14 @@ class _Classifier(TeachableModel):
             members = self.classifier(apart(dropped, self.config.members, self.config.hidden_size))
         if use_history is None:
             use_history = self.config.use_history and not self.training
-        space = self.label_space if use_history else None
+        bank = self.history_bank if use_history else None
+        state = bank_state if bank is None or bank_state is not None else bank.snapshot()
         mass = logits.new_full(logits.shape[:-1], -torch.inf, dtype=torch.float32)
         scope = logits
-        if space is not None and space.recalls:
+        if bank is not None and state is not None and self.space_of(state).recalls:
             real = None if self.pooling is not None or mask is None else mask
-            logits, scope, mass, history = self._mix(items, logits, real, output_out_of_scope, output_history)
+            wanted = output_out_of_scope, output_history
+            logits, scope, mass, history = self._mix(items, logits, real, state, *wanted)
         if output_out_of_scope:
             features = scope_features(scope, mass, self.kind, self.config.bank.sharpness)
             out_of_scope = _scope_scores(features, features.new_tensor(self.config.out_of_scope.weights))
@@ -180,14 +185,19 @@ class _Classifier(TeachableModel):
         return nn.functional.dropout(items, self.config.output_dropout, self.training)
 
     def _mix(
-        self, items: Tensor, logits: Tensor, mask: Tensor | None, with_scope: bool, with_history: bool
+        self,
+        items: Tensor,
+        logits: Tensor,
+        mask: Tensor | None,
+        state: BankState,
+        with_scope: bool,
+        with_history: bool,
     ) -> tuple[Tensor, Tensor, Tensor, LabelHistory | None]:
-        """Logits, those of the scope, mass and history, the second and the last if they are asked for.
+        """Logits, those of the scope, mass and history, the second and the last if they are asked for, by a state.
 
         Items where `mask` (B, T) is False get nothing of the bank.
         """
-        space, numbers = self.label_space, self.config.bank
-        assert space is not None
+        space, numbers = self.space_of(state), self.config.bank
         shape = logits.shape[:-1]
 
         def chosen(values: Tensor) -> Tensor:
@@ -200,7 +210,7 @@ class _Classifier(TeachableModel):
             whole[mask] = values
             return whole
 
-        found = self.search(chosen(items))
+        found = self.search(chosen(items), state=state)
         mixture, recalled_mass = mix(chosen(logits), found, space, self.kind, numbers)
         new_labels = mixture.labels.shape[-1] - logits.shape[-1]
         plain = nn.functional.pad(logits.float(), (0, new_labels), value=-torch.inf)
@@ -222,15 +232,17 @@ class _Classifier(TeachableModel):
             ),
         )
 
-    def search(self, items: Tensor, neighbours: int | None = None) -> Found:
+    def search(self, items: Tensor, neighbours: int | None = None, state: BankState | None = None) -> Found:
         """The nearest examples of items (n, key_size), which are normalised for it; as many as the config says."""
-        assert self.history_bank is not None
+        if state is None:
+            assert self.history_bank is not None
+            state = self.history_bank.snapshot()
         self.check_history()
         refuse_export("what a bank recalls", "export with use_history=False")
         queries = nn.functional.normalize(items.detach().float(), dim=-1)
         numbers = self.config.bank
         most = numbers.neighbours if neighbours is None else neighbours
-        found = self.history_bank.search(queries, most, self.live_namespaces, numbers.search)
+        found = state.search(queries, most, state.held(self.history_namespaces), numbers.search)
         return Found(*(getattr(found, name).to(items.device) for name in ("similarity", "ids", "outcomes", "counts")))
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -242,10 +254,9 @@ class _Classifier(TeachableModel):
     # Fitting on held-out texts
 
     @torch.no_grad()
-    def _answer(self, batches: Iterable[dict[str, Tensor]]) -> Answered:
+    def _answer(self, batches: Iterable[dict[str, Tensor]], state: BankState) -> Answered:
         """What base and bank say of the items of batches that have a label."""
-        assert self.history_bank is not None
-        neighbours = max(self.config.bank.neighbours, min(FITTED, len(self.history_bank)))
+        neighbours = max(self.config.bank.neighbours, min(FITTED, len(state)))
         parts: list[tuple[Tensor, Tensor, Found]] = []
         training = self.training
         self.eval()
@@ -261,7 +272,7 @@ class _Classifier(TeachableModel):
                 if self.kind == SINGLE and self.label_space is not None:
                     labels = check_targets(labels, items.shape[:-1], len(self.label_space.names))
                     items, labels = items[labels != IGNORED], labels[labels != IGNORED]
-                parts.append((self._say(items).float(), labels, self.search(items, neighbours)))
+                parts.append((self._say(items).float(), labels, self.search(items, neighbours, state)))
         finally:
             self.train(training)
         if not parts:
@@ -284,9 +295,11 @@ class _Classifier(TeachableModel):
         Returns:
             The number of `texts`, and the losses `base_nats`, `before_nats` and `after_nats`; see `fit_labels`.
         """
-        if self.label_space is None:
+        if self.history_bank is None:
             raise ValueError("nothing to calibrate: no bank is attached; teach some examples with learn() first")
-        return fit_labels(self._answer(batches), self.label_space, self.config.bank, self.kind, steps, fixed)
+        state = self.history_bank.snapshot()
+        answered, space = self._answer(batches, state), self.space_of(state)
+        return fit_labels(answered, space, self.config.bank, self.kind, steps, fixed)
 
     @torch.no_grad()
     def fit_out_of_scope(

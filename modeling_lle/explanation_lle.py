@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from .bank_state_lle import BankState
 from .prediction_lle import HistoryOutput, Prediction
 
 CONTEXT = 16  # tokens shown before an entry's outcome
@@ -80,18 +81,19 @@ def explain(model: Any, input_ids: Tensor, top: int = 5) -> list[Explanation]:
         raise ValueError(f"explain takes one text of two tokens at least, (T,), got {tuple(input_ids.shape)}")
     ids = input_ids.to(model.device)
     cache, _ = model.cache_for(None, True, True, 1)
+    state = None if model.history_bank is None else model.history_bank.snapshot()
     explanations: list[Explanation] = []
     for start in range(0, len(ids) - 1, SEGMENT):
         stop = min(start + SEGMENT, len(ids) - 1)
         read, targets = ids[None, start:stop], ids[None, start + 1 : stop + 1]
-        for prediction in model.read(read, None, cache):
+        for prediction in model.read(read, None, cache, state):
             first = start + prediction.positions.start + 1
-            explanations += _explain_block(model, ids, first, prediction, targets[:, prediction.positions], top)
+            explanations += _explain_block(state, ids, first, prediction, targets[:, prediction.positions], top)
     return explanations
 
 
 def _explain_block(
-    model: Any, ids: Tensor, first: int, prediction: Prediction, targets: Tensor, top: int
+    state: BankState | None, ids: Tensor, first: int, prediction: Prediction, targets: Tensor, top: int
 ) -> list[Explanation]:
     """Explains the tokens `targets` (1, T) of one block, the first of which stands at `first` in the text."""
     base, mixed = prediction.base_log_probs(targets)[0].exp(), prediction.log_probs(targets)[0].exp()
@@ -104,7 +106,7 @@ def _explain_block(
     for t, chosen in enumerate(best.tolist()):
         chosen = [i for i in chosen if float(share[t, i]) > 0]
         values = [(i < streamed, float(share[t, i]), float(effect[t, i]), int(identity[t, i])) for i in chosen]
-        causes = [_cause(model, ids, first + t, *value) for value in values]
+        causes = [_cause(state, ids, first + t, *value) for value in values]
         change = float(mixed[t] - base[t])
         base_share = 1.0 if history.base_share is None else float(history.base_share[0, t])
         rest = change - sum(cause.effect for cause in causes)
@@ -125,12 +127,15 @@ def _side_by_side(history: HistoryOutput, length: int) -> tuple[Tensor, Tensor, 
     return share, outcome, identity
 
 
-def _cause(model: Any, ids: Tensor, position: int, streamed: bool, share: float, effect: float, number: int) -> Cause:
+def _cause(
+    state: BankState | None, ids: Tensor, position: int, streamed: bool, share: float, effect: float, number: int
+) -> Cause:
     if streamed:  # the entry of age a has as its outcome the token that stood a places before the target
         at = position - number
         before, after = ids[max(0, at - CONTEXT) : at].tolist(), ids[at + 1 : min(position, at + 1 + CONTEXT)].tolist()
         return Cause("stream", share, effect, int(ids[at]), before, after, age=number)
-    entry = model.history_bank.describe([number], before=CONTEXT, after=CONTEXT)[0]
+    assert state is not None
+    entry = state.describe([number], before=CONTEXT, after=CONTEXT)[0]
     place = f"{entry.source}:{entry.row}"
     return Cause("bank", share, effect, entry.outcome, entry.before, entry.after, id=number, place=place)
 

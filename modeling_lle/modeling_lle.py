@@ -18,7 +18,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .arguments_lle import TO_BACKBONE, Packing, check_arguments
 from .backbone_lle import LLEModel, refuse_empty_rows, refuse_export, segment_mask
-from .bank_lle import Found
+from .bank_state_lle import BankState, Found
 from .cache_lle import Block, LLECache, check_cache
 from .configuration_lle import LLEConfig
 from .explanation_lle import Explanation, explain
@@ -243,23 +243,31 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
         return cache, use_history
 
     def read(
-        self, input_ids: Tensor, attention_mask: Tensor | dict[str, Tensor | None] | None, cache: LLECache
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | dict[str, Tensor | None] | None,
+        cache: LLECache,
+        bank_state: BankState | None = None,
     ) -> Iterator[Prediction]:
         """Predictions with history for the tokens (B, T) of a segment, block by block; the cache takes it in.
 
-        Each must have been used before the next one is asked for.
+        Each must have been used before the next one is asked for. They recall from one state of the bank, the given
+        one, or else that at the beginning.
         """
+        if bank_state is None and self.history_bank is not None:
+            bank_state = self.history_bank.snapshot()
         mask, overlay = segment_mask(attention_mask, input_ids.shape[1]), cache.overlay
         if overlay is None or not overlay.replaces_backbone:
             states = self.model(input_ids, attention_mask, past_key_values=cache, use_cache=False).last_hidden_state
         if overlay is None:
-            yield from self.predictions(states, input_ids, mask, cache, True)
+            yield from self.predictions(states, input_ids, mask, cache, True, bank_state=bank_state)
             return
         for part in overlay.parts(input_ids.shape[1], mask):
             ids, own_mask = input_ids[:, part], None if mask is None else mask[:, part]
             overlay.read(self, ids, own_mask, cache.state)
             own = overlay.encode(self, ids, own_mask, cache) if overlay.replaces_backbone else states[:, part]
-            for prediction in self.predictions(own, ids, own_mask, cache, True, output=overlay.output):
+            options: Any = {"output": overlay.output, "bank_state": bank_state}
+            for prediction in self.predictions(own, ids, own_mask, cache, True, **options):
                 overlay.remember(own, prediction.positions, prediction.base, own_mask)
                 start, stop = prediction.positions.start, prediction.positions.stop
                 prediction.positions = slice(part.start + start, part.start + stop)
@@ -290,11 +298,14 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
         with_history: bool,
         first: int = 0,
         output: Callable[["LLEForCausalLM", Tensor], Tensor] | None = None,
+        bank_state: BankState | None = None,
     ) -> Iterator[Prediction]:
         """Predictions for the positions from `first` on, block by block, recording the whole segment in the stream.
 
-        `output` makes logits of states, if the output layer is not to do it.
+        `output` makes logits of states, if the output layer is not to do it; `bank_state` is as in `read`.
         """
+        if bank_state is None and self.history_bank is not None:
+            bank_state = self.history_bank.snapshot()
         rows, length, _ = states.shape
         stream = None if cache is None else cache.stream
         widest = max(self.config.vocab_size, 0 if stream is None else stream.window)
@@ -315,21 +326,21 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
                 numbers = self.config.stream
                 prediction.block = block
                 prediction.add("stream", recall_stream(block, numbers.sharpness, numbers.recency), numbers.gate)
-            if with_history and self.history_bank is not None:
-                found = self._search(states[:, positions], features)
+            if with_history and bank_state is not None:
+                found = self._search(states[:, positions], features, bank_state)
                 recall = recall_bank(found.similarity, found.outcomes, found.counts, self.config.bank.sharpness)
                 prediction.found = found
                 prediction.add("bank", recall, self.config.bank.gate)
             yield prediction
 
-    def _search(self, states: Tensor, features: Tensor) -> Found:
+    def _search(self, states: Tensor, features: Tensor, bank_state: BankState) -> Found:
         """What the bank holds for each position (B, T, K): nothing where the base is certain."""
-        assert self.history_bank is not None
         self.check_history()
         numbers = self.config.bank
         asked = (features[..., 1].exp() < numbers.skip_above) | (numbers.skip_above >= 1)
         queries = nn.functional.normalize(states[asked].float(), dim=-1)
-        found = self.history_bank.search(queries, numbers.neighbours, self.live_namespaces, numbers.search)
+        namespaces = bank_state.held(self.history_namespaces)
+        found = bank_state.search(queries, numbers.neighbours, namespaces, numbers.search)
 
         def placed(values: Tensor, blank: int) -> Tensor:
             whole = values.new_full((*asked.shape, numbers.neighbours), blank, device=states.device)

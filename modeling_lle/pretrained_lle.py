@@ -176,14 +176,6 @@ class LLEPreTrainedModel(PreTrainedModel):
         if tokenizer is not None or bank.encoder is None:
             bank.encoder = (self, tokenizer)
 
-    @property
-    def live_namespaces(self) -> tuple[str, ...] | None:
-        """The namespaces to recall from, without those that were forgotten as a whole; None: all."""
-        if self.history_namespaces is None or self.history_bank is None:
-            return None
-        there = set(self.history_bank.namespaces)
-        return tuple(name for name in self.history_namespaces if name in there)
-
     def detach_history(self) -> None:
         """Ends `attach_history`."""
         self.history_bank = self.history_namespaces = self._known_weights = None

@@ -86,7 +86,6 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = LLESeq2SeqModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
-        self._memory: tuple[Any, Any] | None = None
         self.post_init()
 
     def _resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
@@ -240,6 +239,7 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
         inputs_embeds: Tensor | None = None,
         encoder_outputs: Any = None,
         output_hidden_states: bool = False,
+        memory: Any = None,
     ) -> LLESource:
         """What is known of source sentences, as `encoder_outputs`; with the candidates of an attached memory.
 
@@ -249,6 +249,7 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
             use_history: Whether to ask the memory.
             leave_out: Whether it leaves out the pairs of the very same source.
             inputs_embeds, encoder_outputs, output_hidden_states: As in `forward`.
+            memory: What `memory` was at some time, to go on with the same; None: as it is now.
         """
         if encoder_outputs is not None:
             source = self.model.source_of(encoder_outputs, attention_mask)
@@ -265,7 +266,8 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
             )
         self.check_history()
         refuse_export("what a memory recalls", "export with use_history=False")
-        candidates = self.memory.candidates(input_ids, attention_mask, self.config.bank.sentences, leave_out)
+        memory = self.memory if memory is None else memory
+        candidates = memory.candidates(input_ids, attention_mask, self.config.bank.sentences, leave_out)
         keys, outcomes, ids = (part.to(input_ids.device) for part in candidates)
         return LLESource(**{**source, "candidate_keys": keys, "candidate_outcomes": outcomes, "candidate_ids": ids})
 
@@ -326,18 +328,15 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
         if bank.encoder is None or bank.encoder[1] is None:
             self.detach_history()
             raise ValueError("a memory finds similar sentences by their words: attach it with tokenizer=tokenizer")
-        self._memory = None
 
     @property
     def memory(self) -> Any:
-        """The attached bank as sentence pairs, `modeling_lle.banks.translated.Memory`."""
-        bank = self.history_bank
-        if bank is None:
+        """The attached bank as it is now, as sentence pairs, `modeling_lle.banks.translated.Memory`."""
+        bank, namespaces = self.history_bank, self.history_namespaces
+        if bank is None or bank.encoder is None:
             raise ValueError("no memory is attached: call attach_history first")
-        state = (id(bank), bank.manifest.generation, self.history_namespaces)
-        if self._memory is None or self._memory[0] != state:
-            self._memory = state, bank_tool("translated").Memory(bank, self.history_namespaces)
-        return self._memory[1]
+        state, tokenizer, make = bank.snapshot(), bank.encoder[1], bank_tool("translated").Memory
+        return state.once((make, id(tokenizer), namespaces), lambda: make(state, tokenizer, namespaces))
 
     def predictions(self, states: Tensor, source: LLESource) -> Iterator[Prediction]:
         """Predictions with the memory after the decoder's states (B, T, D), block by block."""

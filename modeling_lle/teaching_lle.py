@@ -7,7 +7,9 @@ which lies in a folder of its own; a text has one label at a time; examples are 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from .bank_changes_lle import live_labels
 from .bank_lle import DEFAULT, HistoryBank, bank_tool, fingerprint
+from .bank_state_lle import BankState
 from .labels_lle import REGRESSION, Label, LabelSpace, kind_of, labels_in, names_of
 from .pretrained_lle import LLEPreTrainedModel
 
@@ -20,7 +22,7 @@ class TeachableModel(LLEPreTrainedModel):
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         self._trained = names_of(config.id2label)
-        self._space: tuple[Any, LabelSpace] | None = None
+        self._space: LabelSpace | None = None
 
     @property
     def kind(self) -> str:
@@ -36,15 +38,24 @@ class TeachableModel(LLEPreTrainedModel):
     def label_space(self) -> LabelSpace | None:
         """The labels with those that only the bank knows, L; None without a bank. `config.id2label` follows."""
         bank = self.history_bank
-        if bank is None:
-            return None
-        state = (id(bank), bank.manifest.generation, self.history_namespaces)
-        if self._space is None or self._space[0] != state:
-            live = bank.live_outcomes(self.live_namespaces)
-            space = LabelSpace.of(self._trained, self.kind, bank.manifest.labels or (), live)
-            self._space = state, space
+        return None if bank is None else self.space_of(bank.snapshot())
+
+    def space_of(self, state: BankState) -> LabelSpace:
+        """The labels with those that a bank knows in this state, which name the logits of `forward(bank_state=state)`.
+
+        `config.id2label` follows.
+        """
+        trained, kind, namespaces = tuple(self._trained), self.kind, self.history_namespaces
+
+        def make() -> LabelSpace:
+            live = state.live_outcomes(state.held(namespaces))
+            return LabelSpace.of(trained, kind, state.manifest.labels or (), live)
+
+        space = state.once((LabelSpace, trained, kind, namespaces), make)
+        if self._space is not space:
+            self._space = space
             self._name_labels(space.names)
-        return self._space[1]
+        return space
 
     def _name_labels(self, names: Sequence[str]) -> None:
         self.config.id2label = dict(enumerate(names))
@@ -107,6 +118,7 @@ class TeachableModel(LLEPreTrainedModel):
         tokenizer = tokenizer or own_tokenizer
         if tokenizer is None:
             raise ValueError("who reads the texts? pass the model's tokenizer to learn()")
+        bank.refresh()  # what others have taught or taken back counts
         added = bank_tool("labelled").add(
             bank,
             self,
@@ -129,8 +141,7 @@ class TeachableModel(LLEPreTrainedModel):
 
     def _known(self, bank: HistoryBank) -> set[str]:
         """The labels that are known to the output layer or the bank."""
-        live = bank.live_outcomes()
-        names = [name for name, is_live in zip(bank.manifest.labels or (), live.tolist(), strict=True) if is_live]
+        names, _ = live_labels(bank.snapshot())
         return {*self._trained, *(label for name in names for label in labels_in(name, self.kind))}
 
     def forget(
@@ -152,7 +163,8 @@ class TeachableModel(LLEPreTrainedModel):
             ids, source, namespace: As in `HistoryBank.forget`.
 
         Raises:
-            BankError: A text, a label, an id, a source or a namespace does not exist in the bank.
+            BankError: A text, a label, an id, a source or a namespace does not exist in the bank, or no example fits
+                all that is given.
         """
         if self.history_bank is None:
             raise ValueError("there is nothing to forget: no bank is attached, and nothing was taught")

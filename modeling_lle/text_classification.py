@@ -1,5 +1,8 @@
 """`pipeline("text-classification")` with the history: the nearest examples of each decision, and "none of these"."""
 
+import copy
+from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 from transformers import TextClassificationPipeline
@@ -56,10 +59,15 @@ class LLETextClassificationPipeline(TextClassificationPipeline):
         return encoded
 
     def _forward(self, model_inputs: Any, **options: Any) -> Any:  # type: ignore[override]
-        if not options:
+        bank = getattr(self.model, "history_bank", None)
+        if bank is None and not options:
             return super()._forward(model_inputs)
-        output = self.model(**model_inputs, **options)
-        flat = {"logits": output.logits}  # the pipeline takes batches apart that hold tensors and nothing else
+        # Other threads may teach: labels and examples are told of the state that the logits are made with.
+        state = None if bank is None else bank.snapshot()
+        output = self.model(**model_inputs, bank_state=state, **options)
+        flat = {"logits": output.logits}  # the pipeline takes batches apart by the items of each value
+        if state is not None:
+            flat["bank_state"] = [state] * len(output.logits)
         if output.out_of_scope is not None:
             flat |= {"out_of_scope": output.out_of_scope, "mass": output.mass}
         if output.history is not None:
@@ -78,7 +86,10 @@ class LLETextClassificationPipeline(TextClassificationPipeline):
         """As transformers', with what was asked for."""
         if getattr(self.model, "kind", None) == REGRESSION:  # transformers knows it only by the `problem_type`
             rest.setdefault("function_to_apply", ClassificationFunction.NONE)
-        result = super().postprocess(model_outputs, *args, **rest)
+        state = model_outputs.get("bank_state")
+        state = state[0] if isinstance(state, list) else state
+        own = self if state is None else self._with_labels(self.model.space_of(state).names)
+        result: Any = TextClassificationPipeline.postprocess(own, model_outputs, *args, **rest)
         if not (out_of_scope or return_history):
             return result
         found: dict[str, Any] = {}
@@ -89,16 +100,22 @@ class LLETextClassificationPipeline(TextClassificationPipeline):
                 refused = {"label": OUT_OF_SCOPE, "score": score}
                 result = [refused] if isinstance(result, list) else refused
         if return_history:
-            found |= self._history(model_outputs, history_top)
+            found |= self._history(model_outputs, history_top, state)
         return {**(result if isinstance(result, dict) else {"labels": result}), **found}
 
-    def _history(self, outputs: dict[str, Any], top: int) -> dict[str, Any]:
-        model: Any = self.model
+    def _with_labels(self, names: Sequence[str]) -> Any:
+        """This pipeline for labels of these names, whatever those of the model have become."""
+        own, labels = copy.copy(self), dict(enumerate(names))
+        given = {"id2label": labels, "num_labels": len(labels), "problem_type": self.model.config.problem_type}
+        own.model = SimpleNamespace(config=SimpleNamespace(**given))  # type: ignore[assignment]
+        return own
+
+    def _history(self, outputs: dict[str, Any], top: int, state: Any) -> dict[str, Any]:
         if "history_shares" not in outputs:
             return {"base_share": 1.0, "history": []}
         shares, ids = outputs["history_shares"][0], outputs["history_ids"][0]
         best = [place for place in shares.argsort(descending=True)[:top].tolist() if float(shares[place]) > 0]
-        entries = model.history_bank.describe(ids[best].tolist())
+        entries = state.describe(ids[best].tolist())
         history = [
             {**entry.columns, "share": float(shares[place]), "id": entry.id}
             for place, entry in zip(best, entries, strict=True)

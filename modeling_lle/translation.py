@@ -113,15 +113,15 @@ class LLETranslationPipeline(Pipeline):
         **generate: Any,
     ) -> dict[str, Any]:
         """Texts with their `results`, whose `ids` are those of the translation, or one text likewise."""
-        alone = isinstance(model_inputs["text"], str)
+        alone, memory = isinstance(model_inputs["text"], str), self.memory
         texts, encoded = ([model_inputs[name]] if alone else model_inputs[name] for name in ("text", "ids"))
         results: list[list[dict[str, Any]]] = [[] for _ in texts]
         rows = []
         for row, (text, ids) in enumerate(zip(texts, encoded, strict=True)):
             if not ids:
-                results[row] = [{"ids": [], **(self._history(text, None, 0) if return_history else {})}]
-            elif exact_matches and self.memory is not None and text in self.memory.exact:
-                results[row] = [self._exact_match(text, return_history)]
+                results[row] = [{"ids": [], **(self._history(text, None, 0, memory) if return_history else {})}]
+            elif exact_matches and memory is not None and text in memory.exact:
+                results[row] = [self._exact_match(text, return_history, memory)]
             else:
                 rows.append(row)
         if rows:
@@ -131,9 +131,10 @@ class LLETranslationPipeline(Pipeline):
             found: list[Any] = [None] * len(targets)
             if return_history and self._uses_history(generate.get("use_history")):
                 attribute = bank_tool("attribution").attribute
-                found = attribute(self.model, [encoded[row] for row in owners], targets, self._tokenizer.pad_token_id)
+                read = [encoded[row] for row in owners]
+                found = attribute(self.model, read, targets, self._tokenizer.pad_token_id, memory)
             for row, target, item in zip(owners, targets, found, strict=True):
-                history = self._history(texts[row], item, history_top) if return_history else {}
+                history = self._history(texts[row], item, history_top, memory) if return_history else {}
                 results[row].append({"ids": target, **history})
         return {"text": texts[0] if alone else texts, "results": results[0] if alone else results}
 
@@ -150,7 +151,8 @@ class LLETranslationPipeline(Pipeline):
             record |= {"lost": lost} if lost else {}
             record |= {"added": added} if added else {}
             if return_match:
-                best = self.memory.matches(text) if self.memory is not None else []
+                memory = self.memory
+                best = memory.matches(text) if memory is not None else []
                 names = ("score", "text", "translation")
                 record["match"] = {name: getattr(best[0], name) for name in names} if best else None
             records.append(record)
@@ -169,22 +171,22 @@ class LLETranslationPipeline(Pipeline):
     def _tokenizer(self) -> Any:
         return self.tokenizer
 
-    def _exact_match(self, text: str, return_history: bool) -> dict[str, Any]:
+    def _exact_match(self, text: str, return_history: bool, memory: Any) -> dict[str, Any]:
         """The result for a source that the memory has: nothing else moved it."""
-        pair = self.memory.pairs[self.memory.exact[text]]
+        pair = memory.pairs[memory.exact[text]]
         result = {"ids": [], "translation_text": pair["translation"], "exact": True}
         if return_history:
             result |= {"base_share": 0.0, "history": [{**pair, "share": 1.0, "match": 1.0}], "tokens": []}
         return result
 
-    def _history(self, text: str, found: Any, top: int) -> dict[str, Any]:
+    def _history(self, text: str, found: Any, top: int, memory: Any) -> dict[str, Any]:
         """What is reported of an `Attribution`; None if there was no memory."""
         if found is None:
             return {"base_share": 1.0, "history": [], "tokens": []}
         fuzzy_match = bank_tool("lexical").fuzzy_match
         history = []
         for place, share in list(found.shares.items())[:top]:
-            pair = self.memory.pairs[place]
+            pair = memory.pairs[place]
             history.append({**pair, "share": share, "match": fuzzy_match(text, pair["text"])})
         return {
             "base_share": found.base_share,

@@ -199,7 +199,7 @@ def test_compact_joins_small_neighbours(monkeypatch: pytest.MonkeyPatch) -> None
     generation = bank.manifest.generation
     assert bank.compact() == 0
     assert bank.manifest.generation == generation
-    monkeypatch.setattr("modeling_lle.bank_lle.LARGE", 30)
+    monkeypatch.setattr("modeling_lle.bank_changes_lle.LARGE", 30)
     again = build(TEXTS[:3])
     for text in TEXTS[3:]:
         again.add([text])
@@ -426,7 +426,7 @@ def test_what_cannot_be_forgotten() -> None:
     bank = build(source="texts")
     for given, message in [
         ({"ids": [0, 10_000]}, "has no entry 10000"),
-        ({"source": "test"}, "no source 'test'; it has: texts"),
+        ({"source": "test"}, r"no source 'test' \(did you mean 'texts'\?\); it has: texts"),
         ({"namespace": "x"}, "no namespace 'x'; it has: default"),
     ]:
         with pytest.raises(BankError, match=message):
@@ -438,7 +438,8 @@ def test_what_cannot_be_forgotten() -> None:
         bank.forget([3])
     with pytest.raises(BankError, match="no entry 3"):
         bank.describe([3])
-    assert bank.forget(where=lambda columns: False) == 0
+    with pytest.raises(BankError, match=r"for which all of this holds: the condition\. Nothing was forgotten"):
+        bank.forget(where=lambda columns: False)
 
 
 def test_a_data_set_with_columns() -> None:
@@ -446,7 +447,7 @@ def test_a_data_set_with_columns() -> None:
     bank = build(rows, source="set")
     text = bank.describe([0], before=3, after=2)[0]
     assert (text.namespace, text.source, text.row) == ("default", "set", 0)
-    assert text.columns == {"user": "ann", "row_": 0}
+    assert text.columns == {"user": "ann", "row_": 0, "parts": [1]}
     assert text.before == [TOKENIZER.eos_token_id]
     assert len(text.after) == min(2, len(TEXTS[0].split()))
 

@@ -102,7 +102,7 @@ def test_a_bank_finds_and_forgets_the_same(monkeypatch: pytest.MonkeyPatch) -> N
     queries = next(bank.segments())[1].keys[3:60:4].float()
     gone = torch.zeros(0, dtype=torch.long)
     for _ in range(2):
-        view = bank._view(None, "exact")
+        view = bank.snapshot().view(None, "exact")
         for query in queries:
             found = bank.search(query[None], 8, how="exact")
             similarity, index = nearest(query[None], view.parts, view.usable, 8)

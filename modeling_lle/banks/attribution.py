@@ -50,7 +50,7 @@ class Attribution:
 
 @torch.no_grad()
 def attribute(
-    model: Any, sources: Sequence[list[int]], targets: Sequence[list[int]], pad_token_id: int
+    model: Any, sources: Sequence[list[int]], targets: Sequence[list[int]], pad_token_id: int, memory: Any = None
 ) -> list[Attribution]:
     """What moved each of B translations.
 
@@ -59,12 +59,14 @@ def attribute(
         sources: Token ids of the sources.
         targets: Token ids of the translations, with their end tokens.
         pad_token_id: What pads the sources.
+        memory: The `Memory` whose pairs are named; None: the model's as it is now.
     """
     if not any(targets):
         return [Attribution(1.0, {}, []) for _ in targets]
     batch = {name: value.to(model.device) for name, value in padded(sources, targets, pad_token_id).items()}
     labels = batch["labels"]
-    source = model.read_source(batch["input_ids"], batch["attention_mask"])
+    memory = model.memory if memory is None else memory
+    source = model.read_source(batch["input_ids"], batch["attention_mask"], memory=memory)
     inputs = model.prepare_decoder_input_ids_from_labels(labels)
     states = model.model.decode(source, inputs, labels != IGNORED).last_hidden_state
     totals = torch.zeros_like(source.candidate_ids, dtype=torch.float32)  # of the entries' shares, (B, K)
@@ -78,7 +80,7 @@ def attribute(
         )
     numbers = torch.cat(columns, dim=-1).permute(1, 2, 0).tolist()
     return [
-        _attribution(target, row, ids.cpu(), shares.cpu(), model.memory)
+        _attribution(target, row, ids.cpu(), shares.cpu(), memory)
         for target, row, ids, shares in zip(targets, numbers, source.candidate_ids, totals, strict=True)
     ]
 

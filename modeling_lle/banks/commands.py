@@ -18,6 +18,7 @@ Split = Annotated[str, typer.Option(help="Split that is read.")]
 SourceName = Annotated[str | None, typer.Option("--as", help="Name of the source, by which it can be forgotten.")]
 Namespace = Annotated[str, typer.Option(help="Namespace that it goes to.")]
 KeepBelow = Annotated[float | None, typer.Option(help="Keep only what the model gives less than this probability.")]
+Keep = Annotated[list[str] | None, typer.Option(help="A further column to keep with each text; all if not given.")]
 Merge = Annotated[bool, typer.Option(help="Make duplicates within a row one entry.")]
 
 
@@ -61,6 +62,7 @@ def build(
     keep_below: KeepBelow = None,
     merge: Merge = False,
     precision: InPrecision = Precision.auto,
+    keep: Keep = None,
     streaming: Annotated[bool, typer.Option(help="Read a data set that does not fit on the disk.")] = False,
 ) -> None:
     """Makes a bank of a data set; interrupted, the same command goes on where it was."""
@@ -75,6 +77,7 @@ def build(
         "namespace": namespace,
         "keep_below": keep_below,
         "merge": merge,
+        "columns": keep or None,
         "progress": True,
     }
     rows = _rows(source, name, split, text_column, sample_by, streaming)
@@ -101,6 +104,7 @@ def add(
     keep_below: KeepBelow = None,
     merge: Merge = False,
     precision: InPrecision = Precision.auto,
+    keep: Keep = None,
     resume: Annotated[bool, typer.Option(help="Go on where adding this source was interrupted.")] = False,
 ) -> None:
     """Adds a data set to a bank."""
@@ -120,6 +124,7 @@ def add(
             namespace=namespace,
             keep_below=keep_below,
             merge=merge,
+            columns=keep or None,
             resume=resume,
             progress=True,
         )
@@ -144,7 +149,7 @@ def forget(
         None if ids is None else _numbers(ids),
         source=source,
         namespace=namespace,
-        where=_conditions(where) if where else None,
+        where=_conditions(opened, where) if where else None,
     )
     typer.echo(f"{gone:,} entries forgotten.")
     if compact:
@@ -159,13 +164,16 @@ def _numbers(text: str) -> list[int]:
         raise ValueError(f"ids are numbers with commas between them, got {text!r}") from None
 
 
-def _conditions(where: list[str]) -> Any:
+def _conditions(opened: Any, where: list[str]) -> Any:
     """A test of a document's columns, whose values are compared as they are written."""
+    from ..bank_changes_lle import check_columns, written
+
     pairs = [condition.partition("=") for condition in where]
     for condition, (name, equals, _) in zip(where, pairs, strict=True):
         if not (name and equals):
             raise ValueError(f"cannot read the condition {condition!r}: write column=value")
-    return lambda columns: all(str(columns.get(name)) == value for name, _, value in pairs)
+    check_columns(opened.snapshot(), [name for name, _, _ in pairs])
+    return lambda columns: all(name in columns and value in written(columns[name]) for name, _, value in pairs)
 
 
 @bank.command()
@@ -187,13 +195,14 @@ def search(
     opened = HistoryBank.open(path)
     loaded, tokenizer = _load(model)
     opened.check_model(loaded)
+    state = opened.snapshot()
     ids = [tokenizer.eos_token_id, *encode_texts([text], tokenizer)[0][:-1]]
     with torch.no_grad(), in_precision(loaded, precision.value):
-        state = loaded.model(torch.tensor([ids])).last_hidden_state[0, -1:]
-    found = opened.search(torch.nn.functional.normalize(state, dim=-1), neighbours, namespace or None)
+        query = torch.nn.functional.normalize(loaded.model(torch.tensor([ids])).last_hidden_state[0, -1:], dim=-1)
+    found = state.search(query, neighbours, namespace or None)
     real = found.ids[0] >= 0
     for similarity, entry in zip(
-        found.similarity[0, real].tolist(), opened.describe(found.ids[0, real].tolist()), strict=True
+        found.similarity[0, real].tolist(), state.describe(found.ids[0, real].tolist()), strict=True
     ):
         before, outcome, after = (
             tokenizer.decode([token for token in tokens if token >= 0])
@@ -221,7 +230,7 @@ def verify(path: Path_) -> None:
     leftovers = opened.verify()
     typer.echo(f"{opened.folder.path} is whole: {len(opened):,} entries in {len(opened.manifest.files)} files.")
     if leftovers:
-        typer.echo(f"An interrupted change left {', '.join(leftovers)}: the next change removes it.")
+        typer.echo(f"Left over from earlier changes: {', '.join(leftovers)}. `lle bank compact {path}` removes it.")
 
 
 @bank.command()

@@ -18,6 +18,7 @@ from datasets import Dataset
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..bank_changes_lle import plain
 from ..bank_files_lle import Added, Segment
 from ..bank_lle import DEFAULT, HistoryBank
 from ..cache_lle import LLECache
@@ -72,7 +73,7 @@ def add(
         text_column: Column of the text.
         source: Name of the source, by which it can be forgotten; None: the next of "added-1", "added-2", ...
         namespace: The namespace that it goes to.
-        columns: Other columns to keep with each row; None: all that hold text, numbers or truth values.
+        columns: Other columns to keep with each row; None: all. Scalars of NumPy and torch are kept as plain values.
         keep_below: Keep only what the model does not know: outcomes to which it gives less than this probability.
         merge: Whether entries of one row with the same outcome, and the same 16 tokens before it, become one that
             counts for all of them.
@@ -80,38 +81,36 @@ def add(
         progress: Whether to show a progress bar.
 
     Raises:
-        ValueError: There is no text, a row has no such column, or the source is in the namespace already.
+        ValueError: There is no text, a row has no such column, one holds what cannot be written as JSON, or the source
+            is in the namespace already.
     """
     if keep_below is not None and not 0 < keep_below <= 1:
         raise ValueError(f"keep_below is a probability above 0, got {keep_below}")
     if not namespace:
         raise ValueError("a namespace needs a name")
-    done = {(item.namespace, item.source): item for item in bank.manifest.added}
-    if source is None:
-        names = {item.source for item in bank.manifest.added}
-        source = next(name for name in (f"added-{i}" for i in itertools.count(1)) if name not in names)
-    before = done.get((namespace, source), Added(namespace, source, 0))
-    if (before.rows or before.tokens) and not resume:
-        raise ValueError(
-            f"the source {source!r} is in the namespace {namespace!r} already: go on with resume=True, "
-            "give another name, or forget it first"
-        )
     rows = _rows(dataset, text_column, columns)
-    parts = _parts(rows, tokenizer, before, getattr(dataset, "num_rows", None), progress)
     training, device = model.training, model.device.type
     # A thread has an autocast of its own: that of the caller is what counts.
     autocast = torch.autocast(device, torch.get_autocast_dtype(device), enabled=torch.is_autocast_enabled(device))
     encode = autocast(_encode)
     model.eval()
     try:
-        segments = (
-            (encode(model, buffer, keep_below, merge, source), [Added(namespace, source, rows, tokens)])
-            for buffer, rows, tokens in _ahead(_buffers(parts, before))
-        )
-        added = bank.append(_ahead(segments), namespace)
+        with bank.writing() as state:  # nobody else can take the name of the source from here on
+            source = state.free_source("added") if source is None else source
+            before = state.added(namespace, source)
+            if (before.rows or before.tokens) and not resume:
+                raise ValueError(
+                    f"the source {source!r} is in the namespace {namespace!r} already: go on with resume=True, "
+                    "give another name, or forget it first"
+                )
+            parts = _parts(rows, tokenizer, before, getattr(dataset, "num_rows", None), progress)
+            segments = (
+                (encode(model, buffer, keep_below, merge, source), [Added(namespace, source, rows, tokens)])
+                for buffer, rows, tokens in _ahead(_buffers(parts, before))
+            )
+            return bank.append(_ahead(segments), namespace)
     finally:
         model.train(training)
-    return added
 
 
 def _ahead(items: Iterator[Item]) -> Iterator[Item]:
@@ -144,10 +143,20 @@ def _rows(dataset: Iterable[Any], text_column: str, columns: Iterable[str] | Non
             raise ValueError(f"the column {text_column!r} of row {number} holds {kind}, not text")
         names = [name for name in values if name != text_column] if wanted is None else wanted
         check_unicode(values[text_column], f"the text of row {number}")
-        plain = {name: values[name] for name in names if isinstance(values[name], str | int | float | bool)}
-        check_unicode(plain, f"row {number}")
-        clash = {"source", "row"} & set(plain)
-        yield values[text_column], {(f"{name}_" if name in clash else name): value for name, value in plain.items()}
+        kept = {name: _plain(values[name], name, number) for name in names}
+        check_unicode(kept, f"row {number}")
+        clash = {"source", "row"} & set(kept)
+        yield values[text_column], {(f"{name}_" if name in clash else name): value for name, value in kept.items()}
+
+
+def _plain(value: Any, name: str, row: int) -> Any:
+    try:
+        return plain(value)
+    except TypeError as error:
+        raise ValueError(
+            f"the column {name!r} of row {row} holds {error}, which a bank cannot keep: leave it out, or name the "
+            "columns to keep with columns=[...]"
+        ) from None
 
 
 def _batched(dataset: Dataset) -> Iterator[dict[str, Any]]:

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from ..bank_changes_lle import live_labels, renumbered
 from ..bank_files_lle import FORMAT, MANIFEST, VERSION, Added, BankError, Segment
 from ..bank_lle import HistoryBank
 
@@ -38,21 +39,24 @@ SCHEMA = pa.schema(
 
 def to_parquet(bank: HistoryBank, path: str | Path) -> int:
     """Writes the entries that can be recalled, and the texts around them; returns their number."""
-    manifest = bank.manifest
+    state = bank.snapshot()
+    manifest = state.manifest
+    labels = None if manifest.labels is None else live_labels(state)
     described = {
         "format": FORMAT,
         "version": VERSION,
         "fingerprint": manifest.fingerprint,
         "width": manifest.width,
         "vocab_size": manifest.vocab_size,
-        "labels": manifest.labels,
+        "labels": None if labels is None else labels[0],
     }
     schema = SCHEMA.with_metadata({FORMAT: json.dumps(described)})
     partial = Path(f"{path}.{os.getpid()}.partial")
     digest = hashlib.sha256()
     try:
         with pq.ParquetWriter(partial, schema) as writer:
-            for info, segment in bank.segments():
+            for info, segment in state.segments():
+                segment = segment if labels is None else renumbered(segment, labels[1])
                 rows = [{"namespace": info.namespace, **row} for row in _rows(segment)]
                 if rows:
                     table = pa.Table.from_pylist(rows, schema=schema)
@@ -62,7 +66,7 @@ def to_parquet(bank: HistoryBank, path: str | Path) -> int:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-    return len(bank)
+    return len(state)
 
 
 def _take_in(digest: Any, rows: list[dict[str, Any]]) -> None:

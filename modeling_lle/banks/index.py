@@ -1,24 +1,21 @@
 """The search index of a large bank: principal components, coarse cells and short codes (FAISS), all from its size.
 
-Notable: it only proposes candidates, which the bank scores again in full precision; it is a cache in the bank's folder
-`index`, made again when it is absent or damaged, and extended by exact search when entries were added.
+Notable: it only proposes candidates, which the bank scores again in full precision; it is a cache (bank_index_lle.py),
+made again when it is absent or damaged, and extended by exact search when entries were added.
 Shapes: Q queries, N entries, D width, R candidates.
 """
 
 import dataclasses
-import hashlib
-import json
 import logging
 import math
-import os
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..bank_files_lle import sha256
+from ..bank_files_lle import Folder, SegmentInfo
+from ..bank_index_lle import find_indexes, save_index
 
 try:
     import faiss
@@ -27,11 +24,10 @@ except ImportError as error:
 
 logger = logging.getLogger(__name__)
 
-FOLDER = "index"
+MAKER = f"faiss {faiss.__version__}"
 COMPONENTS = 128
 SAMPLE_PER_CELL = 64  # keys that the cells are learned from
 CHUNK = 65_536  # keys that are converted at once
-MAX_ADDED = 0.2  # share of entries that may have been added since; beyond it the index is made again
 LEAST_USABLE = 0.05  # where less of a bank may be found, it is time to compact it
 
 
@@ -47,7 +43,7 @@ SETTINGS = {"balanced": Setting(1 / 64, 3), "fast": Setting(1 / 256, 1.5)}
 
 
 class Index:
-    """Proposes candidates for the first `entries` entries of a view.
+    """Proposes candidates among the entries that it knows.
 
     Args:
         index: The FAISS index.
@@ -69,28 +65,40 @@ class Index:
         wider = 1 / max(usable, LEAST_USABLE)
         wanted = min(self.entries, math.ceil(neighbours * self.setting.candidates * wider))
         self.cells.nprobe = min(self.cells.nlist, math.ceil(self.cells.nlist * self.setting.cells * wider))
-        _, found = self.index.search(queries.contiguous().numpy(), wanted)
+        _, found = self.index.search(queries.detach().contiguous().numpy(), wanted)
         return torch.from_numpy(found)
 
 
-def index_of(folder: Path, names: list[str], keys: Callable[[Tensor], Tensor], sizes: list[int], how: str) -> Index:
-    """The index of a bank's segments, from its folder or made now.
+def index_of(
+    folder: Folder,
+    infos: Sequence[SegmentInfo],
+    keys: Callable[[Tensor], Tensor],
+    how: str,
+    is_current: Callable[[], bool] = lambda: True,
+) -> tuple[Index, dict[str, int]]:
+    """The index of a bank's segments, from the disk or made now.
 
     Args:
-        folder: The bank's folder.
-        names: Names of the segments, in their order.
+        folder: The bank's files.
+        infos: The segments, in the order of a view.
         keys: A function that returns the keys of the entries (n,) int64, as (n, D) bfloat16.
-        sizes: How many entries each segment has.
         how: "balanced" or "fast".
+        is_current: Whether every entry of the segments is still on the disk; else the index is not kept there.
 
     Returns:
-        An index of the first segments, or of all of them.
+        The index, and the names and sizes of the segments that it knows, in its order.
     """
-    index = load(folder / FOLDER, names, sizes)
-    if index is None:
-        index = _make(keys, sum(sizes))
-        _save(index, folder / FOLDER, names)
-    return Index(index, SETTINGS[how])
+    found = load(folder, infos)
+    if found is None:
+        made = _make(keys, sum(info.entries for info in infos))
+        try:
+            saved = save_index(folder, infos, MAKER, lambda path: faiss.write_index(made, path))
+            if not is_current():  # asked last: what a compaction after this question removes, it finds here
+                saved.remove()
+        except (OSError, RuntimeError) as error:
+            logger.warning("the search index is not kept: %s", error)
+        found = made, {info.file.name: info.entries for info in infos}
+    return Index(found[0], SETTINGS[how]), found[1]
 
 
 def cells_for(entries: int) -> int:
@@ -113,37 +121,13 @@ def _make(keys: Callable[[Tensor], Tensor], entries: int) -> Any:
     return index
 
 
-def _key(names: list[str]) -> str:
-    """What the name of the index of these segments begins with; after it comes the SHA-256 of the file."""
-    return hashlib.sha256(json.dumps([faiss.__version__, names]).encode()).hexdigest()[:16]
-
-
-def load(folder: Path, names: list[str], sizes: list[int]) -> Any:
-    """The index in the folder of the most of the first segments, if it knows most of the entries; None otherwise."""
-    count = len(names)
-    while count and sum(sizes[:count]) >= (1 - MAX_ADDED) * sum(sizes):
-        for path in folder.glob(f"{_key(names[:count])}-*.faiss"):
-            try:
-                if sha256(path) == path.stem.partition("-")[2]:
-                    return faiss.read_index(str(path))
-            except (OSError, RuntimeError):
-                pass
-            logger.warning("%s is damaged: the search index is made again", path)
-        count -= 1
+def load(folder: Folder, infos: Sequence[SegmentInfo]) -> tuple[Any, dict[str, int]] | None:
+    """The index on the disk that knows most of the segments' entries, and what it knows; None if none does."""
+    for file in find_indexes(folder, infos, MAKER):
+        try:
+            if file.is_whole:
+                return faiss.read_index(str(file.path)), file.known
+        except (OSError, RuntimeError):
+            pass
+        logger.warning("%s is damaged: the search index is made again", file.path)
     return None
-
-
-def _save(index: Any, folder: Path, names: list[str]) -> None:
-    """Writes an index for the next time, in place of those of fewer segments; that it cannot is no error."""
-    try:
-        folder.mkdir(exist_ok=True)
-        replaced = {_key(names[:count]) for count in range(len(names) + 1)}
-        partial = folder / f".partial-{os.getpid()}"
-        faiss.write_index(index, str(partial))
-        path = folder / f"{_key(names)}-{sha256(partial)}.faiss"
-        os.replace(partial, path)
-        for other in folder.iterdir():
-            if other != path and (other.name.startswith(".partial-") or other.name.partition("-")[0] in replaced):
-                other.unlink(missing_ok=True)
-    except (OSError, RuntimeError) as error:
-        logger.warning("the search index is not kept: %s", error)

@@ -5,7 +5,6 @@ tokens the text is followed by the outcomes. A text has one label in a namespace
 """
 
 import difflib
-import itertools
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,6 +14,7 @@ import torch
 
 from ..bank_files_lle import Added, BankError, Segment
 from ..bank_lle import HistoryBank
+from ..bank_state_lle import BankState
 from ..data.rows import check_unicode
 from ..labels_lle import SINGLE, outcome_name
 
@@ -46,16 +46,21 @@ def add(
         known: The labels that may occur; None: any.
     """
     examples = _Examples(texts, labels, model, known)
-    before = _present(bank, namespace)
-    chosen, replaced = examples.compare(before, relabel)
+    chosen, _ = examples.compare(_present(bank.snapshot(), namespace), relabel)
     if not chosen:
         return 0
-    taken = {item.source for item in bank.manifest.added}
-    source = source or next(name for name in (f"taught-{i}" for i in itertools.count(1)) if name not in taken)
-    rows = sum(item.rows for item in bank.manifest.added if (item.namespace, item.source) == (namespace, source))
-    segment, names = _segment(model, tokenizer, [examples.items[i] for i in chosen], source, rows)
-    bank.append([(segment, [Added(namespace, source, rows + len(chosen))])], namespace, names, replaced)
-    return len(segment)
+    segment, names = _segment(model, tokenizer, [examples.items[i] for i in chosen])
+    with bank.writing() as state:
+        was_chosen = chosen
+        chosen, replaced = examples.compare(_present(state, namespace), relabel)
+        if chosen != was_chosen:  # somebody has taught some of the texts, or taken them back, meanwhile
+            segment, names = _segment(model, tokenizer, [examples.items[i] for i in chosen])
+        source = source or state.free_source("taught")
+        rows = state.added(namespace, source).rows
+        for row, document in enumerate(segment.documents, start=rows):
+            document |= {"source": source, "row": row}
+        added = [Added(namespace, source, rows + len(chosen))]
+        return bank.append([(segment, added)], namespace, names, replaced) if chosen else 0
 
 
 class _Examples:
@@ -145,10 +150,10 @@ def _shown(names: Sequence[str | None]) -> str:
     return str(names[0]) if len(names) == 1 else json.dumps(names, ensure_ascii=False)
 
 
-def _present(bank: HistoryBank, namespace: str) -> dict[str, tuple[str, list[int]]]:
+def _present(state: BankState, namespace: str) -> dict[str, tuple[str, list[int]]]:
     """For each text in a namespace its label and the ids of its entries."""
     present: dict[str, tuple[str, list[int]]] = {}
-    for info, segment in bank.segments():
+    for info, segment in state.segments():
         if info.namespace == namespace:
             for number, owner in zip(segment.ids.tolist(), segment.owners.tolist(), strict=True):
                 document = segment.documents[owner]
@@ -205,10 +210,8 @@ def condition(
 
 
 @torch.no_grad()
-def _segment(
-    model: Any, tokenizer: Any, items: list[tuple[Any, str, list[str | None]]], source: str, first_row: int
-) -> tuple[Segment, list[str]]:
-    """Examples as a segment whose outcomes are numbers in the list of names that comes with it."""
+def _segment(model: Any, tokenizer: Any, items: list[tuple[Any, str, list[str | None]]]) -> tuple[Segment, list[str]]:
+    """Examples as a segment whose outcomes are numbers in the list of names that comes with it; of no source yet."""
     of_words = model.pooling is None
     encoded = tokenizer([text for text, _, _ in items], is_split_into_words=of_words, return_attention_mask=False)
     places = [_places(encoded, row, names) if of_words else [0] for row, (_, _, names) in enumerate(items)]
@@ -248,10 +251,7 @@ def _segment(
         copies=torch.zeros(0, 2, dtype=torch.long),
         tokens=torch.tensor(tokens, dtype=torch.int32),
         starts=torch.tensor(starts, dtype=torch.long),
-        documents=[
-            {"source": source, "row": first_row + row, "text": shown, "label": _shown(own)}
-            for row, (_, shown, own) in enumerate(items)
-        ],
+        documents=[{"source": "", "row": 0, "text": shown, "label": _shown(own)} for _, shown, own in items],
     )
     return segment, names
 

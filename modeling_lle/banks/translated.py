@@ -6,7 +6,6 @@ which the rule weighs each by its key. A pair's document holds its source as `te
 namespace has each pair once. Shapes: B sentences, N entries, K candidates, D width.
 """
 
-import itertools
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from tqdm.auto import tqdm
 
 from ..bank_files_lle import Added, Segment
 from ..bank_lle import DEFAULT, HistoryBank
+from ..bank_state_lle import BankState
 from ..data.rows import check_unicode
 from ..data.text import encode_sentences
 from ..loss_lle import IGNORED
@@ -78,27 +78,16 @@ def add(
     pairs = _pairs(dataset, source_column, target_column)
     if not namespace:
         raise ValueError("a namespace needs a name")
-    taken = {item.source for item in bank.manifest.added}
-    source = source or next(name for name in (f"added-{i}" for i in itertools.count(1)) if name not in taken)
-    first = sum(item.rows for item in bank.manifest.added if (item.namespace, item.source) == (namespace, source))
-    seen = {
-        (document["text"], document["translation"])
-        for info, segment in bank.segments()
-        if info.namespace == namespace
-        for document in segment.documents
-    }
-    new: list[_Pair] = []
-    for row, pair in enumerate(pairs, start=first):
-        if pair not in seen:
-            seen.add(pair)
-            new.append(_Pair(row, *pair))
     training = model.training
     model.eval()
     try:
-        with tqdm(total=len(new), desc="Encoding", unit=" pairs", disable=not progress) as bar:
+        with bank.writing() as state, tqdm(desc="Encoding", unit=" pairs", disable=not progress) as bar:
+            name = source or state.free_source("added")
+            new = _new_pairs(state, pairs, namespace, state.added(namespace, name).rows)
+            bar.reset(total=len(new))
             parts = (new[start : start + WRITTEN] for start in range(0, len(new), WRITTEN))
             segments = (
-                (_segment(model, tokenizer, part, source, bar), [Added(namespace, source, part[-1].row + 1)])
+                (_segment(model, tokenizer, part, name, bar), [Added(namespace, name, part[-1].row + 1)])
                 for part in parts
             )
             return bank.append(segments, namespace)
@@ -113,6 +102,22 @@ class _Pair:
     row: int
     text: str
     translation: str
+
+
+def _new_pairs(state: BankState, pairs: Iterable[tuple[str, str]], namespace: str, first: int) -> list[_Pair]:
+    """The pairs that a namespace does not have, each once; they are rows from `first` on."""
+    seen = {
+        (document["text"], document["translation"])
+        for info, segment in state.segments()
+        if info.namespace == namespace
+        for document in segment.documents
+    }
+    new: list[_Pair] = []
+    for row, pair in enumerate(pairs, start=first):
+        if pair not in seen:
+            seen.add(pair)
+            new.append(_Pair(row, *pair))
+    return new
 
 
 def _pairs(dataset: Iterable[Any], source_column: str, target_column: str) -> list[tuple[str, str]]:
@@ -185,20 +190,20 @@ class Memory:
     """The sentence pairs of a bank, as a search sees them; a snapshot.
 
     Args:
-        bank: The bank, with the tokenizer of the model that it is attached to.
+        state: The bank as it is now.
+        tokenizer: That of the model that it is attached to.
         namespaces: Those to recall from; None: all.
     """
 
     @outside_autocast
-    def __init__(self, bank: HistoryBank, namespaces: Iterable[str] | None = None) -> None:
+    def __init__(self, state: BankState, tokenizer: Any, namespaces: Iterable[str] | None = None) -> None:
         from .lexical import SentenceIndex, fuzzy_match  # here, as nothing else in this file needs the extra
 
-        assert bank.encoder is not None
-        self.tokenizer, self._fuzzy_match = bank.encoder[1], fuzzy_match
+        self.tokenizer, self._fuzzy_match = tokenizer, fuzzy_match
         self.pairs: list[dict[str, Any]] = []
-        keys, outcomes, ids = [torch.zeros(0, bank.manifest.width, dtype=torch.bfloat16)], [NONE], [NONE]
+        keys, outcomes, ids = [torch.zeros(0, state.manifest.width, dtype=torch.bfloat16)], [NONE], [NONE]
         sizes: list[int] = []
-        for info, segment in bank.segments():
+        for info, segment in state.segments():
             if namespaces is None or info.namespace in namespaces:
                 self.pairs += segment.documents
                 sizes += torch.bincount(segment.owners, minlength=len(segment.documents)).tolist()
@@ -206,6 +211,11 @@ class Memory:
                 outcomes.append(segment.outcomes)
                 ids.append(segment.ids)
         self.keys, self.outcomes, self.ids = torch.cat(keys), torch.cat(outcomes), torch.cat(ids)
+        if bool((self.ids.diff() < 0).any()):  # joined segments of several namespaces: the oldest pair first again
+            oldest = self.ids[torch.tensor([0, *sizes[:-1]]).cumsum(0)].argsort().tolist()
+            self.pairs, sizes = [self.pairs[pair] for pair in oldest], [sizes[pair] for pair in oldest]
+            order = self.ids.argsort()
+            self.keys, self.outcomes, self.ids = self.keys[order], self.outcomes[order], self.ids[order]
         self.first = torch.tensor([0, *sizes]).cumsum(0).tolist()  # entry of each pair, and the number of all
         self.index = SentenceIndex([pair["text"] for pair in self.pairs])
         self.exact: dict[str, int] = {}

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from modeling_lle import HistoryBank, LLEConfig, LLEForCausalLM, LLETokenizer
 from modeling_lle.bank_files_lle import MANIFEST, Added, BankError, Segment
+from modeling_lle.bank_index_lle import index_folder
 from modeling_lle.evaluation import write_results
 from modeling_lle.evaluation.results import this_command
 
@@ -104,13 +105,12 @@ def corrupt_index_at_random(path: Path, corruptions: int, seed: int = 0) -> int:
     """Damages the search index of a bank again and again; how often it was read all the same."""
     from modeling_lle.banks import index
 
-    manifest = HistoryBank.open(path).manifest
-    names, sizes = [info.file.name for info in manifest.segments], [info.entries for info in manifest.segments]
+    bank = HistoryBank.open(path)
 
     def is_accepted(file: Path) -> bool:
-        return index.load(file.parent, names, sizes) is not None
+        return index.load(bank.folder, bank.manifest.segments) is not None
 
-    file = next((path / index.FOLDER).glob("*.faiss"))
+    file = next(index_folder(bank.folder).glob("*.faiss"))
     assert is_accepted(file)
     return _corrupt(file, corruptions, seed, is_accepted)
 

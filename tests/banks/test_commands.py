@@ -142,6 +142,8 @@ def test_calibrate_evaluate_and_explain_with_a_bank(folder: Path) -> None:
         ("bank forget B", "forget what"),
         ("bank forget B --ids 3,x", "ids are numbers with commas between them"),
         ("bank forget B --where user", "write column=value"),
+        ("bank forget B --where usr=ann", "no column 'usr' (did you mean 'user'?); its columns are: row, user"),
+        ("bank forget B --where user=eve", "no entry for which all of this holds"),
         ("bank forget B --source nothing", "no source 'nothing'; it has: first"),
         ("bank search M B a --namespace x", "no namespace 'x'"),
         ("bank import F/more.txt F/other", "more.txt is no Parquet file"),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from modeling_lle import HistoryBank
+from modeling_lle.bank_index_lle import index_files, index_folder
 from scripts.benchmark.damage import corrupt_index_at_random, synthetic_segment
 
 pytest.importorskip("faiss")
@@ -33,7 +34,7 @@ def add(bank: HistoryBank, count: int, seed: int, source: str) -> None:
 
 @pytest.fixture
 def bank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HistoryBank:
-    monkeypatch.setattr("modeling_lle.bank_lle.EXACT_ENTRIES", 500)
+    monkeypatch.setattr("modeling_lle.bank_state_lle.EXACT_ENTRIES", 500)
     made = HistoryBank.create(tmp_path / "bank", "synthetic", WIDTH, 1)
     add(made, ENTRIES, 1, "first")
     return made
@@ -68,9 +69,9 @@ def test_is_kept_and_made_again_where_it_is_absent(bank: HistoryBank, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(index, "_make", refuse)
         assert torch.equal(found(HistoryBank.open(path)), before)
-    shutil.rmtree(path / index.FOLDER)
+    shutil.rmtree(index_folder(bank.folder))
     assert torch.equal(found(HistoryBank.open(path)), before)
-    assert len(list((path / index.FOLDER).iterdir())) == 1
+    assert len(list(index_files(bank.folder))) == 1
 
 
 def test_entries_that_came_later_are_found(bank: HistoryBank, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,8 +84,8 @@ def test_entries_that_came_later_are_found(bank: HistoryBank, monkeypatch: pytes
         assert (nearest == torch.arange(ENTRIES, ENTRIES + 300)).float().mean() > 0.95
     add(bank, 2000, 3, "third")  # too many: one index of them all takes the place of the first
     found(bank)
-    (only,) = (bank.folder.path / index.FOLDER).iterdir()
-    assert index.faiss.read_index(str(only)).ntotal == ENTRIES + 2300
+    (only,) = index_files(bank.folder)
+    assert index.faiss.read_index(str(only.path)).ntotal == ENTRIES + 2300
 
 
 @pytest.mark.parametrize("share", [0.1, 0.8])
@@ -101,7 +102,7 @@ def test_damage_is_never_read(bank: HistoryBank, caplog: pytest.LogCaptureFixtur
     before = found(bank)
     path = bank.folder.path
     assert corrupt_index_at_random(path, 60) == 0
-    file = next((path / index.FOLDER).iterdir())
+    file = next(index_files(bank.folder)).path
     file.write_bytes(file.read_bytes()[:-7])
     with caplog.at_level(logging.WARNING):
         assert torch.equal(found(HistoryBank.open(path)), before)
@@ -109,7 +110,7 @@ def test_damage_is_never_read(bank: HistoryBank, caplog: pytest.LogCaptureFixtur
 
 
 def test_an_index_that_cannot_be_kept(bank: HistoryBank, caplog: pytest.LogCaptureFixture) -> None:
-    (bank.folder.path / index.FOLDER).write_text("in the way")
+    index_folder(bank.folder).write_text("in the way")
     with caplog.at_level(logging.WARNING):
         assert (found(bank) >= 0).all()
     assert "the search index is not kept" in caplog.text
@@ -135,7 +136,7 @@ def test_keys_that_stay_in_their_files(bank: HistoryBank, monkeypatch: pytest.Mo
     monkeypatch.setattr("modeling_lle.bank_view_lle.IN_MEMORY", 0)
     again = HistoryBank.open(bank.folder.path)
     found = again.search(queries, K)
-    assert len(again._view(None, "balanced").files) == 2
+    assert len(again.snapshot().view(None, "balanced").files) == 2
     assert torch.equal(found.ids, before.ids)
     assert torch.equal(found.similarity, before.similarity)
 
