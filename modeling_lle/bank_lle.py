@@ -7,7 +7,6 @@ Shapes: B batch, T time, D width, Q queries, N entries, K neighbours.
 """
 
 import dataclasses
-import hashlib
 import importlib
 import logging
 import shutil
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from .bank_files_lle import MANIFEST, Added, BankError, File, Folder, Manifest, Segment, SegmentInfo
 from .bank_view_lle import LARGE, View
+from .fingerprint_lle import fingerprint, same_backbone
 
 logger = logging.getLogger(__name__)
 
@@ -71,16 +71,6 @@ class EntryText:
     before: list[int]
     outcome: int
     after: list[int]
-
-
-@torch.no_grad()
-def fingerprint(model: Any) -> str:
-    """Identifies what makes the keys of `model`: its weights in bfloat16, so that their dtype does not matter."""
-    digest = hashlib.sha256()
-    for name, weight in model.key_weights():
-        digest.update(f"{name} {tuple(weight.shape)}\n".encode())
-        digest.update(weight.detach().cpu().bfloat16().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 class HistoryBank:
@@ -251,7 +241,7 @@ class HistoryBank:
                 f"the bank {self.folder.path} holds {held}, and a {type(model).__name__} predicts {due}: open a bank "
                 f"that {'its learn() made' if model.predicts_labels else 'HistoryBank.build made of texts'}"
             )
-        if fingerprint(model) != self.manifest.fingerprint:
+        if not same_backbone(self.manifest.fingerprint, model):
             raise BankError(
                 f"the bank {self.folder.path} was encoded by another backbone (width {self.manifest.width}, "
                 f"vocabulary {self.manifest.vocab_size}) than this model's (width {model.key_size}, "

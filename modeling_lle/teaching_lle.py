@@ -7,7 +7,8 @@ which lies in a folder of its own; a text has one label at a time; examples are 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from .bank_lle import DEFAULT, HistoryBank, bank_tool, fingerprint
+from .bank_lle import DEFAULT, HistoryBank, bank_tool
+from .fingerprint_lle import fingerprint
 from .labels_lle import REGRESSION, Label, LabelSpace, kind_of, labels_in
 from .pretrained_lle import LLEPreTrainedModel
 
