@@ -6,11 +6,13 @@ snapshot: other processes may write, `refresh` brings what they wrote.
 Shapes: B batch, T time, D width, Q queries, N entries, K neighbours.
 """
 
+import contextlib
 import dataclasses
 import importlib
 import logging
 import shutil
 import tempfile
+import uuid
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -151,10 +153,12 @@ class HistoryBank:
         With `labels`, its outcomes are not tokens but labels: these and those that `append` adds.
         """
         folder = Folder(path)
+        folder.check_free()  # before a lock is put there
         with folder.writing():
-            if (folder.path / MANIFEST).exists():
-                raise FileExistsError(f"there is a bank at {folder.path} already: open it and add to it, or remove it")
-            folder.write_manifest(Manifest(fingerprint, width, vocab_size, labels=labels))
+            folder.check_free()
+            with folder.making() as made:
+                identity = uuid.uuid4().hex
+                made.write_manifest(Manifest(fingerprint, width, vocab_size, labels=labels, identity=identity))
         return cls(folder)
 
     @classmethod
@@ -172,10 +176,14 @@ class HistoryBank:
             manifest = self.folder.read_manifest()
             try:
                 segments = {
-                    info.file: known[info.file] if info.file in known else self.folder.read_segment(info, verify)
+                    info.file: known[info.file]
+                    if info.file in known
+                    else self.folder.read_segment(info, verify, manifest)
                     for info in manifest.segments
                 }
                 forgotten = self.folder.read_forgotten(manifest, verify)
+                if verify and not segments.keys() <= known.keys():
+                    self.folder.check_together(segments.values(), forgotten)
                 break
             except BankError:
                 if attempt == ATTEMPTS - 1 or self.folder.read_manifest() == manifest:
@@ -536,7 +544,7 @@ class HistoryBank:
             if tuple(infos) != self.manifest.segments:
                 self._commit(segments=tuple(infos), forgotten=None)
                 self.folder.remove_leftovers()
-                shutil.rmtree(self.folder.path / "index", ignore_errors=True)
+                self.folder.remove_index()
         return before - sum(file.bytes for file in self.manifest.files)
 
     def _neighbours(self) -> list[list[SegmentInfo]]:
@@ -565,19 +573,44 @@ class HistoryBank:
     # Keeping and sharing
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Writes a copy of the bank, as it is in memory, into the folder `path`, which must not hold another one.
+        """Writes a copy of the bank, as it is in memory, into the folder `path`, as a whole or not at all.
 
-        Into its own folder nothing needs to be written.
+        The folder must be empty, or hold an older copy of this bank, which nobody has changed since. Into its own
+        folder nothing needs to be written.
+        """
+        with self.saving(path):
+            pass
+
+    @contextlib.contextmanager
+    def saving(self, path: str | Path) -> Iterator[None]:
+        """As `save_pretrained`: checks and copies everything, and lets it count at the end of the block.
+
+        Raises:
+            FileExistsError: There is another bank at `path`, or other files.
+            OSError: It cannot be written; then nothing has changed.
         """
         target = Folder(path)
         if target.path.resolve() == self.folder.path.resolve():
+            yield
             return
+        if not target.holds_older_copy(self.manifest):
+            target.check_free()  # before a lock is put there
         with target.writing():
-            if (target.path / MANIFEST).exists():
-                raise FileExistsError(f"there is a bank at {target.path} already: remove it, or choose another folder")
-            for file in self.manifest.files:
-                shutil.copyfile(self.folder.check(file), target.path / file.name)
-            target.write_manifest(self.manifest)
+            present: set[File] = set()
+            if target.holds_older_copy(self.manifest):
+                present = set(target.read_manifest().files)
+            else:
+                target.check_free()
+            with target.making() as made:
+                for file in self.manifest.files:
+                    if file not in present or not target.is_whole(file):
+                        made.copy(self.folder.check(file))
+                copy_of = self.manifest.identity, self.manifest.generation
+                identity = uuid.uuid4().hex if self.manifest.identity else ""
+                made.write_manifest(
+                    dataclasses.replace(self.manifest, identity=identity, copy_of=copy_of if identity else None)
+                )
+                yield
 
     def push_to_hub(self, repo_id: str, **options: Any) -> Any:
         """Uploads the bank into the folder `history` of a repository on the Hub.
