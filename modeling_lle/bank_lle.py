@@ -11,7 +11,6 @@ import dataclasses
 import importlib
 import logging
 import shutil
-import tempfile
 import uuid
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,11 +23,13 @@ from torch import Tensor
 from .bank_files_lle import MANIFEST, Added, BankError, File, Folder, Manifest, Segment, SegmentInfo
 from .bank_view_lle import LARGE, View
 from .fingerprint_lle import fingerprint, same_backbone
+from .temporary_lle import TemporaryFolder
 
 logger = logging.getLogger(__name__)
 
 DEFAULT = "default"
 HISTORY_FOLDER = "history"  # where a saved model keeps its bank
+TEMPORARY = "lle-bank-"  # what the names of temporary folders begin with
 EXACT_ENTRIES = 50_000  # up to so many entries, exact search is faster than an index
 ATTEMPTS = 5  # readings of a manifest whose files a writer is replacing
 
@@ -163,10 +164,13 @@ class HistoryBank:
 
     @classmethod
     def temporary(cls, *args: Any, **kwargs: Any) -> "HistoryBank":
-        """As `create`, in a temporary folder that lasts as long as the bank. Keep it with `save_pretrained`."""
-        path = tempfile.mkdtemp(prefix="lle-bank-")
-        bank = cls.create(path, *args, **kwargs)
-        weakref.finalize(bank, shutil.rmtree, path, ignore_errors=True)
+        """As `create`, in a temporary folder that lasts as long as the bank. Keep it with `save_pretrained`.
+
+        The next temporary bank removes those that killed processes left.
+        """
+        folder = TemporaryFolder(TEMPORARY)
+        bank = cls.create(folder.path / "bank", *args, **kwargs)
+        weakref.finalize(bank, folder.remove)
         return bank
 
     def _load(self, verify: bool) -> None:

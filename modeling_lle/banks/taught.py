@@ -11,8 +11,9 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoModelForSequence
 from transformers.utils import cached_file
 
 from ..bank_files_lle import MANIFEST
-from ..bank_lle import HISTORY_FOLDER, HistoryBank
+from ..bank_lle import HISTORY_FOLDER, TEMPORARY, HistoryBank
 from ..labels_lle import MULTI, REGRESSION, Label
+from ..temporary_lle import sweep
 
 CLASSIFIER = "LLEForSequenceClassification"
 TRANSLATOR = "LLEForSeq2SeqLM"
@@ -126,6 +127,7 @@ def teach(
     Returns:
         The number of new examples.
     """
+    sweep(TEMPORARY)  # what a killed process left
     if (path / MANIFEST).exists():
         model.attach_history(HistoryBank.open(path), tokenizer=tokenizer)
         return model.learn(texts, labels, tokenizer, **options)
@@ -149,6 +151,7 @@ def remember(model: Any, tokenizer: Any, path: Path, pairs: Iterable[Any], **opt
         The number of new pairs.
     """
     before = 0
+    sweep(TEMPORARY)  # what a killed process left
     if (path / MANIFEST).exists():
         bank = HistoryBank.open(path)
         before = count_pairs(bank)
