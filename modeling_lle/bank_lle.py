@@ -112,7 +112,9 @@ class HistoryBank:
         if not path.is_dir():
             from huggingface_hub import snapshot_download
 
-            patterns = [f"{HISTORY_FOLDER}/*"]
+            # No search index: it is made here, as one from elsewhere is not to be trusted.
+            names = (MANIFEST, "segment-*.safetensors", "forgotten-*.safetensors")
+            patterns = [f"{HISTORY_FOLDER}/{name}" for name in names]
             path = Path(snapshot_download(str(name_or_path), revision=revision, token=token, allow_patterns=patterns))
         inner = path / HISTORY_FOLDER
         return cls.open(inner if (inner / MANIFEST).exists() else path)

@@ -146,6 +146,12 @@ def parse_documents(lines: Tensor, count: int, of_labels: bool) -> list[dict[str
         raise BankError(f"has documents that cannot be read ({error})") from error
     if len(documents) != count:
         raise BankError(f"has {len(documents)} documents, and its manifest says {count}")
+    check_documents(documents, of_labels)
+    return documents
+
+
+def check_documents(documents: Sequence[Any], of_labels: bool) -> None:
+    """Raises a BankError that says what is wrong, unless these can be the documents of a bank, of labels or not."""
     texts = ("source", "text", "label") if of_labels else ("source",)
     for number, document in enumerate(documents):
         right = isinstance(document, dict) and all(isinstance(document.get(name), str) for name in texts)
@@ -153,7 +159,6 @@ def parse_documents(lines: Tensor, count: int, of_labels: bool) -> list[dict[str
             raise BankError(f"has a document {number} without {', '.join(texts)} and row")
         if not all(isinstance(value, str | int | float) for value in document.values()):
             raise BankError(f"has a document {number} with a column that is no text, number or truth value")
-    return documents
 
 
 def check_values(segment: "Segment", manifest: Manifest) -> None:
@@ -161,6 +166,8 @@ def check_values(segment: "Segment", manifest: Manifest) -> None:
     size, length = len(segment), len(segment.tokens)
     ids, positions, copies, starts = segment.ids, segment.positions, segment.copies, segment.starts
     outcomes = len(manifest.labels) if manifest.labels is not None else manifest.vocab_size
+    if {len(segment.keys), len(positions), len(segment.counts)} != {size}:
+        raise BankError("has not as many keys, positions and counts as ids")
     if segment.keys.shape[1] != manifest.width:
         raise BankError(f"has keys of the width {segment.keys.shape[1]}, and its manifest says {manifest.width}")
     if not _is_ascending(ids) or not _is_within(ids, 0, manifest.next_id):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..bank_files_lle import Added, Segment
+from ..bank_files_lle import Added, BankError, Segment
 from ..bank_lle import DEFAULT, HistoryBank
 from ..data.text import encode_sentences
 from ..loss_lle import IGNORED
@@ -84,7 +84,7 @@ def add(
         (document["text"], document["translation"])
         for info, segment in bank.segments()
         if info.namespace == namespace
-        for document in segment.documents
+        for document in _checked(segment, bank)
     }
     new: list[_Pair] = []
     for row, pair in enumerate(pairs, start=first):
@@ -103,6 +103,17 @@ def add(
             return bank.append(segments, namespace)
     finally:
         model.train(training)
+
+
+def _checked(segment: Segment, bank: HistoryBank) -> list[dict[str, Any]]:
+    """The documents of a segment; raises a BankError unless each is a sentence pair."""
+    for document in segment.documents:
+        if not all(isinstance(document.get(name), str) for name in ("text", "translation")):
+            raise BankError(
+                f"the bank {bank.folder.path} does not hold sentence pairs: make a memory with HistoryBank.build and a "
+                "translator, or with `lle memory`"
+            )
+    return segment.documents
 
 
 @dataclass(frozen=True)
@@ -195,7 +206,7 @@ class Memory:
         sizes: list[int] = []
         for info, segment in bank.segments():
             if namespaces is None or info.namespace in namespaces:
-                self.pairs += segment.documents
+                self.pairs += _checked(segment, bank)
                 sizes += torch.bincount(segment.owners, minlength=len(segment.documents)).tolist()
                 keys.append(segment.keys)
                 outcomes.append(segment.outcomes)
