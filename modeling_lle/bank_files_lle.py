@@ -39,7 +39,7 @@ from .bank_segment_lle import (
 
 LOCK, INDEX = ".lock", "index"
 _PARTIAL = re.compile(r"\.partial-[0-9a-f]{16}")  # a file that is being written, or a folder with a bank in the making
-_INDEX_FILE = re.compile(r"[0-9a-f]{16}-[0-9a-f]{64}\.faiss|\.partial-\d+")
+_INDEX_FILE = re.compile(r"[0-9a-f]{16}(-[0-9a-f]{64}\.faiss|\.json)|\.partial-[0-9a-f]+")
 REMEDY = "restore it from a copy, or build the bank again"
 
 

@@ -608,15 +608,24 @@ class HistoryBank:
             else:
                 target.check_free()
             with target.making() as made:
-                for file in self.manifest.files:
-                    if file not in present or not target.is_whole(file):
-                        made.copy(self.folder.check(file))
-                copy_of = self.manifest.identity, self.manifest.generation
-                identity = uuid.uuid4().hex if self.manifest.identity else ""
-                made.write_manifest(
-                    dataclasses.replace(self.manifest, identity=identity, copy_of=copy_of if identity else None)
-                )
+                manifest = self._copy_into(made, {file for file in present if target.is_whole(file)})
+                copy_of = (manifest.identity, manifest.generation) if manifest.identity else None
+                identity = uuid.uuid4().hex if manifest.identity else ""
+                made.write_manifest(dataclasses.replace(manifest, identity=identity, copy_of=copy_of))
                 yield
+
+    def _copy_into(self, made: Folder, present: set[File]) -> Manifest:
+        """Copies the bank's files into a folder, but for those that are `present`; returns their manifest."""
+        while True:
+            manifest = self.manifest
+            try:
+                for file in manifest.files:
+                    if file not in present:
+                        made.copy(self.folder.check(file))
+                return manifest
+            except BankError:
+                if self.manifest is manifest:
+                    raise  # no other thread has replaced the files
 
     def push_to_hub(self, repo_id: str, **options: Any) -> Any:
         """Uploads the bank into the folder `history` of a repository on the Hub.

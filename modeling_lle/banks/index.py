@@ -1,7 +1,8 @@
 """The search index of a large bank: principal components, coarse cells and short codes (FAISS), all from its size.
 
 Notable: it only proposes candidates, which the bank scores again in full precision; it is a cache in the bank's folder
-`index`, made again when it is absent or damaged, and extended by exact search when entries were added.
+`index`, made again when it is absent or damaged, and extended by exact search when entries were added. FAISS parses
+only what this user has made on this machine: the name of the file holds a code of its bytes that needs a secret.
 Shapes: Q queries, N entries, D width, R candidates.
 """
 
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..bank_files_lle import sha256
+from ..seal_lle import seal
 
 try:
     import faiss
@@ -114,7 +115,7 @@ def _make(keys: Callable[[Tensor], Tensor], entries: int) -> Any:
 
 
 def _key(names: list[str]) -> str:
-    """What the name of the index of these segments begins with; after it comes the SHA-256 of the file."""
+    """What the name of the index of these segments begins with; after it comes its seal."""
     return hashlib.sha256(json.dumps([faiss.__version__, names]).encode()).hexdigest()[:16]
 
 
@@ -124,11 +125,11 @@ def load(folder: Path, names: list[str], sizes: list[int]) -> Any:
     while count and sum(sizes[:count]) >= (1 - MAX_ADDED) * sum(sizes):
         for path in folder.glob(f"{_key(names[:count])}-*.faiss"):
             try:
-                if sha256(path) == path.stem.partition("-")[2]:
+                if seal(path) == path.stem.partition("-")[2]:
                     return faiss.read_index(str(path))
             except (OSError, RuntimeError):
                 pass
-            logger.warning("%s is damaged: the search index is made again", path)
+            logger.warning("%s is damaged, or was not made here: the search index is made again", path)
         count -= 1
     return None
 
@@ -140,7 +141,7 @@ def _save(index: Any, folder: Path, names: list[str]) -> None:
         replaced = {_key(names[:count]) for count in range(len(names) + 1)}
         partial = folder / f".partial-{os.getpid()}"
         faiss.write_index(index, str(partial))
-        path = folder / f"{_key(names)}-{sha256(partial)}.faiss"
+        path = folder / f"{_key(names)}-{seal(partial)}.faiss"
         os.replace(partial, path)
         for other in folder.iterdir():
             if other != path and (other.name.startswith(".partial-") or other.name.partition("-")[0] in replaced):
