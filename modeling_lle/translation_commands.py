@@ -236,20 +236,23 @@ def memory(
     """
     from .banks.taught import bank_place, count_pairs, load_translator, remember
     from .data import load_pairs
+    from .temporary_lle import TemporaryFolder
 
     if calibrate and not Path(model).is_dir():
         raise ValueError(f"{model} is no folder on this machine, so what --calibrate finds cannot be kept there")
     path = bank_place(model, place, "MEMORY")
-    pairs = load_pairs(
-        source,
-        source_language=source_language,
-        target_language=target_language,
-        name=name,
-        split=split,
-        source_column=source_column,
-        target_column=target_column,
-        skip_broken=skip_broken,
-    )
+    with TemporaryFolder("lle-texts-") as cache:  # a copy in the cache of `datasets` would outlast the memory
+        pairs = load_pairs(
+            source,
+            source_language=source_language,
+            target_language=target_language,
+            name=name,
+            split=split,
+            source_column=source_column,
+            target_column=target_column,
+            skip_broken=skip_broken,
+            cache_dir=cache,
+        )
     loaded, tokenizer = load_translator(model)
     called = source_name or source
     begin = time.perf_counter()

@@ -3,7 +3,9 @@
 Heavy imports wait until a command runs.
 """
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,12 +23,17 @@ KeepBelow = Annotated[float | None, typer.Option(help="Keep only what the model 
 Merge = Annotated[bool, typer.Option(help="Make duplicates within a row one entry.")]
 
 
-def _rows(source: str, name: str | None, split: str, text_column: str, sample_by: Row, streaming: bool) -> Any:
+@contextlib.contextmanager
+def _rows(
+    source: str, name: str | None, split: str, text_column: str, sample_by: Row, streaming: bool = False
+) -> Iterator[Any]:
+    """The texts, without a copy of them that would stay in the cache of `datasets` when they are forgotten."""
     from ..data import load_texts
+    from ..temporary_lle import TemporaryFolder
 
-    return load_texts(
-        source, name=name, split=split, text_column=text_column, sample_by=sample_by.value, streaming=streaming
-    )
+    options: dict[str, Any] = {"text_column": text_column, "sample_by": sample_by.value, "streaming": streaming}
+    with TemporaryFolder("lle-texts-") as cache:
+        yield load_texts(source, name=name, split=split, cache_dir=cache, **options)
 
 
 def _load(model: str) -> tuple[Any, Any]:
@@ -75,12 +82,12 @@ def build(
         "merge": merge,
         "progress": True,
     }
-    rows = _rows(source, name, split, text_column, sample_by, streaming)
-    if (path / MANIFEST).exists():
-        opened = HistoryBank.open(path)
-        opened.add(rows, model=loaded, tokenizer=tokenizer, resume=True, **options)
-    else:
-        opened = HistoryBank.build(loaded, tokenizer, rows, path, **options)
+    with _rows(source, name, split, text_column, sample_by, streaming) as rows:
+        if (path / MANIFEST).exists():
+            opened = HistoryBank.open(path)
+            opened.add(rows, model=loaded, tokenizer=tokenizer, resume=True, **options)
+        else:
+            opened = HistoryBank.build(loaded, tokenizer, rows, path, **options)
     _say_size(opened)
 
 
@@ -104,18 +111,19 @@ def add(
 
     opened = HistoryBank.open(path)
     loaded, tokenizer = _load(model)
-    added = opened.add(
-        _rows(source, name, split, text_column, sample_by, False),
-        model=loaded,
-        tokenizer=tokenizer,
-        source=source_name or source,
-        text_column=text_column,
-        namespace=namespace,
-        keep_below=keep_below,
-        merge=merge,
-        resume=resume,
-        progress=True,
-    )
+    with _rows(source, name, split, text_column, sample_by) as rows:
+        added = opened.add(
+            rows,
+            model=loaded,
+            tokenizer=tokenizer,
+            source=source_name or source,
+            text_column=text_column,
+            namespace=namespace,
+            keep_below=keep_below,
+            merge=merge,
+            resume=resume,
+            progress=True,
+        )
     typer.echo(f"{added:,} entries added.")
     _say_size(opened)
 

@@ -47,7 +47,13 @@ def describe(source: Source) -> str:
 
 
 def open_rows(
-    source: Source, *, name: str | None, split: str | None, sample_by: str = "line", streaming: bool = False
+    source: Source,
+    *,
+    name: str | None,
+    split: str | None,
+    sample_by: str = "line",
+    streaming: bool = False,
+    cache_dir: str | Path | None = None,
 ) -> Rows:
     """The rows of one split, their columns as they are; the arguments and errors are those of `load_texts`."""
     where = describe(source)
@@ -59,13 +65,15 @@ def open_rows(
         return source[pick_split(split, source, where)]
     files = local_files(source)
     if files is not None:
-        return _load_files(files, split, where, sample_by, streaming)
-    return _load_from_hub(str(source), name, split, streaming)
+        return _load_files(files, split, where, sample_by, streaming, cache_dir)
+    return _load_from_hub(str(source), name, split, streaming, cache_dir)
 
 
-def open_table(source: Source, *, name: str | None, split: str | None) -> Dataset:
+def open_table(
+    source: Source, *, name: str | None, split: str | None, cache_dir: str | Path | None = None
+) -> Dataset:
     """As `open_rows`, for what needs all rows at once; raises a TypeError if they are streamed."""
-    rows = open_rows(source, name=name, split=split)
+    rows = open_rows(source, name=name, split=split, cache_dir=cache_dir)
     if isinstance(rows, IterableDataset):
         raise TypeError("streamed rows must be taken into memory first: Dataset.from_list(list(rows))")
     return rows.with_format(None)
@@ -164,7 +172,14 @@ def one_kind(files: Iterable[Path], kinds: Mapping[str, str], where: str) -> str
     return found.popitem()[0]
 
 
-def _load_files(files: dict[str, list[Path]], split: str | None, where: str, sample_by: str, streaming: bool) -> Rows:
+def _load_files(
+    files: dict[str, list[Path]],
+    split: str | None,
+    where: str,
+    sample_by: str,
+    streaming: bool,
+    cache_dir: str | Path | None,
+) -> Rows:
     wanted, bracket, rows = (split or "").partition("[")
     picked = pick_split(wanted or None, files, where)
     kind = one_kind(files[picked], KINDS, f"the split {picked!r} of {where}")
@@ -179,6 +194,7 @@ def _load_files(files: dict[str, list[Path]], split: str | None, where: str, sam
             data_files={picked: [str(file) for file in files[picked]]},
             split=picked + bracket + rows,
             streaming=streaming,
+            cache_dir=cache_dir,
             **options,
         )
     except datasets.exceptions.DatasetGenerationError as error:
@@ -196,9 +212,11 @@ def _load_files(files: dict[str, list[Path]], split: str | None, where: str, sam
     return loaded
 
 
-def _load_from_hub(source: str, name: str | None, split: str | None, streaming: bool) -> Rows:
+def _load_from_hub(
+    source: str, name: str | None, split: str | None, streaming: bool, cache_dir: str | Path | None
+) -> Rows:
     try:
-        loaded = datasets.load_dataset(source, name, split=split, streaming=streaming)
+        loaded = datasets.load_dataset(source, name, split=split, streaming=streaming, cache_dir=cache_dir)
     except (datasets.exceptions.DatasetNotFoundError, ConnectionError) as error:
         raise FileNotFoundError(f"{_not_found(Path(source))}; nor can it be had from the Hub: {error}") from error
     if isinstance(loaded, (DatasetDict, IterableDatasetDict)):
