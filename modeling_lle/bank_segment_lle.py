@@ -157,8 +157,6 @@ def check_documents(documents: Sequence[Any], of_labels: bool) -> None:
         right = isinstance(document, dict) and all(isinstance(document.get(name), str) for name in texts)
         if not right or type(document.get("row")) is not int or not 0 <= document["row"] < _INTEGER:
             raise BankError(f"has a document {number} without {', '.join(texts)} and row")
-        if not all(isinstance(value, str | int | float) for value in document.values()):
-            raise BankError(f"has a document {number} with a column that is no text, number or truth value")
 
 
 def check_values(segment: "Segment", manifest: Manifest) -> None:

@@ -74,7 +74,6 @@ LAYOUT = [
     (first('{"source": 3, "row": 0}'), "has a document 0 without source and row"),
     (first('{"source": "a", "row": -1}'), "has a document 0 without source and row"),
     (first('{"source": "a", "row": true}'), "has a document 0 without source and row"),
-    (first('{"source": "a", "row": 0, "user": ["ann"]}'), "has a document 0 with a column that is no text"),
 ]
 VALUES = [
     (put("keys", 1e30), "keys that are not normalised"),

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from ..options import Column, Folder, Name, Row, SampleBy, Source
+from ..terminal import printable, say
 
 bank = typer.Typer(help="Banks of past sequences, that a model recalls from.", no_args_is_help=True)
 
@@ -48,7 +49,7 @@ def _load(model: str) -> tuple[Any, Any]:
 
 def _say_size(opened: Any) -> None:
     info = opened.info()
-    typer.echo(
+    say(
         f"{info['path']}: {info['entries']:,} entries, {info['bytes'] / 2**20:,.1f} MiB, "
         f"namespaces: {', '.join(info['namespaces']) or 'none'}."
     )
@@ -124,7 +125,7 @@ def add(
             resume=resume,
             progress=True,
         )
-    typer.echo(f"{added:,} entries added.")
+    say(f"{added:,} entries added.")
     _say_size(opened)
 
 
@@ -147,9 +148,9 @@ def forget(
         namespace=namespace,
         where=_conditions(where) if where else None,
     )
-    typer.echo(f"{gone:,} entries forgotten.")
+    say(f"{gone:,} entries forgotten.")
     if compact:
-        typer.echo(f"{opened.compact() / 2**20:,.1f} MiB freed.")
+        say(f"{opened.compact() / 2**20:,.1f} MiB freed.")
     _say_size(opened)
 
 
@@ -195,12 +196,12 @@ def search(
         found.similarity[0, real].tolist(), opened.describe(found.ids[0, real].tolist()), strict=True
     ):
         before, outcome, after = (
-            tokenizer.decode([token for token in tokens if token >= 0])
+            printable(tokenizer.decode([token for token in tokens if token >= 0]).replace("\n", " "))
             for tokens in (entry.before, [entry.outcome], entry.after)
         )
-        place = f"{entry.source}:{entry.row}"
+        place = printable(f"{entry.source}:{entry.row}")
         followed = typer.style(outcome, bold=True, fg=typer.colors.GREEN)
-        typer.echo(f"{entry.id:>10}  {similarity:.3f}  {place}  {before}{followed}{after}".replace("\n", " "))
+        typer.echo(f"{entry.id:>10}  {similarity:.3f}  {place}  {before}{followed}{after}")
 
 
 @bank.command()
@@ -208,7 +209,7 @@ def info(path: Path_) -> None:
     """Shows what is in a bank, as JSON."""
     from ..bank_lle import HistoryBank
 
-    typer.echo(json.dumps(HistoryBank.open(path).info(), indent=2, ensure_ascii=False))
+    say(json.dumps(HistoryBank.open(path).info(), indent=2, ensure_ascii=False))
 
 
 @bank.command()
@@ -218,9 +219,9 @@ def verify(path: Path_) -> None:
 
     opened = HistoryBank.open(path)
     leftovers = opened.verify()
-    typer.echo(f"{opened.folder.path} is whole: {len(opened):,} entries in {len(opened.manifest.files)} files.")
+    say(f"{opened.folder.path} is whole: {len(opened):,} entries in {len(opened.manifest.files)} files.")
     if leftovers:
-        typer.echo(f"An interrupted change left {', '.join(leftovers)}: the next change removes it.")
+        say(f"An interrupted change left {', '.join(leftovers)}: the next change removes it.")
 
 
 @bank.command()
@@ -229,7 +230,7 @@ def compact(path: Path_) -> None:
     from ..bank_lle import HistoryBank
 
     opened = HistoryBank.open(path)
-    typer.echo(f"{opened.compact() / 2**20:,.1f} MiB freed.")
+    say(f"{opened.compact() / 2**20:,.1f} MiB freed.")
     _say_size(opened)
 
 
@@ -239,7 +240,7 @@ def export_(path: Path_, file: Annotated[Path, typer.Argument(help="The Parquet 
     from ..bank_lle import HistoryBank
     from .exchange import to_parquet
 
-    typer.echo(f"{to_parquet(HistoryBank.open(path), file):,} entries written to {file}.")
+    say(f"{to_parquet(HistoryBank.open(path), file):,} entries written to {file}.")
 
 
 @bank.command("import")

@@ -8,6 +8,7 @@ Shapes: N entries, D width, B batch, T time.
 
 import dataclasses
 import itertools
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -20,6 +21,7 @@ from tqdm.auto import tqdm
 
 from ..bank_files_lle import Added, Segment
 from ..bank_lle import DEFAULT, HistoryBank
+from ..bank_manifest_lle import check_names, check_unicode
 from ..cache_lle import LLECache
 from ..data.text import encode_texts
 from ..scan_lle import installed
@@ -83,8 +85,7 @@ def add(
     """
     if keep_below is not None and not 0 < keep_below <= 1:
         raise ValueError(f"keep_below is a probability above 0, got {keep_below}")
-    if not namespace:
-        raise ValueError("a namespace needs a name")
+    check_names([("namespace", namespace)] if source is None else [("namespace", namespace), ("source", source)])
     done = {(item.namespace, item.source): item for item in bank.manifest.added}
     if source is None:
         names = {item.source for item in bank.manifest.added}
@@ -138,8 +139,10 @@ def _rows(dataset: Iterable[Any], text_column: str, columns: Iterable[str] | Non
         if not isinstance(values[text_column], str):
             kind = type(values[text_column]).__name__
             raise ValueError(f"the column {text_column!r} of row {number} holds {kind}, not text")
+        check_unicode(values[text_column], f"the column {text_column!r} of row {number}")
         names = [name for name in values if name != text_column] if wanted is None else wanted
         plain = {name: values[name] for name in names if isinstance(values[name], str | int | float | bool)}
+        check_unicode(json.dumps(plain, ensure_ascii=False) if plain else "", f"a column of row {number}")
         clash = {"source", "row"} & set(plain)
         yield values[text_column], {(f"{name}_" if name in clash else name): value for name, value in plain.items()}
 

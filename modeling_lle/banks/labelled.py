@@ -15,6 +15,7 @@ import torch
 
 from ..bank_files_lle import Added, BankError, Segment
 from ..bank_lle import HistoryBank
+from ..bank_manifest_lle import check_names
 from ..labels_lle import SINGLE, outcome_name
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ def add(
         texts, labels, relabel, source, namespace: As in `TeachableModel.learn`.
         known: The labels that may occur; None: any.
     """
+    check_names([("namespace", namespace)] if source is None else [("namespace", namespace), ("source", source)])
     examples = _Examples(texts, labels, model, known)
     before = _present(bank, namespace)
     chosen, replaced = examples.compare(before, relabel)

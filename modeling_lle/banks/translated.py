@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from ..bank_files_lle import Added, BankError, Segment
 from ..bank_lle import DEFAULT, HistoryBank
+from ..bank_manifest_lle import check_names, check_unicode
 from ..data.text import encode_sentences
 from ..loss_lle import IGNORED
 from .labelled import batches
@@ -75,8 +76,7 @@ def add(
         ValueError: There is no pair, or a row has no such column, or one that is blank or no text.
     """
     pairs = _pairs(dataset, source_column, target_column)
-    if not namespace:
-        raise ValueError("a namespace needs a name")
+    check_names([("namespace", namespace)] if source is None else [("namespace", namespace), ("source", source)])
     taken = {item.source for item in bank.manifest.added}
     source = source or next(name for name in (f"added-{i}" for i in itertools.count(1)) if name not in taken)
     first = sum(item.rows for item in bank.manifest.added if (item.namespace, item.source) == (namespace, source))
@@ -135,6 +135,7 @@ def _pairs(dataset: Iterable[Any], source_column: str, target_column: str) -> li
                 raise ValueError(f"row {number} has no column {name!r}; its columns are: {', '.join(row)}")
             if not isinstance(row[name], str) or not row[name].strip():
                 raise ValueError(f"the column {name!r} of row {number} is {row[name]!r}, not a sentence: leave it out")
+            check_unicode(row[name], f"the column {name!r} of row {number}")
         pairs.append((row[source_column], row[target_column]))
     if not pairs:
         raise ValueError("there is no sentence pair to add")

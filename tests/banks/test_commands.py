@@ -146,7 +146,7 @@ def keys_of(length: float) -> bytes:
         (lambda rows, described: rows[0].update(counts=[0] * len(rows[0]["counts"])), "never occurred"),
         (lambda rows, described: rows[0].update(counts=[]), "not as many keys"),
         (lambda rows, described: rows[0].update(columns="[" * 10**5), "damaged"),
-        (lambda rows, described: rows[0].update(columns='{"user": []}'), "no text, number or truth value"),
+        (lambda rows, described: rows[0].update(columns='{"source": 3}'), "without source"),
         (lambda rows, described: rows[0].update(positions=[10**6] * len(rows[0]["counts"])), "stand in no text"),
         (lambda rows, described: rows[0].update(source=None), "without source"),
         (lambda rows, described: described.update(width=None), "has None as width"),
