@@ -6,7 +6,6 @@ Nothing is removed but what a bank has made: files of exactly its names, beside 
 """
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 import os

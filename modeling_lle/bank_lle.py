@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import importlib
 import logging
-import shutil
 import uuid
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

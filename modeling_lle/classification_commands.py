@@ -109,7 +109,9 @@ def _format(text: str, result: dict[str, Any]) -> str:
     if "history" in result:
         for example in result["history"]:
             text = example["text"] if len(example["text"]) <= SHOWN else example["text"][: SHOWN - 3] + "..."
-            lines.append(f"  {example['share']:+.4f}  {printable(example['label'])}  {text!r} (example {example['id']})")
+            lines.append(
+                f"  {example['share']:+.4f}  {printable(example['label'])}  {text!r} (example {example['id']})"
+            )
         lines.append(f"  {result['base_share']:+.4f}  the base")
     return "\n".join(lines)
 

@@ -24,7 +24,6 @@ from .recurrence_lle import RecurrentLayer, init_recurrent_weights
 from .temporary_lle import replacing_files
 from .training_history_lle import HistoryLoss
 
-
 PARTIAL = ".lle-saving-"  # what the name of a folder begins with, in which a model's files are written
 _SHARD = re.compile(r"model(\.\w+)?-\d{5}-of-\d{5}\.safetensors")  # of the weights; transformers makes these names
 

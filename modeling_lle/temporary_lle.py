@@ -30,7 +30,7 @@ class TemporaryFolder:
         path: The folder.
     """
 
-    def __init__(self, prefix: str, parent: str | Path | None = None) -> None:
+    def __init__(self, prefix: str, parent: str | os.PathLike[str] | None = None) -> None:
         sweep(prefix, parent)
         self.path = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
         lock = FileLock(self.path / ALIVE, thread_local=False)
@@ -48,7 +48,7 @@ class TemporaryFolder:
         self.remove()
 
 
-def sweep(prefix: str, parent: str | Path | None = None) -> None:
+def sweep(prefix: str, parent: str | os.PathLike[str] | None = None) -> None:
     """Removes the folders that dead processes of this user left; `prefix` and `parent` as in `TemporaryFolder`."""
     name = re.compile(re.escape(prefix) + r"[a-z0-9_]{8}")  # as tempfile makes them
     with contextlib.suppress(OSError):
@@ -78,7 +78,7 @@ def _remove(path: Path, lock: FileLock, process: int) -> None:
 
 
 @contextlib.contextmanager
-def replacing_files(folder: str | Path, prefix: str, old: re.Pattern[str]) -> Iterator[Path]:
+def replacing_files(folder: str | os.PathLike[str], prefix: str, old: re.Pattern[str]) -> Iterator[Path]:
     """A temporary folder to write files in, which take the place of those in `folder` once all are written.
 
     Args:

@@ -10,6 +10,7 @@ import pytest
 from modeling_lle import HistoryBank
 from modeling_lle.bank_files_lle import MANIFEST, BankError, Folder, Manifest
 from scripts.benchmark.damage import corrupt_at_random, kill_at_random, make_bank
+from scripts.benchmark.kills import DRILLS, Drill
 
 KINDS = ("manifest", "segment", "forgotten")
 
@@ -167,7 +168,10 @@ def test_no_bank_is_made_among_files_of_others(tmp_path: Path, name: str) -> Non
     before = put(tmp_path / "music", [name])
     bank = make_bank(tmp_path / "bank")
     first = name.partition("/")[0]
-    for make in (lambda path: HistoryBank.create(path, "synthetic", 6, 11), lambda path: HistoryBank.open(bank).save_pretrained(path)):
+    for make in (
+        lambda path: HistoryBank.create(path, "synthetic", 6, 11),
+        lambda path: HistoryBank.open(bank).save_pretrained(path),
+    ):
         with pytest.raises(FileExistsError, match=rf"music holds other files \({first}\): choose an empty folder"):
             make(tmp_path / "music")
     assert contents(tmp_path / "music") == before
@@ -184,6 +188,12 @@ def test_segments_without_a_manifest_are_the_users(path: Path) -> None:
     bank = HistoryBank.create(path, "synthetic", 6, 11)
     assert set(contents(path)) == {MANIFEST, ".lock"}
     assert bank.verify() == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("drill", DRILLS.values(), ids=DRILLS.keys())
+def test_kills_while_banks_are_made_and_saved(tmp_path: Path, drill: Drill) -> None:
+    assert drill(tmp_path, 60, 0) == 0
 
 
 def test_a_killed_writer_loses_nothing(path: Path) -> None:

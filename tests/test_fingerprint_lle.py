@@ -66,7 +66,9 @@ def test_an_old_fingerprint_is_that_of_its_model_in_float32_and_bfloat16() -> No
     assert bank.add(make_texts(2, 3)) > 0
 
 
-@pytest.mark.parametrize("given", ["", "synthetic", "projections-1:x", "projections-1:x:!!", "projections-9::", "\ud800"])
+@pytest.mark.parametrize(
+    "given", ["", "synthetic", "projections-1:x", "projections-1:x:!!", "projections-9::", "\ud800"]
+)
 def test_what_is_no_fingerprint(given: str) -> None:
     assert not same_backbone(given, make_model())
 

@@ -1,4 +1,4 @@
-"""What was forgotten is gone from the disk: every byte of every folder that a command has written is searched for it."""
+"""What was forgotten is gone from the disk: every byte that a command has written, wherever, is searched for it."""
 
 import json
 import tempfile

@@ -1,4 +1,4 @@
-"""Saving a model with its bank: everything is checked before anything is written, and a folder is never half of two."""
+"""Saving a model with its bank: all is checked before anything is written, and a folder is never half of two."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -97,7 +97,9 @@ def test_what_is_in_the_way_is_named_before_anything_is_written(
     assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize("where", ["modeling_lle.bank_files_lle._flush", "transformers.PreTrainedModel.save_pretrained"])
+@pytest.mark.parametrize(
+    "where", ["modeling_lle.bank_files_lle._flush", "transformers.PreTrainedModel.save_pretrained"]
+)
 def test_a_full_disk_changes_nothing(tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = with_bank()
     model.save_pretrained(tmp_path, save_history=True)

@@ -25,7 +25,9 @@ def process(parent: Path, how: str) -> Iterator[tuple[subprocess.Popen, Path]]:
     """A process that makes a folder, and the folder."""
     command = [sys.executable, "-c", CODE.replace("modeling_lle.temporary_lle", "temporary_lle"), str(parent), how]
     place = Path(__file__).parent.parent / "modeling_lle"  # alone it starts at once
-    started = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(place)})
+    started = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(place)}
+    )
     assert started.stdout is not None
     try:
         yield started, Path(started.stdout.readline().strip())

@@ -71,7 +71,9 @@ def test_translators(tmp_path: Path) -> None:
     (tmp_path / "pairs.json").write_text(json.dumps({"source": "ab", "target": EVIL}))
     languages = "--source-language", "en", "--target-language", "de"
     shown(tmp_path, "memory", "M", str(tmp_path / "pairs.json"), "B", *languages, "--source-name", EVIL)
-    told = shown(tmp_path, "translate", "M", "ab", "--memory", "B", "--exact-matches", "--beams", "1", "--history-top", "1")
+    told = shown(
+        tmp_path, "translate", "M", "ab", "--memory", "B", "--exact-matches", "--beams", "1", "--history-top", "1"
+    )
     assert SHOWN in told
 
 

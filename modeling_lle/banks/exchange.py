@@ -170,9 +170,10 @@ def _manifest(described: Any, schema: pa.Schema, path: str | Path) -> Manifest:
     if not isinstance(described.get("version"), int) or described["version"] > VERSION:
         raise BankError(f"{path} is of a newer version: upgrade with `pip install -U modeling_lle`")
     labels = described.get("labels")
-    sizes = (described.get(name) for name in ("fingerprint", "width", "vocab_size"))
-    manifest = Manifest(*sizes, labels=None if labels is None else tuple(labels), identity=uuid.uuid4().hex)
+    values: dict[str, Any] = {name: described.get(name) for name in ("fingerprint", "width", "vocab_size")}
     try:
+        values |= {"labels": None if labels is None else tuple(labels), "identity": uuid.uuid4().hex}
+        manifest = Manifest(**values)
         manifest.check()
     except BankError as error:
         raise BankError(f"{path} {error}") from None

@@ -110,8 +110,8 @@ def _checked(segment: Segment, bank: HistoryBank) -> list[dict[str, Any]]:
     for document in segment.documents:
         if not all(isinstance(document.get(name), str) for name in ("text", "translation")):
             raise BankError(
-                f"the bank {bank.folder.path} does not hold sentence pairs: make a memory with HistoryBank.build and a "
-                "translator, or with `lle memory`"
+                f"the bank {bank.folder.path} does not hold sentence pairs: make a memory with `lle memory`, or with "
+                "HistoryBank.build and a translator"
             )
     return segment.documents
 

@@ -69,9 +69,7 @@ def open_rows(
     return _load_from_hub(str(source), name, split, streaming, cache_dir)
 
 
-def open_table(
-    source: Source, *, name: str | None, split: str | None, cache_dir: str | Path | None = None
-) -> Dataset:
+def open_table(source: Source, *, name: str | None, split: str | None, cache_dir: str | Path | None = None) -> Dataset:
     """As `open_rows`, for what needs all rows at once; raises a TypeError if they are streamed."""
     rows = open_rows(source, name=name, split=split, cache_dir=cache_dir)
     if isinstance(rows, IterableDataset):

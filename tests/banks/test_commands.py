@@ -13,8 +13,8 @@ import torch
 from typer.testing import CliRunner
 
 from modeling_lle import HistoryBank, cli
-from modeling_lle.banks import encode
 from modeling_lle.bank_files_lle import FORMAT, BankError
+from modeling_lle.banks import encode
 from modeling_lle.banks.exchange import SCHEMA, _take_in, from_parquet, to_parquet
 from scripts.benchmark.damage import corrupt_parquet_at_random, make_bank
 from tests.classifiers import TOKENIZER, make
@@ -116,7 +116,9 @@ def test_an_export_holds_nothing_that_was_forgotten(tmp_path: Path) -> None:
     (tmp_path / "bank.parquet.mine.partial").write_text("a user's")
     assert to_parquet(model.history_bank, tmp_path / "bank.parquet") == 2
     written = pq.read_table(tmp_path / "bank.parquet")
-    assert not any(word in repr(part) for word in ("zebra", "zeppelin") for part in (written.to_pylist(), written.schema.metadata))
+    assert not any(
+        word in repr(part) for word in ("zebra", "zeppelin") for part in (written.to_pylist(), written.schema.metadata)
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bank.parquet", "bank.parquet.mine.partial"]
     again = from_parquet(tmp_path / "bank.parquet", tmp_path / "again")
     assert again.manifest.labels == ("label-1", "yak")
@@ -132,7 +134,9 @@ def forge_parquet(path: Path, change: Callable[[list[dict[str, Any]], dict[str, 
     changed = pa.Table.from_pylist(rows, schema=SCHEMA)
     digest = hashlib.sha256()
     _take_in(digest, changed.to_pylist())
-    pq.write_table(changed.replace_schema_metadata({FORMAT: json.dumps(described), "sha256": digest.hexdigest()}), path)
+    pq.write_table(
+        changed.replace_schema_metadata({FORMAT: json.dumps(described), "sha256": digest.hexdigest()}), path
+    )
 
 
 def keys_of(length: float) -> bytes:
