@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 
 from modeling_lle import HistoryBank, LLEForCausalLM
+from modeling_lle.bank_files_lle import MANIFEST
 from tests.tiny import make_model, make_texts, make_tokenizer
 
 TOKENIZER = make_tokenizer()
@@ -116,6 +118,24 @@ def test_a_full_disk_changes_nothing(tmp_path: Path, where: str, monkeypatch: py
         with pytest.raises(OSError, match="No space left on device"):
             model.save_pretrained(tmp_path, save_history=True)
     assert contents(tmp_path) == before
+
+
+def test_an_index_is_never_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor anything else that is no file of a bank."""
+    MODEL.save_pretrained(tmp_path, save_history=True)
+    HistoryBank.open(tmp_path / "history").forget([0])
+    wanted: list[str] = []
+
+    def download(name: str, allow_patterns: list[str], **options: Any) -> str:
+        wanted.extend(allow_patterns)
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    bank = HistoryBank.from_pretrained("someone/cat")
+    names = [MANIFEST, *(file.name for file in bank.manifest.files)]
+    foreign = ["index/0.faiss", "index/0.json", ".lock", "songs.txt", "segment-1.txt"]
+    paths = [f"history/{name}" for name in (*names, *foreign)] + ["model.safetensors", "modeling_lle.py"]
+    assert list(filter_repo_objects(paths, allow_patterns=wanted)) == [f"history/{name}" for name in names]
 
 
 def test_shards_that_are_no_longer_needed_are_removed(tmp_path: Path) -> None:
