@@ -35,6 +35,7 @@ from .bank_segment_lle import (
     check_values,
     parse_documents,
 )
+from .seal_lle import seal as seal
 
 LOCK, INDEX = ".lock", "index"
 _PARTIAL = re.compile(r"\.partial-[0-9a-f]{16}")  # a file that is being written, or a folder with a bank in the making

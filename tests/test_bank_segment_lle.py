@@ -151,7 +151,7 @@ def test_forgotten_entries_that_are_not_there(path: Path) -> None:
         (lambda values: values.update(vocab_size="many"), "has 'many' as vocab_size"),
         (lambda values: values.update(generation=-1), "has -1 as generation"),
         (lambda values: values.update(fingerprint=None), "has None as fingerprint"),
-        (lambda values: values.update(identity="\ud800"), "is no manifest of a bank"),
+        (lambda values: values.update(identity="\ud800"), "holds half of a character"),
         (lambda values: values.update(labels=[3]), "has 3 as label 0"),
         (lambda values: values.update(labels=["a", "a"]), "names a label twice"),
         (lambda values: values.update(copy_of=[]), "is no manifest of a bank"),

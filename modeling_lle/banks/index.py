@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..seal_lle import seal
+from ..bank_files_lle import seal
 
 try:
     import faiss
