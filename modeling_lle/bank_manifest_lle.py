@@ -15,12 +15,12 @@ from typing import Any
 FORMAT, VERSION = "modeling_lle.bank", 2
 MANIFEST = "manifest.json"
 FILE_NAME = re.compile(r"(segment|forgotten)-[0-9a-f]{16}\.safetensors")
-LARGEST = 1 << 26  # bytes of a manifest: about 400,000 sources; one that is larger takes seconds to read
+LARGEST = 1 << 25  # bytes of a manifest: about 350,000 sources; one that is larger takes seconds to read
 # Lines of a manifest: a text in it cannot look like one, as its line breaks are escaped, and deeper ones are indented.
 _DIGEST_LINE = re.compile(rb'\n "sha256": "([0-9a-f]{64})",(?=\n)')
 _VERSION_LINE = re.compile(rb'\n "version": (\d{1,9}),\n')
 _FORMAT_LINE = f'\n "format": "{FORMAT}",\n'.encode()
-_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # it is never written: characters stand as they are
+_SURROGATE = re.compile(rb"(?<!\\)(?:\\\\)*\\u[dD][89a-fA-F]")  # it is never written: characters stand as they are
 _INTEGER = 1 << 63
 
 

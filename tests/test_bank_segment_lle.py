@@ -1,6 +1,7 @@
 """Banks that a stranger made, with every checksum right: no value that cannot be is taken over."""
 
 import contextlib
+import dataclasses
 import json
 import random
 import shutil
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from modeling_lle import HistoryBank
-from modeling_lle.bank_files_lle import BankError
+from modeling_lle.bank_files_lle import Added, BankError
 from scripts.benchmark.damage import make_bank
 from tests.classifiers import TOKENIZER, make, taught
 from tests.forged import forge_manifest, forge_tensors
@@ -183,6 +184,13 @@ def test_a_manifest_that_is_too_large_is_not_read(path: Path) -> None:
         file.truncate(1 << 32)  # a sparse file
     with pytest.raises(BankError, match=r"manifest.json has .* bytes, and .* at most are read"):
         HistoryBank.open(path)
+
+
+def test_names_may_look_like_escapes(path: Path) -> None:
+    bank = HistoryBank.open(path)
+    names = ["C:\\ud8a", "\\\\ud800", "\U0001f680"]
+    bank.folder.write_manifest(dataclasses.replace(bank.manifest, added=tuple(Added("default", n, 1) for n in names)))
+    assert [item.source for item in HistoryBank.open(path).manifest.added] == names
 
 
 def test_any_value_of_a_manifest_may_be_another(path: Path) -> None:
