@@ -2,16 +2,17 @@
 
 Notable: every file is written under another name, flushed and renamed, the manifest last, so that a bank is as before
 or as after a change, whatever interrupts it; the manifest holds the SHA-256 of every file and of itself; no pickle.
-Shapes: N entries of a segment, D width, M tokens, R documents.
+Nothing is removed but what a bank has made: files of exactly its names, beside its manifest.
 """
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 import os
+import re
+import shutil
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,211 +22,25 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-FORMAT, VERSION = "modeling_lle.bank", 1
-MANIFEST, LOCK = "manifest.json", ".lock"
-PREFIXES = ("segment-", "forgotten-")
-_OWN = (*PREFIXES, ".partial-")
+from .bank_manifest_lle import FILE_NAME as FILE_NAME
+from .bank_manifest_lle import FORMAT as FORMAT
+from .bank_manifest_lle import LARGEST, MANIFEST, BankError, File, Manifest, SegmentInfo
+from .bank_manifest_lle import VERSION as VERSION
+from .bank_manifest_lle import Added as Added
+from .bank_segment_lle import (
+    Segment,
+    check_forgotten,
+    check_layout,
+    check_together,
+    check_values,
+    parse_documents,
+)
+from .seal_lle import seal as seal
 
-
-class BankError(ValueError):
-    """A bank that cannot be read or written as it is; the message names the file and the remedy."""
-
-
-@dataclasses.dataclass(frozen=True)
-class File:
-    """A file that the manifest vouches for."""
-
-    name: str
-    bytes: int
-    sha256: str
-
-
-@dataclasses.dataclass(frozen=True)
-class SegmentInfo:
-    """What the manifest says of a segment: its file, namespace, and numbers of entries, tokens and documents."""
-
-    file: File
-    namespace: str
-    entries: int
-    tokens: int
-    documents: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Added:
-    """What of a source is in a namespace: so many rows, and so many tokens of the next one; there `add` goes on."""
-
-    namespace: str
-    source: str
-    rows: int
-    tokens: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Manifest:
-    """The state of a bank.
-
-    Attributes:
-        fingerprint: That of the backbone which encoded the entries.
-        width, vocab_size: Size of the keys and of the vocabulary.
-        generation: Number of changes so far.
-        next_id: The id of the next entry; ids are never given twice.
-        segments: In the order in which they were added.
-        forgotten: The file of the ids that were forgotten since the last `compact`, or None.
-        added: One item for each source.
-        labels: Names of the outcomes, by their numbers, where these are no tokens; None in a bank of texts alone.
-    """
-
-    fingerprint: str
-    width: int
-    vocab_size: int
-    generation: int = 0
-    next_id: int = 0
-    segments: tuple[SegmentInfo, ...] = ()
-    forgotten: File | None = None
-    added: tuple[Added, ...] = ()
-    labels: tuple[str, ...] | None = None
-
-    @property
-    def files(self) -> list[File]:
-        """Every file that belongs to the bank, but for the manifest."""
-        return [segment.file for segment in self.segments] + ([self.forgotten] if self.forgotten else [])
-
-    def to_bytes(self) -> bytes:
-        """The one way in which this manifest is written."""
-        values = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)}
-        if self.labels is None:  # banks of texts are written as they were before there were labels
-            del values["labels"]
-        return _canonical({**values, "sha256": hashlib.sha256(_canonical(values)).hexdigest()})
-
-    @classmethod
-    def from_bytes(cls, data: bytes, where: Path) -> "Manifest":
-        """Reads a manifest; raises a BankError if a single byte differs from what was written."""
-        try:
-            values = json.loads(data)
-            kind, version = values.pop("format"), values.pop("version")
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise BankError(f"{where} is damaged: restore it from a copy, or build the bank again") from error
-        if kind == FORMAT and isinstance(version, int) and version > VERSION:
-            raise BankError(
-                f"{where} has version {version}, the installed modeling_lle reads up to {VERSION}: "
-                "upgrade with `pip install -U modeling_lle`"
-            )
-        try:
-            manifest = cls._from_values(values)
-            right = manifest.to_bytes() == data
-        except (TypeError, ValueError, KeyError, AttributeError):
-            right = False
-        if not right:
-            raise BankError(f"{where} is damaged or was edited: restore it from a copy, or build the bank again")
-        return manifest
-
-    @classmethod
-    def _from_values(cls, values: dict[str, Any]) -> "Manifest":
-        del values["sha256"]
-        segments = [SegmentInfo(**{**part, "file": File(**part["file"])}) for part in values.pop("segments")]
-        forgotten, added, labels = values.pop("forgotten"), values.pop("added"), values.pop("labels", None)
-        return cls(
-            segments=tuple(segments),
-            forgotten=None if forgotten is None else File(**forgotten),
-            added=tuple(Added(**part) for part in added),
-            labels=None if labels is None else tuple(labels),
-            **values,
-        )
-
-
-def _canonical(values: dict[str, Any]) -> bytes:
-    return (json.dumps(values, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
-
-
-@dataclasses.dataclass
-class Segment:
-    """Entries of one namespace, with the texts that they come from.
-
-    Attributes:
-        keys: (N, D) bfloat16, normalised states.
-        ids: (N,) int64, ascending.
-        positions: (N,) int64, where the outcome stands in `tokens`; ascending.
-        counts: (N,) int32, how often the entry occurred: more than once where duplicates were merged.
-        copies: (P, 2) int64, each further occurrence: its entry's place among the N, and its position.
-        tokens: (M,) int32, the documents one after another, each after its start token; -1 where one was forgotten.
-        starts: (R + 1,) int64, where each document begins in `tokens`.
-        documents: R mappings with `source`, `row` and the other columns of the row.
-    """
-
-    keys: Tensor
-    ids: Tensor
-    positions: Tensor
-    counts: Tensor
-    copies: Tensor
-    tokens: Tensor
-    starts: Tensor
-    documents: list[dict[str, Any]]
-
-    tensors = ("keys", "ids", "positions", "counts", "copies", "tokens", "starts")
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    @property
-    def outcomes(self) -> Tensor:
-        """(N,) int64, the token that followed each key."""
-        return self.tokens[self.positions].long()
-
-    @property
-    def owners(self) -> Tensor:
-        """(N,) int64, the document of each entry."""
-        return torch.searchsorted(self.starts, self.positions, right=True) - 1
-
-    @classmethod
-    def join(cls, segments: Sequence["Segment"]) -> "Segment":
-        """Segments one after another as one."""
-        entries = torch.tensor([0, *(len(segment) for segment in segments)]).cumsum(0)
-        tokens = torch.tensor([0, *(len(segment.tokens) for segment in segments)]).cumsum(0)
-        copies = [
-            segment.copies + torch.stack([entry, token])
-            for segment, entry, token in zip(segments, entries, tokens, strict=False)
-        ]
-        starts = [segment.starts[:-1] + token for segment, token in zip(segments, tokens, strict=False)]
-        return cls(
-            keys=torch.cat([segment.keys for segment in segments]),
-            ids=torch.cat([segment.ids for segment in segments]),
-            positions=torch.cat([part.positions + token for part, token in zip(segments, tokens, strict=False)]),
-            counts=torch.cat([segment.counts for segment in segments]),
-            copies=torch.cat(copies),
-            tokens=torch.cat([segment.tokens for segment in segments]),
-            starts=torch.cat([*starts, tokens[-1:]]),
-            documents=[document for segment in segments for document in segment.documents],
-        )
-
-    def tokens_without(self, forgotten: Tensor) -> Tensor:
-        """The tokens (M,), those of the entries where `forgotten` (N,) bool replaced by -1."""
-        tokens = self.tokens.clone()
-        tokens[self.positions[forgotten]] = -1
-        tokens[self.copies[forgotten[self.copies[:, 0]], 1]] = -1
-        return tokens
-
-    def without(self, forgotten: Tensor) -> "Segment":
-        """The segment as it is when the entries where `forgotten` (N,) bool are gone, with their tokens and texts."""
-        tokens, kept, kept_copies = self.tokens_without(forgotten), ~forgotten, ~forgotten[self.copies[:, 0]]
-        documents = torch.unique(self.owners[kept])
-        lengths = self.starts.diff()
-        stays = torch.zeros(len(self.documents), dtype=torch.bool)
-        stays[documents] = True
-        token_stays = stays.repeat_interleave(lengths)
-        place = token_stays.long().cumsum(0) - 1  # where each token goes
-        entry = kept.long().cumsum(0) - 1  # and each entry
-        copies = self.copies[kept_copies]
-        return Segment(
-            keys=self.keys[kept],
-            ids=self.ids[kept],
-            positions=place[self.positions[kept]],
-            counts=self.counts[kept],
-            copies=torch.stack([entry[copies[:, 0]], place[copies[:, 1]]], dim=1),
-            tokens=tokens[token_stays],
-            starts=torch.cat([lengths.new_zeros(1), lengths[documents].cumsum(0)]),
-            documents=[self.documents[index] for index in documents.tolist()],
-        )
+LOCK, INDEX = ".lock", "index"
+_PARTIAL = re.compile(r"\.partial-[0-9a-f]{16}")  # a file that is being written, or a folder with a bank in the making
+INDEX_FILE = re.compile(r"[0-9a-f]{16}(-[0-9a-f]{64}\.faiss|\.json)|\.partial-[0-9a-f]+")
+REMEDY = "restore it from a copy, or build the bank again"
 
 
 class Folder:
@@ -240,9 +55,10 @@ class Folder:
 
     def read_manifest(self) -> Manifest:
         """The manifest; raises a FileNotFoundError if this is no bank, a BankError if it is damaged."""
-        where = self.path / MANIFEST
         try:
-            data = where.read_bytes()
+            where = self._place(MANIFEST)
+            with where.open("rb") as file:
+                data = file.read(LARGEST + 1)
         except (FileNotFoundError, NotADirectoryError):
             raise FileNotFoundError(
                 f"there is no bank at {self.path}: it has no {MANIFEST}; make one with HistoryBank.build or "
@@ -250,31 +66,73 @@ class Folder:
             ) from None
         return Manifest.from_bytes(data, where)
 
+    def _place(self, name: str) -> Path:
+        """The path of a file of the bank; raises a BankError for a link that leads out of it.
+
+        The cache of the Hub consists of links from `snapshots` into the folder `blobs` beside it.
+        """
+        path = self.path / name
+        if path.is_symlink():
+            target = path.resolve()
+            if target.parent.name != "blobs" or target.parent.parent / "snapshots" not in path.absolute().parents:
+                raise BankError(f"{path} is a symbolic link, which a bank never has: put the file itself there")
+        return path
+
     def check(self, file: File) -> Path:
         """The path of a file whose bytes are those that were written; raises a BankError if they are not."""
-        path = self.path / file.name
-        if Path(file.name).name != file.name or not file.name.startswith(PREFIXES):
+        path = self._place(file.name)
+        if not FILE_NAME.fullmatch(file.name):
             raise BankError(f"{self.path / MANIFEST} names {file.name!r}, which is no file of a bank")
         try:
             size = path.stat().st_size
             digest = sha256(path) if size == file.bytes else ""
         except FileNotFoundError:
-            raise BankError(f"{path} is missing: restore it from a copy, or build the bank again") from None
+            raise BankError(f"{path} is missing: {REMEDY}") from None
         if digest != file.sha256:
             state = f"is damaged ({size} bytes, {file.bytes} were written)" if not digest else "is damaged or swapped"
-            raise BankError(f"{path} {state}: restore it from a copy, or build the bank again")
+            raise BankError(f"{path} {state}: {REMEDY}")
         return path
 
-    def read_segment(self, info: SegmentInfo, verify: bool = True) -> Segment:
-        """A segment, its tensors mapped from the file."""
+    def read_segment(self, info: SegmentInfo, verify: bool = True, manifest: Manifest | None = None) -> Segment:
+        """A segment, its tensors mapped from the file.
+
+        Args:
+            info: What the manifest says of it.
+            verify: Whether to test its checksum, and given a manifest, that every value can be one of this bank.
+            manifest: That of the bank.
+        """
         tensors = self._read(info.file, verify)
-        documents = tensors.pop("documents").numpy().tobytes().decode()
-        # Not splitlines(): JSON leaves the line breaks of Unicode, such as U+2028, as they are.
-        return Segment(**tensors, documents=[json.loads(line) for line in documents.split("\n") if line])
+        with self._named(info.file):
+            check_layout(tensors, info)
+            of_labels = manifest is not None and manifest.labels is not None
+            documents = parse_documents(tensors.pop("documents"), info.documents, of_labels)
+            if verify and manifest is not None:
+                check_values(Segment(**tensors, documents=documents), manifest)
+                # What was read of a mapped file stays in memory as long as it is mapped, so it is mapped anew.
+                tensors = self._read(info.file, verify=False)
+                del tensors["documents"]
+        return Segment(**tensors, documents=documents)
+
+    @contextlib.contextmanager
+    def _named(self, file: File) -> Iterator[None]:
+        """Says in a BankError which file it is about, and what to do."""
+        try:
+            yield
+        except BankError as error:
+            if str(self.path) in str(error):
+                raise
+            raise BankError(f"{self.path / file.name} {error}: {REMEDY}") from error
+
+    def check_together(self, segments: Iterable[Segment], forgotten: Tensor) -> None:
+        """Raises a BankError unless the segments and the forgotten ids (n,) int64 can be those of one bank."""
+        try:
+            check_together(list(segments), forgotten)
+        except BankError as error:
+            raise BankError(f"{self.path / MANIFEST} {error}: {REMEDY}") from error
 
     def find_keys(self, info: SegmentInfo) -> tuple[Path, int]:
         """The file of a segment, and how many bytes stand before its keys (N, D) bfloat16."""
-        path = self.path / info.file.name
+        path = self._place(info.file.name)
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
             return path, 8 + size + json.loads(file.read(size))["keys"]["data_offsets"][0]
@@ -283,10 +141,12 @@ class Folder:
         """The ids that were forgotten since the last `compact`, ascending."""
         if manifest.forgotten is None:
             return torch.zeros(0, dtype=torch.long)
-        return self._read(manifest.forgotten, verify)["ids"]
+        tensors = self._read(manifest.forgotten, verify)
+        with self._named(manifest.forgotten):
+            return check_forgotten(tensors, manifest.next_id)
 
     def _read(self, file: File, verify: bool) -> dict[str, Tensor]:
-        path = self.check(file) if verify else self.path / file.name
+        path = self.check(file) if verify else self._place(file.name)
         try:
             with safe_open(path, framework="pt") as opened:
                 return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
@@ -318,17 +178,102 @@ class Folder:
             lock.release()
 
     def remove_leftovers(self) -> None:
-        """Removes the files that belong to no bank any more."""
+        """Removes the files that belong to no bank any more; where there is no bank, those of one in the making."""
         known = set()
         if (self.path / MANIFEST).exists():
             known = {file.name for file in self.read_manifest().files}
-        for name in self.leftovers(known):
-            (self.path / name).unlink(missing_ok=True)
+        leftovers = self.leftovers(known)
+        # A folder with a bank in the making goes last: without a manifest, it says that the others are leftovers.
+        for path in sorted((self.path / name for name in leftovers), key=Path.is_dir):
+            if path.is_dir():
+                _remove_own(path)
+            else:
+                path.unlink(missing_ok=True)
 
     def leftovers(self, known: set[str]) -> list[str]:
-        """Names of files of the kinds that a bank has, but for the `known` ones."""
-        names = (path.name for path in self.path.iterdir())
-        return sorted(name for name in names if name.startswith(_OWN) and name not in known)
+        """Names of the files that a bank makes, but for the `known` ones; none where nobody has made a bank."""
+        names = sorted(os.listdir(self.path))
+        partial = [name for name in names if _PARTIAL.fullmatch(name)]
+        making = any((self.path / name).is_dir() for name in partial)
+        if not making and not (self.path / MANIFEST).exists():
+            return []
+        return sorted(partial + [name for name in names if FILE_NAME.fullmatch(name) and name not in known])
+
+    def is_whole(self, file: File) -> bool:
+        """Whether a file is here, and as it was written."""
+        try:
+            return self.check(file).is_file()
+        except BankError:
+            return False
+
+    def copy(self, path: Path) -> None:
+        """Copies a file of another bank into this folder, and onto the disk."""
+        try:
+            shutil.copyfile(path, self.path / path.name)
+            _flush(self.path / path.name)
+        except OSError as error:
+            raise OSError(f"cannot write {self.path / path.name}: {error}; the bank is as it was before") from error
+
+    def holds_older_copy(self, original: Manifest) -> bool:
+        """Whether a copy of a bank is here, from now or from before, which has not been changed since."""
+        return (self.path / MANIFEST).exists() and self.read_manifest().is_older_copy(original)
+
+    def check_free(self) -> None:
+        """Raises a FileExistsError if there is a bank already, or anything else."""
+        if (self.path / MANIFEST).exists():
+            raise FileExistsError(
+                f"there is a bank at {self.path} already: open it and add to it, remove it, or choose another folder"
+            )
+        names = set(os.listdir(self.path)) - {LOCK, *self.leftovers(set())} if self.path.is_dir() else set()
+        foreign = sorted(names)
+        if foreign:
+            shown = ", ".join(foreign[:3]) + (f" and {len(foreign) - 3} more" if len(foreign) > 3 else "")
+            raise FileExistsError(f"{self.path} holds other files ({shown}): choose an empty folder for the bank")
+
+    @contextlib.contextmanager
+    def making(self) -> Iterator["Folder"]:
+        """A folder to make a bank in, which takes the place of this one's in the end; call it while `writing`."""
+        made = Folder(self.path / f".partial-{uuid.uuid4().hex[:16]}")
+        try:
+            made.path.mkdir()
+            yield made
+            self._take(made)
+        finally:
+            self.remove_leftovers()
+
+    def _take(self, made: "Folder") -> None:
+        """Moves the files of a bank here, and the manifest last."""
+        try:
+            for file in made.read_manifest().files:
+                if (made.path / file.name).exists():  # else it is here already
+                    os.replace(made.path / file.name, self.path / file.name)
+            _flush(self.path)
+            os.replace(made.path / MANIFEST, self.path / MANIFEST)
+            _flush(self.path)
+        except OSError as error:
+            raise OSError(f"cannot write {self.path}: {error}; the bank is as it was before") from error
+
+    def remove(self) -> None:
+        """Removes a bank, if there is one, and the folder if nothing else is in it."""
+        if not (self.path / MANIFEST).exists():
+            return
+        with self.writing():
+            self.remove_index()
+            (self.path / f".partial-{uuid.uuid4().hex[:16]}").mkdir()  # until all is gone, the rest is leftovers
+            (self.path / MANIFEST).unlink()
+            self.remove_leftovers()
+        _remove_own(self.path)
+
+    def remove_index(self) -> None:
+        """Removes the search index, which holds codes of the keys, and nothing else that may be beside it."""
+        folder = self.path / INDEX
+        if not folder.is_dir() or folder.is_symlink():
+            return
+        for path in folder.iterdir():
+            if INDEX_FILE.fullmatch(path.name):
+                path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what else is in it is not the bank's
+            folder.rmdir()
 
     def write_segment(self, segment: Segment, namespace: str) -> SegmentInfo:
         """Writes a segment; it belongs to the bank once a manifest names it."""
@@ -344,7 +289,10 @@ class Folder:
 
     def write_manifest(self, manifest: Manifest) -> None:
         """Makes a change count."""
-        self._write(MANIFEST, lambda path: path.write_bytes(manifest.to_bytes()))
+        data = manifest.to_bytes()
+        if len(data) > LARGEST:
+            raise BankError(f"the manifest of {self.path} would have {len(data):,} bytes: use fewer sources or labels")
+        self._write(MANIFEST, lambda path: path.write_bytes(data))
 
     def _write_tensors(self, kind: str, tensors: dict[str, Tensor]) -> File:
         name = f"{kind}-{uuid.uuid4().hex[:16]}.safetensors"
@@ -364,6 +312,17 @@ class Folder:
         finally:
             partial.unlink(missing_ok=True)
         return file
+
+
+def _remove_own(folder: Path) -> None:
+    """Removes the files that a bank makes from a folder, and the folder if that was all."""
+    if folder.is_symlink():
+        return
+    for path in folder.iterdir():
+        if path.name in (MANIFEST, LOCK) or FILE_NAME.fullmatch(path.name) or _PARTIAL.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # what else is in it is not the bank's
+        folder.rmdir()
 
 
 def sha256(path: Path) -> str:

@@ -1,7 +1,7 @@
 """The files of the search indexes of a bank: which there are, which segments each knows, and their removal.
 
 Notable: an index is a cache that is looked for by what it knows, so that it serves as long as most of its segments are
-there, also when others have come or small ones have been joined. Beside its file, named after its checksum, lies a
+there, also when others have come or small ones have been joined. Beside its file, named after its seal, lies a
 list of those segments. It holds short codes of keys, so compaction removes one that knows segments which are gone.
 """
 
@@ -9,22 +9,19 @@ import dataclasses
 import hashlib
 import json
 import os
-import re
 import uuid
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .bank_files_lle import Folder, SegmentInfo, sha256
+from .bank_files_lle import INDEX, INDEX_FILE, Folder, SegmentInfo, seal
 
 MAX_CHANGED = 0.2  # share of the entries that may have come since, or of those in the index that may have gone
-
-_OWN = re.compile(r"[0-9a-f]{16}(-[0-9a-f]{64}\.faiss|\.json)|\.partial-[0-9a-f]+")
 
 
 def index_folder(folder: Folder) -> Path:
     """Where the indexes of a bank lie."""
-    return folder.path / "index"
+    return folder.path / INDEX
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +29,7 @@ class IndexFile:
     """An index on the disk.
 
     Attributes:
-        path: Its file, whose name ends with its checksum.
+        path: Its file, whose name ends with its seal (seal_lle.py).
         maker: What made it.
         namespaces: Those that it was made to search in.
         known: Names and numbers of entries of the segments that it knows, in its order.
@@ -49,10 +46,10 @@ class IndexFile:
         return self.path.with_name(f"{self.path.stem.partition('-')[0]}.json")
 
     @property
-    def is_whole(self) -> bool:
-        """Whether it is as it was written."""
+    def is_own(self) -> bool:
+        """Whether this user has made it on this machine, and it is as it was written."""
         try:
-            return sha256(self.path) == self.path.stem.partition("-")[2]
+            return seal(self.path) == self.path.stem.partition("-")[2]
         except OSError:
             return False
 
@@ -104,7 +101,7 @@ def save_index(folder: Folder, infos: Sequence[SegmentInfo], maker: str, write: 
     place.mkdir(exist_ok=True)
     try:
         write(str(partial))
-        made = IndexFile(place / f"{_key(data)}-{sha256(partial)}.faiss", maker, tuple(namespaces), known)
+        made = IndexFile(place / f"{_key(data)}-{seal(partial)}.faiss", maker, tuple(namespaces), known)
         made.list_path.write_bytes(data)
         os.replace(partial, made.path)
     finally:
@@ -126,7 +123,7 @@ def stale_indexes(folder: Folder, current: Collection[str]) -> list[Path]:
     place = index_folder(folder)
     good = [file for file in index_files(folder) if file.known and file.known.keys() <= set(current)]
     kept = {path for file in good for path in (file.path, file.list_path)}
-    own = [path for path in place.iterdir() if _OWN.fullmatch(path.name)] if place.is_dir() else []
+    own = [path for path in place.iterdir() if INDEX_FILE.fullmatch(path.name)] if place.is_dir() else []
     return sorted(path for path in own if path not in kept)
 
 

@@ -8,11 +8,9 @@ Shapes: B batch, T time, D width, Q queries, N entries, K neighbours.
 
 import contextlib
 import dataclasses
-import hashlib
 import logging
-import shutil
-import tempfile
 import threading
+import uuid
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -32,24 +30,17 @@ from .bank_changes_lle import (
     sources_left,
     to_join,
 )
-from .bank_files_lle import MANIFEST, Added, BankError, Folder, Manifest, Segment, SegmentInfo
+from .bank_files_lle import MANIFEST, Added, BankError, File, Folder, Manifest, Segment, SegmentInfo
 from .bank_index_lle import remove_stale_indexes, stale_indexes
 from .bank_state_lle import ATTEMPTS, NO_IDS, BankState, EntryText, Found, Search, bank_tool
+from .fingerprint_lle import fingerprint, same_backbone
+from .temporary_lle import TemporaryFolder
 
 logger = logging.getLogger(__name__)
 
 DEFAULT = "default"
 HISTORY_FOLDER = "history"  # where a saved model keeps its bank
-
-
-@torch.no_grad()
-def fingerprint(model: Any) -> str:
-    """Identifies what makes the keys of `model`: its weights in bfloat16, so that their dtype does not matter."""
-    digest = hashlib.sha256()
-    for name, weight in model.key_weights():
-        digest.update(f"{name} {tuple(weight.shape)}\n".encode())
-        digest.update(weight.detach().cpu().bfloat16().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+TEMPORARY = "lle-bank-"  # what the names of temporary folders begin with
 
 
 class HistoryBank:
@@ -96,7 +87,9 @@ class HistoryBank:
         if not path.is_dir():
             from huggingface_hub import snapshot_download
 
-            patterns = [f"{HISTORY_FOLDER}/*"]
+            # No search index: it is made here, as one from elsewhere is not to be trusted.
+            names = (MANIFEST, "segment-*.safetensors", "forgotten-*.safetensors")
+            patterns = [f"{HISTORY_FOLDER}/{name}" for name in names]
             path = Path(snapshot_download(str(name_or_path), revision=revision, token=token, allow_patterns=patterns))
         inner = path / HISTORY_FOLDER
         return cls.open(inner if (inner / MANIFEST).exists() else path)
@@ -138,18 +131,23 @@ class HistoryBank:
         With `labels`, its outcomes are not tokens but labels: these and those that `append` adds.
         """
         folder = Folder(path)
+        folder.check_free()  # before a lock is put there
         with folder.writing():
-            if (folder.path / MANIFEST).exists():
-                raise FileExistsError(f"there is a bank at {folder.path} already: open it and add to it, or remove it")
-            folder.write_manifest(Manifest(fingerprint, width, vocab_size, labels=labels))
+            folder.check_free()
+            with folder.making() as made:
+                identity = uuid.uuid4().hex
+                made.write_manifest(Manifest(fingerprint, width, vocab_size, labels=labels, identity=identity))
         return cls(folder)
 
     @classmethod
     def temporary(cls, *args: Any, **kwargs: Any) -> "HistoryBank":
-        """As `create`, in a temporary folder that lasts as long as the bank. Keep it with `save_pretrained`."""
-        path = tempfile.mkdtemp(prefix="lle-bank-")
-        bank = cls.create(path, *args, **kwargs)
-        weakref.finalize(bank, shutil.rmtree, path, ignore_errors=True)
+        """As `create`, in a temporary folder that lasts as long as the bank. Keep it with `save_pretrained`.
+
+        The next temporary bank removes those that killed processes left.
+        """
+        folder = TemporaryFolder(TEMPORARY)
+        bank = cls.create(folder.path / "bank", *args, **kwargs)
+        weakref.finalize(bank, folder.remove)
         return bank
 
     # The state
@@ -220,7 +218,7 @@ class HistoryBank:
                 f"the bank {self.folder.path} holds {held}, and a {type(model).__name__} predicts {due}: open a bank "
                 f"that {'its learn() made' if model.predicts_labels else 'HistoryBank.build made of texts'}"
             )
-        if fingerprint(model) != self.manifest.fingerprint:
+        if not same_backbone(self.manifest.fingerprint, model):
             raise BankError(
                 f"the bank {self.folder.path} was encoded by another backbone (width {self.manifest.width}, "
                 f"vocabulary {self.manifest.vocab_size}) than this model's (width {model.key_size}, "
@@ -433,27 +431,53 @@ class HistoryBank:
     # Keeping and sharing
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Writes a copy of the bank, as it is in memory, into the folder `path`, which must not hold another one.
+        """Writes a copy of the bank, as it is in memory, into the folder `path`, as a whole or not at all.
 
-        Into its own folder nothing needs to be written.
+        The folder must be empty, or hold an older copy of this bank, which nobody has changed since. Into its own
+        folder nothing needs to be written.
+        """
+        with self.saving(path):
+            pass
+
+    @contextlib.contextmanager
+    def saving(self, path: str | Path) -> Iterator[None]:
+        """As `save_pretrained`: checks and copies everything, and lets it count at the end of the block.
+
+        Raises:
+            FileExistsError: There is another bank at `path`, or other files.
+            OSError: It cannot be written; then nothing has changed.
         """
         target = Folder(path)
         if target.path.resolve() == self.folder.path.resolve():
+            yield
             return
+        if not target.holds_older_copy(self.manifest):
+            target.check_free()  # before a lock is put there
         with target.writing():
-            if (target.path / MANIFEST).exists():
-                raise FileExistsError(f"there is a bank at {target.path} already: remove it, or choose another folder")
-            while True:
-                state = self._state
-                try:
-                    for file in state.manifest.files:
-                        shutil.copyfile(self.folder.check(file), target.path / file.name)
-                    break
-                except (BankError, FileNotFoundError):
-                    if self._state is state:
-                        raise  # no other thread has replaced the files
-                    target.remove_leftovers()
-            target.write_manifest(state.manifest)
+            present: set[File] = set()
+            if target.holds_older_copy(self.manifest):
+                present = set(target.read_manifest().files)
+            else:
+                target.check_free()
+            with target.making() as made:
+                manifest = self._copy_into(made, {file for file in present if target.is_whole(file)})
+                copy_of = (manifest.identity, manifest.generation) if manifest.identity else None
+                identity = uuid.uuid4().hex if manifest.identity else ""
+                made.write_manifest(dataclasses.replace(manifest, identity=identity, copy_of=copy_of))
+                yield
+
+    def _copy_into(self, made: Folder, present: set[File]) -> Manifest:
+        """Copies the bank's files into a folder, but for those that are `present`; returns their manifest."""
+        while True:
+            state = self._state
+            try:
+                for file in state.manifest.files:
+                    if file not in present:
+                        made.copy(self.folder.check(file))
+                return state.manifest
+            except (BankError, FileNotFoundError):
+                if self._state is state:
+                    raise  # no other thread has replaced the files
 
     def push_to_hub(self, repo_id: str, **options: Any) -> Any:
         """Uploads the bank into the folder `history` of a repository on the Hub.

@@ -116,12 +116,16 @@ class BankState:
         """The state that a manifest describes; the other arguments are those of `read`."""
         known = {} if before is None else before.files
         files = {
-            info.file: known[info.file] if info.file in known else folder.read_segment(info, verify)
+            info.file: known[info.file] if info.file in known else folder.read_segment(info, verify, manifest)
             for info in manifest.segments
         }
         if before is not None and before.manifest.forgotten == manifest.forgotten:
-            return cls(folder, manifest, files, before.forgotten)
-        return cls(folder, manifest, files, folder.read_forgotten(manifest, verify))
+            forgotten = before.forgotten
+        else:
+            forgotten = folder.read_forgotten(manifest, verify)
+        if verify and not files.keys() <= known.keys():
+            folder.check_together(files.values(), forgotten)
+        return cls(folder, manifest, files, forgotten)
 
     def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
         """What `make` returns, computed when it is first asked for and kept as long as this state."""

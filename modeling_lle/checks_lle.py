@@ -1,8 +1,11 @@
-"""Checks of what the kernels take on trust: they read and write memory without asking where an array ends.
+"""Checks of what is taken on trust where it is used: by kernels, which do not ask where an array ends, and by files.
 
 Notable: shapes, dtypes and devices cost less than a microsecond a tensor; of whole numbers that are places in another
 array, the least and the largest are read.
 """
+
+import json
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,3 +49,14 @@ def sizes(tensor: Tensor, name: str, dimensions: int) -> tuple[int, ...]:
     if tensor.dim() != dimensions:
         raise ValueError(f"{name} should have {dimensions} dimensions; got {tuple(tensor.shape)}")
     return tensor.shape
+
+
+def check_unicode(value: Any, what: str) -> None:
+    """Raises a ValueError if a value holds half of a surrogate pair, which no file and no tokenizer takes."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    if text.isascii():
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{what} holds {text[error.start]!r}, which is no proper Unicode") from None

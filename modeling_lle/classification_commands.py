@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from .options import BatchSize, Column, Folder, InPrecision, LabelColumn, Namespaces, Precision
+from .terminal import printable, say
 
 Given = Annotated[str, typer.Argument(metavar="INPUT", help="A text, or a .txt, .csv, .tsv, .json or .jsonl file.")]
 OwnBank = Annotated[Path | None, typer.Option("--bank", help="The bank; that in the model's folder if not given.")]
@@ -55,7 +56,7 @@ def classify(
         for row, columns in zip(table.rows, added, strict=True)
     ]
     write_table(output, rows)
-    typer.echo(f"{len(rows):,} texts classified in {output}, with the columns {', '.join(names.values())}.")
+    say(f"{len(rows):,} texts classified in {output}, with the columns {', '.join(names.values())}.")
 
 
 def _classify(
@@ -105,14 +106,16 @@ def _format(text: str, result: dict[str, Any]) -> str:
     """A result as lines for the terminal."""
     labels = result.get("labels", [result])
     shown = repr(text if len(text) <= SHOWN else text[: SHOWN - 3] + "...")
-    lines = [f"{labels[0]['score']:.4f}  {typer.style(labels[0]['label'], bold=True)}  {shown}"]
-    lines += [f"{label['score']:.4f}  {label['label']}" for label in labels[1:]]
+    lines = [f"{labels[0]['score']:.4f}  {typer.style(printable(labels[0]['label']), bold=True)}  {shown}"]
+    lines += [f"{label['score']:.4f}  {printable(label['label'])}" for label in labels[1:]]
     if "out_of_scope" in result:
         lines.append(f"  none of these: {result['out_of_scope']:.4f}")
     if "history" in result:
         for example in result["history"]:
             text = example["text"] if len(example["text"]) <= SHOWN else example["text"][: SHOWN - 3] + "..."
-            lines.append(f"  {example['share']:+.4f}  {example['label']}  {text!r} (example {example['id']})")
+            lines.append(
+                f"  {example['share']:+.4f}  {printable(example['label'])}  {text!r} (example {example['id']})"
+            )
         lines.append(f"  {result['base_share']:+.4f}  the base")
     return "\n".join(lines)
 
@@ -163,14 +166,14 @@ def learn(
         raise ValueError(f"{table.where} cannot be learned: {error}") from error
     seconds = time.perf_counter() - begin
     bank, several = loaded.history_bank, len({json.dumps(one) for one in labels})
-    typer.echo(
+    say(
         f"{added:,} of {len(texts):,} examples are new, of {several:,} label{'s' * (several != 1)}, in {seconds:.1f} "
         f"s; the bank {place} has {len(bank):,}."
     )
     if added:
         name = source or bank.manifest.added[-1].source
         where = "" if bank_path is None else f" --bank {bank_path}"
-        typer.echo(f"The source is {name!r}: lle forget {model} --source {shlex.quote(name)}{where} takes it back.")
+        say(f"The source is {name!r}: lle forget {model} --source {shlex.quote(name)}{where} takes it back.")
 
 
 def forget(
@@ -197,4 +200,4 @@ def forget(
     loaded.attach_history(bank, tokenizer=tokenizer)
     wanted = None if label is None else read_label(label, loaded.kind)
     gone = loaded.forget(texts, label=wanted, source=source, namespace=namespace)
-    typer.echo(f"{gone:,} examples taken back; the bank {bank.folder.path} has {len(bank):,}.")
+    say(f"{gone:,} examples taken back; the bank {bank.folder.path} has {len(bank):,}.")

@@ -7,6 +7,7 @@ Heavy imports wait until a command runs, so that `lle --help` answers at once.
 import json
 import logging
 import os
+import signal
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +18,7 @@ from .calibration_commands import calibrate, statistics
 from .classification_commands import classify, forget, learn
 from .evaluation_commands import evaluate
 from .options import Bank, Column, Folder, InPrecision, Name, Namespaces, Precision
+from .terminal import Formatter, printable_lines, say
 from .translation_commands import memory, translate
 
 app = typer.Typer(
@@ -42,8 +44,8 @@ def train(
     leave_group()
     if loaded.training.process_index > 0:
         return
-    typer.echo(json.dumps(metrics, indent=2))
-    typer.echo(f"The model is in {loaded.training.output_dir}: lle evaluate {loaded.training.output_dir} TEXT")
+    say(json.dumps(metrics, indent=2))
+    say(f"The model is in {loaded.training.output_dir}: lle evaluate {loaded.training.output_dir} TEXT")
 
 
 app.command()(evaluate)
@@ -85,7 +87,7 @@ def explain_(
     typer.echo(format_explanations(explanations, tokenizer))
     if output is not None:
         write_page(output, explanations, tokenizer, f"What {model} recalls")
-        typer.echo(f"The page is {output}.")
+        say(f"The page is {output}.")
 
 
 app.command()(classify)
@@ -110,7 +112,7 @@ def card(
     recipe = model / "recipe.yaml"
     text = recipe.read_text(encoding="utf-8") if recipe.is_file() else None
     path = write_model_card(model, read_results(results), repo_id=repo_id, dataset=dataset, recipe=text, prompt=prompt)
-    typer.echo(f"The card is {path}.")
+    say(f"The card is {path}.")
 
 
 @app.command()
@@ -127,18 +129,24 @@ def demo(
     """Trains a small model in a few minutes, and shows what it learns from the text that it reads."""
     from .demo import demonstrate
 
-    demonstrate(
-        output, dataset, name, text_column, precision=precision.value, train_seconds=60 * minutes, say=typer.echo
-    )
+    demonstrate(output, dataset, name, text_column, precision=precision.value, train_seconds=60 * minutes, say=say)
+
+
+def _stop(number: int, frame: Any) -> None:
+    """Ends the process as an error does, so that nothing half made and no temporary folder is left behind."""
+    raise SystemExit(128 + number)
 
 
 def main() -> None:
     """Runs the command line; an error that the user can mend is one line, not a traceback."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(Formatter("%(levelname)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    signal.signal(signal.SIGTERM, _stop)
     try:
         app()
     except (FileNotFoundError, FloatingPointError, ImportError, OSError, ValueError) as error:
-        typer.secho(f"lle: {error}", fg=typer.colors.RED, err=True)
+        typer.secho(printable_lines(f"lle: {error}"), fg=typer.colors.RED, err=True)
         raise SystemExit(2) from None
 
 

@@ -4,7 +4,6 @@ The corpus is the source code of the running Python's standard library, split by
 any data set of texts can take its place. How much of it is read depends on how long a training step takes here.
 """
 
-import shutil
 import statistics
 import textwrap
 import time
@@ -17,6 +16,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, pipeline
 
+from .bank_files_lle import Folder
 from .bank_lle import HistoryBank
 from .cache_lle import LLECache
 from .configuration_lle import LLEConfig
@@ -233,7 +233,7 @@ def _remember(
 ) -> HistoryBank:
     """Makes a bank of what the model did not learn of its training text, and fits the numbers of both sources."""
     path = folder / "bank"
-    shutil.rmtree(path, ignore_errors=True)  # that of an earlier demonstration
+    Folder(path).remove()  # that of an earlier demonstration
     begin = time.perf_counter()
     bank = HistoryBank.build(
         model, tokenizer, texts["train"], path, text_column=column, source="training text", keep_below=KEEP_BELOW

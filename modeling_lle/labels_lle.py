@@ -92,6 +92,19 @@ def labels_in(name: str, kind: str) -> list[str]:
     return json.loads(name) if kind == MULTI else [name] if kind == SINGLE else []
 
 
+def check_outcomes(names: Sequence[str], kind: str) -> None:
+    """Raises a ValueError unless these can be the names of outcomes of this kind, whoever made them."""
+    for name in names:
+        try:
+            if kind == REGRESSION and not math.isfinite(float(name)):
+                raise ValueError
+            if kind == MULTI and outcome_name(json.loads(name), kind) != name:
+                raise ValueError
+        except (ValueError, TypeError, RecursionError):
+            due = "number" if kind == REGRESSION else "list of labels"
+            raise ValueError(f"has the label {name!r:.80}, which is no {due}") from None
+
+
 @dataclass(frozen=True)
 class LabelSpace:
     """The labels of a classifier, and what each outcome of its bank says of them.

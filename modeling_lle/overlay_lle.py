@@ -29,9 +29,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from .bank_lle import fingerprint
 from .cache_lle import LLECache
 from .configuration_lle import UpdateConfig
+from .fingerprint_lle import fingerprint, same_backbone
 from .linear_lle import apply_linear, is_packed, is_plain, linear
 from .loss_lle import IGNORED, check_targets
 from .precision_lle import outside_autocast
@@ -359,7 +359,7 @@ class Overlay:
         changes = {current_name(name): change for name, change in changes.items()}
         decayed = changes.pop(_DECAYED, None)  # version 1 has none
         given = {name: change.shape[1:] for name, change in changes.items()}
-        if described["fingerprint"] != fingerprint(model) or given != change_sizes(model, model.config.overlay):
+        if not same_backbone(described["fingerprint"], model) or given != change_sizes(model, model.config.overlay):
             raise ValueError(f"the overlay {path} was made by another model: load the model that read the text")
         overlay = cls(model, len(next(iter(changes.values()))))
         overlay.decayed = overlay.decayed if decayed is None else decayed

@@ -3,6 +3,7 @@
 Notable: a backbone that would be partly untrained is an error, as is a broken file; a bank is saved only when asked.
 """
 
+import contextlib
 import os
 import re
 from collections.abc import Sequence
@@ -20,9 +21,12 @@ from .bank_lle import HISTORY_FOLDER, BankError, HistoryBank
 from .configuration_lle import LLEConfig
 from .overlay_lle import STATISTICS, read_statistics
 from .recurrence_lle import RENAMED, current_name, first_name, init_recurrent_weights
+from .temporary_lle import replacing_files
 from .training_history_lle import HistoryLoss
 
+PARTIAL = ".lle-saving-"  # what the name of a folder begins with, in which a model's files are written
 _OLD_NAMES = {re.escape(old): new for old, new in RENAMED.items()}  # as `key_mapping` of from_pretrained
+_SHARD = re.compile(r"model(\.\w+)?-\d{5}-of-\d{5}\.safetensors")  # of the weights; transformers makes these names
 
 
 def _hub_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -35,6 +39,12 @@ def _hub_options(options: dict[str, Any]) -> dict[str, Any]:
 def _place(part: type) -> str:
     """Where `trust_remote_code` finds a class in a saved folder."""
     return f"{part.__module__.rpartition('.')[2]}.{part.__name__}"
+
+
+def _is_shared(folder: str | os.PathLike[str], is_main_process: bool = True, *_: Any, **options: Any) -> bool:
+    """Whether not this process alone writes a model's files into a folder, or these are read there as they come."""
+    shared = options.get("push_to_hub") or options.get("distributed_checkpoint") or not is_main_process
+    return bool(shared) or os.path.isfile(folder)
 
 
 class LLEPreTrainedModel(PreTrainedModel):
@@ -118,17 +128,24 @@ class LLEPreTrainedModel(PreTrainedModel):
         """Saves the model, and the code that loads it where this package is not installed, as transformers does.
 
         With `save_history`, a copy of the attached bank is kept in the folder `history`, from which
-        `HistoryBank.from_pretrained` opens it. It holds the texts that the bank was made of.
+        `HistoryBank.from_pretrained` opens it. It holds the texts that the bank was made of. Nothing is written if
+        another bank is there, or an older copy of this one that has been changed since.
         """
         if save_history and self.history_bank is None:
             raise ValueError("save_history=True, but no bank is attached: call attach_history first")
         parts = {"AutoConfig": self.config, "AutoModel": self.base_model, str(self._auto_class): self}
         self.config.auto_map = {auto: _place(type(part)) for auto, part in parts.items()}
-        super().save_pretrained(save_directory, *args, **kwargs)
-        if self.update_statistics is not None:
-            save_file(self.update_statistics, os.path.join(save_directory, STATISTICS), {"format": "pt"})
-        if save_history and self.history_bank is not None:
-            self.history_bank.save_pretrained(os.path.join(save_directory, HISTORY_FOLDER))
+        with contextlib.ExitStack() as stack:
+            if save_history and self.history_bank is not None:  # checked and copied first, counts last
+                stack.enter_context(self.history_bank.saving(os.path.join(save_directory, HISTORY_FOLDER)))
+            if kwargs.get("push_to_hub"):
+                stack.close()  # what is pushed is the bank itself, nothing in the making
+            folder = save_directory
+            if not _is_shared(save_directory, *args, **kwargs):
+                folder = stack.enter_context(replacing_files(save_directory, PARTIAL, _SHARD))
+            super().save_pretrained(folder, *args, **kwargs)
+            if self.update_statistics is not None:
+                save_file(self.update_statistics, os.path.join(folder, STATISTICS), {"format": "pt"})
 
     def resize_token_embeddings(
         self,

@@ -8,9 +8,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from .bank_changes_lle import live_labels
-from .bank_lle import DEFAULT, HistoryBank, bank_tool, fingerprint
+from .bank_files_lle import MANIFEST, BankError
+from .bank_lle import DEFAULT, HistoryBank, bank_tool
 from .bank_state_lle import BankState
-from .labels_lle import REGRESSION, Label, LabelSpace, kind_of, labels_in, names_of
+from .fingerprint_lle import fingerprint
+from .labels_lle import REGRESSION, Label, LabelSpace, check_outcomes, kind_of, labels_in, names_of
 from .pretrained_lle import LLEPreTrainedModel
 
 
@@ -61,9 +63,13 @@ class TeachableModel(LLEPreTrainedModel):
         self.config.id2label = dict(enumerate(names))
         self.config.label2id = {name: number for number, name in enumerate(names)}
 
-    def attach_history(self, *args: Any, **kwargs: Any) -> None:
+    def attach_history(self, bank: HistoryBank, *args: Any, **kwargs: Any) -> None:
         """As for every LLE model; the configuration gets the names of the labels that only the bank knows."""
-        super().attach_history(*args, **kwargs)
+        try:
+            check_outcomes(bank.manifest.labels or (), self.kind)
+        except ValueError as error:
+            raise BankError(f"{bank.folder.path / MANIFEST} {error}: teach the examples again") from None
+        super().attach_history(bank, *args, **kwargs)
         _ = self.label_space
 
     def detach_history(self) -> None:

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from .options import BatchSize, Column, Folder, InPrecision, Name, Namespaces, Precision, Source
+from .terminal import printable, printable_lines, say
 
 Given = Annotated[
     str, typer.Argument(metavar="INPUT", help="A text, or a .txt, .csv, .tsv, .json, .jsonl, .po or .pot file.")
@@ -79,13 +80,13 @@ def translate(
         wrong = [f"{name} {' '.join(result[name])}" for name in ("lost", "added") if name in result]
         changed += bool(wrong)
         if wrong:
-            typer.echo(f"{place}: the translation {' and '.join(wrong)}", err=True)
+            say(f"{place}: the translation {' and '.join(wrong)}", err=True)
     exact = sum("exact" in result for result in results)
     said = [f"{sum(bool(text.strip()) for text in document.texts):,} texts translated in {seconds:.1f} s"]
     said += [f"{exact:,} of them from the memory"] if exact_matches else []
     said += [f"{changed:,} with other placeholders"] if changed else []
     said += [f"in {output}"] if output is not None else []
-    typer.echo(", ".join(said) + ".", err=output is None)
+    say(", ".join(said) + ".", err=output is None)
 
 
 def _read(given: str, output: Path | None, text_column: str, fuzzy: bool) -> _Document:
@@ -198,11 +199,12 @@ def _format(text: str, result: dict[str, Any]) -> str:
     """A result as lines for the terminal."""
     if not text.strip():
         return ""
-    lines = [f"{text} -> {typer.style(result['translation_text'], bold=True)}"]
+    translation = typer.style(printable_lines(result["translation_text"]), bold=True)
+    lines = [f"{printable_lines(text)} -> {translation}"]
     if "history" in result:
         lines += [
             f"  {pair['share']:+.4f}  {_short(pair['text'])} -> {_short(pair['translation'])} "
-            f"(match {pair['match']:.2f}, {pair['source']}, row {pair['row']})"
+            f"(match {pair['match']:.2f}, {printable(pair['source'])}, row {pair['row']})"
             for pair in result["history"]
         ]
         lines.append(f"  {result['base_share']:+.4f}  the base")
@@ -242,27 +244,30 @@ def memory(
     from .banks.taught import bank_place, count_pairs, load_translator, remember
     from .data import load_pairs
     from .precision_lle import in_precision
+    from .temporary_lle import TemporaryFolder
 
     if calibrate and not Path(model).is_dir():
         raise ValueError(f"{model} is no folder on this machine, so what --calibrate finds cannot be kept there")
     path = bank_place(model, place, "MEMORY")
-    pairs = load_pairs(
-        source,
-        source_language=source_language,
-        target_language=target_language,
-        name=name,
-        split=split,
-        source_column=source_column,
-        target_column=target_column,
-        skip_broken=skip_broken,
-    )
+    with TemporaryFolder("lle-texts-") as cache:  # a copy in the cache of `datasets` would outlast the memory
+        pairs = load_pairs(
+            source,
+            source_language=source_language,
+            target_language=target_language,
+            name=name,
+            split=split,
+            source_column=source_column,
+            target_column=target_column,
+            skip_broken=skip_broken,
+            cache_dir=cache,
+        )
     loaded, tokenizer = load_translator(model)
     called = source_name or source
     begin = time.perf_counter()
     with in_precision(loaded, precision.value):
         added = remember(loaded, tokenizer, path, pairs, source=called, namespace=namespace, progress=True)
     seconds, bank = time.perf_counter() - begin, loaded.history_bank
-    typer.echo(
+    say(
         f"{added:,} of {len(pairs):,} pairs are new, in {seconds:.1f} s; the memory {path} has {count_pairs(bank):,} "
         f"pairs, {len(bank):,} entries."
     )
@@ -270,10 +275,10 @@ def memory(
         with in_precision(loaded, precision.value):
             found = loaded.calibrate()
         loaded.config.save_pretrained(model)
-        typer.echo(
+        say(
             f"Perplexity of its pairs, each predicted from the others: {found['base_ppl']:.1f} without the memory, "
             f"{found['before_ppl']:.1f} with it, {found['after_ppl']:.1f} after its numbers were fitted."
         )
     if added:
         where = shlex.quote(str(path))
-        typer.echo(f"The source is {called!r}: lle bank forget {where} --source {shlex.quote(called)} takes it back.")
+        say(f"The source is {called!r}: lle bank forget {where} --source {shlex.quote(called)} takes it back.")

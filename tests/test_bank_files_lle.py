@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from modeling_lle import HistoryBank
 from modeling_lle.bank_files_lle import MANIFEST, BankError, Folder, Manifest
 from scripts.benchmark.damage import corrupt_at_random, kill_at_random, make_bank
+from scripts.benchmark.kills import DRILLS, Drill
 
 KINDS = ("manifest", "segment", "forgotten")
 
@@ -48,9 +50,9 @@ def test_missing_and_swapped_files(path: Path) -> None:
 
 
 def test_a_newer_version(path: Path) -> None:
-    data = (path / MANIFEST).read_bytes().replace(b'"version": 1', b'"version": 2')
+    data = (path / MANIFEST).read_bytes().replace(b'"version": 2', b'"version": 3')
     (path / MANIFEST).write_bytes(data)
-    with pytest.raises(BankError, match="has version 2, the installed modeling_lle reads up to 1: upgrade"):
+    with pytest.raises(BankError, match="has version 3, the installed modeling_lle reads up to 2: upgrade"):
         HistoryBank.open(path)
 
 
@@ -119,12 +121,79 @@ def test_two_writers_lose_nothing(path: Path) -> None:
 
 
 def test_leftovers_are_reported_and_removed(path: Path) -> None:
-    (path / "segment-00.safetensors").write_bytes(b"half")
-    (path / ".partial-00").write_bytes(b"half")
+    names = [".partial-0123456789abcdef", "segment-0123456789abcdef.safetensors"]
+    for name in names:
+        (path / name).write_bytes(b"half")
     bank = HistoryBank.open(path)
-    assert bank.verify() == [".partial-00", "segment-00.safetensors"]
+    assert bank.verify() == names
     bank.forget(source="two")
     assert bank.verify() == []
+    assert not any((path / name).exists() for name in names)
+
+
+FOREIGN = ("segment-01.wav", "forgotten-songs.txt", ".partial-take", "segment-0123.safetensors", "index/songs.txt")
+
+
+def put(path: Path, names: Iterable[str] = FOREIGN) -> dict[str, bytes]:
+    """Writes files of a user into a folder; what is there afterwards."""
+    for name in names:
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_text("a user's")
+    return contents(path)
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    return {file.relative_to(path).as_posix(): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
+def test_files_of_others_are_never_removed(path: Path) -> None:
+    put(path)
+    bank = HistoryBank.open(path)
+    (path / "index" / f"{'0' * 16}-{'0' * 64}.faiss").write_bytes(b"codes of keys")
+    bank.forget(source="two")
+    bank.compact()
+    assert bank.verify() == []
+    bank.folder.remove()
+    assert set(contents(path)) == set(FOREIGN)
+
+
+def test_a_bank_is_removed_with_its_folder(path: Path) -> None:
+    Folder(path).remove()
+    assert not path.exists()
+    Folder(path).remove()  # nothing is there
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_no_bank_is_made_among_files_of_others(tmp_path: Path, name: str) -> None:
+    before = put(tmp_path / "music", [name])
+    bank = make_bank(tmp_path / "bank")
+    first = name.partition("/")[0]
+    for make in (
+        lambda path: HistoryBank.create(path, "synthetic", 6, 11),
+        lambda path: HistoryBank.open(bank).save_pretrained(path),
+    ):
+        with pytest.raises(FileExistsError, match=rf"music holds other files \({first}\): choose an empty folder"):
+            make(tmp_path / "music")
+    assert contents(tmp_path / "music") == before
+
+
+def test_segments_without_a_manifest_are_the_users(path: Path) -> None:
+    """Whoever has lost a manifest may have a copy of it: only a bank in the making may lose its segments."""
+    (path / MANIFEST).rename(path.parent / "away")
+    before = contents(path)
+    with pytest.raises(FileExistsError, match=r"holds other files \(forgotten-"):
+        HistoryBank.create(path, "synthetic", 6, 11)
+    assert contents(path) == before
+    (path / ".partial-0123456789abcdef").mkdir()
+    bank = HistoryBank.create(path, "synthetic", 6, 11)
+    assert set(contents(path)) == {MANIFEST, ".lock"}
+    assert bank.verify() == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("drill", DRILLS.values(), ids=DRILLS.keys())
+def test_kills_while_banks_are_made_and_saved(tmp_path: Path, drill: Drill) -> None:
+    assert drill(tmp_path, 60, 0) == 0
 
 
 def test_a_killed_writer_loses_nothing(path: Path) -> None:

@@ -415,6 +415,12 @@ def test_a_snapshot_stays_until_it_is_refreshed(tmp_path: Path) -> None:
         (["a"], {"columns": ["user"]}, "has no column"),
         (["a"], {"keep_below": 0.0}, "keep_below is a probability above 0"),
         (["a"], {"namespace": ""}, "a namespace needs a name"),
+        (["a"], {"source": 3}, "a source needs a name, a text that is not empty; got 3"),
+        (["a", "\ud800"], {}, r"the column 'text' of row 1 holds '\\ud800', half of a character"),
+        ([{"text": "a", "user": "\udc00"}], {}, "a column of row 0 holds"),
+        ([{"text": "a", "\udc00": 3}], {}, "a column of row 0 holds"),
+        (["a"], {"source": "\ud800"}, "the name of the source holds"),
+        (["a"], {"namespace": "\ud800"}, "the name of the namespace holds"),
     ],
 )
 def test_data_that_cannot_be_added(dataset: Any, options: dict[str, Any], message: str) -> None:

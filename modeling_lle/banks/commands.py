@@ -3,13 +3,16 @@
 Heavy imports wait until a command runs.
 """
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ..options import Column, Folder, InPrecision, Name, Precision, Row, SampleBy, Source
+from ..terminal import printable, say
 
 bank = typer.Typer(help="Banks of past sequences, that a model recalls from.", no_args_is_help=True)
 
@@ -22,12 +25,17 @@ Keep = Annotated[list[str] | None, typer.Option(help="A further column to keep w
 Merge = Annotated[bool, typer.Option(help="Make duplicates within a row one entry.")]
 
 
-def _rows(source: str, name: str | None, split: str, text_column: str, sample_by: Row, streaming: bool) -> Any:
+@contextlib.contextmanager
+def _rows(
+    source: str, name: str | None, split: str, text_column: str, sample_by: Row, streaming: bool = False
+) -> Iterator[Any]:
+    """The texts, without a copy of them that would stay in the cache of `datasets` when they are forgotten."""
     from ..data import load_texts
+    from ..temporary_lle import TemporaryFolder
 
-    return load_texts(
-        source, name=name, split=split, text_column=text_column, sample_by=sample_by.value, streaming=streaming
-    )
+    options: dict[str, Any] = {"text_column": text_column, "sample_by": sample_by.value, "streaming": streaming}
+    with TemporaryFolder("lle-texts-") as cache:
+        yield load_texts(source, name=name, split=split, cache_dir=cache, **options)
 
 
 def _load(model: str) -> tuple[Any, Any]:
@@ -42,7 +50,7 @@ def _load(model: str) -> tuple[Any, Any]:
 
 def _say_size(opened: Any) -> None:
     info = opened.info()
-    typer.echo(
+    say(
         f"{info['path']}: {info['entries']:,} entries, {info['bytes'] / 2**20:,.1f} MiB, "
         f"namespaces: {', '.join(info['namespaces']) or 'none'}."
     )
@@ -80,8 +88,10 @@ def build(
         "columns": keep or None,
         "progress": True,
     }
-    rows = _rows(source, name, split, text_column, sample_by, streaming)
-    with in_precision(loaded, precision.value):
+    with (
+        _rows(source, name, split, text_column, sample_by, streaming) as rows,
+        in_precision(loaded, precision.value),
+    ):
         if (path / MANIFEST).exists():
             opened = HistoryBank.open(path)
             opened.add(rows, model=loaded, tokenizer=tokenizer, resume=True, **options)
@@ -113,8 +123,7 @@ def add(
 
     opened = HistoryBank.open(path)
     loaded, tokenizer = _load(model)
-    rows = _rows(source, name, split, text_column, sample_by, False)
-    with in_precision(loaded, precision.value):
+    with _rows(source, name, split, text_column, sample_by) as rows, in_precision(loaded, precision.value):
         added = opened.add(
             rows,
             model=loaded,
@@ -128,7 +137,7 @@ def add(
             resume=resume,
             progress=True,
         )
-    typer.echo(f"{added:,} entries added.")
+    say(f"{added:,} entries added.")
     _say_size(opened)
 
 
@@ -151,9 +160,9 @@ def forget(
         namespace=namespace,
         where=_conditions(opened, where) if where else None,
     )
-    typer.echo(f"{gone:,} entries forgotten.")
+    say(f"{gone:,} entries forgotten.")
     if compact:
-        typer.echo(f"{opened.compact() / 2**20:,.1f} MiB freed.")
+        say(f"{opened.compact() / 2**20:,.1f} MiB freed.")
     _say_size(opened)
 
 
@@ -205,12 +214,12 @@ def search(
         found.similarity[0, real].tolist(), state.describe(found.ids[0, real].tolist()), strict=True
     ):
         before, outcome, after = (
-            tokenizer.decode([token for token in tokens if token >= 0])
+            printable(tokenizer.decode([token for token in tokens if token >= 0]).replace("\n", " "))
             for tokens in (entry.before, [entry.outcome], entry.after)
         )
-        place = f"{entry.source}:{entry.row}"
+        place = printable(f"{entry.source}:{entry.row}")
         followed = typer.style(outcome, bold=True, fg=typer.colors.GREEN)
-        typer.echo(f"{entry.id:>10}  {similarity:.3f}  {place}  {before}{followed}{after}".replace("\n", " "))
+        typer.echo(f"{entry.id:>10}  {similarity:.3f}  {place}  {before}{followed}{after}")
 
 
 @bank.command()
@@ -218,7 +227,7 @@ def info(path: Path_) -> None:
     """Shows what is in a bank, as JSON."""
     from ..bank_lle import HistoryBank
 
-    typer.echo(json.dumps(HistoryBank.open(path).info(), indent=2, ensure_ascii=False))
+    say(json.dumps(HistoryBank.open(path).info(), indent=2, ensure_ascii=False))
 
 
 @bank.command()
@@ -228,9 +237,9 @@ def verify(path: Path_) -> None:
 
     opened = HistoryBank.open(path)
     leftovers = opened.verify()
-    typer.echo(f"{opened.folder.path} is whole: {len(opened):,} entries in {len(opened.manifest.files)} files.")
+    say(f"{opened.folder.path} is whole: {len(opened):,} entries in {len(opened.manifest.files)} files.")
     if leftovers:
-        typer.echo(f"Left over from earlier changes: {', '.join(leftovers)}. `lle bank compact {path}` removes it.")
+        say(f"Left over from earlier changes: {', '.join(leftovers)}. `lle bank compact {path}` removes it.")
 
 
 @bank.command()
@@ -239,7 +248,7 @@ def compact(path: Path_) -> None:
     from ..bank_lle import HistoryBank
 
     opened = HistoryBank.open(path)
-    typer.echo(f"{opened.compact() / 2**20:,.1f} MiB freed.")
+    say(f"{opened.compact() / 2**20:,.1f} MiB freed.")
     _say_size(opened)
 
 
@@ -249,7 +258,7 @@ def export_(path: Path_, file: Annotated[Path, typer.Argument(help="The Parquet 
     from ..bank_lle import HistoryBank
     from .exchange import to_parquet
 
-    typer.echo(f"{to_parquet(HistoryBank.open(path), file):,} entries written to {file}.")
+    say(f"{to_parquet(HistoryBank.open(path), file):,} entries written to {file}.")
 
 
 @bank.command("import")

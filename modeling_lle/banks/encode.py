@@ -21,8 +21,9 @@ from tqdm.auto import tqdm
 from ..bank_changes_lle import plain
 from ..bank_files_lle import Added, Segment
 from ..bank_lle import DEFAULT, HistoryBank
+from ..bank_manifest_lle import check_names
 from ..cache_lle import LLECache
-from ..data.rows import check_unicode
+from ..checks_lle import check_unicode
 from ..data.text import encode_texts
 from ..scan_lle import installed
 
@@ -86,8 +87,7 @@ def add(
     """
     if keep_below is not None and not 0 < keep_below <= 1:
         raise ValueError(f"keep_below is a probability above 0, got {keep_below}")
-    if not namespace:
-        raise ValueError("a namespace needs a name")
+    check_names([("namespace", namespace)] if source is None else [("namespace", namespace), ("source", source)])
     rows = _rows(dataset, text_column, columns)
     training, device = model.training, model.device.type
     # A thread has an autocast of its own: that of the caller is what counts.

@@ -5,9 +5,12 @@ document's n entries `positions` in the tokens (int32), `counts` (int32), `copie
 position of a further occurrence) and `keys` (n x D bfloat16, little endian).
 """
 
+import dataclasses
 import hashlib
 import json
 import os
+import re
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,9 +21,11 @@ import pyarrow.parquet as pq
 import torch
 
 from ..bank_changes_lle import live_labels, renumbered
-from ..bank_files_lle import FORMAT, MANIFEST, VERSION, Added, BankError, Segment
+from ..bank_files_lle import FORMAT, Added, BankError, Folder, Manifest, Segment
 from ..bank_lle import HistoryBank
+from ..bank_segment_lle import check_documents, check_values
 
+VERSION = 1
 DIGEST = "sha256"
 SCHEMA = pa.schema(
     [
@@ -51,6 +56,7 @@ def to_parquet(bank: HistoryBank, path: str | Path) -> int:
         "labels": None if labels is None else labels[0],
     }
     schema = SCHEMA.with_metadata({FORMAT: json.dumps(described)})
+    _remove_partial(Path(path))
     partial = Path(f"{path}.{os.getpid()}.partial")
     digest = hashlib.sha256()
     try:
@@ -67,6 +73,27 @@ def to_parquet(bank: HistoryBank, path: str | Path) -> int:
     finally:
         partial.unlink(missing_ok=True)
     return len(state)
+
+
+def _remove_partial(path: Path) -> None:
+    """Removes what exports to this file left that were killed."""
+    name = re.compile(re.escape(path.name) + r"\.(\d+)\.partial")
+    for other in path.absolute().parent.glob("*.partial"):
+        match = name.fullmatch(other.name)
+        if match and not _is_running(int(match[1])):
+            other.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    if os.name == "nt":
+        return True  # there, a signal that asks would end it
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _take_in(digest: Any, rows: list[dict[str, Any]]) -> None:
@@ -107,38 +134,59 @@ def from_parquet(path: str | Path, bank_path: str | Path) -> HistoryBank:
         file = pq.ParquetFile(path)
         metadata = file.metadata.metadata or {}
         described = json.loads(metadata.get(FORMAT.encode(), b"null"))
+        manifest = _manifest(described, file.schema_arrow, path)
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no file {path}: write it with `lle bank export`") from None
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except BankError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, RecursionError) as error:
         raise BankError(f"{path} is no Parquet file, or a damaged one: {error}") from error
-    if not described or not file.schema_arrow.equals(SCHEMA):
+    folder = Folder(bank_path)
+    folder.check_free()  # before a lock is put there
+    with folder.writing():
+        folder.check_free()
+        with folder.making() as made:  # a part of a bank would pass for a whole one
+            made.write_manifest(manifest)
+            try:
+                digest = _read_into(HistoryBank(made), file)
+                if metadata.get(DIGEST.encode(), b"").decode(errors="replace") != digest:
+                    raise ValueError("its entries are not those that were written")
+            except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+                raise BankError(f"{path} is damaged ({error}): write it again with `lle bank export`") from error
+    return HistoryBank(folder)
+
+
+def _manifest(described: Any, schema: pa.Schema, path: str | Path) -> Manifest:
+    """That of a bank without entries, from what a file says of itself."""
+    if not isinstance(described, dict) or not schema.equals(SCHEMA):
         raise BankError(f"{path} does not hold a bank: write it with `lle bank export`")
-    if described["version"] > VERSION:
+    if not isinstance(described.get("version"), int) or described["version"] > VERSION:
         raise BankError(f"{path} is of a newer version: upgrade with `pip install -U modeling_lle`")
     labels = described.get("labels")
-    bank = HistoryBank.create(
-        bank_path,
-        described["fingerprint"],
-        described["width"],
-        described["vocab_size"],
-        None if labels is None else tuple(labels),
-    )
+    values: dict[str, Any] = {name: described.get(name) for name in ("fingerprint", "width", "vocab_size")}
     try:
-        digest = hashlib.sha256()
-        for group in range(file.num_row_groups):
-            rows = file.read_row_group(group).to_pylist()
-            _take_in(digest, rows)
-            for namespace in sorted({row["namespace"] for row in rows}):
-                own = [row for row in rows if row["namespace"] == namespace]
-                added = {row["source"]: Added(namespace, row["source"], row["row"] + 1) for row in own}
-                bank.append([(_segment(own, described["width"]), list(added.values()))], namespace, labels or ())
-        if metadata.get(DIGEST.encode(), b"").decode(errors="replace") != digest.hexdigest():
-            raise ValueError("its entries are not those that were written")
-    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
-        (bank.folder.path / MANIFEST).unlink()  # a part of a bank would pass for a whole one
-        bank.folder.remove_leftovers()
-        raise BankError(f"{path} is damaged ({error}): write it again with `lle bank export`") from error
-    return bank
+        values |= {"labels": None if labels is None else tuple(labels), "identity": uuid.uuid4().hex}
+        manifest = Manifest(**values)
+        manifest.check()
+    except BankError as error:
+        raise BankError(f"{path} {error}") from None
+    return manifest
+
+
+def _read_into(bank: HistoryBank, file: pq.ParquetFile) -> str:
+    """Adds the entries in a file to a bank; returns the hash of its rows."""
+    digest = hashlib.sha256()
+    for group in range(file.num_row_groups):
+        rows = file.read_row_group(group).to_pylist()
+        _take_in(digest, rows)
+        for namespace in sorted({row["namespace"] for row in rows}):
+            own = [row for row in rows if row["namespace"] == namespace]
+            segment = _segment(own, bank.manifest.width)
+            check_documents(segment.documents, bank.manifest.labels is not None)
+            check_values(segment, dataclasses.replace(bank.manifest, next_id=len(segment)))
+            sources = {row["source"]: Added(namespace, row["source"], row["row"] + 1) for row in own}
+            bank.append([(segment, list(sources.values()))], namespace, bank.manifest.labels or ())
+    return digest.hexdigest()
 
 
 def _segment(rows: list[dict[str, Any]], width: int) -> Segment:

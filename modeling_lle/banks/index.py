@@ -1,7 +1,8 @@
 """The search index of a large bank: principal components, coarse cells and short codes (FAISS), all from its size.
 
 Notable: it only proposes candidates, which the bank scores again in full precision; it is a cache (bank_index_lle.py),
-made again when it is absent or damaged, and extended by exact search when entries were added.
+made again when it is absent or damaged, and extended by exact search when entries were added. FAISS parses only what
+this user has made on this machine: the name of the file holds a code of its bytes that needs a secret (seal_lle.py).
 Shapes: Q queries, N entries, D width, R candidates.
 """
 
@@ -125,9 +126,9 @@ def load(folder: Folder, infos: Sequence[SegmentInfo]) -> tuple[Any, dict[str, i
     """The index on the disk that knows most of the segments' entries, and what it knows; None if none does."""
     for file in find_indexes(folder, infos, MAKER):
         try:
-            if file.is_whole:
+            if file.is_own:
                 return faiss.read_index(str(file.path)), file.known
         except (OSError, RuntimeError):
             pass
-        logger.warning("%s is damaged: the search index is made again", file.path)
+        logger.warning("%s is damaged, or was not made here: the search index is made again", file.path)
     return None

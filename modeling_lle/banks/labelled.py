@@ -14,8 +14,9 @@ import torch
 
 from ..bank_files_lle import Added, BankError, Segment
 from ..bank_lle import HistoryBank
+from ..bank_manifest_lle import check_names
 from ..bank_state_lle import BankState
-from ..data.rows import check_unicode
+from ..checks_lle import check_unicode
 from ..labels_lle import SINGLE, outcome_name
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ def add(
         texts, labels, relabel, source, namespace: As in `TeachableModel.learn`.
         known: The labels that may occur; None: any.
     """
+    check_names([("namespace", namespace)] if source is None else [("namespace", namespace), ("source", source)])
     examples = _Examples(texts, labels, model, known)
     chosen, _ = examples.compare(_present(bank.snapshot(), namespace), relabel)
     if not chosen:

@@ -12,9 +12,10 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoModelForSequence
 from transformers.utils import cached_file
 
 from ..bank_files_lle import MANIFEST
-from ..bank_lle import HISTORY_FOLDER, HistoryBank
+from ..bank_lle import HISTORY_FOLDER, TEMPORARY, HistoryBank
 from ..data.rows import class_name
 from ..labels_lle import MULTI, REGRESSION, Label
+from ..temporary_lle import sweep
 
 CLASSIFIER = "LLEForSequenceClassification"
 TRANSLATOR = "LLEForSeq2SeqLM"
@@ -128,6 +129,7 @@ def teach(
     Returns:
         The number of new examples.
     """
+    sweep(TEMPORARY)  # what a killed process left
     if (path / MANIFEST).exists():
         model.attach_history(HistoryBank.open(path), tokenizer=tokenizer)
         return model.learn(texts, labels, tokenizer, **options)
@@ -151,6 +153,7 @@ def remember(model: Any, tokenizer: Any, path: Path, pairs: Iterable[Any], **opt
         The number of new pairs.
     """
     before = 0
+    sweep(TEMPORARY)  # what a killed process left
     if (path / MANIFEST).exists():
         bank = HistoryBank.open(path)
         before = count_pairs(bank)

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..bank_files_lle import Added, Segment
+from ..bank_files_lle import Added, BankError, Segment
 from ..bank_lle import DEFAULT, HistoryBank
+from ..bank_manifest_lle import check_names
 from ..bank_state_lle import BankState
-from ..data.rows import check_unicode
+from ..checks_lle import check_unicode
 from ..data.text import encode_sentences
 from ..loss_lle import IGNORED
 from ..precision_lle import outside_autocast
@@ -76,8 +77,7 @@ def add(
         ValueError: There is no pair, or a row has no such column, or one that is blank or no text.
     """
     pairs = _pairs(dataset, source_column, target_column)
-    if not namespace:
-        raise ValueError("a namespace needs a name")
+    check_names([("namespace", namespace)] if source is None else [("namespace", namespace), ("source", source)])
     training = model.training
     model.eval()
     try:
@@ -93,6 +93,17 @@ def add(
             return bank.append(segments, namespace)
     finally:
         model.train(training)
+
+
+def _checked(segment: Segment, state: BankState) -> list[dict[str, Any]]:
+    """The documents of a segment; raises a BankError unless each is a sentence pair."""
+    for document in segment.documents:
+        if not all(isinstance(document.get(name), str) for name in ("text", "translation")):
+            raise BankError(
+                f"the bank {state.folder.path} does not hold sentence pairs: make a memory with `lle memory`, or with "
+                "HistoryBank.build and a translator"
+            )
+    return segment.documents
 
 
 @dataclass(frozen=True)
@@ -205,7 +216,7 @@ class Memory:
         sizes: list[int] = []
         for info, segment in state.segments():
             if namespaces is None or info.namespace in namespaces:
-                self.pairs += segment.documents
+                self.pairs += _checked(segment, state)
                 sizes += torch.bincount(segment.owners, minlength=len(segment.documents)).tolist()
                 keys.append(segment.keys)
                 outcomes.append(segment.outcomes)

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict, Value
 
 from .rows import read_utf8, split_lines
@@ -71,6 +73,7 @@ def load_pairs(
     source_column: str | None = None,
     target_column: str | None = None,
     skip_broken: bool = False,
+    cache_dir: str | Path | None = None,
 ) -> Dataset:
     """Loads one split of a data set of sentences with their translations.
 
@@ -91,6 +94,7 @@ def load_pairs(
         target_column: Likewise "target".
         skip_broken: Whether to leave out rows that lack a side, and units and entries that cannot be read. They are
             counted in a warning in the log; otherwise they are an error.
+        cache_dir: As in `load_texts`; only a data set on the Hub is kept there.
 
     Returns:
         The columns `source` and `target` (strings), in the order of the files. What a catalogue has not translated,
@@ -111,7 +115,8 @@ def load_pairs(
     in_memory = isinstance(source, (Dataset, DatasetDict, IterableDataset, IterableDatasetDict))
     files = None if in_memory else local_files(source, kinds)
     if files is None:
-        _read_dataset(source, name, split, naming, where, pairs)
+        rows = open_table(source, name=name, split=split, cache_dir=cache_dir)
+        _read_columns(rows.column_names, lambda column: rows[column][:], naming, where, pairs)
     else:
         picked = pick_split(split, files, where)
         kind = one_kind(files[picked], kinds, f"the split {picked!r} of {where}")
@@ -170,7 +175,12 @@ def _read_table(file: Path, naming: _Naming, pairs: _Pairs) -> None:
 
 
 def _read_parquet(file: Path, naming: _Naming, pairs: _Pairs) -> None:
-    _read_dataset(file, None, None, naming, repr(str(file)), pairs)
+    where = repr(str(file))
+    try:
+        table = pq.read_table(file)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"cannot read {where}: {error}") from error
+    _read_columns(table.column_names, lambda column: table[column].to_pylist(), naming, where, pairs)
 
 
 def _read_tmx(file: Path, naming: _Naming, pairs: _Pairs) -> None:
@@ -215,13 +225,6 @@ def _add_translated(texts: Sequence[str], translations: Sequence[str], pairs: _P
 _READERS: dict[str, Callable[[Path, _Naming, _Pairs], None]] = {
     **{"table": _read_table, "parquet": _read_parquet, "tmx": _read_tmx, "po": _read_po, "mo": _read_mo}
 }
-
-
-def _read_dataset(
-    source: Source, name: str | None, split: str | None, naming: _Naming, where: str, pairs: _Pairs
-) -> None:
-    rows = open_table(source, name=name, split=split)
-    _read_columns(rows.column_names, lambda column: rows[column][:], naming, where, pairs)
 
 
 def _read_columns(

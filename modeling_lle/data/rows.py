@@ -13,6 +13,8 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from ..checks_lle import check_unicode
+
 TABLES = (".csv", ".tsv", ".json", ".jsonl")
 _PACKED = (".gz", ".bz2", ".xz", ".zip", ".zst")
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
@@ -143,14 +145,6 @@ def _json_values(file: Any, where: str) -> Iterator[tuple[str, Any]]:
             raise ValueError(f"row {number} of {where} is no proper JSON: {error}") from None
         yield from ((part, one) for one in value) if listed else ((part, value),)
         number += 1
-
-
-def check_unicode(value: Any, where: str) -> None:
-    """Raises a ValueError if a value holds half of a surrogate pair, which no file and no tokenizer takes."""
-    try:
-        (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)).encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{where} holds {error.object[error.start]!r}, which is no proper Unicode") from None
 
 
 def class_name(label: Any) -> str | None:

@@ -51,6 +51,7 @@ def open_rows(
     text_column: str | None = None,
     sample_by: str = "line",
     streaming: bool = False,
+    cache_dir: str | Path | None = None,
 ) -> Rows:
     """The rows of one split, their columns as they are; the arguments and errors are those of `load_texts`."""
     where = describe(source)
@@ -62,13 +63,13 @@ def open_rows(
         return source[pick_split(split, source, where)]
     files = local_files(source)
     if files is not None:
-        return _load_files(_Chosen.of(files, split, where), text_column, sample_by, streaming)
-    return _load_from_hub(str(source), name, split, streaming)
+        return _load_files(_Chosen.of(files, split, where), text_column, sample_by, streaming, cache_dir)
+    return _load_from_hub(str(source), name, split, streaming, cache_dir)
 
 
-def open_table(source: Source, *, name: str | None, split: str | None) -> Dataset:
+def open_table(source: Source, *, name: str | None, split: str | None, cache_dir: str | Path | None = None) -> Dataset:
     """As `open_rows`, for what needs all rows at once; raises a TypeError if they are streamed."""
-    rows = open_rows(source, name=name, split=split)
+    rows = open_rows(source, name=name, split=split, cache_dir=cache_dir)
     if isinstance(rows, IterableDataset):
         raise TypeError("streamed rows must be taken into memory first: Dataset.from_list(list(rows))")
     return rows.with_format(None)
@@ -250,11 +251,13 @@ class _Chosen:
         return ranges
 
 
-def _load_files(chosen: _Chosen, text_column: str | None, sample_by: str, streaming: bool) -> Rows:
+def _load_files(
+    chosen: _Chosen, text_column: str | None, sample_by: str, streaming: bool, cache_dir: str | Path | None
+) -> Rows:
     if chosen.part and streaming:
         raise ValueError(f"streamed rows cannot be sliced: leave {chosen.part} or streaming away")
     if chosen.kind == "parquet" or (chosen.kind == "text" and not streaming):
-        loaded = _build(chosen, sample_by, streaming)
+        loaded = _build(chosen, sample_by, streaming, cache_dir)
     elif streaming:
         given = {"files": [str(file) for file in chosen.files], "kind": chosen.kind, "sample_by": sample_by}
         loaded = IterableDataset.from_generator(_read, gen_kwargs=given)
@@ -266,12 +269,13 @@ def _load_files(chosen: _Chosen, text_column: str | None, sample_by: str, stream
     return datasets.concatenate_datasets([loaded.select(part) for part in ranges]) if chosen.part else loaded
 
 
-def _build(chosen: _Chosen, sample_by: str, streaming: bool) -> Rows:
+def _build(chosen: _Chosen, sample_by: str, streaming: bool, cache_dir: str | Path | None) -> Rows:
     """Text files, or Parquet, as `datasets` reads them: their rows stay on the disk."""
-    options = {"sample_by": sample_by, "encoding": "utf-8-sig"} if chosen.kind == "text" else {}
-    given = {chosen.split: [str(file) for file in chosen.files]}
+    options: dict[str, Any] = {"data_files": {chosen.split: [str(file) for file in chosen.files]}}
+    options |= {"split": chosen.split, "streaming": streaming, "cache_dir": cache_dir}
+    options |= {"sample_by": sample_by, "encoding": "utf-8-sig"} if chosen.kind == "text" else {}
     try:
-        return datasets.load_dataset(chosen.kind, data_files=given, split=chosen.split, streaming=streaming, **options)
+        return datasets.load_dataset(chosen.kind, **options)
     except (datasets.exceptions.DatasetGenerationError, pyarrow.ArrowException) as error:
         if chosen.kind == "text":
             for file in chosen.files:
@@ -331,9 +335,11 @@ def check_texts(texts: Iterable[Any], column: str, where: str) -> None:
             raise ValueError(f"the column {column!r} of row {row} of {where} is {text!r:.80}, not text")
 
 
-def _load_from_hub(source: str, name: str | None, split: str | None, streaming: bool) -> Rows:
+def _load_from_hub(
+    source: str, name: str | None, split: str | None, streaming: bool, cache_dir: str | Path | None
+) -> Rows:
     try:
-        loaded = datasets.load_dataset(source, name, split=split, streaming=streaming)
+        loaded = datasets.load_dataset(source, name, split=split, streaming=streaming, cache_dir=cache_dir)
     except (datasets.exceptions.DatasetNotFoundError, ConnectionError) as error:
         raise FileNotFoundError(f"{_not_found(Path(source))}; nor can it be had from the Hub: {error}") from error
     if isinstance(loaded, (DatasetDict, IterableDatasetDict)):

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .rows import TABLES, cannot_read, check_unicode, ending, read_rows, read_utf8, split_lines
+from ..checks_lle import check_unicode
+from .rows import TABLES, cannot_read, ending, read_rows, read_utf8, split_lines
 from .sources import check_column
 
 KINDS = (".txt", *TABLES)

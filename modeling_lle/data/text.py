@@ -5,6 +5,7 @@ bytes are counted before tokenisation, so perplexity per word and bits per byte 
 """
 
 import dataclasses
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -25,6 +26,7 @@ def load_texts(
     text_column: str = "text",
     sample_by: Literal["line", "document"] = "line",
     streaming: bool = False,
+    cache_dir: str | Path | None = None,
 ) -> Rows:
     """Loads one split of a data set of texts.
 
@@ -40,6 +42,7 @@ def load_texts(
         sample_by: Whether a row is a line or a whole file of plain text.
         streaming: Whether to read while iterating, for what does not fit on the disk or, of .csv, .tsv, .json and
             .jsonl files, into memory.
+        cache_dir: Where `datasets` keeps its copy of the texts, which stays there; None: in its own cache.
 
     Returns:
         The rows, with their other columns: an `IterableDataset` if they are streamed.
@@ -49,7 +52,8 @@ def load_texts(
         ValueError: The split or column does not exist (the message lists those that do), or there is no text.
     """
     where = describe(source)
-    rows = open_rows(source, name=name, split=split, text_column=text_column, sample_by=sample_by, streaming=streaming)
+    options: dict[str, Any] = {"sample_by": sample_by, "streaming": streaming, "cache_dir": cache_dir}
+    rows = open_rows(source, name=name, split=split, text_column=text_column, **options)
     _check_rows(rows, text_column, where)
     return rows
 

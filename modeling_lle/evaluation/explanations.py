@@ -8,6 +8,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from ..explanation_lle import Explanation, as_values
+from ..terminal import printable
 
 PAGE = Path(__file__).with_name("explanation.html")
 WIDTH = 60  # characters of the text around an entry in the terminal
@@ -29,9 +30,10 @@ def format_explanations(
         )
         for cause in item["causes"]:
             tint = green if cause["effect"] >= 0 else red
-            before, after = cause["before"][-WIDTH:], cause["after"][: WIDTH // 3]
-            around = f"{before}{bold}{cause['outcome']}{end}{dim}{after}".replace("\n", "⏎")
-            lines.append(f"    {tint}{cause['effect']:+.4f}{end} {dim}{cause['where']:24} {around}{end}")
+            parts = cause["before"][-WIDTH:], cause["outcome"], cause["after"][: WIDTH // 3]
+            before, outcome, after = (printable(part.replace("\n", "⏎")) for part in parts)
+            around = f"{before}{bold}{outcome}{end}{dim}{after}"
+            lines.append(f"    {tint}{cause['effect']:+.4f}{end} {dim}{printable(cause['where']):24} {around}{end}")
         if item["causes"]:
             lines.append(f"    {dim}{item['rest']:+.4f} all other entries{end}")
     return "\n".join(lines)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from modeling_lle import HistoryBank
+from modeling_lle.bank_files_lle import sha256
 from modeling_lle.bank_index_lle import index_files, index_folder
 from scripts.benchmark.damage import corrupt_index_at_random, synthetic_segment
 
@@ -30,6 +31,12 @@ def points(count: int, seed: int) -> Tensor:
 
 def add(bank: HistoryBank, count: int, seed: int, source: str) -> None:
     bank.append([synthetic_segment(points(count, seed), source)], "default")
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The secret of indexes belongs to the user who runs the tests, and is none of their business."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
 
 
 @pytest.fixture
@@ -106,7 +113,20 @@ def test_damage_is_never_read(bank: HistoryBank, caplog: pytest.LogCaptureFixtur
     file.write_bytes(file.read_bytes()[:-7])
     with caplog.at_level(logging.WARNING):
         assert torch.equal(found(HistoryBank.open(path)), before)
-    assert f"{file} is damaged: the search index is made again" in caplog.text
+    assert f"{file} is damaged, or was not made here: the search index is made again" in caplog.text
+
+
+def test_an_index_from_elsewhere_is_never_parsed(
+    bank: HistoryBank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever made it had another secret; nor is what a version of before named by its checksum alone."""
+    before = found(bank)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "another user"))
+    monkeypatch.setattr(index.faiss, "read_index", refuse)
+    (file,) = (bank.folder.path / index.FOLDER).iterdir()
+    shutil.copy(file, file.with_name(f"{file.name.partition('-')[0]}-{sha256(file)}.faiss"))
+    assert torch.equal(found(HistoryBank.open(bank.folder.path)), before)
+    assert len(list((bank.folder.path / index.FOLDER).iterdir())) == 1
 
 
 def test_an_index_that_cannot_be_kept(bank: HistoryBank, caplog: pytest.LogCaptureFixture) -> None:

@@ -181,10 +181,13 @@ def test_bad_pairs_are_named_and_nothing_is_added() -> None:
         ([*rows(), {"source": "a"}], "row 4 has no column 'target'"),
         ([{"source": "a", "target": " "}], "'target' of row 0 is ' '"),
         ([{"source": None, "target": "b"}], "'source' of row 0 is None"),
+        ([{"source": "a", "target": "\ud800"}], "the column 'target' of row 0 holds"),
     ]
     for pairs, message in wrong:
         with pytest.raises(ValueError, match=message):
             bank.add(pairs)
     with pytest.raises(ValueError, match="a namespace needs a name"):
         bank.add(rows(), namespace="")
+    with pytest.raises(ValueError, match="the name of the source holds"):
+        bank.add(rows(), source="\ud800")
     assert bank.manifest == before
