@@ -269,8 +269,8 @@ class _Classifier(TeachableModel):
                     input_ids=batch["input_ids"], attention_mask=batch.get("attention_mask"), use_cache=False
                 ).last_hidden_state
                 items = self._items(states, mask)
-                if self.kind == SINGLE and self.label_space is not None:
-                    labels = check_targets(labels, items.shape[:-1], len(self.label_space.names))
+                if self.kind == SINGLE:
+                    labels = check_targets(labels, items.shape[:-1], len(self.space_of(state).names))
                     items, labels = items[labels != IGNORED], labels[labels != IGNORED]
                 parts.append((self._say(items).float(), labels, self.search(items, neighbours, state)))
         finally:

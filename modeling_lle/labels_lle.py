@@ -78,9 +78,13 @@ def outcome_name(label: Label, kind: str) -> str:
     """
     if kind == SINGLE and isinstance(label, str) and label.strip():
         return label
-    several = kind == MULTI and isinstance(label, Collection) and not isinstance(label, str | Mapping)
-    if several and all(isinstance(part, str) and part.strip() for part in label):  # type: ignore[union-attr]
-        return json.dumps(sorted(set(label)), ensure_ascii=False)  # type: ignore[arg-type]
+    if (
+        kind == MULTI
+        and isinstance(label, Collection)
+        and not isinstance(label, str | Mapping)
+        and all(isinstance(part, str) and part.strip() for part in label)
+    ):
+        return json.dumps(sorted(set(label)), ensure_ascii=False)
     if kind == REGRESSION and isinstance(label, Real) and not isinstance(label, bool) and math.isfinite(label):
         return repr(float(label))
     due = {SINGLE: "a text that is not empty", MULTI: "a list of texts", REGRESSION: "a finite number"}[kind]
