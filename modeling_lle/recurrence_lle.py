@@ -31,7 +31,7 @@ Seen = list[Tensor] | None  # what each layer gave so far, if anybody wants to k
 FROZEN = 100.0  # the pre-activation of a forget gate that is exactly 1 in every dtype
 GATES = {"lstm": 4, "gru": 3, "qrnn": 3}
 LONGEST_MEMORY = 128.0  # time steps that the slowest channel of a new qrnn remembers
-# How the weights of a layer were called in models saved by versions before 0.2, and how they are now.
+# How the weights of a layer were called while torch.nn.LSTM and GRU held them, and how they are called now.
 RENAMED = {
     "mixer.cell.weight_ih_l0": "mixer.from_input.weight",
     "mixer.cell.weight_hh_l0": "mixer.from_state.weight",
