@@ -87,7 +87,7 @@ class LLEModel(LLEPreTrainedModel):
                 size = self.config.vocab_size, self.config.members
                 types = torch.empty(size, device=input_ids.device).bernoulli_(keep).div_(keep)
                 inputs_embeds = self._scale(inputs_embeds, types[input_ids])
-        if len(inputs_embeds) == 0:
+        if inputs_embeds.shape[0] == 0:
             raise ValueError("the batch holds no row: give at least one text")
         if inputs_embeds.shape[1] == 0:
             raise ValueError(
@@ -99,7 +99,7 @@ class LLEModel(LLEPreTrainedModel):
             inputs_embeds = self._scale(inputs_embeds, kept.bernoulli_(1 - self.config.token_dropout))
         embedded = variational_dropout(inputs_embeds, self.config.input_dropout, self.training)
         mask = segment_mask(attention_mask, embedded.shape[1])
-        if Packing.take(kwargs, len(embedded), embedded.shape[1], mask) is not None:
+        if Packing.take(kwargs, *embedded.shape[:2], mask) is not None:
             raise ValueError("only LLEForCausalLM reads packed documents: give each a row of its own")
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
