@@ -99,7 +99,7 @@ class LLEModel(LLEPreTrainedModel):
             inputs_embeds = self._scale(inputs_embeds, kept.bernoulli_(1 - self.config.token_dropout))
         embedded = variational_dropout(inputs_embeds, self.config.input_dropout, self.training)
         mask = segment_mask(attention_mask, embedded.shape[1])
-        if Packing.take(kwargs, *embedded.shape[:2], mask) is not None:
+        if Packing.take(kwargs, len(embedded), embedded.shape[1], mask) is not None:
             raise ValueError("only LLEForCausalLM reads packed documents: give each a row of its own")
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
@@ -129,19 +129,21 @@ class LLEModel(LLEPreTrainedModel):
     def _read_both_ways(self, embedded: Tensor, mask: Tensor | None, seen: Seen) -> Tensor:
         """States (B, T, 2 M D) of whole texts, those of the forward stack first; those of each layer go to `seen`."""
         assert self.backward_stack is not None
-        own: tuple[Seen, Seen] = (None, None) if seen is None else ([], [])
+        ahead: list[Tensor] = []
+        back: list[Tensor] = []
+        own: tuple[Seen, Seen] = (None, None) if seen is None else (ahead, back)
         if mask is None and is_read_together((self.stack, self.backward_stack), embedded):
             members = embedded.unflatten(-1, (self.config.members, -1)).movedim(-2, 0)  # (M, B, T, D)
             stacks = single_stacks(self.stack) + single_stacks(self.backward_stack)
             states = read_together(stacks, torch.cat([members, members.flip(2)]), own[0])
-            if seen is not None and own[0] is not None:
-                seen += [_side_by_side(layer) for layer in own[0]]
+            if seen is not None:
+                seen += [_side_by_side(layer) for layer in ahead]
             return _side_by_side(states)
         forwards, _ = self.stack(embedded, None, mask, final=False, seen=own[0])
         flipped = None if mask is None else mask.flip(1)
         backwards, _ = self.backward_stack(embedded.flip(1), None, flipped, final=False, seen=own[1])
-        if seen is not None and own[0] is not None and own[1] is not None:
-            seen += [torch.cat([ahead, back.flip(1)], dim=-1) for ahead, back in zip(*own, strict=True)]
+        if seen is not None:
+            seen += [torch.cat([one, two.flip(1)], dim=-1) for one, two in zip(ahead, back, strict=True)]
         return torch.cat([forwards, backwards.flip(1)], dim=-1)
 
     def _check_ids(self, input_ids: Tensor) -> None:
@@ -163,14 +165,12 @@ def _side_by_side(states: Tensor) -> Tensor:
     return torch.cat([*ahead, *back.flip(2)], dim=-1)
 
 
-def _chosen(
-    embedded: Tensor, seen: Seen, last: Tensor, wanted: bool | int | list[int]
-) -> tuple[Tensor | None, ...] | None:
+def _chosen(embedded: Tensor, seen: Seen, last: Tensor, wanted: bool | int | list[int] | None) -> Any:
     """The hidden states; where some are asked for by their numbers, as transformers allows, None for the others."""
     if seen is None:
         return None
     every = (embedded, *seen[:-1], last)
-    if isinstance(wanted, bool):
+    if wanted is None or isinstance(wanted, bool):
         return every
     numbers = {number % len(every) for number in ([wanted] if isinstance(wanted, int) else wanted)}
     return tuple(states if number in numbers else None for number, states in enumerate(every))

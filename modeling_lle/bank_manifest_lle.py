@@ -173,12 +173,12 @@ class Manifest:
                 _check_values({f"label {number}": label}, {}, {})
         if self.copy_of is not None:
             _check_values({"copy_of": self.copy_of[0]}, {"copy_of": self.copy_of[1]}, {})
-        for what, given in (
+        for what, names in (
             ("file", [file.name for file in self.files]),
             ("source", [(item.namespace, item.source) for item in self.added]),
             ("label", self.labels or ()),
         ):
-            if len(set(given)) < len(given):
+            if len(set(names)) < len(names):
                 raise BankError(f"names a {what} twice: build the bank again")
         if sum(info.entries for info in self.segments) > self.next_id:
             raise BankError("has more entries than ids were given: build the bank again")

@@ -88,7 +88,8 @@ class LLETextClassificationPipeline(TextClassificationPipeline):
             rest.setdefault("function_to_apply", ClassificationFunction.NONE)
         state = model_outputs.get("bank_state")
         state = state[0] if isinstance(state, list) else state
-        own = self if state is None else self._with_labels(self.model.space_of(state).names)
+        model: Any = self.model
+        own = self if state is None else self._with_labels(model.space_of(state).names)
         result: Any = TextClassificationPipeline.postprocess(own, model_outputs, *args, **rest)
         if not (out_of_scope or return_history):
             return result
