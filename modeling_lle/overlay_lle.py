@@ -459,7 +459,7 @@ def read_statistics(path: str | None) -> tuple[dict[str, Tensor] | None, str | N
 
 def _check_statistics(model: Any, name: str, tensor: Tensor) -> None:
     """Raises a ValueError unless this can be a statistic of the model: of its shape, finite, and no root negative."""
-    V, S = model.lm_head.weight.shape
+    V, S = model.config.vocab_size, model.config.hidden_size
     due: tuple[int, ...] = {"residual": (V,), "state": (S,), "error": (S,), "directions": (S, S)}.get(
         name
     ) or model.get_parameter(name).shape
