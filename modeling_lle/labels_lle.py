@@ -25,6 +25,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -37,7 +38,9 @@ from .history_lle import Recall, base_features, fused, gate, kernel
 from .loss_lle import IGNORED, check_targets
 from .precision_lle import outside_autocast
 
-SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
+SINGLE: Final = "single_label_classification"
+MULTI: Final = "multi_label_classification"
+REGRESSION: Final = "regression"
 Label = str | float | Sequence[str]
 
 
