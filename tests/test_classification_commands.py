@@ -108,18 +108,9 @@ def test_the_precision_is_passed_on(folder: Path, monkeypatch: pytest.MonkeyPatc
     for command in (("learn", "M", "F/train.csv"), ("classify", "M", "a"), ("evaluate", "M", "F/train.csv")):
         split = ("--split", "train") if command[0] == "evaluate" else ()
         run(folder, *command, *split, "--precision", "bfloat16")
-    run(
-        folder,
-        "calibrate",
-        "M",
-        "F/test.csv",
-        "--split",
-        "test",
-        "--out-of-scope-label",
-        "oos",
-        "--precision",
-        "float32",
-    )
+    rows = [f"{text} {text[0]},{label}" for text, label in zip(TEXTS, LABELS, strict=True)]
+    (folder / "held.csv").write_text("\n".join(["text,label", *rows]))
+    run(folder, "calibrate", "M", "F/held.csv", "--split", "train", "--precision", "float32")
     assert seen == ["bfloat16"] * 3 + ["float32"]
 
 
