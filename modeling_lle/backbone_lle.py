@@ -99,7 +99,7 @@ class LLEModel(LLEPreTrainedModel):
             inputs_embeds = self._scale(inputs_embeds, kept.bernoulli_(1 - self.config.token_dropout))
         embedded = variational_dropout(inputs_embeds, self.config.input_dropout, self.training)
         mask = segment_mask(attention_mask, embedded.shape[1])
-        if Packing.take(kwargs, len(embedded), embedded.shape[1], mask) is not None:
+        if Packing.take(kwargs, embedded.shape[0], embedded.shape[1], mask) is not None:
             raise ValueError("only LLEForCausalLM reads packed documents: give each a row of its own")
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
