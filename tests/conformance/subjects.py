@@ -91,10 +91,8 @@ def _taught(**values: Any) -> Any:
 
 SUBJECTS = [
     *(
-        Subject(
-            f"language-{recurrence}-{stack}", lambda r=recurrence, s=stack: tiny.make_model(0, r, s), "next tokens"
-        )
-        for recurrence in ("lstm", "gru", "qrnn")
+        Subject(f"language-{name}-{stack}", lambda n=name, s=stack: tiny.make_model(0, n, s), "next tokens")
+        for name in ("lstm", "gru", "qrnn")
         for stack in ("plain", "residual")
     ),
     Subject("language-stream", lambda: tiny.make_model(7, "lstm"), "next tokens"),

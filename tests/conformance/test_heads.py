@@ -74,9 +74,8 @@ def test_there_is_a_hidden_state_for_the_embeddings_and_for_every_layer(subject:
     output = model(**batch, output_hidden_states=True)
     layers = states(subject, output)
     assert len(layers) == model.config.num_hidden_layers + 1
-    assert {layer.shape[:2] for layer in layers} == {
-        batch["labels"].shape if subject.kind == "translations" else batch["input_ids"].shape
-    }
+    read = batch["labels"] if subject.kind == "translations" else batch["input_ids"]
+    assert {layer.shape[:2] for layer in layers} == {read.shape}
     if subject.kind != "translations":
         last = model.model(batch["input_ids"], batch["attention_mask"], use_cache=False).last_hidden_state
         close(subject.real(batch, layers[-1]), subject.real(batch, last))
@@ -124,7 +123,7 @@ def test_what_a_saved_model_says_does_not_depend_on_further_attributes(subject: 
 
 @every_head
 def test_a_misspelt_argument_is_named(subject: Subject) -> None:
-    with pytest.raises(TypeError, match="use_histroy.*use_history"):
+    with pytest.raises(TypeError, match=r"use_histroy.*use_history"):
         subject.make()(**subject.batch([0]), use_histroy=False)
 
 
