@@ -150,7 +150,7 @@ class Folder:
         try:
             with safe_open(path, framework="pt") as opened:
                 return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, RuntimeError) as error:  # the last: it was there a moment ago
             raise BankError(f"{path} cannot be read ({error}): restore it from a copy") from error
 
     @contextlib.contextmanager
