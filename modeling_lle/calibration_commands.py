@@ -218,5 +218,10 @@ def _load(
 
 
 def _save(model: Any, tokenizer: Any, folder: Path) -> None:
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    """Writes a model and its tokenizer, each file whole or not at all."""
+    from .pretrained_lle import PARTIAL, SHARD
+    from .temporary_lle import replacing_files
+
+    with replacing_files(folder, PARTIAL, SHARD) as made:
+        model.save_pretrained(made)
+        tokenizer.save_pretrained(made)

@@ -1,10 +1,12 @@
-"""Temporary folders which a process that is killed does not leave behind for ever: the next one removes them.
+"""Temporary folders and files which a process that is killed does not leave for ever: the next one removes them.
 
 Notable: a living process holds a lock in each of its folders, so one whose lock is free belongs to a dead process. The
-lock is taken before anything else is written, so a folder that holds nothing else is left alone.
+lock is taken before anything else is written, so a folder that holds nothing else is left alone. `replacing` is for
+one file, `replacing_files` for those of a folder: whatever interrupts them, each file is as before or as after.
 """
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -15,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 ALIVE = ".alive"
+_WRITING = ".lle-writing-"  # what the name of a folder begins with, in which a file is written
 
 
 class TemporaryFolder:
@@ -88,10 +92,44 @@ def replacing_files(folder: str | os.PathLike[str], prefix: str, old: re.Pattern
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     with TemporaryFolder(prefix, folder) as path:
-        yield path
+        try:
+            yield path
+        except SafetensorError as error:  # of writing it says nothing else
+            raise OSError(f"cannot write into {folder}: {error}; its files are as they were before") from error
         written = {made.name for made in path.iterdir()} - {ALIVE}
         for name in sorted(written):
             os.replace(path / name, Path(folder) / name)
         for other in Path(folder).iterdir():
             if old.fullmatch(other.name) and other.name not in written:
                 other.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A file to write, of the same name, which takes the place of `path` in the end or, after an error, is taken away.
+
+    Args:
+        path: The file, whose folder must exist. A link stays one; what is no file, as a pipe, is written itself.
+
+    Raises:
+        OSError: It cannot be written, as on a full disk.
+    """
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        yield target
+        return
+    try:
+        if target.exists() and not os.access(target, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        with TemporaryFolder(_WRITING, target.parent) as folder:
+            made = folder / target.name
+            yield made
+            if target.exists():
+                shutil.copymode(target, made)
+            os.replace(made, target)
+    except OSError as error:
+        if error.errno is None or (error.filename and _WRITING not in str(error.filename)):
+            raise  # about another file
+        raise OSError(error.errno, f"cannot be written: {error.strerror}", str(path)) from error
+    except SafetensorError as error:
+        raise OSError(f"cannot write {path}: {error}") from error
