@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,7 +70,9 @@ def _remove_dead(path: Path) -> None:
     lock = FileLock(path / ALIVE, thread_local=False)
     with contextlib.suppress(Timeout, OSError):
         lock.acquire(timeout=0)
-        if os.listdir(path) != [ALIVE]:
+        empty = os.listdir(path) == [ALIVE]
+        if not empty or time.time() - path.stat().st_mtime > 60:  # else its process may just be taking the lock
+            _empty(path)
             shutil.rmtree(path, ignore_errors=True)
         lock.release()
 
@@ -77,8 +80,19 @@ def _remove_dead(path: Path) -> None:
 def _remove(path: Path, lock: FileLock, process: int) -> None:
     if os.getpid() != process:
         return  # a fork: the folder is its parent's
+    _empty(path)
     lock.release()
     shutil.rmtree(path, ignore_errors=True)
+
+
+def _empty(path: Path) -> None:
+    """Removes all but the lock, by which the next process knows what this one would leave if it were killed here."""
+    with contextlib.suppress(OSError):
+        for inside in path.iterdir():
+            if inside.is_dir() and not inside.is_symlink():
+                shutil.rmtree(inside, ignore_errors=True)
+            elif inside.name != ALIVE:
+                inside.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
