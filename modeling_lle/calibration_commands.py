@@ -219,9 +219,9 @@ def _load(
 
 def _save(model: Any, tokenizer: Any, folder: Path) -> None:
     """Writes a model and its tokenizer, each file whole or not at all."""
-    from .pretrained_lle import PARTIAL, SHARD
+    from .pretrained_lle import PARTIAL
     from .temporary_lle import replacing_files
 
-    with replacing_files(folder, PARTIAL, SHARD) as made:
-        model.save_pretrained(made)
+    model.save_pretrained(folder)
+    with replacing_files(folder, PARTIAL) as made:
         tokenizer.save_pretrained(made)

@@ -22,8 +22,10 @@ from .options import Bank, Column, Folder, InPrecision, Name, Namespaces, Precis
 from .terminal import Formatter, printable, printable_lines, say
 from .translation_commands import memory, translate
 
-# How torch calls these errors, for which it has no class of their own on a CPU, or none at all.
-_NO_MEMORY = re.compile("can't allocate memory|out of memory|bad_alloc|not enough memory|Cannot allocate memory")
+# How torch calls these errors, for which it has no class of their own on a CPU.
+_NO_MEMORY = re.compile(
+    "can't allocate memory|out of memory|bad_alloc|not enough memory|Cannot allocate memory|create a primitive$|start new thread"
+)
 _NOT_WRITTEN = re.compile("inline_container|PytorchStreamWriter|failed writing|iostream error")
 
 app = typer.Typer(

@@ -27,7 +27,7 @@ from .training_history_lle import HistoryLoss
 
 PARTIAL = ".lle-saving-"  # what the name of a folder begins with, in which a model's files are written
 _OLD_NAMES = {re.escape(old): new for old, new in RENAMED.items()}  # as `key_mapping` of from_pretrained
-SHARD = re.compile(r"model(\.\w+)?-\d{5}-of-\d{5}\.safetensors")  # of the weights; transformers makes these names
+_SHARD = re.compile(r"model(\.\w+)?-\d{5}-of-\d{5}\.safetensors")  # of the weights; transformers makes these names
 
 
 def _hub_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -143,7 +143,7 @@ class LLEPreTrainedModel(PreTrainedModel):
                 stack.close()  # what is pushed is the bank itself, nothing in the making
             folder = save_directory
             if not _is_shared(save_directory, *args, **kwargs):
-                folder = stack.enter_context(replacing_files(save_directory, PARTIAL, SHARD))
+                folder = stack.enter_context(replacing_files(save_directory, PARTIAL, _SHARD))
             super().save_pretrained(folder, *args, **kwargs)
             if self.update_statistics is not None:
                 save_file(self.update_statistics, os.path.join(folder, STATISTICS), {"format": "pt"})

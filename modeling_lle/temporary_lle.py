@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 ALIVE = ".alive"
+_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO)  # errors of the disk
 _WRITING = ".lle-writing-"  # what the name of a folder begins with, in which a file is written
 
 
@@ -96,25 +97,28 @@ def _empty(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def replacing_files(folder: str | os.PathLike[str], prefix: str, old: re.Pattern[str]) -> Iterator[Path]:
+def replacing_files(folder: str | os.PathLike[str], prefix: str, old: re.Pattern[str] | None = None) -> Iterator[Path]:
     """A temporary folder to write files in, which take the place of those in `folder` once all are written.
 
     Args:
         folder: Where they are to lie; it is made if there is none.
         prefix: What the name of the temporary folder in it begins with.
-        old: Names of files that are removed from `folder` if none of that name was written.
+        old: Names of files that are removed from `folder` if none of that name was written; None: none.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     with TemporaryFolder(prefix, folder) as path:
         try:
             yield path
-        except SafetensorError as error:  # of writing it says nothing else
-            raise OSError(f"cannot write into {folder}: {error}; its files are as they were before") from error
+        except (OSError, SafetensorError) as error:
+            if isinstance(error, OSError) and error.errno not in _FULL:
+                raise
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise OSError(f"cannot write into {folder}: {reason}; its files are as they were before") from error
         written = {made.name for made in path.iterdir()} - {ALIVE}
         for name in sorted(written):
             os.replace(path / name, Path(folder) / name)
         for other in Path(folder).iterdir():
-            if old.fullmatch(other.name) and other.name not in written:
+            if old is not None and old.fullmatch(other.name) and other.name not in written:
                 other.unlink(missing_ok=True)
 
 
