@@ -3,8 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo test lint benchmark clean
+# What touches precision, kernels, the demo and training: it is tested as on an older processor too.
+BY_PROCESSOR := tests/conformance tests/training/test_arguments.py tests/training/test_trainer.py tests/test_precision_lle.py \
+	tests/test_recurrence_lle.py tests/test_cells_lle.py tests/test_lstm_lle.py tests/test_scan_lle.py tests/test_linear_lle.py \
+	tests/test_nearest_lle.py tests/test_sketch_lle.py tests/test_recall_kernels_lle.py tests/test_loss_lle.py \
+	tests/test_together_lle.py tests/test_overlay_lle.py tests/test_training_history_lle.py \
+	tests/test_classification_lle.py tests/test_demo.py
+
+.PHONY: demo test test-older test-bare matrix lint benchmark clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -17,9 +25,22 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/lle demo $(ARGS)
 
-# ARGS="-m slow" runs the slow tests, ARGS="-m hub" those that need the real Hub.
+# ARGS="-m slow" runs the slow tests, ARGS="-m server" those of servers, ARGS="-m hub" those that need the real Hub.
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	$(PYTEST) $(ARGS)
+
+# As on a processor with AVX2 and nothing newer, and as on one without it.
+test-older: $(READY)
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 NUMBA_CPU_NAME=haswell $(PYTEST) $(BY_PROCESSOR) $(ARGS)
+	ATEN_CPU_CAPABILITY=default $(PYTEST) $(BY_PROCESSOR) $(ARGS)
+
+# Without the optional packages: what needs one says which extra to install, everything else works.
+test-bare: $(READY)
+	LLE_HIDE=numba,faiss,matplotlib,sklearn,sacrebleu,bm25s,polib,rapidfuzz $(PYTEST) $(ARGS)
+
+# Installs and tests with Python 3.10, 3.12 and 3.13, those that this machine has.
+matrix:
+	$(PYTHON) -m scripts.matrix $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .precision_lle import outside_autocast
+
 VERSION = "projections-1"
 PROJECTIONS = 8  # of each tensor
 BLOCK = 4096  # weights that share one row of signs
@@ -60,6 +62,7 @@ def _names(weights: list[tuple[str, Tensor]]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()[:32]
 
 
+@outside_autocast
 def _record(weight: Tensor) -> tuple[float, np.ndarray]:
     """The root mean square of a tensor, and its projections divided by its norm, in units of `STEP`."""
     flat = weight.detach().flatten()

@@ -102,7 +102,7 @@ VALUES = [
 ]
 
 
-@pytest.mark.parametrize(("forge", "message"), LAYOUT + VALUES, ids=str)
+@pytest.mark.parametrize(("forge", "message"), LAYOUT + VALUES, ids=range(len(LAYOUT + VALUES)))
 def test_a_segment_whose_values_cannot_be(path: Path, forge: Callable[[Tensors], None], message: str) -> None:
     file = forge_tensors(path, forge)
     with pytest.raises(BankError, match=rf"{file.name} .*{message}.*: restore it from a copy, or build"):

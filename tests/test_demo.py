@@ -11,6 +11,7 @@ from modeling_lle.training import make_recipe
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     training = {"per_device_train_batch_size": 4, "per_device_eval_batch_size": 2, "segment_length": 16}
+    training["calibration_tokens"] = 400
     recipe = {
         "tokenizer": {"kind": "bpe", "vocab_size": 300},
         "model": {"hidden_size": 16, "history": {"stream": {"window": 200}}},
@@ -18,6 +19,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     }
     monkeypatch.setattr(demo, "RECIPE", recipe)
     monkeypatch.setattr(demo, "NEW_TOKENS", 8)
+    monkeypatch.setattr(demo, "CALIBRATION_TOKENS", 400)
 
 
 def test_demonstration(small: None, tmp_path: Path) -> None:

@@ -248,7 +248,7 @@ def test_a_search_and_the_rule_are_as_exact_under_autocast() -> None:
     features = torch.randn(6, 4)
     want = model.history_bank.search(queries, 5)
     weights = _logistic(features, features + 1, 9)
-    answered = model._answer(batches)
+    answered = model._answer(batches, model.history_bank.snapshot())
     numbers = copy.deepcopy(model.config.bank)
     fitted = fit_labels(answered, model.label_space, numbers, model.kind, 5)
     with torch.autocast("cpu", torch.bfloat16):

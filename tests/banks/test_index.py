@@ -123,10 +123,12 @@ def test_an_index_from_elsewhere_is_never_parsed(
     before = found(bank)
     monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "another user"))
     monkeypatch.setattr(index.faiss, "read_index", refuse)
-    (file,) = (bank.folder.path / index.FOLDER).iterdir()
-    shutil.copy(file, file.with_name(f"{file.name.partition('-')[0]}-{sha256(file)}.faiss"))
+    (made,) = index_files(bank.folder)
+    forged = made.path.with_name(f"{made.path.name.partition('-')[0]}-{sha256(made.path)}.faiss")
+    shutil.copy(made.path, forged)
     assert torch.equal(found(HistoryBank.open(bank.folder.path)), before)
-    assert len(list((bank.folder.path / index.FOLDER).iterdir())) == 1
+    (again,) = index_files(bank.folder)
+    assert again.path not in (made.path, forged)
 
 
 def test_an_index_that_cannot_be_kept(bank: HistoryBank, caplog: pytest.LogCaptureFixture) -> None:

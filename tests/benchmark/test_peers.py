@@ -1,6 +1,7 @@
 """The peers that LLE is measured against are distributions, causal, and what their papers say."""
 
 import copy
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -36,6 +37,18 @@ def text(length: int, seed: int = 1) -> np.ndarray:
     return make_ids(1, length, seed)[0].numpy()
 
 
+@functools.cache
+def means() -> Any:
+    """What the training text says of the gradients of `make_model()`."""
+    return root_mean_squares(make_model(), TRAIN, 2)
+
+
+@functools.cache
+def datastore() -> Datastore:
+    """The training text as `make_model()` encodes it."""
+    return Datastore(make_model(), TRAIN, NEIGHBOURS)
+
+
 def make_dynamic(model: Any, kind: str) -> DynamicEvaluation:
     return DynamicEvaluation(model, *RATES[kind], root_mean_squares(model, TRAIN, 2) if kind == "rms" else None)
 
@@ -47,12 +60,12 @@ def make_cache(window: int = WINDOW) -> NeuralCache:
 METHODS: dict[str, Callable[[Any, np.ndarray], Any]] = {
     "base": lambda model, ids: (segment.base for segment in read(model, ids)),
     "cache": lambda model, ids: make_cache().read(read(model, ids)),
-    "neighbours": lambda model, ids: NearestNeighbours(Datastore(model, TRAIN, NEIGHBOURS), TEMPERATURE, SHARE).read(
-        read(model, ids)
-    ),
+    "neighbours": lambda model, ids: NearestNeighbours(datastore(), TEMPERATURE, SHARE).read(read(model, ids)),
     "sgd": lambda model, ids: (segment.base for segment in make_dynamic(model, "sgd").read(ids)),
-    "rms": lambda model, ids: (segment.base for segment in make_dynamic(model, "rms").read(ids)),
-    "rms + cache": lambda model, ids: make_cache().read(mixture.joined(make_dynamic(model, "rms").read(ids), 12)),
+    "rms": lambda model, ids: (segment.base for segment in DynamicEvaluation(model, *RATES["rms"], means()).read(ids)),
+    "rms + cache": lambda model, ids: make_cache().read(
+        mixture.joined(DynamicEvaluation(model, *RATES["rms"], means()).read(ids), 12)
+    ),
 }
 
 
