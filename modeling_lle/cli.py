@@ -24,7 +24,8 @@ from .translation_commands import memory, translate
 
 # How torch calls these errors, for which it has no class of their own on a CPU.
 _NO_MEMORY = re.compile(
-    "can't allocate memory|out of memory|bad_alloc|not enough memory|Cannot allocate memory|create a primitive$|start new thread"
+    "can't allocate memory|out of memory|bad_alloc|not enough memory|Cannot allocate memory|"
+    "could not create a primitive$|can't start new thread"
 )
 _NOT_WRITTEN = re.compile("inline_container|PytorchStreamWriter|failed writing|iostream error")
 
