@@ -42,7 +42,7 @@ app.add_typer(bank, name="bank")
 def train(
     recipe: Annotated[Path, typer.Argument(help="A YAML file, such as configs/lm/smoke.yaml.")],
     set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, overrides the file.")] = None,
-    resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint.")] = False,
+    resume: Annotated[bool, typer.Option(help="Go on from the newest whole checkpoint.")] = False,
 ) -> None:
     """Trains a model by a recipe, calibrates its history, and saves it with its tokenizer and metrics."""
     from .training import leave_group, load_recipe, run
