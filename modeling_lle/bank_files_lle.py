@@ -39,6 +39,7 @@ from .seal_lle import seal as seal
 
 LOCK, INDEX = ".lock", "index"
 _PARTIAL = re.compile(r"\.partial-[0-9a-f]{16}")  # a file that is being written, or a folder with a bank in the making
+_UNNAMED = re.compile(r"\.tmp[0-9A-Za-z]{6}")  # a file that safetensors is writing, before it has its name
 INDEX_FILE = re.compile(r"[0-9a-f]{16}(-[0-9a-f]{64}\.faiss|\.json)|\.partial-[0-9a-f]+")
 REMEDY = "restore it from a copy, or build the bank again"
 
@@ -193,7 +194,7 @@ class Folder:
     def leftovers(self, known: set[str]) -> list[str]:
         """Names of the files that a bank makes, but for the `known` ones; none where nobody has made a bank."""
         names = sorted(os.listdir(self.path))
-        partial = [name for name in names if _PARTIAL.fullmatch(name)]
+        partial = [name for name in names if _PARTIAL.fullmatch(name) or _is_unnamed(self.path / name)]
         making = any((self.path / name).is_dir() for name in partial)
         if not making and not (self.path / MANIFEST).exists():
             return []
@@ -319,10 +320,15 @@ def _remove_own(folder: Path) -> None:
     if folder.is_symlink():
         return
     for path in folder.iterdir():
-        if path.name in (MANIFEST, LOCK) or FILE_NAME.fullmatch(path.name) or _PARTIAL.fullmatch(path.name):
+        known = path.name in (MANIFEST, LOCK) or FILE_NAME.fullmatch(path.name) or _PARTIAL.fullmatch(path.name)
+        if known or _is_unnamed(path):
             path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # what else is in it is not the bank's
         folder.rmdir()
+
+
+def _is_unnamed(path: Path) -> bool:
+    return bool(_UNNAMED.fullmatch(path.name)) and path.is_file()
 
 
 def sha256(path: Path) -> str:

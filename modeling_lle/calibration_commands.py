@@ -218,5 +218,10 @@ def _load(
 
 
 def _save(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Writes a model and its tokenizer, each file whole or not at all."""
+    from .pretrained_lle import PARTIAL
+    from .temporary_lle import replacing_files
+
     model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with replacing_files(folder, PARTIAL) as made:
+        tokenizer.save_pretrained(made)

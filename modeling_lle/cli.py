@@ -7,6 +7,7 @@ Heavy imports wait until a command runs, so that `lle --help` answers at once.
 import json
 import logging
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,8 +19,15 @@ from .calibration_commands import calibrate, statistics
 from .classification_commands import classify, forget, learn
 from .evaluation_commands import evaluate
 from .options import Bank, Column, Folder, InPrecision, Name, Namespaces, Precision
-from .terminal import Formatter, printable_lines, say
+from .terminal import Formatter, printable, printable_lines, say
 from .translation_commands import memory, translate
+
+# How torch calls these errors, for which it has no class of their own on a CPU.
+_NO_MEMORY = re.compile(
+    "can't allocate memory|out of memory|bad_alloc|not enough memory|Cannot allocate memory|"
+    "could not create a primitive$|can't start new thread"
+)
+_NOT_WRITTEN = re.compile("inline_container|PytorchStreamWriter|failed writing|iostream error")
 
 app = typer.Typer(
     help="LLE, Learning from History: recurrent models that keep learning from what they read and are taught.",
@@ -34,7 +42,7 @@ app.add_typer(bank, name="bank")
 def train(
     recipe: Annotated[Path, typer.Argument(help="A YAML file, such as configs/lm/smoke.yaml.")],
     set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, overrides the file.")] = None,
-    resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint.")] = False,
+    resume: Annotated[bool, typer.Option(help="Go on from the newest whole checkpoint.")] = False,
 ) -> None:
     """Trains a model by a recipe, calibrates its history, and saves it with its tokenizer and metrics."""
     from .training import leave_group, load_recipe, run
@@ -148,6 +156,25 @@ def main() -> None:
     except (FileNotFoundError, FloatingPointError, ImportError, OSError, ValueError) as error:
         typer.secho(printable_lines(f"lle: {error}"), fg=typer.colors.RED, err=True)
         raise SystemExit(2) from None
+    except (MemoryError, RuntimeError) as error:
+        reason = _lack(error)
+        if reason is None:
+            raise
+        typer.secho(f"lle: {reason}", fg=typer.colors.RED, err=True)
+        raise SystemExit(2) from None
+
+
+def _lack(error: MemoryError | RuntimeError) -> str | None:
+    """What the machine lacks, if that is what an error of Python or torch says."""
+    text = printable(str(error).partition("\n")[0])
+    if isinstance(error, MemoryError) or _NO_MEMORY.search(text):
+        return (
+            f"out of memory ({text or 'an allocation failed'}): give smaller batches or fewer tokens, or use a "
+            "machine with more memory; what was being written is as it was before"
+        )
+    if _NOT_WRITTEN.search(text):
+        return f"a file of torch could not be written ({text}): is the disk full? Free space, and go on with --resume"
+    return None
 
 
 if __name__ == "__main__":

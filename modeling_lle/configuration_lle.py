@@ -12,12 +12,13 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import transformers
 from huggingface_hub.dataclasses import strict, validated_field
 from transformers import PreTrainedConfig
+
+from .temporary_lle import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -405,7 +406,8 @@ class LLEConfig(PreTrainedConfig):
         except TypeError as error:
             wrong = [name for name, value in self.to_dict().items() if not _fits_json(value)]
             raise ValueError(f"the configuration cannot be saved: JSON cannot hold {', '.join(wrong)}") from error
-        Path(json_file_path).write_text(text, encoding="utf-8")
+        with replacing(json_file_path) as partial:
+            partial.write_text(text, encoding="utf-8")
 
     def __setattr__(self, key: str, value: Any) -> None:
         if key == "num_labels" and isinstance(value, int | float) and not 0 <= value <= MAX_LABELS:

@@ -10,6 +10,8 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import AutoConfig
 
+from .temporary_lle import replacing
+
 TEMPLATE = Path(__file__).with_name("model_card.md")  # a link to model_cards/template.md, a copy once installed
 TAGS = ["lle", "recurrent", "cpu"]
 # The type that the Hub knows of what is measured for a task; of a language model it is perplexity.
@@ -101,5 +103,6 @@ def write_model_card(
         **{key: results.get(key) for key in ("command", "commit", "environment")},
     )
     path = Path(folder) / "README.md"
-    card.save(path)
+    with replacing(path) as partial:
+        card.save(partial)
     return path

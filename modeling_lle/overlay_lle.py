@@ -18,7 +18,6 @@ Shapes: B batch, T time, D width, V vocabulary, E tokens of a step, R rank.
 import functools
 import logging
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,7 @@ from .linear_lle import apply_linear, is_packed, is_plain, linear
 from .loss_lle import IGNORED, check_targets
 from .precision_lle import outside_autocast
 from .recurrence_lle import current_name
+from .temporary_lle import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -320,17 +320,11 @@ class Overlay:
 
     def save(self, path: str | Path, model: Any) -> None:
         """Writes the changes into a safetensors file, whole or not at all; no tokens that still wait for a step."""
-        partial = Path(f"{path}.{os.getpid()}.partial")
         described = {"format": FORMAT, "version": str(VERSION), "scope": self.numbers.scope}
         described["fingerprint"] = fingerprint(model)
-        try:
-            tensors = {name: change.contiguous() for name, change in self.changes.items()}
+        tensors = {name: change.contiguous() for name, change in self.changes.items()}
+        with replacing(path) as partial:
             save_file({**tensors, _DECAYED: self.decayed}, partial, described)
-            os.replace(partial, path)
-        except (OSError, SafetensorError) as error:
-            raise OSError(f"cannot write the overlay {path}: {error}") from error
-        finally:
-            partial.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | Path, model: Any) -> "Overlay":

@@ -1,22 +1,28 @@
-"""Temporary folders which a process that is killed does not leave behind for ever: the next one removes them.
+"""Temporary folders and files which a process that is killed does not leave for ever: the next one removes them.
 
 Notable: a living process holds a lock in each of its folders, so one whose lock is free belongs to a dead process. The
-lock is taken before anything else is written, so a folder that holds nothing else is left alone.
+lock is taken before anything else is written, so a folder that holds nothing else is left alone. `replacing` is for
+one file, `replacing_files` for those of a folder: whatever interrupts them, each file is as before or as after.
 """
 
 import contextlib
+import errno
 import os
 import re
 import shutil
 import tempfile
+import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 ALIVE = ".alive"
+_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO)  # errors of the disk
+_WRITING = ".lle-writing-"  # what the name of a folder begins with, in which a file is written
 
 
 class TemporaryFolder:
@@ -65,7 +71,9 @@ def _remove_dead(path: Path) -> None:
     lock = FileLock(path / ALIVE, thread_local=False)
     with contextlib.suppress(Timeout, OSError):
         lock.acquire(timeout=0)
-        if os.listdir(path) != [ALIVE]:
+        empty = os.listdir(path) == [ALIVE]
+        if not empty or time.time() - path.stat().st_mtime > 60:  # else its process may just be taking the lock
+            _empty(path)
             shutil.rmtree(path, ignore_errors=True)
         lock.release()
 
@@ -73,25 +81,73 @@ def _remove_dead(path: Path) -> None:
 def _remove(path: Path, lock: FileLock, process: int) -> None:
     if os.getpid() != process:
         return  # a fork: the folder is its parent's
+    _empty(path)
     lock.release()
     shutil.rmtree(path, ignore_errors=True)
 
 
+def _empty(path: Path) -> None:
+    """Removes all but the lock, by which the next process knows what this one would leave if it were killed here."""
+    with contextlib.suppress(OSError):
+        for inside in path.iterdir():
+            if inside.is_dir() and not inside.is_symlink():
+                shutil.rmtree(inside, ignore_errors=True)
+            elif inside.name != ALIVE:
+                inside.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
-def replacing_files(folder: str | os.PathLike[str], prefix: str, old: re.Pattern[str]) -> Iterator[Path]:
+def replacing_files(folder: str | os.PathLike[str], prefix: str, old: re.Pattern[str] | None = None) -> Iterator[Path]:
     """A temporary folder to write files in, which take the place of those in `folder` once all are written.
 
     Args:
         folder: Where they are to lie; it is made if there is none.
         prefix: What the name of the temporary folder in it begins with.
-        old: Names of files that are removed from `folder` if none of that name was written.
+        old: Names of files that are removed from `folder` if none of that name was written; None: none.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     with TemporaryFolder(prefix, folder) as path:
-        yield path
+        try:
+            yield path
+        except (OSError, SafetensorError) as error:
+            if isinstance(error, OSError) and error.errno not in _FULL:
+                raise
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise OSError(f"cannot write into {folder}: {reason}; its files are as they were before") from error
         written = {made.name for made in path.iterdir()} - {ALIVE}
         for name in sorted(written):
             os.replace(path / name, Path(folder) / name)
         for other in Path(folder).iterdir():
-            if old.fullmatch(other.name) and other.name not in written:
+            if old is not None and old.fullmatch(other.name) and other.name not in written:
                 other.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A file to write, of the same name, which takes the place of `path` in the end or, after an error, is taken away.
+
+    Args:
+        path: The file, whose folder must exist. A link stays one; what is no file, as a pipe, is written itself.
+
+    Raises:
+        OSError: It cannot be written, as on a full disk.
+    """
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        yield target
+        return
+    try:
+        if target.exists() and not os.access(target, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        with TemporaryFolder(_WRITING, target.parent) as folder:
+            made = folder / target.name
+            yield made
+            if target.exists():
+                shutil.copymode(target, made)
+            os.replace(made, target)
+    except OSError as error:
+        if error.errno is None or (error.filename and _WRITING not in str(error.filename)):
+            raise  # about another file
+        raise OSError(error.errno, f"cannot be written: {error.strerror}", str(path)) from error
+    except SafetensorError as error:
+        raise OSError(f"cannot write {path}: {error}") from error

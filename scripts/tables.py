@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from modeling_lle.evaluation.results import fill_tables
+from modeling_lle.temporary_lle import replacing
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -31,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if filled != text:
             outdated.append(path)
             if not options.check:
-                path.write_text(filled, encoding="utf-8")
+                with replacing(path) as partial:
+                    partial.write_text(filled, encoding="utf-8")
     for path in outdated:
         print(f"{'out of date' if options.check else 'updated'}: {path.relative_to(options.root)}")
     return 1 if options.check and outdated else 0

@@ -121,7 +121,7 @@ def test_two_writers_lose_nothing(path: Path) -> None:
 
 
 def test_leftovers_are_reported_and_removed(path: Path) -> None:
-    names = [".partial-0123456789abcdef", "segment-0123456789abcdef.safetensors"]
+    names = [".partial-0123456789abcdef", ".tmpaB3dE9", "segment-0123456789abcdef.safetensors"]
     for name in names:
         (path / name).write_bytes(b"half")
     bank = HistoryBank.open(path)

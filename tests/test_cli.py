@@ -149,3 +149,26 @@ def test_errors_are_one_line(
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (MemoryError(), r"lle: out of memory \(an allocation failed\): give smaller batches"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: 8 bytes"), "lle: out of memory"),
+        (RuntimeError("could not create a primitive"), "lle: out of memory"),  # as oneDNN says it
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos"), "is the disk full.*--resume"),
+        (RuntimeError("could not create a primitive descriptor for the LSTM"), None),
+        (RuntimeError("a bug"), None),
+    ],
+)
+def test_what_the_machine_lacks_is_one_line(
+    error: Exception, message: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "app", fail)
+    with pytest.raises(SystemExit if message else RuntimeError):
+        cli.main()
+    assert re.search(message or "^$", capsys.readouterr().err)

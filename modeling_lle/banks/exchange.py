@@ -8,8 +8,6 @@ position of a further occurrence) and `keys` (n x D bfloat16, little endian).
 import dataclasses
 import hashlib
 import json
-import os
-import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +22,7 @@ from ..bank_changes_lle import live_labels, renumbered
 from ..bank_files_lle import FORMAT, Added, BankError, Folder, Manifest, Segment
 from ..bank_lle import HistoryBank
 from ..bank_segment_lle import check_documents, check_values
+from ..temporary_lle import replacing
 
 VERSION = 1
 DIGEST = "sha256"
@@ -56,44 +55,17 @@ def to_parquet(bank: HistoryBank, path: str | Path) -> int:
         "labels": None if labels is None else labels[0],
     }
     schema = SCHEMA.with_metadata({FORMAT: json.dumps(described)})
-    _remove_partial(Path(path))
-    partial = Path(f"{path}.{os.getpid()}.partial")
     digest = hashlib.sha256()
-    try:
-        with pq.ParquetWriter(partial, schema) as writer:
-            for info, segment in state.segments():
-                segment = segment if labels is None else renumbered(segment, labels[1])
-                rows = [{"namespace": info.namespace, **row} for row in _rows(segment)]
-                if rows:
-                    table = pa.Table.from_pylist(rows, schema=schema)
-                    _take_in(digest, table.to_pylist())
-                    writer.write_table(table)
-            writer.add_key_value_metadata({DIGEST: digest.hexdigest()})
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as partial, pq.ParquetWriter(partial, schema) as writer:
+        for info, segment in state.segments():
+            segment = segment if labels is None else renumbered(segment, labels[1])
+            rows = [{"namespace": info.namespace, **row} for row in _rows(segment)]
+            if rows:
+                table = pa.Table.from_pylist(rows, schema=schema)
+                _take_in(digest, table.to_pylist())
+                writer.write_table(table)
+        writer.add_key_value_metadata({DIGEST: digest.hexdigest()})
     return len(state)
-
-
-def _remove_partial(path: Path) -> None:
-    """Removes what exports to this file left that were killed."""
-    name = re.compile(re.escape(path.name) + r"\.(\d+)\.partial")
-    for other in path.absolute().parent.glob("*.partial"):
-        match = name.fullmatch(other.name)
-        if match and not _is_running(int(match[1])):
-            other.unlink(missing_ok=True)
-
-
-def _is_running(process: int) -> bool:
-    if os.name == "nt":
-        return True  # there, a signal that asks would end it
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def _take_in(digest: Any, rows: list[dict[str, Any]]) -> None:

@@ -13,7 +13,8 @@ import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from .tables import check_input, check_output, replacing
+from ..temporary_lle import replacing
+from .tables import check_input, check_output
 
 try:
     import polib

@@ -4,19 +4,19 @@ Notable: a file can be written again with every column as it was; it is written 
 counted from 0.
 """
 
-import contextlib
 import csv
 import difflib
 import io
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..checks_lle import check_unicode
+from ..temporary_lle import replacing
 from .rows import TABLES, cannot_read, ending, read_rows, read_utf8, split_lines
 from .sources import check_column
 
@@ -128,7 +128,7 @@ def write_table(path: str | Path, rows: Sequence[dict[str, Any]]) -> None:
 
 def write_lines(path: str | Path, texts: Sequence[str]) -> None:
     """Writes texts into a text file, each as one line whatever line breaks it has, as a whole or not at all."""
-    with replacing(Path(path)) as partial:
+    with replacing(path) as partial:
         partial.write_bytes("".join(_LINE_BREAKS.sub(" ", text) + "\n" for text in texts).encode())
 
 
@@ -143,17 +143,6 @@ def free_names(wanted: Sequence[str], taken: Sequence[str], where: str) -> dict[
         if new in taken:
             raise ValueError(f"{where} has the columns {name!r} and {new!r} already: rename one of them")
     return names
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A file to write, which takes the place of `path` in the end or, after an error, is taken away."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _csv_line(values: Sequence[Any], separator: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from ..explanation_lle import Explanation, as_values
+from ..temporary_lle import replacing
 from ..terminal import printable
 
 PAGE = Path(__file__).with_name("explanation.html")
@@ -46,5 +47,6 @@ def write_page(
     data = json.dumps(as_values(explanations, tokenizer), ensure_ascii=False)
     data = data.replace("<", "\\u003c")  # text may hold a closing script tag
     page = PAGE.read_text(encoding="utf-8").replace("{{title}}", html.escape(title)).replace("{{tokens}}", data)
-    Path(path).write_text(page, encoding="utf-8")
+    with replacing(path) as partial:
+        partial.write_text(page, encoding="utf-8")
     return Path(path)

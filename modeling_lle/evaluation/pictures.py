@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ..temporary_lle import replacing
 from .language import ALL, FREQUENCIES, SEEN, StreamEvaluation
 
 try:
@@ -53,7 +54,8 @@ def make_figure(width: float, height: float, title: str | None = None) -> Figure
 def save_figure(figure: Figure, path: str | Path) -> None:
     """Writes a figure to a file, whose folder is made; the ending of its name says the format."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=160)
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=160)
 
 
 def style(axes: Axes, title: str, x: str, y: str) -> None:

@@ -18,7 +18,6 @@ import re
 import shlex
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from typing import Any
 import torch
 
 from ..configuration_lle import check_keys
+from ..temporary_lle import replacing
 
 _PACKAGES = ("torch", "transformers", "modeling_lle", "numba", "flash-linear-attention")
 _KEYS = ("command", "commit", "environment", "metrics", "rows")
@@ -59,10 +59,8 @@ def write_results(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, suffix=".tmp", delete=False) as file:
-        file.write(text)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
     return results
 
 

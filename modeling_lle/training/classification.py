@@ -13,6 +13,7 @@ from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedToke
 from transformers.trainer_pt_utils import LabelSmoother
 
 from ..backbone_lle import LLEModel
+from ..bank_files_lle import MANIFEST, Folder
 from ..bank_lle import HISTORY_FOLDER
 from ..classification_lle import LLEClassifierOutput, LLEForSequenceClassification
 from ..configuration_lle import LLEConfig
@@ -23,18 +24,19 @@ from ..precision_lle import in_precision
 from .adversarial import AdversarialTrainer
 from .arguments import ClassificationArguments
 from .character_ngrams import FoldNgrams, add_ngrams
+from .checkpoints import METRICS, find_checkpoint
 from .pretraining import pretrain
 from .recipe import DataArguments, Recipe
-from .steps import last_checkpoint, make_config, make_tokenizer, save, train
+from .steps import make_config, make_tokenizer, save, train
+
+SOURCE = "training"  # of what the bank of a new classifier holds
 
 
 def run_classification(recipe: Recipe, rows: dict[str, Any] | None = None, resume: bool = False) -> dict[str, Any]:
     """Trains a classifier of texts, whose bank holds the training examples afterwards; see `run`."""
     arguments: ClassificationArguments = recipe.training
     data = recipe.data
-    bank = Path(str(arguments.output_dir)) / HISTORY_FOLDER
-    if bank.exists():
-        raise FileExistsError(f"there is a bank at {bank} already: choose another training.output_dir, or remove it")
+    _check_place(Path(str(arguments.output_dir)), resume)
     examples, validation, strangers = _split(data, rows, arguments.seed)
     tokenizer = make_tokenizer(recipe, examples["text"])
     labels = sorted(set(examples["label"]))
@@ -60,25 +62,38 @@ def run_classification(recipe: Recipe, rows: dict[str, Any] | None = None, resum
         scale = 0.0 if "path" in recipe.model else model.config.initializer_range
         add_ngrams(embeddings, tokenizer, arguments.character_ngrams, scale)
         trainer.add_callback(FoldNgrams(embeddings))
-    minutes = 0.0
-    if arguments.pretraining_epochs and last_checkpoint(arguments, resume) is None:
+    minutes, checkpoint = 0.0, find_checkpoint(trainer, resume)
+    if arguments.pretraining_epochs and checkpoint is None:
         texts = encoded.remove_columns("labels")
         minutes = pretrain(model.model, texts, tokenizer, arguments, arguments.pretraining_epochs)
-    metrics = train(trainer, resume, minutes)
+    metrics = train(trainer, checkpoint, minutes)
     size = arguments.per_device_eval_batch_size
     given = (recipe.model.get("history") or {}).get("bank") or {}
     fixed = [name for name in given if name in CALIBRATED]  # what the recipe says is not fitted
     unlabelled = encode(strangers, tokenizer)
     with in_precision(model, arguments.precision):
-        model.learn(examples["text"], examples["label"], tokenizer, source="training")
+        model.learn(examples["text"], examples["label"], tokenizer, source=SOURCE)
         metrics |= fit_history(model, tokenizer, held_out, unlabelled, size, arguments.keep_in_scope, fixed)
         if data.held_out:
-            model.learn(validation["text"], validation["label"], tokenizer, source="training")
+            model.learn(validation["text"], validation["label"], tokenizer, source=SOURCE)
     if trainer.is_world_process_zero():
-        save(recipe, trainer, metrics)
-        assert model.history_bank is not None
-        model.history_bank.save_pretrained(bank)
+        save(recipe, trainer, metrics, model.history_bank)
     return metrics
+
+
+def _check_place(folder: Path, resume: bool) -> None:
+    """Raises a FileExistsError if a bank is there, unless it is that of a run which was killed before its end."""
+    bank = Folder(folder / HISTORY_FOLDER)
+    if not bank.path.exists():
+        return
+    if (bank.path / MANIFEST).exists():
+        sources = {(added.namespace, added.source) for added in bank.read_manifest().added}
+        if resume and not (folder / METRICS).exists() and sources == {("default", SOURCE)}:
+            return
+        raise FileExistsError(
+            f"there is a bank at {bank.path} already: choose another training.output_dir, or remove it"
+        )
+    bank.check_free()
 
 
 def _split(data: DataArguments, rows: dict[str, Any] | None, seed: int) -> tuple[Dataset, Dataset, Dataset]:

@@ -14,6 +14,7 @@ from ..data.text import Rows
 from ..modeling_lle import LLEForCausalLM
 from ..precision_lle import in_precision
 from .arguments import LLETrainingArguments
+from .checkpoints import find_checkpoint
 from .recipe import DataArguments, Recipe
 from .steps import begin_at_frequencies, make_config, make_tokenizer, save, train
 from .trainer import LLETrainer
@@ -47,7 +48,7 @@ def run_language(recipe: Recipe, texts: dict[str, Rows] | None = None, resume: b
         processing_class=tokenizer,
     )
     numbers = 0 if model.history_loss is None else model.history_loss.values.numel()  # config.json will hold them
-    metrics = train(trainer, resume)
+    metrics = train(trainer, find_checkpoint(trainer, resume))
     metrics["parameters"] -= numbers
     nats = metrics["eval_loss"] * (len(validation.ids) - 1)
     metrics["eval_word_perplexity"] = math.exp(min(nats / validation.words, 700.0))

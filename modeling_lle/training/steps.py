@@ -25,10 +25,13 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
+from ..bank_files_lle import Folder
+from ..bank_lle import HISTORY_FOLDER, HistoryBank
 from ..configuration_lle import LLEConfig
+from ..temporary_lle import replacing
 from ..tokenization_lle import LLETokenizer
+from .checkpoints import METRICS
 from .recipe import Recipe
 
 
@@ -56,19 +59,19 @@ class _Clock(TrainerCallback):
         """Writes the minutes so far into the checkpoint."""
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         if state.is_world_process_zero and folder.is_dir() and self.minutes is not None:
-            (folder / self.FILE).write_text(json.dumps(self.minutes))
+            with replacing(folder / self.FILE) as partial:
+                partial.write_text(json.dumps(self.minutes))
 
 
-def last_checkpoint(arguments: TrainingArguments, resume: bool) -> str | None:
-    """The checkpoint that a training goes on from, if it is to and there is one."""
-    folder = str(arguments.output_dir)
-    return get_last_checkpoint(folder) if resume and Path(folder).is_dir() else None
+def train(trainer: Trainer, checkpoint: str | None, minutes: float = 0.0) -> dict[str, Any]:
+    """Trains, evaluates, and returns the metrics of both.
 
-
-def train(trainer: Trainer, resume: bool, minutes: float = 0.0) -> dict[str, Any]:
-    """Trains, evaluates, and returns the metrics of both; `resume` as in `run`, `minutes` went before."""
+    Args:
+        trainer: The Trainer.
+        checkpoint: What `find_checkpoint` returned.
+        minutes: What was spent before.
+    """
     model: Any = trainer.model
-    checkpoint = last_checkpoint(trainer.args, resume)
     clock = _Clock(checkpoint, minutes)
     trainer.add_callback(clock)
     outcome = trainer.train(resume_from_checkpoint=checkpoint)
@@ -91,12 +94,21 @@ def leave_group() -> None:
     PartialState().destroy_process_group()
 
 
-def save(recipe: Recipe, trainer: Trainer, metrics: dict[str, Any]) -> None:
-    """Writes the model, the tokenizer, recipe.yaml and metrics.json into the output folder."""
+def save(recipe: Recipe, trainer: Trainer, metrics: dict[str, Any], bank: HistoryBank | None = None) -> None:
+    """Writes the model, the tokenizer, recipe.yaml, the bank and metrics.json into the output folder.
+
+    The last says that the run is finished: it is taken away first, and written when all else is there.
+    """
     folder = Path(str(recipe.training.output_dir))
+    (folder / METRICS).unlink(missing_ok=True)
     trainer.save_model()
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe.resolved(), sort_keys=False), encoding="utf-8")
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    with replacing(folder / "recipe.yaml") as partial:
+        partial.write_text(yaml.safe_dump(recipe.resolved(), sort_keys=False), encoding="utf-8")
+    if bank is not None:
+        Folder(folder / HISTORY_FOLDER).remove()  # what a run that was killed has made
+        bank.save_pretrained(folder / HISTORY_FOLDER)
+    with replacing(folder / METRICS) as partial:
+        partial.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
 
 
 def keep_freed_pages() -> None:

@@ -11,6 +11,7 @@ from ..data import load_pairs
 from ..data.text import encode_sentences
 from ..seq2seq_lle import LLEForSeq2SeqLM
 from .arguments import TranslationArguments
+from .checkpoints import find_checkpoint
 from .recipe import DataArguments, Recipe
 from .steps import begin_at_frequencies, make_config, make_tokenizer, save, train
 
@@ -35,7 +36,7 @@ def run_translation(recipe: Recipe, rows: dict[str, Any] | None = None, resume: 
         processing_class=tokenizer,
     )
     trainer.label_smoother = None  # the model's own loss does it
-    metrics = train(trainer, resume)
+    metrics = train(trainer, find_checkpoint(trainer, resume))
     model.config.use_cache = True  # the Trainer switches it off
     if trainer.is_world_process_zero():
         save(recipe, trainer, metrics)

@@ -24,7 +24,7 @@ from .damage import TEXTS, make_writer
 Drill = Callable[[Path, int, int], int]
 
 
-def _kill(work: Callable[[], None], seconds: float) -> None:
+def kill(work: Callable[[], None], seconds: float) -> None:
     """Runs something in a process of its own, and kills it after so many seconds if it is still at it."""
     process = multiprocessing.get_context("fork").Process(target=work)
     process.start()
@@ -61,7 +61,7 @@ def kill_builds(folder: Path, kills: int, seed: int = 0) -> int:
     build(folder / "whole")
     for number in range(kills):
         path = folder / str(number)
-        _kill(functools.partial(build, path), choose.uniform(0, 1.5 * longest))
+        kill(functools.partial(build, path), choose.uniform(0, 1.5 * longest))
         try:
             build(path)
             bank = HistoryBank.open(path)
@@ -90,7 +90,7 @@ def kill_saves(folder: Path, kills: int, seed: int = 0) -> int:
         bank.add(["h"])  # of two entries, the last of them an <eos>
         with torch.no_grad():
             model.lm_head.bias.fill_(version)
-        _kill(save, choose.uniform(0, 1.5 * longest))
+        kill(save, choose.uniform(0, 1.5 * longest))
         try:
             loaded = LLEForCausalLM.from_pretrained(path)
             kept = HistoryBank.from_pretrained(path)
@@ -119,7 +119,7 @@ def kill_temporary(folder: Path, kills: int, seed: int = 0) -> int:
 
         longest = _duration(build)
         for _ in range(kills):
-            _kill(build, choose.uniform(0, longest))
+            kill(build, choose.uniform(0, longest))
             sweep("lle-bank-")
             lost += any(path.is_dir() for path in folder.glob("lle-bank-*/*"))
     finally:

@@ -129,14 +129,16 @@ def test_an_export_holds_nothing_that_was_forgotten(tmp_path: Path) -> None:
     model.learn(["a b", "c d", "e f"], ["zebra", "label-1", "yak"], TOKENIZER, new_labels=True, source="first")
     model.learn(["g h"], ["zebra"], source="zeppelin")
     model.forget(label="zebra")
-    (tmp_path / f"bank.parquet.{2**22 + 1}.partial").write_bytes(b"zebra")  # of a process that was killed
-    (tmp_path / "bank.parquet.mine.partial").write_text("a user's")
+    left = tmp_path / ".lle-writing-0a1b2c3d"  # of a process that was killed
+    left.mkdir()
+    (left / ".alive").touch()
+    (left / "bank.parquet").write_bytes(b"zebra")
     assert to_parquet(model.history_bank, tmp_path / "bank.parquet") == 2
     written = pq.read_table(tmp_path / "bank.parquet")
     assert not any(
         word in repr(part) for word in ("zebra", "zeppelin") for part in (written.to_pylist(), written.schema.metadata)
     )
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["bank.parquet", "bank.parquet.mine.partial"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bank.parquet"]
     again = from_parquet(tmp_path / "bank.parquet", tmp_path / "again")
     assert again.manifest.labels == ("label-1", "yak")
     labels = [again.manifest.labels[entry.outcome] for entry in again.describe(range(2))]

@@ -136,3 +136,14 @@ def test_names_of_new_columns() -> None:
     assert free_names(["label", "score"], ["text", "label"], "it") == {"label": "predicted_label", "score": "score"}
     with pytest.raises(ValueError, match="it has the columns 'a' and 'predicted_a' already: rename one"):
         free_names(["a"], ["a", "predicted_a"], "it")
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_table_that_cannot_be_written_stays_as_it_was(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"a.{kind}"
+    write_table(path, [{"text": "before"}])
+    before = path.read_bytes()
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        write_table(path, [{"text": "after"}, {"text": object()}])
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
