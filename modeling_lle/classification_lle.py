@@ -163,7 +163,7 @@ class _Classifier(TeachableModel):
                     "floating labels (B, C) mean that a text may have several, but in the attached bank it has one: "
                     f"set config.problem_type={MULTI!r} before teaching, or give labels (B,) of int64"
                 )
-            self.config.problem_type = MULTI  # type: ignore[assignment]
+            self.config.problem_type = MULTI
 
     def _loss(self, logits: Tensor, members: Tensor | None, labels: Tensor, number: Tensor | int | None) -> Tensor:
         """The loss of the logits (..., L), or the mean of those of the members (M, ..., C)."""
