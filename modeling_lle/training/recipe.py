@@ -203,9 +203,9 @@ def _members(hint: Any) -> tuple[Any, ...]:
 
 
 def _numbers(value: Any) -> Any:
-    """YAML 1.1 reads 2e-3 as text; everybody who writes it means the number."""
+    """YAML 1.1 reads 2e-3 as text; everybody who writes it means the number, unless it is the name of a label."""
     if isinstance(value, dict):
-        return {key: _numbers(inner) for key, inner in value.items()}
+        return {key: inner if key in ("id2label", "label2id") else _numbers(inner) for key, inner in value.items()}
     if isinstance(value, list):
         return [_numbers(inner) for inner in value]
     if isinstance(value, str):

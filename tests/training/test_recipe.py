@@ -68,6 +68,11 @@ def test_settings(setting: str, section: str, expected: dict[str, Any]) -> None:
     assert resolved["training"]["seed"] == 3
 
 
+def test_names_of_labels_are_no_numbers() -> None:
+    names = {0: "001", 1: "1e3", 2: "nan"}
+    assert make_recipe({"model": {"id2label": names}}).model["id2label"] == names
+
+
 def test_the_word_no_is_not_false() -> None:
     recipe = load("training: {eval_strategy: no, bf16: no}", "training.save_strategy=no")
     assert (recipe.training.save_strategy, recipe.training.eval_strategy, recipe.training.bf16) == ("no", "no", False)
