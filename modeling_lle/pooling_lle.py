@@ -32,7 +32,7 @@ class Pooling(nn.Module):
             first, last = states[:, 0], states[:, -1]
         else:
             row, place = (
-                torch.arange(len(states), device=states.device),
+                torch.arange(states.shape[0], device=states.device),
                 torch.arange(mask.shape[1], device=mask.device),
             )
             first, last = states[row, mask.int().argmax(1)], states[row, (place * mask).amax(1)]
