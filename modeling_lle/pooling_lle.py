@@ -31,10 +31,8 @@ class Pooling(nn.Module):
         if mask is None:
             first, last = states[:, 0], states[:, -1]
         else:
-            row, place = (
-                torch.arange(states.shape[0], device=states.device),
-                torch.arange(mask.shape[1], device=mask.device),
-            )
+            row = torch.arange(states.shape[0], device=states.device)
+            place = torch.arange(mask.shape[1], device=mask.device)
             first, last = states[row, mask.int().argmax(1)], states[row, (place * mask).amax(1)]
         half = states.shape[-1] // 2
         return torch.cat([last[:, :half], first[:, half:]], dim=-1) if self.bidirectional else last
