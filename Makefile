@@ -7,9 +7,8 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # What touches precision, kernels, the demo and training: it is tested as on an older processor too.
 BY_PROCESSOR := tests/conformance tests/training/test_arguments.py tests/training/test_trainer.py \
-	tests/test_precision_lle.py tests/test_recurrence_lle.py tests/test_cells_lle.py tests/test_lstm_lle.py \
-	tests/test_scan_lle.py tests/test_linear_lle.py tests/test_nearest_lle.py tests/test_recall_kernels_lle.py \
-	tests/test_loss_lle.py tests/test_overlay_lle.py tests/test_demo.py
+	tests/common/test_precision.py tests/backbone tests/kernels tests/bank/test_nearest.py \
+	tests/history/test_loss.py tests/history/test_overlay.py tests/cli/test_demo.py
 
 .PHONY: demo test test-older test-bare matrix lint benchmark clean
 

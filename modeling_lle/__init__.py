@@ -13,11 +13,8 @@ from .registration import register
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .backbone_lle import LLEModel
-    from .bank_lle import HistoryBank
-    from .cache_lle import LLECache
-    from .classification_lle import LLEForSequenceClassification, LLEForTokenClassification
-    from .configuration_lle import (
+    from .bank.bank import HistoryBank
+    from .configuration import (
         BankConfig,
         HistoryConfig,
         LLEConfig,
@@ -25,35 +22,38 @@ if TYPE_CHECKING:
         StreamConfig,
         TrainingConfig,
     )
-    from .encoder_decoder_lle import LLESeq2SeqModel
-    from .modeling_lle import LLEForCausalLM
-    from .pretrained_lle import LLEPreTrainedModel
-    from .seq2seq_lle import LLEForSeq2SeqLM
-    from .text_classification import LLETextClassificationPipeline
-    from .text_generation import LLETextGenerationPipeline
-    from .tokenization_lle import LLETokenizer
-    from .translation import LLETranslationPipeline
+    from .history.cache import LLECache
+    from .models.backbone import LLEModel
+    from .models.causal import LLEForCausalLM
+    from .models.classification import LLEForSequenceClassification, LLEForTokenClassification
+    from .models.encoder_decoder import LLESeq2SeqModel
+    from .models.pretrained import LLEPreTrainedModel
+    from .models.seq2seq import LLEForSeq2SeqLM
+    from .pipelines.text_classification import LLETextClassificationPipeline
+    from .pipelines.text_generation import LLETextGenerationPipeline
+    from .pipelines.translation import LLETranslationPipeline
+    from .tokenization import LLETokenizer
 
 _HOME = {
-    "BankConfig": "configuration_lle",
-    "HistoryBank": "bank_lle",
-    "LLECache": "cache_lle",
-    "HistoryConfig": "configuration_lle",
-    "LLEConfig": "configuration_lle",
-    "LLESeq2SeqConfig": "configuration_lle",
-    "StreamConfig": "configuration_lle",
-    "LLEForCausalLM": "modeling_lle",
-    "LLEForSeq2SeqLM": "seq2seq_lle",
-    "LLEForSequenceClassification": "classification_lle",
-    "LLEForTokenClassification": "classification_lle",
-    "LLEModel": "backbone_lle",
-    "LLEPreTrainedModel": "pretrained_lle",
-    "LLESeq2SeqModel": "encoder_decoder_lle",
-    "LLETextClassificationPipeline": "text_classification",
-    "LLETextGenerationPipeline": "text_generation",
-    "LLETokenizer": "tokenization_lle",
-    "LLETranslationPipeline": "translation",
-    "TrainingConfig": "configuration_lle",
+    "BankConfig": "configuration",
+    "HistoryBank": "bank.bank",
+    "LLECache": "history.cache",
+    "HistoryConfig": "configuration",
+    "LLEConfig": "configuration",
+    "LLESeq2SeqConfig": "configuration",
+    "StreamConfig": "configuration",
+    "LLEForCausalLM": "models.causal",
+    "LLEForSeq2SeqLM": "models.seq2seq",
+    "LLEForSequenceClassification": "models.classification",
+    "LLEForTokenClassification": "models.classification",
+    "LLEModel": "models.backbone",
+    "LLEPreTrainedModel": "models.pretrained",
+    "LLESeq2SeqModel": "models.encoder_decoder",
+    "LLETextClassificationPipeline": "pipelines.text_classification",
+    "LLETextGenerationPipeline": "pipelines.text_generation",
+    "LLETokenizer": "tokenization",
+    "LLETranslationPipeline": "pipelines.translation",
+    "TrainingConfig": "configuration",
 }
 
 __all__ = [

@@ -45,9 +45,9 @@ AUTO_CLASSES = {
 PIPELINES = "transformers.pipelines"
 PROCESSING = "transformers.processing_utils"  # puts a second `transformers` in the place of the first
 PIPELINE_OF = {
-    "text-generation": "modeling_lle.text_generation.LLETextGenerationPipeline",
-    "text-classification": "modeling_lle.text_classification.LLETextClassificationPipeline",
-    "translation": "modeling_lle.translation.LLETranslationPipeline",
+    "text-generation": "modeling_lle.pipelines.text_generation.LLETextGenerationPipeline",
+    "text-classification": "modeling_lle.pipelines.text_classification.LLETextClassificationPipeline",
+    "translation": "modeling_lle.pipelines.translation.LLETranslationPipeline",
 }
 
 

@@ -9,7 +9,7 @@ takes less than a minute on 2 cores.
 import sys
 from collections.abc import Sequence
 
-from modeling_lle.cli import app
+from modeling_lle.cli.main import app
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

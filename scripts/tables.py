@@ -8,8 +8,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from modeling_lle.common.temporary import replacing
 from modeling_lle.evaluation.results import fill_tables
-from modeling_lle.temporary_lle import replacing
 
 ROOT = Path(__file__).resolve().parent.parent
 

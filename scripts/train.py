@@ -8,7 +8,7 @@ smoke recipe takes ten seconds on 2 cores, and ends at an eval_perplexity of abo
 
 import typer
 
-from modeling_lle.cli import train
+from modeling_lle.cli.main import train
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from modeling_lle.bank_files_lle import MANIFEST, sha256
+from modeling_lle.bank.files import MANIFEST, sha256
 
 
 def seal(values: dict[str, Any]) -> bytes:

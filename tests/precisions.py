@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from modeling_lle import precision_lle
+from modeling_lle.common import precision as precision_module
 
 
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -14,5 +14,5 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         seen.append(wanted)
         return torch.bfloat16 if wanted == "bfloat16" else torch.float32
 
-    monkeypatch.setattr(precision_lle, "resolve_precision", resolve)
+    monkeypatch.setattr(precision_module, "resolve_precision", resolve)
     return seen

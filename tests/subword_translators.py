@@ -5,8 +5,8 @@ from typing import Any
 from torch import Tensor
 
 from modeling_lle import HistoryBank, LLEForSeq2SeqLM, LLETokenizer
-from modeling_lle.banks.translated import padded
 from modeling_lle.data.text import encode_sentences
+from modeling_lle.entries.pairs import padded
 from tests.translators import make_translator
 
 PAIRS = [

@@ -24,10 +24,10 @@ from tests.tiny import make_model
 LAZY = """
 import sys
 import modeling_lle
-heavy = {"torch", "transformers", "numpy", "tokenizers", "datasets", "modeling_lle.modeling_lle"} & set(sys.modules)
+heavy = {"torch", "transformers", "numpy", "tokenizers", "datasets", "modeling_lle.models.causal"} & set(sys.modules)
 assert not heavy, heavy
 import transformers
-assert not {"transformers.modeling_utils", "modeling_lle.modeling_lle"} & set(sys.modules)
+assert not {"transformers.modeling_utils", "modeling_lle.models.causal"} & set(sys.modules)
 """
 AFTER_TRANSFORMERS = """
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, pipeline
@@ -48,7 +48,7 @@ assert "LLEForCausalLM" in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.value
 assert "LLEModel" in modeling_auto.MODEL_MAPPING_NAMES.values()
 from transformers import pipeline
 assert type(pipeline("text-generation", sys.argv[1])) is modeling_lle.LLETextGenerationPipeline
-assert "modeling_lle.translation" not in sys.modules
+assert "modeling_lle.pipelines.translation" not in sys.modules
 translate = pipeline("translation", sys.argv[2])
 assert type(translate) is modeling_lle.LLETranslationPipeline
 assert type(translate.model) is modeling_lle.LLEForSeq2SeqLM

@@ -7,8 +7,8 @@ import torch
 from datasets import Dataset
 
 from modeling_lle import LLEConfig, LLEForSeq2SeqLM, LLETokenizer
-from modeling_lle.banks.translated import padded
 from modeling_lle.data.text import encode_sentences
+from modeling_lle.entries.pairs import padded
 
 WORDS = ["ab", "cde", "fgh", "ij", "klm", "nöp", "qr", "süt", "{x}", "%d"]
 

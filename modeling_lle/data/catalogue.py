@@ -13,7 +13,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ..temporary_lle import replacing
+from ..common.temporary import replacing
 from .tables import check_input, check_output
 
 try:

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from ..checks_lle import check_unicode
+from ..common.checks import check_unicode
 
 TABLES = (".csv", ".tsv", ".json", ".jsonl")
 _PACKED = (".gz", ".bz2", ".xz", ".zip", ".zst")

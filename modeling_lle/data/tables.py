@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checks_lle import check_unicode
-from ..temporary_lle import replacing
+from ..common.checks import check_unicode
+from ..common.temporary import replacing
 from .rows import TABLES, cannot_read, ending, read_rows, read_utf8, split_lines
 from .sources import check_column
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..banks.translated import padded
 from ..data.text import encode_sentences
+from ..entries.pairs import padded
 from .pictures import FAINT, INK, Figure, make_figure, style
 
 CELL = 0.34  # inches

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from ..banks.labelled import batches
-from ..banks.taught import attach_bank, load_classifier
+from ..common.precision import in_precision
 from ..data.labelled import OUT_OF_SCOPE, check_complete, check_known, load_labelled
 from ..data.sources import describe
-from ..labels_lle import SINGLE
-from ..precision_lle import in_precision
+from ..entries.examples import batches
+from ..history.label_rule import SINGLE
+from ..saved import attach_bank, load_classifier
 from .metrics import ClassificationMetric, OutOfScopeMetric
 from .results import this_command, train_minutes, write_results
 

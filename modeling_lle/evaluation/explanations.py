@@ -7,9 +7,9 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from ..explanation_lle import Explanation, as_values
-from ..temporary_lle import replacing
-from ..terminal import printable
+from ..common.temporary import replacing
+from ..common.terminal import printable
+from ..history.explanation import Explanation, as_values
 
 PAGE = Path(__file__).with_name("explanation.html")
 WIDTH = 60  # characters of the text around an entry in the terminal

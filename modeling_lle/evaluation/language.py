@@ -16,10 +16,10 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from ..bank_lle import HistoryBank
+from ..bank.bank import HistoryBank
+from ..common.precision import in_precision
 from ..data import StreamDataset, TextTokens, collect, load_texts, tokenize
 from ..data.streams import IGNORED
-from ..precision_lle import in_precision
 from .metrics import LanguageModelMetric
 from .results import this_command, write_results
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..temporary_lle import replacing
+from ..common.temporary import replacing
 from .language import ALL, FREQUENCIES, SEEN, StreamEvaluation
 
 try:

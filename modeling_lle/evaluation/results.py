@@ -24,8 +24,8 @@ from typing import Any
 
 import torch
 
-from ..configuration_lle import check_keys
-from ..temporary_lle import replacing
+from ..common.temporary import replacing
+from ..configuration import check_keys
 
 _PACKAGES = ("torch", "transformers", "modeling_lle", "numba", "flash-linear-attention")
 _KEYS = ("command", "commit", "environment", "metrics", "rows")

@@ -14,13 +14,13 @@ import torch
 import yaml
 from datasets import Dataset
 
-from ..banks.labelled import batches
-from ..banks.taught import attach_bank, load_translator
+from ..common.precision import in_precision
 from ..data import load_pairs
 from ..data.placeholders import differences
 from ..data.text import encode_sentences
-from ..precision_lle import in_precision
-from ..seq2seq_lle import longest_target
+from ..entries.examples import batches
+from ..models.seq2seq import longest_target
+from ..saved import attach_bank, load_translator
 from .metrics import TranslationMetric
 from .results import this_command, train_minutes, write_results
 

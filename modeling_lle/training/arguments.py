@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
-from ..precision_lle import Precision, resolve_precision
+from ..common.precision import Precision, resolve_precision
 from .character_ngrams import SHORTEST
 
 

@@ -12,15 +12,15 @@ from torch import Tensor
 from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedTokenizerBase
 from transformers.trainer_pt_utils import LabelSmoother
 
-from ..backbone_lle import LLEModel
-from ..bank_files_lle import MANIFEST, Folder
-from ..bank_lle import HISTORY_FOLDER
-from ..classification_lle import LLEClassifierOutput, LLEForSequenceClassification
-from ..configuration_lle import LLEConfig
+from ..bank.bank import HISTORY_FOLDER
+from ..bank.files import MANIFEST, Folder
+from ..common.precision import in_precision
+from ..configuration import LLEConfig
 from ..data import check_labelled, load_labelled, split_out_of_scope
 from ..data.labelled import check_complete
-from ..labels_lle import CALIBRATED, MULTI, SINGLE
-from ..precision_lle import in_precision
+from ..history.label_rule import CALIBRATED, MULTI, SINGLE
+from ..models.backbone import LLEModel
+from ..models.classification import LLEClassifierOutput, LLEForSequenceClassification
 from .adversarial import AdversarialTrainer
 from .arguments import ClassificationArguments
 from .character_ngrams import FoldNgrams, add_ngrams

@@ -9,10 +9,10 @@ from datasets import DatasetDict
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..common.precision import in_precision
 from ..data import StreamDataset, StreamIterableDataset, TextTokens, collect, load_texts, tokenize
 from ..data.text import Rows
-from ..modeling_lle import LLEForCausalLM
-from ..precision_lle import in_precision
+from ..models.causal import LLEForCausalLM
 from .arguments import LLETrainingArguments
 from .checkpoints import find_checkpoint
 from .recipe import DataArguments, Recipe

@@ -14,9 +14,9 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
-from ..backbone_lle import LLEModel
-from ..loss_lle import IGNORED, linear_cross_entropy
-from ..recurrence_lle import variational_dropout
+from ..backbone.recurrence import variational_dropout
+from ..history.loss import IGNORED, linear_cross_entropy
+from ..models.backbone import LLEModel
 
 
 class TwoWayLanguageModel(nn.Module):

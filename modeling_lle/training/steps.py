@@ -26,11 +26,11 @@ from transformers import (
     TrainingArguments,
 )
 
-from ..bank_files_lle import Folder
-from ..bank_lle import HISTORY_FOLDER, HistoryBank
-from ..configuration_lle import LLEConfig
-from ..temporary_lle import replacing
-from ..tokenization_lle import LLETokenizer
+from ..bank.bank import HISTORY_FOLDER, HistoryBank
+from ..bank.files import Folder
+from ..common.temporary import replacing
+from ..configuration import LLEConfig
+from ..tokenization import LLETokenizer
 from .checkpoints import METRICS
 from .recipe import Recipe
 

@@ -25,8 +25,8 @@ from transformers import (
     default_data_collator,
 )
 
-from ..cache_lle import LLECache
-from ..training_history_lle import HistoryLoss
+from ..history.cache import LLECache
+from ..history.training import HistoryLoss
 from .arguments import LLETrainingArguments
 
 logger = logging.getLogger(__name__)

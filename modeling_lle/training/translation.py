@@ -9,7 +9,7 @@ from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase, Seq2Se
 
 from ..data import load_pairs
 from ..data.text import encode_sentences
-from ..seq2seq_lle import LLEForSeq2SeqLM
+from ..models.seq2seq import LLEForSeq2SeqLM
 from .arguments import TranslationArguments
 from .checkpoints import find_checkpoint
 from .recipe import DataArguments, Recipe

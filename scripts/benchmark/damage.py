@@ -16,8 +16,8 @@ import typer
 from torch import Tensor
 
 from modeling_lle import HistoryBank, LLEConfig, LLEForCausalLM, LLETokenizer
-from modeling_lle.bank_files_lle import MANIFEST, Added, BankError, Segment
-from modeling_lle.bank_index_lle import index_folder
+from modeling_lle.bank.files import MANIFEST, Added, BankError, Segment
+from modeling_lle.bank.index_files import index_folder
 from modeling_lle.evaluation import write_results
 from modeling_lle.evaluation.results import this_command
 
@@ -60,7 +60,7 @@ def synthetic_segment(keys: Tensor, source: str = "synthetic") -> tuple[Segment,
 
 
 def make_indexed_bank(path: Path, entries: int = INDEXED) -> Path:
-    """A bank that is large enough for a search index, with the index."""
+    """A bank that is large enough for a search faiss_index_module, with the faiss_index_module."""
     bank = HistoryBank.create(path, "synthetic", WIDTH, 1)
     keys = torch.randn(entries, WIDTH, generator=torch.Generator().manual_seed(0))
     bank.append([synthetic_segment(torch.nn.functional.normalize(keys, dim=-1))], "default")
@@ -103,12 +103,12 @@ def corrupt_at_random(path: Path, kind: str, corruptions: int, seed: int = 0) ->
 
 def corrupt_index_at_random(path: Path, corruptions: int, seed: int = 0) -> int:
     """Damages the search index of a bank again and again; how often it was read all the same."""
-    from modeling_lle.banks import index
+    from modeling_lle.bank import faiss_index as faiss_index_module
 
     bank = HistoryBank.open(path)
 
     def is_accepted(file: Path) -> bool:
-        return index.load(bank.folder, bank.manifest.segments) is not None
+        return faiss_index_module.load(bank.folder, bank.manifest.segments) is not None
 
     file = next(index_folder(bank.folder).glob("*.faiss"))
     assert is_accepted(file)
@@ -117,7 +117,7 @@ def corrupt_index_at_random(path: Path, corruptions: int, seed: int = 0) -> int:
 
 def corrupt_parquet_at_random(path: Path, corruptions: int, seed: int = 0) -> int:
     """Damages the Parquet file that a bank was exported to; how often another bank was made of it, or part of one."""
-    from modeling_lle.banks.exchange import from_parquet, to_parquet
+    from modeling_lle.bank.parquet import from_parquet, to_parquet
 
     target, file = path.with_name("imported"), path.with_suffix(".parquet")
     to_parquet(HistoryBank.open(path), file)

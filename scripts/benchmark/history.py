@@ -22,11 +22,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from modeling_lle import HistoryBank
-from modeling_lle.configuration_lle import check_keys
+from modeling_lle.configuration import check_keys
 from modeling_lle.data import load_texts
 from modeling_lle.evaluation import LanguageModelMetric, evaluate_stream
 from modeling_lle.evaluation.results import format_value, this_command
-from modeling_lle.overlay_lle import EVERY, RATES
+from modeling_lle.history.overlay import EVERY, RATES
 from modeling_lle.training import calibrate, segments
 from modeling_lle.training.steps import keep_freed_pages
 

@@ -30,11 +30,11 @@ import typer
 from datasets import Dataset
 
 from modeling_lle import HistoryBank
-from modeling_lle.banks.taught import load_translator
 from modeling_lle.data import load_pairs
 from modeling_lle.evaluation import TranslationMetric, translate, write_results
 from modeling_lle.evaluation.results import this_command
 from modeling_lle.evaluation.translation import languages_of
+from modeling_lle.saved import load_translator
 
 from .history import describe
 from .timing import RESULTS, Row, compare, ratio

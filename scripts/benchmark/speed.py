@@ -12,9 +12,9 @@ import typer
 from torch import Tensor, nn
 
 from modeling_lle import LLECache, LLEConfig, LLEForCausalLM
+from modeling_lle.common.precision import resolve_precision
 from modeling_lle.evaluation import write_results
 from modeling_lle.evaluation.results import this_command
-from modeling_lle.precision_lle import resolve_precision
 
 from .timing import RESULTS, compare, ratio
 

@@ -21,10 +21,10 @@ import numpy as np
 import typer
 from datasets import Dataset
 
-from modeling_lle.banks.taught import load_translator
 from modeling_lle.data import load_pairs
 from modeling_lle.evaluation import TranslationMetric, translate, write_results
 from modeling_lle.evaluation.results import this_command
+from modeling_lle.saved import load_translator
 from modeling_lle.training import Recipe, load_recipe, run
 from modeling_lle.training.recipe import TRANSLATION
 from modeling_lle.training.translation import training_pairs

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from modeling_lle import HistoryBank
-from modeling_lle.loss_lle import IGNORED
+from modeling_lle.history.loss import IGNORED
 from tests import classifiers, tiny, word_translators
 
 PAD = 1

@@ -10,7 +10,7 @@ from datasets import Dataset, DatasetDict, IterableDataset
 from modeling_lle.data import StreamIterableDataset
 from modeling_lle.data.corpus import TEST_PACKAGES, VALIDATION_PACKAGES, python_corpus
 from modeling_lle.data.text import TextTokens, collect, load_texts, tokenize
-from modeling_lle.tokenization_lle import LLETokenizer
+from modeling_lle.tokenization import LLETokenizer
 
 LINES = ["the cat sat", "", "on the mat\x0bagain"]
 

@@ -17,8 +17,8 @@ pytest.importorskip("bm25s")
 
 import sacrebleu
 
-from modeling_lle import HistoryBank, cli
-from modeling_lle.banks.taught import load_translator
+from modeling_lle import HistoryBank
+from modeling_lle.cli import main as cli
 from modeling_lle.evaluation import (
     TranslationMetric,
     evaluate_translator,
@@ -28,6 +28,7 @@ from modeling_lle.evaluation import (
     read_results,
     translate,
 )
+from modeling_lle.saved import load_translator
 from tests.classifiers import make as make_classifier
 from tests.translators import capitals, make_pairs, make_tokenizer, make_translator, trained_translator
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from modeling_lle import precision_lle
+from modeling_lle.common import precision as precision_module
 from modeling_lle.training import ClassificationArguments, LLETrainingArguments, TranslationArguments, load_recipe
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -16,7 +16,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 @pytest.fixture(params=[True, False], ids=["with", "without"])
 def fast(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     lack = None if request.param else "this processor is old"
-    monkeypatch.setattr(precision_lle, "lack_of_bfloat16", lambda device: lack)
+    monkeypatch.setattr(precision_module, "lack_of_bfloat16", lambda device: lack)
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
     return request.param
 

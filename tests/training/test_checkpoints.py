@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from modeling_lle import HistoryBank
-from modeling_lle.temporary_lle import ALIVE
+from modeling_lle.common.temporary import ALIVE
 from modeling_lle.training import LLETrainer, LLETrainingArguments, run
 from modeling_lle.training.checkpoints import find_checkpoint
 from scripts.benchmark.kills import kill

@@ -12,9 +12,9 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from modeling_lle import HistoryBank, LLEConfig, LLEForCausalLM, LLETokenizer
-from modeling_lle.classification_lle import LLEClassifierOutput
-from modeling_lle.configuration_lle import BankConfig
-from modeling_lle.model_card import write_model_card
+from modeling_lle.cli.model_card import write_model_card
+from modeling_lle.configuration import BankConfig
+from modeling_lle.models.classification import LLEClassifierOutput
 from modeling_lle.training import Recipe, load_recipe, make_recipe, run
 from modeling_lle.training.classification import MemberLoss, batches, encode, hold_out, make_classifier
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from modeling_lle import LLEConfig, LLEModel, LLETokenizer
-from modeling_lle.loss_lle import IGNORED
+from modeling_lle.history.loss import IGNORED
 from modeling_lle.training import run
 from modeling_lle.training.classification import encode
 from modeling_lle.training.pretraining import TwoWayLanguageModel, pretrain

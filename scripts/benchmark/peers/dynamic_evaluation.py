@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from modeling_lle import LLECache
 from modeling_lle.data import StreamDataset
-from modeling_lle.numba_lle import jit, run
+from modeling_lle.kernels.numba_tools import jit, run
 
 from .mixture import Segment
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modeling_lle.history_lle import Recall, base_prediction
-from modeling_lle.linear_lle import linear
+from modeling_lle.history.rule import Recall, base_prediction
+from modeling_lle.kernels.linear import linear
 
 from ..inputs import read_states
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modeling_lle.history_lle import Recall
+from modeling_lle.history.rule import Recall
 
 from ..inputs import read_states
 from .mixture import Recalled, Segment, best_numbers

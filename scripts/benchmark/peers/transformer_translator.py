@@ -33,8 +33,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from modeling_lle.loss_lle import IGNORED
-from modeling_lle.precision_lle import Precision
+from modeling_lle.common.precision import Precision
+from modeling_lle.history.loss import IGNORED
 from modeling_lle.training.arguments import TranslationArguments
 from modeling_lle.training.steps import keep_freed_pages
 

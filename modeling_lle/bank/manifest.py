@@ -1,0 +1,226 @@
+"""The manifest of a bank: which files belong to it, and how far its sources have come.
+
+Notable: it holds the SHA-256 of every file and of itself; whatever is in it has been checked once it is read, so that
+a manifest from elsewhere can neither name files outside its folder nor hold values that fail later.
+"""
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ..common.checks import check_unicode
+
+FORMAT, VERSION = "modeling_lle.bank", 2
+MANIFEST = "manifest.json"
+FILE_NAME = re.compile(r"(segment|forgotten)-[0-9a-f]{16}\.safetensors")
+LARGEST = 1 << 25  # bytes of a manifest: about 350,000 sources; one that is larger takes seconds to read
+# Lines of a manifest: a text in it cannot look like one, as its line breaks are escaped, and deeper ones are indented.
+_DIGEST_LINE = re.compile(rb'\n "sha256": "([0-9a-f]{64})",(?=\n)')
+_VERSION_LINE = re.compile(rb'\n "version": (\d{1,9}),\n')
+_FORMAT_LINE = f'\n "format": "{FORMAT}",\n'.encode()
+_SURROGATE = re.compile(rb"(?<!\\)(?:\\\\)*\\u[dD][89a-fA-F]")  # it is never written: characters stand as they are
+_INTEGER = 1 << 63
+
+
+class BankError(ValueError):
+    """A bank that cannot be read or written as it is; the message names the file and the remedy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class File:
+    """A file that the manifest vouches for."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class SegmentInfo:
+    """What the manifest says of a segment: its file, namespace, and numbers of entries, tokens and documents."""
+
+    file: File
+    namespace: str
+    entries: int
+    tokens: int
+    documents: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Added:
+    """What of a source is in a namespace: so many rows, and so many tokens of the next one; there `add` goes on."""
+
+    namespace: str
+    source: str
+    rows: int
+    tokens: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """The state of a bank.
+
+    Attributes:
+        fingerprint: That of the backbone which encoded the entries.
+        width, vocab_size: Size of the keys and of the vocabulary.
+        generation: Number of changes so far.
+        next_id: The id of the next entry; ids are never given twice.
+        segments: In the order in which they were added.
+        forgotten: The file of the ids that were forgotten since the last `compact`, or None.
+        added: One item for each source.
+        labels: Names of the outcomes, by their numbers, where these are no tokens; None in a bank of texts alone.
+        identity: A random name that no other bank has; empty in banks of version 1.
+        copy_of: For what `save_pretrained` wrote, identity and generation of the original.
+    """
+
+    fingerprint: str
+    width: int
+    vocab_size: int
+    generation: int = 0
+    next_id: int = 0
+    segments: tuple[SegmentInfo, ...] = ()
+    forgotten: File | None = None
+    added: tuple[Added, ...] = ()
+    labels: tuple[str, ...] | None = None
+    identity: str = ""
+    copy_of: tuple[str, int] | None = None
+
+    @property
+    def files(self) -> list[File]:
+        """Every file that belongs to the bank, but for the manifest."""
+        return [segment.file for segment in self.segments] + ([self.forgotten] if self.forgotten else [])
+
+    def is_older_copy(self, original: "Manifest") -> bool:
+        """Whether this is that of a copy of a bank, from now or from before, which has not been changed since."""
+        return (
+            self.copy_of is not None
+            and self.copy_of[0] == original.identity != ""
+            and self.copy_of[1] == self.generation <= original.generation
+        )
+
+    def to_bytes(self) -> bytes:
+        """The one way in which this manifest is written."""
+        version = VERSION if self.identity else 1  # banks of before are written as they were
+        values = {"format": FORMAT, "version": version, **dataclasses.asdict(self)}
+        for name, absent in (("labels", None), ("identity", ""), ("copy_of", None)):
+            if values[name] == absent:
+                del values[name]
+        return _canonical({**values, "sha256": hashlib.sha256(_canonical(values)).hexdigest()})
+
+    @classmethod
+    def from_bytes(cls, data: bytes, where: Path) -> "Manifest":
+        """Reads a manifest; raises a BankError if a byte differs from what was written, or a value cannot be."""
+        if len(data) > LARGEST:
+            raise BankError(f"{where} has {len(data):,} bytes, and {LARGEST:,} at most are read: build the bank again")
+        version = _VERSION_LINE.search(data)
+        if version and _FORMAT_LINE in data and int(version[1]) > VERSION:
+            raise BankError(
+                f"{where} has version {int(version[1])}, the installed modeling_lle reads up to {VERSION}: "
+                "upgrade with `pip install -U modeling_lle`"
+            )
+        if not _is_sealed(data):
+            raise BankError(f"{where} is damaged or was edited: restore it from a copy, or build the bank again")
+        if _SURROGATE.search(data):
+            raise BankError(f"{where} holds half of a character and no proper Unicode: build the bank again")
+        try:
+            manifest = cls._from_values(json.loads(data))
+            manifest.check()
+        except BankError as error:
+            raise BankError(f"{where} {error}") from None
+        except (TypeError, ValueError, KeyError, IndexError, AttributeError, RecursionError) as error:
+            raise BankError(f"{where} is no manifest of a bank: build the bank again") from error
+        return manifest
+
+    @classmethod
+    def _from_values(cls, values: dict[str, Any]) -> "Manifest":
+        for name in ("format", "version", "sha256"):
+            del values[name]
+        segments = [SegmentInfo(**{**part, "file": File(**part["file"])}) for part in values.pop("segments")]
+        forgotten, added, labels = values.pop("forgotten"), values.pop("added"), values.pop("labels", None)
+        copy_of = values.pop("copy_of", None)
+        return cls(
+            segments=tuple(segments),
+            forgotten=None if forgotten is None else File(**forgotten),
+            added=tuple(Added(**part) for part in added),
+            labels=None if labels is None else tuple(labels),
+            copy_of=None if copy_of is None else tuple(copy_of),
+            **values,
+        )
+
+    def check(self) -> None:
+        """Raises a BankError that says what is wrong with a value, if one is."""
+        sizes = {"width": self.width, "vocab_size": self.vocab_size}
+        numbers = {"generation": self.generation, "next_id": self.next_id}
+        texts = {"fingerprint": self.fingerprint, "identity": self.identity}
+        for file in self.files:
+            if not isinstance(file.name, str) or not FILE_NAME.fullmatch(file.name):
+                raise BankError(f"names {file.name!r:.80}, which is no file of a bank: do not use it")
+            texts["sha256"], numbers["bytes"] = file.sha256, file.bytes
+            _check_values(texts, numbers, sizes)
+        for info in self.segments:
+            _check_values({"namespace": info.namespace}, {n: getattr(info, n) for n in _COUNTS}, {})
+        for item in self.added:  # there may be very many
+            if not (_is_text(item.namespace) and _is_text(item.source) and _is_count(item.rows, item.tokens)):
+                given = {"rows": item.rows, "tokens": item.tokens}
+                _check_values({"namespace": item.namespace, "source": item.source}, given, {})
+        _check_values(texts, numbers, sizes)
+        for number, label in enumerate(self.labels or ()):
+            if not _is_text(label):
+                _check_values({f"label {number}": label}, {}, {})
+        if self.copy_of is not None:
+            _check_values({"copy_of": self.copy_of[0]}, {"copy_of": self.copy_of[1]}, {})
+        for what, names in (
+            ("file", [file.name for file in self.files]),
+            ("source", [(item.namespace, item.source) for item in self.added]),
+            ("label", self.labels or ()),
+        ):
+            if len(set(names)) < len(names):
+                raise BankError(f"names a {what} twice: build the bank again")
+        if sum(info.entries for info in self.segments) > self.next_id:
+            raise BankError("has more entries than ids were given: build the bank again")
+
+
+_COUNTS = ("entries", "tokens", "documents")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_count(*values: Any) -> bool:
+    return all(type(value) is int and 0 <= value < _INTEGER for value in values)
+
+
+def _check_values(texts: dict[str, Any], numbers: dict[str, Any], sizes: dict[str, Any]) -> None:
+    """Raises a BankError unless all are texts, numbers from 0 on, and numbers from 1 on."""
+    for name, text in texts.items():
+        if not _is_text(text):
+            raise BankError(f"has {text!r:.80} as {name}, which should be a text: build the bank again")
+    for least, values in ((0, numbers), (1, sizes)):
+        for name, number in values.items():
+            if not _is_count(number) or number < least:
+                raise BankError(f"has {number!r:.80} as {name}, which should be a number: build the bank again")
+
+
+def check_names(names: Iterable[tuple[str, Any]]) -> None:
+    """Raises a ValueError unless the values are texts in proper Unicode and not empty; each has what it is called."""
+    for what, name in names:
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"a {what} needs a name, a text that is not empty; got {name!r}")
+        check_unicode(name, f"the name of the {what}")
+
+
+def _is_sealed(data: bytes) -> bool:
+    """Whether the bytes of a manifest are those that were written; nothing is parsed before that is known."""
+    line = _DIGEST_LINE.search(data)
+    if line is None or _FORMAT_LINE not in data:
+        return False
+    return hashlib.sha256(data[: line.start()] + data[line.end() :]).hexdigest().encode() == line[1]
+
+
+def _canonical(values: dict[str, Any]) -> bytes:
+    return (json.dumps(values, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,189 @@
+"""Banks as Parquet: one row a document, with its tokens and its entries, for other tools and other machines.
+
+Columns: `namespace`, `source`, `row`, `columns` (JSON), `tokens` (int32; -1 where one was forgotten), and of the
+document's n entries `positions` in the tokens (int32), `counts` (int32), `copies` (int32 pairs: which entry, and the
+position of a further occurrence) and `keys` (n x D bfloat16, little endian).
+"""
+
+import dataclasses
+import hashlib
+import json
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from ..common.temporary import replacing
+from .bank import HistoryBank
+from .changes import live_labels, renumbered
+from .files import FORMAT, Added, BankError, Folder, Manifest, Segment
+from .segment import check_documents, check_values
+
+VERSION = 1
+DIGEST = "sha256"
+SCHEMA = pa.schema(
+    [
+        ("namespace", pa.string()),
+        ("source", pa.string()),
+        ("row", pa.int64()),
+        ("columns", pa.string()),
+        ("tokens", pa.list_(pa.int32())),
+        ("positions", pa.list_(pa.int32())),
+        ("counts", pa.list_(pa.int32())),
+        ("copies", pa.list_(pa.int32())),
+        ("keys", pa.large_binary()),
+    ]
+)
+
+
+def to_parquet(bank: HistoryBank, path: str | Path) -> int:
+    """Writes the entries that can be recalled, and the texts around them; returns their number."""
+    state = bank.snapshot()
+    manifest = state.manifest
+    labels = None if manifest.labels is None else live_labels(state)
+    described = {
+        "format": FORMAT,
+        "version": VERSION,
+        "fingerprint": manifest.fingerprint,
+        "width": manifest.width,
+        "vocab_size": manifest.vocab_size,
+        "labels": None if labels is None else labels[0],
+    }
+    schema = SCHEMA.with_metadata({FORMAT: json.dumps(described)})
+    digest = hashlib.sha256()
+    with replacing(path) as partial, pq.ParquetWriter(partial, schema) as writer:
+        for info, segment in state.segments():
+            segment = segment if labels is None else renumbered(segment, labels[1])
+            rows = [{"namespace": info.namespace, **row} for row in _rows(segment)]
+            if rows:
+                table = pa.Table.from_pylist(rows, schema=schema)
+                _take_in(digest, table.to_pylist())
+                writer.write_table(table)
+        writer.add_key_value_metadata({DIGEST: digest.hexdigest()})
+    return len(state)
+
+
+def _take_in(digest: Any, rows: list[dict[str, Any]]) -> None:
+    """Updates a hash with rows as they are read from a table: Parquet's own checksums leave out its footer."""
+    for row in rows:
+        digest.update(json.dumps([row[name] for name in SCHEMA.names if name != "keys"]).encode())
+        digest.update(row["keys"])
+
+
+def _rows(segment: Segment) -> Iterator[dict[str, Any]]:
+    owners = segment.owners.numpy()
+    first = np.searchsorted(owners, np.arange(len(segment.documents) + 1))
+    copy_owners = segment.owners[segment.copies[:, 0]].numpy()
+    for number, document in enumerate(segment.documents):
+        own = slice(first[number], first[number + 1])
+        start, end = segment.starts[number : number + 2].tolist()
+        copies = segment.copies[torch.from_numpy(copy_owners == number)] - torch.tensor([first[number], start])
+        yield {
+            "source": document["source"],
+            "row": document["row"],
+            "columns": json.dumps({k: v for k, v in document.items() if k not in ("source", "row")}),
+            "tokens": segment.tokens[start:end].numpy(),
+            "positions": (segment.positions[own] - start).int().numpy(),
+            "counts": segment.counts[own].numpy(),
+            "copies": copies.flatten().int().numpy(),
+            "keys": segment.keys[own].contiguous().view(torch.uint8).numpy().tobytes(),
+        }
+
+
+def from_parquet(path: str | Path, bank_path: str | Path) -> HistoryBank:
+    """Makes a bank of what `to_parquet` wrote; the entries get new ids.
+
+    Raises:
+        BankError: The file does not hold a bank, or is damaged.
+        FileExistsError: There is a bank at `bank_path` already.
+    """
+    try:
+        file = pq.ParquetFile(path)
+        metadata = file.metadata.metadata or {}
+        described = json.loads(metadata.get(FORMAT.encode(), b"null"))
+        manifest = _manifest(described, file.schema_arrow, path)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no file {path}: write it with `lle bank export`") from None
+    except BankError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, RecursionError) as error:
+        raise BankError(f"{path} is no Parquet file, or a damaged one: {error}") from error
+    folder = Folder(bank_path)
+    folder.check_free()  # before a lock is put there
+    with folder.writing():
+        folder.check_free()
+        with folder.making() as made:  # a part of a bank would pass for a whole one
+            made.write_manifest(manifest)
+            try:
+                digest = _read_into(HistoryBank(made), file)
+                if metadata.get(DIGEST.encode(), b"").decode(errors="replace") != digest:
+                    raise ValueError("its entries are not those that were written")
+            except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+                raise BankError(f"{path} is damaged ({error}): write it again with `lle bank export`") from error
+    return HistoryBank(folder)
+
+
+def _manifest(described: Any, schema: pa.Schema, path: str | Path) -> Manifest:
+    """That of a bank without entries, from what a file says of itself."""
+    if not isinstance(described, dict) or not schema.equals(SCHEMA):
+        raise BankError(f"{path} does not hold a bank: write it with `lle bank export`")
+    if not isinstance(described.get("version"), int) or described["version"] > VERSION:
+        raise BankError(f"{path} is of a newer version: upgrade with `pip install -U modeling_lle`")
+    labels = described.get("labels")
+    values: dict[str, Any] = {name: described.get(name) for name in ("fingerprint", "width", "vocab_size")}
+    try:
+        values |= {"labels": None if labels is None else tuple(labels), "identity": uuid.uuid4().hex}
+        manifest = Manifest(**values)
+        manifest.check()
+    except BankError as error:
+        raise BankError(f"{path} {error}") from None
+    return manifest
+
+
+def _read_into(bank: HistoryBank, file: pq.ParquetFile) -> str:
+    """Adds the entries in a file to a bank; returns the hash of its rows."""
+    digest = hashlib.sha256()
+    for group in range(file.num_row_groups):
+        rows = file.read_row_group(group).to_pylist()
+        _take_in(digest, rows)
+        for namespace in sorted({row["namespace"] for row in rows}):
+            own = [row for row in rows if row["namespace"] == namespace]
+            segment = _segment(own, bank.manifest.width)
+            check_documents(segment.documents, bank.manifest.labels is not None)
+            check_values(segment, dataclasses.replace(bank.manifest, next_id=len(segment)))
+            sources = {row["source"]: Added(namespace, row["source"], row["row"] + 1) for row in own}
+            bank.append([(segment, list(sources.values()))], namespace, bank.manifest.labels or ())
+    return digest.hexdigest()
+
+
+def _segment(rows: list[dict[str, Any]], width: int) -> Segment:
+    """The documents as one segment."""
+
+    def joined(name: str, offsets: np.ndarray | None = None) -> torch.Tensor:
+        parts = [np.array(row[name], dtype=np.int64) for row in rows]
+        if offsets is not None:
+            parts = [part + offset for part, offset in zip(parts, offsets, strict=True)]
+        return torch.from_numpy(np.concatenate(parts))
+
+    starts = np.cumsum([0, *(len(row["tokens"]) for row in rows)])
+    entries = np.cumsum([0, *(len(row["positions"]) for row in rows)])
+    copies = [
+        np.array(row["copies"], dtype=np.int64).reshape(-1, 2) + np.array([entry, start])
+        for row, entry, start in zip(rows, entries[:-1], starts[:-1], strict=True)
+    ]
+    keys = torch.frombuffer(bytearray(b"".join(row["keys"] for row in rows)), dtype=torch.bfloat16)
+    return Segment(
+        keys=keys.view(-1, width),
+        ids=torch.arange(int(entries[-1])),
+        positions=joined("positions", starts[:-1]),
+        counts=joined("counts").int(),
+        copies=torch.from_numpy(np.concatenate(copies)),
+        tokens=joined("tokens").int(),
+        starts=torch.from_numpy(starts),
+        documents=[{"source": row["source"], "row": row["row"], **json.loads(row["columns"])} for row in rows],
+    )

@@ -1,0 +1,140 @@
+"""Sketches: a few codes of each key, by which a search leaves most of a bank out without reading its keys.
+
+Notable: what is left out cannot be found, so that the result is that of `nearest` to the last bit. Whatever the axes
+A (m, D) are: with c what the codes of a key k stand for, r = k - c A what they leave of it, p = A q what is along the
+axes of a query q, and s = q - p A what is not,
+
+    q . k = p . c + q . r    with    |q . r| = |s . r + p . A r| <= |s| |r| + |p| |A r|
+
+The axes are the first principal components of the keys, which makes A r a rounding error and r small: the keys of a
+classifier lie near as many directions as there are labels. The codes along the first half of the axes are read of all
+entries, the others of those only that this leaves.
+Shapes: Q queries, N entries, D width, K neighbours, m axes, of which h make the first half.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..kernels.scan import installed
+from .nearest import Parts, nearest
+
+SHARE = 8  # dimensions for each axis of a half
+LEFT = 4  # a sketch answers where it leaves at most one of so many entries: to read more one by one is not faster
+CHUNK = 256  # entries whose first codes lie side by side
+BLOCK = 4096  # keys that the axes are computed from, and whose rest is computed at once
+FEW = 4  # queries; more of them at a time are as fast as one product with all keys
+LEAST = 1 << 22  # bytes of keys: fewer of them stay in the cache of a core
+PATIENCE = 128  # searches that cost about as much as to make the sketch
+TRIES = 16  # a sketch is given up when it has answered so many queries fewer than it has not
+
+
+@dataclass
+class Sketch:
+    """The sketch of N keys.
+
+    Attributes:
+        axes: (m, D) float32, orthonormal but for roundings, the first components first.
+        steps: (m,) float32, what a code of 1 stands for.
+        codes: (N / CHUNK, h, CHUNK) int8, along the first axes; 0 for what is missing in the last chunk.
+        others: (N, m - h) int8, along the other axes.
+        rest: (2, N) float32, |r| by the first axes and by all of them.
+        error: The largest |A r|.
+    """
+
+    axes: Tensor
+    steps: Tensor
+    codes: Tensor
+    others: Tensor
+    rest: Tensor
+    error: float
+
+    @classmethod
+    def of(cls, keys: Tensor) -> "Sketch":
+        """That of keys (N, D) bfloat16, finite and at most 1 long but for a rounding."""
+        sample, half = keys[:: -(-len(keys) // BLOCK)].float(), max(1, keys.shape[1] // SHARE)
+        axes = torch.linalg.eigh(sample.T @ sample)[1].T.flip(0)[: 2 * half].contiguous()
+        along = torch.cat([block.float() @ axes.T for block in keys.split(BLOCK)])
+        steps = (along.abs().amax(0) / 127).clamp(min=1e-12)
+        codes = (along / steps).round().to(torch.int8)
+        rest, errors = [], []
+        for block, own in zip(keys.split(BLOCK), codes.split(BLOCK), strict=True):
+            for first in (half, len(axes)):
+                wide = axes[:first].double()
+                left = block.double() - (own[:, :first].double() * steps[:first].double()) @ wide
+                rest.append(left.norm(dim=1).float())
+                errors.append((left @ wide.T).norm(dim=1).max())
+        padded = functional.pad(codes[:, :half], (0, 0, 0, -len(keys) % CHUNK))
+        return cls(
+            axes,
+            steps,
+            codes=padded.unflatten(0, (-1, CHUNK)).transpose(1, 2).contiguous(),
+            others=codes[:, half:].contiguous(),
+            rest=torch.stack([torch.cat(rest[::2]), torch.cat(rest[1::2])]),
+            error=float(torch.stack(errors).max()),
+        )
+
+    @property
+    def slack(self) -> float:
+        """More than what roundings to float32 add to a bound.
+
+        Of numbers of norm 1, a sum of D terms in 64 lanes is off by (D / 64 + 64) 2^-24 at most, one of m terms by
+        m 2^-24, and a vector of m such sums by sqrt(m) times as much; there are fewer than 16 of these.
+        """
+        m = len(self.axes)
+        return m**0.5 * (m + 64) * 2.0**-20
+
+    def bounds(self, queries: Tensor, every_axis: bool = True) -> Tensor:
+        """What the cosines with queries (Q, D) float32 are at most, (Q, N) float32: the definition, for the tests."""
+        m = len(self.axes) if every_axis else self.codes.shape[1]
+        p = queries @ self.axes[:m].T
+        s = queries - p @ self.axes[:m]
+        codes = torch.cat([self.codes.transpose(1, 2).flatten(0, 1)[: len(self.others)], self.others], dim=1)[:, :m]
+        margin = s.norm(dim=1)[:, None] * self.rest[int(every_axis)] + p.norm(dim=1)[:, None] * self.error
+        return (p * self.steps[:m]) @ codes.float().T + margin + self.slack
+
+
+class ExactSearch:
+    """`nearest` in the same entries again and again: by a sketch where that is faster and as long as it answers.
+
+    Args:
+        parts, usable: As in `nearest`.
+    """
+
+    def __init__(self, parts: Parts, usable: Tensor) -> None:
+        self.parts, self.usable = parts, usable
+        self.sketch: Sketch | None = None
+        self.searches = self.answered = self.unanswered = 0
+        keys = parts[0][1] if len(parts) == 1 else None
+        self.sketches = keys is not None and keys.nbytes >= LEAST and installed("numba")
+
+    def __call__(self, queries: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
+        """The nearest entries of queries (Q, D), as `nearest` returns them."""
+        sketch = self._sketch_for(len(queries), neighbours)
+        if sketch is None:
+            return nearest(queries, self.parts, self.usable, neighbours)
+        from ..kernels.nearest_numba import nearest_of_sketch
+
+        keys = self.parts[0][1]
+        most = len(keys) // LEFT
+        similarity, index, found = nearest_of_sketch(sketch, queries, keys, self.usable, neighbours, most)
+        self.answered += int(found.sum())
+        if not bool(found.all()):
+            self.unanswered += int((~found).sum())
+            similarity[~found], index[~found] = nearest(queries[~found], self.parts, self.usable, neighbours)
+        return similarity, index
+
+    def _sketch_for(self, queries: int, neighbours: int) -> Sketch | None:
+        """The sketch, if it is likely to answer so many queries faster."""
+        if not self.sketches or queries > FEW or neighbours > len(self.usable) // LEFT:
+            return None
+        self.searches += 1
+        if self.searches <= PATIENCE or self.unanswered >= self.answered + TRIES:
+            return None
+        if self.sketch is None:
+            keys = self.parts[0][1]
+            self.sketches = bool(keys.isfinite().all())
+            self.sketch = Sketch.of(keys) if self.sketches else None
+        return self.sketch

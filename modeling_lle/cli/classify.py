@@ -1,0 +1,203 @@
+"""The command line of classifiers: `lle classify | learn | forget`; `lle evaluate` knows them too.
+
+Heavy imports wait until a command runs.
+"""
+
+import json
+import math
+import shlex
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..common.terminal import printable, say
+from .options import BatchSize, Column, Folder, InPrecision, LabelColumn, Namespaces, Precision
+
+Given = Annotated[str, typer.Argument(metavar="INPUT", help="A text, or a .txt, .csv, .tsv, .json or .jsonl file.")]
+OwnBank = Annotated[Path | None, typer.Option("--bank", help="The bank; that in the model's folder if not given.")]
+Namespace = Annotated[str, typer.Option(help="Namespace that they go to.")]
+SHOWN = 60  # characters of a text
+
+
+def classify(
+    model: Folder,
+    given: Given,
+    text_column: Column = "text",
+    top: Annotated[int, typer.Option(min=1, help="Labels to show for each text.")] = 1,
+    history_top: Annotated[int, typer.Option(min=0, help="Examples to show that moved the prediction.")] = 0,
+    out_of_scope: Annotated[bool, typer.Option("--out-of-scope", help='Whether to say "none of these".')] = False,
+    bank_path: OwnBank = None,
+    namespace: Namespaces = None,
+    batch_size: BatchSize = 32,
+    precision: InPrecision = Precision.auto,
+    output: Annotated[Path | None, typer.Option(help="A .csv, .tsv or .jsonl file to write.")] = None,
+) -> None:
+    """Shows the label of a text, or of each text of a file, with its probability."""
+    from ..data.tables import check_output, free_names, read_table, write_table
+
+    table = read_table(given, text_column)
+    texts = table.texts(text_column)
+    if output is not None:
+        check_output(output)
+    options: dict[str, Any] = {"out_of_scope": out_of_scope, "return_history": history_top > 0}
+    options |= {"history_top": history_top} if history_top else {}
+    options |= {"top_k": top} if top > 1 else {}
+    results = _classify(model, texts, bank_path, namespace, batch_size, precision.value, options)
+    if output is None:
+        for text, result in zip(texts, results, strict=True):
+            typer.echo(_format(text, result))
+        return
+    added = [_columns(result) for result in results]
+    names = free_names(list(added[0]), table.columns, table.where)
+    rows = [
+        {**row, **{names[name]: value for name, value in columns.items()}}
+        for row, columns in zip(table.rows, added, strict=True)
+    ]
+    write_table(output, rows)
+    say(f"{len(rows):,} texts classified in {output}, with the columns {', '.join(names.values())}.")
+
+
+def _classify(
+    model: str,
+    texts: list[str],
+    bank_path: Path | None,
+    namespaces: list[str] | None,
+    batch_size: int,
+    precision: str,
+    options: dict[str, Any],
+) -> list[Any]:
+    """What the pipeline gives for each text."""
+    from transformers import pipeline
+
+    from ..common.precision import in_precision
+    from ..entries.examples import batches
+    from ..saved import attach_bank, load_classifier
+
+    loaded, tokenizer = load_classifier(model)
+    attach_bank(loaded, tokenizer, model, bank_path, namespaces or None)
+    pipe = pipeline("text-classification", model=loaded, tokenizer=tokenizer)
+    results: list[Any] = [None] * len(texts)
+    # Texts of similar length together, a long one alone: there are at most as many tokens as bytes.
+    with in_precision(loaded, precision):
+        for rows in batches([len(text.encode()) for text in texts], batch_size):
+            found = pipe([texts[row] for row in rows], batch_size=len(rows), **options)
+            for row, result in zip(rows, found, strict=True):
+                results[row] = {"labels": result} if isinstance(result, list) else result
+    return results
+
+
+def _columns(result: dict[str, Any]) -> dict[str, Any]:
+    """What is written of a result."""
+    labels = result.get("labels", [result])
+    columns = {"label": labels[0]["label"], "score": labels[0]["score"]}
+    if "labels" in result:
+        columns["labels"] = labels
+    if "out_of_scope" in result:
+        mass = result["mass"]
+        columns |= {"out_of_scope": result["out_of_scope"], "mass": mass if math.isfinite(mass) else None}
+    if "history" in result:
+        columns["history"] = result["history"]
+    return columns
+
+
+def _format(text: str, result: dict[str, Any]) -> str:
+    """A result as lines for the terminal."""
+    labels = result.get("labels", [result])
+    shown = repr(text if len(text) <= SHOWN else text[: SHOWN - 3] + "...")
+    lines = [f"{labels[0]['score']:.4f}  {typer.style(printable(labels[0]['label']), bold=True)}  {shown}"]
+    lines += [f"{label['score']:.4f}  {printable(label['label'])}" for label in labels[1:]]
+    if "out_of_scope" in result:
+        lines.append(f"  none of these: {result['out_of_scope']:.4f}")
+    if "history" in result:
+        for example in result["history"]:
+            text = example["text"] if len(example["text"]) <= SHOWN else example["text"][: SHOWN - 3] + "..."
+            lines.append(
+                f"  {example['share']:+.4f}  {printable(example['label'])}  {text!r} (example {example['id']})"
+            )
+        lines.append(f"  {result['base_share']:+.4f}  the base")
+    return "\n".join(lines)
+
+
+def learn(
+    model: Folder,
+    given: Given,
+    label: Annotated[str | None, typer.Option(help="The label of all texts, instead of a column.")] = None,
+    text_column: Column = "text",
+    label_column: LabelColumn = "label",
+    new_labels: Annotated[bool, typer.Option("--new-labels", help="Labels may be new to model and bank.")] = False,
+    relabel: Annotated[bool, typer.Option("--relabel", help="Texts of the bank may get another label.")] = False,
+    source: Annotated[str | None, typer.Option(help="Name by which the examples can be taken back.")] = None,
+    namespace: Namespace = "default",
+    bank_path: OwnBank = None,
+    precision: InPrecision = Precision.auto,
+) -> None:
+    """Teaches a classifier examples, without training: adds them to its bank, which lasts."""
+    from ..common.precision import in_precision
+    from ..data.tables import read_table
+    from ..saved import bank_place, load_classifier, read_label, teach
+
+    table = read_table(given, text_column)
+    texts = table.texts(text_column)
+    if label is None and label_column not in table.columns:
+        if table.columns == [text_column]:
+            raise ValueError(f"which label has {table.where}? say so with --label")
+        table.values(label_column)  # says which columns there are
+    values = [label] * len(texts) if label is not None else table.values(label_column)
+    place = bank_place(model, bank_path)
+    loaded, tokenizer = load_classifier(model)
+    begin = time.perf_counter()
+    labels = [read_label(value, loaded.kind) for value in values]
+    try:
+        with in_precision(loaded, precision.value):
+            added = teach(
+                loaded,
+                tokenizer,
+                place,
+                texts,
+                labels,
+                new_labels=new_labels,
+                relabel=relabel,
+                source=source,
+                namespace=namespace,
+            )
+    except ValueError as error:
+        raise ValueError(f"{table.where} cannot be learned: {error}") from error
+    seconds = time.perf_counter() - begin
+    bank, several = loaded.history_bank, len({json.dumps(one) for one in labels})
+    say(
+        f"{added:,} of {len(texts):,} examples are new, of {several:,} label{'s' * (several != 1)}, in {seconds:.1f} "
+        f"s; the bank {place} has {len(bank):,}."
+    )
+    if added:
+        name = source or bank.manifest.added[-1].source
+        where = "" if bank_path is None else f" --bank {bank_path}"
+        say(f"The source is {name!r}: lle forget {model} --source {shlex.quote(name)}{where} takes it back.")
+
+
+def forget(
+    model: Folder,
+    given: Annotated[
+        str | None, typer.Argument(metavar="[INPUT]", help="A text, or a .txt, .csv, .tsv, .json or .jsonl file.")
+    ] = None,
+    label: Annotated[str | None, typer.Option(help="Only examples of this label.")] = None,
+    text_column: Column = "text",
+    source: Annotated[str | None, typer.Option(help="Only examples of this source.")] = None,
+    namespace: Annotated[str | None, typer.Option(help="Only examples in this namespace.")] = None,
+    bank_path: OwnBank = None,
+) -> None:
+    """Takes examples back for which everything that is given holds: as if they had never been taught."""
+    from ..bank.bank import HistoryBank
+    from ..data.tables import read_table
+    from ..saved import bank_place, load_classifier, read_label
+
+    if given is None and label is None and source is None and namespace is None:
+        raise ValueError("forget what? give texts, --label, --source or --namespace")
+    texts = None if given is None else read_table(given, text_column).texts(text_column)
+    bank = HistoryBank.open(bank_place(model, bank_path))
+    loaded, tokenizer = load_classifier(model)
+    loaded.attach_history(bank, tokenizer=tokenizer)
+    wanted = None if label is None else read_label(label, loaded.kind)
+    gone = loaded.forget(texts, label=wanted, source=source, namespace=namespace)
+    say(f"{gone:,} examples taken back; the bank {bank.folder.path} has {len(bank):,}.")

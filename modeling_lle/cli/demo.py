@@ -1,0 +1,281 @@
+"""The demonstration: train a small language model, and watch it learn from what it reads, and from a bank.
+
+The corpus is the source code of the running Python's standard library, split by package, so nothing is downloaded;
+any data set of texts can take its place. How much of it is read depends on how long a training step takes here.
+"""
+
+import statistics
+import textwrap
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, pipeline
+
+from ..bank.bank import HistoryBank
+from ..bank.files import Folder
+from ..common.precision import in_precision, lack_of_bfloat16
+from ..configuration import LLEConfig
+from ..data import TextTokens, collect, load_texts, python_corpus, tokenize
+from ..data.text import Rows
+from ..evaluation import evaluate_stream, format_table
+from ..history.cache import LLECache
+from ..models.causal import LLEForCausalLM
+from ..training import LLETrainingArguments, Recipe, calibrate, make_recipe, run
+from ..training.steps import keep_freed_pages
+
+TRAIN_TOKENS = 1_250_000  # at most
+TRAIN_SECONDS = 360.0
+LEAST_STEPS = 20  # of an epoch, however slow the machine is
+MEASURED_STEPS = 5
+MARGIN = 0.9  # of the time: a token is a bit less than four bytes, and the Trainer does a bit more than a step
+TEST_TOKENS = 60_000
+CALIBRATION_TOKENS = 30_000
+KEEP_BELOW = 0.2  # the bank keeps what the model gives less than this probability
+PROMPTS = 3
+HISTORY_TOKENS = 1500
+NEW_TOKENS = 40
+# Configurations of data sets on the Hub that have no default one.
+CONFIGURATIONS = {"Salesforce/wikitext": "wikitext-2-raw-v1"}
+RECIPE: dict[str, Any] = {
+    "tokenizer": {"kind": "bpe", "vocab_size": 4096},
+    "model": {
+        "hidden_size": 384,
+        "num_hidden_layers": 2,
+        "input_dropout": 0.1,
+        "hidden_dropout": 0.1,
+        "output_dropout": 0.1,
+    },
+    "training": {
+        "num_train_epochs": 2,
+        "per_device_train_batch_size": 32,
+        "per_device_eval_batch_size": 16,
+        "segment_length": 64,
+        "learning_rate": 4e-3,
+        "adam_beta2": 0.99,
+        "weight_decay": 0.05,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.05,
+        "max_grad_norm": 0.5,
+        "save_strategy": "no",
+        "logging_steps": 100,
+        "seed": 0,
+    },
+}
+NEXT = """
+What to try next
+  lle evaluate {folder} FILES --output {folder}    how much the history helps on your own text
+  lle explain {folder} FILE --bank {folder}/bank --output page.html    which entries moved each prediction
+  lle bank add {folder} FILES {folder}/bank --as mine    the bank learns your texts; `lle bank forget` takes them back
+  lle train configs/lm/smoke.yaml --set data.source=FILES    a model of your own text
+  README.md    the same from Python, with pipeline() and generate()
+"""
+
+
+@dataclass
+class Prompt:
+    """A place in a test document: the beginning of the document, the text just before the place, how it goes on."""
+
+    source: str
+    history: str
+    prompt: str
+    truth: str
+
+
+def demonstrate(
+    folder: str | Path = "runs/demo",
+    dataset: str | None = None,
+    name: str | None = None,
+    text_column: str = "text",
+    train_tokens: int = TRAIN_TOKENS,
+    train_seconds: float = TRAIN_SECONDS,
+    precision: str = "auto",
+    say: Callable[[str], None] = print,
+) -> dict[str, float]:
+    """Trains, calibrates, measures and saves a language model, gives it a bank, and completes text with it.
+
+    Args:
+        folder: Where the model, evaluation.png and metrics.json go.
+        dataset: A data set on the Hub or local files; None: Python's standard library.
+        name: Configuration of a data set on the Hub.
+        text_column: Column of the text.
+        train_tokens: About how many tokens to train on at most.
+        train_seconds: About how long training may take: on a slow machine it reads fewer tokens.
+        precision: "auto", "float32" or "bfloat16", of training and of what comes after it.
+        say: Takes the lines to print.
+
+    Returns:
+        The metrics of the test text, as `StreamEvaluation.metrics` gives them.
+    """
+    begin = time.perf_counter()
+    folder = Path(folder)
+    values = {**RECIPE, "data": {"text_column": text_column}}
+    values["training"] = {**RECIPE["training"], "output_dir": str(folder), "precision": precision}
+    recipe = make_recipe(values, "the demo")
+    train_tokens = choose_tokens(recipe, train_tokens, train_seconds, say)
+    texts = _texts(dataset, name, text_column, train_tokens)
+    say(f"Training on {len(texts['train']):,} texts of {dataset or 'the Python standard library'} ...")
+    metrics = run(recipe, {split: texts[split] for split in ("train", "validation")})
+    say(
+        f"{metrics['parameters']:,} parameters trained in {metrics['train_minutes']:.1f} minutes; the rule's numbers "
+        f"fitted on {metrics['calibration']['positions']:,.0f} tokens of validation text."
+    )
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    test = collect(_encoded(texts["test"], tokenizer, text_column, TEST_TOKENS), start=tokenizer.eos_token_id)
+    say("\nUnseen text, read as one stream:\n")
+    with in_precision(model, recipe.training.precision):
+        _measure(model, test, say)
+        bank = _remember(model, tokenizer, texts, text_column, folder, say)
+        say("\nThe same text, with the stream and the bank:\n")
+        measured = _measure(model, test, say, folder / "evaluation.png")
+    say(f"The picture is {folder / 'evaluation.png'}, the model is in {folder}, its bank in {bank.folder.path}.")
+    _complete(folder, tokenizer, texts["test"], text_column, say)
+    say(NEXT.format(folder=folder))
+    say(f"Done in {(time.perf_counter() - begin) / 60:.1f} minutes.")
+    return measured
+
+
+def choose_tokens(recipe: Recipe, most: int, seconds: float, say: Callable[[str], None]) -> int:
+    """Measures a training step, and says how many tokens can be trained on in so many seconds, at most `most`."""
+    arguments: LLETrainingArguments = recipe.training
+    step = seconds_of_a_step(recipe, seconds / 20)
+    in_a_step = arguments.per_device_train_batch_size * arguments.segment_length
+    steps = int(MARGIN * seconds / step / arguments.num_train_epochs)
+    tokens = min(most, max(LEAST_STEPS, steps) * in_a_step)
+    lack = lack_of_bfloat16(arguments.device)
+    why = "" if lack is None or arguments.precision != "float32" else f", as {lack}"
+    enough = "all that it is made for" if tokens == most else f"what fits {seconds / 60:.1f} minutes of training"
+    if steps < LEAST_STEPS and tokens < most:
+        enough = f"the least that it needs, in more than {seconds / 60:.1f} minutes of training"
+    say(
+        f"A training step of {in_a_step:,} tokens takes {step:.2f} s on this machine, in {arguments.precision}{why}: "
+        f"the demo reads {tokens:,} tokens {arguments.num_train_epochs:g} times, {enough}."
+    )
+    return tokens
+
+
+def seconds_of_a_step(recipe: Recipe, patience: float) -> float:
+    """The median time of a training step by a recipe, of a few steps, or of one if they would take longer than that.
+
+    The first ones are not measured: kernels are compiled, and buffers get their pages.
+    """
+    arguments: LLETrainingArguments = recipe.training
+    keep_freed_pages()
+    size = recipe.tokenizer.vocab_size
+    assert size is not None
+    model: Any = LLEForCausalLM(LLEConfig(**{"vocab_size": size, **recipe.model}))
+    model.to(arguments.device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)
+    ids = torch.randint(size, (arguments.per_device_train_batch_size, arguments.segment_length + 1))
+    ids, cache = ids.to(arguments.device), LLECache()
+    times: list[float] = []
+    while len(times) < 2 + MEASURED_STEPS and (len(times) < 3 or sum(times) < patience):
+        begin = time.perf_counter()
+        with in_precision(model, arguments.precision):
+            loss = model(ids[:, :-1], shift_labels=ids[:, 1:], past_key_values=cache.detach(), use_cache=True).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), arguments.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        float(loss.detach())  # an accelerator has finished the step by then
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times[2:])
+
+
+def _texts(dataset: str | None, name: str | None, text_column: str, train_tokens: int) -> dict[str, Rows]:
+    """The three splits, the training split cut to about `train_tokens` at four bytes a token."""
+    if dataset is None:
+        return dict(python_corpus(max_train_bytes=4 * train_tokens))
+    name = name or CONFIGURATIONS.get(dataset)
+    splits = {
+        split: load_texts(dataset, name=name, split=split, text_column=text_column)
+        for split in ("train", "validation", "test")
+    }
+    return {split: _at_most(rows, text_column, 4 * train_tokens) for split, rows in splits.items()}
+
+
+def _at_most(rows: Any, text_column: str, size: int) -> Dataset:
+    """The first rows that hold `size` characters."""
+    total = 0
+    for index, text in enumerate(rows[text_column]):
+        total += len(text)
+        if total > size:
+            return rows.select(range(max(1, index)))
+    return rows
+
+
+def _encoded(texts: Any, tokenizer: PreTrainedTokenizerBase, text_column: str, tokens: int) -> Dataset:
+    """The first texts that hold about so many tokens, tokenised."""
+    return tokenize(_at_most(texts, text_column, 4 * tokens), tokenizer, text_column=text_column)
+
+
+def _measure(
+    model: Any, tokens: TextTokens, say: Callable[[str], None], picture: Path | None = None
+) -> dict[str, float]:
+    """Reads unseen text once, prints what the history makes of it, and draws the picture."""
+    evaluation = evaluate_stream(model, tokens)
+    measured = evaluation.metrics()
+    say(format_table(measured))
+    if picture is not None:
+        from ..evaluation.pictures import draw_evaluation, save_figure
+
+        save_figure(draw_evaluation(evaluation), picture)
+    return measured
+
+
+def _remember(
+    model: Any, tokenizer: PreTrainedTokenizerBase, texts: dict[str, Rows], column: str, folder: Path, say: Any
+) -> HistoryBank:
+    """Makes a bank of what the model did not learn of its training text, and fits the numbers of both sources."""
+    path = folder / "bank"
+    Folder(path).remove()  # that of an earlier demonstration
+    begin = time.perf_counter()
+    bank = HistoryBank.build(
+        model, tokenizer, texts["train"], path, text_column=column, source="training text", keep_below=KEEP_BELOW
+    )
+    model.attach_history(bank, tokenizer=tokenizer)
+    held_out = collect(_encoded(texts["validation"], tokenizer, column, CALIBRATION_TOKENS))
+    calibrate(model, held_out.ids, CALIBRATION_TOKENS)
+    say(
+        f"\nA bank of what the model had not learned of its training text, {len(bank):,} entries, made and calibrated "
+        f"in {time.perf_counter() - begin:.0f} seconds."
+    )
+    return bank
+
+
+def choose_prompts(documents: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, column: str) -> list[Prompt]:
+    """Places in the longest test documents: a line begun, the two lines above it, and enough text to learn from."""
+    prompts = []
+    for document in sorted(documents, key=lambda row: -len(row[column]))[:PROMPTS]:
+        lines = document[column].splitlines(keepends=True)
+        length = len(tokenizer(document[column], verbose=False)["input_ids"])
+        at = min(len(lines) - 1, max(1, len(lines) * HISTORY_TOKENS // max(length, HISTORY_TOKENS)))
+        at = next((place for place in range(at, len(lines)) if len(lines[place].strip()) > 30), at)
+        line, above = lines[at], max(0, at - 2)
+        words = line.split()
+        cut = line.find(words[0]) + len(words[0]) if words else len(line) // 2
+        source = str(document.get("source", "a test document"))
+        prompts.append(Prompt(source, "".join(lines[:above]), "".join(lines[above:at]) + line[:cut], line[cut:]))
+    return prompts
+
+
+def _complete(
+    folder: Path, tokenizer: PreTrainedTokenizerBase, test: Any, column: str, say: Callable[[str], None]
+) -> None:
+    """Completes three prompts, each without and with what stands before it in its document."""
+    generate = pipeline("text-generation", model=str(folder))
+    for place in choose_prompts(list(test), tokenizer, column):
+        say(f"\n{place.source}\n" + textwrap.indent(place.prompt, "    | "))
+        for label, text in (("without history", place.prompt), ("with history", place.history + place.prompt)):
+            output = generate(text, max_new_tokens=NEW_TOKENS, do_sample=False, return_full_text=False)
+            say(f"{label:>16}: {_first_line(output[0]['generated_text'])}")
+        say(f"{'the file itself':>16}: {_first_line(place.truth)}")
+
+
+def _first_line(text: str) -> str:
+    return next((line.strip() for line in text.splitlines() if line.strip()), "(an empty line)")

@@ -1,0 +1,181 @@
+"""The command line: `lle train | evaluate | calibrate | statistics | explain | card | demo`, `lle bank ...`, for
+classifiers `lle classify | learn | forget`, and for translators `lle translate | memory`.
+
+Heavy imports wait until a command runs, so that `lle --help` answers at once.
+"""
+
+import json
+import logging
+import os
+import re
+import signal
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..common.terminal import Formatter, printable, printable_lines, say
+from .bank import bank
+from .calibrate import calibrate, statistics
+from .classify import classify, forget, learn
+from .evaluate import evaluate
+from .options import Bank, Column, Folder, InPrecision, Name, Namespaces, Precision
+from .translate import memory, translate
+
+# How torch calls these errors, for which it has no class of their own on a CPU.
+_NO_MEMORY = re.compile(
+    "can't allocate memory|out of memory|bad_alloc|not enough memory|Cannot allocate memory|"
+    "could not create a primitive$|can't start new thread"
+)
+_NOT_WRITTEN = re.compile("inline_container|PytorchStreamWriter|failed writing|iostream error")
+
+app = typer.Typer(
+    help="LLE, Learning from History: recurrent models that keep learning from what they read and are taught.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+app.add_typer(bank, name="bank")
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A YAML file, such as configs/lm/smoke.yaml.")],
+    set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, overrides the file.")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the newest whole checkpoint.")] = False,
+) -> None:
+    """Trains a model by a recipe, calibrates its history, and saves it with its tokenizer and metrics."""
+    from ..training import leave_group, load_recipe, run
+
+    loaded = load_recipe(recipe, set_)
+    metrics = run(loaded, resume=resume)
+    leave_group()
+    if loaded.training.process_index > 0:
+        return
+    say(json.dumps(metrics, indent=2))
+    say(f"The model is in {loaded.training.output_dir}: lle evaluate {loaded.training.output_dir} TEXT")
+
+
+app.command()(evaluate)
+app.command()(calibrate)
+app.command()(statistics)
+
+
+@app.command("explain")
+def explain_(
+    model: Folder,
+    text: Annotated[str, typer.Argument(help="The text, or the name of a file that holds it.")],
+    bank_path: Bank = None,
+    namespace: Namespaces = None,
+    top: Annotated[int, typer.Option(help="Entries to name for each token.")] = 3,
+    precision: InPrecision = Precision.auto,
+    output: Annotated[Path | None, typer.Option(help="An HTML page to write.")] = None,
+) -> None:
+    """Shows for each token of a text which entries moved its probability, and by exactly how much."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from ..bank.bank import HistoryBank
+    from ..common.precision import in_precision
+    from ..data.rows import read_utf8
+    from ..data.text import encode_texts
+    from ..evaluation.explanations import format_explanations, write_page
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(model)
+    if bank_path is not None:
+        loaded.attach_history(HistoryBank.from_pretrained(bank_path), namespace or None)
+    given = read_utf8(Path(text), repr(text)) if os.path.isfile(text) else text
+    # A tokenizer of words has no line breaks: there a line is a row, which an <eos> ends.
+    rows = [given] if tokenizer("\n", add_special_tokens=False)["input_ids"] else given.splitlines()
+    tokens = [token for row in encode_texts(rows, tokenizer) for token in row]
+    ids = torch.tensor([tokenizer.eos_token_id, *tokens[:-1]])
+    with in_precision(loaded, precision.value):
+        explanations = loaded.explain(ids, top)
+    typer.echo(format_explanations(explanations, tokenizer))
+    if output is not None:
+        write_page(output, explanations, tokenizer, f"What {model} recalls")
+        say(f"The page is {output}.")
+
+
+app.command()(classify)
+app.command()(learn)
+app.command()(forget)
+app.command()(translate)
+app.command()(memory)
+
+
+@app.command()
+def card(
+    model: Annotated[Path, typer.Argument(help="A folder that `lle train` wrote.")],
+    results: Annotated[Path, typer.Argument(help="The results file that `lle evaluate --results` wrote.")],
+    repo_id: Annotated[str, typer.Option(help="The name that the model will have on the Hub, owner/name.")],
+    dataset: Annotated[str, typer.Option(help="The name of the data set on the Hub.")],
+    prompt: Annotated[str, typer.Option(help="The text that the example completes.")] = "The",
+) -> None:
+    """Writes the model card, README.md, into the folder of a model, from measured results and the recipe."""
+    from ..evaluation import read_results
+    from .model_card import write_model_card
+
+    recipe = model / "recipe.yaml"
+    text = recipe.read_text(encoding="utf-8") if recipe.is_file() else None
+    path = write_model_card(model, read_results(results), repo_id=repo_id, dataset=dataset, recipe=text, prompt=prompt)
+    say(f"The card is {path}.")
+
+
+@app.command()
+def demo(
+    dataset: Annotated[
+        str | None, typer.Option(help="A data set on the Hub or local files, instead of Python's standard library.")
+    ] = None,
+    name: Name = None,
+    text_column: Column = "text",
+    precision: InPrecision = Precision.auto,
+    minutes: Annotated[float, typer.Option(min=0.1, help="Of training; a slow machine reads less text.")] = 6.0,
+    output: Annotated[Path, typer.Option(help="Folder of the model and the picture.")] = Path("runs/demo"),
+) -> None:
+    """Trains a small model in a few minutes, and shows what it learns from the text that it reads."""
+    from .demo import demonstrate
+
+    demonstrate(output, dataset, name, text_column, precision=precision.value, train_seconds=60 * minutes, say=say)
+
+
+def _stop(number: int, frame: Any) -> None:
+    """Ends the process as an error does, so that nothing half made and no temporary folder is left behind."""
+    raise SystemExit(128 + number)
+
+
+def main() -> None:
+    """Runs the command line; an error that the user can mend is one line, not a traceback."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(Formatter("%(levelname)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        app()
+    except (FileNotFoundError, FloatingPointError, ImportError, OSError, ValueError) as error:
+        typer.secho(printable_lines(f"lle: {error}"), fg=typer.colors.RED, err=True)
+        raise SystemExit(2) from None
+    except (MemoryError, RuntimeError) as error:
+        reason = _lack(error)
+        if reason is None:
+            raise
+        typer.secho(f"lle: {reason}", fg=typer.colors.RED, err=True)
+        raise SystemExit(2) from None
+
+
+def _lack(error: MemoryError | RuntimeError) -> str | None:
+    """What the machine lacks, if that is what an error of Python or torch says."""
+    text = printable(str(error).partition("\n")[0])
+    if isinstance(error, MemoryError) or _NO_MEMORY.search(text):
+        return (
+            f"out of memory ({text or 'an allocation failed'}): give smaller batches or fewer tokens, or use a "
+            "machine with more memory; what was being written is as it was before"
+        )
+    if _NOT_WRITTEN.search(text):
+        return f"a file of torch could not be written ({text}): is the disk full? Free space, and go on with --resume"
+    return None
+
+
+if __name__ == "__main__":
+    main()

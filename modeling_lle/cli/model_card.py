@@ -1,0 +1,108 @@
+"""The model card: what the Hub shows and indexes, from a template and measured results.
+
+Notable: nothing in it is typed by hand; the numbers come from a results file, the sizes from the saved configuration.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import AutoConfig
+
+from ..common.temporary import replacing
+
+TEMPLATE = Path(__file__).with_name("model_card.md")  # a link to model_cards/template.md, a copy once installed
+TAGS = ["lle", "recurrent", "cpu"]
+# The type that the Hub knows of what is measured for a task; of a language model it is perplexity.
+METRICS = {
+    "text-classification": {"accuracy": "accuracy", "macro_f1": "f1"},
+    "translation": {"bleu": "bleu", "chrf": "chrf", "ter": "ter"},
+}
+
+
+def write_model_card(
+    folder: str | Path,
+    results: Mapping[str, Any],
+    *,
+    repo_id: str,
+    dataset: str,
+    dataset_name: str | None = None,
+    languages: Sequence[str] = ("en",),
+    license: str = "apache-2.0",
+    recipe: str | None = None,
+    prompt: str = "The",
+    template: str | Path = TEMPLATE,
+) -> Path:
+    """Writes README.md, the model card, into the folder of a saved model.
+
+    Args:
+        folder: What `save_pretrained` wrote.
+        results: The content of a results file: `metrics`, and optionally `command`, `commit` and `environment`.
+        repo_id: The name that the model will have on the Hub, "owner/name".
+        dataset: The name of the data set on the Hub.
+        dataset_name: The name that people call it; None: `dataset`.
+        languages: ISO codes of the languages of the text.
+        license: The licence of the weights, by the Hub's identifier.
+        recipe: The YAML text that the model was trained with.
+        prompt: The text that the example completes, classifies or translates.
+        template: A Jinja template, for a card of another form.
+
+    Returns:
+        The path of the card. `push_to_hub` leaves a card that is on the Hub already as it is, so publish it with
+        `ModelCard.load(path).push_to_hub(repo_id)`, or with the whole folder by `HfApi().upload_folder(...)`.
+    """
+    if not results.get("metrics"):
+        raise ValueError("these results hold no metrics: give the content of a file that `lle evaluate` wrote")
+    dataset_name = dataset_name or dataset
+    config = AutoConfig.from_pretrained(folder)
+    architecture = (config.architectures or [""])[0]
+    task = "text-classification" if "Classification" in architecture else "text-generation"
+    task = "translation" if "Seq2Seq" in architecture else task
+    metrics = {name: value for name, value in results["metrics"].items() if isinstance(value, int | float)}
+    types = METRICS.get(task) or {name: "perplexity" for name in metrics if name.endswith("ppl")}
+    name = repo_id.rsplit("/", maxsplit=1)[-1]
+    data = ModelCardData(
+        model_name=name,
+        license=license,
+        library_name="transformers",
+        pipeline_tag=task,
+        tags=[*TAGS, "neural-cache"] if task == "text-generation" else TAGS,
+        language=list(languages),
+        datasets=[dataset],
+        metrics=list(dict.fromkeys(types.values())),
+        eval_results=[
+            EvalResult(
+                task_type=task,
+                dataset_type=dataset,
+                dataset_name=dataset_name,
+                dataset_split="test",
+                metric_type=types[metric],
+                metric_name=metric,
+                metric_value=round(value, 3),
+            )
+            for metric, value in metrics.items()
+            if metric in types
+        ],
+    )
+    card = ModelCard.from_template(
+        data,
+        template_path=str(template),
+        config=config,
+        task=task,
+        model_name=name,
+        repo_id=repo_id,
+        dataset_name=dataset_name,
+        languages=", ".join(languages),
+        license=license,
+        recipe=recipe and recipe.strip(),
+        prompt=prompt,
+        rows=[
+            (metric, f"{value:,}" if isinstance(value, int) else f"{value:,.3f}") for metric, value in metrics.items()
+        ],
+        **{key: results.get(key) for key in ("command", "commit", "environment")},
+    )
+    path = Path(folder) / "README.md"
+    with replacing(path) as partial:
+        card.save(partial)
+    return path

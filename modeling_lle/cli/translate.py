@@ -1,0 +1,284 @@
+"""The command line of translators: `lle translate | memory`.
+
+Heavy imports wait until a command runs.
+"""
+
+import os
+import shlex
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..common.terminal import printable, printable_lines, say
+from .options import BatchSize, Column, Folder, InPrecision, Name, Namespaces, Precision, Source
+
+Given = Annotated[
+    str, typer.Argument(metavar="INPUT", help="A text, or a .txt, .csv, .tsv, .json, .jsonl, .po or .pot file.")
+]
+CATALOGUES = (".po", ".pot")
+COLUMNS = ("translation", "exact", "lost", "added", "base_share", "history")  # of a table that is written
+SHOWN = 60  # characters of a text of the memory
+
+
+@dataclass(frozen=True)
+class _Document:
+    """What is to be translated.
+
+    Attributes:
+        texts: The texts, of which some may be blank.
+        places: What messages call the place of each.
+        write: Writes the file that was asked for, given the results of the pipeline.
+    """
+
+    texts: list[str]
+    places: list[str]
+    write: Callable[[Path, list[dict[str, Any]]], None]
+
+
+def translate(
+    model: Folder,
+    given: Given,
+    output: Annotated[
+        Path | None, typer.Option(help="The file to write: .txt, .csv, .tsv or .jsonl, of a catalogue .po.")
+    ] = None,
+    text_column: Column = "text",
+    memory: Annotated[
+        Path | None, typer.Option("--memory", help="The memory; that in the model's folder if not given.")
+    ] = None,
+    namespace: Namespaces = None,
+    beams: Annotated[int, typer.Option(min=1, help="Beams of the search; 1 is fastest.")] = 5,
+    batch_size: BatchSize = 32,
+    history_top: Annotated[int, typer.Option(min=0, help="Sentence pairs to show that moved a translation.")] = 0,
+    exact_matches: Annotated[
+        bool, typer.Option("--exact-matches", help="Whether a source that the memory has gets its translation there.")
+    ] = False,
+    fuzzy: Annotated[
+        bool, typer.Option("--fuzzy/--no-fuzzy", help="Whether what is filled into a catalogue is marked as fuzzy.")
+    ] = True,
+    precision: InPrecision = Precision.auto,
+) -> None:
+    """Translates a text, or all texts of a file; of a PO catalogue those that have no translation yet."""
+    document = _read(given, output, text_column, fuzzy)
+    if history_top and output is not None and output.suffix.lower() in (".txt", *CATALOGUES):
+        raise ValueError(f"{str(output)!r} can hold translations only: leave out --history-top, or write a .jsonl")
+    options: dict[str, Any] = {"num_beams": beams, "exact_matches": exact_matches}
+    options |= {"return_history": True, "history_top": history_top} if history_top else {}
+    begin = time.perf_counter()
+    results = _translate(model, document.texts, memory, namespace, batch_size, precision.value, options)
+    seconds = time.perf_counter() - begin
+    if output is None:
+        for text, result in zip(document.texts, results, strict=True):
+            typer.echo(_format(text, result))
+    else:
+        document.write(output, results)
+    changed = 0
+    for place, result in zip(document.places, results, strict=True):
+        wrong = [f"{name} {' '.join(result[name])}" for name in ("lost", "added") if name in result]
+        changed += bool(wrong)
+        if wrong:
+            say(f"{place}: the translation {' and '.join(wrong)}", err=True)
+    exact = sum("exact" in result for result in results)
+    said = [f"{sum(bool(text.strip()) for text in document.texts):,} texts translated in {seconds:.1f} s"]
+    said += [f"{exact:,} of them from the memory"] if exact_matches else []
+    said += [f"{changed:,} with other placeholders"] if changed else []
+    said += [f"in {output}"] if output is not None else []
+    say(", ".join(said) + ".", err=output is None)
+
+
+def _read(given: str, output: Path | None, text_column: str, fuzzy: bool) -> _Document:
+    """The texts of a file, or what is no file as a text; raises an error if they cannot be written to `output`."""
+    from ..data.tables import KINDS, check_input
+
+    path = Path(given)
+    if os.path.exists(given):
+        check_input(path, (*KINDS, *CATALOGUES))
+    if path.suffix.lower() in CATALOGUES and (os.path.exists(given) or len(given.split()) == 1):
+        return _read_catalogue(path, output, fuzzy)
+    return _read_table(given, output, text_column)
+
+
+def _read_catalogue(path: Path, output: Path | None, fuzzy: bool) -> _Document:
+    """The texts of a catalogue that have no translation."""
+    from ..data.catalogue import read_catalogue, write_catalogue
+    from ..data.tables import check_output
+
+    catalogue = read_catalogue(path)
+    entries = catalogue.untranslated
+    if output is not None:
+        check_output(output, CATALOGUES)
+
+    def write(output: Path, results: list[dict[str, Any]]) -> None:
+        left = iter(results)
+        translations = [[next(left)["translation_text"] for _ in entry.texts] for entry in entries]
+        write_catalogue(catalogue, translations, None if _is_same(output, path) else output, fuzzy=fuzzy)
+
+    return _Document(
+        texts=[text for entry in entries for text in entry.texts],
+        places=[f"line {entry.line} of {str(path)!r}" for entry in entries for _ in entry.texts],
+        write=write,
+    )
+
+
+def _read_table(given: str, output: Path | None, text_column: str) -> _Document:
+    """The texts of a table, of the lines of a text file, or a text itself."""
+    from ..data.tables import KINDS, check_output, free_names, read_table, write_lines, write_table
+
+    table = read_table(given, text_column)
+    texts = ["" if text is None else text for text in table.values(text_column)]
+    for row, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(f"the text in row {row} of {table.where} is {text!r:.80}, no string: take the row out")
+    if not any(text.strip() for text in texts):
+        raise ValueError(f"there is nothing to translate in {table.where}: it is blank")
+    names = {}
+    if output is not None:
+        check_output(output, KINDS)
+        if output.suffix.lower() != ".txt":
+            names = free_names(COLUMNS, table.columns, table.where)
+        elif _is_same(output, given):
+            raise ValueError(f"{str(output)!r} would be replaced by its translation: name another --output")
+
+    def write(output: Path, results: list[dict[str, Any]]) -> None:
+        if output.suffix.lower() == ".txt":
+            write_lines(output, [result["translation_text"] for result in results])
+            return
+        found = [{"translation": result["translation_text"], **result} for result in results]
+        new = [{names[name]: own[name] for name in COLUMNS if name in own} for own in found]
+        write_table(output, [{**row, **columns} for row, columns in zip(table.rows, new, strict=True)])
+
+    places = ["the text"]
+    if os.path.exists(given):
+        what, first = ("line", 1) if Path(given).suffix.lower() == ".txt" else ("row", 0)
+        places = [f"{what} {number} of {table.where}" for number in range(first, first + len(texts))]
+    return _Document(texts, places, write)
+
+
+def _is_same(output: Path, given: str | Path) -> bool:
+    return output.exists() and os.path.exists(given) and os.path.samefile(output, given)
+
+
+def _translate(
+    model: str,
+    texts: list[str],
+    memory: Path | None,
+    namespaces: list[str] | None,
+    batch_size: int,
+    precision: str,
+    options: dict[str, Any],
+) -> list[dict[str, Any]]:
+    """What the pipeline gives for each text; equal ones are translated once."""
+    from tqdm.auto import tqdm
+
+    from ..common.precision import in_precision
+    from ..entries.examples import batches
+    from ..pipelines.translation import LLETranslationPipeline
+    from ..saved import attach_bank, load_translator
+
+    loaded, tokenizer = load_translator(model)
+    attach_bank(loaded, tokenizer, model, memory, namespaces or None, "--memory")
+    if options["exact_matches"] and loaded.history_bank is None:
+        raise ValueError(f"no memory lies with {model}, so there are no exact matches: name one with --memory")
+    pipe = LLETranslationPipeline(model=loaded, tokenizer=tokenizer, task="translation")
+    different = list(dict.fromkeys(texts))
+    results: dict[str, dict[str, Any]] = {}
+    bar = tqdm(total=len(different), desc="Translating", unit=" texts", disable=None)  # not into a file
+    with bar, in_precision(loaded, precision):
+        # Texts of similar length together, a long one alone: there are at most as many tokens as bytes.
+        for rows in batches([len(text.encode()) + 1 for text in different], batch_size):
+            own = [different[row] for row in rows]
+            results |= zip(own, pipe(own, batch_size=len(own), **options), strict=True)
+            bar.update(len(own))
+    return [results[text] for text in texts]
+
+
+def _format(text: str, result: dict[str, Any]) -> str:
+    """A result as lines for the terminal."""
+    if not text.strip():
+        return ""
+    translation = typer.style(printable_lines(result["translation_text"]), bold=True)
+    lines = [f"{printable_lines(text)} -> {translation}"]
+    if "history" in result:
+        lines += [
+            f"  {pair['share']:+.4f}  {_short(pair['text'])} -> {_short(pair['translation'])} "
+            f"(match {pair['match']:.2f}, {printable(pair['source'])}, row {pair['row']})"
+            for pair in result["history"]
+        ]
+        lines.append(f"  {result['base_share']:+.4f}  the base")
+    return "\n".join(lines)
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= SHOWN else text[: SHOWN - 3] + "...")
+
+
+def memory(
+    model: Folder,
+    source: Source,
+    source_language: Annotated[str, typer.Option(help='Language that is translated from, such as "en".')],
+    target_language: Annotated[str, typer.Option(help='Language that is translated to, such as "de".')],
+    place: Annotated[
+        Path | None, typer.Argument(metavar="[MEMORY]", help="Its folder; that in the model's folder if not given.")
+    ] = None,
+    name: Name = None,
+    split: Annotated[str, typer.Option(help="Split that is read.")] = "train",
+    source_column: Annotated[str | None, typer.Option(help="Column of the source in a table.")] = None,
+    target_column: Annotated[str | None, typer.Option(help="Column of the translation in a table.")] = None,
+    source_name: Annotated[str | None, typer.Option(help="Name by which the pairs can be forgotten.")] = None,
+    namespace: Annotated[str, typer.Option(help="Namespace that they go to: a client, a domain.")] = "default",
+    skip_broken: Annotated[
+        bool, typer.Option("--skip-broken", help="Whether to leave out pairs that lack a side.")
+    ] = False,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Whether to fit the rule to the memory, in the model's config.json.")
+    ] = False,
+    precision: InPrecision = Precision.auto,
+) -> None:
+    """Makes a translation memory of sentence pairs, or adds to it, without training: it counts from the next text on.
+
+    SOURCE may be a TMX, PO or MO file too, or two files of lines that are named by their languages.
+    """
+    from ..common.precision import in_precision
+    from ..common.temporary import TemporaryFolder
+    from ..data import load_pairs
+    from ..saved import bank_place, count_pairs, load_translator, remember
+
+    if calibrate and not Path(model).is_dir():
+        raise ValueError(f"{model} is no folder on this machine, so what --calibrate finds cannot be kept there")
+    path = bank_place(model, place, "MEMORY")
+    with TemporaryFolder("lle-texts-") as cache:  # a copy in the cache of `datasets` would outlast the memory
+        pairs = load_pairs(
+            source,
+            source_language=source_language,
+            target_language=target_language,
+            name=name,
+            split=split,
+            source_column=source_column,
+            target_column=target_column,
+            skip_broken=skip_broken,
+            cache_dir=cache,
+        )
+    loaded, tokenizer = load_translator(model)
+    called = source_name or source
+    begin = time.perf_counter()
+    with in_precision(loaded, precision.value):
+        added = remember(loaded, tokenizer, path, pairs, source=called, namespace=namespace, progress=True)
+    seconds, bank = time.perf_counter() - begin, loaded.history_bank
+    say(
+        f"{added:,} of {len(pairs):,} pairs are new, in {seconds:.1f} s; the memory {path} has {count_pairs(bank):,} "
+        f"pairs, {len(bank):,} entries."
+    )
+    if calibrate:
+        with in_precision(loaded, precision.value):
+            found = loaded.calibrate()
+        loaded.config.save_pretrained(model)
+        say(
+            f"Perplexity of its pairs, each predicted from the others: {found['base_ppl']:.1f} without the memory, "
+            f"{found['before_ppl']:.1f} with it, {found['after_ppl']:.1f} after its numbers were fitted."
+        )
+    if added:
+        where = shlex.quote(str(path))
+        say(f"The source is {called!r}: lle bank forget {where} --source {shlex.quote(called)} takes it back.")

@@ -1,0 +1,102 @@
+"""Which sentence pairs of a memory moved a translation, and by exactly how much.
+
+Notable: every token of a translation is a mixture of what the base predicts and of what the entries of the memory
+recall; an entry's share of it is exact, and a pair's is the sum over its entries. Nothing is estimated.
+Shapes: B translations, T tokens, K candidates.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..history.loss import IGNORED
+from .pairs import padded
+
+
+@dataclass(frozen=True)
+class TokenShare:
+    """A token of a translation.
+
+    Attributes:
+        id: Its id.
+        base_prob, prob: Its probability by the base alone, and with the memory.
+        base_share: The base's share of the mixture.
+    """
+
+    id: int
+    base_prob: float
+    prob: float
+    base_share: float
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """What moved a translation.
+
+    Attributes:
+        base_share: The base's share, mean over the tokens.
+        shares: The shares of the pairs likewise, by their places in `Memory.pairs`, the largest first; they and the
+            base's add up to one.
+        tokens: The tokens of the translation.
+    """
+
+    base_share: float
+    shares: dict[int, float]
+    tokens: list[TokenShare]
+
+
+@torch.no_grad()
+def attribute(
+    model: Any, sources: Sequence[list[int]], targets: Sequence[list[int]], pad_token_id: int, memory: Any = None
+) -> list[Attribution]:
+    """What moved each of B translations.
+
+    Args:
+        model: A translator with a memory, in evaluation mode.
+        sources: Token ids of the sources.
+        targets: Token ids of the translations, with their end tokens.
+        pad_token_id: What pads the sources.
+        memory: The `Memory` whose pairs are named; None: the model's as it is now.
+    """
+    if not any(targets):
+        return [Attribution(1.0, {}, []) for _ in targets]
+    batch = {name: value.to(model.device) for name, value in padded(sources, targets, pad_token_id).items()}
+    labels = batch["labels"]
+    memory = model.memory if memory is None else memory
+    source = model.read_source(batch["input_ids"], batch["attention_mask"], memory=memory)
+    inputs = model.prepare_decoder_input_ids_from_labels(labels)
+    states = model.model.decode(source, inputs, labels != IGNORED).last_hidden_state
+    totals = torch.zeros_like(source.candidate_ids, dtype=torch.float32)  # of the entries' shares, (B, K)
+    columns: list[Tensor] = []
+    for prediction in model.predictions(states, source):
+        own = labels[:, prediction.positions]
+        history = prediction.history()
+        totals += (history.bank_shares * (own != IGNORED)[..., None]).sum(1)
+        columns.append(
+            torch.stack([prediction.base_log_probs(own).exp(), prediction.log_probs(own).exp(), history.base_share])
+        )
+    numbers = torch.cat(columns, dim=-1).permute(1, 2, 0).tolist()
+    return [
+        _attribution(target, row, ids.cpu(), shares.cpu(), memory)
+        for target, row, ids, shares in zip(targets, numbers, source.candidate_ids, totals, strict=True)
+    ]
+
+
+def _attribution(
+    target: list[int], numbers: list[list[float]], ids: Tensor, shares: Tensor, memory: Any
+) -> Attribution:
+    """That of one translation, given three numbers of each token, and the ids and summed shares (K,) of entries."""
+    if not target:
+        return Attribution(1.0, {}, [])
+    tokens = [TokenShare(id, *three) for id, three in zip(target, numbers, strict=False)]
+    pairs, places = memory.owners(ids[ids >= 0]).unique(return_inverse=True)
+    by_pair = torch.zeros(len(pairs)).index_add(0, places, shares[ids >= 0] / len(target))
+    order = by_pair.argsort(descending=True, stable=True)
+    return Attribution(
+        base_share=sum(token.base_share for token in tokens) / len(tokens),
+        shares=dict(zip(pairs[order].tolist(), by_pair[order].tolist(), strict=True)),
+        tokens=tokens,
+    )

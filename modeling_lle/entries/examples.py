@@ -1,0 +1,291 @@
+"""Labelled examples as entries of a bank: the key of a text, or of its words, and the label as its outcome.
+
+Notable: an example's document holds its text and its label, so that it can be shown, found and taken back; in its
+tokens the text is followed by the outcomes. A text has one label in a namespace. Shapes: N entries, D width.
+"""
+
+import difflib
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from ..bank.bank import HistoryBank
+from ..bank.files import Added, BankError, Segment
+from ..bank.manifest import check_names
+from ..bank.state import BankState
+from ..common.checks import check_unicode
+from ..history.label_rule import SINGLE, outcome_name
+
+logger = logging.getLogger(__name__)
+
+TOKENS = 8192  # of a batch, padding included, unless a single text is longer
+TEXTS = 256  # of a batch
+
+
+def add(
+    bank: HistoryBank,
+    model: Any,
+    tokenizer: Any,
+    texts: Sequence[Any],
+    labels: Sequence[Any],
+    *,
+    known: set[str] | None,
+    relabel: bool,
+    source: str | None,
+    namespace: str,
+) -> int:
+    """Adds examples to a bank; what `learn` of a classifier does.
+
+    Args:
+        bank: The bank.
+        model: The classifier that encodes.
+        tokenizer: Its tokenizer.
+        texts, labels, relabel, source, namespace: As in `TeachableModel.learn`.
+        known: The labels that may occur; None: any.
+    """
+    check_names([("namespace", namespace)] if source is None else [("namespace", namespace), ("source", source)])
+    examples = _Examples(texts, labels, model, known)
+    chosen, _ = examples.compare(_present(bank.snapshot(), namespace), relabel)
+    if not chosen:
+        return 0
+    segment, names = _segment(model, tokenizer, [examples.items[i] for i in chosen])
+    with bank.writing() as state:
+        was_chosen = chosen
+        chosen, replaced = examples.compare(_present(state, namespace), relabel)
+        if chosen != was_chosen:  # somebody has taught some of the texts, or taken them back, meanwhile
+            segment, names = _segment(model, tokenizer, [examples.items[i] for i in chosen])
+        source = source or state.free_source("taught")
+        rows = state.added(namespace, source).rows
+        for row, document in enumerate(segment.documents, start=rows):
+            document |= {"source": source, "row": row}
+        added = [Added(namespace, source, rows + len(chosen))]
+        return bank.append([(segment, added)], namespace, names, replaced) if chosen else 0
+
+
+class _Examples:
+    """Texts with the names of their outcomes, checked.
+
+    Attributes:
+        items: For each example its text or words, as what it is shown and found, and the outcome of the text or of
+            each word, None where a word has no label.
+    """
+
+    def __init__(self, texts: Sequence[Any], labels: Sequence[Any], model: Any, known: set[str] | None) -> None:
+        if isinstance(texts, str) or len(texts) != len(labels):
+            raise ValueError(f"give a list of texts and as many labels: got {len(texts)} texts, {len(labels)} labels")
+        self.items: list[tuple[Any, str, list[str | None]]] = []
+        self.of_words = model.pooling is None
+        for row, (text, label) in enumerate(zip(texts, labels, strict=True)):
+            self.items.append(self._words(row, text, label) if self.of_words else self._text(row, text, label, model))
+        if known is not None:
+            self._check_known(known, model)
+        self._check_each_other()
+
+    def _text(self, row: int, text: Any, label: Any, model: Any) -> tuple[Any, str, list[str | None]]:
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"text {row} is {text!r}: an example needs a text that is not empty")
+        check_unicode((text, label), f"text {row} or its label")
+        try:
+            return text, text, [outcome_name(label, model.kind)]
+        except ValueError as error:
+            raise ValueError(f"text {row}, {_short(text)}: {error}") from None
+
+    def _words(self, row: int, words: Any, labels: Any) -> tuple[Any, str, list[str | None]]:
+        if isinstance(words, str) or not words or not all(isinstance(word, str) and word.strip() for word in words):
+            raise ValueError(f"text {row} is {words!r}: give a list of words, none of them empty")
+        if isinstance(labels, str) or len(labels) != len(words):
+            raise ValueError(f"text {row} has {len(words)} words: give as many labels, None where a word has none")
+        check_unicode((words, labels), f"text {row} or its label")
+        names = [None if label is None else outcome_name(label, SINGLE) for label in labels]
+        return list(words), " ".join(words), names
+
+    def _check_known(self, known: set[str], model: Any) -> None:
+        for row, (_, shown, names) in enumerate(self.items):
+            for name in names:
+                for label in [] if name is None else json.loads(name) if model.kind.startswith("multi") else [name]:
+                    if label not in known:
+                        near = difflib.get_close_matches(label, sorted(known), n=1)
+                        hint = f" (did you mean {near[0]!r}?)" if near else ""
+                        raise ValueError(
+                            f"the label {label!r} of text {row}, {_short(shown)}, is new{hint}: "
+                            "pass new_labels=True if that is meant"
+                        )
+
+    def _check_each_other(self) -> None:
+        first: dict[str, int] = {}
+        for row, (_, shown, names) in enumerate(self.items):
+            other = first.setdefault(shown, row)
+            if self.items[other][2] != names:
+                raise ValueError(
+                    f"the text {_short(shown)} has two labels: {_shown(self.items[other][2])} (text {other}) and "
+                    f"{_shown(names)} (text {row}); give it one"
+                )
+
+    def compare(self, before: dict[str, tuple[str, list[int]]], relabel: bool) -> tuple[list[int], list[int]]:
+        """Which examples are new, each once, and the ids of the entries that they replace."""
+        chosen, replaced = [], []
+        seen: set[str] = set()
+        for row, (_, shown, names) in enumerate(self.items):
+            label, ids = before.get(shown, ("", []))
+            if shown in seen or (ids and label == _shown(names)):
+                continue
+            if ids and not relabel:
+                raise ValueError(
+                    f"the bank has the text {_short(shown)} with the label {label}, text {row} has {_shown(names)}: "
+                    "pass relabel=True to change it, or forget it first"
+                )
+            seen.add(shown)
+            chosen.append(row)
+            replaced += ids
+        return chosen, replaced
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:57] + "...")
+
+
+def _shown(names: Sequence[str | None]) -> str:
+    """What a document holds as its label."""
+    return str(names[0]) if len(names) == 1 else json.dumps(names, ensure_ascii=False)
+
+
+def _present(state: BankState, namespace: str) -> dict[str, tuple[str, list[int]]]:
+    """For each text in a namespace its label and the ids of its entries."""
+    present: dict[str, tuple[str, list[int]]] = {}
+    for info, segment in state.segments():
+        if info.namespace == namespace:
+            for number, owner in zip(segment.ids.tolist(), segment.owners.tolist(), strict=True):
+                document = segment.documents[owner]
+                present.setdefault(document["text"], (document["label"], []))[1].append(number)
+    return present
+
+
+def _documents(bank: HistoryBank) -> list[dict[str, Any]]:
+    """The documents of the examples that were not forgotten, of all namespaces."""
+    return [segment.documents[owner] for _, segment in bank.segments() for owner in segment.owners.unique().tolist()]
+
+
+def held_out(bank: HistoryBank, texts: Sequence[str]) -> list[int]:
+    """The places of the texts that are not in a bank, to fit its numbers on.
+
+    Raises:
+        ValueError: All are.
+    """
+    known = {document["text"] for document in _documents(bank)}
+    places = [place for place, text in enumerate(texts) if text not in known]
+    if not places:
+        raise ValueError(
+            f"the bank {bank.folder.path} has all of these texts: give held-out ones, or the rule would learn to "
+            "trust what it has seen"
+        )
+    if len(places) < len(texts):
+        logger.warning("%d of the %d texts are in the bank, and left out", len(texts) - len(places), len(texts))
+    return places
+
+
+def condition(
+    bank: HistoryBank, texts: Iterable[str] | None, label: Any, kind: str
+) -> Callable[[dict[str, Any]], bool] | None:
+    """A test of documents: whether they have one of these texts and this label; None for any.
+
+    Raises:
+        BankError: The bank has no such text or label.
+    """
+    if texts is None and label is None:
+        return None
+    wanted = None if texts is None else {texts} if isinstance(texts, str) else set(texts)
+    name = None if label is None else outcome_name(label, kind)
+    documents = _documents(bank)
+    if wanted is not None:
+        missing = sorted(wanted - {document["text"] for document in documents})
+        if missing:
+            raise BankError(f"the bank {bank.folder.path} has no example with the text {_short(missing[0])}")
+    if name is not None and not any(document["label"] == name for document in documents):
+        held = sorted({document["label"] for document in documents})
+        near = difflib.get_close_matches(name, held, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise BankError(f"the bank {bank.folder.path} has no example with the label {name!r}{hint}")
+    return lambda columns: (wanted is None or columns["text"] in wanted) and name in (None, columns["label"])
+
+
+@torch.no_grad()
+def _segment(model: Any, tokenizer: Any, items: list[tuple[Any, str, list[str | None]]]) -> tuple[Segment, list[str]]:
+    """Examples as a segment whose outcomes are numbers in the list of names that comes with it; of no source yet."""
+    of_words = model.pooling is None
+    encoded = tokenizer([text for text, _, _ in items], is_split_into_words=of_words, return_attention_mask=False)
+    places = [_places(encoded, row, names) if of_words else [0] for row, (_, _, names) in enumerate(items)]
+    lengths = torch.tensor([len(place) for place in places])
+    first = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+    keys = torch.empty(int(first[-1]), model.key_size, dtype=torch.bfloat16)
+    training = model.training
+    model.eval()
+    try:
+        for rows in batches([len(ids) for ids in encoded["input_ids"]]):
+            batch = tokenizer.pad({"input_ids": [encoded["input_ids"][row] for row in rows]}, return_tensors="pt")
+            batch = {name: value.to(model.device) for name, value in batch.items()}
+            states = model.encode(batch["input_ids"], batch["attention_mask"]).bfloat16().cpu()
+            for number, row in enumerate(rows):
+                if of_words:
+                    real = batch["attention_mask"][number].bool().cpu()
+                    keys[first[row] : first[row + 1]] = states[number][real][places[row]]
+                else:
+                    keys[first[row]] = states[number]
+    finally:
+        model.train(training)
+    names = list(dict.fromkeys(name for _, _, own in items for name in own if name is not None))
+    number_of = {name: number for number, name in enumerate(names)}
+    tokens: list[int] = []
+    positions: list[int] = []
+    starts = [0]
+    for ids, (_, _, own) in zip(encoded["input_ids"], items, strict=True):
+        outcomes = [number_of[name] for name in own if name is not None]
+        positions += range(starts[-1] + len(ids), starts[-1] + len(ids) + len(outcomes))
+        tokens += [*ids, *outcomes]
+        starts.append(len(tokens))
+    segment = Segment(
+        keys=keys,
+        ids=torch.arange(len(keys)),
+        positions=torch.tensor(positions, dtype=torch.long),
+        counts=torch.ones(len(keys), dtype=torch.int32),
+        copies=torch.zeros(0, 2, dtype=torch.long),
+        tokens=torch.tensor(tokens, dtype=torch.int32),
+        starts=torch.tensor(starts, dtype=torch.long),
+        documents=[{"source": "", "row": 0, "text": shown, "label": _shown(own)} for _, shown, own in items],
+    )
+    return segment, names
+
+
+def _places(encoded: Any, row: int, names: list[str | None]) -> list[int]:
+    """Where the first token of each word stands that has a label."""
+    words = encoded.word_ids(row)
+    places = {word: place for place, word in reversed(list(enumerate(words))) if word is not None}
+    missing = [word for word, name in enumerate(names) if name is not None and word not in places]
+    if missing:
+        raise ValueError(f"word {missing[0]} of text {row} has a label, but the tokenizer makes no token of it")
+    return [places[word] for word, name in enumerate(names) if name is not None]
+
+
+def batches(lengths: Sequence[int], most: int = TEXTS) -> Iterator[list[int]]:
+    """The rows of texts in batches, those of similar length together.
+
+    Args:
+        lengths: Number of tokens of each text.
+        most: Number of texts of a batch; fewer where they would be more than `TOKENS` together, padding included.
+
+    Raises:
+        ValueError: A text has no token.
+    """
+    order = sorted(range(len(lengths)), key=lambda row: lengths[row])
+    batch: list[int] = []
+    for row in order:
+        if not lengths[row]:
+            raise ValueError(f"the tokenizer makes no token of text {row}: leave it out")
+        if batch and ((len(batch) + 1) * lengths[row] > TOKENS or len(batch) == most):
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch

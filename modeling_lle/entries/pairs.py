@@ -1,0 +1,291 @@
+"""Sentence pairs as a translator's memory: their targets as entries of a bank, and the pairs that suit a sentence.
+
+Notable: retrieval has two stages, as a CPU wants it (after SK-MT, Dai et al. 2023, arXiv:2302.12188): first the pairs
+with the most similar source, by BM25, then all target positions of those pairs as the candidates of this sentence, of
+which the rule weighs each by its key. A pair's document holds its source as `text` and its target as `translation`; a
+namespace has each pair once. Shapes: B sentences, N entries, K candidates, D width.
+"""
+
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..bank.bank import DEFAULT, HistoryBank
+from ..bank.files import Added, BankError, Segment
+from ..bank.manifest import check_names
+from ..bank.state import BankState
+from ..common.checks import check_unicode
+from ..common.precision import outside_autocast
+from ..data.text import encode_sentences
+from ..history.loss import IGNORED
+from .examples import batches
+
+WRITTEN = 65_536  # pairs that are written together
+CANDIDATES = 16  # pairs whose fuzzy match is computed
+SAMPLED = 32  # pairs of a batch that numbers are fitted on
+SPARE = 8  # further pairs to choose from where some are left out
+NONE = torch.zeros(0, dtype=torch.long)
+
+
+@dataclass(frozen=True)
+class Match:
+    """A pair of a memory that suits a sentence.
+
+    Attributes:
+        score: How alike the sources are, in [0, 1]; 1 only if they are equal.
+        text, translation: Source and target of the pair.
+        source, row: Where it was added.
+    """
+
+    score: float
+    text: str
+    translation: str
+    source: str
+    row: int
+
+
+def add(
+    bank: HistoryBank,
+    dataset: Iterable[Any],
+    model: Any,
+    tokenizer: Any,
+    *,
+    source_column: str = "source",
+    target_column: str = "target",
+    source: str | None = None,
+    namespace: str = DEFAULT,
+    progress: bool = False,
+) -> int:
+    """Encodes sentence pairs and adds them to a bank; returns the number of new entries, target tokens.
+
+    Args:
+        bank: The bank.
+        dataset: Mappings with a source and a target.
+        model: The translator that encodes.
+        tokenizer: Its tokenizer.
+        source_column, target_column: Their columns.
+        source: Name of the source, by which it can be forgotten; None: the next of "added-1", "added-2", ...
+        namespace: The namespace that it goes to: a client, a domain.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        ValueError: There is no pair, or a row has no such column, or one that is blank or no text.
+    """
+    pairs = _pairs(dataset, source_column, target_column)
+    check_names([("namespace", namespace)] if source is None else [("namespace", namespace), ("source", source)])
+    training = model.training
+    model.eval()
+    try:
+        with bank.writing() as state, tqdm(desc="Encoding", unit=" pairs", disable=not progress) as bar:
+            name = source or state.free_source("added")
+            new = _new_pairs(state, pairs, namespace, state.added(namespace, name).rows)
+            bar.reset(total=len(new))
+            parts = (new[start : start + WRITTEN] for start in range(0, len(new), WRITTEN))
+            segments = (
+                (_segment(model, tokenizer, part, name, bar), [Added(namespace, name, part[-1].row + 1)])
+                for part in parts
+            )
+            return bank.append(segments, namespace)
+    finally:
+        model.train(training)
+
+
+def _checked(segment: Segment, state: BankState) -> list[dict[str, Any]]:
+    """The documents of a segment; raises a BankError unless each is a sentence pair."""
+    for document in segment.documents:
+        if not all(isinstance(document.get(name), str) for name in ("text", "translation")):
+            raise BankError(
+                f"the bank {state.folder.path} does not hold sentence pairs: make a memory with `lle memory`, or with "
+                "HistoryBank.build and a translator"
+            )
+    return segment.documents
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A sentence pair, and its row."""
+
+    row: int
+    text: str
+    translation: str
+
+
+def _new_pairs(state: BankState, pairs: Iterable[tuple[str, str]], namespace: str, first: int) -> list[_Pair]:
+    """The pairs that a namespace does not have, each once; they are rows from `first` on."""
+    seen = {
+        (document["text"], document["translation"])
+        for info, segment in state.segments()
+        if info.namespace == namespace
+        for document in segment.documents
+    }
+    new: list[_Pair] = []
+    for row, pair in enumerate(pairs, start=first):
+        if pair not in seen:
+            seen.add(pair)
+            new.append(_Pair(row, *pair))
+    return new
+
+
+def _pairs(dataset: Iterable[Any], source_column: str, target_column: str) -> list[tuple[str, str]]:
+    pairs = []
+    for number, row in enumerate(dataset):
+        if not isinstance(row, Mapping):
+            raise ValueError(f"row {number} is {type(row).__name__}: give mappings with a source and a target")
+        for name in (source_column, target_column):
+            if name not in row:
+                raise ValueError(f"row {number} has no column {name!r}; its columns are: {', '.join(row)}")
+            if not isinstance(row[name], str) or not row[name].strip():
+                raise ValueError(f"the column {name!r} of row {number} is {row[name]!r}, not a sentence: leave it out")
+            check_unicode(row[name], f"the column {name!r} of row {number}")
+        pairs.append((row[source_column], row[target_column]))
+    if not pairs:
+        raise ValueError("there is no sentence pair to add")
+    return pairs
+
+
+@torch.no_grad()
+def _segment(model: Any, tokenizer: Any, pairs: Sequence[_Pair], source: str, bar: Any) -> Segment:
+    """Pairs as a segment: an entry for each token of their targets."""
+    texts = encode_sentences([pair.text for pair in pairs], tokenizer)
+    targets = encode_sentences([pair.translation for pair in pairs], tokenizer)
+    lengths = torch.tensor([len(target) for target in targets])
+    first = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))  # entry of each pair, and the number of all
+    keys = torch.empty(int(first[-1]), model.key_size, dtype=torch.bfloat16)
+    for rows in batches([max(len(text), len(target)) for text, target in zip(texts, targets, strict=True)]):
+        batch = padded([texts[row] for row in rows], [targets[row] for row in rows], tokenizer.pad_token_id)
+        states = model.encode(**{name: value.to(model.device) for name, value in batch.items()}).bfloat16().cpu()
+        for number, row in enumerate(rows):
+            keys[first[row] : first[row + 1]] = states[number, : lengths[row]]
+        bar.update(len(rows))
+    owners = torch.repeat_interleave(torch.arange(len(pairs)), lengths)
+    return Segment(
+        keys=keys,
+        ids=torch.arange(len(keys)),
+        positions=torch.arange(len(keys)) + owners + 1,
+        counts=torch.ones(len(keys), dtype=torch.int32),
+        copies=torch.zeros(0, 2, dtype=torch.long),
+        tokens=torch.tensor([id for target in targets for id in (model.start_token_id, *target)], dtype=torch.int32),
+        starts=first + torch.arange(len(first)),
+        documents=[
+            {"source": source, "row": pair.row, "text": pair.text, "translation": pair.translation} for pair in pairs
+        ],
+    )
+
+
+def padded(texts: Sequence[list[int]], targets: Sequence[list[int]], pad_token_id: int) -> dict[str, Tensor]:
+    """Token ids of sources and targets as a batch, `input_ids`, `attention_mask` and `labels`, padded on the right."""
+    pad = torch.nn.utils.rnn.pad_sequence
+    inputs = [torch.tensor(ids) for ids in texts]
+    return {
+        "input_ids": pad(inputs, batch_first=True, padding_value=pad_token_id),
+        "attention_mask": pad([torch.ones_like(ids) for ids in inputs], batch_first=True),
+        "labels": pad([torch.tensor(ids) for ids in targets], batch_first=True, padding_value=IGNORED),
+    }
+
+
+def pair_batches(
+    sources: Sequence[str], targets: Sequence[str], tokenizer: Any, size: int = SAMPLED
+) -> Iterator[dict[str, Tensor]]:
+    """Sentence pairs in batches as forward of a translator takes them, at most `size` in each; short ones first."""
+    texts, labels = (encode_sentences(list(side), tokenizer) for side in (sources, targets))
+    for rows in batches([max(map(len, pair)) for pair in zip(texts, labels, strict=True)], size):
+        yield padded([texts[row] for row in rows], [labels[row] for row in rows], tokenizer.pad_token_id)
+
+
+class Memory:
+    """The sentence pairs of a bank, as a search sees them; a snapshot.
+
+    Args:
+        state: The bank as it is now.
+        tokenizer: That of the model that it is attached to.
+        namespaces: Those to recall from; None: all.
+    """
+
+    @outside_autocast
+    def __init__(self, state: BankState, tokenizer: Any, namespaces: Iterable[str] | None = None) -> None:
+        from ..bank.lexical import SentenceIndex, fuzzy_match  # here, as nothing else in this file needs the extra
+
+        self.tokenizer, self._fuzzy_match = tokenizer, fuzzy_match
+        self.pairs: list[dict[str, Any]] = []
+        keys, outcomes, ids = [torch.zeros(0, state.manifest.width, dtype=torch.bfloat16)], [NONE], [NONE]
+        sizes: list[int] = []
+        for info, segment in state.segments():
+            if namespaces is None or info.namespace in namespaces:
+                self.pairs += _checked(segment, state)
+                sizes += torch.bincount(segment.owners, minlength=len(segment.documents)).tolist()
+                keys.append(segment.keys)
+                outcomes.append(segment.outcomes)
+                ids.append(segment.ids)
+        self.keys, self.outcomes, self.ids = torch.cat(keys), torch.cat(outcomes), torch.cat(ids)
+        if bool((self.ids.diff() < 0).any()):  # joined segments of several namespaces: the oldest pair first again
+            oldest = self.ids[torch.tensor([0, *sizes[:-1]]).cumsum(0)].argsort().tolist()
+            self.pairs, sizes = [self.pairs[pair] for pair in oldest], [sizes[pair] for pair in oldest]
+            order = self.ids.argsort()
+            self.keys, self.outcomes, self.ids = self.keys[order], self.outcomes[order], self.ids[order]
+        self.first = torch.tensor([0, *sizes]).cumsum(0).tolist()  # entry of each pair, and the number of all
+        self.index = SentenceIndex([pair["text"] for pair in self.pairs])
+        self.exact: dict[str, int] = {}
+        for number, pair in enumerate(self.pairs):
+            self.exact[pair["text"]] = number  # of equal sources the newest counts
+
+    def candidates(
+        self, input_ids: Tensor, attention_mask: Tensor | None, sentences: int, leave_out: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The entries that source sentences may recall: those of the pairs with the most similar source.
+
+        Args:
+            input_ids: (B, N) int64.
+            attention_mask: (B, N) of 0 and 1, 0 at padding.
+            sentences: Pairs for each sentence.
+            leave_out: Whether to leave out the pairs that have the sentence itself as their source.
+
+        Returns:
+            Keys (B, D, K) float32, outcomes (B, K) int64 and ids (B, K) int64, -1 where there is none.
+        """
+        rows = (
+            input_ids.cpu() if attention_mask is None else input_ids.cpu().masked_fill(attention_mask.cpu() == 0, -1)
+        )
+        texts = [self.tokenizer.decode(row[row >= 0], skip_special_tokens=True) for row in rows]
+        places = []
+        nearest, _ = self.index.search(texts, sentences + leave_out * SPARE)
+        for text, found in zip(texts, nearest.tolist(), strict=True):
+            pairs = [pair for pair in found if pair >= 0 and not (leave_out and self._has_source(pair, text))]
+            entries = [range(self.first[pair], self.first[pair + 1]) for pair in pairs[:sentences]]
+            places.append(torch.tensor([entry for own in entries for entry in own], dtype=torch.long))
+        place = torch.nn.utils.rnn.pad_sequence(places, batch_first=True, padding_value=-1)
+        if not len(self.keys):
+            return torch.zeros(len(rows), self.keys.shape[1], 0), place, place
+        safe = place.clamp(min=0)
+        keys = self.keys[safe].transpose(1, 2).float().contiguous()
+        return keys, self.outcomes[safe], self.ids[safe].masked_fill(place < 0, -1)
+
+    def sample(self, most: int, seed: int) -> Iterator[dict[str, Tensor]]:
+        """At most so many of the pairs, drawn by a seed, in batches as forward of a translator takes them."""
+        chosen = random.Random(seed).sample(self.pairs, min(most, len(self.pairs)))
+        sources, targets = ([pair[side] for pair in chosen] for side in ("text", "translation"))
+        yield from pair_batches(sources, targets, self.tokenizer)
+
+    def _has_source(self, pair: int, text: str) -> bool:
+        return self.pairs[pair]["text"].strip().lower() == text.strip().lower()
+
+    def owners(self, ids: Tensor) -> Tensor:
+        """The places in `pairs` (n,) of the pairs that entries belong to, from their ids (n,) int64."""
+        return torch.searchsorted(torch.tensor(self.first), torch.searchsorted(self.ids, ids), right=True) - 1
+
+    def matches(self, text: str, number: int = 1) -> list[Match]:
+        """The pairs whose source is most like a text, the best first, at most `number`; ties as BM25 has them."""
+        found, _ = self.index.search([text], max(number, CANDIDATES))
+        chosen = [pair for pair in found[0].tolist() if pair >= 0]
+        if text in self.exact:
+            chosen = [self.exact[text], *(pair for pair in chosen if pair != self.exact[text])]
+        scored = [(self._fuzzy_match(text, self.pairs[pair]["text"]), pair) for pair in chosen]
+        best = sorted(scored, key=lambda item: -item[0])[:number]
+        return [
+            Match(score, *(self.pairs[pair][name] for name in ("text", "translation", "source", "row")))
+            for score, pair in best
+        ]

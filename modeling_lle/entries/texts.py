@@ -1,0 +1,326 @@
+"""Encoding texts into the entries of a bank, with the model's own backbone.
+
+Notable: rows are encoded independently of each other, so that one can be forgotten exactly; texts of similar length
+share a batch, and a long one is read in pieces side by side, each warmed up on what stands before it. Texts are
+tokenised, encoded and written side by side, and in order: a segment is on disk with how far its source has come.
+Shapes: N entries, D width, B batch, T time.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..bank.bank import DEFAULT, HistoryBank
+from ..bank.changes import plain
+from ..bank.files import Added, Segment
+from ..bank.manifest import check_names
+from ..common.checks import check_unicode
+from ..data.text import encode_texts
+from ..history.cache import LLECache
+from ..kernels.scan import installed
+
+Item = TypeVar("Item")
+
+SEGMENT_ENTRIES = 131_072  # entries that are written together, before any is dropped
+PIECE = 4096  # tokens of a long text that are read in one go
+WARM_UP = 128  # tokens before a piece that are read first; the state forgets what lies further back
+ROWS = 128  # pieces that are read side by side; more would need more padding
+MAX_STEPS = 256  # time steps of a batch that are read at once
+TEXTS = 1000  # texts that are tokenised together
+CONTEXT = 16  # duplicates have the same outcome, and so many tokens before it, in common
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """Consecutive tokens of a row: `tokens[begin + 1 : end + 1]` are outcomes, `tokens[0]` is the start token."""
+
+    row: int
+    columns: dict[str, Any]
+    tokens: np.ndarray
+    begin: int
+    end: int
+
+
+def add(
+    bank: HistoryBank,
+    dataset: Iterable[Any],
+    model: Any,
+    tokenizer: Any,
+    *,
+    text_column: str = "text",
+    source: str | None = None,
+    namespace: str = DEFAULT,
+    columns: Iterable[str] | None = None,
+    keep_below: float | None = None,
+    merge: bool = False,
+    resume: bool = False,
+    progress: bool = False,
+) -> int:
+    """Encodes texts and adds them to a bank; returns the number of new entries.
+
+    Args:
+        bank: The bank.
+        dataset: Texts, or mappings with a text in `text_column`.
+        model: An `LLEForCausalLM`, or for `keep_below=None` any LLE model.
+        tokenizer: Its tokenizer.
+        text_column: Column of the text.
+        source: Name of the source, by which it can be forgotten; None: the next of "added-1", "added-2", ...
+        namespace: The namespace that it goes to.
+        columns: Other columns to keep with each row; None: all. Scalars of NumPy and torch are kept as plain values.
+        keep_below: Keep only what the model does not know: outcomes to which it gives less than this probability.
+        merge: Whether entries of one row with the same outcome, and the same 16 tokens before it, become one that
+            counts for all of them.
+        resume: Whether to go on where adding this source was interrupted; the rows must come in the same order.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        ValueError: There is no text, a row has no such column, one holds what cannot be written as JSON, or the source
+            is in the namespace already.
+    """
+    if keep_below is not None and not 0 < keep_below <= 1:
+        raise ValueError(f"keep_below is a probability above 0, got {keep_below}")
+    check_names([("namespace", namespace)] if source is None else [("namespace", namespace), ("source", source)])
+    rows = _rows(dataset, text_column, columns)
+    training, device = model.training, model.device.type
+    # A thread has an autocast of its own: that of the caller is what counts.
+    autocast = torch.autocast(device, torch.get_autocast_dtype(device), enabled=torch.is_autocast_enabled(device))
+    encode = autocast(_encode)
+    model.eval()
+    try:
+        with bank.writing() as state:  # nobody else can take the name of the source from here on
+            source = state.free_source("added") if source is None else source
+            before = state.added(namespace, source)
+            if (before.rows or before.tokens) and not resume:
+                raise ValueError(
+                    f"the source {source!r} is in the namespace {namespace!r} already: go on with resume=True, "
+                    "give another name, or forget it first"
+                )
+            parts = _parts(rows, tokenizer, before, getattr(dataset, "num_rows", None), progress)
+            segments = (
+                (encode(model, buffer, keep_below, merge, source), [Added(namespace, source, rows, tokens)])
+                for buffer, rows, tokens in _ahead(_buffers(parts, before))
+            )
+            return bank.append(_ahead(segments), namespace)
+    finally:
+        model.train(training)
+
+
+def _ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """The items, each made in a thread of its own while the one before it is used."""
+    none = object()
+    pool = ThreadPoolExecutor(1, thread_name_prefix="lle-bank")
+    try:
+        coming: Future[Any] = pool.submit(next, items, none)
+        while (item := coming.result()) is not none:
+            coming = pool.submit(next, items, none)
+            yield item
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _rows(dataset: Iterable[Any], text_column: str, columns: Iterable[str] | None) -> Iterator[tuple[str, dict]]:
+    """The text of every row, and the columns that are kept with it."""
+    wanted = None if columns is None else list(columns)
+    for number, row in enumerate(_batched(dataset) if isinstance(dataset, Dataset) else dataset):
+        values = {text_column: row} if isinstance(row, str) else row
+        if not isinstance(values, Mapping):
+            raise ValueError(
+                f"row {number} is {type(row).__name__}: give texts, or mappings with a column {text_column!r}"
+            )
+        missing = [name for name in (text_column, *(wanted or [])) if name not in values]
+        if missing:
+            raise ValueError(f"row {number} has no column {missing[0]!r}; its columns are: {', '.join(values)}")
+        if not isinstance(values[text_column], str):
+            kind = type(values[text_column]).__name__
+            raise ValueError(f"the column {text_column!r} of row {number} holds {kind}, not text")
+        names = [name for name in values if name != text_column] if wanted is None else wanted
+        check_unicode(values[text_column], f"the text of row {number}")
+        kept = {name: _plain(values[name], name, number) for name in names}
+        check_unicode(kept, f"row {number}")
+        clash = {"source", "row"} & set(kept)
+        yield values[text_column], {(f"{name}_" if name in clash else name): value for name, value in kept.items()}
+
+
+def _plain(value: Any, name: str, row: int) -> Any:
+    try:
+        return plain(value)
+    except TypeError as error:
+        raise ValueError(
+            f"the column {name!r} of row {row} holds {error}, which a bank cannot keep: leave it out, or name the "
+            "columns to keep with columns=[...]"
+        ) from None
+
+
+def _batched(dataset: Dataset) -> Iterator[dict[str, Any]]:
+    """The rows of a data set, which it hands out faster many at once."""
+    for batch in dataset.iter(TEXTS):
+        for values in zip(*batch.values(), strict=True):
+            yield dict(zip(batch, values, strict=True))
+
+
+def _parts(
+    rows: Iterable[tuple[str, dict]], tokenizer: Any, before: Added, total: int | None, progress: bool
+) -> Iterator[_Part]:
+    """The rows from where `before` ends, tokenised; raises a ValueError if there is none at all."""
+    number, start = -1, tokenizer.eos_token_id
+    with tqdm(total=total, unit=" rows", disable=not progress, desc="Encoding") as bar:
+        numbered = iter(enumerate(rows))
+        while batch := list(itertools.islice(numbered, TEXTS)):
+            number = batch[-1][0]
+            bar.update(len(batch))
+            batch = [item for item in batch if item[0] >= before.rows]
+            encoded = encode_texts([text for _, (text, _) in batch], tokenizer) if batch else []
+            for (row, (_, columns)), ids in zip(batch, encoded, strict=True):
+                tokens = np.array([start, *ids], dtype=np.int32)
+                begin = before.tokens if row == before.rows else 0
+                yield _Part(row, columns, tokens, begin, len(ids))
+    if number < 0:
+        raise ValueError("there is no text to add: the data set has no rows")
+
+
+def _buffers(parts: Iterable[_Part], before: Added) -> Iterator[tuple[list[_Part], int, int]]:
+    """Parts of one segment each, with the numbers of complete rows, and of tokens of the next row, after them."""
+    buffer: list[_Part] = []
+    room, rows = SEGMENT_ENTRIES, before.rows
+    for part in parts:
+        while part.end - part.begin > room:
+            cut = part.begin + room
+            yield [*buffer, dataclasses.replace(part, end=cut)], part.row, cut
+            buffer, room = [], SEGMENT_ENTRIES
+            part = dataclasses.replace(part, begin=cut)
+        buffer.append(part)
+        room -= part.end - part.begin
+        rows = part.row + 1
+    if buffer:
+        yield buffer, rows, 0
+
+
+@torch.no_grad()
+def _encode(model: Any, parts: list[_Part], keep_below: float | None, merge: bool, source: str) -> Segment:
+    """The entries of some parts, as a segment whose ids are still to be given."""
+    lengths = [part.end - part.begin for part in parts]
+    total = sum(lengths)
+    first = np.concatenate([[0], np.cumsum(lengths)])
+    keys = torch.empty(total, model.key_size, dtype=torch.bfloat16)
+    probability = torch.empty(total) if keep_below is not None else None
+    for pieces in _batches(parts, first):
+        _read(model, pieces, keys, probability)
+    tokens = np.concatenate(
+        [np.concatenate([_start(part), part.tokens[part.begin + 1 : part.end + 1]]) for part in parts]
+    )
+    starts = first + np.arange(len(parts) + 1)
+    owner = np.repeat(np.arange(len(parts)), lengths)
+    positions = np.arange(total) + owner + 1
+    kept = np.ones(total, dtype=bool) if probability is None else (probability < float(keep_below or 1)).numpy()
+    chosen = np.flatnonzero(kept)
+    counts, copies = np.ones(len(chosen), dtype=np.int32), np.zeros((0, 2), dtype=np.int64)
+    if merge:
+        original = _originals(parts, chosen, first, owner)
+        unique, inverse = np.unique(original, return_inverse=True)
+        copy = original != chosen
+        copies = np.stack([inverse[copy], positions[chosen[copy]]], axis=1)
+        chosen, counts = unique, np.bincount(inverse, minlength=len(unique)).astype(np.int32)
+    segment = Segment(
+        keys=keys if len(chosen) == total else keys[torch.from_numpy(chosen)],
+        ids=torch.arange(len(chosen)),
+        positions=torch.from_numpy(positions[chosen]),
+        counts=torch.from_numpy(counts),
+        copies=torch.from_numpy(copies),
+        tokens=torch.from_numpy(tokens.astype(np.int32)),
+        starts=torch.from_numpy(starts.astype(np.int64)),
+        documents=[{"source": source, "row": part.row, **part.columns} for part in parts],
+    )
+    return segment if len(chosen) == total else segment.without(torch.zeros(len(segment), dtype=torch.bool))
+
+
+def _start(part: _Part) -> np.ndarray:
+    """What stands before the outcomes of a part: the start token, or nothing that may be shown."""
+    return part.tokens[:1] if part.begin == 0 else np.array([-1], dtype=np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Piece:
+    """Tokens to read, of which all from `skip` on make entries, the first of them number `place`."""
+
+    tokens: np.ndarray
+    targets: np.ndarray
+    skip: int
+    place: int
+
+
+def _batches(parts: list[_Part], first: np.ndarray) -> Iterator[list[_Piece]]:
+    """All parts in pieces, those of similar length together."""
+    pieces = []
+    for part, place in zip(parts, first, strict=False):
+        for begin in range(part.begin, part.end, PIECE):
+            end, warm = min(begin + PIECE, part.end), max(0, begin - WARM_UP)
+            pieces.append(
+                _Piece(
+                    part.tokens[warm:end], part.tokens[warm + 1 : end + 1], begin - warm, place + begin - part.begin
+                )
+            )
+    pieces.sort(key=lambda piece: -len(piece.tokens))
+    for start in range(0, len(pieces), ROWS):
+        yield pieces[start : start + ROWS]
+
+
+def _read(model: Any, pieces: list[_Piece], keys: Tensor, probability: Tensor | None) -> None:
+    """Fills the keys (N, D), and the base's probability of the outcomes (N,), of a batch of pieces."""
+    lengths = np.array([len(piece.tokens) for piece in pieces])
+    ids = np.zeros((len(pieces), lengths[0]), dtype=np.int64)
+    targets = np.zeros_like(ids)
+    place = np.full(ids.shape, -1)
+    for row, piece in enumerate(pieces):
+        ids[row, : len(piece.tokens)] = piece.tokens
+        targets[row, : len(piece.tokens)] = piece.targets
+        place[row, piece.skip : len(piece.tokens)] = piece.place + np.arange(len(piece.tokens) - piece.skip)
+    cache = LLECache()
+    for begin in range(0, ids.shape[1], MAX_STEPS):
+        active = int((lengths > begin).sum())  # the pieces are sorted: the longer ones come first
+        if active < cache.batch_size:
+            cache.batch_select_indices(torch.arange(active))
+        part = slice(begin, begin + MAX_STEPS)
+        given = torch.from_numpy(ids[:active, part]).to(model.device)
+        states = model.base_model(given, past_key_values=cache, use_cache=False).last_hidden_state
+        where = torch.from_numpy(place[:active, part])
+        if states.device.type == "cpu" and states.dtype == torch.float32 and installed("numba"):
+            from ..kernels.nearest_numba import store_keys
+
+            store_keys(states, where, keys)
+        else:
+            chosen = states[(where >= 0).to(states.device)]
+            keys[where[where >= 0]] = torch.nn.functional.normalize(chosen.float(), dim=-1).bfloat16().cpu()
+        if probability is not None:
+            outcomes = torch.from_numpy(targets[:active, part])[where >= 0]
+            probability[where[where >= 0]] = _probabilities(model, states[(where >= 0).to(states.device)], outcomes)
+
+
+def _probabilities(model: Any, states: Tensor, outcomes: Tensor, chunk: int = 1024) -> Tensor:
+    """What the base gives to the outcomes (n,) after the states (n, D)."""
+    parts = []
+    for i in range(0, len(states), chunk):
+        logits = model.lm_head(states[i : i + chunk]).float()
+        target = logits.gather(1, outcomes[i : i + chunk, None].to(logits.device))[:, 0]
+        parts.append((target - logits.logsumexp(1)).exp().cpu())
+    return torch.cat(parts) if parts else torch.zeros(0)
+
+
+def _originals(parts: list[_Part], chosen: np.ndarray, first: np.ndarray, owner: np.ndarray) -> np.ndarray:
+    """For each chosen entry the first one of its row with the same outcome and context."""
+    windows = []
+    for part in parts:
+        padded = np.concatenate([np.full(CONTEXT, -1, dtype=np.int32), part.tokens[: part.end + 1]])
+        every = np.lib.stride_tricks.sliding_window_view(padded, CONTEXT + 1)
+        windows.append(every[part.begin + 1 : part.end + 1])
+    table = np.concatenate([owner[:, None].astype(np.int32), np.concatenate(windows)], axis=1)[chosen]
+    rows = np.ascontiguousarray(table).view(np.dtype((np.void, table.dtype.itemsize * table.shape[1])))[:, 0]
+    _, earliest, inverse = np.unique(rows, return_index=True, return_inverse=True)
+    return chosen[earliest[inverse]]

@@ -1,0 +1,504 @@
+"""The overlay: what gradient steps on the stream's own loss have changed, for each row of a batch, while it is read.
+
+As soon as the outcomes of `every` predictions of a row are known, it takes one step down their summed nats:
+
+    velocity  v <- momentum * v + g / rms(g) ** preconditioning
+    change    c <- (1 - decay) ** every * c - rate * v
+
+with g the gradient and rms(g) its root mean square over training text: preconditioning 0 is plain gradient descent, 1
+the rule of dynamic evaluation (Krause et al. 2018, arXiv:1709.07432, equations 5 and 6). The model itself never
+changes: a row's changes are added to the weights for this row only, decay towards what was trained, and go with the
+cache. Scopes: "head" is the matrix and bias of the output layer; "low-rank" is its bias, and a map of rank R on the
+states before it; "all" is every weight, differentiated through the tokens of the step from the state before them.
+Notable: an output whose probability was negligible at all tokens of a step is left out of it, and the decay is kept as
+one factor for each row, so that a step on the head touches some hundred rows of its matrix.
+Shapes: B batch, T time, D width, V vocabulary, E tokens of a step, R rank.
+"""
+
+import functools
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ..backbone.recurrence import current_name
+from ..bank.fingerprint import fingerprint, same_backbone
+from ..common.precision import outside_autocast
+from ..common.temporary import replacing
+from ..configuration import UpdateConfig
+from ..kernels.linear import apply_linear, is_packed, is_plain, linear
+from .cache import LLECache
+from .loss import IGNORED, check_targets
+
+logger = logging.getLogger(__name__)
+
+FORMAT, VERSION = "modeling_lle.overlay", 2
+_DECAYED = "decayed"  # its name in the file
+STATISTICS = "update_statistics.safetensors"  # the file beside the weights that holds the root mean squares
+FLOOR = 1e-3  # of the root mean square of a residual, a probability; of states and errors, this share of their mean
+WEIGHT_FLOOR = 1.0  # of that of a weight's gradient, as a share of the mean: most rows of an embedding are rare words
+MARGIN = 1.0  # nats a token above those of a uniform guess: from there on, the changes have done harm
+RATES = {"head": 2e-3, "low-rank": 2e-4, "all": 1e-2}  # where the configuration gives none
+EVERY = {"head": 40, "low-rank": 20, "all": 20}
+LARGEST = 1e4  # of what a step may change in a weight
+NEGLIGIBLE = 1e-2  # an output that had less than this probability at every token of a step is left as it is
+RENEWAL = 1e-3  # the decay that is kept apart from the changes is multiplied into them when it gets below this
+
+_REMEDY = "collect them once with `lle statistics MODEL TRAINING_TEXT`, or model.collect_update_statistics"
+
+# A gradient; or two matrices (E, I), (E, J) whose product over E is one; or that of some rows, and their numbers (I,).
+Gradient = tuple[Tensor, Tensor | None, Tensor | None]
+
+
+def change_sizes(model: Any, numbers: UpdateConfig) -> dict[str, torch.Size]:
+    """Names and shapes of what an update of this scope changes."""
+    V, D = model.config.vocab_size, model.config.hidden_size
+    if numbers.scope == "head":
+        return {"weight": torch.Size([V, D]), "bias": torch.Size([V])}
+    if numbers.scope == "low-rank":
+        return {"map": torch.Size([D, min(numbers.rank, D)]), "bias": torch.Size([V])}
+    return {name: parameter.shape for name, parameter in model.named_parameters()}
+
+
+def check_updatable(model: Any, numbers: UpdateConfig) -> None:
+    """Raises a ValueError where a module was changed so that an update of this scope would pass it by."""
+    for name, module in model.named_modules():
+        if any(weight.is_meta for weight in module.parameters(recurse=False)):
+            raise ValueError(f"the test-time update needs the weights of {name} in memory: load it without offloading")
+        opaque = is_packed(module) or (module is model.lm_head and not is_plain(module))
+        if numbers.scope == "all" and opaque:
+            raise ValueError(
+                f"history.update.scope 'all' changes the weights themselves, but {name} was wrapped, quantised or "
+                "hooked: merge its adapters into it, or set the scope 'head'"
+            )
+
+
+def pull_back(head: nn.Module, states: Tensor, slopes: Tensor) -> Tensor:
+    """Slopes (E, D) in the states (E, D), of those in their logits (E, V)."""
+    if is_plain(head):
+        return slopes @ head.weight.to(slopes.dtype)  # type: ignore[operator]
+    if is_packed(head):
+        raise ValueError(
+            "a quantised output layer has no gradient, which history.update.scope 'low-rank' and statistics need: "
+            "collect statistics before quantising it, and set the scope 'head'"
+        )
+    with torch.enable_grad():
+        leaf = states.detach().requires_grad_()
+        logits = head(leaf)
+        return torch.autograd.grad(logits, leaf, slopes.to(logits.dtype))[0].to(slopes.dtype)
+
+
+class Overlay:
+    """The changes of each row, and the tokens that its next step is taken on; a part of `LLECache`.
+
+    Args:
+        model: The `LLEForCausalLM` that reads.
+        rows: Rows of the batch, B.
+
+    Attributes:
+        changes: For each weight that is changed (B, ...) floating, the difference to what was trained, over `decayed`.
+        decayed: (B,) float64, the factor of a row's changes.
+        count: (B,) int64, predictions of the row since its last step.
+        tokens: (B, E) int64, the tokens that they were made from; the outcome of each is the next one.
+        kept: What the step needs of them: "states" (B, E, D) and "probabilities" (B, E, V) of the plain output layer
+            with its changes; for the scope "all" the backbone's state before them.
+    """
+
+    def __init__(self, model: Any, rows: int) -> None:
+        self.numbers: UpdateConfig = model.config.overlay
+        self.rate = RATES[self.numbers.scope] if self.numbers.rate is None else self.numbers.rate
+        self.every = EVERY[self.numbers.scope] if self.numbers.every is None else self.numbers.every
+        check_updatable(model, self.numbers)
+        self.scales = preconditioners(model, self.numbers)
+        wide = torch.promote_types(model.dtype, torch.float32)  # small steps would be lost in bfloat16
+        zeros = functools.partial(torch.zeros, dtype=wide, device=model.device)
+        sizes = change_sizes(model, self.numbers)
+        self.changes = {name: zeros(rows, *size) for name, size in sizes.items()}
+        self.velocity = {n: torch.zeros_like(c) for n, c in self.changes.items()} if self.numbers.momentum else {}
+        self.decayed = torch.ones(rows, dtype=torch.float64)
+        self.count = torch.zeros(rows, dtype=torch.long)
+        self.tokens = torch.zeros(rows, self.every, dtype=torch.long)
+        self.kept: dict[str, Tensor] = {}
+        if not self.replaces_backbone:
+            size = (rows, self.every)
+            self.kept["states"] = zeros(*size, model.config.hidden_size)
+            self.kept["probabilities"] = zeros(*size, model.config.vocab_size)
+
+    @property
+    def replaces_backbone(self) -> bool:
+        """Whether the backbone's own weights are changed as well."""
+        return self.numbers.scope == "all"
+
+    def apply(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Replaces every tensor by `change(tensor)`: reordering, repeating or selecting the rows."""
+        for tensors in (self.changes, self.velocity, self.kept):
+            for name, tensor in tensors.items():
+                tensors[name] = change(tensor)
+        self.decayed, self.count, self.tokens = change(self.decayed), change(self.count), change(self.tokens)
+
+    def parts(self, length: int, mask: Tensor | None) -> Iterator[slice]:
+        """Cuts a segment of T positions where a row takes a step; `mask` (B, T) bool is False at padding.
+
+        Each part must be read before the next one is asked for.
+        """
+        start = 0
+        while start < length:
+            room = self.every - self.count % self.every
+            if mask is None:
+                size = int(room.min())
+            else:
+                read = mask[:, start:].cumsum(1).cpu()
+                size = int((read <= room[:, None]).sum(1).min())
+            yield slice(start, min(start + size, length))
+            start += size
+
+    def read(self, model: Any, tokens: Tensor, mask: Tensor | None, state: tuple[Tensor, ...] | None) -> None:
+        """Takes in the tokens (B, T) of a part, and the steps whose last outcome is now known.
+
+        Args:
+            model: The model.
+            tokens: (B, T) int64.
+            mask: (B, T) bool, False at padding.
+            state: The backbone's state before the part.
+        """
+        tokens = tokens.cpu()
+        real = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask.cpu()
+        for row in range(len(tokens)):
+            own = tokens[row, real[row]]
+            if not len(own):
+                continue
+            count = int(self.count[row])
+            if count == self.every:
+                self._step(model, row, torch.cat([self.tokens[row, 1:], own[:1]]).to(model.device))
+                self.count[row] = count = 0
+            if count == 0 and self.replaces_backbone:
+                self._keep_state(row, state)
+            self.tokens[row, count : count + len(own)] = own
+            self.count[row] = count + len(own)
+
+    def _keep_state(self, row: int, state: tuple[Tensor, ...] | None) -> None:
+        """Keeps the backbone's state of a row, from which its next step differentiates; None begins a text."""
+        if state is None:
+            self.kept.clear()
+            return
+        for number, tensor in enumerate(state):
+            self.kept.setdefault(f"state-{number}", torch.zeros_like(tensor))[row] = tensor[row]
+
+    def encode(self, model: Any, tokens: Tensor, mask: Tensor | None, cache: LLECache) -> Tensor:
+        """States (B, T, D) of the tokens (B, T) by the changed backbone; the cache's state moves on."""
+        rows, old = [], cache.state
+        for row in range(len(tokens)):
+            own = LLECache()
+            own.state = None if old is None else tuple(tensor[row : row + 1] for tensor in old)
+            weights = {n.removeprefix("model."): weight for n, weight in self._weights(model, row, "model.").items()}
+            given = {"attention_mask": None if mask is None else mask[row : row + 1], "past_key_values": own}
+            states = functional_call(model.model, weights, (tokens[row : row + 1],), {**given, "use_cache": False})
+            rows.append((states.last_hidden_state, own.state))
+        cache.state = tuple(torch.cat(parts) for parts in zip(*(state for _, state in rows), strict=True))
+        cache.seen_tokens += tokens.shape[1]
+        return torch.cat([states for states, _ in rows])
+
+    def _weights(self, model: Any, row: int, prefix: str = "") -> dict[str, Tensor]:
+        """The changed weights of a row, for the scope "all": those whose names begin with `prefix`."""
+        trained = {n: own.detach() for n, own in model.named_parameters() if n.startswith(prefix)}
+        factor = float(self.decayed[row])
+        return {n: torch.add(own, self.changes[n][row], alpha=factor).to(own.dtype) for n, own in trained.items()}
+
+    def output(self, model: Any, states: Tensor) -> Tensor:
+        """The logits (B, T, V) of states (B, T, D), by each row's own output layer."""
+        head, changes = model.lm_head, self.changes
+        if self.numbers.scope == "all":
+            matrix = "model.embed_tokens.weight" if model.config.tie_word_embeddings else "lm_head.weight"
+            logits = []
+            for row, own in enumerate(states):
+                weight, bias = (self._weights(model, row, name)[name] for name in (matrix, "lm_head.bias"))
+                logits.append(linear(own, weight, bias))
+            return torch.stack(logits)
+        wide = states.to(changes["bias"].dtype)
+        factor = self.decayed.to(wide)[:, None, None]
+        if self.numbers.scope == "head":
+            rows = zip(wide, changes["weight"], changes["bias"], strict=True)
+            more = torch.stack([linear(own, w, b) for own, w, b in rows])
+        else:
+            moved = (wide @ self.scales["directions"]) @ changes["map"].transpose(1, 2) * factor
+            states, more = states + moved.to(states.dtype), changes["bias"][:, None]
+        return apply_linear(head, states) + more * factor
+
+    def remember(self, states: Tensor, positions: slice, log_probs: Tensor, mask: Tensor | None) -> None:
+        """Keeps what the next step needs of predictions of a part that was read.
+
+        Args:
+            states: (B, T, D), those of the part.
+            positions: Which of its positions were predicted.
+            log_probs: (B, n, V), the base's log probabilities there, with the changes.
+            mask: (B, T) bool, False at padding.
+        """
+        if self.replaces_backbone:
+            return
+        for row in range(len(states)):
+            real = torch.ones(states.shape[1], dtype=torch.bool) if mask is None else mask[row].cpu()
+            first = int(self.count[row] - real.sum() + real[: positions.start].sum())
+            own, place = real[positions], slice(first, first + int(real[positions].sum()))
+            self.kept["states"][row, place] = states[row, positions].detach()[own]
+            self.kept["probabilities"][row, place] = log_probs[row].detach()[own].exp()
+
+    @torch.no_grad()
+    def _step(self, model: Any, row: int, outcomes: Tensor) -> None:
+        """One step of a row on its last E predictions, whose outcomes (E,) int64 are known."""
+        with torch.autocast(model.device.type, enabled=False):
+            self._descend(model, row, outcomes)
+
+    def _descend(self, model: Any, row: int, outcomes: Tensor) -> None:
+        if self.replaces_backbone:
+            nats, gradients = self._differentiate(model, row, outcomes)
+        else:
+            nats, gradients = self._residuals(model, row, outcomes)
+        largest = self.rate * max(_highest(left) * _highest(right) for left, right, _ in gradients.values())
+        if not (nats <= math.log(model.config.vocab_size) + MARGIN and largest < LARGEST):  # nor if one is NaN
+            self._undo(row, nats)
+            return
+        self._decay(row)
+        rate = self.rate / float(self.decayed[row])
+        for name, gradient in gradients.items():
+            if self.velocity:
+                velocity = self.velocity[name][row].mul_(self.numbers.momentum)
+                _accumulate(velocity, gradient, 1.0)
+                gradient = velocity, None, None
+            _accumulate(self.changes[name][row], gradient, -rate)
+
+    def _decay(self, row: int) -> None:
+        """Takes back what the tokens of a step take back of a row's changes."""
+        self.decayed[row] *= (1 - self.numbers.decay) ** self.every
+        if self.decayed[row] < RENEWAL:
+            for change in self.changes.values():
+                change[row] *= float(self.decayed[row])
+            self.decayed[row] = 1
+
+    def _residuals(self, model: Any, row: int, outcomes: Tensor) -> tuple[float, dict[str, Gradient]]:
+        """Nats a token and scaled gradients of the last E predictions, from their probabilities."""
+        states, residual = self.kept["states"][row], self.kept["probabilities"][row]
+        place = torch.arange(len(outcomes), device=outcomes.device), outcomes
+        nats = float(-residual[place].log().mean())
+        residual[place] -= 1  # the slope of the nats in the logits
+        scaled = residual * self.scales["residual"]
+        bias = scaled.sum(0), None, None
+        if self.numbers.scope == "head":
+            rows = (residual.abs().amax(0) >= NEGLIGIBLE).nonzero()[:, 0]
+            return nats, {"weight": (scaled[:, rows], states * self.scales["state"], rows), "bias": bias}
+        error = pull_back(model.lm_head, states.to(model.dtype), residual) * self.scales["error"]
+        return nats, {"map": (error, states @ self.scales["directions"], None), "bias": bias}
+
+    def _differentiate(self, model: Any, row: int, outcomes: Tensor) -> tuple[float, dict[str, Gradient]]:
+        """Nats a token and scaled gradients of every weight, through the last E tokens."""
+        cache = LLECache()
+        cache.state = tuple(tensor[row : row + 1] for tensor in self.kept.values()) or None
+        weights = {name: weight.requires_grad_() for name, weight in self._weights(model, row).items()}
+        nats, gradients = summed_gradients(model, weights, self.tokens[row].to(model.device), outcomes, cache)
+        scaled = {name: gradient.to(self.scales[name]) * self.scales[name] for name, gradient in gradients.items()}
+        return nats / len(outcomes), {name: (gradient, None, None) for name, gradient in scaled.items()}
+
+    def _undo(self, row: int, nats: float) -> None:
+        for tensors in (self.changes, self.velocity):
+            for tensor in tensors.values():
+                tensor[row] = 0
+        self.decayed[row] = 1
+        logger.warning(
+            "the test-time update made row %d worse than a guess (%.1f nats a token): its changes are undone and it "
+            "begins anew; lower history.update.rate (now %g) or raise history.update.decay (now %g)",
+            row,
+            nats,
+            self.rate,
+            self.numbers.decay,
+        )
+
+    def save(self, path: str | Path, model: Any) -> None:
+        """Writes the changes into a safetensors file, whole or not at all; no tokens that still wait for a step."""
+        described = {"format": FORMAT, "version": str(VERSION), "scope": self.numbers.scope}
+        described["fingerprint"] = fingerprint(model)
+        tensors = {name: change.contiguous() for name, change in self.changes.items()}
+        with replacing(path) as partial:
+            save_file({**tensors, _DECAYED: self.decayed}, partial, described)
+
+    @classmethod
+    def load(cls, path: str | Path, model: Any) -> "Overlay":
+        """Reads what `save` wrote; set it as the `overlay` of an `LLECache`.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: It holds no overlay, is damaged, or belongs to another model or scope.
+        """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"there is no overlay at {path}: write one with cache.overlay.save")
+        try:
+            with safe_open(path, framework="pt") as file:
+                described, changes = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"the overlay {path} is damaged ({error}): save it again") from error
+        if described.get("format") != FORMAT:
+            raise ValueError(f"{path} holds no overlay: write one with cache.overlay.save")
+        if int(described["version"]) > VERSION:
+            raise ValueError(f"the overlay {path} is of a newer version: upgrade with `pip install -U modeling_lle`")
+        scope = model.config.overlay.scope
+        if described["scope"] != scope:
+            raise ValueError(
+                f"the overlay {path} has the scope {described['scope']!r}, history.update.scope is {scope!r}"
+            )
+        changes = {current_name(name): change for name, change in changes.items()}
+        decayed = changes.pop(_DECAYED, None)  # version 1 has none
+        given = {name: change.shape[1:] for name, change in changes.items()}
+        if not same_backbone(described["fingerprint"], model) or given != change_sizes(model, model.config.overlay):
+            raise ValueError(f"the overlay {path} was made by another model: load the model that read the text")
+        overlay = cls(model, len(next(iter(changes.values()))))
+        overlay.decayed = overlay.decayed if decayed is None else decayed
+        overlay.changes = {name: change.to(overlay.changes[name]) for name, change in changes.items()}
+        return overlay
+
+
+def _highest(matrix: Tensor | None) -> float:
+    return 1.0 if matrix is None else float(matrix.abs().max())
+
+
+def _accumulate(target: Tensor, gradient: Gradient, factor: float) -> None:
+    """Adds `factor` times a gradient to `target`."""
+    left, right, rows = gradient
+    if right is None:
+        target.add_(left, alpha=factor)
+    elif rows is None:
+        target.addmm_(left.T, right, alpha=factor)
+    else:
+        target.index_add_(0, rows, left.T @ right, alpha=factor)
+
+
+def summed_gradients(
+    model: Any, weights: dict[str, Tensor], tokens: Tensor, outcomes: Tensor, cache: LLECache
+) -> tuple[float, dict[str, Tensor]]:
+    """The summed nats of the outcomes (T,) after the tokens (T,), and their gradient in each of the weights."""
+    given = {"shift_labels": outcomes[None], "past_key_values": cache, "use_cache": True, "use_history": False}
+    with torch.enable_grad():
+        more = {**given, "return_logits": False, "num_items_in_batch": 1}
+        loss = functional_call(model, weights, (tokens[None],), more).loss
+        gradients = torch.autograd.grad(loss, list(weights.values()))
+    return float(loss.detach()), dict(zip(weights, gradients, strict=True))
+
+
+@torch.no_grad()
+def collect_statistics(model: Any, batches: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """What the rule of an update needs to know of training text, once for a model.
+
+    Args:
+        model: An `LLEForCausalLM` in evaluation mode.
+        batches: Consecutive segments of training text, as `LLEForCausalLM.calibrate` takes them, of one row each.
+
+    Returns:
+        Root mean squares over the tokens: "residual" (V,), of probabilities minus what came; "state" (D,); "error"
+        (D,), of the slope of the nats in the states; and "directions" (D, D), principal directions of the states,
+        scaled to unit mean square, the largest first. For the scope "all" also those of the gradient of each segment's
+        summed nats in each weight, by the names of the weights.
+    """
+    head, everything = model.lm_head, model.config.overlay.scope == "all"
+    check_updatable(model, model.config.overlay)
+    V, D = model.config.vocab_size, model.config.hidden_size
+    sums = {"residual": torch.zeros(V), "state": torch.zeros(D, D), "error": torch.zeros(D)}
+    weights = {name: parameter.detach().clone().requires_grad_() for name, parameter in model.named_parameters()}
+    squares = {name: torch.zeros_like(weight) for name, weight in weights.items()} if everything else {}
+    cache, count, segments = LLECache(), 0, 0
+    for batch in batches:
+        ids, targets = batch["input_ids"].to(model.device), batch["shift_labels"].to(model.device)
+        targets = check_targets(targets, ids.shape, V, "shift_labels")
+        before = cache.state
+        states = model.model(ids, past_key_values=cache, use_cache=False).last_hidden_state[0]
+        residual = apply_linear(head, states).float().softmax(-1)
+        used = targets[0] != IGNORED
+        residual, states = residual[used], states[used]
+        residual[torch.arange(len(residual)), targets[0, used]] -= 1
+        for name, moment in _moments(head, states, residual).items():
+            sums[name] += moment.cpu()
+        count, segments = count + len(residual), segments + 1
+        if everything:
+            own = LLECache()
+            own.state = before
+            _, gradients = summed_gradients(model, weights, ids[0], targets[0], own)
+            for name, gradient in gradients.items():
+                squares[name] += gradient.square()
+    if not count:
+        raise ValueError("the statistics of an update need training text; the batches hold none")
+    values, vectors = torch.linalg.eigh(sums["state"].double() / count)
+    directions = (vectors / values.clamp(min=1e-12).sqrt()).flip(1).float()
+    return {
+        "residual": (sums["residual"] / count).sqrt(),
+        "state": (sums["state"].diagonal() / count).sqrt(),
+        "error": (sums["error"] / count).sqrt(),
+        "directions": directions.contiguous(),
+        **{name: (square / segments).sqrt() for name, square in squares.items()},
+    }
+
+
+def read_statistics(path: str | None) -> tuple[dict[str, Tensor] | None, str | None]:
+    """The statistics in a file, and what is wrong with it, which is an error only where they are used."""
+    if path is None:
+        return None, None
+    try:
+        return load_file(path), None
+    except (SafetensorError, OSError) as error:
+        logger.warning("%s is truncated or corrupted (%s): the test-time update cannot be used", path, error)
+        return None, f"{path} is truncated or corrupted ({error})"
+
+
+def _check_statistics(model: Any, name: str, tensor: Tensor) -> None:
+    """Raises a ValueError unless this can be a statistic of the model: of its shape, finite, and no root negative."""
+    V, S = model.config.vocab_size, model.config.hidden_size
+    due: tuple[int, ...] = {"residual": (V,), "state": (S,), "error": (S,), "directions": (S, S)}.get(
+        name
+    ) or model.get_parameter(name).shape
+    if tensor.shape != due:
+        fault = f"the shape {tuple(tensor.shape)}, not {tuple(due)}"
+    elif not tensor.dtype.is_floating_point or not bool(tensor.isfinite().all()):
+        fault = "values that are not finite numbers"
+    elif name != "directions" and bool((tensor < 0).any()):
+        fault = "negative values"
+    else:
+        return
+    raise ValueError(f"the update's statistics of {name!r} ({STATISTICS}) have {fault}: {_REMEDY}")
+
+
+@outside_autocast
+def _moments(head: nn.Module, states: Tensor, residual: Tensor) -> dict[str, Tensor]:
+    """What states (n, D) and residuals (n, V) float32 add to the sums of the statistics."""
+    wide = states.to(torch.promote_types(states.dtype, torch.float32))
+    return {
+        "residual": residual.square().sum(0),
+        "state": (wide.T @ wide).float(),
+        "error": pull_back(head, states, residual).square().sum(0),
+    }
+
+
+def preconditioners(model: Any, numbers: UpdateConfig) -> dict[str, Tensor]:
+    """What each gradient is multiplied by, from the model's statistics."""
+    statistics: dict[str, Tensor] | None = model.update_statistics
+    needed = {"head": ["residual", "state"], "low-rank": ["residual", "error", "directions"]}.get(
+        numbers.scope, [name for name, _ in model.named_parameters()]
+    )
+    missing = [name for name in needed if statistics is None or name not in statistics]
+    if missing:
+        fault = getattr(model, "update_statistics_fault", None) or f"the model has no statistics of {missing[0]!r}"
+        raise ValueError(f"history.update.scope is {numbers.scope!r}, but {fault}: {_REMEDY}")
+    assert statistics is not None
+    for name in needed:
+        _check_statistics(model, name, statistics[name])
+    scales = {}
+    for name in needed:
+        rms = statistics[name].to(model.device, torch.promote_types(model.dtype, torch.float32))
+        if name == "directions":
+            scales[name] = rms[:, : numbers.rank]
+        else:
+            share = WEIGHT_FLOOR if numbers.scope == "all" else FLOOR
+            floor = FLOOR if name == "residual" else share * float(rms.mean())
+            scales[name] = (rms + floor) ** -numbers.preconditioning
+    return scales

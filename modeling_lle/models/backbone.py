@@ -1,0 +1,207 @@
+"""LLEModel: the backbone, that turns tokens into the states which are keys and queries; in one direction or in both.
+
+Notable: read in both directions, there is a stack for each, side by side, so that the one which reads forwards is that
+of a language model and can begin with its weights. The members of an ensemble lie side by side within each direction:
+a member's share of anything that has M D channels, or several times as many, is every M-th piece of D of them.
+Shapes: B batch, T time, D width of a member in a direction, M members, S width of a state.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+
+from ..backbone.batched_stacks import is_read_together, read_together, single_stacks
+from ..backbone.recurrence import Seen, make_stack, variational_dropout
+from ..configuration import LLEConfig
+from ..history.cache import LLECache, check_cache
+from .arguments import TO_BACKBONE, Packing, check_arguments
+from .pretrained import LLEPreTrainedModel
+
+
+class LLEModel(LLEPreTrainedModel):
+    """The backbone: embeddings and a stack of recurrent layers, or an ensemble of them.
+
+    Args:
+        config: The configuration.
+    """
+
+    auto_class = "AutoModel"
+
+    def __init__(self, config: LLEConfig) -> None:
+        super().__init__(config)
+        if config.is_encoder_decoder:
+            raise ValueError("this is the configuration of a translator: load it with AutoModelForSeq2SeqLM")
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.members * config.hidden_size)
+        self.stack = make_stack(config)
+        self.backward_stack = make_stack(config) if config.bidirectional else None
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | dict[str, Tensor | None] | None = None,
+        past_key_values: LLECache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        after_layer: Callable[[int, Tensor], Tensor] | None = None,
+        output_hidden_states: bool | int | list[int] | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Encodes a segment of text, from the state in `past_key_values` if there is one.
+
+        Args:
+            input_ids: (B, T) int64; or give `inputs_embeds`.
+            attention_mask: (B, >= T) of 0 and 1, its last T columns are used; where it is 0 the state stands still.
+            past_key_values: The cache of the text so far; it is updated.
+            inputs_embeds: (B, T, M D) floating.
+            use_cache: Whether to make a cache where none was given.
+            after_layer: What becomes of each layer's output, as in `RecurrentStack`; of a backbone in one direction.
+            output_hidden_states: Whether to return the states of every layer, or the numbers of those to return; None:
+                as the config says.
+            kwargs: `return_dict` and other options of transformers.
+
+        Returns:
+            `last_hidden_state` (B, T, S), `past_key_values` and, when asked for, `hidden_states`; S is M D, or 2 M D
+            for a bidirectional backbone, which has no state that another segment could go on from. `hidden_states`
+            are the embeddings as the first layer reads them (B, T, M D), what each layer reads of the one before it,
+            and last `last_hidden_state`, after the final norm: one more than layers, (B, T, S) each, positions as in
+            the input, both directions and all members side by side. They have no meaning at padding.
+        """
+        check_arguments(self, kwargs, *TO_BACKBONE)
+        check_cache(past_key_values)
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        if inputs_embeds is None:
+            assert input_ids is not None
+            self._check_ids(input_ids)
+            inputs_embeds = self.embed_tokens(input_ids)
+            if self.training and self.config.embedding_dropout > 0:
+                keep = 1 - self.config.embedding_dropout
+                size = self.config.vocab_size, self.config.members
+                types = torch.empty(size, device=input_ids.device).bernoulli_(keep).div_(keep)
+                inputs_embeds = self._scale(inputs_embeds, types[input_ids])
+        if inputs_embeds.shape[0] == 0:
+            raise ValueError("the batch holds no row: give at least one text")
+        if inputs_embeds.shape[1] == 0:
+            raise ValueError(
+                "the segment holds no token; generate() takes the whole text so far together with past_key_values, "
+                "and reads what the cache has not seen"
+            )
+        if self.training and self.config.token_dropout > 0:
+            kept = torch.empty_like(inputs_embeds[..., : self.config.members])
+            inputs_embeds = self._scale(inputs_embeds, kept.bernoulli_(1 - self.config.token_dropout))
+        embedded = variational_dropout(inputs_embeds, self.config.input_dropout, self.training)
+        mask = segment_mask(attention_mask, embedded.shape[1])
+        if Packing.take(kwargs, embedded.shape[0], embedded.shape[1], mask) is not None:
+            raise ValueError("only LLEForCausalLM reads packed documents: give each a row of its own")
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        seen: Seen = None if output_hidden_states is False else []
+        if self.backward_stack is not None:
+            if past_key_values is not None:
+                raise ValueError("a bidirectional backbone reads whole texts: it takes no past_key_values")
+            states = self._read_both_ways(embedded, mask, seen)
+            return BaseModelOutputWithPast(states, None, _chosen(embedded, seen, states, output_hidden_states))
+        if use_cache and past_key_values is None:
+            past_key_values = LLECache(self.config.stream.window)
+        if past_key_values is not None:
+            refuse_export("an LLECache", "export with use_cache=False; one step exports as model.stack(x, state)")
+            past_key_values.check_rows(embedded.shape[0])
+        state = None if past_key_values is None else past_key_values.state
+        states, state = self.stack(embedded, state, mask, after=after_layer, seen=seen)
+        if past_key_values is not None:
+            past_key_values.state = state
+            past_key_values.seen_tokens += states.shape[1]
+        return BaseModelOutputWithPast(states, past_key_values, _chosen(embedded, seen, states, output_hidden_states))
+
+    def _scale(self, embedded: Tensor, factors: Tensor) -> Tensor:
+        """Embedded tokens (B, T, M D), times a factor for each of them and each member (B, T, M)."""
+        members = embedded.unflatten(-1, (self.config.members, self.config.hidden_size))
+        return (members * factors[..., None].to(embedded.dtype)).flatten(-2)
+
+    def _read_both_ways(self, embedded: Tensor, mask: Tensor | None, seen: Seen) -> Tensor:
+        """States (B, T, 2 M D) of whole texts, those of the forward stack first; those of each layer go to `seen`."""
+        assert self.backward_stack is not None
+        ahead: list[Tensor] = []
+        back: list[Tensor] = []
+        own: tuple[Seen, Seen] = (None, None) if seen is None else (ahead, back)
+        if mask is None and is_read_together((self.stack, self.backward_stack), embedded):
+            members = embedded.unflatten(-1, (self.config.members, -1)).movedim(-2, 0)  # (M, B, T, D)
+            stacks = single_stacks(self.stack) + single_stacks(self.backward_stack)
+            states = read_together(stacks, torch.cat([members, members.flip(2)]), own[0])
+            if seen is not None:
+                seen += [_side_by_side(layer) for layer in ahead]
+            return _side_by_side(states)
+        forwards, _ = self.stack(embedded, None, mask, final=False, seen=own[0])
+        flipped = None if mask is None else mask.flip(1)
+        backwards, _ = self.backward_stack(embedded.flip(1), None, flipped, final=False, seen=own[1])
+        if seen is not None:
+            seen += [torch.cat([one, two.flip(1)], dim=-1) for one, two in zip(ahead, back, strict=True)]
+        return torch.cat([forwards, backwards.flip(1)], dim=-1)
+
+    def _check_ids(self, input_ids: Tensor) -> None:
+        """An index error of the embedding names neither the token nor the remedy, so this does, on a CPU."""
+        if input_ids.device.type != "cpu" or torch.compiler.is_compiling() or not input_ids.numel():
+            return
+        highest = int(input_ids.max())
+        wrong = highest if highest >= self.config.vocab_size else int(input_ids.min())
+        if not 0 <= wrong < self.config.vocab_size:
+            raise ValueError(
+                f"token id {wrong} does not fit the model's vocabulary of {self.config.vocab_size}: "
+                "use the tokenizer that the model was trained with"
+            )
+
+
+def _side_by_side(states: Tensor) -> Tensor:
+    """States (2 M, B, T, D) of the members in both directions, the second half in backward time, as (B, T, 2 M D)."""
+    ahead, back = states.chunk(2)
+    return torch.cat([*ahead, *back.flip(2)], dim=-1)
+
+
+def _chosen(embedded: Tensor, seen: Seen, last: Tensor, wanted: bool | int | list[int] | None) -> Any:
+    """The hidden states; where some are asked for by their numbers, as transformers allows, None for the others."""
+    if seen is None:
+        return None
+    every = (embedded, *seen[:-1], last)
+    if wanted is None or isinstance(wanted, bool):
+        return every
+    numbers = {number % len(every) for number in ([wanted] if isinstance(wanted, int) else wanted)}
+    return tuple(states if number in numbers else None for number, states in enumerate(every))
+
+
+def segment_mask(attention_mask: Tensor | dict[str, Tensor | None] | None, length: int) -> Tensor | None:
+    """The segment's mask (B, T) bool, False at padding, or None if there is no padding in it."""
+    if isinstance(attention_mask, dict):
+        attention_mask = attention_mask["linear_attention"]
+    if attention_mask is None:
+        return None
+    if attention_mask.shape[1] < length:
+        raise ValueError(f"the attention_mask covers {attention_mask.shape[1]} positions of a segment of {length}")
+    mask = attention_mask[:, -length:].bool()
+    return None if not torch.compiler.is_compiling() and bool(mask.all()) else mask
+
+
+def refuse_export(what: str, instead: str) -> None:
+    """Raises a ValueError if torch.export is tracing the model."""
+    if torch.compiler.is_exporting():
+        raise ValueError(f"torch.export cannot trace {what}: {instead}")
+
+
+def refuse_empty_rows(attention_mask: Tensor | dict[str, Tensor | None]) -> None:
+    """Raises a ValueError if a row holds nothing but padding: there is nothing to predict from."""
+    if torch.compiler.is_compiling():
+        return
+    mask = segment_mask(attention_mask, 0 if isinstance(attention_mask, dict) else attention_mask.shape[1])
+    if mask is not None and not bool(mask.any(dim=1).all()):
+        row = int((~mask.any(dim=1)).nonzero()[0])
+        raise ValueError(
+            f"row {row} of the batch holds only padding, so there is nothing to predict from: "
+            "drop it, or begin it with the tokenizer's bos_token"
+        )

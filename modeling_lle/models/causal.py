@@ -1,0 +1,478 @@
+"""LLEForCausalLM: a language model whose output layer is joined by what the history recalls.
+
+Notable: with history, `logits` are log P(y | h) of the mixture, so every sampler, beam search and pipeline works
+unchanged; without, they are the plain logits. The loss is computed in chunks and never builds B x T x V.
+Shapes: B batch, T time, D width, V vocabulary, W window, N entries.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationMixin
+from transformers.modeling_utils import slice_logits_to_keep
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from ..backbone.recurrence import variational_dropout
+from ..bank.state import BankState, Found
+from ..configuration import LLEConfig
+from ..history.cache import Block, LLECache, check_cache
+from ..history.explanation import Explanation, explain
+from ..history.loss import check_targets, head_cross_entropy
+from ..history.overlay import Overlay, collect_statistics
+from ..history.prediction import BLOCK, HistoryOutput, Prediction, ScoreOutput, block_size, collect
+from ..history.rule import Calibration, base_prediction, recall_bank, recall_stream
+from ..history.training import HistoryLoss
+from ..kernels.linear import apply_linear
+from .arguments import TO_BACKBONE, Packing, check_arguments
+from .backbone import LLEModel, refuse_empty_rows, refuse_export, segment_mask
+from .pretrained import LLEPreTrainedModel
+from .targets import Targets, without_padding
+
+
+@dataclass
+class LLECausalLMOutput(ModelOutput):
+    """Output of `LLEForCausalLM`.
+
+    Attributes:
+        loss: Scalar float32, nats per target, when labels were given.
+        logits: (B, K, V); log P(y | h) float32 with history, the output layer's values without. None when they were
+            not asked for.
+        past_key_values: The cache, when `use_cache`.
+        hidden_states: With `output_hidden_states`, the states of every layer, (B, T, D) each.
+        history: With `output_history`, what was recalled.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    past_key_values: LLECache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    history: HistoryOutput | None = None
+
+
+class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
+    """A language model that keeps learning from the text that it reads.
+
+    Args:
+        config: The configuration; `config.history` holds the numbers of the rule. If `history.training` asks for
+            training with history, they are learned in training mode: `eval()` and `save_pretrained` write them back.
+    """
+
+    auto_class = "AutoModelForCausalLM"
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
+    _keys_to_ignore_on_save = _keys_to_ignore_on_load_missing = {"history_loss.values"}  # noqa: RUF012
+
+    def __init__(self, config: LLEConfig) -> None:
+        super().__init__(config)
+        if config.bidirectional:
+            raise ValueError("a language model must not see what it predicts: set bidirectional=False")
+        if config.members > 1:
+            raise ValueError(
+                "the members of an ensemble are those of a classifier: set members=1 for a language model"
+            )
+        self.model = LLEModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
+        self.history_loss = HistoryLoss(config) if config.training.window else None
+        self.post_init()
+
+    def train(self, mode: bool = True) -> "LLEForCausalLM":
+        """As in torch; when training mode ends, the configuration gets the numbers that were learned."""
+        if not mode and self.history_loss is not None:
+            self.history_loss.store()
+        return super().train(mode)
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """As for every LLE model; the configuration that is saved holds the numbers that were learned."""
+        if self.history_loss is not None:
+            self.history_loss.store()
+        super().save_pretrained(*args, **kwargs)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | dict[str, Tensor | None] | None = None,
+        past_key_values: LLECache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        use_history: bool | None = None,
+        output_history: bool = False,
+        logits_to_keep: int | Tensor = 0,
+        return_logits: bool | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> LLECausalLMOutput:
+        """Predicts the next token at every position, and measures the loss if labels are given.
+
+        Args:
+            input_ids: (B, T) int64; or give `inputs_embeds`, which leaves no entries in the stream.
+            attention_mask: (B, >= T) of 0 and 1, 0 at padding, which neither predicts nor is predicted; its last T
+                columns are used.
+            past_key_values: The cache of the text so far; it is updated.
+            inputs_embeds: (B, T, D) floating.
+            labels: (B, T) int64, usually the input itself: shifted here; -100 counts nothing.
+            use_cache: Whether to return a cache.
+            use_history: Whether the history takes part; None: as the config says, in training mode only in the loss
+                where `history.training` asks for it and no logits are built.
+            output_history: Whether to return the recalled entries with their shares (large: B x T x N).
+            logits_to_keep: As in transformers: the last n positions, or an index of positions.
+            return_logits: Whether to build the logits; None: unless this is a training step with labels.
+            num_items_in_batch: What the summed loss is divided by: the targets of all batches that a step of the
+                optimizer adds up, counted as the Trainer does, in `labels[:, 1:]`; None: those of this batch.
+            kwargs: `shift_labels` (B, T) int64, the token after each position, overrules `labels`. It is no parameter,
+                because the Trainer asks every batch for those that are named like labels. `position_ids`, `seq_idx`
+                or `cu_seq_lens_q` of packed documents (`DataCollatorWithFlattening`), each of which begins anew.
+                `output_hidden_states`.
+        """
+        shift_labels = kwargs.pop("shift_labels", None)
+        check_arguments(self, kwargs, *TO_BACKBONE)
+        given = input_ids if inputs_embeds is None else inputs_embeds
+        if given is None:
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        rows, length = given.shape[:2]
+        mask = segment_mask(attention_mask, length)
+        packing = Packing.take(kwargs, rows, length, mask)
+        targets: Targets | None = None
+        given_labels: Tensor | None = labels if shift_labels is None else shift_labels
+        if given_labels is not None:
+            own = check_targets(given_labels, (rows, length), self.config.vocab_size)
+            targets = Targets(own, shift_labels is not None, mask, packing, num_items_in_batch)
+        how: dict[str, Any] = {"use_history": use_history, "output_history": output_history}
+        how |= {"return_logits": return_logits, "options": kwargs}
+        if packing is None:
+            more: dict[str, Any] = {"use_cache": use_cache, "logits_to_keep": logits_to_keep, **how}
+            return self._predict(input_ids, inputs_embeds, attention_mask, mask, targets, past_key_values, **more)
+        if past_key_values is not None or use_cache:
+            raise ValueError("packed documents end in the middle of a row: give no past_key_values, and no use_cache")
+        tokens, embeds = (None if tensor is None else packing.split(tensor) for tensor in (input_ids, inputs_embeds))
+        output = self._predict(tokens, embeds, packing.mask, packing.mask, targets, None, use_cache=False, **how)
+        for name, value in output.items():
+            if name in ("logits", "hidden_states", "history"):
+                output[name] = packing.join(value)
+        if output.logits is not None:
+            output.logits = slice_logits_to_keep(output.logits, logits_to_keep)
+        return output
+
+    def _predict(
+        self,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        attention_mask: Tensor | dict[str, Tensor | None] | None,
+        mask: Tensor | None,
+        measured: Targets | None,
+        past_key_values: LLECache | None,
+        *,
+        use_cache: bool | None,
+        use_history: bool | None,
+        output_history: bool,
+        return_logits: bool | None,
+        options: dict[str, Any],
+        logits_to_keep: int | Tensor = 0,
+    ) -> LLECausalLMOutput:
+        """What `forward` returns of rows that hold a text each; `mask` is that of the segment, (B, T) bool or None."""
+        targets = None if measured is None else measured.tokens
+        if return_logits is None:
+            return_logits = targets is None or not self.training
+        use_cache = self.config.use_cache if use_cache is None else use_cache
+        in_loss = self.training and targets is not None and not (return_logits or output_history)
+        history_loss = self.history_loss if in_loss and use_history is not False else None
+        if history_loss is not None and past_key_values is None and use_cache:
+            past_key_values = LLECache(self.config.training.window)
+        given = input_ids if inputs_embeds is None else inputs_embeds
+        assert given is not None
+        cache, with_history = self.cache_for(past_key_values, use_cache, use_history, given.shape[0])
+        if return_logits and attention_mask is not None and (cache is None or cache.seen_tokens == 0):
+            refuse_empty_rows(attention_mask)
+        hidden_states = loss = logits = history = None
+        if with_history and cache is not None and cache.overlay is not None:
+            predictions = self.read(tokens_for_update(input_ids, options), mask, cache)
+        else:
+            outputs = self.model(
+                input_ids=input_ids,
+                attention_mask=mask,
+                past_key_values=cache,
+                inputs_embeds=inputs_embeds,
+                use_cache=False,
+                **options,
+            )
+            hidden_states, states = outputs.hidden_states, outputs.last_hidden_state
+            dropped = variational_dropout(states, self.config.output_dropout, self.training)
+            first = states.shape[1] - logits_to_keep if isinstance(logits_to_keep, int) and logits_to_keep else 0
+            first = 0 if targets is not None or output_history else max(0, first)
+            predictions = self.predictions(states, input_ids, mask, cache, True, first)
+        if history_loss is not None:
+            stream = None if cache is None else cache.stream
+            loss = history_loss(stream, states, dropped, input_ids, mask, targets, self.lm_head)
+        elif with_history:
+            loss, logits, history = collect(predictions, targets, return_logits, output_history)
+            logits = None if logits is None else slice_logits_to_keep(logits, logits_to_keep)
+        else:
+            self._record(states, input_ids, mask, cache)
+            if return_logits:
+                logits = self.lm_head(slice_logits_to_keep(dropped, logits_to_keep))
+            if targets is not None:
+                loss = head_cross_entropy(dropped, self.lm_head, targets)
+        if loss is not None and measured is not None:
+            loss = loss / measured.number
+            if self.training:
+                loss = loss + self._penalties(states, dropped, mask) * measured.share
+        cache = cache if use_cache else None
+        return LLECausalLMOutput(loss, logits, cache, hidden_states, history)
+
+    def cache_for(
+        self, cache: LLECache | None, use_cache: bool, use_history: bool | None, rows: int
+    ) -> tuple[LLECache | None, bool]:
+        """The cache to read `rows` texts with, made where one is needed, and whether the history takes part."""
+        check_cache(cache)
+        if use_history is None:
+            use_history = self.config.use_history and not self.training
+        window = self.config.stream.window if use_history else 0
+        updating = use_history and self.config.overlay.scope != "none" and not self.training
+        if cache is None and (use_cache or window > 0 or updating):
+            cache = LLECache(window)
+        if cache is not None and cache.overlay is None and updating:
+            cache.overlay = Overlay(self, rows)
+        has_own = cache is not None and (cache.stream is not None or cache.overlay is not None)
+        use_history = use_history and (has_own or self.history_bank is not None)
+        if use_history:
+            refuse_export("what a history recalls", "export with use_history=False")
+        return cache, use_history
+
+    def read(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | dict[str, Tensor | None] | None,
+        cache: LLECache,
+        bank_state: BankState | None = None,
+    ) -> Iterator[Prediction]:
+        """Predictions with history for the tokens (B, T) of a segment, block by block; the cache takes it in.
+
+        Each must have been used before the next one is asked for. They recall from one state of the bank, the given
+        one, or else that at the beginning.
+        """
+        if bank_state is None and self.history_bank is not None:
+            bank_state = self.history_bank.snapshot()
+        mask, overlay = segment_mask(attention_mask, input_ids.shape[1]), cache.overlay
+        if overlay is None or not overlay.replaces_backbone:
+            states = self.model(input_ids, attention_mask, past_key_values=cache, use_cache=False).last_hidden_state
+        if overlay is None:
+            yield from self.predictions(states, input_ids, mask, cache, True, bank_state=bank_state)
+            return
+        for part in overlay.parts(input_ids.shape[1], mask):
+            ids, own_mask = input_ids[:, part], None if mask is None else mask[:, part]
+            overlay.read(self, ids, own_mask, cache.state)
+            own = overlay.encode(self, ids, own_mask, cache) if overlay.replaces_backbone else states[:, part]
+            options: Any = {"output": overlay.output, "bank_state": bank_state}
+            for prediction in self.predictions(own, ids, own_mask, cache, True, **options):
+                overlay.remember(own, prediction.positions, prediction.base, own_mask)
+                start, stop = prediction.positions.start, prediction.positions.stop
+                prediction.positions = slice(part.start + start, part.start + stop)
+                yield prediction
+
+    def _penalties(self, states: Tensor, dropped: Tensor, mask: Tensor | None) -> Tensor:
+        """Activation and temporal activation regularisation (Merity et al. 2018, arXiv:1708.02182, section 4.6).
+
+        Means over what is real in states and dropped states (B, T, D), by `mask` (B, T) bool or None.
+        """
+        penalty = states.new_zeros((), dtype=torch.float32)
+        if self.config.activation_penalty:
+            real = dropped if mask is None else dropped[mask]
+            penalty = penalty + self.config.activation_penalty * real.float().square().mean()
+        if self.config.smoothness_penalty:
+            steps = states.float().diff(dim=1)
+            steps = steps if mask is None else steps[mask[:, 1:] & mask[:, :-1]]
+            if steps.numel():
+                penalty = penalty + self.config.smoothness_penalty * steps.square().mean()
+        return penalty
+
+    def predictions(
+        self,
+        states: Tensor,
+        tokens: Tensor | None,
+        mask: Tensor | None,
+        cache: LLECache | None,
+        with_history: bool,
+        first: int = 0,
+        output: Callable[["LLEForCausalLM", Tensor], Tensor] | None = None,
+        bank_state: BankState | None = None,
+    ) -> Iterator[Prediction]:
+        """Predictions for the positions from `first` on, block by block, recording the whole segment in the stream.
+
+        `output` makes logits of states, if the output layer is not to do it; `bank_state` is as in `read`.
+        """
+        if bank_state is None and self.history_bank is not None:
+            bank_state = self.history_bank.snapshot()
+        rows, length, _ = states.shape
+        stream = None if cache is None else cache.stream
+        widest = max(self.config.vocab_size, 0 if stream is None else stream.window)
+        size = block_size(rows, widest)
+        blocks: Iterable[tuple[slice, Block | None]]
+        if stream is None:
+            blocks = ((slice(start, min(start + size, length)), None) for start in range(0, length, size))
+        else:
+            blocks = ((block.positions, block) for block in stream.read(states, tokens, mask, size))
+        for positions, block in blocks:
+            if positions.stop <= first:
+                continue
+            own = states[:, positions]
+            logits = output(self, own) if output else apply_linear(self.lm_head, own)
+            base, features = base_prediction(logits)
+            prediction = Prediction(positions, base, features)
+            if with_history and block is not None:
+                numbers = self.config.stream
+                prediction.block = block
+                prediction.add("stream", recall_stream(block, numbers.sharpness, numbers.recency), numbers.gate)
+            if with_history and bank_state is not None:
+                found = self._search(states[:, positions], features, bank_state)
+                recall = recall_bank(found.similarity, found.outcomes, found.counts, self.config.bank.sharpness)
+                prediction.found = found
+                prediction.add("bank", recall, self.config.bank.gate)
+            yield prediction
+
+    def _search(self, states: Tensor, features: Tensor, bank_state: BankState) -> Found:
+        """What the bank holds for each position (B, T, K): nothing where the base is certain."""
+        self.check_history()
+        numbers = self.config.bank
+        asked = (features[..., 1].exp() < numbers.skip_above) | (numbers.skip_above >= 1)
+        queries = nn.functional.normalize(states[asked].float(), dim=-1)
+        namespaces = bank_state.held(self.history_namespaces)
+        found = bank_state.search(queries, numbers.neighbours, namespaces, numbers.search)
+
+        def placed(values: Tensor, blank: int) -> Tensor:
+            whole = values.new_full((*asked.shape, numbers.neighbours), blank, device=states.device)
+            whole[asked] = values.to(states.device)
+            return whole
+
+        return Found(
+            placed(found.similarity, 0), placed(found.ids, -1), placed(found.outcomes, 0), placed(found.counts, 0)
+        )
+
+    def _record(self, states: Tensor, tokens: Tensor | None, mask: Tensor | None, cache: LLECache | None) -> None:
+        """Takes a segment into the stream, if there is one, that is predicted without it."""
+        if cache is not None and cache.stream is not None:
+            for _ in cache.stream.read(states, tokens, mask, BLOCK):
+                pass
+
+    def explain(self, input_ids: Tensor, top: int = 5) -> list[Explanation]:
+        """Which entries moved the prediction of each token of a text (T,) int64, and by exactly how much.
+
+        Args:
+            input_ids: (T,) int64, or (1, T).
+            top: Entries to name for each token.
+
+        Returns:
+            An `Explanation` for each token but the first.
+        """
+        return explain(self, input_ids[0] if input_ids.dim() == 2 and len(input_ids) == 1 else input_ids, top)
+
+    def collect_update_statistics(self, batches: Iterable[dict[str, Tensor]]) -> None:
+        """Collects what the rule of the test-time update needs to know of training text; saved with the model.
+
+        Args:
+            batches: As for `calibrate`, of training text and of one row each.
+        """
+        training = self.training
+        self.eval()
+        try:
+            self.update_statistics = collect_statistics(self, batches)
+        finally:
+            self.train(training)
+
+    @torch.no_grad()
+    def score(
+        self,
+        input_ids: Tensor,
+        shift_labels: Tensor,
+        attention_mask: Tensor | None = None,
+        past_key_values: LLECache | None = None,
+        use_history: bool | None = None,
+    ) -> ScoreOutput:
+        """Log probabilities of the tokens that came next, with and without history, in one pass.
+
+        Args:
+            input_ids: (B, T) int64.
+            shift_labels: (B, T) int64, the token after each position, -100 where there is none.
+            attention_mask: (B, T) of 0 and 1, 0 at padding, which predicts nothing.
+            past_key_values: The cache of the text so far; it is updated.
+            use_history: As in `forward`.
+        """
+        mask = segment_mask(attention_mask, input_ids.shape[1])
+        targets = self._next_tokens(input_ids, shift_labels, mask)
+        cache, with_history = self.cache_for(past_key_values, True, use_history, len(input_ids))
+        assert cache is not None
+        if with_history:
+            predictions = self.read(input_ids, mask, cache)
+        else:
+            states = self.model(input_ids, mask, past_key_values=cache, use_cache=False).last_hidden_state
+            self._record(states, input_ids, mask, cache)
+            predictions = self.predictions(states, input_ids, mask, None, False)
+        parts = [prediction.scores(targets[:, prediction.positions]) for prediction in predictions]
+        columns = {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}
+        return ScoreOutput(**columns, past_key_values=cache)
+
+    def _next_tokens(self, input_ids: Tensor, shift_labels: Tensor, mask: Tensor | None) -> Tensor:
+        """What comes next, (B, T) int64, -100 where nothing counts."""
+        labels = check_targets(shift_labels, input_ids.shape, self.config.vocab_size, "shift_labels")
+        return without_padding(labels, mask)
+
+    def calibrate(
+        self, batches: Iterable[dict[str, Tensor]], max_positions: int = 3000, steps: int = 40, seed: int = 0
+    ) -> dict[str, float]:
+        """Fits the numbers of the rule on held-out text, by gradient descent, and stores them in the config.
+
+        Those of the stream and, if one is attached, of the bank are fitted together.
+
+        Args:
+            batches: Consecutive segments of text: `input_ids` and `shift_labels`, (B, T) int64, and `attention_mask`
+                where there is padding; row r of a batch continues row r of the batch before. A few windows of text
+                are enough.
+            max_positions: Positions that are fitted on, drawn evenly from the text.
+            steps: Steps of the quasi-Newton descent.
+            seed: Seed of the draw.
+
+        Returns:
+            `positions`, and perplexities on them: `base_ppl`, `before_ppl` and `after_ppl`.
+        """
+        numbers: list[Any] = [self.config.stream] if self.config.stream.window else []
+        numbers += [self.config.bank] if self.history_bank is not None else []
+        if not numbers:
+            raise ValueError(
+                "nothing to calibrate: the stream is off (history.stream.window is 0), and no bank is attached"
+            )
+        calibration = Calibration(numbers, max_positions, seed)
+        cache: LLECache | None = None
+        training = self.training
+        self.eval()
+        try:
+            with torch.no_grad():
+                for batch in batches:
+                    ids, mask = batch["input_ids"].to(self.device), batch.get("attention_mask")
+                    mask = None if mask is None else segment_mask(mask.to(self.device), ids.shape[1])
+                    targets = self._next_tokens(ids, batch["shift_labels"].to(self.device), mask)
+                    cache, _ = self.cache_for(cache, True, True, len(ids))
+                    assert cache is not None
+                    for prediction in self.read(ids, mask, cache):
+                        own = targets[:, prediction.positions]
+                        row, column = calibration.choose(own)
+                        if len(row):
+                            calibration.add(*prediction.sample(row, column, own[row, column]))
+        finally:
+            self.train(training)
+        metrics = calibration.fit(steps)
+        if self.history_loss is not None:
+            self.history_loss.load()
+        return metrics
+
+
+def tokens_for_update(input_ids: Tensor | None, options: dict[str, Any]) -> Tensor:
+    """The tokens; raises a ValueError for what forward does not do while the test-time update changes the weights."""
+    if input_ids is None or options.get("output_hidden_states"):
+        raise ValueError(
+            "the test-time update reads tokens and returns no hidden states: give input_ids, and no "
+            "output_hidden_states; or switch it off with use_history=False or history.update.scope='none'"
+        )
+    return input_ids

@@ -1,0 +1,251 @@
+"""What the LLE models share: how they are initialised, loaded and saved, and the bank that is attached to them.
+
+Notable: a backbone that would be partly untrained is an error, as is a broken file; a bank is saved only when asked.
+"""
+
+import contextlib
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import cached_file
+
+from ..backbone.recurrence import RENAMED, current_name, first_name, init_recurrent_weights
+from ..bank.bank import HISTORY_FOLDER, BankError, HistoryBank
+from ..common.temporary import replacing_files
+from ..configuration import LLEConfig
+from ..history.overlay import STATISTICS, read_statistics
+from ..history.training import HistoryLoss
+from ..kernels.linear import is_packed
+from ..shipping import ship
+
+PARTIAL = ".lle-saving-"  # what the name of a folder begins with, in which a model's files are written
+_OLD_NAMES = {re.escape(old): new for old, new in RENAMED.items()}  # as `key_mapping` of from_pretrained
+_OF_THE_HUB = ("repo_id", "commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags")
+_SHARD = re.compile(r"model(\.\w+)?-\d{5}-of-\d{5}\.safetensors")  # of the weights; transformers makes these names
+
+
+def _hub_options(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of from_pretrained by which another file of the same repository is found, if there is one."""
+    names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+    found = {name: options[name] for name in names if options.get(name) is not None}
+    return {**found, "_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+
+
+class LLEPreTrainedModel(PreTrainedModel):
+    """Loading, saving and initialisation of the LLE models."""
+
+    config: LLEConfig
+    auto_class: ClassVar[str]  # that loads this class; transformers' own `_auto_class` would make it copy the code
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _is_stateful = True
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+
+    @property
+    def key_size(self) -> int:
+        """Width of keys and queries."""
+        return self.config.state_size
+
+    def key_weights(self) -> list[tuple[str, Tensor]]:
+        """Names and values of the weights that keys depend on; the names are those of the first version."""
+        weights = self.base_model.state_dict()
+        opaque = [name for name, weight in weights.items() if not isinstance(weight, Tensor) or weight.is_quantized]
+        if opaque:
+            raise ValueError(
+                f"a bank cannot tell whose keys it holds by {opaque[0]}, which is quantised: attach it first, and "
+                "quantise the model then"
+            )
+        return sorted((first_name(name), weight) for name, weight in weights.items())
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        return False  # generate lets forward make the LLECache
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Embedding):
+            init.uniform_(module.weight, -self.config.initializer_range, self.config.initializer_range)
+        elif module is getattr(self, "lm_head", None):
+            init.uniform_(module.weight, -self.config.initializer_range, self.config.initializer_range)
+            init.zeros_(module.bias)
+        elif isinstance(module, HistoryLoss):
+            module.load()
+        else:
+            init_recurrent_weights(module)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str] | None,
+        *args: Any,
+        ignore_mismatched_sizes: bool = False,
+        output_loading_info: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """As in transformers, but a backbone that would be partly untrained is an error, as is a broken file."""
+        name = pretrained_model_name_or_path
+        kwargs |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
+        kwargs["key_mapping"] = {**_OLD_NAMES, **(kwargs.get("key_mapping") or {})}
+        try:
+            loaded: Any = super().from_pretrained(name, *args, **kwargs)
+        except SafetensorError as error:
+            raise OSError(
+                f"a weight file (.safetensors) of {name} is truncated or corrupted ({error}): "
+                "download it again with force_download=True, or save the model again"
+            ) from error
+        model, info = loaded
+        prefix = "" if model.base_model is model else f"{cls.base_model_prefix}."
+        wrong = [f"{key} is missing" for key in info["missing_keys"] if key.startswith(prefix)]
+        wrong += [f"{key} is {tuple(given)}, not {tuple(due)}" for key, given, due in info["mismatched_keys"]]
+        if wrong and not ignore_mismatched_sizes:
+            raise ValueError(
+                f"the weights of {name} do not fit its config.json: {'; '.join(sorted(wrong))}. Save the model again, "
+                "or pass ignore_mismatched_sizes=True to start these weights anew"
+            )
+        statistics = None if name is None else cached_file(name, STATISTICS, **_hub_options(kwargs))
+        own, model.update_statistics_fault = read_statistics(statistics)
+        model.update_statistics = None if own is None else {current_name(key): value for key, value in own.items()}
+        return loaded if output_loading_info else model
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        is_main_process: bool = True,
+        *args: Any,
+        save_history: bool = False,
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Saves the model, and the code that loads it where this package is not installed.
+
+        With `save_history`, a copy of the attached bank is kept in the folder `history`, from which
+        `HistoryBank.from_pretrained` opens it. It holds the texts that the bank was made of. Nothing is written if
+        another bank is there, or an older copy of this one that has been changed since.
+
+        Args:
+            save_directory: The folder.
+            is_main_process: Whether this process writes what all processes of a training have in common.
+            args: As in transformers.
+            save_history: Whether to save the attached bank too.
+            push_to_hub: Whether to upload the model, and the bank with `save_history`, afterwards.
+            kwargs: As in transformers; with `push_to_hub` also `repo_id` and the options of `push_to_hub()`.
+        """
+        if save_history and self.history_bank is None:
+            raise ValueError("save_history=True, but no bank is attached: call attach_history first")
+        hub = {name: kwargs.pop(name) for name in _OF_THE_HUB if name in kwargs}
+        shared = bool(kwargs.get("distributed_checkpoint")) or not is_main_process or os.path.isfile(save_directory)
+        with contextlib.ExitStack() as stack:
+            if save_history and self.history_bank is not None:  # checked and copied first, counts last
+                stack.enter_context(self.history_bank.saving(os.path.join(save_directory, HISTORY_FOLDER)))
+            folder = save_directory
+            if not shared:
+                folder = stack.enter_context(replacing_files(save_directory, PARTIAL, _SHARD))
+            if is_main_process and not os.path.isfile(folder):
+                os.makedirs(folder, exist_ok=True)
+                self.config.auto_map = ship(self._shipped(), Path(folder))
+            super().save_pretrained(folder, is_main_process, *args, **kwargs)
+            if self.update_statistics is not None:
+                save_file(self.update_statistics, os.path.join(folder, STATISTICS), {"format": "pt"})
+        if push_to_hub and is_main_process:
+            repository = hub.pop("repo_id", Path(save_directory).name)
+            self.push_to_hub(repository, **hub)
+            if save_history and self.history_bank is not None:
+                own = {name: hub[name] for name in ("token", "private", "revision") if name in hub}
+                self.history_bank.push_to_hub(repository, **own)
+
+    def _shipped(self) -> dict[str, type]:
+        """The classes whose code is saved with the model, under the names of their Auto classes, the model's last."""
+        return {"AutoConfig": type(self.config), "AutoModel": type(self.base_model), self.auto_class: type(self)}
+
+    def resize_token_embeddings(
+        self,
+        new_num_tokens: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        mean_resizing: bool = True,
+    ) -> nn.Embedding:
+        """As in transformers; an attached bank, whose keys another model made then, must be detached first."""
+        size = self.config.vocab_size if new_num_tokens is None else new_num_tokens
+        size = size if pad_to_multiple_of is None else -(-size // pad_to_multiple_of) * pad_to_multiple_of
+        if size != self.config.vocab_size:
+            if self.history_bank is not None:
+                raise ValueError(
+                    f"the attached bank belongs to the model with {self.config.vocab_size} types of tokens: call "
+                    "detach_history() before resize_token_embeddings, and build it anew afterwards"
+                )
+            self.update_statistics = None  # they are those of the old output layer
+        return super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+
+    bank_module = "entries.texts"  # of modeling_lle.banks, that makes entries of texts
+    predicts_labels = False  # whether outcomes are labels, not tokens
+    update_statistics: dict[str, Tensor] | None = None  # what the rule of the test-time update knows of training text
+    update_statistics_fault: str | None = None  # why those that were saved cannot be used
+    history_bank: HistoryBank | None = None
+    history_namespaces: tuple[str, ...] | None = None
+    _known_weights: list[tuple[Tensor, int, int]] | None = None  # which the attached bank fits: see check_history
+
+    def attach_history(
+        self, bank: HistoryBank, namespaces: Sequence[str] | str | None = None, tokenizer: Any = None
+    ) -> None:
+        """Lets the model recall from a bank, in evaluation mode, until `detach_history`.
+
+        Args:
+            bank: The bank.
+            namespaces: The namespaces to recall from; None: all that there are at the time of the search.
+            tokenizer: The tokenizer with which `bank.add` is to encode texts.
+
+        Raises:
+            BankError: Another backbone encoded the bank, or it has no such namespace.
+        """
+        bank.check_model(self)
+        self.history_namespaces = None if namespaces is None else bank.check_namespaces(namespaces)
+        self.history_bank = bank
+        self._know_weights()
+        if tokenizer is not None or bank.encoder is None:
+            bank.encoder = (self, tokenizer)
+
+    def detach_history(self) -> None:
+        """Ends `attach_history`."""
+        self.history_bank = self.history_namespaces = self._known_weights = None
+
+    def train(self, mode: bool = True) -> Any:
+        """As in torch; what trains is tested anew before it recalls from a bank."""
+        if mode:
+            self._known_weights = None
+        return super().train(mode)
+
+    def check_history(self) -> None:
+        """Raises a BankError if the weights have changed since the bank was attached: its keys would be stale.
+
+        Whoever recalls from the bank asks this first. In evaluation mode it takes a look at torch's count of the
+        writes to each weight; the fingerprint is taken after training mode, whose fused optimizers do not count, and
+        where something was written. A write through `.data` in evaluation mode is not seen.
+        """
+        if self.history_bank is None or torch.compiler.is_compiling():
+            return
+        known = self._known_weights
+        if known is not None and all(own._version == count and own.data_ptr() == at for own, count, at in known):
+            return
+        if any(is_packed(module) for module in self.modules()):  # quantised since: it reads the keys of what it was
+            return
+        try:
+            self.history_bank.check_model(self)
+        except BankError as error:
+            raise BankError(
+                "the weights have changed since the bank was attached, by training or loading, so that its keys are "
+                "stale: build the bank again with this model, or call detach_history()"
+            ) from error
+        self._know_weights()
+
+    def _know_weights(self) -> None:
+        """Remembers the weights as those that the attached bank fits, unless they are being trained."""
+        counted = (own for own in self.parameters() if not own.is_meta and not own.is_inference())
+        self._known_weights = None if self.training else [(own, own._version, own.data_ptr()) for own in counted]

@@ -1,0 +1,55 @@
+"""`pipeline("text-generation")` with one more argument: which entries of the history moved each generated token."""
+
+from typing import Any
+
+from transformers import TextGenerationPipeline
+
+from ..history.explanation import as_values
+
+
+class LLETextGenerationPipeline(TextGenerationPipeline):
+    """transformers' pipeline, with `return_history`; `import modeling_lle` makes `pipeline()` use it.
+
+    With `return_history=True`, each record has under `history` an item for each new token, as `as_values` makes it of
+    an `Explanation`: its text, its probability by the base and with history, and the `history_top` entries of the
+    largest effects, with the text around them. The effects add up to the change.
+
+    Example:
+        >>> generate = pipeline("text-generation", model=folder)
+        >>> record = generate(text, max_new_tokens=5, return_history=True)[0]
+        >>> record["history"][0]["causes"][0]["before"]
+    """
+
+    def _sanitize_parameters(  # type: ignore[override]
+        self, return_history: bool | None = None, history_top: int | None = None, **parameters: Any
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        if return_history and not hasattr(self.model, "explain"):
+            raise TypeError(f"return_history needs a model with a history; this is a {type(self.model).__name__}")
+        before, during, after = super()._sanitize_parameters(**parameters)
+        if return_history is not None:
+            after["return_history"] = return_history
+        if history_top is not None:
+            after["history_top"] = history_top
+        return before, during, after
+
+    def postprocess(  # type: ignore[override]
+        self,
+        model_outputs: dict[str, Any],
+        *args: Any,
+        return_history: bool = False,
+        history_top: int = 3,
+        **rest: Any,
+    ) -> list[dict[str, Any]]:
+        """As transformers', with the history of each record."""
+        records = super().postprocess(model_outputs, *args, **rest)
+        if return_history:
+            model: Any = self.model
+            tokenizer: Any = self.tokenizer
+            given = model_outputs["input_ids"]
+            for record, sequence in zip(records, model_outputs["generated_sequence"][0], strict=True):
+                prompt = 0 if given is None else given.shape[-1]
+                padding = int((sequence[:prompt] != tokenizer.pad_token_id).long().argmax()) if prompt else 0
+                explanations = model.explain(sequence[padding:], history_top)
+                new = [item for item in explanations if item.position >= prompt - padding]
+                record["history"] = as_values(new, tokenizer)
+        return records

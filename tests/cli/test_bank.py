@@ -1,0 +1,240 @@
+"""`lle bank` and `lle explain` from end to end, on a few lines of text."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from modeling_lle import HistoryBank
+from modeling_lle.bank.files import FORMAT, BankError
+from modeling_lle.bank.parquet import SCHEMA, _take_in, from_parquet, to_parquet
+from modeling_lle.cli import main as cli
+from modeling_lle.entries import texts as texts_module
+from scripts.benchmark.damage import corrupt_parquet_at_random, make_bank
+from tests.classifiers import TOKENIZER, make
+from tests.precisions import asked
+from tests.tiny import make_model, make_texts, make_tokenizer
+
+TEXTS = make_texts(20, 6)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    make_model().save_pretrained(tmp_path / "model")
+    make_tokenizer().save_pretrained(tmp_path / "model")
+    rows = [json.dumps({"text": text, "user": "ann" if n % 2 else "bob"}) for n, text in enumerate(TEXTS)]
+    (tmp_path / "train.json").write_text("\n".join(rows))
+    (tmp_path / "more.txt").write_text("a b a b\nc d\n")
+    return tmp_path
+
+
+def run(folder: Path, command: str) -> str:
+    """Runs a command line in which M is the model, B the bank, and F the folder."""
+    names = {"M": folder / "model", "B": folder / "bank"}
+    arguments = [str(names.get(word, word)).replace("F/", f"{folder}/") for word in command.split()]
+    result = CliRunner().invoke(cli.app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_build_add_search_forget_and_compact(folder: Path) -> None:
+    entries = sum(len(text.split()) + 1 for text in TEXTS)
+    assert f"{entries} entries" in run(folder, "bank build M F/train.json B --as first")
+    assert "8 entries added" in run(folder, "bank add M F/more.txt B --as more --namespace mine")
+    info = json.loads(run(folder, "bank info B"))
+    assert info["entries"] == entries + 8
+    assert {item["source"]: item["rows"] for item in info["sources"]} == {"first": 20, "more": 2}
+    found = run(folder, "bank search M B a --neighbours 3 --namespace mine")
+    assert len(found.splitlines()) == 3
+    assert all("more:" in line for line in found.splitlines())
+    assert "is whole" in run(folder, "bank verify B")
+    mine = sum(len(text.split()) + 1 for text in TEXTS[1::2])
+    assert f"{mine} entries forgotten" in run(folder, "bank forget B --where user=ann")
+    assert "1 entries forgotten" in run(folder, f"bank forget B --ids {entries}")
+    assert "MiB freed" in run(folder, "bank compact B")
+    assert "7 entries forgotten" in run(folder, "bank forget B --source more --compact")
+    assert len(HistoryBank.open(folder / "bank")) == entries - mine
+
+
+def test_the_precision_is_passed_on_to_the_thread_that_encodes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, inside = asked(monkeypatch), []
+    segment = texts_module._encode
+
+    def watched(*arguments: object) -> object:
+        inside.append(torch.is_autocast_enabled("cpu"))
+        return segment(*arguments)
+
+    monkeypatch.setattr(texts_module, "_encode", watched)
+    run(folder, "bank build M F/train.json B --as first --precision float32")
+    run(folder, "bank add M F/more.txt B --as more --precision bfloat16")
+    run(folder, "bank search M B a --precision float32")
+    assert seen == ["float32", "bfloat16", "float32"]
+    assert inside == [False, True]
+
+
+def test_building_again_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(texts_module, "SEGMENT_ENTRIES", 20)
+    done = 0
+    segment = texts_module._encode
+
+    def interrupted(*arguments: object) -> object:
+        nonlocal done
+        done += 1
+        if done == 3:
+            raise KeyboardInterrupt
+        return segment(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(texts_module, "_encode", interrupted)
+        with pytest.raises((KeyboardInterrupt, AssertionError)):
+            run(folder, "bank build M F/train.json B")
+    assert len(HistoryBank.open(folder / "bank")) == 40
+    run(folder, "bank build M F/train.json B")
+    assert len(HistoryBank.open(folder / "bank")) == sum(len(text.split()) + 1 for text in TEXTS)
+
+
+def test_parquet_and_back(folder: Path) -> None:
+    run(folder, "bank build M F/train.json B")
+    run(folder, "bank forget B --ids 3,4")
+    assert "entries written" in run(folder, "bank export B F/bank.parquet")
+    run(folder, "bank import F/bank.parquet F/again")
+    before, after = HistoryBank.open(folder / "bank"), HistoryBank.open(folder / "again")
+    assert len(after) == len(before)
+    first = before.describe([n for n in range(len(before) + 2) if n not in (3, 4)])
+    for one, other in zip(first, after.describe(range(len(after))), strict=True):
+        assert (one.outcome, one.before, one.after, one.columns) == (
+            other.outcome,
+            other.before,
+            other.after,
+            other.columns,
+        )
+
+
+def test_a_damaged_parquet_file_leaves_nothing_half_made(tmp_path: Path) -> None:
+    path = make_bank(tmp_path / "bank")
+    assert corrupt_parquet_at_random(path, 60) == 0
+    with pytest.raises(FileNotFoundError, match=r"there is no file .*/none: write it with `lle bank export`"):
+        from_parquet(tmp_path / "none", tmp_path / "again")
+
+
+def test_an_export_holds_nothing_that_was_forgotten(tmp_path: Path) -> None:
+    """The names of labels and sources are gone even before the bank is compacted, and the others keep their labels."""
+    model = make()
+    model.learn(["a b", "c d", "e f"], ["zebra", "label-1", "yak"], TOKENIZER, new_labels=True, source="first")
+    model.learn(["g h"], ["zebra"], source="zeppelin")
+    model.forget(label="zebra")
+    left = tmp_path / ".lle-writing-0a1b2c3d"  # of a process that was killed
+    left.mkdir()
+    (left / ".alive").touch()
+    (left / "bank.parquet").write_bytes(b"zebra")
+    assert to_parquet(model.history_bank, tmp_path / "bank.parquet") == 2
+    written = pq.read_table(tmp_path / "bank.parquet")
+    assert not any(
+        word in repr(part) for word in ("zebra", "zeppelin") for part in (written.to_pylist(), written.schema.metadata)
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bank.parquet"]
+    again = from_parquet(tmp_path / "bank.parquet", tmp_path / "again")
+    assert again.manifest.labels == ("label-1", "yak")
+    labels = [again.manifest.labels[entry.outcome] for entry in again.describe(range(2))]
+    assert labels == [entry.columns["label"] for entry in again.describe(range(2))]
+
+
+def forge_parquet(path: Path, change: Callable[[list[dict[str, Any]], dict[str, Any]], None]) -> None:
+    """Changes the rows of an exported bank and what it says of itself; its checksum is right."""
+    table = pq.read_table(path)
+    rows, described = table.to_pylist(), json.loads(table.schema.metadata[FORMAT.encode()])
+    change(rows, described)
+    changed = pa.Table.from_pylist(rows, schema=SCHEMA)
+    digest = hashlib.sha256()
+    _take_in(digest, changed.to_pylist())
+    pq.write_table(
+        changed.replace_schema_metadata({FORMAT: json.dumps(described), "sha256": digest.hexdigest()}), path
+    )
+
+
+def keys_of(length: float) -> bytes:
+    return torch.full((6,), length).bfloat16().view(torch.uint8).numpy().tobytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows, described: rows[0].update(keys=keys_of(1e30) * len(rows[0]["counts"])), "not normalised"),
+        (lambda rows, described: rows[0].update(counts=[0] * len(rows[0]["counts"])), "never occurred"),
+        (lambda rows, described: rows[0].update(counts=[]), "not as many keys"),
+        (lambda rows, described: rows[0].update(columns="[" * 10**5), "damaged"),
+        (lambda rows, described: rows[0].update(columns='{"source": 3}'), "without source"),
+        (lambda rows, described: rows[0].update(positions=[10**6] * len(rows[0]["counts"])), "stand in no text"),
+        (lambda rows, described: rows[0].update(source=None), "without source"),
+        (lambda rows, described: described.update(width=None), "has None as width"),
+        (lambda rows, described: described.update(width=4), "damaged"),
+        (lambda rows, described: described.update(labels=[3]), "has 3 as label 0"),
+        (lambda rows, described: described.update(version="x"), "newer version"),
+    ],
+)
+def test_a_strangers_parquet_file(tmp_path: Path, change: Any, message: str) -> None:
+    to_parquet(HistoryBank.open(make_bank(tmp_path / "bank")), tmp_path / "bank.parquet")
+    forge_parquet(tmp_path / "bank.parquet", change)
+    with pytest.raises(BankError, match=rf"bank.parquet .*{message}"):
+        from_parquet(tmp_path / "bank.parquet", tmp_path / "again")
+    assert not (tmp_path / "again" / "manifest.json").exists()
+
+
+def test_calibrate_evaluate_and_explain_with_a_bank(folder: Path) -> None:
+    run(folder, "bank build M F/train.json B")
+    output = run(folder, "calibrate M F/train.json --split train --bank B --output F/fitted")
+    fitted = json.loads(output[output.index("{") :])
+    saved = json.loads((folder / "fitted" / "config.json").read_text())["history"]
+    assert fitted["bank"] == saved["bank"]
+    assert saved["bank"]["sharpness"] != make_model().config.bank.sharpness
+    output = run(folder, "evaluate F/fitted F/more.txt --split train --bank B")
+    assert output.split()[:5] == ["base", "stream", "bank", "both", "ratio"]
+    output = run(folder, "explain M F/more.txt --bank B --top 2 --output F/page.html")
+    assert "train.json:" in output
+    assert "tokens ago" in output
+    assert "train.json:" in (folder / "page.html").read_text()
+    text = " ".join(["a b"] * 100)  # longer than the name of a file can be
+    result = CliRunner().invoke(cli.app, ["explain", str(folder / "model"), text], catch_exceptions=False)
+    assert result.exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("bank info F/none", "there is no bank at"),
+        ("bank add M F/more.txt B --as first", "go on with resume=True"),
+        ("bank forget B", "forget what"),
+        ("bank forget B --ids 3,x", "ids are numbers with commas between them"),
+        ("bank forget B --where user", "write column=value"),
+        ("bank forget B --where usr=ann", "no column 'usr' (did you mean 'user'?); its columns are: row, user"),
+        ("bank forget B --where user=eve", "no entry for which all of this holds"),
+        ("bank forget B --source nothing", "no source 'nothing'; it has: first"),
+        ("bank search M B a --namespace x", "no namespace 'x'"),
+        ("bank import F/more.txt F/other", "more.txt is no Parquet file"),
+        ("explain M text --bank F/none", "none"),
+    ],
+)
+def test_errors_are_one_line(
+    folder: Path,
+    arguments: str,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run(folder, "bank build M F/train.json B --as first")
+    names = {"M": folder / "model", "B": folder / "bank"}
+    words = [str(names.get(word, word)).replace("F/", f"{folder}/") for word in arguments.split()]
+    monkeypatch.setattr("sys.argv", ["lle", *words])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error

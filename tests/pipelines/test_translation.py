@@ -1,0 +1,263 @@
+"""The translation pipeline: records, batches, the memory's share in them, and other models than LLE."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoModelForSeq2SeqLM, GenerationConfig, MarianConfig, MarianMTModel, pipeline
+from transformers.pipelines.pt_utils import KeyDataset
+
+import modeling_lle
+from modeling_lle import LLETokenizer
+from modeling_lle.data.text import encode_sentences
+from modeling_lle.entries.attribution import attribute
+from modeling_lle.entries.pairs import padded
+from tests.tiny import make_model
+from tests.word_translators import PAIRS, TOKENIZER, make, taught
+
+SOURCES = [pair["source"] for pair in PAIRS]
+TARGETS = [pair["target"] for pair in PAIRS]
+TEXTS = [*SOURCES[:3], "c b a h g", "unknown", "a b c d e f g h"]
+OPTIONS: list[dict[str, int]] = [{}, {"num_beams": 2, "num_return_sequences": 2}]
+HISTORY = {"return_history": True, "history_top": 99}
+
+
+def make_pipe(model: Any, **options: Any) -> Any:
+    return pipeline("translation", model=model, tokenizer=TOKENIZER, device="cpu", **options)
+
+
+def texts_of(records: list[dict[str, Any]]) -> list[str]:
+    return [record["translation_text"] for record in records]
+
+
+def test_a_folder_and_a_model(tmp_path: Path) -> None:
+    model = make()
+    model.save_pretrained(tmp_path)
+    TOKENIZER.save_pretrained(tmp_path)
+    loaded = pipeline("translation", model=str(tmp_path), device="cpu")
+    assert type(loaded) is modeling_lle.LLETranslationPipeline
+    assert type(loaded.model) is modeling_lle.LLEForSeq2SeqLM
+    assert loaded(TEXTS, batch_size=6) == make_pipe(model)(TEXTS, batch_size=6)
+    long = "a b c d e f g h " * 100
+    assert len(loaded.preprocess(long)["ids"]) == 801  # nothing is cut off
+    assert len(loaded(long, max_new_tokens=3)) == 1
+
+
+def test_records_of_a_text_and_of_lists() -> None:
+    pipe = make_pipe(taught())
+    assert pipe("a b c") == [{"translation_text": "x y"}]
+    assert pipe(["a b c"]) == [{"translation_text": "x y"}]
+    assert pipe(SOURCES) == [{"translation_text": target} for target in TARGETS]
+    assert pipe(tuple(SOURCES), batch_size=2) == pipe(SOURCES)
+    assert pipe([]) == []
+
+
+def test_data_sets_and_generators_are_read_as_needed() -> None:
+    pipe = make_pipe(taught())
+    rows = Dataset.from_list(PAIRS)
+    assert texts_of(pipe(rows["source"])) == TARGETS
+    for given in (KeyDataset(rows, "source"), (text for text in SOURCES)):
+        streamed = pipe(given, batch_size=2)
+        assert not isinstance(streamed, list)
+        assert list(streamed) == [[{"translation_text": target}] for target in TARGETS]
+
+
+@pytest.mark.parametrize("with_memory", [False, True])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_a_batch_equals_its_texts_one_by_one(with_memory: bool, options: dict[str, int]) -> None:
+    # The random model rarely ends a translation: most end at the limit of their own text.
+    pipe = make_pipe(taught(history={}) if with_memory else make(seed=3))
+    texts = [*TEXTS, "", "a"]
+    together = pipe(texts, batch_size=5, **options)
+    alone = [pipe(text, **options) for text in texts]
+    assert together == (alone if "num_return_sequences" in options else [records[0] for records in alone])
+
+
+def test_the_limit_of_a_translation() -> None:
+    model = make()
+    torch.nn.init.constant_(model.lm_head.bias[:3], -1e4)  # neither the end nor padding ever comes
+    pipe = make_pipe(model)
+    length = lambda **options: [len(text.split()) for text in texts_of(pipe(["a", "a b c"], **options))]  # noqa: E731
+    assert length(batch_size=2) == [20, 24]  # the source's end token counts
+    assert length(batch_size=2, num_beams=2) == [20, 24]
+    assert length(batch_size=2, max_new_tokens=3) == [3, 3]
+    assert length(max_length=5) == [4, 4]
+    assert length(generation_config=GenerationConfig(max_new_tokens=2, eos_token_id=0, pad_token_id=1)) == [2, 2]
+    stop = [lambda ids, scores, **_: torch.full((len(ids),), ids.shape[1] > 6)]
+    assert length(stopping_criteria=stop) == [6, 6]
+    model.generation_config.max_length = 8
+    assert length() == [7, 7]
+
+
+def test_blank_texts_and_odd_ones() -> None:
+    pipe = make_pipe(taught())
+    assert pipe("") == pipe(" \n\t") == [{"translation_text": ""}]
+    assert texts_of(pipe(["", "a b c", "  ", "h", ""], batch_size=3)) == ["", "x y", "", "v u y x", ""]
+    assert texts_of(pipe(["", " "], batch_size=2, return_history=True, return_match=True)) == ["", ""]
+    odd = ["\0", "a\0b", "\u202eabc", "\x1b[0m a", "a\u2028b", "<eos> <pad> a", "猫", "😀" * 50]
+    bpe = LLETokenizer.train(SOURCES, 300, ends_texts=True)
+    model = make(vocab_size=len(bpe), eos_token_id=bpe.eos_token_id, pad_token_id=bpe.pad_token_id)
+    translate = pipeline("translation", model=model, tokenizer=bpe, device="cpu")
+    assert translate(odd, batch_size=3) == [translate(text)[0] for text in odd]
+
+
+def test_placeholders_that_are_lost_or_added() -> None:
+    pipe = make_pipe(taught())
+    assert pipe("f g {n}") == [{"translation_text": "u {n} v"}]
+    assert pipe("f g") == [{"translation_text": "u {n} v", "added": ["{n}"]}]
+    assert pipe("a b c %s <b>") == [{"translation_text": "x y", "lost": ["%s", "<b>"]}]
+
+
+def test_exact_matches_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = make_pipe(taught(history={"bank": {"gate": [-20.0, 0.0, 0.0, 0.0]}}))
+    records = pipe([*SOURCES, "d", ""], exact_matches=True, batch_size=3, return_history=True, return_match=True)
+    assert texts_of(records[:5]) == TARGETS
+    assert [record.get("exact", False) for record in records] == [True] * 5 + [False] * 2
+    assert records[0]["base_share"] == 0
+    assert [(pair["text"], pair["share"]) for pair in records[0]["history"]] == [("a b c", 1.0)]
+    assert records[0]["match"] == {"score": 1.0, "text": "a b c", "translation": "x y"}
+    assert texts_of(pipe(SOURCES)) != TARGETS
+    monkeypatch.setattr(pipe.model, "generate", None)
+    assert texts_of(pipe(SOURCES, exact_matches=True)) == TARGETS
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("history", [{}, {"bank": {"gate": [0.3, 0.2, 0.1, 0.1], "sharpness": 5.0}}], ids=str)
+def test_shares_add_up_to_one(options: dict[str, int], history: dict[str, Any]) -> None:
+    pipe = make_pipe(taught(history=history))
+    records = pipe(TEXTS, batch_size=4, **options, **HISTORY)
+    for record in [one for own in records for one in (own if isinstance(own, list) else [own])]:
+        shares = [pair["share"] for pair in record["history"]]
+        assert shares == sorted(shares, reverse=True)
+        assert record["base_share"] + sum(shares) == pytest.approx(1, abs=1e-5)
+        for token in record["tokens"]:
+            assert 0 <= token["base_share"] <= 1
+            assert token["prob"] >= token["base_share"] * token["base_prob"] - 1e-6
+    assert (
+        pipe(TEXTS[0], **options, return_history=True, history_top=2)[0]["history"]
+        == (pipe(TEXTS[0], **options, **HISTORY)[0]["history"][:2])
+    )
+
+
+def test_the_history_names_the_pairs() -> None:
+    pipe = make_pipe(taught())
+    record = pipe("d e", return_history=True, history_top=1, return_match=True)[0]
+    assert record["translation_text"] == "y z w v"
+    assert record["base_share"] < 1e-6
+    (pair,) = record["history"]
+    assert pair == {
+        "text": "b c d e",
+        "translation": "y z w v",
+        "share": pytest.approx(pair["share"]),
+        "match": 0.5,
+        "source": "pairs",
+        "row": 1,
+    }
+    assert pair["share"] > 0.9
+    assert record["match"] == {"score": 0.5, "text": "b c d e", "translation": "y z w v"}
+    assert [token["text"] for token in record["tokens"][:4]] == ["y", "z", "w", "v"]
+    assert all(token["prob"] > 0.9 > token["base_prob"] for token in record["tokens"])
+
+
+@torch.no_grad()
+def test_the_history_is_that_of_the_model() -> None:
+    model = taught(history={})
+    sources, targets = (encode_sentences(texts, TOKENIZER) for texts in (SOURCES[::-1], TARGETS))
+    batch = padded(sources, targets, TOKENIZER.pad_token_id)
+    output = model(**batch, output_history=True)
+    probs = output.logits.exp().gather(-1, batch["labels"].clamp(min=0)[..., None])[..., 0]
+    plain = model(**batch, use_history=False).logits.softmax(-1).gather(-1, batch["labels"].clamp(min=0)[..., None])
+    for row, found in enumerate(attribute(model, sources, targets, TOKENIZER.pad_token_id)):
+        number = len(targets[row])
+        assert found.base_share == pytest.approx(float(output.history.base_share[row, :number].mean()))
+        assert [token.prob for token in found.tokens] == pytest.approx(probs[row, :number].tolist(), rel=1e-4)
+        assert [token.base_prob for token in found.tokens] == pytest.approx(plain[row, :number, 0].tolist(), rel=1e-4)
+        by_pair = dict.fromkeys(found.shares, 0.0)
+        shares, ids = output.history.bank_shares[row, :number].mean(0), output.history.bank_ids[row, 0]
+        for share, entry in zip(shares.tolist(), ids.tolist(), strict=True):
+            if entry >= 0:
+                text = model.history_bank.describe([entry])[0].columns["text"]
+                by_pair[[pair["text"] for pair in model.memory.pairs].index(text)] += share
+        assert found.shares == pytest.approx(by_pair)
+
+
+def test_history_after_forgetting_and_of_namespaces() -> None:
+    model = taught()
+    model.history_bank.forget(where={"text": "a b c"})
+    model.history_bank.add([{"source": "a b c", "target": "u u"}], source="more", namespace="mine")
+    pipe = make_pipe(model)
+    record = pipe("a b c", **HISTORY)[0]
+    assert record["translation_text"] == "u u"
+    assert (record["history"][0]["source"], record["history"][0]["row"]) == ("more", 0)
+    model.attach_history(model.history_bank, "default", TOKENIZER)
+    record = pipe("a b c", **HISTORY)[0]
+    assert {pair["source"] for pair in record["history"]} == {"pairs"}
+    assert "a b c" not in {pair["text"] for pair in record["history"]}
+
+
+@pytest.mark.parametrize("how", ["none", "off", "config", "no word"])
+def test_without_a_memory_the_base_moves_all(how: str) -> None:
+    pipe = make_pipe(make() if how == "none" else taught())
+    pipe.model.config.use_history = how != "config"
+    options = {"use_history": False} if how == "off" else {}
+    records = pipe(["x", "a b c"][: 1 if how == "no word" else 2], **HISTORY, **options)
+    for record in records:
+        assert (record["base_share"], record["history"]) == (1.0, [])
+    assert pipe("zz", return_match=True, exact_matches=True)[0]["match"] is None
+
+
+def test_a_model_of_transformers(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sizes = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    config = MarianConfig(
+        vocab_size=len(TOKENIZER),
+        d_model=8,
+        encoder_ffn_dim=8,
+        decoder_ffn_dim=8,
+        max_position_embeddings=24,
+        pad_token_id=1,
+        eos_token_id=0,
+        bos_token_id=None,
+        decoder_start_token_id=1,
+        forced_eos_token_id=None,
+        init_std=2.0,
+        **sizes,
+    )
+    MarianMTModel(config).save_pretrained(tmp_path)
+    TOKENIZER.save_pretrained(tmp_path)
+    pipe: Any = pipeline("translation", model=str(tmp_path), device="cpu")
+    assert isinstance(pipe.model, MarianMTModel)
+    texts = ["a b c", "", "f g {n}", "h e d a"]
+    records = pipe(texts, batch_size=4)
+    assert records == [pipe(text)[0] for text in texts]
+    assert all(record["translation_text"] for record, text in zip(records, texts, strict=True) if text)
+    assert records[2]["lost"] == ["{n}"]
+    assert len(pipe("a b c", num_beams=2, num_return_sequences=2)) == 2
+    for option in ("return_history", "return_match", "exact_matches"):
+        with pytest.raises(TypeError, match="need an LLE translator; this is a MarianMTModel"):
+            pipe("a", **{option: True})
+
+
+def test_what_is_refused(tmp_path: Path) -> None:
+    pipe = make_pipe(make())
+    for wrong, kind in ((None, "NoneType"), (3, "int"), (["a", 3], "int"), ([["a"]], "list"), ({"text": "a"}, "dict")):
+        with pytest.raises(TypeError, match=f"which is {kind}: give texts"):
+            pipe(wrong)
+    with pytest.raises(ValueError, match=r"not used by the model.*num_beans"):
+        pipe("a", num_beans=3)
+    with pytest.raises(TypeError, match=r"needs a model from text to text.*LLEForCausalLM"):
+        make_pipe(make_model(vocab_size=len(TOKENIZER)))
+    with pytest.raises(ValueError, match="default"):
+        pipeline("translation")
+
+
+def test_options_of_the_pipeline_hold_for_every_call(tmp_path: Path) -> None:
+    pipe = make_pipe(taught(), num_beams=2, num_return_sequences=2, return_match=True, batch_size=2)
+    records = pipe(SOURCES)
+    assert [len(own) for own in records] == [2] * len(SOURCES)
+    assert records[0][0]["match"]["score"] == 1
+    assert len(pipe("a", num_return_sequences=1)) == 1
+    pipe.save_pretrained(tmp_path)
+    assert type(AutoModelForSeq2SeqLM.from_pretrained(tmp_path)) is modeling_lle.LLEForSeq2SeqLM
