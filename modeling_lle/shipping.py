@@ -70,9 +70,7 @@ def _imports(file: Path) -> list[tuple[Path, ast.ImportFrom]]:
             folder = file.parents[node.level - 1]
             target = folder.joinpath(*(node.module or "").split(".")).with_suffix(".py")
             if node.module is None or not target.is_file():
-                raise ValueError(
-                    f"{file}:{node.lineno}: what is shipped imports names from modules: from .module import name"
-                )
+                raise ValueError(f"{file}:{node.lineno}: write `from .module import name`: this module is shipped")
             found.append((target, node))
     return found
 

@@ -103,8 +103,8 @@ def test_remote_code_copy(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     LLETokenizer.register_for_auto_class("AutoTokenizer")
     BPE.save_pretrained(tmp_path / "repo")
     saved = json.loads((tmp_path / "repo" / "tokenizer_config.json").read_text())
-    assert saved["auto_map"] == {"AutoTokenizer": ["tokenization_lle.LLETokenizer", None]}
-    copy = dynamic_module_utils.get_class_from_dynamic_module("tokenization_lle.LLETokenizer", tmp_path / "repo")
+    assert saved["auto_map"] == {"AutoTokenizer": ["tokenization.LLETokenizer", None]}
+    copy = dynamic_module_utils.get_class_from_dynamic_module("tokenization.LLETokenizer", tmp_path / "repo")
     assert copy is not LLETokenizer
     assert copy.from_pretrained(tmp_path / "repo").encode(TEXTS[0]) == BPE.encode(TEXTS[0])
 

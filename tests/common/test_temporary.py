@@ -28,8 +28,8 @@ time.sleep(60 if sys.argv[2] == "waits" else 0)
 @contextmanager
 def process(parent: Path, how: str) -> Iterator[tuple[subprocess.Popen, Path]]:
     """A process that makes a folder, and the folder."""
-    command = [sys.executable, "-c", CODE.replace("modeling_lle.common.temporary", "temporary_lle"), str(parent), how]
-    place = Path(__file__).parent.parent / "modeling_lle"  # alone it starts at once
+    command = [sys.executable, "-c", CODE.replace("modeling_lle.common.temporary", "temporary"), str(parent), how]
+    place = Path(__file__).parents[2] / "modeling_lle" / "common"  # alone it starts at once
     started = subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(place)}
     )

@@ -90,7 +90,7 @@ def test_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 
 def test_a_terminated_command_cleans_up() -> None:
     code = (
-        "import os, signal, typer; from modeling_lle import cli\n"
+        "import os, signal, typer; from modeling_lle.cli import main as cli\n"
         "cli.app = lambda: os.kill(os.getpid(), signal.SIGTERM)\n"
         "try:\n    cli.main()\nfinally:\n    print('cleaned up', flush=True)"
     )

@@ -14,20 +14,46 @@ import pytest
 import torch
 import yaml
 from packaging.requirements import Requirement
-from tests.hub_client import logits
-from tests.hub_stand_in import HubStandIn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 from transformers.dynamic_module_utils import get_imports
 
-import modeling_lle
 from modeling_lle import LLEConfig, LLEForCausalLM, LLEForSequenceClassification, LLEModel, LLETokenizer
 from modeling_lle.cli.model_card import write_model_card
 from tests import word_translators
+from tests.hub.hub_client import logits
+from tests.hub.hub_stand_in import HubStandIn
 
 CLIENT = Path(__file__).with_name("hub_client.py")
-OF_CLASSIFIERS = {f"{name}_lle.py" for name in ("classification", "label_kernels", "labels", "pooling", "teaching")}
-OF_TRANSLATORS = {f"{name}_lle.py" for name in ("attention", "encoder_decoder", "seq2seq")}
-CODE = {path.name for path in Path(modeling_lle.__file__).parent.glob("*_lle.py")} - OF_CLASSIFIERS - OF_TRANSLATORS
+OF_CLASSIFIERS = {"backbone_pooling.py", "history_label_rule.py", "kernels_labels_numba.py", "models_teaching.py"}
+OF_TRANSLATORS = {"backbone_source_attention.py", "models_encoder_decoder.py"}
+OF_BANKS = (
+    "bank",
+    "changes",
+    "files",
+    "fingerprint",
+    "index_files",
+    "manifest",
+    "nearest",
+    "seal",
+    "segment",
+    "sketch",
+)
+FOLDERS: dict[str, tuple[str, ...]] = {
+    "backbone": ("batched_stacks", "cells", "recurrence"),
+    "bank": (
+        *("bank", "changes", "files", "fingerprint", "index_files", "manifest"),
+        *("nearest", "seal", "segment", "sketch", "state", "view"),
+    ),
+    "common": ("checks", "precision", "temporary"),
+    "history": ("cache", "explanation", "loss", "overlay", "prediction", "rule", "training"),
+    "kernels": (
+        *("linear", "lstm", "nearest_numba", "numba_tools"),
+        *("recall_numba", "scan", "scan_numba", "softmax_numba"),
+    ),
+    "models": ("arguments", "backbone", "pretrained", "targets"),
+}
+CODE = {f"{folder}_{name}.py" for folder, names in FOLDERS.items() for name in names}
+CODE |= {"configuration_lle.py", "modeling_lle.py", "shipping_lle.py", "tokenization.py"}
 RESULTS = {
     "command": "lle evaluate runs/cat",
     "commit": "abc1234",

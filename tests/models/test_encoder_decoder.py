@@ -176,7 +176,7 @@ def test_a_memory_is_not_attached_where_nothing_can_search_it(monkeypatch: pytes
         raise ImportError(f"{name} needs the package")
 
     monkeypatch.setattr("modeling_lle.models.seq2seq.bank_tool", missing)
-    with pytest.raises(ImportError, match="translated needs the package"):
+    with pytest.raises(ImportError, match="pairs needs the package"):
         model.attach_history(bank, tokenizer=TOKENIZER)
     assert model.history_bank is None
 

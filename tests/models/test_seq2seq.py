@@ -300,7 +300,7 @@ def test_saving_and_loading_with_the_memory(tmp_path: Path) -> None:
     assert tokenizer.padding_side == "right"
     loaded.attach_history(HistoryBank.from_pretrained(tmp_path), tokenizer=tokenizer)
     assert torch.equal(loaded(**batch()).logits, model(**batch()).logits)
-    assert loaded.config.auto_map["AutoModelForSeq2SeqLM"] == "seq2seq_lle.LLEForSeq2SeqLM"
+    assert loaded.config.auto_map["AutoModelForSeq2SeqLM"] == "modeling_lle.LLEForSeq2SeqLM"
     backbone = AutoModel.from_pretrained(tmp_path)
     assert type(backbone) is LLESeq2SeqModel
     assert torch.equal(backbone.encoder.embed_tokens.weight, model.lm_head.weight)

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.test_overlay_lle import make_updating
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM
 
@@ -16,6 +15,7 @@ from modeling_lle import HistoryBank, LLEForCausalLM
 from modeling_lle.backbone.recurrence import first_name
 from tests import classifiers, translators
 from tests.adapters import linear_names, merge, wrap
+from tests.history.test_overlay import make_updating
 from tests.tiny import make_ids, make_model, make_tokenizer
 
 RECURRENCES = ["lstm", "gru", "qrnn"]
