@@ -147,7 +147,7 @@ def remember(model: Any, tokenizer: Any, path: Path, pairs: Iterable[Any], **opt
     Args:
         model, tokenizer: What `load_translator` returned.
         path: The folder of the memory, which is attached to the model afterwards.
-        pairs, options: As in `causal.entries.pairs.add`.
+        pairs, options: As in `modeling_lle.entries.pairs.add`.
 
     Returns:
         The number of new pairs.

@@ -233,8 +233,8 @@ class HistoryBank:
         Args:
             dataset: As in `build`.
             model, tokenizer: Those that encode; None: those that built this bank, or whose model it is attached to.
-            options: As in `causal.entries.texts.add`: `text_column`, `source`, `namespace`, `keep_below`,
-                `merge`, `resume` and others; for a translator as in `causal.entries.pairs.add`.
+            options: As in `modeling_lle.entries.texts.add`: `text_column`, `source`, `namespace`, `keep_below`,
+                `merge`, `resume` and others; for a translator as in `modeling_lle.entries.pairs.add`.
         """
         if model is None and self.encoder is None:
             raise ValueError("who encodes? pass model and tokenizer, or attach the bank to the model first")

@@ -61,7 +61,7 @@ class View:
         """Searches with an index from now on.
 
         Args:
-            index: The index, `causal.bank.faiss_index.Index`.
+            index: The index, `modeling_lle.bank.faiss_index.Index`.
             known: The names of the segments that it knows, in its order, with their numbers of entries; one that has
                 been replaced since is not in the view any more.
         """

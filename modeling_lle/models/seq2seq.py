@@ -331,7 +331,7 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
 
     @property
     def memory(self) -> Any:
-        """The attached bank as it is now, as sentence pairs, `causal.entries.pairs.Memory`."""
+        """The attached bank as it is now, as sentence pairs, `modeling_lle.entries.pairs.Memory`."""
         bank, namespaces = self.history_bank, self.history_namespaces
         if bank is None or bank.encoder is None:
             raise ValueError("no memory is attached: call attach_history first")
