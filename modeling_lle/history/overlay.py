@@ -143,7 +143,30 @@ class Overlay:
                 tensors[name] = change(tensor)
         self.decayed, self.count, self.tokens = change(self.decayed), change(self.count), change(self.tokens)
 
-    def parts(self, length: int, mask: Tensor | None) -> Iterator[slice]:
+    def states(
+        self, model: Any, tokens: Tensor, mask: Tensor | None, cache: LLECache
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """The backbone's states of a segment in parts, between which the rows take their steps.
+
+        Each part must be read, and its predictions given to `remember`, before the next one is asked for.
+
+        Args:
+            model: The model.
+            tokens: (B, T) int64.
+            mask: (B, T) bool, False at padding, or None.
+            cache: The cache, whose state moves on.
+
+        Yields:
+            The positions of a part, and its states (B, n, D).
+        """
+        if not self.replaces_backbone:
+            whole = model.model(tokens, mask, past_key_values=cache, use_cache=False).last_hidden_state
+        for part in self._parts(tokens.shape[1], mask):
+            ids, own_mask = tokens[:, part], None if mask is None else mask[:, part]
+            self._read(model, ids, own_mask, cache.state)
+            yield part, self._encode(model, ids, own_mask, cache) if self.replaces_backbone else whole[:, part]
+
+    def _parts(self, length: int, mask: Tensor | None) -> Iterator[slice]:
         """Cuts a segment of T positions where a row takes a step; `mask` (B, T) bool is False at padding.
 
         Each part must be read before the next one is asked for.
@@ -159,7 +182,7 @@ class Overlay:
             yield slice(start, min(start + size, length))
             start += size
 
-    def read(self, model: Any, tokens: Tensor, mask: Tensor | None, state: tuple[Tensor, ...] | None) -> None:
+    def _read(self, model: Any, tokens: Tensor, mask: Tensor | None, state: tuple[Tensor, ...] | None) -> None:
         """Takes in the tokens (B, T) of a part, and the steps whose last outcome is now known.
 
         Args:
@@ -191,7 +214,7 @@ class Overlay:
         for number, tensor in enumerate(state):
             self.kept.setdefault(f"state-{number}", torch.zeros_like(tensor))[row] = tensor[row]
 
-    def encode(self, model: Any, tokens: Tensor, mask: Tensor | None, cache: LLECache) -> Tensor:
+    def _encode(self, model: Any, tokens: Tensor, mask: Tensor | None, cache: LLECache) -> Tensor:
         """States (B, T, D) of the tokens (B, T) by the changed backbone; the cache's state moves on."""
         rows, old = [], cache.state
         for row in range(len(tokens)):
