@@ -10,7 +10,8 @@ from modeling_lle import HistoryBank
 from modeling_lle.bank import sketch as sketch_module
 from modeling_lle.bank.nearest import nearest
 from modeling_lle.bank.sketch import ExactSearch, Sketch
-from tests.tiny import make_model, make_texts, make_tokenizer
+from tests.factories.language_models import make_language_model
+from tests.factories.texts import make_texts, make_word_tokenizer
 
 pytest.importorskip("numba")
 from modeling_lle.kernels.nearest_numba import nearest_of_sketch
@@ -99,7 +100,7 @@ def test_takes_over_after_many_searches_and_gives_up_where_it_cannot_answer(
 def test_a_bank_finds_and_forgets_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sketch_module, "LEAST", 0)
     monkeypatch.setattr(sketch_module, "PATIENCE", 0)
-    bank = HistoryBank.build(make_model(), make_tokenizer(), make_texts(30, 9))
+    bank = HistoryBank.build(make_language_model(), make_word_tokenizer(), make_texts(30, 9))
     queries = next(bank.segments())[1].keys[3:60:4].float()
     gone = torch.zeros(0, dtype=torch.long)
     for _ in range(2):
