@@ -19,6 +19,7 @@ Metrics are those of the first row, and
 """
 
 import functools
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -143,6 +144,8 @@ def memory(
     metrics |= speeds(model, tokenizer, timed, BATCH, beams, repetitions)
     one = speeds(model, tokenizer, timed, 1, beams, repetitions)
     metrics |= {f"{name}_1": value for name, value in one.items()}
-    metrics |= {name: value for name, value in fitted.items() if name.endswith("_ppl")}
+    metrics |= {
+        f"{name.removesuffix('_nats')}_ppl": math.exp(nats) for name, nats in fitted.items() if name.endswith("_nats")
+    }
     metrics |= {"memory_pairs": len(kept), "test_pairs": len(test), "build_seconds": seconds}
     write_results(output, this_command(), metrics, rows)
