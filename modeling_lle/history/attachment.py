@@ -49,7 +49,7 @@ class Attachment:
             return default
         if isinstance(history, Attachment):
             return history
-        if isinstance(history, Bank):
+        if hasattr(history, "snapshot"):
             return cls(history, tokenizer=None if default is None else default.tokenizer)
         raise TypeError(f"history={history!r:.80}: give an Attachment, a bank, or None")
 

@@ -190,9 +190,7 @@ def from_values(values: Tensor, mean: Tensor, deviation: Tensor) -> tuple[Tensor
     return values[0].exp(), values[1].square(), torch.cat([(values[2] - slopes @ mean)[None], values[3:4], slopes])
 
 
-def store_values(
-    numbers: Any, values: Tensor, mean: Tensor, deviation: Tensor, fixed: Collection[str] = ()
-) -> None:
+def store_values(numbers: Any, values: Tensor, mean: Tensor, deviation: Tensor, fixed: Collection[str] = ()) -> None:
     """Writes values of `to_values` back into the numbers, but for those that are `fixed`."""
     sharpness, recency, weights = from_values(values, mean, deviation)
     if "sharpness" not in fixed:

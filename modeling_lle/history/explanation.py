@@ -111,7 +111,13 @@ def explain_outcomes(explained: Explained, cause: MakeCause, top: int) -> list[E
     found = []
     for n, position in enumerate(explained.positions):
         causes = [
-            cause(position, STREAM if i < streamed else BANK, float(share[n, i]), float(effect[n, i]), int(identity[n, i]))
+            cause(
+                position,
+                STREAM if i < streamed else BANK,
+                float(share[n, i]),
+                float(effect[n, i]),
+                int(identity[n, i]),
+            )
             for i in best[n]
             if float(share[n, i]) > 0
         ]

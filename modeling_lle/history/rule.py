@@ -15,15 +15,11 @@ means: higher is nearer.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..common.precision import outside_autocast
-from ..configuration_fields import MAX_FITTED
 from ..kernels.scan import installed
 from .cache import Block
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from ..bank.found import Found
 from ..configuration import BankConfig, StreamConfig
 from .attachment import Attachment
+from .cache import Block, Stream
 from .rule import Recall, kernel, log_age, recall_bank, recall_stream
-from .stream import Block, Stream
 
 STREAM, BANK = "stream", "bank"
 
@@ -206,7 +206,10 @@ class BankSource:
             return whole
 
         found = Found(
-            placed(nearest.similarity, 0), placed(nearest.ids, -1), placed(nearest.outcomes, 0), placed(nearest.counts, 0)
+            placed(nearest.similarity, 0),
+            placed(nearest.ids, -1),
+            placed(nearest.outcomes, 0),
+            placed(nearest.counts, 0),
         )
         recall = recall_bank(found.similarity, found.outcomes, found.counts, numbers.sharpness)
         return FoundRecalled(found, recall, numbers.gate)

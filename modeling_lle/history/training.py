@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from ..configuration import LLEConfig
 from .cache import Block, Stream
-from .loss import Recalled, check_targets, head_cross_entropy
 from .calibration import from_values, store_values, to_values
+from .loss import Recalled, check_targets, head_cross_entropy
 from .rule import Recall, kernel, log_age, recall_stream
 
 logger = logging.getLogger(__name__)

@@ -344,9 +344,7 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
             for _ in cache.stream.read(states, tokens, mask, BLOCK):
                 pass
 
-    def explain(
-        self, input_ids: Tensor, top: int = 5, history: Attachment | Bank | None = None
-    ) -> list[Explanation]:
+    def explain(self, input_ids: Tensor, top: int = 5, history: Attachment | Bank | None = None) -> list[Explanation]:
         """Which entries moved the prediction of each token of a text, and by exactly how much.
 
         Args:

@@ -19,8 +19,7 @@ from transformers import initialization as init
 from transformers.utils import cached_file
 
 from ..backbone.recurrence import RENAMED, current_name, first_name, init_recurrent_weights
-from ..bank.fingerprint import check_fits
-from ..bank.manifest import HISTORY_FOLDER, BankError
+from ..bank.manifest import BankError
 from ..bank.protocol import Bank
 from ..common.temporary import replacing_files
 from ..configuration import LLEConfig
@@ -273,7 +272,7 @@ class LLEPreTrainedModel(PreTrainedModel):
         if was_fitting and any(is_packed(module) for module in self.modules()):
             return  # quantised since: it reads the keys of what it was
         try:
-            check_fits(bank, self)
+            bank.check_model(self)
         except BankError as error:
             if not was_fitting:
                 raise
