@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers.utils import ModelOutput
 
-from ..bank.bank import Found
+from ..bank.found import Found
 from ..common.precision import outside_autocast
 from ..configuration import MAX_FITTED, BankConfig, check_keys
 from .loss import IGNORED, check_targets

@@ -13,8 +13,8 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from modeling_lle.bank.bank import Found
 from modeling_lle.bank.files import BankError
+from modeling_lle.bank.found import Found
 from modeling_lle.bank.nearest import nearest
 from modeling_lle.bank.sketch import CHUNK, Sketch
 from modeling_lle.common.checks import expect, expect_places
