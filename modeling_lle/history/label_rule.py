@@ -35,8 +35,9 @@ from transformers.utils import ModelOutput
 from ..bank.found import Found
 from ..common.precision import outside_autocast
 from ..configuration import MAX_FITTED, BankConfig, check_keys
+from ..kernels.available import fused
 from .loss import IGNORED, check_targets
-from .rule import Recall, base_features, fused, gate, kernel
+from .rule import Recall, base_features, gate, kernel
 
 SINGLE: Final = "single_label_classification"
 MULTI: Final = "multi_label_classification"

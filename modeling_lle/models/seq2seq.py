@@ -34,7 +34,8 @@ from ..history.loss import (
     head_smoothing_nats,
 )
 from ..history.prediction import HistoryOutput, Prediction, block_size, collect
-from ..history.rule import Calibration, Recall, base_prediction, fused, recall_bank
+from ..history.rule import Calibration, Recall, base_prediction, recall_bank
+from ..kernels.available import fused
 from ..kernels.linear import apply_linear
 from .arguments import check_arguments
 from .backbone import refuse_export
