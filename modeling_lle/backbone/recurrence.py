@@ -382,12 +382,12 @@ class Members(_Stack):
     """Stacks side by side that have nothing in common: each reads and writes its own slice of the channels.
 
     Args:
-        config: The configuration; `members` says how many.
+        config: The configuration; `classifier.members` says how many.
     """
 
     def __init__(self, config: LLEConfig) -> None:
         super().__init__()
-        self.members = nn.ModuleList(RecurrentStack(config) for _ in range(config.members))
+        self.members = nn.ModuleList(RecurrentStack(config) for _ in range(config.classifier.members))
 
     def _run(
         self, x: Tensor, state: State | None, lengths: Tensor | None, after: After | None, seen: Seen
@@ -412,7 +412,7 @@ class Members(_Stack):
 
 def make_stack(config: LLEConfig) -> RecurrentStack | Members:
     """The stack of one direction of a backbone, or those of its members."""
-    return RecurrentStack(config) if config.members == 1 else Members(config)
+    return RecurrentStack(config) if config.classifier.members == 1 else Members(config)
 
 
 def padding_is_last(mask: Tensor) -> bool:

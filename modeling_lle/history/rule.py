@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ..common.precision import outside_autocast
-from ..configuration import MAX_FITTED
+from ..configuration_fields import MAX_FITTED
 from ..kernels.available import fused, takes_numba
 from .cache import Block
 
