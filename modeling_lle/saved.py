@@ -11,8 +11,10 @@ from typing import Any
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import cached_file
 
-from .bank.bank import HISTORY_FOLDER, TEMPORARY, HistoryBank
+from .bank.bank import TEMPORARY, HistoryBank
+from .bank.manifest import HISTORY_FOLDER
 from .bank.files import MANIFEST
+from .bank.protocol import Bank
 from .common.temporary import sweep
 from .data.rows import class_name
 from .history.label_rule import MULTI, REGRESSION, Label
@@ -165,9 +167,9 @@ def remember(model: Any, tokenizer: Any, path: Path, pairs: Iterable[Any], **opt
     return count_pairs(bank) - before
 
 
-def count_pairs(bank: HistoryBank) -> int:
+def count_pairs(bank: Bank) -> int:
     """The number of sentence pairs in a bank, without those that were forgotten."""
-    return sum(len(segment.documents) for _, segment in bank.segments())
+    return sum(1 for _ in bank.documents())
 
 
 def read_label(value: Any, kind: str) -> Any:

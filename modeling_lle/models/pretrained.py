@@ -19,8 +19,9 @@ from transformers import initialization as init
 from transformers.utils import cached_file
 
 from ..backbone.recurrence import RENAMED, current_name, first_name, init_recurrent_weights
-from ..bank.manifest import BankError
-from ..bank.protocol import Bank
+from ..bank.manifest import HISTORY_FOLDER, BankError
+from ..bank.protocol import Bank, EntryKind, Outcome
+from ..common.packages import raise_missing
 from ..common.temporary import replacing_files
 from ..configuration import LLEConfig
 from ..history.attachment import Attachment
@@ -51,6 +52,15 @@ class LLEPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _is_stateful = True
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+
+    @property
+    def entry_kind(self) -> EntryKind[Any]:
+        """How entries for this model are made; raises an ImportError where this package is not installed."""
+        try:  # an absolute import: what only makes entries is not saved with the model
+            from modeling_lle.entries.texts import TextEntries
+        except ModuleNotFoundError as error:
+            raise_missing(error)
+        return TextEntries()
 
     @property
     def key_size(self) -> int:
@@ -153,7 +163,8 @@ class LLEPreTrainedModel(PreTrainedModel):
                 folder = stack.enter_context(replacing_files(save_directory, PARTIAL, _SHARD))
             if is_main_process and not os.path.isfile(folder):
                 os.makedirs(folder, exist_ok=True)
-                self.config.auto_map = ship(self._shipped(), Path(folder))
+                also = [type(self.history_bank)] if save_history else []
+                self.config.auto_map = ship(self._shipped(), Path(folder), also)
             super().save_pretrained(folder, is_main_process, *args, **kwargs)
             if self.update_statistics is not None:
                 save_file(self.update_statistics, os.path.join(folder, STATISTICS), {"format": "pt"})
@@ -186,8 +197,7 @@ class LLEPreTrainedModel(PreTrainedModel):
             self.update_statistics = None  # they are those of the old output layer
         return super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
 
-    predicts_labels = False
-    bank_module = "entries.texts"
+    outcome: Outcome = "token"
     update_statistics: dict[str, Tensor] | None = None  # statistics of training text for the test-time update
     update_statistics_fault: str | None = None  # why those that were saved cannot be used
     history: Attachment | None = None

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedTokenizerBase
 from transformers.trainer_pt_utils import LabelSmoother
 
-from ..bank.bank import HISTORY_FOLDER
+from ..bank.manifest import HISTORY_FOLDER
 from ..bank.files import MANIFEST, Folder
 from ..common.precision import in_precision
 from ..configuration import LLEConfig

@@ -26,7 +26,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from ..bank.bank import HISTORY_FOLDER, HistoryBank
+from ..bank.bank import HistoryBank
+from ..bank.manifest import HISTORY_FOLDER
 from ..bank.files import Folder
 from ..common.temporary import replacing
 from ..configuration import LLEConfig

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from modeling_lle import HistoryBank, LLEForSequenceClassification
-from modeling_lle.bank.bank import HISTORY_FOLDER
+from modeling_lle.bank.manifest import HISTORY_FOLDER
 from modeling_lle.data.labelled import OUT_OF_SCOPE
 
 from .intents import Answers, Examples

@@ -470,7 +470,7 @@ def test_width_of_queries() -> None:
 def test_nothing_encodes_without_a_model(tmp_path: Path) -> None:
     build(path=tmp_path)
     bank = HistoryBank.open(tmp_path)
-    with pytest.raises(ValueError, match="who encodes"):
+    with pytest.raises(ValueError, match="No encoder: pass model= and tokenizer="):
         bank.add(TEXTS)
     with pytest.raises(FileExistsError, match="there is a bank at"):
         build(path=tmp_path)

@@ -238,7 +238,7 @@ def test_gate() -> None:
 @pytest.mark.parametrize("shape", [(1, 1, 5), (2, 3, 64), (1, 2, 1000)])
 @pytest.mark.parametrize("numba", [True, False])
 def test_base_prediction(shape: tuple[int, ...], numba: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("modeling_lle.history.rule.installed", lambda name: numba)
+    monkeypatch.setattr("modeling_lle.kernels.available.installed", lambda name: numba)
     logits = 5 * torch.randn(shape, generator=torch.Generator().manual_seed(0))
     expected = logits.double().log_softmax(-1)
     log_probs, features = base_prediction(logits.clone())

@@ -13,8 +13,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from modeling_lle import LLECache, LLEForCausalLM, StreamConfig
-from modeling_lle.history import loss as loss_module
-from modeling_lle.history import rule as rule_module
 from modeling_lle.history.cache import Stream
 from modeling_lle.history.training import HistoryLoss, recall_targets, recall_targets_reference
 from modeling_lle.models import causal as causal_module
@@ -29,8 +27,7 @@ D = 6
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """With the kernels, and as it runs where numba is missing."""
     if request.param == "torch":
-        for module in (rule_module, loss_module):
-            monkeypatch.setattr(module, "installed", lambda package: False)
+        monkeypatch.setattr("modeling_lle.kernels.available.installed", lambda package: False)
     return request.param
 
 

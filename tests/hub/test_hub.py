@@ -48,7 +48,7 @@ FOLDERS: dict[str, tuple[str, ...]] = {
     "common": ("checks", "precision", "temporary"),
     "history": ("cache", "explanation", "loss", "overlay", "prediction", "rule", "training"),
     "kernels": (
-        *("linear", "lstm", "nearest_numba", "numba_tools"),
+        *("available", "linear", "lstm", "lstm_numba", "nearest_numba", "numba_tools"),
         *("recall_numba", "scan", "scan_numba", "softmax_numba"),
     ),
     "models": ("arguments", "backbone", "pretrained", "targets"),

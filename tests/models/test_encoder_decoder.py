@@ -1,5 +1,6 @@
 """Translators by the conventions of transformers: outputs and their order, embeddings, encoder outputs, generation."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -173,11 +174,8 @@ def test_a_memory_is_not_attached_where_nothing_can_search_it(monkeypatch: pytes
     bank = model.history_bank
     model.detach_history()
 
-    def missing(name: str) -> None:
-        raise ImportError(f"{name} needs the package")
-
-    monkeypatch.setattr("modeling_lle.models.seq2seq.bank_tool", missing)
-    with pytest.raises(ImportError, match="pairs needs the package"):
+    monkeypatch.setitem(sys.modules, "modeling_lle.entries.pairs", None)  # as if the package were not installed
+    with pytest.raises(ImportError, match="this needs the package: `pip install modeling_lle`"):
         model.attach_history(bank, tokenizer=SUBWORD_PAIRS_TOKENIZER)
     assert model.history_bank is None
 
