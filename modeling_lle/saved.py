@@ -12,8 +12,8 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoModelForSequence
 from transformers.utils import cached_file
 
 from .bank.bank import TEMPORARY, HistoryBank
-from .bank.manifest import HISTORY_FOLDER
 from .bank.files import MANIFEST
+from .bank.manifest import HISTORY_FOLDER
 from .bank.protocol import Bank
 from .common.temporary import sweep
 from .data.rows import class_name

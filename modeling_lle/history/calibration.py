@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..common.precision import outside_autocast
-from ..configuration import MAX_FITTED, check_keys
+from ..configuration_fields import MAX_FITTED, check_keys
 from .prediction import Prediction
 from .rule import gate, mixed_log_prob
 from .source import Evidence

@@ -1,8 +1,8 @@
 """Explanations: which entries moved a prediction, and by exactly how much; one record for every head.
 
-With g_0 the base's share and s_i the share of entry i, P(y) - p(y) = sum_i s_i (v_i(y) - p(y)), since the shares of base
-and entries add up to 1; v_i(y) is what entry i says of y: 1 if its outcome is y and 0 otherwise, the vote of an example
-that may have several labels, or its value in regression. Each term is the exact effect of one entry.
+With g_0 the base's share and s_i the share of entry i, P(y) - p(y) = sum_i s_i (v_i(y) - p(y)), since the shares of
+base and entries add up to 1; v_i(y) is what entry i says of y: 1 if its outcome is y and 0 otherwise, the vote of an
+example that may have several labels, or its value in regression. Each term is the exact effect of one entry.
 Shapes: B batch, T time, N entries, n predictions.
 """
 
@@ -110,16 +110,10 @@ def explain_outcomes(explained: Explained, cause: MakeCause, top: int) -> list[E
     streamed = 0 if history.shares is None else history.shares.shape[-1]
     found = []
     for n, position in enumerate(explained.positions):
+        chosen = [(STREAM if i < streamed else BANK, i) for i in best[n] if float(share[n, i]) > 0]
         causes = [
-            cause(
-                position,
-                STREAM if i < streamed else BANK,
-                float(share[n, i]),
-                float(effect[n, i]),
-                int(identity[n, i]),
-            )
-            for i in best[n]
-            if float(share[n, i]) > 0
+            cause(position, source, float(share[n, i]), float(effect[n, i]), int(identity[n, i]))
+            for source, i in chosen
         ]
         target, base, mixed = int(explained.targets[n]), float(explained.base[n]), float(explained.mixed[n])
         found.append(

@@ -204,7 +204,7 @@ class Features:
 
 
 @dataclass
-class Recalled:
+class RecalledLabels:
     """What a bank recalls of the labels.
 
     Attributes:
@@ -230,7 +230,7 @@ class Recalled:
         sharpness: Tensor | float,
         background: Tensor | float,
         margin: float = 0.0,
-    ) -> "Recalled":
+    ) -> "RecalledLabels":
         """From what a search found, and the bank's numbers."""
         votes = space.votes.to(found.similarity.device)
         if not len(votes):
@@ -268,7 +268,7 @@ class Mixture:
     shares: Tensor
 
     @classmethod
-    def of(cls, own: Features, recalled: Recalled, numbers: Tensor | Sequence[float]) -> "Mixture":
+    def of(cls, own: Features, recalled: RecalledLabels, numbers: Tensor | Sequence[float]) -> "Mixture":
         """Mixes what the base and the bank say; `numbers` (4,) are those of the gate."""
         share = gate([recalled.seen_mass], own.features, [numbers]).exp()  # type: ignore[list-item]
         known = 1 - recalled.unseen.sum(-1, keepdim=True)
@@ -294,7 +294,7 @@ def mix(
         own = bank.sharpness, classifier.background, classifier.margin, bank.gate
         *mixture, mass = mix_labels(*parts, len(space.names), *own)
         return Mixture(*mixture), mass
-    recalled = Recalled.of(found, space, kind, bank.sharpness, classifier.background, classifier.margin)
+    recalled = RecalledLabels.of(found, space, kind, bank.sharpness, classifier.background, classifier.margin)
     return Mixture.of(Features.of(logits, kind), recalled, bank.gate), recalled.mass
 
 
@@ -408,7 +408,7 @@ def fit_labels(
         gate_numbers = torch.cat([(values[2] - weights @ mean)[None], values[3:4], weights])
         losses = []
         for own, (held, labels) in zip(owns, trials, strict=True):
-            found = Recalled.of(held.found, labels, kind, values[0].exp(), values[1], classifier.margin)
+            found = RecalledLabels.of(held.found, labels, kind, values[0].exp(), values[1], classifier.margin)
             mixture = Mixture.of(own, found, gate_numbers)
             losses.append(label_loss(logits_of(mixture.labels, kind), held.labels, kind))
         return losses[0] if len(losses) == 1 else (losses[0] + torch.stack(losses[1:]).mean()) / 2

@@ -291,5 +291,5 @@ class LLEPreTrainedModel(PreTrainedModel):
                 "stale: build the bank again with this model, or call detach_history()"
             ) from error
         counted = (own for own in self.parameters() if not own.is_meta and not own.is_inference())
-        now = None if self.training else [(own, own._version, own.data_ptr()) for own in counted]
-        self._fitting = {**before, bank.fingerprint: now}
+        now: list[tuple[Tensor, int, int]] = [(own, own._version, own.data_ptr()) for own in counted]
+        self._fitting = {**before, bank.fingerprint: None if self.training else now}

@@ -27,6 +27,7 @@ from ..common.packages import raise_missing
 from ..common.precision import outside_autocast
 from ..configuration import LLEConfig, LLESeq2SeqConfig
 from ..history.cache import LLECache, check_cache
+from ..history.calibration import Calibration
 from ..history.loss import (
     IGNORED,
     check_targets,
@@ -34,7 +35,7 @@ from ..history.loss import (
     head_smoothing_nats,
 )
 from ..history.prediction import HistoryOutput, Prediction, block_size, collect
-from ..history.rule import Calibration, Recall, base_prediction, recall_bank
+from ..history.rule import Recall, base_prediction, recall_bank
 from ..kernels.available import fused
 from ..kernels.linear import apply_linear
 from .arguments import check_arguments

@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedTokenizerBase
 from transformers.trainer_pt_utils import LabelSmoother
 
-from ..bank.manifest import HISTORY_FOLDER
 from ..bank.files import MANIFEST, Folder
+from ..bank.manifest import HISTORY_FOLDER
 from ..common.precision import in_precision
 from ..configuration import LLEConfig
 from ..data import check_labelled, load_labelled, split_out_of_scope

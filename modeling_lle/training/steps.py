@@ -27,8 +27,8 @@ from transformers import (
 )
 
 from ..bank.bank import HistoryBank
-from ..bank.manifest import HISTORY_FOLDER
 from ..bank.files import Folder
+from ..bank.manifest import HISTORY_FOLDER
 from ..common.temporary import replacing
 from ..configuration import LLEConfig
 from ..configuration_sections import SECTIONS

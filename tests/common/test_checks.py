@@ -17,7 +17,7 @@ from modeling_lle.bank.found import Found
 from modeling_lle.bank.nearest import nearest
 from modeling_lle.bank.sketch import Sketch
 from modeling_lle.common.checks import expect, expect_places
-from modeling_lle.history.label_rule import SINGLE, Features, LabelSpace, Mixture, Recalled
+from modeling_lle.history.label_rule import SINGLE, Features, LabelSpace, Mixture, RecalledLabels
 from modeling_lle.history.rule import Recall, base_features, kernel, log_age, recall_bank
 from modeling_lle.kernels.lstm import lstm
 from modeling_lle.kernels.scan import gated_scan_reference
@@ -124,7 +124,7 @@ def _mix_labels(
     space = LabelSpace(("",) * labels, logits.shape[1], votes)
     outcomes = outcomes.masked_fill(counts <= 0, 0)
     found = Found(similarity, outcomes, outcomes, counts)
-    recalled = Recalled.of(found, space, SINGLE, sharpness, background, margin)
+    recalled = RecalledLabels.of(found, space, SINGLE, sharpness, background, margin)
     mixture = Mixture.of(Features.of(logits, SINGLE), recalled, gate)
     return [mixture.labels, mixture.scope, mixture.base_share, mixture.shares, recalled.mass]
 

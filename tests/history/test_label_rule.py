@@ -18,7 +18,7 @@ from modeling_lle.history.label_rule import (
     Features,
     LabelSpace,
     Mixture,
-    Recalled,
+    RecalledLabels,
     fit_labels,
     kind_of,
     label_loss,
@@ -47,7 +47,7 @@ def make(seed: int, outcomes: list[str], kind: str = SINGLE, texts: int = 4, nei
 
 
 def mixed(logits: Tensor, found: Found, space: LabelSpace, kind: str = SINGLE, sharpness: float = 5.0) -> Mixture:
-    recalled = Recalled.of(found, space, kind, sharpness, BACKGROUND, MARGIN)
+    recalled = RecalledLabels.of(found, space, kind, sharpness, BACKGROUND, MARGIN)
     return Mixture.of(Features.of(logits, kind), recalled, GATE)
 
 
@@ -124,7 +124,7 @@ def test_a_margin_keeps_what_was_known() -> None:
     logits, found, space = make(0, ["x", "new", "y"])
     own, shares = Features.of(logits, SINGLE), []
     for margin in (0.0, 0.1, 0.5):
-        recalled = Recalled.of(found, space, SINGLE, 5.0, BACKGROUND, margin)
+        recalled = RecalledLabels.of(found, space, SINGLE, 5.0, BACKGROUND, margin)
         mixture = Mixture.of(own, recalled, GATE)
         torch.testing.assert_close(mixture.labels.sum(-1), torch.ones(len(logits)))
         shares.append(mixture.labels[:, 3])
@@ -169,7 +169,7 @@ def test_several_labels_a_text() -> None:
     outcomes = [outcome_name(labels, MULTI) for labels in (["x", "new"], [], ["y"])]
     logits, found, space = make(1, outcomes, MULTI)
     mixture = mixed(logits, found, space, MULTI)
-    recalled = Recalled.of(found, space, MULTI, 5.0, BACKGROUND)
+    recalled = RecalledLabels.of(found, space, MULTI, 5.0, BACKGROUND)
     torch.testing.assert_close(mixture.labels[:, 3], recalled.labels[:, 3])  # history only
     share = mixture.base_share[:, None]
     due = share * logits.sigmoid() + (1 - share) * recalled.labels[:, :3]
@@ -180,7 +180,7 @@ def test_several_labels_a_text() -> None:
 def test_regression_takes_the_mean_of_values() -> None:
     logits, found, space = make(2, ["1.5", "-2.0"], REGRESSION)
     mixture = mixed(logits, found, space, REGRESSION)
-    recalled = Recalled.of(found, space, REGRESSION, 5.0, BACKGROUND)
+    recalled = RecalledLabels.of(found, space, REGRESSION, 5.0, BACKGROUND)
     values = torch.tensor([1.5, -2.0])[found.outcomes]
     torch.testing.assert_close(recalled.labels[:, 0], (recalled.weights * values).sum(-1))
     share = mixture.base_share
@@ -225,7 +225,7 @@ def test_fitting_lowers_the_loss_and_trusts_a_bank_that_is_right() -> None:
     numbers = BankConfig()
     measured = fit_labels(Answered(logits, labels, found), space, numbers, SINGLE, 40)
     assert measured["after_nats"] < measured["before_nats"]
-    recalled = Recalled.of(found, space, SINGLE, numbers.sharpness, numbers.background)
+    recalled = RecalledLabels.of(found, space, SINGLE, numbers.sharpness, numbers.background)
     mixture = Mixture.of(Features.of(logits, SINGLE), recalled, numbers.gate)
     assert float((mixture.labels.argmax(-1) == labels).float().mean()) > 0.9
     assert float(mixture.base_share.mean()) < 0.5
