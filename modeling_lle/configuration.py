@@ -1,8 +1,8 @@
 """LLEConfig: sizes, regularisation, and the history that a model learns from, in sections.
 
-Notable: every field is typed and validated whenever it is set, every number finite and within bounds; a misspelt key is
-an error that proposes the nearest one, while keys that transformers saved are kept; the fields of the backbone can also
-be given, read and set without their section. The same class serves Python, YAML and the Hub.
+Notable: every field is typed and validated whenever it is set, every number finite and within bounds; a misspelt key
+is an error that proposes the nearest one, while keys that transformers saved are kept; the fields of the backbone can
+also be given, read and set without their section. The same class serves Python, YAML and the Hub.
 """
 
 import dataclasses
@@ -285,7 +285,7 @@ class LLEConfig(PreTrainedConfig):
         Raises:
             ValueError: A section that the model does not read has other values.
         """
-        found = {}
+        found: dict[str, dict[str, Any]] = {}
         for path, cls in OPTIONAL.items():
             if path not in READ_BY[architecture]:
                 values, default = dataclasses.asdict(operator.attrgetter(path)(self)), dataclasses.asdict(cls())

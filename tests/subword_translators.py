@@ -16,14 +16,15 @@ PAIRS = [
     ("a cat runs", "eine Katze rennt"),
 ]
 TOKENIZER = LLETokenizer.train([text for pair in PAIRS for text in pair] * 3, 330, ends_texts=True)
-NUMBERS = {"sentences": 2, "sharpness": 6.0, "gate": [-0.5, 0.2, 0.1, -0.3]}  # none is a default
+NUMBERS = {"sharpness": 6.0, "gate": [-0.5, 0.2, 0.1, -0.3]}  # none is a default
 
 
 def make(recurrence: str = "qrnn", stack: str = "residual", **values: Any) -> LLEForSeq2SeqLM:
     """A translator in evaluation mode; the same arguments give the same weights."""
-    sizes = {"hidden_size": 8, "num_hidden_layers": 2, "num_encoder_layers": 1, "num_attention_heads": 2}
+    sizes = {"hidden_size": 8, "num_hidden_layers": 2}
     own = {"initializer_range": 1.0, "history": {"bank": NUMBERS}, "recurrence": recurrence, "stack": stack}
-    return make_translator(TOKENIZER, **{**sizes, **own, **values})
+    translator = {"sentences": 2, **values.pop("translator", {})}
+    return make_translator(TOKENIZER, **{**sizes, **own, **values, "translator": translator})
 
 
 def rows(pairs: list[tuple[str, str]] = PAIRS) -> list[dict[str, str]]:

@@ -41,8 +41,7 @@ def make_translator(tokenizer: LLETokenizer, seed: int = 0, **values: Any) -> LL
         "vocab_size": len(tokenizer),
         "hidden_size": 32,
         "num_hidden_layers": 1,
-        "num_encoder_layers": 1,
-        "num_attention_heads": 2,
+        "translator": {"num_attention_heads": 2, **values.pop("translator", {})},
     }
     ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     config = LLEConfig(**{**sizes, "initializer_range": 0.3, **ids, **values})

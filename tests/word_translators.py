@@ -21,8 +21,9 @@ TOKENIZER = LLETokenizer.train([text for pair in PAIRS for text in pair.values()
 
 def make(seed: int = 0, **values: Any) -> LLEForSeq2SeqLM:
     """A translator in evaluation mode; the same arguments give the same weights."""
-    sizes = {"hidden_size": 8, "num_hidden_layers": 2, "num_encoder_layers": 1, "num_attention_heads": 4}
-    return make_translator(TOKENIZER, seed, **{**sizes, "initializer_range": 1.0, **values})
+    sizes = {"hidden_size": 8, "num_hidden_layers": 2}
+    translator = {"num_attention_heads": 4, **values.pop("translator", {})}
+    return make_translator(TOKENIZER, seed, **{**sizes, "initializer_range": 1.0, **values, "translator": translator})
 
 
 def taught(history: dict[str, Any] = STRONG, **values: Any) -> LLEForSeq2SeqLM:

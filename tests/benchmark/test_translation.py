@@ -155,7 +155,7 @@ def write_recipe() -> None:
         "task": "translation",
         "data": {"source_language": "en", "target_language": "de"},
         "tokenizer": {"kind": "word"},
-        "model": {"hidden_size": 16, "num_hidden_layers": 1, "num_encoder_layers": 1, "num_attention_heads": 2},
+        "model": {"hidden_size": 16, "num_hidden_layers": 1, "translator": {"num_attention_heads": 2}},
         "training": {
             "output_dir": "runs/tiny",
             "max_steps": 3,

@@ -100,7 +100,7 @@ SUBJECTS = [
     Subject("classifier", classifiers.make, "texts"),
     Subject("classifier-bank", _taught, "texts"),
     Subject("classifier-one-way", lambda: classifiers.make(bidirectional=False, recurrence="gru"), "texts"),
-    Subject("classifier-members", lambda: _taught(members=2, recurrence="qrnn"), "texts"),
+    Subject("classifier-members", lambda: _taught(classifier={"members": 2}, recurrence="qrnn"), "texts"),
     Subject("tokens", lambda: classifiers.make(of_tokens=True), "tokens"),
     Subject("translator", word_translators.make, "translations"),
     Subject("translator-memory", lambda: word_translators.taught(recurrence="qrnn"), "translations"),

@@ -18,7 +18,7 @@ close = torch.testing.assert_close
 @torch.no_grad()
 def test_a_translator(tied: bool, grows: bool, tmp_path: Path) -> None:
     old = len(subword_translators.TOKENIZER) + 2
-    model = subword_translators.make(tie_word_embeddings=tied, share_embeddings=tied, vocab_size=old)
+    model = subword_translators.make(tie_word_embeddings=tied, translator={"share_embeddings": tied}, vocab_size=old)
     model.lm_head.bias.uniform_()
     given, new = batch(), old + 5 if grows else old - 1
     before = model(**given).logits
@@ -72,7 +72,7 @@ def test_a_language_model(tied: bool, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("of_tokens", "members"), [(False, 1), (False, 2), (True, 2)])
 @torch.no_grad()
 def test_a_classifier(of_tokens: bool, members: int, tmp_path: Path) -> None:
-    model = classifiers.make(of_tokens=of_tokens, members=members)
+    model = classifiers.make(of_tokens=of_tokens, classifier={"members": members})
     ids = tiny.make_ids(2, 5)
     before = model(ids).logits
     model.resize_token_embeddings(tiny.VOCAB + 3)

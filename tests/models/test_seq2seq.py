@@ -281,7 +281,7 @@ def test_every_weight_learns() -> None:
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_embeddings_are_shared_or_not(tied: bool, tmp_path: Path) -> None:
-    model = make(tie_word_embeddings=tied, share_embeddings=tied)
+    model = make(tie_word_embeddings=tied, translator={"share_embeddings": tied})
     model.save_pretrained(tmp_path)
     for found in (model, AutoModelForSeq2SeqLM.from_pretrained(tmp_path)):
         encoder, decoder = (part.embed_tokens.weight for part in (found.model.encoder, found.model.decoder))
@@ -376,11 +376,11 @@ def test_what_is_wrong_is_named() -> None:
     with pytest.raises(ValueError, match="row 1 of the batch holds only padding"):
         model(**{**batch(), "attention_mask": torch.tensor([[1], [0], [1], [1]]).expand_as(batch()["input_ids"])})
     with pytest.raises(ValueError, match="3 heads, a width of 8"):
-        make(num_attention_heads=3)
+        make(translator={"num_attention_heads": 3})
     with pytest.raises(ValueError, match="needs tie_word_embeddings=True"):
         make(tie_word_embeddings=False)
-    with pytest.raises(ValueError, match="members is for classifiers"):
-        make(members=2)
+    with pytest.raises(ValueError, match=r"LLEForSeq2SeqLM does not read classifier\.members=2"):
+        make(classifier={"members": 2})
     with pytest.raises(ValueError, match="bos_token_id is not set"):
         make(bos_token_id=None)(**batch())
     bank = HistoryBank.build(model, TOKENIZER, rows())

@@ -102,7 +102,10 @@ def test_models_are_quantised(recurrence: str) -> None:
     translator = translators.make_translator(translators.make_tokenizer(), recurrence=recurrence)
     for model, given in (
         (make_model(7, recurrence, "residual"), {"input_ids": IDS, "attention_mask": MASK}),
-        (classifiers.make(recurrence=recurrence, pooling=["attention"]), {"input_ids": IDS, "attention_mask": MASK}),
+        (
+            classifiers.make(recurrence=recurrence, classifier={"pooling": ["attention"]}),
+            {"input_ids": IDS, "attention_mask": MASK},
+        ),
         (translator, {"input_ids": IDS, "decoder_input_ids": IDS}),
     ):
         low = quantized(model)
@@ -142,7 +145,7 @@ def test_the_loss_of_an_adapted_output_layer(window: int, monkeypatch: pytest.Mo
 
 
 def test_the_loss_of_an_adapted_translator() -> None:
-    untied = {"tie_word_embeddings": False, "share_embeddings": False}
+    untied = {"tie_word_embeddings": False, "translator": {"share_embeddings": False}}
     model = translators.make_translator(translators.make_tokenizer(), **untied).train()
     model.label_smoothing = 0.1
     labels = IDS.masked_fill(MASK == 0, -100)
