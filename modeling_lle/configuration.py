@@ -301,7 +301,10 @@ class LLEConfig(PreTrainedConfig):
             )
         for path in found:
             logger.warning(
-                "%s does not read the section %s, saved by %s: ignored", architecture, path, self.architectures
+                "%s does not read the section %s, saved by %s: ignored",
+                architecture,
+                path,
+                ", ".join(self.architectures or []),
             )
             owner, _, name = path.rpartition(".")
             setattr(getattr(self, owner) if owner else self, name, None)
