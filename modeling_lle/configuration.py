@@ -261,7 +261,8 @@ class LLEConfig(PreTrainedConfig):
     @property
     def state_size(self) -> int:
         """Width of the backbone's states, S."""
-        return self.hidden_size * self.classifier.members * (2 if self.bidirectional else 1)
+        backbone = self.backbone
+        return backbone.hidden_size * self.classifier.members * (2 if backbone.bidirectional else 1)
 
     @property
     def training(self) -> TrainingConfig:
