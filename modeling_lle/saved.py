@@ -13,6 +13,7 @@ from transformers.utils import cached_file
 
 from .bank.bank import HISTORY_FOLDER, TEMPORARY, HistoryBank
 from .bank.files import MANIFEST
+from .bank.protocol import Bank
 from .common.temporary import sweep
 from .data.rows import class_name
 from .history.label_rule import MULTI, REGRESSION, Label
@@ -165,9 +166,9 @@ def remember(model: Any, tokenizer: Any, path: Path, pairs: Iterable[Any], **opt
     return count_pairs(bank) - before
 
 
-def count_pairs(bank: HistoryBank) -> int:
+def count_pairs(bank: Bank) -> int:
     """The number of sentence pairs in a bank, without those that were forgotten."""
-    return sum(len(segment.documents) for _, segment in bank.segments())
+    return sum(1 for _ in bank.documents())
 
 
 def read_label(value: Any, kind: str) -> Any:

@@ -37,8 +37,10 @@ from modeling_lle.configuration_sections import (
 )
 from modeling_lle.history.rule import store_values
 from modeling_lle.training.recipe import load_recipe
-from tests import classifiers, translators
-from tests.tiny import make_ids, make_model, make_tokenizer
+from tests.factories.classifiers import make_classifier
+from tests.factories.language_models import make_language_model
+from tests.factories.texts import make_ids, make_word_tokenizer
+from tests.factories.translators import make_translator
 
 
 def test_defaults() -> None:
@@ -257,7 +259,9 @@ def test_further_attributes_survive_saving(tmp_path: Path, caplog: pytest.LogCap
     assert LLEConfig.from_dict(values).note == FURTHER["note"]
 
 
-@pytest.mark.parametrize("make", [make_model, classifiers.make, lambda: translators.make_translator(make_tokenizer())])
+@pytest.mark.parametrize(
+    "make", [make_language_model, make_classifier, lambda: make_translator(make_word_tokenizer())]
+)
 def test_a_model_with_further_attributes_is_loaded_again(tmp_path: Path, make: Callable[[], Any]) -> None:
     model = make()
     model.config.note, model.config.decoder_start_token_id = "mine", 1
@@ -395,7 +399,7 @@ def test_a_classifier_begins_at_the_backbone_of_a_language_model(
 
 
 def test_a_window_of_zero_is_no_stream() -> None:
-    model, ids = make_model(window=0), make_ids(2, 6)
+    model, ids = make_language_model(window=0), make_ids(2, 6)
     with torch.no_grad():
         output = model(ids, labels=ids, output_history=True)
         plain = model(ids, labels=ids, use_history=False)
@@ -408,7 +412,7 @@ def test_a_window_of_zero_is_no_stream() -> None:
 
 
 def test_only_the_embedding_is_tied(tmp_path: Path) -> None:
-    tied, free = make_model(), make_model(tie_word_embeddings=False)
+    tied, free = make_language_model(), make_language_model(tie_word_embeddings=False)
     assert tied.lm_head.weight is tied.model.embed_tokens.weight
     assert free.lm_head.weight is not free.model.embed_tokens.weight
     free.save_pretrained(tmp_path)

@@ -21,9 +21,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..common.precision import has_fast_bfloat16, recurrence_dtype
 from ..configuration import LLEConfig
+from ..kernels.available import takes_numba
 from ..kernels.linear import is_plain
 from ..kernels.lstm import lstm
-from ..kernels.scan import gated_scan, installed
+from ..kernels.scan import gated_scan
 from .cells import State, Weights, keep, recur, recur_by_steps
 
 After = Callable[[int, Tensor], Tensor]
@@ -164,7 +165,7 @@ class TorchRecurrence(nn.Module):
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
         if x.device.type != "cpu" or dtype != torch.bfloat16 or torch.compiler.is_compiling():
             return False
-        return has_fast_bfloat16(x.device) and installed("numba")
+        return has_fast_bfloat16(x.device) and takes_numba(x)
 
 
 class QRNN(nn.Module):

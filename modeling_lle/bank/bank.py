@@ -14,15 +14,15 @@ import uuid
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..common.temporary import TemporaryFolder
+from .base import BaseBank
 from .changes import (
     Condition,
-    Where,
     groups_to_compact,
     kept_sources,
     live_labels,
@@ -32,18 +32,21 @@ from .changes import (
     to_join,
 )
 from .files import MANIFEST, Added, BankError, File, Folder, Manifest, Segment, SegmentInfo
-from .fingerprint import fingerprint, same_backbone
+from .fingerprint import fingerprint
 from .index_files import remove_stale_indexes, stale_indexes
-from .state import ATTEMPTS, NO_IDS, BankState, EntryText, Found, Search, bank_tool
+from .protocol import Encoder, Where
+from .state import ATTEMPTS, NO_IDS, BankState
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
-DEFAULT = "default"
 HISTORY_FOLDER = "history"  # where a saved model keeps its bank
 TEMPORARY = "lle-bank-"  # what the names of temporary folders begin with
 
 
-class HistoryBank:
+class HistoryBank(BaseBank):
     """Entries of past sequences, in a folder. Make one with `build`, `open` or `from_pretrained`.
 
     Threads: any number may predict, search, describe and explain while others add, forget and compact. A search, and
@@ -59,7 +62,6 @@ class HistoryBank:
 
     def __init__(self, folder: Folder, verify: bool = True) -> None:
         self.folder = folder
-        self.encoder: tuple[Any, Any] | None = None  # model and tokenizer that `add` uses
         self._state = BankState.read(folder, verify)
         self._swapping = threading.RLock()  # held while a newer state is read or written, and takes the place of this
         self._writer: int | None = None  # the thread that keeps other writers out
@@ -96,7 +98,12 @@ class HistoryBank:
 
     @classmethod
     def build(
-        cls, model: Any, tokenizer: Any, dataset: Any, path: str | Path | None = None, **options: Any
+        cls,
+        model: Encoder,
+        tokenizer: "PreTrainedTokenizerBase",
+        dataset: Iterable[Any],
+        path: str | Path | None = None,
+        **options: Any,
     ) -> "HistoryBank":
         """Makes a bank of a data set.
 
@@ -104,17 +111,18 @@ class HistoryBank:
             model: The model that will recall from it; its backbone encodes the texts.
             tokenizer: Its tokenizer.
             dataset: Texts: a `datasets.Dataset` or `IterableDataset`, or an iterable of mappings or of texts; for a
-                translator of mappings with the columns `source` and `target`.
+                translator mappings with the columns `source` and `target`, for a classifier with `text` and `label`.
             path: The folder; None: a temporary one, which lasts as long as the bank. Save it with `save_pretrained`.
             options: As in `add`.
 
         Raises:
             FileExistsError: There is a bank already.
         """
-        size = fingerprint(model), model.key_size, model.config.vocab_size
+        kind, labels = model.entry_kind, () if model.outcome == "label" else None
+        size = fingerprint(model), model.key_size, model.config.vocab_size, labels
         bank = cls.temporary(*size) if path is None else cls.create(path, *size)
         bank.encoder = (model, tokenizer)
-        bank._encode(dataset, model, tokenizer, options)
+        kind.add(bank, dataset, model, tokenizer, **options)
         return bank
 
     @classmethod
@@ -167,86 +175,19 @@ class HistoryBank:
         """What the bank holds, as the files say."""
         return self._state.manifest
 
-    def __len__(self) -> int:
-        """Number of entries that can be recalled."""
-        return len(self._state)
-
     def __repr__(self) -> str:
         state = self._state
         return f"HistoryBank({str(self.folder.path)!r}, {len(state):,} entries, namespaces: {state.namespaces})"
-
-    def __deepcopy__(self, memo: Any) -> "HistoryBank":
-        """The bank itself: a copy of a model recalls from the same files."""
-        return self
-
-    @property
-    def namespaces(self) -> list[str]:
-        """The namespaces that hold entries."""
-        return self._state.namespaces
-
-    def check_namespaces(self, namespaces: Iterable[str] | str) -> tuple[str, ...]:
-        """As `BankState.check_namespaces`."""
-        return self._state.check_namespaces(namespaces)
-
-    def live_outcomes(self, namespaces: Iterable[str] | None = None) -> Tensor:
-        """As `BankState.live_outcomes`."""
-        return self._state.live_outcomes(namespaces)
 
     def segments(self) -> Iterator[tuple[SegmentInfo, Segment]]:
         """As `BankState.segments`."""
         return self._state.segments()
 
-    def search(
-        self, queries: Tensor, neighbours: int, namespaces: Iterable[str] | None = None, how: Search = "balanced"
-    ) -> Found:
-        """As `BankState.search`."""
-        return self._state.search(queries, neighbours, namespaces, how)
-
-    def describe(self, ids: Iterable[int], before: int = 16, after: int = 8) -> list[EntryText]:
-        """As `BankState.describe`."""
-        return self._state.describe(ids, before, after)
-
     def info(self) -> dict[str, Any]:
         """As `BankState.info`."""
         return self._state.info()
 
-    def check_model(self, model: Any) -> None:
-        """Raises a BankError unless `model` predicts what the bank holds, with the backbone that encoded it."""
-        if (self.manifest.labels is None) == model.predicts_labels:
-            held, due = ("tokens", "labels") if model.predicts_labels else ("labels", "tokens")
-            raise BankError(
-                f"the bank {self.folder.path} holds {held}, and a {type(model).__name__} predicts {due}: open a bank "
-                f"that {'its learn() made' if model.predicts_labels else 'HistoryBank.build made of texts'}"
-            )
-        if not same_backbone(self.manifest.fingerprint, model):
-            raise BankError(
-                f"the bank {self.folder.path} was encoded by another backbone (width {self.manifest.width}, "
-                f"vocabulary {self.manifest.vocab_size}) than this model's (width {model.key_size}, "
-                f"vocabulary {model.config.vocab_size}): load the model that built it, or build a bank with this one"
-            )
-
     # Changing
-
-    def add(self, dataset: Any, *, model: Any = None, tokenizer: Any = None, **options: Any) -> int:
-        """Adds the texts of a data set; returns the number of new entries.
-
-        Args:
-            dataset: As in `build`.
-            model, tokenizer: Those that encode; None: those that built this bank, or whose model it is attached to.
-            options: As in `modeling_lle.entries.texts.add`: `text_column`, `source`, `namespace`, `keep_below`,
-                `merge`, `resume` and others; for a translator as in `modeling_lle.entries.pairs.add`.
-        """
-        if model is None and self.encoder is None:
-            raise ValueError("who encodes? pass model and tokenizer, or attach the bank to the model first")
-        own_model, own_tokenizer = self.encoder or (None, None)
-        model, tokenizer = model or own_model, tokenizer or own_tokenizer
-        if tokenizer is None:
-            raise ValueError("the bank was attached to a model without its tokenizer: pass tokenizer")
-        self.check_model(model)
-        return self._encode(dataset, model, tokenizer, options)
-
-    def _encode(self, dataset: Any, model: Any, tokenizer: Any, options: dict[str, Any]) -> int:
-        return bank_tool(model.bank_module).add(self, dataset, model, tokenizer, **options)
 
     def append(
         self,

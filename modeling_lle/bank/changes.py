@@ -10,17 +10,17 @@ import difflib
 import json
 import math
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .files import Added, BankError, Segment, SegmentInfo
+from .protocol import Where
 from .state import NO_IDS, BankState
 from .view import LARGE
 
-Where = Mapping[str, Any] | Callable[[dict[str, Any]], bool]
 _MISSING = object()
 _NO_SOURCE = "'source' is no column: give source=... beside the columns; a data set's column of that name is 'source_'"
 

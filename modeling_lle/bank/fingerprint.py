@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..common.precision import outside_autocast
+from .protocol import Encoder
 
 VERSION = "projections-1"
 PROJECTIONS = 8  # of each tensor
@@ -31,14 +32,14 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")  # how banks were marked before: the SHA-2
 
 
 @torch.no_grad()
-def fingerprint(model: Any) -> str:
+def fingerprint(model: Encoder) -> str:
     """Identifies what makes the keys of `model`; compare it with `same_backbone`, not with `==`."""
     weights = model.key_weights()
     records = np.array([_record(weight) for _, weight in weights], dtype=_RECORD)
     return f"{VERSION}:{_names(weights)}:{base64.b64encode(records.tobytes()).decode()}"
 
 
-def same_backbone(given: str, model: Any) -> bool:
+def same_backbone(given: str, model: Encoder) -> bool:
     """Whether a fingerprint is that of the backbone of `model`, in whatever floating-point dtype it is.
 
     One that was written before there were projections is that of the weights in bfloat16 and of those in float32.
@@ -101,7 +102,7 @@ def _parse(given: str) -> tuple[str, Any]:
 
 
 @torch.no_grad()
-def _digest(model: Any) -> str:
+def _digest(model: Encoder) -> str:
     digest = hashlib.sha256()
     for name, weight in model.key_weights():
         digest.update(f"{name} {tuple(weight.shape)}\n".encode())

@@ -7,18 +7,20 @@ Shapes: D width, Q queries, N entries, K neighbours.
 
 import dataclasses
 import functools
-import importlib
 import itertools
 import logging
 import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..common.packages import raise_missing
 from ..common.precision import outside_autocast
 from .files import Added, BankError, File, Folder, Manifest, Segment, SegmentInfo
+from .found import Document, Entries, EntryText, Found
+from .protocol import Made, Search
 from .view import View
 
 logger = logging.getLogger(__name__)
@@ -26,49 +28,6 @@ logger = logging.getLogger(__name__)
 EXACT_ENTRIES = 50_000  # up to so many entries, exact search is faster than an index
 ATTEMPTS = 5  # readings of a manifest whose files a writer is replacing
 NO_IDS = torch.zeros(0, dtype=torch.long)
-
-Search = Literal["exact", "balanced", "fast"]
-Made = TypeVar("Made")
-
-
-@dataclasses.dataclass
-class Found:
-    """What a search found.
-
-    Attributes:
-        similarity: (Q, K) float32, cosines, descending.
-        ids: (Q, K) int64, ids of the entries; -1 where there are fewer than K.
-        outcomes: (Q, K) int64, the token that followed each entry.
-        counts: (Q, K) int32, how often each entry occurred; 0 where there is none.
-    """
-
-    similarity: Tensor
-    ids: Tensor
-    outcomes: Tensor
-    counts: Tensor
-
-
-@dataclasses.dataclass(frozen=True)
-class EntryText:
-    """Where an entry comes from.
-
-    Attributes:
-        id: Its id.
-        namespace, source, row: Where its document was added.
-        columns: The document's other columns.
-        before: Token ids up to the entry's key, the oldest first.
-        outcome: The token id that followed.
-        after: Token ids after it.
-    """
-
-    id: int
-    namespace: str
-    source: str
-    row: int
-    columns: dict[str, Any]
-    before: list[int]
-    outcome: int
-    after: list[int]
 
 
 class BankState:
@@ -140,6 +99,36 @@ class BankState:
         return sum(info.entries for info in self.manifest.segments) - len(self.forgotten)
 
     @property
+    def name(self) -> str:
+        """Name of the bank in messages: its folder."""
+        return str(self.folder.path)
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the model that made the keys."""
+        return self.manifest.fingerprint
+
+    @property
+    def width(self) -> int:
+        """Width of the keys, D."""
+        return self.manifest.width
+
+    @property
+    def vocab_size(self) -> int:
+        """Vocabulary of the model that made the keys."""
+        return self.manifest.vocab_size
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """Names of the outcomes in a bank of labels; None in one of tokens."""
+        return self.manifest.labels
+
+    @property
+    def generation(self) -> int:
+        """Number of changes so far."""
+        return self.manifest.generation
+
+    @property
     def namespaces(self) -> list[str]:
         """The namespaces that hold entries."""
         return sorted({info.namespace for info in self.manifest.segments})
@@ -177,6 +166,41 @@ class BankState:
             segment = self.files[info.file]
             forgotten = self.is_forgotten(segment)
             yield info, segment.without(forgotten) if forgotten.any() else segment
+
+    def documents(self, namespaces: Iterable[str] | None = None) -> Iterator[Document]:
+        """As `Snapshot.documents`."""
+        for info, segment, kept in self._kept(namespaces):
+            tokens, positions = self._tokens(segment).tolist(), segment.positions[kept]
+            ids, outcomes = segment.ids[kept].tolist(), segment.tokens[positions].tolist()
+            starts, first = segment.starts.tolist(), torch.searchsorted(positions, segment.starts).tolist()
+            for number, (begin, end) in enumerate(itertools.pairwise(first)):
+                if begin < end:  # else none of its entries is left
+                    columns = dict(segment.documents[number])
+                    yield Document(
+                        namespace=info.namespace,
+                        source=columns.pop("source"),
+                        row=columns.pop("row"),
+                        columns=columns,
+                        tokens=tokens[starts[number] : starts[number + 1]],
+                        ids=ids[begin:end],
+                        outcomes=outcomes[begin:end],
+                    )
+
+    def entries(self, namespaces: Iterable[str] | None = None) -> Iterator[Entries]:
+        """As `Snapshot.entries`."""
+        for info, segment, kept in self._kept(namespaces):
+            keys, ids, outcomes = segment.keys, segment.ids, segment.outcomes
+            if not kept.all():
+                keys, ids, outcomes = keys[kept], ids[kept], outcomes[kept]
+            yield Entries(info.namespace, keys, ids, outcomes)
+
+    def _kept(self, namespaces: Iterable[str] | None) -> Iterator[tuple[SegmentInfo, Segment, Tensor]]:
+        """The segments of some namespaces, and which entries of them were not forgotten, (N,) bool."""
+        chosen = None if namespaces is None else set(namespaces)
+        for info in self.manifest.segments:
+            if chosen is None or info.namespace in chosen:
+                segment = self.files[info.file]
+                yield info, segment, ~self.is_forgotten(segment)
 
     def live_outcomes(self, namespaces: Iterable[str] | None = None) -> Tensor:
         """Which labels some entry of these namespaces (None: of all) still has, (O,) bool, for a bank of labels."""
@@ -230,9 +254,7 @@ class BankState:
         if how != "exact" and len(view) > EXACT_ENTRIES:
             try:
                 is_current = functools.partial(self._are_on_disk, infos)
-                view.use_index(
-                    *bank_tool("bank.faiss_index").index_of(self.folder, infos, view.keys_of, how, is_current)
-                )
+                view.use_index(*_index_of(self.folder, infos, view.keys_of, how, is_current))
             except ImportError as error:
                 logger.warning(
                     "searching %s exactly, which is slow for %d entries: %s", self.folder.path, len(view), error
@@ -319,11 +341,10 @@ class BankState:
         }
 
 
-def bank_tool(name: str) -> Any:
-    """A module of modeling_lle.banks; remote code finds it where the package is installed."""
+def _index_of(*args: Any) -> tuple[Any, dict[str, int]]:
+    """As `index_of` of bank/faiss_index.py, which is not saved with models."""
     try:
-        return importlib.import_module(f"modeling_lle.{name}")
+        from modeling_lle.bank.faiss_index import index_of
     except ModuleNotFoundError as error:
-        if error.name is not None and error.name.startswith("modeling_lle"):
-            raise ImportError("this needs the package: `pip install modeling_lle`") from error
-        raise
+        raise_missing(error)
+    return index_of(*args)

@@ -7,17 +7,18 @@ tokens the text is followed by the outcomes. A text has one label in a namespace
 import difflib
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final, Protocol
 
 import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
-from ..bank.bank import HistoryBank
-from ..bank.files import Added, BankError, Segment
-from ..bank.manifest import check_names
-from ..bank.state import BankState
+from ..bank.manifest import Added, BankError, check_names
+from ..bank.protocol import DEFAULT, Bank, Encoder, Snapshot
+from ..bank.segment import Segment
 from ..common.checks import check_unicode
-from ..history.label_rule import SINGLE, outcome_name
+from ..history.label_rule import REGRESSION, SINGLE, Label, labels_in, outcome_name
 
 logger = logging.getLogger(__name__)
 
@@ -25,44 +26,116 @@ TOKENS = 8192  # of a batch, padding included, unless a single text is longer
 TEXTS = 256  # of a batch
 
 
-def add(
-    bank: HistoryBank,
-    model: Any,
-    tokenizer: Any,
-    texts: Sequence[Any],
-    labels: Sequence[Any],
-    *,
-    known: set[str] | None,
-    relabel: bool,
-    source: str | None,
-    namespace: str,
-) -> int:
-    """Adds examples to a bank; what `learn` of a classifier does.
+class ExampleEncoder(Encoder, Protocol):
+    """An encoder that makes one key of a text, or one of each token."""
 
-    Args:
-        bank: The bank.
-        model: The classifier that encodes.
-        tokenizer: Its tokenizer.
-        texts, labels, relabel, source, namespace: As in `TeachableModel.learn`.
-        known: The labels that may occur; None: any.
-    """
-    check_names([("namespace", namespace)] if source is None else [("namespace", namespace), ("source", source)])
-    examples = _Examples(texts, labels, model, known)
-    chosen, _ = examples.compare(_present(bank.snapshot(), namespace), relabel)
-    if not chosen:
-        return 0
-    segment, names = _segment(model, tokenizer, [examples.items[i] for i in chosen])
-    with bank.writing() as state:
-        was_chosen = chosen
-        chosen, replaced = examples.compare(_present(state, namespace), relabel)
-        if chosen != was_chosen:  # somebody has taught some of the texts, or taken them back, meanwhile
-            segment, names = _segment(model, tokenizer, [examples.items[i] for i in chosen])
-        source = source or state.free_source("taught")
-        rows = state.added(namespace, source).rows
-        for row, document in enumerate(segment.documents, start=rows):
-            document |= {"source": source, "row": row}
-        added = [Added(namespace, source, rows + len(chosen))]
-        return bank.append([(segment, added)], namespace, names, replaced) if chosen else 0
+    @property
+    def kind(self) -> str:
+        """What the labels are: a `problem_type` of transformers."""
+        ...
+
+    @property
+    def trained_labels(self) -> tuple[str, ...]:
+        """Labels of the output layer."""
+        ...
+
+    @property
+    def pooling(self) -> Any:
+        """Pooling of the states of a text into one; None in a classifier of tokens."""
+        ...
+
+    def encode(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Keys of texts (B, T): (B, D), or of tokens (B, T, D)."""
+        ...
+
+
+class ExampleEntries:
+    """Entries of labelled examples: the key is that of a text, or of one of its words, the outcome its label."""
+
+    outcome: Final = "label"
+
+    def check(self, bank: Bank) -> None:
+        """Raises a BankError if the outcomes of the bank are tokens."""
+        if bank.labels is None:
+            raise BankError(
+                f"the bank {bank.name} holds tokens, and examples have labels as outcomes: open a bank that learn() "
+                "made"
+            )
+
+    def name(self, outcome: int, bank: Bank | Snapshot, tokenizer: PreTrainedTokenizerBase) -> str:
+        """Name of a label; where a text has several, a JSON list of them."""
+        return (bank.labels or ())[outcome]
+
+    def add(
+        self,
+        bank: Bank,
+        rows: Iterable[Any],
+        model: ExampleEncoder,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        text_column: str = "text",
+        label_column: str = "label",
+        new_labels: bool = False,
+        relabel: bool = False,
+        source: str | None = None,
+        namespace: str = DEFAULT,
+    ) -> int:
+        """Encodes labelled examples and adds them to a bank; returns the number of new examples.
+
+        Args:
+            bank: The bank.
+            rows: Mappings with a text and a label.
+            model: The classifier that encodes.
+            tokenizer: Its tokenizer.
+            text_column, label_column: Their columns.
+            new_labels, relabel, source, namespace: As in `TeachableModel.learn`.
+
+        Raises:
+            ValueError: As in `TeachableModel.learn`, or a row lacks a column.
+        """
+        self.check(bank)
+        check_names([("namespace", namespace)] if source is None else [("namespace", namespace), ("source", source)])
+        texts, labels = _columns(rows, text_column, label_column)
+        before = bank.snapshot()
+        known = None if new_labels or model.kind == REGRESSION else _known(before, model)
+        examples = _Examples(texts, labels, model, known)
+        chosen, _ = examples.compare(_present(before, namespace), relabel)
+        if not chosen:
+            return 0
+        segment, names = _segment(model, tokenizer, [examples.items[i] for i in chosen])
+        with bank.writing() as state:
+            was_chosen = chosen
+            chosen, replaced = examples.compare(_present(state, namespace), relabel)
+            if chosen != was_chosen:  # somebody has taught some of the texts, or taken them back, meanwhile
+                segment, names = _segment(model, tokenizer, [examples.items[i] for i in chosen])
+            source = source or state.free_source("taught")
+            first = state.added(namespace, source).rows
+            for row, document in enumerate(segment.documents, start=first):
+                document |= {"source": source, "row": row}
+            added = [Added(namespace, source, first + len(chosen))]
+            return bank.append([(segment, added)], namespace, names, replaced) if chosen else 0
+
+
+def _columns(rows: Iterable[Any], *names: str) -> list[list[Any]]:
+    """The values of columns; raises a ValueError if a row lacks one."""
+    columns: list[list[Any]] = [[] for _ in names]
+    for number, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            raise ValueError(
+                f"row {number} is {type(row).__name__}: give mappings with the columns {', '.join(names)}"
+            )
+        for name, values in zip(names, columns, strict=True):
+            if name not in row:
+                raise ValueError(f"row {number} has no column {name!r}; its columns are: {', '.join(row)}")
+            values.append(row[name])
+    return columns
+
+
+def _known(state: Snapshot, model: ExampleEncoder) -> set[str]:
+    """The labels that the output layer or an entry of the bank has."""
+    names = state.labels or ()
+    live = [names[number] for number in state.live_outcomes().nonzero()[:, 0].tolist()]
+    return {*model.trained_labels, *(label for name in live for label in labels_in(name, model.kind))}
 
 
 class _Examples:
@@ -73,9 +146,9 @@ class _Examples:
             each word, None where a word has no label.
     """
 
-    def __init__(self, texts: Sequence[Any], labels: Sequence[Any], model: Any, known: set[str] | None) -> None:
-        if isinstance(texts, str) or len(texts) != len(labels):
-            raise ValueError(f"give a list of texts and as many labels: got {len(texts)} texts, {len(labels)} labels")
+    def __init__(
+        self, texts: Sequence[Any], labels: Sequence[Any], model: ExampleEncoder, known: set[str] | None
+    ) -> None:
         self.items: list[tuple[Any, str, list[str | None]]] = []
         self.of_words = model.pooling is None
         for row, (text, label) in enumerate(zip(texts, labels, strict=True)):
@@ -84,7 +157,7 @@ class _Examples:
             self._check_known(known, model)
         self._check_each_other()
 
-    def _text(self, row: int, text: Any, label: Any, model: Any) -> tuple[Any, str, list[str | None]]:
+    def _text(self, row: int, text: Any, label: Any, model: ExampleEncoder) -> tuple[Any, str, list[str | None]]:
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"text {row} is {text!r}: an example needs a text that is not empty")
         check_unicode((text, label), f"text {row} or its label")
@@ -102,7 +175,7 @@ class _Examples:
         names = [None if label is None else outcome_name(label, SINGLE) for label in labels]
         return list(words), " ".join(words), names
 
-    def _check_known(self, known: set[str], model: Any) -> None:
+    def _check_known(self, known: set[str], model: ExampleEncoder) -> None:
         for row, (_, shown, names) in enumerate(self.items):
             for name in names:
                 for label in [] if name is None else json.loads(name) if model.kind.startswith("multi") else [name]:
@@ -152,33 +225,25 @@ def _shown(names: Sequence[str | None]) -> str:
     return str(names[0]) if len(names) == 1 else json.dumps(names, ensure_ascii=False)
 
 
-def _present(state: BankState, namespace: str) -> dict[str, tuple[str, list[int]]]:
+def _present(state: Snapshot, namespace: str) -> dict[str, tuple[str, list[int]]]:
     """For each text in a namespace its label and the ids of its entries."""
-    present: dict[str, tuple[str, list[int]]] = {}
-    for info, segment in state.segments():
-        if info.namespace == namespace:
-            for number, owner in zip(segment.ids.tolist(), segment.owners.tolist(), strict=True):
-                document = segment.documents[owner]
-                present.setdefault(document["text"], (document["label"], []))[1].append(number)
-    return present
+    return {
+        document.columns["text"]: (document.columns["label"], document.ids)
+        for document in state.documents([namespace])
+    }
 
 
-def _documents(bank: HistoryBank) -> list[dict[str, Any]]:
-    """The documents of the examples that were not forgotten, of all namespaces."""
-    return [segment.documents[owner] for _, segment in bank.segments() for owner in segment.owners.unique().tolist()]
-
-
-def held_out(bank: HistoryBank, texts: Sequence[str]) -> list[int]:
+def held_out(bank: Bank, texts: Sequence[str]) -> list[int]:
     """The places of the texts that are not in a bank, to fit its numbers on.
 
     Raises:
         ValueError: All are.
     """
-    known = {document["text"] for document in _documents(bank)}
+    known = {document.columns["text"] for document in bank.documents()}
     places = [place for place, text in enumerate(texts) if text not in known]
     if not places:
         raise ValueError(
-            f"the bank {bank.folder.path} has all of these texts: give held-out ones, or the rule would learn to "
+            f"the bank {bank.name} has all of these texts: give held-out ones, or the rule would learn to "
             "trust what it has seen"
         )
     if len(places) < len(texts):
@@ -187,7 +252,7 @@ def held_out(bank: HistoryBank, texts: Sequence[str]) -> list[int]:
 
 
 def condition(
-    bank: HistoryBank, texts: Iterable[str] | None, label: Any, kind: str
+    bank: Bank, texts: Iterable[str] | None, label: Label | None, kind: str
 ) -> Callable[[dict[str, Any]], bool] | None:
     """A test of documents: whether they have one of these texts and this label; None for any.
 
@@ -198,21 +263,23 @@ def condition(
         return None
     wanted = None if texts is None else {texts} if isinstance(texts, str) else set(texts)
     name = None if label is None else outcome_name(label, kind)
-    documents = _documents(bank)
+    documents = [document.columns for document in bank.documents()]
     if wanted is not None:
         missing = sorted(wanted - {document["text"] for document in documents})
         if missing:
-            raise BankError(f"the bank {bank.folder.path} has no example with the text {_short(missing[0])}")
+            raise BankError(f"the bank {bank.name} has no example with the text {_short(missing[0])}")
     if name is not None and not any(document["label"] == name for document in documents):
         held = sorted({document["label"] for document in documents})
         near = difflib.get_close_matches(name, held, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise BankError(f"the bank {bank.folder.path} has no example with the label {name!r}{hint}")
+        raise BankError(f"the bank {bank.name} has no example with the label {name!r}{hint}")
     return lambda columns: (wanted is None or columns["text"] in wanted) and name in (None, columns["label"])
 
 
 @torch.no_grad()
-def _segment(model: Any, tokenizer: Any, items: list[tuple[Any, str, list[str | None]]]) -> tuple[Segment, list[str]]:
+def _segment(
+    model: ExampleEncoder, tokenizer: PreTrainedTokenizerBase, items: list[tuple[Any, str, list[str | None]]]
+) -> tuple[Segment, list[str]]:
     """Examples as a segment whose outcomes are numbers in the list of names that comes with it; of no source yet."""
     of_words = model.pooling is None
     encoded = tokenizer([text for text, _, _ in items], is_split_into_words=of_words, return_attention_mask=False)
@@ -224,8 +291,8 @@ def _segment(model: Any, tokenizer: Any, items: list[tuple[Any, str, list[str | 
     model.eval()
     try:
         for rows in batches([len(ids) for ids in encoded["input_ids"]]):
-            batch = tokenizer.pad({"input_ids": [encoded["input_ids"][row] for row in rows]}, return_tensors="pt")
-            batch = {name: value.to(model.device) for name, value in batch.items()}
+            padded = tokenizer.pad({"input_ids": [encoded["input_ids"][row] for row in rows]}, return_tensors="pt")
+            batch = {name: value.to(model.device) for name, value in padded.items()}
             states = model.encode(batch["input_ids"], batch["attention_mask"]).bfloat16().cpu()
             for number, row in enumerate(rows):
                 if of_words:

@@ -9,16 +9,17 @@ namespace has each pair once. Shapes: B sentences, N entries, K candidates, D wi
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
 
-from ..bank.bank import DEFAULT, HistoryBank
-from ..bank.files import Added, BankError, Segment
-from ..bank.manifest import check_names
-from ..bank.state import BankState
+from ..bank.found import Document
+from ..bank.manifest import Added, BankError, check_names
+from ..bank.protocol import DEFAULT, Bank, Encoder, Snapshot
+from ..bank.segment import Segment
 from ..common.checks import check_unicode
 from ..common.precision import outside_autocast
 from ..data.text import encode_sentences
@@ -49,61 +50,87 @@ class Match:
     row: int
 
 
-def add(
-    bank: HistoryBank,
-    dataset: Iterable[Any],
-    model: Any,
-    tokenizer: Any,
-    *,
-    source_column: str = "source",
-    target_column: str = "target",
-    source: str | None = None,
-    namespace: str = DEFAULT,
-    progress: bool = False,
-) -> int:
-    """Encodes sentence pairs and adds them to a bank; returns the number of new entries, target tokens.
+class PairEncoder(Encoder, Protocol):
+    """A translator: its decoder states are keys, its target tokens outcomes."""
 
-    Args:
-        bank: The bank.
-        dataset: Mappings with a source and a target.
-        model: The translator that encodes.
-        tokenizer: Its tokenizer.
-        source_column, target_column: Their columns.
-        source: Name of the source, by which it can be forgotten; None: the next of "added-1", "added-2", ...
-        namespace: The namespace that it goes to: a client, a domain.
-        progress: Whether to show a progress bar.
+    @property
+    def start_token_id(self) -> int:
+        """The token that every target begins after."""
+        ...
 
-    Raises:
-        ValueError: There is no pair, or a row has no such column, or one that is blank or no text.
-    """
-    pairs = _pairs(dataset, source_column, target_column)
-    check_names([("namespace", namespace)] if source is None else [("namespace", namespace), ("source", source)])
-    training = model.training
-    model.eval()
-    try:
-        with bank.writing() as state, tqdm(desc="Encoding", unit=" pairs", disable=not progress) as bar:
-            name = source or state.free_source("added")
-            new = _new_pairs(state, pairs, namespace, state.added(namespace, name).rows)
-            bar.reset(total=len(new))
-            parts = (new[start : start + WRITTEN] for start in range(0, len(new), WRITTEN))
-            segments = (
-                (_segment(model, tokenizer, part, name, bar), [Added(namespace, name, part[-1].row + 1)])
-                for part in parts
-            )
-            return bank.append(segments, namespace)
-    finally:
-        model.train(training)
+    def encode(self, input_ids: Tensor, labels: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Keys of target positions (B, T, D)."""
+        ...
 
 
-def _checked(segment: Segment, state: BankState) -> list[dict[str, Any]]:
-    """The documents of a segment; raises a BankError unless each is a sentence pair."""
-    for document in segment.documents:
-        if not all(isinstance(document.get(name), str) for name in ("text", "translation")):
-            raise BankError(
-                f"the bank {state.folder.path} does not hold sentence pairs: make a memory with `lle memory`, or with "
-                "HistoryBank.build and a translator"
-            )
-    return segment.documents
+class PairEntries:
+    """Entries of sentence pairs: the key is the decoder's state before a token of the target, which is the outcome."""
+
+    outcome: Final = "target token"
+
+    def check(self, bank: Bank) -> None:
+        """Raises a BankError unless every document of the bank is a sentence pair."""
+        for document in bank.documents():
+            _check_pair(document, bank)
+
+    def name(self, outcome: int, bank: Bank | Snapshot, tokenizer: PreTrainedTokenizerBase) -> str:
+        """Text of a token."""
+        return str(tokenizer.decode([outcome]))
+
+    def add(
+        self,
+        bank: Bank,
+        rows: Iterable[Any],
+        model: PairEncoder,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        source_column: str = "source",
+        target_column: str = "target",
+        source: str | None = None,
+        namespace: str = DEFAULT,
+        progress: bool = False,
+    ) -> int:
+        """Encodes sentence pairs and adds them to a bank; returns the number of new entries, target tokens.
+
+        Args:
+            bank: The bank.
+            rows: Mappings with a source and a target.
+            model: The translator that encodes.
+            tokenizer: Its tokenizer.
+            source_column, target_column: Their columns.
+            source: Name of the source, by which it can be forgotten; None: the next of "added-1", "added-2", ...
+            namespace: The namespace to add to: a client, a domain.
+            progress: Whether to show a progress bar.
+
+        Raises:
+            ValueError: There is no pair, a row lacks a column, or one is blank or no text.
+        """
+        pairs = _pairs(rows, source_column, target_column)
+        check_names([("namespace", namespace)] if source is None else [("namespace", namespace), ("source", source)])
+        training = model.training
+        model.eval()
+        try:
+            with bank.writing() as state, tqdm(desc="Encoding", unit=" pairs", disable=not progress) as bar:
+                name = source or state.free_source("added")
+                new = _new_pairs(state, pairs, namespace, state.added(namespace, name).rows)
+                bar.reset(total=len(new))
+                parts = (new[start : start + WRITTEN] for start in range(0, len(new), WRITTEN))
+                segments = (
+                    (_segment(model, tokenizer, part, name, bar), [Added(namespace, name, part[-1].row + 1)])
+                    for part in parts
+                )
+                return bank.append(segments, namespace)
+        finally:
+            model.train(training)
+
+
+def _check_pair(document: Document, bank: Bank | Snapshot) -> None:
+    """Raises a BankError unless a document is a sentence pair."""
+    if not all(isinstance(document.columns.get(name), str) for name in ("text", "translation")):
+        raise BankError(
+            f"the bank {bank.name} does not hold sentence pairs: make a memory with `lle memory`, or with "
+            "HistoryBank.build and a translator"
+        )
 
 
 @dataclass(frozen=True)
@@ -115,14 +142,12 @@ class _Pair:
     translation: str
 
 
-def _new_pairs(state: BankState, pairs: Iterable[tuple[str, str]], namespace: str, first: int) -> list[_Pair]:
+def _new_pairs(state: Snapshot, pairs: Iterable[tuple[str, str]], namespace: str, first: int) -> list[_Pair]:
     """The pairs that a namespace does not have, each once; they are rows from `first` on."""
-    seen = {
-        (document["text"], document["translation"])
-        for info, segment in state.segments()
-        if info.namespace == namespace
-        for document in segment.documents
-    }
+    seen = set()
+    for document in state.documents([namespace]):
+        _check_pair(document, state)
+        seen.add((document.columns["text"], document.columns["translation"]))
     new: list[_Pair] = []
     for row, pair in enumerate(pairs, start=first):
         if pair not in seen:
@@ -149,7 +174,9 @@ def _pairs(dataset: Iterable[Any], source_column: str, target_column: str) -> li
 
 
 @torch.no_grad()
-def _segment(model: Any, tokenizer: Any, pairs: Sequence[_Pair], source: str, bar: Any) -> Segment:
+def _segment(
+    model: PairEncoder, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[_Pair], source: str, bar: tqdm
+) -> Segment:
     """Pairs as a segment: an entry for each token of their targets."""
     texts = encode_sentences([pair.text for pair in pairs], tokenizer)
     targets = encode_sentences([pair.translation for pair in pairs], tokenizer)
@@ -189,7 +216,7 @@ def padded(texts: Sequence[list[int]], targets: Sequence[list[int]], pad_token_i
 
 
 def pair_batches(
-    sources: Sequence[str], targets: Sequence[str], tokenizer: Any, size: int = SAMPLED
+    sources: Sequence[str], targets: Sequence[str], tokenizer: PreTrainedTokenizerBase, size: int = SAMPLED
 ) -> Iterator[dict[str, Tensor]]:
     """Sentence pairs in batches as forward of a translator takes them, at most `size` in each; short ones first."""
     texts, labels = (encode_sentences(list(side), tokenizer) for side in (sources, targets))
@@ -207,20 +234,23 @@ class Memory:
     """
 
     @outside_autocast
-    def __init__(self, state: BankState, tokenizer: Any, namespaces: Iterable[str] | None = None) -> None:
+    def __init__(
+        self, state: Snapshot, tokenizer: PreTrainedTokenizerBase, namespaces: Iterable[str] | None = None
+    ) -> None:
         from ..bank.lexical import SentenceIndex, fuzzy_match  # here, as nothing else in this file needs the extra
 
         self.tokenizer, self._fuzzy_match = tokenizer, fuzzy_match
         self.pairs: list[dict[str, Any]] = []
-        keys, outcomes, ids = [torch.zeros(0, state.manifest.width, dtype=torch.bfloat16)], [NONE], [NONE]
         sizes: list[int] = []
-        for info, segment in state.segments():
-            if namespaces is None or info.namespace in namespaces:
-                self.pairs += _checked(segment, state)
-                sizes += torch.bincount(segment.owners, minlength=len(segment.documents)).tolist()
-                keys.append(segment.keys)
-                outcomes.append(segment.outcomes)
-                ids.append(segment.ids)
+        for document in state.documents(namespaces):
+            _check_pair(document, state)
+            self.pairs.append({"source": document.source, "row": document.row, **document.columns})
+            sizes.append(len(document.ids))
+        keys, outcomes, ids = [torch.zeros(0, state.width, dtype=torch.bfloat16)], [NONE], [NONE]
+        for batch in state.entries(namespaces):
+            keys.append(batch.keys)
+            outcomes.append(batch.outcomes)
+            ids.append(batch.ids)
         self.keys, self.outcomes, self.ids = torch.cat(keys), torch.cat(outcomes), torch.cat(ids)
         if bool((self.ids.diff() < 0).any()):  # joined segments of several namespaces: the oldest pair first again
             oldest = self.ids[torch.tensor([0, *sizes[:-1]]).cumsum(0)].argsort().tolist()
@@ -250,7 +280,7 @@ class Memory:
         rows = (
             input_ids.cpu() if attention_mask is None else input_ids.cpu().masked_fill(attention_mask.cpu() == 0, -1)
         )
-        texts = [self.tokenizer.decode(row[row >= 0], skip_special_tokens=True) for row in rows]
+        texts = [str(self.tokenizer.decode(row[row >= 0], skip_special_tokens=True)) for row in rows]
         places = []
         nearest, _ = self.index.search(texts, sentences + leave_out * SPARE)
         for text, found in zip(texts, nearest.tolist(), strict=True):

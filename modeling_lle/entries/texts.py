@@ -10,22 +10,23 @@ import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
 import torch
 from datasets import Dataset
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
 
-from ..bank.bank import DEFAULT, HistoryBank
 from ..bank.changes import plain
-from ..bank.files import Added, Segment
-from ..bank.manifest import check_names
+from ..bank.manifest import Added, BankError, check_names
+from ..bank.protocol import DEFAULT, Bank, Encoder, Snapshot
+from ..bank.segment import Segment
 from ..common.checks import check_unicode
 from ..data.text import encode_texts
 from ..history.cache import LLECache
-from ..kernels.scan import installed
+from ..kernels.available import takes_numba
 
 Item = TypeVar("Item")
 
@@ -49,68 +50,92 @@ class _Part:
     end: int
 
 
-def add(
-    bank: HistoryBank,
-    dataset: Iterable[Any],
-    model: Any,
-    tokenizer: Any,
-    *,
-    text_column: str = "text",
-    source: str | None = None,
-    namespace: str = DEFAULT,
-    columns: Iterable[str] | None = None,
-    keep_below: float | None = None,
-    merge: bool = False,
-    resume: bool = False,
-    progress: bool = False,
-) -> int:
-    """Encodes texts and adds them to a bank; returns the number of new entries.
+class TextEncoder(Encoder, Protocol):
+    """An encoder whose backbone reads text from left to right; for `keep_below` it has an output layer `lm_head`."""
 
-    Args:
-        bank: The bank.
-        dataset: Texts, or mappings with a text in `text_column`.
-        model: An `LLEForCausalLM`, or for `keep_below=None` any LLE model.
-        tokenizer: Its tokenizer.
-        text_column: Column of the text.
-        source: Name of the source, by which it can be forgotten; None: the next of "added-1", "added-2", ...
-        namespace: The namespace that it goes to.
-        columns: Other columns to keep with each row; None: all. Scalars of NumPy and torch are kept as plain values.
-        keep_below: Keep only what the model does not know: outcomes to which it gives less than this probability.
-        merge: Whether entries of one row with the same outcome, and the same 16 tokens before it, become one that
-            counts for all of them.
-        resume: Whether to go on where adding this source was interrupted; the rows must come in the same order.
-        progress: Whether to show a progress bar.
+    @property
+    def base_model(self) -> nn.Module:
+        """The backbone."""
+        ...
 
-    Raises:
-        ValueError: There is no text, a row has no such column, one holds what cannot be written as JSON, or the source
-            is in the namespace already.
-    """
-    if keep_below is not None and not 0 < keep_below <= 1:
-        raise ValueError(f"keep_below is a probability above 0, got {keep_below}")
-    check_names([("namespace", namespace)] if source is None else [("namespace", namespace), ("source", source)])
-    rows = _rows(dataset, text_column, columns)
-    training, device = model.training, model.device.type
-    # A thread has an autocast of its own: that of the caller is what counts.
-    autocast = torch.autocast(device, torch.get_autocast_dtype(device), enabled=torch.is_autocast_enabled(device))
-    encode = autocast(_encode)
-    model.eval()
-    try:
-        with bank.writing() as state:  # nobody else can take the name of the source from here on
-            source = state.free_source("added") if source is None else source
-            before = state.added(namespace, source)
-            if (before.rows or before.tokens) and not resume:
-                raise ValueError(
-                    f"the source {source!r} is in the namespace {namespace!r} already: go on with resume=True, "
-                    "give another name, or forget it first"
+
+class TextEntries:
+    """Entries of texts: the key is the state after a token, the outcome the token that follows."""
+
+    outcome: Final = "token"
+
+    def check(self, bank: Bank) -> None:
+        """Raises a BankError if the outcomes of the bank are labels."""
+        if bank.labels is not None:
+            raise BankError(f"the bank {bank.name} holds labels, and texts have tokens as outcomes: open another bank")
+
+    def name(self, outcome: int, bank: Bank | Snapshot, tokenizer: PreTrainedTokenizerBase) -> str:
+        """Text of a token."""
+        return str(tokenizer.decode([outcome]))
+
+    def add(
+        self,
+        bank: Bank,
+        rows: Iterable[Any],
+        model: TextEncoder,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        text_column: str = "text",
+        source: str | None = None,
+        namespace: str = DEFAULT,
+        columns: Iterable[str] | None = None,
+        keep_below: float | None = None,
+        merge: bool = False,
+        resume: bool = False,
+        progress: bool = False,
+    ) -> int:
+        """Encodes texts and adds them to a bank; returns the number of new entries.
+
+        Args:
+            bank: The bank.
+            rows: Texts, or mappings with a text in `text_column`.
+            model: An `LLEForCausalLM`, or for `keep_below=None` any LLE model.
+            tokenizer: Its tokenizer.
+            text_column: Column of the text.
+            source: Name of the source, by which it can be forgotten; None: the next of "added-1", "added-2", ...
+            namespace: The namespace to add to.
+            columns: Other columns to keep with each row; None: all. NumPy and torch scalars are kept as plain values.
+            keep_below: Keep only outcomes to which the model gives less than this probability.
+            merge: Whether to merge entries of one row with the same outcome and the same 16 tokens before it.
+            resume: Whether to continue an interrupted import of this source; the rows must come in the same order.
+            progress: Whether to show a progress bar.
+
+        Raises:
+            ValueError: There is no text, a row lacks a column, a value cannot be written as JSON, or the source is in
+                the namespace already.
+        """
+        self.check(bank)
+        if keep_below is not None and not 0 < keep_below <= 1:
+            raise ValueError(f"keep_below is a probability above 0, got {keep_below}")
+        check_names([("namespace", namespace)] if source is None else [("namespace", namespace), ("source", source)])
+        texts = _rows(rows, text_column, columns)
+        training, device = model.training, model.device.type
+        # Autocast is per thread: the segments are encoded in another thread, with the caller's setting.
+        autocast = torch.autocast(device, torch.get_autocast_dtype(device), enabled=torch.is_autocast_enabled(device))
+        encode = autocast(_encode)
+        model.eval()
+        try:
+            with bank.writing() as state:  # nobody else can take the name of the source from here on
+                source = state.free_source("added") if source is None else source
+                before = state.added(namespace, source)
+                if (before.rows or before.tokens) and not resume:
+                    raise ValueError(
+                        f"the source {source!r} is in the namespace {namespace!r} already: go on with resume=True, "
+                        "give another name, or forget it first"
+                    )
+                parts = _parts(texts, tokenizer, before, getattr(rows, "num_rows", None), progress)
+                segments = (
+                    (encode(model, buffer, keep_below, merge, source), [Added(namespace, source, done, tokens)])
+                    for buffer, done, tokens in _ahead(_buffers(parts, before))
                 )
-            parts = _parts(rows, tokenizer, before, getattr(dataset, "num_rows", None), progress)
-            segments = (
-                (encode(model, buffer, keep_below, merge, source), [Added(namespace, source, rows, tokens)])
-                for buffer, rows, tokens in _ahead(_buffers(parts, before))
-            )
-            return bank.append(_ahead(segments), namespace)
-    finally:
-        model.train(training)
+                return bank.append(_ahead(segments), namespace)
+        finally:
+            model.train(training)
 
 
 def _ahead(items: Iterator[Item]) -> Iterator[Item]:
@@ -167,7 +192,11 @@ def _batched(dataset: Dataset) -> Iterator[dict[str, Any]]:
 
 
 def _parts(
-    rows: Iterable[tuple[str, dict]], tokenizer: Any, before: Added, total: int | None, progress: bool
+    rows: Iterable[tuple[str, dict]],
+    tokenizer: PreTrainedTokenizerBase,
+    before: Added,
+    total: int | None,
+    progress: bool,
 ) -> Iterator[_Part]:
     """The rows from where `before` ends, tokenised; raises a ValueError if there is none at all."""
     number, start = -1, tokenizer.eos_token_id
@@ -204,7 +233,7 @@ def _buffers(parts: Iterable[_Part], before: Added) -> Iterator[tuple[list[_Part
 
 
 @torch.no_grad()
-def _encode(model: Any, parts: list[_Part], keep_below: float | None, merge: bool, source: str) -> Segment:
+def _encode(model: TextEncoder, parts: list[_Part], keep_below: float | None, merge: bool, source: str) -> Segment:
     """The entries of some parts, as a segment whose ids are still to be given."""
     lengths = [part.end - part.begin for part in parts]
     total = sum(lengths)
@@ -272,7 +301,7 @@ def _batches(parts: list[_Part], first: np.ndarray) -> Iterator[list[_Piece]]:
         yield pieces[start : start + ROWS]
 
 
-def _read(model: Any, pieces: list[_Piece], keys: Tensor, probability: Tensor | None) -> None:
+def _read(model: TextEncoder, pieces: list[_Piece], keys: Tensor, probability: Tensor | None) -> None:
     """Fills the keys (N, D), and the base's probability of the outcomes (N,), of a batch of pieces."""
     lengths = np.array([len(piece.tokens) for piece in pieces])
     ids = np.zeros((len(pieces), lengths[0]), dtype=np.int64)
@@ -291,7 +320,7 @@ def _read(model: Any, pieces: list[_Piece], keys: Tensor, probability: Tensor | 
         given = torch.from_numpy(ids[:active, part]).to(model.device)
         states = model.base_model(given, past_key_values=cache, use_cache=False).last_hidden_state
         where = torch.from_numpy(place[:active, part])
-        if states.device.type == "cpu" and states.dtype == torch.float32 and installed("numba"):
+        if states.dtype == torch.float32 and takes_numba(states):
             from ..kernels.nearest_numba import store_keys
 
             store_keys(states, where, keys)
@@ -303,11 +332,16 @@ def _read(model: Any, pieces: list[_Piece], keys: Tensor, probability: Tensor | 
             probability[where[where >= 0]] = _probabilities(model, states[(where >= 0).to(states.device)], outcomes)
 
 
-def _probabilities(model: Any, states: Tensor, outcomes: Tensor, chunk: int = 1024) -> Tensor:
+def _probabilities(model: TextEncoder, states: Tensor, outcomes: Tensor, chunk: int = 1024) -> Tensor:
     """What the base gives to the outcomes (n,) after the states (n, D)."""
     parts = []
+    head = getattr(model, "lm_head", None)
+    if head is None:
+        raise ValueError(
+            f"keep_below needs a language model, whose output layer predicts tokens; got {type(model).__name__}"
+        )
     for i in range(0, len(states), chunk):
-        logits = model.lm_head(states[i : i + chunk]).float()
+        logits = head(states[i : i + chunk]).float()
         target = logits.gather(1, outcomes[i : i + chunk, None].to(logits.device))[:, 0]
         parts.append((target - logits.logsumexp(1)).exp().cpu())
     return torch.cat(parts) if parts else torch.zeros(0)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..bank.state import BankState
+from ..bank.protocol import Snapshot
 from .prediction import HistoryOutput, Prediction
 
 CONTEXT = 16  # tokens shown before an entry's outcome
@@ -93,7 +93,7 @@ def explain(model: Any, input_ids: Tensor, top: int = 5) -> list[Explanation]:
 
 
 def _explain_block(
-    state: BankState | None, ids: Tensor, first: int, prediction: Prediction, targets: Tensor, top: int
+    state: Snapshot | None, ids: Tensor, first: int, prediction: Prediction, targets: Tensor, top: int
 ) -> list[Explanation]:
     """Explains the tokens `targets` (1, T) of one block, the first of which stands at `first` in the text."""
     base, mixed = prediction.base_log_probs(targets)[0].exp(), prediction.log_probs(targets)[0].exp()
@@ -128,7 +128,7 @@ def _side_by_side(history: HistoryOutput, length: int) -> tuple[Tensor, Tensor, 
 
 
 def _cause(
-    state: BankState | None, ids: Tensor, position: int, streamed: bool, share: float, effect: float, number: int
+    state: Snapshot | None, ids: Tensor, position: int, streamed: bool, share: float, effect: float, number: int
 ) -> Cause:
     if streamed:  # the entry of age a has as its outcome the token that stood a places before the target
         at = position - number

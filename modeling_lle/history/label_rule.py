@@ -32,12 +32,13 @@ from torch import Tensor
 from torch.nn import functional
 from transformers.utils import ModelOutput
 
-from ..bank.bank import Found
+from ..bank.found import Found
 from ..common.precision import outside_autocast
 from ..configuration_fields import MAX_FITTED, check_keys
 from ..configuration_sections import BankConfig, ClassifierConfig
+from ..kernels.available import fused
 from .loss import IGNORED, check_targets
-from .rule import Recall, base_features, fused, gate, kernel
+from .rule import Recall, base_features, gate, kernel
 
 SINGLE: Final = "single_label_classification"
 MULTI: Final = "multi_label_classification"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
-from ..bank.bank import Found
+from ..bank.found import Found
 from .cache import Block, LLECache
 from .loss import IGNORED
 from .rule import Evidence, Recall, gate, log_age, mixed_distribution, mixed_log_prob

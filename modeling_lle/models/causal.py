@@ -17,7 +17,8 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from ..backbone.recurrence import variational_dropout
-from ..bank.state import BankState, Found
+from ..bank.found import Found
+from ..bank.protocol import Snapshot
 from ..configuration import LLEConfig
 from ..history.cache import Block, LLECache, check_cache
 from ..history.explanation import Explanation, explain
@@ -244,7 +245,7 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
         input_ids: Tensor,
         attention_mask: Tensor | dict[str, Tensor | None] | None,
         cache: LLECache,
-        bank_state: BankState | None = None,
+        bank_state: Snapshot | None = None,
     ) -> Iterator[Prediction]:
         """Predictions with history for the tokens (B, T) of a segment, block by block; the cache takes it in.
 
@@ -295,7 +296,7 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
         with_history: bool,
         first: int = 0,
         output: Callable[["LLEForCausalLM", Tensor], Tensor] | None = None,
-        bank_state: BankState | None = None,
+        bank_state: Snapshot | None = None,
     ) -> Iterator[Prediction]:
         """Predictions for the positions from `first` on, block by block, recording the whole segment in the stream.
 
@@ -330,7 +331,7 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
                 prediction.add("bank", recall, self.config.bank.gate)
             yield prediction
 
-    def _search(self, states: Tensor, features: Tensor, bank_state: BankState) -> Found:
+    def _search(self, states: Tensor, features: Tensor, bank_state: Snapshot) -> Found:
         """What the bank holds for each position (B, T, K): nothing where the base is certain."""
         self.check_history()
         numbers = self.config.bank

@@ -18,7 +18,8 @@ from transformers.utils.generic import can_return_tuple
 
 from ..backbone.pooling import Pooling, apart
 from ..backbone.recurrence import variational_dropout
-from ..bank.state import BankState, Found
+from ..bank.found import Found
+from ..bank.protocol import Snapshot
 from ..common.precision import outside_autocast
 from ..configuration import LLEConfig
 from ..configuration_fields import MAX_FITTED
@@ -96,7 +97,7 @@ class _Classifier(TeachableModel):
         output_history: bool = False,
         output_out_of_scope: bool = False,
         num_items_in_batch: Tensor | int | None = None,
-        bank_state: BankState | None = None,
+        bank_state: Snapshot | None = None,
         **kwargs: Any,
     ) -> LLEClassifierOutput:
         """Predicts the labels, and measures the loss if labels are given.
@@ -195,7 +196,7 @@ class _Classifier(TeachableModel):
         items: Tensor,
         logits: Tensor,
         mask: Tensor | None,
-        state: BankState,
+        state: Snapshot,
         with_scope: bool,
         with_history: bool,
     ) -> tuple[Tensor, Tensor, Tensor, LabelHistory | None]:
@@ -238,7 +239,7 @@ class _Classifier(TeachableModel):
             ),
         )
 
-    def search(self, items: Tensor, neighbours: int | None = None, state: BankState | None = None) -> Found:
+    def search(self, items: Tensor, neighbours: int | None = None, state: Snapshot | None = None) -> Found:
         """The nearest examples of items (n, key_size), which are normalised for it; as many as the config says."""
         if state is None:
             assert self.history_bank is not None
@@ -260,7 +261,7 @@ class _Classifier(TeachableModel):
     # Fitting on held-out texts
 
     @torch.no_grad()
-    def _answer(self, batches: Iterable[dict[str, Tensor]], state: BankState) -> Answered:
+    def _answer(self, batches: Iterable[dict[str, Tensor]], state: Snapshot) -> Answered:
         """What base and bank say of the items of batches that have a label."""
         neighbours = max(self.config.bank.neighbours, min(FITTED, len(state)))
         parts: list[tuple[Tensor, Tensor, Found]] = []

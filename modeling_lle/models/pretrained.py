@@ -20,6 +20,8 @@ from transformers.utils import cached_file
 
 from ..backbone.recurrence import RENAMED, current_name, first_name, init_recurrent_weights
 from ..bank.bank import HISTORY_FOLDER, BankError, HistoryBank
+from ..bank.protocol import EntryKind, Outcome
+from ..common.packages import raise_missing
 from ..common.temporary import replacing_files
 from ..configuration import LLEConfig
 from ..history.overlay import STATISTICS, read_statistics
@@ -49,6 +51,15 @@ class LLEPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _is_stateful = True
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+
+    @property
+    def entry_kind(self) -> EntryKind[Any]:
+        """How entries for this model are made; raises an ImportError where this package is not installed."""
+        try:  # an absolute import: what only makes entries is not saved with the model
+            from modeling_lle.entries.texts import TextEntries
+        except ModuleNotFoundError as error:
+            raise_missing(error)
+        return TextEntries()
 
     @property
     def key_size(self) -> int:
@@ -184,8 +195,7 @@ class LLEPreTrainedModel(PreTrainedModel):
             self.update_statistics = None  # they are those of the old output layer
         return super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
 
-    bank_module = "entries.texts"  # of modeling_lle.banks, that makes entries of texts
-    predicts_labels = False  # whether outcomes are labels, not tokens
+    outcome: Outcome = "token"
     update_statistics: dict[str, Tensor] | None = None  # what the rule of the test-time update knows of training text
     update_statistics_fault: str | None = None  # why those that were saved cannot be used
     history_bank: HistoryBank | None = None

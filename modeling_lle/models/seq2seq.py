@@ -20,7 +20,10 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from ..backbone.recurrence import padding_is_last, variational_dropout
-from ..bank.bank import Found, HistoryBank, bank_tool
+from ..bank.bank import HistoryBank
+from ..bank.found import Found
+from ..bank.protocol import EntryKind, Outcome
+from ..common.packages import raise_missing
 from ..common.precision import outside_autocast
 from ..configuration import LLEConfig, LLESeq2SeqConfig
 from ..history.cache import LLECache, check_cache
@@ -31,7 +34,8 @@ from ..history.loss import (
     head_smoothing_nats,
 )
 from ..history.prediction import HistoryOutput, Prediction, block_size, collect
-from ..history.rule import Calibration, Recall, base_prediction, fused, recall_bank
+from ..history.rule import Calibration, Recall, base_prediction, recall_bank
+from ..kernels.available import fused
 from ..kernels.linear import apply_linear
 from .arguments import check_arguments
 from .backbone import refuse_export
@@ -78,7 +82,7 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
     config: LLESeq2SeqConfig
     auto_class = "AutoModelForSeq2SeqLM"
     _tied_weights_keys = {"lm_head.weight": "model.decoder.embed_tokens.weight"}  # noqa: RUF012
-    bank_module = "entries.pairs"
+    outcome: Outcome = "target token"
     label_smoothing = 0.0  # of the training loss; what the Trainer's own would do, without logits of all positions
 
     def __init__(self, config: LLEConfig) -> None:
@@ -93,6 +97,15 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
         """As in transformers: those of source and target, then the output layer, which has a bias of its own."""
         self.model.resize_token_embeddings(*args, **kwargs)
         return super()._resize_token_embeddings(*args, **kwargs)
+
+    @property
+    def entry_kind(self) -> EntryKind[Any]:
+        """How entries for this model are made; raises an ImportError where this package is not installed."""
+        try:
+            from modeling_lle.entries.pairs import PairEntries
+        except ModuleNotFoundError as error:
+            raise_missing(error)
+        return PairEntries()
 
     @property
     def start_token_id(self) -> int:
@@ -324,7 +337,7 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
 
     def attach_history(self, bank: HistoryBank, namespaces: Any = None, tokenizer: Any = None) -> None:
         """As for every LLE model; the tokenizer is needed, unless the bank was built with it in this process."""
-        bank_tool(self.bank_module)  # without the package there is no memory: now, and not in the first sentence
+        _ = self.entry_kind  # without the package there is no memory: now, and not in the first sentence
         super().attach_history(bank, namespaces, tokenizer)
         if bank.encoder is None or bank.encoder[1] is None:
             self.detach_history()
@@ -334,10 +347,15 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
     def memory(self) -> Any:
         """The attached bank as it is now, as sentence pairs, `modeling_lle.entries.pairs.Memory`."""
         bank, namespaces = self.history_bank, self.history_namespaces
-        if bank is None or bank.encoder is None:
+        tokenizer = None if bank is None or bank.encoder is None else bank.encoder[1]
+        if bank is None or tokenizer is None:
             raise ValueError("no memory is attached: call attach_history first")
-        state, tokenizer, make = bank.snapshot(), bank.encoder[1], bank_tool("entries.pairs").Memory
-        return state.once((make, id(tokenizer), namespaces), lambda: make(state, tokenizer, namespaces))
+        try:
+            from modeling_lle.entries.pairs import Memory
+        except ModuleNotFoundError as error:
+            raise_missing(error)
+        state = bank.snapshot()
+        return state.once((Memory, id(tokenizer), namespaces), lambda: Memory(state, tokenizer, namespaces))
 
     def predictions(self, states: Tensor, source: LLESource) -> Iterator[Prediction]:
         """Predictions with the memory after the decoder's states (B, T, D), block by block."""

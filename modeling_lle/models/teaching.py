@@ -7,24 +7,33 @@ which lies in a folder of its own; a text has one label at a time; examples are 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ..bank.bank import DEFAULT, HistoryBank, bank_tool
-from ..bank.changes import live_labels
-from ..bank.files import MANIFEST, BankError
+from ..bank.bank import HistoryBank
 from ..bank.fingerprint import fingerprint
-from ..bank.state import BankState
-from ..history.label_rule import REGRESSION, Label, LabelSpace, check_outcomes, kind_of, labels_in, names_of
+from ..bank.manifest import BankError
+from ..bank.protocol import DEFAULT, EntryKind, Outcome, Snapshot
+from ..common.packages import raise_missing
+from ..history.label_rule import Label, LabelSpace, check_outcomes, kind_of, names_of
 from .pretrained import LLEPreTrainedModel
 
 
 class TeachableModel(LLEPreTrainedModel):
     """A classifier with a bank of labelled examples beside its output layer."""
 
-    predicts_labels = True
+    outcome: Outcome = "label"
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         self._trained = names_of(config.id2label)
         self._space: LabelSpace | None = None
+
+    @property
+    def entry_kind(self) -> EntryKind[Any]:
+        """How entries for this model are made; raises an ImportError where this package is not installed."""
+        try:
+            from modeling_lle.entries.examples import ExampleEntries
+        except ModuleNotFoundError as error:
+            raise_missing(error)
+        return ExampleEntries()
 
     @property
     def kind(self) -> str:
@@ -42,7 +51,7 @@ class TeachableModel(LLEPreTrainedModel):
         bank = self.history_bank
         return None if bank is None else self.space_of(bank.snapshot())
 
-    def space_of(self, state: BankState) -> LabelSpace:
+    def space_of(self, state: Snapshot) -> LabelSpace:
         """The labels with those that a bank knows in this state, which name the logits of `forward(bank_state=state)`.
 
         `config.id2label` follows.
@@ -51,7 +60,7 @@ class TeachableModel(LLEPreTrainedModel):
 
         def make() -> LabelSpace:
             live = state.live_outcomes(state.held(namespaces))
-            return LabelSpace.of(trained, kind, state.manifest.labels or (), live)
+            return LabelSpace.of(trained, kind, state.labels or (), live)
 
         space = state.once((LabelSpace, trained, kind, namespaces), make)
         if self._space is not space:
@@ -66,9 +75,9 @@ class TeachableModel(LLEPreTrainedModel):
     def attach_history(self, bank: HistoryBank, *args: Any, **kwargs: Any) -> None:
         """As for every LLE model; the configuration gets the names of the labels that only the bank knows."""
         try:
-            check_outcomes(bank.manifest.labels or (), self.kind)
+            check_outcomes(bank.labels or (), self.kind)
         except ValueError as error:
-            raise BankError(f"{bank.folder.path / MANIFEST} {error}: teach the examples again") from None
+            raise BankError(f"the bank {bank.name} {error}: teach the examples again") from None
         super().attach_history(bank, *args, **kwargs)
         _ = self.label_space
 
@@ -116,6 +125,8 @@ class TeachableModel(LLEPreTrainedModel):
         Raises:
             ValueError: A text is empty, a label is unknown, or a text has another label; nothing has been added then.
         """
+        if isinstance(texts, str) or len(texts) != len(labels):
+            raise ValueError(f"give a list of texts and as many labels: got {len(texts)} texts, {len(labels)} labels")
         self.check_history()
         bank = self.history_bank
         if bank is None:
@@ -123,15 +134,14 @@ class TeachableModel(LLEPreTrainedModel):
         own_tokenizer = bank.encoder[1] if bank.encoder is not None else None
         tokenizer = tokenizer or own_tokenizer
         if tokenizer is None:
-            raise ValueError("who reads the texts? pass the model's tokenizer to learn()")
+            raise ValueError("No tokenizer: pass the model's tokenizer to learn()")
         bank.refresh()  # what others have taught or taken back counts
-        added = bank_tool("entries.examples").add(
+        added = self.entry_kind.add(
             bank,
+            [{"text": text, "label": label} for text, label in zip(texts, labels, strict=True)],
             self,
             tokenizer,
-            texts,
-            labels,
-            known=None if new_labels or self.kind == REGRESSION else self._known(bank),
+            new_labels=new_labels,
             relabel=relabel,
             source=source,
             namespace=namespace,
@@ -144,11 +154,6 @@ class TeachableModel(LLEPreTrainedModel):
 
     def _make_bank(self) -> HistoryBank:
         return HistoryBank.temporary(fingerprint(self), self.key_size, self.config.vocab_size, labels=())
-
-    def _known(self, bank: HistoryBank) -> set[str]:
-        """The labels that are known to the output layer or the bank."""
-        names, _ = live_labels(bank.snapshot())
-        return {*self._trained, *(label for name in names for label in labels_in(name, self.kind))}
 
     def forget(
         self,
@@ -174,7 +179,11 @@ class TeachableModel(LLEPreTrainedModel):
         """
         if self.history_bank is None:
             raise ValueError("there is nothing to forget: no bank is attached, and nothing was taught")
-        where = bank_tool("entries.examples").condition(self.history_bank, texts, label, self.kind)
+        try:
+            from modeling_lle.entries.examples import condition
+        except ModuleNotFoundError as error:
+            raise_missing(error)
+        where = condition(self.history_bank, texts, label, self.kind)
         gone = self.history_bank.forget(ids, source=source, namespace=namespace, where=where)
         _ = self.label_space
         return gone

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from transformers import Pipeline, StoppingCriteria, StoppingCriteriaList
 
-from ..bank.bank import bank_tool
 from ..data.placeholders import differences
 from ..data.text import encode_sentences
+from ..entries.attribution import attribute
 from ..models.seq2seq import longest_target
 
 
@@ -130,7 +130,6 @@ class LLETranslationPipeline(Pipeline):
             targets = [self._target(sequence) for sequence in sequences.tolist()]
             found: list[Any] = [None] * len(targets)
             if return_history and self._uses_history(generate.get("use_history")):
-                attribute = bank_tool("entries.attribution").attribute
                 read = [encoded[row] for row in owners]
                 found = attribute(self.model, read, targets, self._tokenizer.pad_token_id, memory)
             for row, target, item in zip(owners, targets, found, strict=True):
@@ -183,7 +182,8 @@ class LLETranslationPipeline(Pipeline):
         """What is reported of an `Attribution`; None if there was no memory."""
         if found is None:
             return {"base_share": 1.0, "history": [], "tokens": []}
-        fuzzy_match = bank_tool("bank.lexical").fuzzy_match
+        from ..bank.lexical import fuzzy_match  # here, as it needs the extra "translation"
+
         history = []
         for place, share in list(found.shares.items())[:top]:
             pair = memory.pairs[place]

@@ -16,8 +16,8 @@ import typer
 from torch import Tensor
 
 from modeling_lle import HistoryBank, LLECache
-from modeling_lle.bank.bank import Search
 from modeling_lle.bank.files import Added, Segment
+from modeling_lle.bank.protocol import Search
 from modeling_lle.data import StreamDataset, TextTokens, collect, load_texts, tokenize
 from modeling_lle.evaluation import evaluate_stream, read_results, write_results
 from modeling_lle.evaluation.results import this_command

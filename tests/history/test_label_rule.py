@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from modeling_lle.bank.bank import Found
+from modeling_lle.bank.found import Found
 from modeling_lle.configuration_sections import BankConfig, ClassifierConfig
 from modeling_lle.history.label_rule import (
     MULTI,

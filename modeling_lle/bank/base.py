@@ -1,0 +1,121 @@
+"""BaseBank: what every bank has in common, derived from its snapshot: subclass it to implement `Bank`."""
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from .fingerprint import same_backbone
+from .found import Document, EntryText, Found
+from .manifest import BankError
+from .protocol import Bank, Encoder, Search
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class BaseBank(Bank):
+    """A bank that answers questions from its newest snapshot; a subclass provides the rest of `Bank`."""
+
+    encoder: "tuple[Encoder, PreTrainedTokenizerBase | None] | None" = None
+
+    @property
+    def name(self) -> str:
+        """Name of the bank in messages: its folder or address."""
+        return self.snapshot().name
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the model that made the keys."""
+        return self.snapshot().fingerprint
+
+    @property
+    def width(self) -> int:
+        """Width of the keys."""
+        return self.snapshot().width
+
+    @property
+    def vocab_size(self) -> int:
+        """Vocabulary of the model that made the keys."""
+        return self.snapshot().vocab_size
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """Names of the outcomes in a bank of labels; None in one of tokens."""
+        return self.snapshot().labels
+
+    @property
+    def generation(self) -> int:
+        """Number of changes so far."""
+        return self.snapshot().generation
+
+    @property
+    def namespaces(self) -> list[str]:
+        """The namespaces that exist, sorted."""
+        return self.snapshot().namespaces
+
+    def __len__(self) -> int:
+        """Number of entries that can be recalled."""
+        return len(self.snapshot())
+
+    def __deepcopy__(self, memo: Any) -> "BaseBank":
+        """The bank itself: a copy of a model recalls from the same entries."""
+        return self
+
+    def check_namespaces(self, namespaces: Iterable[str] | str) -> tuple[str, ...]:
+        """As `Snapshot.check_namespaces`."""
+        return self.snapshot().check_namespaces(namespaces)
+
+    def search(
+        self, queries: Tensor, neighbours: int, namespaces: Iterable[str] | None = None, how: Search = "balanced"
+    ) -> Found:
+        """As `Snapshot.search`."""
+        return self.snapshot().search(queries, neighbours, namespaces, how)
+
+    def describe(self, ids: Iterable[int], before: int = 16, after: int = 8) -> list[EntryText]:
+        """As `Snapshot.describe`."""
+        return self.snapshot().describe(ids, before, after)
+
+    def documents(self, namespaces: Iterable[str] | None = None) -> Iterator[Document]:
+        """As `Snapshot.documents`."""
+        return self.snapshot().documents(namespaces)
+
+    def check_model(self, model: Encoder) -> None:
+        """Raises a BankError unless `model` predicts what the bank holds, with the backbone that encoded it."""
+        if (self.labels is not None) != (model.outcome == "label"):
+            held = "tokens" if self.labels is None else "labels"
+            due = "that its learn() made" if model.outcome == "label" else "that HistoryBank.build made of texts"
+            raise BankError(
+                f"the bank {self.name} holds {held}, and a {type(model).__name__} predicts {model.outcome}s: open a "
+                f"bank {due}"
+            )
+        if not same_backbone(self.fingerprint, model):
+            raise BankError(
+                f"the bank {self.name} was encoded by another backbone (width {self.width}, vocabulary "
+                f"{self.vocab_size}) than this model's (width {model.key_size}, vocabulary "
+                f"{model.config.vocab_size}): load the model that built it, or build a bank with this one"
+            )
+
+    def add(
+        self,
+        dataset: Iterable[Any],
+        *,
+        model: Encoder | None = None,
+        tokenizer: "PreTrainedTokenizerBase | None" = None,
+        **options: Any,
+    ) -> int:
+        """Encodes rows and adds them; returns the number of new entries.
+
+        Args:
+            dataset: As in `HistoryBank.build`.
+            model, tokenizer: Those that encode; None: those that built this bank, or that it was attached with.
+            options: As in `add` of the model's entry kind: `TextEntries`, `ExampleEntries` or `PairEntries`.
+        """
+        own_model, own_tokenizer = self.encoder or (None, None)
+        model, tokenizer = model or own_model, tokenizer or own_tokenizer
+        if model is None:
+            raise ValueError("No encoder: pass model= and tokenizer=, or attach the bank to the model first")
+        if tokenizer is None:
+            raise ValueError("No tokenizer: pass tokenizer=, or attach the bank with one")
+        self.check_model(model)
+        return model.entry_kind.add(self, dataset, model, tokenizer, **options)
