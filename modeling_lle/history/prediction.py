@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
 from ..bank.found import Found
-from .cache import Block, LLECache
+from .cache import LLECache
 from .loss import IGNORED
 from .rule import Evidence, Recall, gate, log_age, mixed_distribution, mixed_log_prob
+from .stream import Block
 
 BLOCK = 256  # positions that are predicted together
 BLOCK_ELEMENTS = 1 << 24  # at most so many scores or log probabilities at once

@@ -25,7 +25,7 @@ from torch import Tensor
 from ..common.precision import outside_autocast
 from ..configuration_fields import MAX_FITTED
 from ..kernels.available import fused, takes_numba
-from .cache import Block
+from .stream import Block
 
 NO_ENTRY = -math.inf
 FEW = 8  # so many times as many outcomes as entries: then a kernel works on the entries alone

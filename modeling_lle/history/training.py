@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from ..configuration import LLEConfig
-from .cache import Block, Stream
 from .loss import Recalled, check_targets, head_cross_entropy
 from .rule import Recall, from_values, kernel, log_age, recall_stream, store_values, to_values
+from .stream import Block, Stream
 
 logger = logging.getLogger(__name__)
 

@@ -20,12 +20,13 @@ from ..backbone.recurrence import variational_dropout
 from ..bank.found import Found
 from ..bank.protocol import Snapshot
 from ..configuration import LLEConfig
-from ..history.cache import Block, LLECache, check_cache
+from ..history.cache import LLECache, check_cache
 from ..history.explanation import Explanation, explain
 from ..history.loss import check_targets, head_cross_entropy
 from ..history.overlay import Overlay, collect_statistics
 from ..history.prediction import BLOCK, HistoryOutput, Prediction, ScoreOutput, block_size, collect
 from ..history.rule import Calibration, base_prediction, recall_bank, recall_stream
+from ..history.stream import Block
 from ..history.training import HistoryLoss
 from ..kernels.linear import apply_linear
 from .arguments import TO_BACKBONE, Packing, check_arguments
