@@ -68,7 +68,7 @@ BACKBONES: dict[str, Callable[[], nn.Module]] = {
         for stack in ("plain", "residual")
     },
     "wider inner layers": functools.partial(make_backbone, "lstm", "plain", intermediate_size=9),
-    "members": functools.partial(make_backbone, "qrnn", "residual", members=2),
+    "members": functools.partial(make_backbone, "qrnn", "residual", classifier={"members": 2}),
 }
 
 
