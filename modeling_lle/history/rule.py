@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.available import fused, takes_numba
-from .cache import Block
+from .stream import Block
 
 NO_ENTRY = -math.inf
 FEW = 8  # so many times as many outcomes as entries: then a kernel works on the entries alone

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..bank.found import Found
 from ..configuration import BankConfig, StreamConfig
 from .attachment import Attachment
-from .cache import Block, Stream
+from .stream import Block, Stream
 from .rule import Recall, kernel, log_age, recall_bank, recall_stream
 
 STREAM, BANK = "stream", "bank"

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from modeling_lle import LLECache, LLEForCausalLM
 from modeling_lle.history import rule as rule_module
-from modeling_lle.history.cache import Stream
 from modeling_lle.history.rule import (
     Recall,
     base_features,
@@ -26,6 +25,7 @@ from modeling_lle.history.rule import (
     mixed_log_prob,
     recall_stream,
 )
+from modeling_lle.history.stream import Stream
 from modeling_lle.models import causal as causal_module
 from tests.factories.language_models import STREAM_PARAMETERS, make_language_model
 from tests.factories.texts import VOCAB, make_ids, make_repetitive_segments
