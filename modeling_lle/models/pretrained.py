@@ -19,8 +19,9 @@ from transformers import initialization as init
 from transformers.utils import cached_file
 
 from ..backbone.recurrence import RENAMED, current_name, first_name, init_recurrent_weights
-from ..bank.bank import HISTORY_FOLDER, BankError, HistoryBank
-from ..bank.protocol import EntryKind, Outcome
+from ..bank.bank import HISTORY_FOLDER
+from ..bank.manifest import BankError
+from ..bank.protocol import Bank, EntryKind, Outcome
 from ..common.packages import raise_missing
 from ..common.temporary import replacing_files
 from ..configuration import LLEConfig
@@ -198,13 +199,11 @@ class LLEPreTrainedModel(PreTrainedModel):
     outcome: Outcome = "token"
     update_statistics: dict[str, Tensor] | None = None  # what the rule of the test-time update knows of training text
     update_statistics_fault: str | None = None  # why those that were saved cannot be used
-    history_bank: HistoryBank | None = None
+    history_bank: Bank | None = None
     history_namespaces: tuple[str, ...] | None = None
     _known_weights: list[tuple[Tensor, int, int]] | None = None  # which the attached bank fits: see check_history
 
-    def attach_history(
-        self, bank: HistoryBank, namespaces: Sequence[str] | str | None = None, tokenizer: Any = None
-    ) -> None:
+    def attach_history(self, bank: Bank, namespaces: Sequence[str] | str | None = None, tokenizer: Any = None) -> None:
         """Lets the model recall from a bank, in evaluation mode, until `detach_history`.
 
         Args:

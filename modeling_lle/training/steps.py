@@ -26,8 +26,9 @@ from transformers import (
     TrainingArguments,
 )
 
-from ..bank.bank import HISTORY_FOLDER, HistoryBank
+from ..bank.bank import HISTORY_FOLDER
 from ..bank.files import Folder
+from ..bank.protocol import Bank
 from ..common.temporary import replacing
 from ..configuration import LLEConfig
 from ..tokenization import LLETokenizer
@@ -94,7 +95,7 @@ def leave_group() -> None:
     PartialState().destroy_process_group()
 
 
-def save(recipe: Recipe, trainer: Trainer, metrics: dict[str, Any], bank: HistoryBank | None = None) -> None:
+def save(recipe: Recipe, trainer: Trainer, metrics: dict[str, Any], bank: Bank | None = None) -> None:
     """Writes the model, the tokenizer, recipe.yaml, the bank and metrics.json into the output folder.
 
     The last says that the run is finished: it is taken away first, and written when all else is there.
