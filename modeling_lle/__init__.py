@@ -14,13 +14,15 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .bank.bank import HistoryBank
-    from .configuration import (
+    from .configuration import LLEConfig, LLESeq2SeqConfig
+    from .configuration_sections import (
+        BackboneConfig,
         BankConfig,
+        ClassifierConfig,
         HistoryConfig,
-        LLEConfig,
-        LLESeq2SeqConfig,
         StreamConfig,
         TrainingConfig,
+        TranslatorConfig,
     )
     from .history.cache import LLECache
     from .models.backbone import LLEModel
@@ -35,13 +37,15 @@ if TYPE_CHECKING:
     from .tokenization import LLETokenizer
 
 _HOME = {
-    "BankConfig": "configuration",
+    "BackboneConfig": "configuration_sections",
+    "BankConfig": "configuration_sections",
+    "ClassifierConfig": "configuration_sections",
     "HistoryBank": "bank.bank",
     "LLECache": "history.cache",
-    "HistoryConfig": "configuration",
+    "HistoryConfig": "configuration_sections",
     "LLEConfig": "configuration",
     "LLESeq2SeqConfig": "configuration",
-    "StreamConfig": "configuration",
+    "StreamConfig": "configuration_sections",
     "LLEForCausalLM": "models.causal",
     "LLEForSeq2SeqLM": "models.seq2seq",
     "LLEForSequenceClassification": "models.classification",
@@ -53,11 +57,14 @@ _HOME = {
     "LLETextGenerationPipeline": "pipelines.text_generation",
     "LLETokenizer": "tokenization",
     "LLETranslationPipeline": "pipelines.translation",
-    "TrainingConfig": "configuration",
+    "TrainingConfig": "configuration_sections",
+    "TranslatorConfig": "configuration_sections",
 }
 
 __all__ = [
+    "BackboneConfig",
     "BankConfig",
+    "ClassifierConfig",
     "HistoryBank",
     "HistoryConfig",
     "LLECache",
@@ -76,6 +83,7 @@ __all__ = [
     "LLETranslationPipeline",
     "StreamConfig",
     "TrainingConfig",
+    "TranslatorConfig",
 ]
 
 

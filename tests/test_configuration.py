@@ -25,8 +25,10 @@ from modeling_lle.configuration import (
 )
 from modeling_lle.history.rule import store_values
 from modeling_lle.training.recipe import load_recipe
-from tests import classifiers, translators
-from tests.tiny import make_ids, make_model, make_tokenizer
+from tests.factories.classifiers import make_classifier
+from tests.factories.language_models import make_language_model
+from tests.factories.texts import make_ids, make_word_tokenizer
+from tests.factories.translators import make_translator
 
 
 def test_defaults() -> None:
@@ -224,7 +226,9 @@ def test_further_attributes_survive_saving(tmp_path: Path, caplog: pytest.LogCap
     assert LLEConfig.from_dict(values).note == FURTHER["note"]
 
 
-@pytest.mark.parametrize("make", [make_model, classifiers.make, lambda: translators.make_translator(make_tokenizer())])
+@pytest.mark.parametrize(
+    "make", [make_language_model, make_classifier, lambda: make_translator(make_word_tokenizer())]
+)
 def test_a_model_with_further_attributes_is_loaded_again(tmp_path: Path, make: Callable[[], Any]) -> None:
     model = make()
     model.config.note, model.config.decoder_start_token_id = "mine", 1
@@ -296,7 +300,7 @@ def test_a_newer_version_is_refused_before_anything_else(tmp_path: Path) -> None
 
 
 def test_a_window_of_zero_is_no_stream() -> None:
-    model, ids = make_model(window=0), make_ids(2, 6)
+    model, ids = make_language_model(window=0), make_ids(2, 6)
     with torch.no_grad():
         output = model(ids, labels=ids, output_history=True)
         plain = model(ids, labels=ids, use_history=False)
@@ -309,7 +313,7 @@ def test_a_window_of_zero_is_no_stream() -> None:
 
 
 def test_only_the_embedding_is_tied(tmp_path: Path) -> None:
-    tied, free = make_model(), make_model(tie_word_embeddings=False)
+    tied, free = make_language_model(), make_language_model(tie_word_embeddings=False)
     assert tied.lm_head.weight is tied.model.embed_tokens.weight
     assert free.lm_head.weight is not free.model.embed_tokens.weight
     free.save_pretrained(tmp_path)

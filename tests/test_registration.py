@@ -18,8 +18,9 @@ from modeling_lle import (
     LLESeq2SeqModel,
     LLETokenizer,
 )
-from tests import word_translators
-from tests.tiny import make_model
+from tests.factories.language_models import make_language_model
+from tests.factories.pairs import WORD_PAIRS_TOKENIZER
+from tests.factories.translators import make_word_translator
 
 LAZY = """
 import sys
@@ -62,10 +63,10 @@ assert transformers.LLEForCausalLM is modeling_lle.LLEForCausalLM
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model")
     tokenizer = LLETokenizer.train(["the cat sat"], kind="word")
-    make_model(vocab_size=len(tokenizer)).save_pretrained(path)
+    make_language_model(vocab_size=len(tokenizer)).save_pretrained(path)
     tokenizer.save_pretrained(path)
-    word_translators.make().save_pretrained(path / "translator")
-    word_translators.TOKENIZER.save_pretrained(path / "translator")
+    make_word_translator().save_pretrained(path / "translator")
+    WORD_PAIRS_TOKENIZER.save_pretrained(path / "translator")
     return path
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from modeling_lle import LLETokenizer
-from tests import tiny
+from tests.factories.language_models import make_language_model
 
 NEEDED = ("fastapi", "uvicorn", "openai", "pydantic")  # of transformers[serving]
 SERVE = "import modeling_lle; from transformers.cli.transformers import app; app()"  # as docs/history.md has it
@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = LLETokenizer.train(["the cat sat on the mat"], kind="word")
     tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
     ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    tiny.make_model(vocab_size=len(tokenizer), **ids).save_pretrained(path)
+    make_language_model(vocab_size=len(tokenizer), **ids).save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
 

@@ -10,7 +10,7 @@ from ..configuration import LLEConfig
 
 
 class Pooling(nn.Module):
-    """The ways that `config.pooling` names, side by side.
+    """The ways that `config.classifier.pooling` names, side by side.
 
     Args:
         config: The configuration.
@@ -18,9 +18,9 @@ class Pooling(nn.Module):
 
     def __init__(self, config: LLEConfig) -> None:
         super().__init__()
-        self.ways: list[str] = list(config.pooling)
+        self.ways: list[str] = list(config.classifier.pooling)
         self.bidirectional = config.bidirectional
-        self.members, self.width = config.members, config.hidden_size
+        self.members, self.width = config.classifier.members, config.hidden_size
         self.attention = nn.Linear(config.state_size, 1) if "attention" in self.ways else None
 
     def forward(self, states: Tensor, mask: Tensor | None) -> Tensor:

@@ -21,9 +21,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..common.precision import has_fast_bfloat16, recurrence_dtype
 from ..configuration import LLEConfig
+from ..kernels.available import takes_numba
 from ..kernels.linear import is_plain
 from ..kernels.lstm import lstm
-from ..kernels.scan import gated_scan, installed
+from ..kernels.scan import gated_scan
 from .cells import State, Weights, keep, recur, recur_by_steps
 
 After = Callable[[int, Tensor], Tensor]
@@ -164,7 +165,7 @@ class TorchRecurrence(nn.Module):
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
         if x.device.type != "cpu" or dtype != torch.bfloat16 or torch.compiler.is_compiling():
             return False
-        return has_fast_bfloat16(x.device) and installed("numba")
+        return has_fast_bfloat16(x.device) and takes_numba(x)
 
 
 class QRNN(nn.Module):
@@ -381,12 +382,12 @@ class Members(_Stack):
     """Stacks side by side that have nothing in common: each reads and writes its own slice of the channels.
 
     Args:
-        config: The configuration; `members` says how many.
+        config: The configuration; `classifier.members` says how many.
     """
 
     def __init__(self, config: LLEConfig) -> None:
         super().__init__()
-        self.members = nn.ModuleList(RecurrentStack(config) for _ in range(config.members))
+        self.members = nn.ModuleList(RecurrentStack(config) for _ in range(config.classifier.members))
 
     def _run(
         self, x: Tensor, state: State | None, lengths: Tensor | None, after: After | None, seen: Seen
@@ -411,7 +412,7 @@ class Members(_Stack):
 
 def make_stack(config: LLEConfig) -> RecurrentStack | Members:
     """The stack of one direction of a backbone, or those of its members."""
-    return RecurrentStack(config) if config.members == 1 else Members(config)
+    return RecurrentStack(config) if config.classifier.members == 1 else Members(config)
 
 
 def padding_is_last(mask: Tensor) -> bool:

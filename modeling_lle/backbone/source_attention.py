@@ -20,7 +20,7 @@ class SourceAttention(nn.Module):
 
     def __init__(self, config: LLEConfig, source_size: int) -> None:
         super().__init__()
-        D, heads = config.hidden_size, config.num_attention_heads
+        D, heads = config.hidden_size, config.translator.num_attention_heads
         if D % heads:
             raise ValueError(f"num_attention_heads must divide hidden_size: got {heads} heads, a width of {D}")
         self.heads = heads

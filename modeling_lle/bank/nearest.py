@@ -9,9 +9,9 @@ Shapes: Q queries, N entries, D width, K neighbours. Keys and queries are normal
 import torch
 from torch import Tensor
 
-from ..common.checks import sizes
+from ..common.checks import check_neighbours, sizes
 from ..common.precision import has_fast_bfloat16
-from ..kernels.scan import installed
+from ..kernels.available import takes_numba
 
 SCORES = 1 << 24  # scores of the first product at once
 # Half the distance between neighbouring bfloat16 numbers near 1 bounds each of three roundings (query, key and score)
@@ -54,18 +54,12 @@ def nearest(queries: Tensor, parts: Parts, usable: Tensor, neighbours: int) -> t
     return best(similarity, index, neighbours)
 
 
-def check_neighbours(number: int) -> None:
-    """Raises a ValueError unless it is a number of neighbours that a search can find."""
-    if number < 1:
-        raise ValueError(f"a search finds at least one neighbour; got {number}")
-
-
 def _nearest(queries: Tensor, keys: Tensor, usable: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
     """As `nearest`, of one part; the result has at most K columns."""
     dtype = torch.bfloat16 if has_fast_bfloat16(queries.device) else torch.float32
     scores = queries.to(dtype) @ keys.to(dtype).T
     slack = 2 * _SLACK[dtype]
-    if queries.device.type == "cpu" and installed("numba"):
+    if takes_numba(queries):
         from ..kernels.nearest_numba import nearest_of_scores
 
         return nearest_of_scores(scores, queries, keys, usable, slack, neighbours)
@@ -86,7 +80,7 @@ def _nearest(queries: Tensor, keys: Tensor, usable: Tensor, neighbours: int) -> 
 def similarities(queries: Tensor, candidates: Tensor, parts: Parts) -> Tensor:
     """Cosines (Q, C) float32 of queries (Q, D) float32 with their own candidates (Q, C) int64; -1 is none."""
     cosines = queries.new_zeros(candidates.shape)
-    if queries.device.type == "cpu" and installed("numba"):
+    if takes_numba(queries):
         from ..kernels.nearest_numba import fill_similarities
 
         for first, keys in parts:

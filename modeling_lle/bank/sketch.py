@@ -18,12 +18,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..kernels.scan import installed
+from ..kernels.available import takes_numba
 from .nearest import Parts, nearest
 
 SHARE = 8  # dimensions for each axis of a half
 LEFT = 4  # a sketch answers where it leaves at most one of so many entries: to read more one by one is not faster
-CHUNK = 256  # entries whose first codes lie side by side
 BLOCK = 4096  # keys that the axes are computed from, and whose rest is computed at once
 FEW = 4  # queries; more of them at a time are as fast as one product with all keys
 LEAST = 1 << 22  # bytes of keys: fewer of them stay in the cache of a core
@@ -53,7 +52,9 @@ class Sketch:
 
     @classmethod
     def of(cls, keys: Tensor) -> "Sketch":
-        """That of keys (N, D) bfloat16, finite and at most 1 long but for a rounding."""
+        """Makes the sketch of keys (N, D) bfloat16, finite and of norm 1 at most, up to a rounding. Needs numba."""
+        from ..kernels.nearest_numba import CHUNK
+
         sample, half = keys[:: -(-len(keys) // BLOCK)].float(), max(1, keys.shape[1] // SHARE)
         axes = torch.linalg.eigh(sample.T @ sample)[1].T.flip(0)[: 2 * half].contiguous()
         along = torch.cat([block.float() @ axes.T for block in keys.split(BLOCK)])
@@ -86,6 +87,24 @@ class Sketch:
         m = len(self.axes)
         return m**0.5 * (m + 64) * 2.0**-20
 
+    def search(
+        self, queries: Tensor, keys: Tensor, usable: Tensor, neighbours: int, most: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Searches the keys (N, D) that the sketch was made of.
+
+        Args:
+            queries, usable, neighbours: As in `nearest`.
+            keys: (N, D) bfloat16.
+            most: Largest number of entries whose keys are read for a query; a query that needs more is not answered.
+
+        Returns:
+            Similarity (Q, K) and index (Q, K), as `nearest` returns them, and whether a query was answered, (Q,) bool.
+        """
+        from ..kernels.nearest_numba import nearest_of_codes
+
+        parts = self.axes, self.steps, self.codes, self.others, self.rest
+        return nearest_of_codes(parts, self.error, self.slack, queries, keys, usable, neighbours, most)
+
     def bounds(self, queries: Tensor, every_axis: bool = True) -> Tensor:
         """What the cosines with queries (Q, D) float32 are at most, (Q, N) float32: the definition, for the tests."""
         m = len(self.axes) if every_axis else self.codes.shape[1]
@@ -108,18 +127,16 @@ class ExactSearch:
         self.sketch: Sketch | None = None
         self.searches = self.answered = self.unanswered = 0
         keys = parts[0][1] if len(parts) == 1 else None
-        self.sketches = keys is not None and keys.nbytes >= LEAST and installed("numba")
+        self.sketches = keys is not None and keys.nbytes >= LEAST and takes_numba(keys)
 
     def __call__(self, queries: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
         """The nearest entries of queries (Q, D), as `nearest` returns them."""
         sketch = self._sketch_for(len(queries), neighbours)
         if sketch is None:
             return nearest(queries, self.parts, self.usable, neighbours)
-        from ..kernels.nearest_numba import nearest_of_sketch
-
         keys = self.parts[0][1]
         most = len(keys) // LEFT
-        similarity, index, found = nearest_of_sketch(sketch, queries, keys, self.usable, neighbours, most)
+        similarity, index, found = sketch.search(queries, keys, self.usable, neighbours, most)
         self.answered += int(found.sum())
         if not bool(found.all()):
             self.unanswered += int((~found).sum())

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..kernels.scan import installed
+from ..kernels.available import takes_numba
 from .files import BankError, Folder, Segment, SegmentInfo
 from .nearest import Parts, best, nearest, similarities
 from .sketch import ExactSearch
@@ -44,7 +44,7 @@ class View:
         self.rest: Parts = []  # the entries that the index does not know
         # Open files, and where the keys of each segment begin in them, if they are not to be mapped.
         self.files: list[tuple[int, int]] = []
-        if large and hasattr(os, "pread") and installed("numba"):
+        if large and hasattr(os, "pread") and takes_numba(self.ids):
             with contextlib.suppress(OSError):
                 self.files = [self._open(*folder.find_keys(info)) for info in infos]
 
@@ -135,6 +135,12 @@ class View:
 
         cosines, first = queries.new_zeros(candidates.shape), 0
         for (file, offset), keys in zip(self.files, self.keys, strict=True):
-            fill_from_file(cosines, candidates, queries, file, offset, first, len(keys))
+            try:
+                fill_from_file(cosines, candidates, queries, file, offset, first, len(keys))
+            except OSError as error:
+                raise BankError(
+                    f"cannot read a segment: {error}; it was truncated or replaced while the bank was open: open the "
+                    "bank again"
+                ) from error
             first += len(keys)
         return cosines

@@ -51,6 +51,12 @@ def sizes(tensor: Tensor, name: str, dimensions: int) -> tuple[int, ...]:
     return tensor.shape
 
 
+def check_neighbours(number: int) -> None:
+    """Raises a ValueError unless a search can return this number of neighbours."""
+    if number < 1:
+        raise ValueError(f"a search finds at least one neighbour; got {number}")
+
+
 def check_unicode(value: Any, what: str) -> None:
     """Raises a ValueError if a value holds half of a surrogate pair, which no file and no tokenizer takes."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

@@ -26,7 +26,7 @@ from ..bank.segment import Segment
 from ..common.checks import check_unicode
 from ..data.text import encode_texts
 from ..history.cache import LLECache
-from ..kernels.scan import installed
+from ..kernels.available import takes_numba
 
 Item = TypeVar("Item")
 
@@ -320,7 +320,7 @@ def _read(model: TextEncoder, pieces: list[_Piece], keys: Tensor, probability: T
         given = torch.from_numpy(ids[:active, part]).to(model.device)
         states = model.base_model(given, past_key_values=cache, use_cache=False).last_hidden_state
         where = torch.from_numpy(place[:active, part])
-        if states.device.type == "cpu" and states.dtype == torch.float32 and installed("numba"):
+        if states.dtype == torch.float32 and takes_numba(states):
             from ..kernels.nearest_numba import store_keys
 
             store_keys(states, where, keys)

@@ -205,7 +205,7 @@ def evaluate_classifier(
         scores=scores,
         labels=tuple(labels),
         trained=len(trained),
-        threshold=float(model.config.out_of_scope.threshold),
+        threshold=float(model.config.classifier.out_of_scope.threshold),
         out_of_scope=out_of_scope,
         entries=0 if bank is None else len(bank),
         seconds=time.perf_counter() - begin,

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from ..common.temporary import replacing
-from ..configuration import check_keys
+from ..configuration_fields import check_keys
 
 _PACKAGES = ("torch", "transformers", "modeling_lle", "numba", "flash-linear-attention")
 _KEYS = ("command", "commit", "environment", "metrics", "rows")

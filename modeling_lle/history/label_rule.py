@@ -34,9 +34,11 @@ from transformers.utils import ModelOutput
 
 from ..bank.found import Found
 from ..common.precision import outside_autocast
-from ..configuration import MAX_FITTED, BankConfig, check_keys
+from ..configuration_fields import MAX_FITTED, check_keys
+from ..configuration_sections import BankConfig, ClassifierConfig
+from ..kernels.available import fused
 from .loss import IGNORED, check_targets
-from .rule import Recall, base_features, fused, gate, kernel
+from .rule import Recall, base_features, gate, kernel
 
 SINGLE: Final = "single_label_classification"
 MULTI: Final = "multi_label_classification"
@@ -281,17 +283,19 @@ class Mixture:
         )
 
 
-def mix(logits: Tensor, found: Found, space: LabelSpace, kind: str, numbers: BankConfig) -> tuple[Mixture, Tensor]:
+def mix(
+    logits: Tensor, found: Found, space: LabelSpace, kind: str, bank: BankConfig, classifier: ClassifierConfig
+) -> tuple[Mixture, Tensor]:
     """The prediction with history from the logits (n, C) of the output layer, and the mass (n,) of the recall."""
     if kind == SINGLE and fused(logits):
         from ..kernels.labels_numba import mix_labels
 
         parts = logits.float(), found.similarity, found.counts, found.outcomes, space.label_of  # none in float16
-        own = numbers.sharpness, numbers.background, numbers.margin, numbers.gate
+        own = bank.sharpness, classifier.background, classifier.margin, bank.gate
         *mixture, mass = mix_labels(*parts, len(space.names), *own)
         return Mixture(*mixture), mass
-    recalled = Recalled.of(found, space, kind, numbers.sharpness, numbers.background, numbers.margin)
-    return Mixture.of(Features.of(logits, kind), recalled, numbers.gate), recalled.mass
+    recalled = Recalled.of(found, space, kind, bank.sharpness, classifier.background, classifier.margin)
+    return Mixture.of(Features.of(logits, kind), recalled, bank.gate), recalled.mass
 
 
 def logits_of(labels: Tensor, kind: str) -> Tensor:
@@ -367,9 +371,15 @@ FOLDS = 4  # each label is taken for an unseen one in one of them
 
 @outside_autocast
 def fit_labels(
-    answered: Answered, space: LabelSpace, numbers: BankConfig, kind: str, steps: int, fixed: Collection[str] = ()
+    answered: Answered,
+    space: LabelSpace,
+    bank: BankConfig,
+    classifier: ClassifierConfig,
+    kind: str,
+    steps: int,
+    fixed: Collection[str] = (),
 ) -> dict[str, float]:
-    """Fits the bank's numbers, `CALIBRATED` without `fixed`, by gradient descent on the loss of the mixture.
+    """Fits the parameters `CALIBRATED` of both sections, without `fixed`, by gradient descent on the mixture's loss.
 
     With one label a text, half of the loss is that of texts and examples of labels which the base is made not to know,
     each in its turn, with the examples of the other labels and without: else a bank that adds nothing to what the base
@@ -379,17 +389,17 @@ def fit_labels(
         `texts`, and the losses `base_nats` (of the labels that the base knows), `before_nats`, `after_nats`.
     """
     check_keys(fixed, CALIBRATED, "the numbers of the bank that stay as they are")
-    recalled = Answered(answered.logits, answered.labels, _nearest(answered.found, numbers.neighbours))
+    recalled = Answered(answered.logits, answered.labels, _nearest(answered.found, bank.neighbours))
     trials = [(recalled, space)]
     if kind == SINGLE and space.trained > FOLDS:
         for fold in range(FOLDS):
             trials += [_without(recalled, space, fold, False), _without(answered, space, fold, True)]
     owns = [Features.of(held.logits, kind) for held, _ in trials]
     mean, deviation = owns[0].features.mean(0), owns[0].features.std(0, correction=0).clamp(min=1e-3)
-    slopes = torch.tensor([float(x) for x in numbers.gate[2:]])
-    bias = float(numbers.gate[0]) + float(slopes @ mean.cpu())
-    sharpness = math.log(max(numbers.sharpness, 1e-3))
-    first = torch.tensor([sharpness, numbers.background, bias, float(numbers.gate[1])])
+    slopes = torch.tensor([float(x) for x in bank.gate[2:]])
+    bias = float(bank.gate[0]) + float(slopes @ mean.cpu())
+    sharpness = math.log(max(bank.sharpness, 1e-3))
+    first = torch.tensor([sharpness, classifier.background, bias, float(bank.gate[1])])
     values = torch.cat([first, slopes * deviation.cpu()]).requires_grad_()
     place = {"sharpness": slice(0, 1), "background": slice(1, 2), "gate": slice(2, None)}
 
@@ -398,7 +408,7 @@ def fit_labels(
         gate_numbers = torch.cat([(values[2] - weights @ mean)[None], values[3:4], weights])
         losses = []
         for own, (held, labels) in zip(owns, trials, strict=True):
-            found = Recalled.of(held.found, labels, kind, values[0].exp(), values[1], numbers.margin)
+            found = Recalled.of(held.found, labels, kind, values[0].exp(), values[1], classifier.margin)
             mixture = Mixture.of(own, found, gate_numbers)
             losses.append(label_loss(logits_of(mixture.labels, kind), held.labels, kind))
         return losses[0] if len(losses) == 1 else (losses[0] + torch.stack(losses[1:]).mean()) / 2
@@ -430,7 +440,7 @@ def fit_labels(
         .tolist(),
     }
     for name in set(CALIBRATED).difference(fixed):
-        setattr(numbers, name, fitted[name])
+        setattr(classifier if name == "background" else bank, name, fitted[name])
     return {
         "texts": float(len(answered.logits)),
         "base_nats": float(label_loss(answered.logits, _known_to_base(answered.labels, space, kind), kind)),

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..kernels.available import takes_numba
 from ..kernels.linear import is_plain
-from ..kernels.scan import installed
 from .rule import base_features, gate, mixed_log_prob
 
 IGNORED = -100
@@ -106,7 +106,7 @@ def _softmax_slope(
     """
     features = torch.empty(len(logits), 2 if with_features else 0, dtype=dtype, device=logits.device)
     compiling = torch.compiler.is_compiling()
-    if logits.device.type == "cpu" and not compiling and installed("numba") and logits.dtype != torch.float16:
+    if not compiling and logits.dtype != torch.float16 and takes_numba(logits):
         from ..kernels.softmax_numba import softmax_slope
 
         nats = torch.empty(len(logits), dtype=dtype)

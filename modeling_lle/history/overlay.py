@@ -32,7 +32,7 @@ from ..backbone.recurrence import current_name
 from ..bank.fingerprint import fingerprint, same_backbone
 from ..common.precision import outside_autocast
 from ..common.temporary import replacing
-from ..configuration import UpdateConfig
+from ..configuration_sections import UpdateConfig
 from ..kernels.linear import apply_linear, is_packed, is_plain, linear
 from .cache import LLECache
 from .loss import IGNORED, check_targets

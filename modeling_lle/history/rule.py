@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from ..common.precision import outside_autocast
-from ..configuration import MAX_FITTED
-from ..kernels.scan import installed
+from ..configuration_fields import MAX_FITTED
+from ..kernels.available import fused, takes_numba
 from .cache import Block
 
 NO_ENTRY = -math.inf
@@ -82,7 +82,7 @@ class Recall:
     def probability(self, targets: Tensor) -> Tensor:
         """p_s of the targets (B, T) int64, as (B, T) float32."""
         if self.outcomes.shape[1] == 1 and fused(self.weights):
-            from ..kernels.softmax_numba import recalled_probability
+            from ..kernels.recall_numba import recalled_probability
 
             return recalled_probability(self.weights, self.outcomes[:, 0], targets)
         return (self.weights * (self.outcomes == targets[..., None])).sum(-1)
@@ -91,17 +91,6 @@ class Recall:
         """Adds `share` (B, T) times the recalled distribution to `distribution` (B, T, V), in place."""
         index = self.outcomes.expand(self.weights.shape)
         return distribution.scatter_add_(-1, index, self.weights * share[..., None])
-
-
-def fused(tensor: Tensor) -> bool:
-    """Whether a fused kernel computes what follows from this tensor: on a CPU, where no gradient is asked for."""
-    return (
-        tensor.device.type == "cpu"
-        and tensor.numel() > 0
-        and not tensor.requires_grad
-        and not torch.compiler.is_compiling()
-        and installed("numba")
-    )
 
 
 def recall_stream(
@@ -113,7 +102,7 @@ def recall_stream(
     """
     similarity = block.similarity() if similarity is None else similarity
     if fused(similarity):
-        from ..kernels.softmax_numba import recall_weights
+        from ..kernels.recall_numba import recall_weights
 
         weights = similarity.float().contiguous()
         mass = recall_weights(weights, block.made, block.serial, block.window, float(sharpness), float(recency))
@@ -145,7 +134,7 @@ def base_prediction(logits: Tensor) -> tuple[Tensor, Tensor]:
     """The base's log probabilities (..., V) float32 from its logits, which may be overwritten, and `base_features`."""
     differentiate = torch.is_grad_enabled() and logits.requires_grad
     logits = logits.float()
-    if logits.device.type == "cpu" and installed("numba") and not differentiate and not torch.compiler.is_compiling():
+    if not differentiate and not torch.compiler.is_compiling() and takes_numba(logits):
         from ..kernels.softmax_numba import log_softmax_
 
         rows = logits.detach().contiguous().flatten(0, -2)

@@ -34,8 +34,8 @@ def _check(
 def _lstm(
     x: Tensor, h: Tensor, c: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
+    from .lstm_numba import lstm_forward
     from .numba_tools import as_array
-    from .softmax_numba import lstm_forward
 
     T, B, H = _check(x, h, c, weight_ih, weight_hh, bias)
     gates = torch.addmm(bias, x.reshape(T * B, x.shape[2]), weight_ih.T).view(T, B, 4 * H)
@@ -59,8 +59,8 @@ def _lstm_backward(
     weight_ih: Tensor,
     weight_hh: Tensor,
 ) -> list[Tensor]:
+    from .lstm_numba import lstm_backward
     from .numba_tools import as_array
-    from .softmax_numba import lstm_backward
 
     T, B, H = _check(x, h=None, c=d_cell, weight_ih=weight_ih, weight_hh=weight_hh, bias=None)
     expect(cells, "cells (T + 1, B, H)", (T + 1, B, H), d_cell.dtype)

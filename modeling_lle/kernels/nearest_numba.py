@@ -9,13 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..bank.files import BankError
-from ..bank.nearest import check_neighbours
-from ..bank.sketch import CHUNK, Sketch
-from ..common.checks import expect, expect_places, sizes
-from .numba_tools import as_array, jit, load, run, store
+from ..common.checks import check_neighbours, expect, expect_places, sizes
+from .numba_tools import LANES, as_array, jit, load, run, store
 
-LANES = 64
+CHUNK = 256  # entries whose codes lie side by side in a sketch, and whose scores share a peak
 
 
 @jit()
@@ -136,7 +133,7 @@ def _product(weights: Any, codes: Any, few: Any) -> Any:
 
 
 @jit()
-def _nearest_of_sketch(
+def _nearest_of_codes(
     queries: Any, found: Any, similarity: Any, index: Any, keys: Any, usable: Any, sketch: Any, most: Any
 ) -> None:
     axes, steps, codes, others, rest, error, slack = sketch
@@ -246,21 +243,18 @@ def fill_from_file(
     Unlike those of a mapped file, they do not stay in the memory of the process.
 
     Raises:
-        BankError: The file ends before the last of these keys, or a key cannot be read.
+        OSError: The file ends before the last of these keys, or a key cannot be read.
     """
     D = _check_candidates(cosines, candidates, queries, first)
     size, due = os.fstat(file).st_size, offset + 2 * D * count
     if not 0 <= offset <= due <= size:
-        raise BankError(
-            f"the {count} keys of a segment should lie in bytes {offset} to {due} of its file, which has {size}: "
-            "it was truncated or replaced while the bank was open; open the bank again"
-        )
+        raise OSError(f"{count} keys should lie in bytes {offset} to {due} of their file, which has {size}")
     unread = torch.zeros(len(queries), dtype=torch.int64)
     shared: tuple[Any, ...] = (file, offset, first, first + count)
     parts = cosines, unread, candidates.contiguous(), queries.contiguous()
     run(lambda *parts: _fill_from_file(*parts, *shared), *parts)
     if unread.any():
-        raise BankError(f"{int(unread.sum())} keys of a segment cannot be read from its file: open the bank again")
+        raise OSError(f"{int(unread.sum())} keys cannot be read from their file")
 
 
 @jit()
@@ -312,30 +306,51 @@ def nearest_of_scores(
     return similarity, index
 
 
-def _check_sketch(sketch: Sketch, N: int, D: int) -> None:
-    m, half = sizes(sketch.axes, "axes (m, D)", 2)[0], sizes(sketch.codes, "codes (chunks, h, CHUNK)", 3)[1]
-    expect(sketch.axes, "axes (m, D)", (m, D), torch.float32)
-    expect(sketch.steps, "steps (m,)", (m,), torch.float32)
-    expect(sketch.codes, "codes (chunks, h, CHUNK)", (-(-N // CHUNK), min(half, m), CHUNK), torch.int8)
-    expect(sketch.others, "others (N, m - h)", (N, m - half), torch.int8)
-    expect(sketch.rest, "rest (2, N)", (2, N), torch.float32)
+Codes = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # axes, steps, codes, others and rest of a `Sketch`
 
 
-def nearest_of_sketch(
-    sketch: Sketch, queries: Tensor, keys: Tensor, usable: Tensor, neighbours: int, most: int
+def _check_codes(sketch: Codes, N: int, D: int) -> None:
+    axes, steps, codes, others, rest = sketch
+    m, half = sizes(axes, "axes (m, D)", 2)[0], sizes(codes, "codes (chunks, h, CHUNK)", 3)[1]
+    expect(axes, "axes (m, D)", (m, D), torch.float32)
+    expect(steps, "steps (m,)", (m,), torch.float32)
+    expect(codes, "codes (chunks, h, CHUNK)", (-(-N // CHUNK), min(half, m), CHUNK), torch.int8)
+    expect(others, "others (N, m - h)", (N, m - half), torch.int8)
+    expect(rest, "rest (2, N)", (2, N), torch.float32)
+
+
+def nearest_of_codes(
+    sketch: Codes,
+    error: float,
+    slack: float,
+    queries: Tensor,
+    keys: Tensor,
+    usable: Tensor,
+    neighbours: int,
+    most: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What `nearest` returns, and (Q,) bool, where that is: where at most `most` entries can be among the nearest."""
+    """Searches by a sketch; see bank/sketch.py, which explains the bounds.
+
+    Args:
+        sketch: Its tensors.
+        error, slack: Its bounds on |A r| and on roundings.
+        queries, keys, usable, neighbours: As in `nearest` of bank/nearest.py, of one part.
+        most: Largest number of entries whose keys are read for a query; a query that needs more is not answered.
+
+    Returns:
+        Similarity (Q, K) float32 and index (Q, K) int64, as `nearest` returns them, and whether a query was answered,
+        (Q,) bool.
+    """
     _, N = _check_search(queries, keys, usable, neighbours)
-    _check_sketch(sketch, N, keys.shape[1])
+    _check_codes(sketch, N, keys.shape[1])
     if most < 0:
         raise ValueError(f"at least 0 entries can be left; got {most}")
     most = min(most, N)
     found = torch.zeros(len(queries), dtype=torch.bool)
     similarity = torch.zeros(len(queries), neighbours)
     index = torch.full((len(queries), neighbours), -1)
-    parts = sketch.axes, sketch.steps, sketch.codes, sketch.others, sketch.rest
-    arrays = [as_array(part.contiguous()) for part in parts]
-    numbers = np.float32(sketch.error), np.float32(sketch.slack)
+    arrays = [as_array(part.contiguous()) for part in sketch]
+    numbers = np.float32(error), np.float32(slack)
     shared: tuple[Any, ...] = (as_array(keys.contiguous()), usable.contiguous().numpy(), (*arrays, *numbers), most)
-    run(lambda *parts: _nearest_of_sketch(*parts, *shared), queries.contiguous(), found, similarity, index)
+    run(lambda *parts: _nearest_of_codes(*parts, *shared), queries.contiguous(), found, similarity, index)
     return similarity, index, found

@@ -23,6 +23,7 @@ try:
 except ImportError as error:
     raise ImportError("the numba kernels need numba: `pip install modeling_lle[fast]`") from error
 
+LANES = 64  # sums that a loop keeps side by side, so that it vectorises
 MIN_PARALLEL = 1 << 16  # elements below which a thread costs more than it saves
 
 # No "nnan" and "ninf": NaN and infinity keep their meaning. A division that cannot raise an exception vectorises.
@@ -96,6 +97,32 @@ def _overload_sigmoid(value: Any) -> Callable[..., Any]:
     if value == types.float64:
         return lambda value: 1.0 / (1.0 + exp(-value))
     return lambda value: np.float32(1.0) / (np.float32(1.0) + exp(-value))
+
+
+# Lanes side by side vectorise without reordering what is compared or added within a lane.
+@jit()
+def highest(row: Any, lanes: Any) -> Any:
+    whole = len(row) - len(row) % LANES
+    lanes[:] = row[0]
+    for start in range(0, whole, LANES):
+        for lane in range(LANES):
+            value = row[start + lane]
+            lanes[lane] = value if value > lanes[lane] else lanes[lane]
+    for i in range(whole, len(row)):
+        lanes[0] = row[i] if row[i] > lanes[0] else lanes[0]
+    return lanes.max()
+
+
+@jit()
+def total_of(row: Any, lanes: Any) -> Any:
+    whole = len(row) - len(row) % LANES
+    lanes[:] = 0
+    for start in range(0, whole, LANES):
+        for lane in range(LANES):
+            lanes[lane] += row[start + lane]
+    for i in range(whole, len(row)):
+        lanes[0] += row[i]
+    return lanes.sum()
 
 
 @functools.cache

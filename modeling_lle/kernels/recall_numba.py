@@ -1,9 +1,10 @@
-"""The numba kernels of few entries: what a sentence recalls from its candidates, and their mixture with the base.
+"""Numba kernels of the recall: from a stream, from the candidates of a sentence, and the mixture with the base.
 
-Imported on first use. Shapes: E sources, B = E * R rows, R of each source side by side, D width, K candidates, V
-vocabulary, N entries.
+Imported on first use; the fallbacks are in history/rule.py, beside the calls. Shapes: B batch, T time, N entries, D
+width, V vocabulary, K candidates; E sources with R rows each, side by side (B = E * R).
 """
 
+import functools
 import math
 from typing import Any
 
@@ -12,11 +13,120 @@ import torch
 from torch import Tensor
 
 from ..common.checks import expect, expect_places, sizes
-from .numba_tools import exp, jit, run
+from .numba_tools import LANES, exp, highest, jit, run, total_of
 
 
 @jit()
-def _recall(
+def _recall_stream(
+    similarity: Any, made: Any, places: Any, mass: Any, serial: Any, runs: Any, penalty: Any, sharpness: Any
+) -> None:
+    T, N = similarity.shape
+    window, lanes, none = len(penalty), np.empty(LANES, np.float32), np.float32(-np.inf)
+    for t in range(T):
+        row, numbers, starts = similarity[t], serial[places[t]], runs[places[t]]
+        for r in range(len(starts) - 1):
+            start, stop = starts[r], starts[r + 1]
+            if start == stop:
+                break
+            age = made[t] - numbers[start]  # of the first entry; the penalties of a run lie side by side
+            first = min(max(start, start + age - window), stop)
+            last = max(min(stop, start + age), first)
+            oldest = window - age - start + first
+            costs, scores = penalty[oldest : oldest + last - first], row[first:last]
+            row[start:first] = none
+            for n in range(len(scores)):
+                scores[n] = (scores[n] - np.float32(1.0)) * sharpness + costs[n]
+            row[last:stop] = none
+        top = highest(row, lanes)
+        if top == none:
+            row[:] = 0
+            mass[t] = top
+            continue
+        for n in range(N):
+            weight = exp(row[n] - top)
+            row[n] = weight if row[n] > none else np.float32(0.0)
+        total = total_of(row, lanes)
+        mass[t] = top + math.log(total)
+        scale = np.float32(1.0) / total
+        for n in range(N):
+            row[n] *= scale
+
+
+@functools.lru_cache(maxsize=8)
+def _penalties(window: int, recency: float) -> Any:
+    """The score that each age from `window` down to 1 costs, (window,) float32."""
+    return (-recency * torch.arange(window, 0, -1, dtype=torch.float64).log()).float().numpy()
+
+
+def recall_weights(
+    similarity: Tensor, made: Tensor, serial: Tensor, window: int, sharpness: float, recency: float
+) -> Tensor:
+    """Turns cosines (B, T, N) float32 into the weights of the entries, in place, and returns the mass (B, T).
+
+    `made` (B, T) and `serial` (B, N) int64, and `window`, are those of a `Block`; see history/rule.py for the rule.
+    """
+    B, T, N = sizes(similarity, "similarity (B, T, N)", 3)
+    expect(similarity, "similarity (B, T, N)", (B, T, N), torch.float32, in_place=True)
+    expect(made, "made (B, T)", (B, T), torch.int64)
+    expect(serial, "serial (B, N)", (B, N), torch.int64)
+    if window < 0:
+        raise ValueError(f"a window holds at least 0 entries, got {window}")
+    mass = torch.empty(B, T)
+    if similarity.numel() == 0:
+        return mass.fill_(-torch.inf)
+    numbers = serial.masked_fill(serial < 0, -(1 << 40)).numpy()  # no entry: older than any window
+    shared = numbers, _runs(numbers), _penalties(window, recency), np.float32(sharpness)
+    parts = similarity.view(-1, N), made.flatten(), _places(made), mass.view(-1)
+    run(lambda *parts, shared=shared: _recall_stream(*parts, *shared), *parts)
+    return mass
+
+
+def _places(positions: Tensor) -> Tensor:
+    """The row of each of the positions (B, T), side by side, (B * T,) int64."""
+    return torch.arange(len(positions)).repeat_interleave(positions.shape[1])
+
+
+def _runs(numbers: Any) -> Any:
+    """Where the runs of consecutive numbers begin in each row of numbers (B, N), and then N, as often as it takes."""
+    rows, count = numbers.shape
+    breaks = [np.flatnonzero(np.diff(own) != 1) + 1 for own in numbers]
+    runs = np.full((rows, 2 + max(map(len, breaks))), count)
+    runs[:, 0] = 0
+    for own, found in zip(runs, breaks, strict=True):
+        own[1 : 1 + len(found)] = found
+    return runs
+
+
+@jit()
+def _recalled(weights: Any, targets: Any, places: Any, total: Any, outcomes: Any) -> None:
+    N, sums = outcomes.shape[1], np.empty(LANES, np.float32)
+    whole = N - N % LANES
+    for t in range(len(weights)):
+        row, target, own = weights[t], targets[t], outcomes[places[t]]
+        sums[:] = 0
+        for start in range(0, whole, LANES):
+            for lane in range(LANES):
+                sums[lane] += row[start + lane] if own[start + lane] == target else np.float32(0.0)
+        for n in range(whole, N):
+            sums[0] += row[n] if own[n] == target else np.float32(0.0)
+        total[t] = sums.sum()
+
+
+def recalled_probability(weights: Tensor, outcomes: Tensor, targets: Tensor) -> Tensor:
+    """The sum of those weights (B, T, N) float32 whose outcome (B, N) is the target (B, T); int64, as (B, T)."""
+    B, T, N = sizes(weights, "weights (B, T, N)", 3)
+    expect(weights, "weights (B, T, N)", (B, T, N), torch.float32)
+    for part, name, shape in ((outcomes, "outcomes (B, N)", (B, N)), (targets, "targets (B, T)", (B, T))):
+        expect(part, name, shape, torch.int64)
+        expect_places(part, name, 1 << 31, -(1 << 31))  # they are compared as int32
+    total, shared = torch.empty(B, T), (outcomes.int().contiguous().numpy(),)
+    parts = weights.contiguous().flatten(0, 1), targets.int().flatten(), _places(targets), total.view(-1)
+    run(lambda *parts, shared=shared: _recalled(*parts, *shared), *parts)
+    return total
+
+
+@jit()
+def _recall_candidates(
     queries: Any, owners: Any, similarity: Any, weights: Any, mass: Any, keys: Any, counts: Any, sharpness: Any
 ) -> None:
     D, one = queries.shape[1], np.float32(1.0)
@@ -75,7 +185,12 @@ def recall_candidates(
     similarity, weights, mass = torch.empty(B, K), torch.empty(B, K), torch.empty(B)
     shared = keys.detach().contiguous().numpy(), counts.contiguous().numpy(), np.float32(sharpness)
     run(
-        lambda *parts, shared=shared: _recall(*parts, *shared), queries.contiguous(), owners, similarity, weights, mass
+        lambda *parts, shared=shared: _recall_candidates(*parts, *shared),
+        queries.contiguous(),
+        owners,
+        similarity,
+        weights,
+        mass,
     )
     return similarity, weights, mass
 

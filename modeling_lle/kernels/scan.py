@@ -7,14 +7,14 @@ least; `gated_scan_reference` is the definition, the other forms are tested agai
 - torch: needs neither; the gates in a few large operations, one `addcmul` a time step.
 """
 
-import functools
-import importlib.util
 from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from .available import installed, takes_numba
 
 Backend = Literal["auto", "reference", "torch", "numba", "fla"]
 
@@ -124,19 +124,13 @@ _FORMS: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
 }
 
 
-@functools.cache
-def installed(package: str) -> bool:
-    """Whether an optional package can be imported."""
-    return importlib.util.find_spec(package) is not None
-
-
 def scan_backend(gates: Tensor) -> str:
     """The form of the recurrence that is fastest for `gates` (B, T, 3D) with what is installed."""
     if gates.shape[1] == 1:
         return "reference"  # one step needs no scan, and exports as plain operations
     if gates.is_cuda:
         return "fla" if installed("fla") else "torch"
-    if gates.device.type == "cpu" and installed("numba") and gates.dtype != torch.float16:
+    if gates.dtype != torch.float16 and takes_numba(gates):
         return "numba"
     return "torch"
 

@@ -35,7 +35,7 @@ class LLEModel(LLEPreTrainedModel):
         super().__init__(config)
         if config.is_encoder_decoder:
             raise ValueError("this is the configuration of a translator: load it with AutoModelForSeq2SeqLM")
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.members * config.hidden_size)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.classifier.members * config.hidden_size)
         self.stack = make_stack(config)
         self.backward_stack = make_stack(config) if config.bidirectional else None
         self.gradient_checkpointing = False
@@ -84,7 +84,7 @@ class LLEModel(LLEPreTrainedModel):
             inputs_embeds = self.embed_tokens(input_ids)
             if self.training and self.config.embedding_dropout > 0:
                 keep = 1 - self.config.embedding_dropout
-                size = self.config.vocab_size, self.config.members
+                size = self.config.vocab_size, self.config.classifier.members
                 types = torch.empty(size, device=input_ids.device).bernoulli_(keep).div_(keep)
                 inputs_embeds = self._scale(inputs_embeds, types[input_ids])
         if inputs_embeds.shape[0] == 0:
@@ -95,7 +95,7 @@ class LLEModel(LLEPreTrainedModel):
                 "and reads what the cache has not seen"
             )
         if self.training and self.config.token_dropout > 0:
-            kept = torch.empty_like(inputs_embeds[..., : self.config.members])
+            kept = torch.empty_like(inputs_embeds[..., : self.config.classifier.members])
             inputs_embeds = self._scale(inputs_embeds, kept.bernoulli_(1 - self.config.token_dropout))
         embedded = variational_dropout(inputs_embeds, self.config.input_dropout, self.training)
         mask = segment_mask(attention_mask, embedded.shape[1])
@@ -123,7 +123,7 @@ class LLEModel(LLEPreTrainedModel):
 
     def _scale(self, embedded: Tensor, factors: Tensor) -> Tensor:
         """Embedded tokens (B, T, M D), times a factor for each of them and each member (B, T, M)."""
-        members = embedded.unflatten(-1, (self.config.members, self.config.hidden_size))
+        members = embedded.unflatten(-1, (self.config.classifier.members, self.config.hidden_size))
         return (members * factors[..., None].to(embedded.dtype)).flatten(-2)
 
     def _read_both_ways(self, embedded: Tensor, mask: Tensor | None, seen: Seen) -> Tensor:
@@ -133,7 +133,7 @@ class LLEModel(LLEPreTrainedModel):
         back: list[Tensor] = []
         own: tuple[Seen, Seen] = (None, None) if seen is None else (ahead, back)
         if mask is None and is_read_together((self.stack, self.backward_stack), embedded):
-            members = embedded.unflatten(-1, (self.config.members, -1)).movedim(-2, 0)  # (M, B, T, D)
+            members = embedded.unflatten(-1, (self.config.classifier.members, -1)).movedim(-2, 0)  # (M, B, T, D)
             stacks = single_stacks(self.stack) + single_stacks(self.backward_stack)
             states = read_together(stacks, torch.cat([members, members.flip(2)]), own[0])
             if seen is not None:

@@ -70,10 +70,7 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
         super().__init__(config)
         if config.bidirectional:
             raise ValueError("a language model must not see what it predicts: set bidirectional=False")
-        if config.members > 1:
-            raise ValueError(
-                "the members of an ensemble are those of a classifier: set members=1 for a language model"
-            )
+        config.check_sections("LLEForCausalLM")
         self.model = LLEModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
         self.history_loss = HistoryLoss(config) if config.training.window else None

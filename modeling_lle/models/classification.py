@@ -21,7 +21,8 @@ from ..backbone.recurrence import variational_dropout
 from ..bank.found import Found
 from ..bank.protocol import Snapshot
 from ..common.precision import outside_autocast
-from ..configuration import MAX_FITTED, LLEConfig
+from ..configuration import LLEConfig
+from ..configuration_fields import MAX_FITTED
 from ..history.label_rule import (
     MULTI,
     SINGLE,
@@ -72,8 +73,11 @@ class LLEClassifierOutput(ModelOutput):
 class _Classifier(TeachableModel):
     """What the classifiers share: the output layer, and the bank beside it."""
 
+    architecture: ClassVar[str]  # which sections of the configuration it reads
+
     def __init__(self, config: LLEConfig) -> None:
         super().__init__(config)
+        config.check_sections(self.architecture)
         self.model = LLEModel(config)
         self.pooling = self._make_pooling()
         self.classifier = nn.Linear(self.key_size, len(self.trained_labels))
@@ -128,8 +132,8 @@ class _Classifier(TeachableModel):
         dropped = self._drop(items)
         logits = self._say(dropped)
         members = history = out_of_scope = features = None
-        if self.training and self.config.members > 1:
-            members = self.classifier(apart(dropped, self.config.members, self.config.hidden_size))
+        if self.training and self.config.classifier.members > 1:
+            members = self.classifier(apart(dropped, self.config.classifier.members, self.config.hidden_size))
         if use_history is None:
             use_history = self.config.use_history and not self.training
         bank = self.history_bank if use_history else None
@@ -142,7 +146,7 @@ class _Classifier(TeachableModel):
             logits, scope, mass, history = self._mix(items, logits, real, state, *wanted)
         if output_out_of_scope:
             features = scope_features(scope, mass, self.kind, self.config.bank.sharpness)
-            out_of_scope = _scope_scores(features, features.new_tensor(self.config.out_of_scope.weights))
+            out_of_scope = _scope_scores(features, features.new_tensor(self.config.classifier.out_of_scope.weights))
         return LLEClassifierOutput(  # all at once: what is set later would come after the others, in tuples as well
             loss=None if labels is None else self._loss(logits, members, labels, num_items_in_batch),
             logits=logits,
@@ -178,7 +182,9 @@ class _Classifier(TeachableModel):
 
     def _say(self, items: Tensor) -> Tensor:
         """The logits (..., C) of items (..., key_size): the mean of those of the members."""
-        return self.classifier(items if self.config.members == 1 else items / self.config.members)
+        return self.classifier(
+            items if self.config.classifier.members == 1 else items / self.config.classifier.members
+        )
 
     def _drop(self, items: Tensor) -> Tensor:
         if items.dim() == 3:
@@ -198,7 +204,7 @@ class _Classifier(TeachableModel):
 
         Items where `mask` (B, T) is False get nothing of the bank.
         """
-        space, numbers = self.space_of(state), self.config.bank
+        space = self.space_of(state)
         shape = logits.shape[:-1]
 
         def chosen(values: Tensor) -> Tensor:
@@ -212,7 +218,7 @@ class _Classifier(TeachableModel):
             return whole
 
         found = self.search(chosen(items), state=state)
-        mixture, recalled_mass = mix(chosen(logits), found, space, self.kind, numbers)
+        mixture, recalled_mass = mix(chosen(logits), found, space, self.kind, self.config.bank, self.config.classifier)
         new_labels = mixture.labels.shape[-1] - logits.shape[-1]
         plain = nn.functional.pad(logits.float(), (0, new_labels), value=-torch.inf)
         mixed = scope = placed(logits_of(mixture.labels, self.kind), plain)
@@ -300,7 +306,7 @@ class _Classifier(TeachableModel):
             raise ValueError("nothing to calibrate: no bank is attached; teach some examples with learn() first")
         state = self.history_bank.snapshot()
         answered, space = self._answer(batches, state), self.space_of(state)
-        return fit_labels(answered, space, self.config.bank, self.kind, steps, fixed)
+        return fit_labels(answered, space, self.config.bank, self.config.classifier, self.kind, steps, fixed)
 
     @torch.no_grad()
     def fit_out_of_scope(
@@ -332,7 +338,7 @@ class _Classifier(TeachableModel):
         scores = _scope_scores(torch.cat([inside, outside]), weights)
         kept = scores[: len(inside)][right].sort().values
         threshold = float(kept[max(0, int(keep * len(kept) + 0.5) - 1)]) if len(kept) else 0.5
-        numbers = self.config.out_of_scope
+        numbers = self.config.classifier.out_of_scope
         numbers.weights = weights.clamp(-MAX_FITTED, MAX_FITTED).tolist()
         numbers.threshold = min(1.0, threshold + 1e-6)
         accepted = scores < numbers.threshold
@@ -400,6 +406,7 @@ class LLEForSequenceClassification(_Classifier):
     """
 
     auto_class = "AutoModelForSequenceClassification"
+    architecture = "LLEForSequenceClassification"
 
     def _make_pooling(self) -> Pooling:
         return Pooling(self.config)
@@ -407,7 +414,7 @@ class LLEForSequenceClassification(_Classifier):
     @property
     def key_size(self) -> int:
         """Width of keys and queries."""
-        return self.config.state_size * len(self.config.pooling)
+        return self.config.state_size * len(self.config.classifier.pooling)
 
     def key_weights(self) -> list[tuple[str, Tensor]]:
         """Names and values of the weights that keys depend on, and the ways of pooling."""
@@ -425,3 +432,4 @@ class LLEForTokenClassification(_Classifier):
     """
 
     auto_class = "AutoModelForTokenClassification"
+    architecture = "LLEForTokenClassification"

@@ -83,13 +83,15 @@ class LLESeq2SeqModel(LLEPreTrainedModel):
     def __init__(self, config: LLEConfig) -> None:
         config = LLESeq2SeqConfig.of(config)
         super().__init__(config)
-        if config.members > 1:
-            raise ValueError("an ensemble of members is for classifiers: set members=1")
-        if config.share_embeddings:
+        if config.classifier.members > 1:
+            raise ValueError("an ensemble of members is for classifiers: set classifier={'members': 1}")
+        if config.translator.share_embeddings:
             if not config.tie_word_embeddings:
                 raise ValueError("share_embeddings=True needs tie_word_embeddings=True: set both or neither")
             self._tied_weights_keys = {"encoder.embed_tokens.weight": "decoder.embed_tokens.weight"}
-        self.encoder = LLEModel(config.part(bidirectional=True, num_hidden_layers=config.num_encoder_layers))
+        self.encoder = LLEModel(
+            config.part(bidirectional=True, num_hidden_layers=config.translator.num_encoder_layers)
+        )
         self.decoder = LLEModel(config.part(bidirectional=False))
         size = self.encoder.config.state_size
         self.attentions = nn.ModuleList(SourceAttention(config, size) for _ in range(config.num_hidden_layers))
@@ -102,7 +104,7 @@ class LLESeq2SeqModel(LLEPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replaces those of the source, and those of the target too where they are shared."""
         self.encoder.embed_tokens = value  # type: ignore[assignment]
-        if self.config.share_embeddings:
+        if self.config.translator.share_embeddings:
             self.decoder.embed_tokens = value  # type: ignore[assignment]
 
     def _resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:

@@ -33,7 +33,8 @@ from ..history.loss import (
     head_smoothing_nats,
 )
 from ..history.prediction import HistoryOutput, Prediction, block_size, collect
-from ..history.rule import Calibration, Recall, base_prediction, fused, recall_bank
+from ..history.rule import Calibration, Recall, base_prediction, recall_bank
+from ..kernels.available import fused
 from ..kernels.linear import apply_linear
 from .arguments import check_arguments
 from .backbone import refuse_export
@@ -86,6 +87,7 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
     def __init__(self, config: LLEConfig) -> None:
         config = LLESeq2SeqConfig.of(config)
         super().__init__(config)
+        config.check_sections("LLEForSeq2SeqLM")
         self.model = LLESeq2SeqModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
         self.post_init()
@@ -278,7 +280,7 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
         self.check_history()
         refuse_export("what a memory recalls", "export with use_history=False")
         memory = self.memory if memory is None else memory
-        candidates = memory.candidates(input_ids, attention_mask, self.config.bank.sentences, leave_out)
+        candidates = memory.candidates(input_ids, attention_mask, self.config.translator.sentences, leave_out)
         keys, outcomes, ids = (part.to(input_ids.device) for part in candidates)
         return LLESource(**{**source, "candidate_keys": keys, "candidate_outcomes": outcomes, "candidate_ids": ids})
 

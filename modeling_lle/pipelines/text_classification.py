@@ -40,7 +40,7 @@ class LLETextClassificationPipeline(TextClassificationPipeline):
             raise TypeError(
                 f"out_of_scope and return_history need an LLE classifier; this is a {type(self.model).__name__}"
             )
-        if out_of_scope and self.model.config.out_of_scope.threshold >= 1:
+        if out_of_scope and self.model.config.classifier.out_of_scope.threshold >= 1:
             raise ValueError("the model knows no threshold for out_of_scope: call its fit_out_of_scope() first")
         before, during, after = super()._sanitize_parameters(**parameters)
         if out_of_scope is not None:
@@ -97,7 +97,7 @@ class LLETextClassificationPipeline(TextClassificationPipeline):
         if out_of_scope:
             score = float(model_outputs["out_of_scope"][0])
             found = {"out_of_scope": score, "mass": float(model_outputs["mass"][0])}
-            if score >= self.model.config.out_of_scope.threshold:
+            if score >= self.model.config.classifier.out_of_scope.threshold:
                 refused = {"label": OUT_OF_SCOPE, "score": score}
                 result = [refused] if isinstance(result, list) else refused
         if return_history:

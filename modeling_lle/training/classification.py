@@ -45,7 +45,7 @@ def run_classification(recipe: Recipe, rows: dict[str, Any] | None = None, resum
     trainer = AdversarialTrainer(
         model.model.embed_tokens,
         arguments.adversarial,
-        model.config.members,
+        model.config.classifier.members,
         model=model,
         args=arguments,
         data_collator=DataCollatorWithPadding(tokenizer),
@@ -54,7 +54,9 @@ def run_classification(recipe: Recipe, rows: dict[str, Any] | None = None, resum
         processing_class=tokenizer,
         compute_metrics=_accuracy,
         # Label smoothing of the Trainer sees nothing but `logits`, which are those of all members.
-        compute_loss_func=MemberLoss(arguments.label_smoothing_factor) if model.config.members > 1 else None,
+        compute_loss_func=MemberLoss(arguments.label_smoothing_factor)
+        if model.config.classifier.members > 1
+        else None,
     )
     if arguments.character_ngrams:
         embeddings = model.model.embed_tokens
@@ -212,9 +214,11 @@ def make_classifier(
     if path is None:
         return LLEForSequenceClassification(config)
     begin = LLEConfig.from_pretrained(path)
-    if begin.members != config.members:
+    members, there = config.classifier.members, begin.classifier.members
+    if there != members:
         raise ValueError(
-            f"model.members is {config.members}, but the model at {path} has {begin.members}: leave model.members out"
+            f"model.classifier.members is {members}, but the model at {path} has {there}: "
+            "leave model.classifier.members out"
         )
     if begin.bidirectional or not config.bidirectional:
         return LLEForSequenceClassification.from_pretrained(path, config=config)

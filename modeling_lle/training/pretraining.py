@@ -60,7 +60,7 @@ class TwoWayLanguageModel(nn.Module):
         if self.model.backward_stack is not None:
             forwards, backwards = states.chunk(2, dim=-1)
             sides = [(forwards[:, :-1], input_ids[:, 1:]), (backwards[:, 1:], input_ids[:, :-1])]
-        members = self.model.config.members
+        members = self.model.config.classifier.members
         matrices = self.model.embed_tokens.weight.chunk(members, dim=-1)
         total = torch.stack(
             [

@@ -12,7 +12,8 @@ from typing import Any, Literal
 import yaml
 from transformers import HfArgumentParser
 
-from ..configuration import LLEConfig, check_keys
+from ..configuration import LLEConfig
+from ..configuration_fields import check_keys
 from .arguments import ClassificationArguments, LLETrainingArguments, TranslationArguments
 
 LANGUAGE, CLASSIFICATION, TRANSLATION = "text-generation", "text-classification", "translation"

@@ -31,6 +31,7 @@ from ..bank.files import Folder
 from ..bank.protocol import Bank
 from ..common.temporary import replacing
 from ..configuration import LLEConfig
+from ..configuration_sections import SECTIONS
 from ..tokenization import LLETokenizer
 from .checkpoints import METRICS
 from .recipe import Recipe
@@ -153,6 +154,15 @@ def begin_at_frequencies(bias: Tensor, tokens: np.ndarray) -> None:
     bias.copy_((counts / counts.sum()).log())
 
 
+def _merged(saved: dict[str, Any], changes: dict[str, Any] | None) -> dict[str, Any]:
+    """The values of a section, those inside of its own sections too, with changes."""
+    inner = {name: value for name, value in saved.items() if isinstance(value, dict)}
+    changes = {
+        name: _merged(inner[name], value) if name in inner else value for name, value in (changes or {}).items()
+    }
+    return {**saved, **changes}
+
+
 def make_config(
     values: dict[str, Any], tokenizer: PreTrainedTokenizerBase, **more: Any
 ) -> tuple[LLEConfig, str | None]:
@@ -169,10 +179,9 @@ def make_config(
         ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
         config = LLEConfig(**{"vocab_size": len(tokenizer), **ids, **values})
     else:
-        history = AutoConfig.from_pretrained(path).to_dict()["history"]
-        for section, numbers in (values.get("history") or {}).items():
-            history[section].update(numbers or {})
-        config = AutoConfig.from_pretrained(path, **{**values, "history": history})
+        saved = AutoConfig.from_pretrained(path).to_dict()
+        sections = {name: _merged(saved[name], values.pop(name)) for name in SECTIONS.keys() & values.keys()}
+        config = AutoConfig.from_pretrained(path, **sections, **values)  # fields of the backbone after their section
     if config.vocab_size < len(tokenizer):
         raise ValueError(
             f"model.vocab_size is {config.vocab_size}, but the tokenizer has {len(tokenizer)} types: "

@@ -33,7 +33,7 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 import numpy as np
 import typer
 
-from modeling_lle.configuration import check_keys
+from modeling_lle.configuration_fields import check_keys
 from modeling_lle.data import load_labelled
 from modeling_lle.data.labelled import OUT_OF_SCOPE
 from modeling_lle.evaluation import ClassificationMetric, OutOfScopeMetric, write_results

@@ -60,7 +60,7 @@ class LLEClassifier:
     @property
     def threshold(self) -> float:
         """The least score of "none of these" that is refused."""
-        threshold = float(self.model.config.out_of_scope.threshold)
+        threshold = float(self.model.config.classifier.out_of_scope.threshold)
         if threshold >= 1:
             raise ValueError(f"{self.folder} knows no threshold for out_of_scope: call its fit_out_of_scope() first")
         return threshold
@@ -70,7 +70,7 @@ class LLEClassifier:
         """Those that were fitted for it."""
         config, bank = self.model.config, self.model.history_bank
         recall = {"entries": len(bank), "sharpness": config.bank.sharpness, "gate": config.bank.gate} if bank else {}
-        threshold = config.out_of_scope.threshold
+        threshold = config.classifier.out_of_scope.threshold
         return recall if threshold >= 1 else {**recall, "threshold": threshold}
 
     @torch.inference_mode()

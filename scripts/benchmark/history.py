@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from modeling_lle import HistoryBank
-from modeling_lle.configuration import check_keys
+from modeling_lle.configuration_fields import check_keys
 from modeling_lle.data import load_texts
 from modeling_lle.evaluation import LanguageModelMetric, evaluate_stream
 from modeling_lle.evaluation.results import format_value, this_command

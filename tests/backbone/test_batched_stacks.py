@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from modeling_lle import LLEConfig, LLEModel
 from modeling_lle.backbone import batched_stacks as batched_stacks_module
 from modeling_lle.models import backbone as backbone_module
-from tests.tiny import VOCAB, make_ids
+from tests.factories.texts import VOCAB, make_ids
 
 
 def make(**values: Any) -> LLEModel:

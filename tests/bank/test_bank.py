@@ -13,10 +13,10 @@ from torch import Tensor
 from modeling_lle import HistoryBank, LLEForCausalLM
 from modeling_lle.bank.files import BankError, Folder
 from modeling_lle.entries import texts as texts_module
-from tests.tiny import VOCAB, make_ids, make_model, make_texts, make_tokenizer
+from tests.factories.language_models import make_language_model
+from tests.factories.texts import VOCAB, WORD_TOKENIZER, make_ids, make_texts
 
-TOKENIZER = make_tokenizer()
-MODEL = make_model()
+MODEL = make_language_model()
 TEXTS = make_texts(12, 9)
 
 
@@ -27,7 +27,7 @@ def detached() -> Any:
 
 
 def build(texts: Any = TEXTS, model: LLEForCausalLM = MODEL, **options: Any) -> HistoryBank:
-    return HistoryBank.build(model, TOKENIZER, texts, **options)
+    return HistoryBank.build(model, WORD_TOKENIZER, texts, **options)
 
 
 @torch.no_grad()
@@ -35,7 +35,11 @@ def reference(texts: list[str]) -> tuple[Tensor, Tensor]:
     """Keys (N, D) and outcomes (N,), one text and one token at a time."""
     keys, outcomes = [], []
     for text in texts:
-        ids = [TOKENIZER.eos_token_id, *TOKENIZER(text, add_special_tokens=False)["input_ids"], TOKENIZER.eos_token_id]
+        ids = [
+            WORD_TOKENIZER.eos_token_id,
+            *WORD_TOKENIZER(text, add_special_tokens=False)["input_ids"],
+            WORD_TOKENIZER.eos_token_id,
+        ]
         states = MODEL.model(torch.tensor([ids])).last_hidden_state[0]
         keys.append(torch.nn.functional.normalize(states[:-1], dim=-1))
         outcomes += ids[1:]
@@ -75,7 +79,7 @@ def test_holds_every_position(sizes: dict[str, int], monkeypatch: pytest.MonkeyP
 
 def test_the_rule_with_a_bank() -> None:
     """Against the rule written out for one position."""
-    model, bank = make_model(window=0), build()
+    model, bank = make_language_model(window=0), build()
     model.attach_history(bank)
     ids = make_ids(2, 6)
     with torch.no_grad():
@@ -97,7 +101,7 @@ def test_the_rule_with_a_bank() -> None:
 @pytest.mark.parametrize("window", [0, 5])
 @pytest.mark.parametrize("skip_above", [1.0, 0.2])
 def test_the_mixture_sums_to_one_and_does_not_see_its_target(window: int, skip_above: float) -> None:
-    model = make_model(window=window)
+    model = make_language_model(window=window)
     model.config.bank.skip_above = skip_above
     model.attach_history(build())
     ids = make_ids(3, 14)
@@ -113,7 +117,7 @@ def test_the_mixture_sums_to_one_and_does_not_see_its_target(window: int, skip_a
 
 
 def test_scores_of_each_source_alone() -> None:
-    model, ids = make_model(window=5), make_ids(2, 9)
+    model, ids = make_language_model(window=5), make_ids(2, 9)
     targets = torch.nn.functional.pad(ids[:, 1:], (0, 1), value=-100)
     alone = model.score(ids, targets)
     model.attach_history(build())
@@ -126,7 +130,7 @@ def test_scores_of_each_source_alone() -> None:
 
 
 def test_shares_add_up() -> None:
-    model, ids = make_model(window=5), make_ids(2, 9)
+    model, ids = make_language_model(window=5), make_ids(2, 9)
     model.attach_history(build())
     with torch.no_grad():
         output = model(ids, output_history=True)
@@ -157,7 +161,7 @@ def test_forgetting_is_exact(how: Any, compacted: bool) -> None:
     if compacted:
         assert bank.compact() > 0
         assert bank.verify() == []
-    model, ids = make_model(), make_ids(3, 20)
+    model, ids = make_language_model(), make_ids(3, 20)
     model.attach_history(never)
     expected = model(ids).logits
     model.attach_history(HistoryBank.open(bank.folder.path))
@@ -169,7 +173,7 @@ def test_compact_takes_the_bytes_from_the_disk(tmp_path: Path) -> None:
     bank = build(rows, path=tmp_path, source="kept")
     secret = "h g h g f h g h"
     bank.add([{"text": secret, "user": "zebulon"}, rows[0]], source="private")
-    tokens = torch.tensor(TOKENIZER(secret, add_special_tokens=False)["input_ids"], dtype=torch.int32)
+    tokens = torch.tensor(WORD_TOKENIZER(secret, add_special_tokens=False)["input_ids"], dtype=torch.int32)
     traces = tokens.numpy().tobytes(), b"zebulon"
     on_disk = b"".join(path.read_bytes() for path in tmp_path.iterdir())
     assert all(trace in on_disk for trace in traces)
@@ -187,7 +191,7 @@ def test_compact_takes_the_bytes_from_the_disk(tmp_path: Path) -> None:
 
 
 def test_compact_joins_small_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
-    bank, model, ids = build(TEXTS[:3], namespace="ann"), make_model(), make_ids(2, 9)
+    bank, model, ids = build(TEXTS[:3], namespace="ann"), make_language_model(), make_ids(2, 9)
     for number, text in enumerate(TEXTS[3:9]):
         bank.add([{"text": text, "number": number}], namespace="ann" if number < 4 else "bob", merge=number % 2 == 0)
     model.attach_history(bank)
@@ -215,8 +219,8 @@ def test_merged_duplicates_count() -> None:
     text = " ".join(["a", "b", "c", "d", "e", "f", "g", "h"] * 12)
     plain, merged = build([text]), build([text], merge=True)
     assert len(merged) < len(plain) / 2
-    ids = torch.tensor([TOKENIZER(text, add_special_tokens=False)["input_ids"][20:44]])
-    model = make_model(window=0)
+    ids = torch.tensor([WORD_TOKENIZER(text, add_special_tokens=False)["input_ids"][20:44]])
+    model = make_language_model(window=0)
     model.config.bank.neighbours = 200  # all of them
     model.attach_history(plain)
     expected = predict(model, ids)
@@ -246,7 +250,7 @@ def test_only_what_the_model_did_not_know() -> None:
 
 
 def test_namespaces_are_apart() -> None:
-    bank, model, ids = build(TEXTS[:6], namespace="ann"), make_model(), make_ids(2, 9)
+    bank, model, ids = build(TEXTS[:6], namespace="ann"), make_language_model(), make_ids(2, 9)
     bank.add(TEXTS[6:], namespace="bob")
     assert bank.namespaces == ["ann", "bob"]
     for name, texts in (("ann", TEXTS[:6]), ("bob", TEXTS[6:])):
@@ -263,7 +267,7 @@ def test_namespaces_are_apart() -> None:
 
 
 def test_a_namespace_that_was_forgotten_is_gone() -> None:
-    bank, model, ids = build(TEXTS[:6], namespace="ann"), make_model(window=0), make_ids(2, 9)
+    bank, model, ids = build(TEXTS[:6], namespace="ann"), make_language_model(window=0), make_ids(2, 9)
     bank.add(TEXTS[6:], namespace="bob")
     model.attach_history(bank, namespaces="ann")
     bank.forget(namespace="ann")
@@ -273,7 +277,7 @@ def test_a_namespace_that_was_forgotten_is_gone() -> None:
 
 
 def test_an_empty_bank_is_the_base() -> None:
-    bank, model, ids = build(), make_model(window=0), make_ids(2, 5)
+    bank, model, ids = build(), make_language_model(window=0), make_ids(2, 5)
     model.attach_history(bank)
     bank.forget(namespace="default")
     assert len(bank) == 0
@@ -286,20 +290,20 @@ def test_an_empty_bank_is_the_base() -> None:
 
 def test_another_backbone_is_refused() -> None:
     bank = build()
-    other = make_model()
+    other = make_language_model()
     other.lm_head.bias.data += 1
     other.attach_history(bank)  # only the backbone counts
     with pytest.raises(BankError, match="was encoded by another backbone"):
-        make_model(recurrence="gru").attach_history(bank)
+        make_language_model(recurrence="gru").attach_history(bank)
     with torch.no_grad():
         next(other.model.stack.parameters()).mul_(1.1)
     with pytest.raises(BankError, match="load the model that built it"):
         other.attach_history(bank)
-    make_model().bfloat16().attach_history(bank)
+    make_language_model().bfloat16().attach_history(bank)
 
 
 def test_saved_only_when_asked(tmp_path: Path) -> None:
-    model, ids = make_model(), make_ids(2, 7)
+    model, ids = make_language_model(), make_ids(2, 7)
     with pytest.raises(ValueError, match="no bank is attached"):
         model.save_pretrained(tmp_path / "none", save_history=True)
     model.attach_history(build())
@@ -316,10 +320,10 @@ def test_saved_only_when_asked(tmp_path: Path) -> None:
 
 
 def test_calibration_of_both_sources() -> None:
-    model = make_model(window=20)
+    model = make_language_model(window=20)
     model.attach_history(build())
     texts = " ".join(make_texts(12, 9))
-    ids = torch.tensor([[0, *TOKENIZER(texts, add_special_tokens=False)["input_ids"]]])
+    ids = torch.tensor([[0, *WORD_TOKENIZER(texts, add_special_tokens=False)["input_ids"]]])
     batch = {"input_ids": ids[:, :-1], "shift_labels": ids[:, 1:]}
     before = json.dumps(model.config.to_dict()["history"])
     fitted = model.calibrate([batch])
@@ -363,7 +367,7 @@ def test_keys_are_normalised_states_in_their_places(transposed: bool) -> None:
 def test_resuming_an_interrupted_add(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(texts_module, "SEGMENT_ENTRIES", 10)
     whole = build(source="texts")
-    bank = HistoryBank.build(MODEL, TOKENIZER, TEXTS[:1], tmp_path, source="warm up")
+    bank = HistoryBank.build(MODEL, WORD_TOKENIZER, TEXTS[:1], tmp_path, source="warm up")
     bank.forget(source="warm up")
 
     writes = 0
@@ -383,8 +387,8 @@ def test_resuming_an_interrupted_add(tmp_path: Path, monkeypatch: pytest.MonkeyP
     bank = HistoryBank.open(tmp_path)
     assert len(bank) == 20
     with pytest.raises(ValueError, match="go on with resume=True"):
-        bank.add(TEXTS, source="texts", model=MODEL, tokenizer=TOKENIZER)
-    bank.add(TEXTS, source="texts", model=MODEL, tokenizer=TOKENIZER, resume=True)
+        bank.add(TEXTS, source="texts", model=MODEL, tokenizer=WORD_TOKENIZER)
+    bank.add(TEXTS, source="texts", model=MODEL, tokenizer=WORD_TOKENIZER, resume=True)
     bank.compact()
     assert torch.equal(content(bank)[1], content(whole)[1])
     torch.testing.assert_close(content(bank)[0], content(whole)[0], atol=0.02, rtol=0)
@@ -454,7 +458,7 @@ def test_a_data_set_with_columns() -> None:
     text = bank.describe([0], before=3, after=2)[0]
     assert (text.namespace, text.source, text.row) == ("default", "set", 0)
     assert text.columns == {"user": "ann", "row_": 0, "parts": [1]}
-    assert text.before == [TOKENIZER.eos_token_id]
+    assert text.before == [WORD_TOKENIZER.eos_token_id]
     assert len(text.after) == min(2, len(TEXTS[0].split()))
 
 
@@ -470,5 +474,5 @@ def test_nothing_encodes_without_a_model(tmp_path: Path) -> None:
         bank.add(TEXTS)
     with pytest.raises(FileExistsError, match="there is a bank at"):
         build(path=tmp_path)
-    MODEL.attach_history(bank, tokenizer=TOKENIZER)
+    MODEL.attach_history(bank, tokenizer=WORD_TOKENIZER)
     assert bank.add(TEXTS) == len(bank) // 2

@@ -14,11 +14,11 @@ from modeling_lle.bank.changes import is_same, plain
 from modeling_lle.bank.files import BankError, Folder
 from modeling_lle.bank.index_files import index_files, index_folder
 from modeling_lle.bank.parquet import to_parquet
-from tests import classifiers
-from tests.tiny import make_ids, make_model, make_texts, make_tokenizer
+from tests.factories.classifiers import make_classifier, make_taught_classifier
+from tests.factories.language_models import make_language_model
+from tests.factories.texts import WORD_TOKENIZER, encode_texts, make_ids, make_texts
 
-TOKENIZER = make_tokenizer()
-MODEL = make_model()
+MODEL = make_language_model()
 TEXTS = make_texts(12, 9)
 ROWS = [
     {"text": "a b", "user": "ann", "flag": True, "n": 1},
@@ -29,7 +29,7 @@ SIZES = [3, 2, 4]  # entries of each row
 
 
 def build(texts: Any = TEXTS, **options: Any) -> HistoryBank:
-    return HistoryBank.build(MODEL, TOKENIZER, texts, **options)
+    return HistoryBank.build(MODEL, WORD_TOKENIZER, texts, **options)
 
 
 def everything_on_disk(path: Path) -> bytes:
@@ -106,7 +106,7 @@ def test_ids_that_are_given_twice_count_once() -> None:
 def test_a_source_without_an_entry_is_forgotten_all_the_same() -> None:
     bank = build(ROWS)
     bank.append([], "default")
-    sure = make_model()
+    sure = make_language_model()
     sure.lm_head.bias.data[:] = 0
     bank.add(["a"], source="known", keep_below=1e-9)
     assert bank.forget(source="known") == 0
@@ -153,7 +153,7 @@ def test_kinds_of_values() -> None:
 
 
 def test_a_classifier_says_that_nothing_fits() -> None:
-    model, texts, labels = classifiers.taught(6)
+    model, texts, labels = make_taught_classifier(6)
     other = next(label for label in labels if label != labels[0])
     with pytest.raises(BankError, match="no entry for which all of this holds: the condition"):
         model.forget([texts[0]], label=other)
@@ -178,7 +178,7 @@ def test_many_small_adds_make_few_segments() -> None:
     )
     numbers = [text.columns["number"] for text in bank.describe(range(3, len(bank)))]
     assert numbers == [n for n, row in enumerate(rows) for _ in range(len(row["text"].split()) + 1)]
-    model, ids = make_model(), make_ids(2, 9)
+    model, ids = make_language_model(), make_ids(2, 9)
     model.attach_history(bank)
     joined = model(ids).logits
     never = build(["a b"], source="s")
@@ -233,7 +233,7 @@ def test_a_joining_that_is_cut_short(tmp_path: Path, stop: str, monkeypatch: pyt
             bank.add(["c d e"], source="two")
     again = HistoryBank.open(tmp_path)
     assert len(again) == before + 4 * (stop == "remove_leftovers")
-    again.add(["a b c d e f"], source="three", model=MODEL, tokenizer=TOKENIZER)
+    again.add(["a b c d e f"], source="three", model=MODEL, tokenizer=WORD_TOKENIZER)
     assert again.verify() == []
     assert len(HistoryBank.open(tmp_path)) == len(again) == before + 4 * (stop == "remove_leftovers") + 7
 
@@ -245,19 +245,19 @@ def test_two_handles_take_different_names(tmp_path: Path) -> None:
     one = build(["a"], path=tmp_path)
     two = HistoryBank.open(tmp_path)
     one.add(["b"])
-    two.add(["c"], model=MODEL, tokenizer=TOKENIZER)
+    two.add(["c"], model=MODEL, tokenizer=WORD_TOKENIZER)
     one.add(["d"])
     assert [item.source for item in one.manifest.added] == ["added-1", "added-2", "added-3", "added-4"]
     with pytest.raises(ValueError, match="the source 'added-4' is in the namespace 'default' already"):
-        two.add(["e"], source="added-4", model=MODEL, tokenizer=TOKENIZER)
+        two.add(["e"], source="added-4", model=MODEL, tokenizer=WORD_TOKENIZER)
 
 
 def test_two_handles_teach_a_text_one_label(tmp_path: Path) -> None:
-    one, other = classifiers.make(), classifiers.make()
-    one.learn(["a"], ["label-0"], classifiers.TOKENIZER)
+    one, other = make_classifier(), make_classifier()
+    one.learn(["a"], ["label-0"], WORD_TOKENIZER)
     one.history_bank.save_pretrained(tmp_path)
-    one.attach_history(HistoryBank.open(tmp_path), tokenizer=classifiers.TOKENIZER)
-    other.attach_history(HistoryBank.open(tmp_path), tokenizer=classifiers.TOKENIZER)
+    one.attach_history(HistoryBank.open(tmp_path), tokenizer=WORD_TOKENIZER)
+    other.attach_history(HistoryBank.open(tmp_path), tokenizer=WORD_TOKENIZER)
     assert one.learn(["b", "c"], ["label-0", "label-1"]) == 2
     with pytest.raises(ValueError, match="the bank has the text 'b' with the label label-0, text 0 has label-1"):
         other.learn(["b"], ["label-1"])
@@ -269,11 +269,11 @@ def test_a_text_that_is_taught_meanwhile(tmp_path: Path, monkeypatch: pytest.Mon
     """Another process teaches while this one encodes: what it checked before it had the lock is checked again."""
     from modeling_lle.entries import examples as examples_module
 
-    one, other = classifiers.make(), classifiers.make()
-    one.learn(["a"], ["label-0"], classifiers.TOKENIZER)
+    one, other = make_classifier(), make_classifier()
+    one.learn(["a"], ["label-0"], WORD_TOKENIZER)
     one.history_bank.save_pretrained(tmp_path)
     for model in (one, other):
-        model.attach_history(HistoryBank.open(tmp_path), tokenizer=classifiers.TOKENIZER)
+        model.attach_history(HistoryBank.open(tmp_path), tokenizer=WORD_TOKENIZER)
     encode, calls = examples_module._segment, 0
 
     def meanwhile(*given: Any) -> Any:
@@ -299,10 +299,10 @@ def test_a_text_that_is_taught_meanwhile(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_names_of_labels_and_sources_go(tmp_path: Path) -> None:
-    model, texts, _ = classifiers.taught(6)
+    model, texts, _ = make_taught_classifier(6)
     model.learn(["a a a"], ["secret-label"], new_labels=True, source="secret-source")
     model.learn(["b b b", "c c c"], ["later", "other"], new_labels=True, source="kept")
-    ids = classifiers.encoded("b b b", *texts[:3])
+    ids = encode_texts("b b b", *texts[:3])
     bank = model.history_bank
     model.forget(label="secret-label")
     expected = model(**ids).logits
@@ -317,7 +317,7 @@ def test_names_of_labels_and_sources_go(tmp_path: Path) -> None:
     generation = model.history_bank.manifest.generation
     assert model.history_bank.compact() == 0
     assert model.history_bank.manifest.generation == generation
-    assert model.learn(["a a a"], ["again"], classifiers.TOKENIZER, new_labels=True) == 1
+    assert model.learn(["a a a"], ["again"], WORD_TOKENIZER, new_labels=True) == 1
     assert model.label_space.names[-3:] == ("later", "other", "again")
 
 

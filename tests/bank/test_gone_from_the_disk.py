@@ -13,8 +13,11 @@ from typer.testing import CliRunner
 
 from modeling_lle import HistoryBank
 from modeling_lle.cli import main as cli
-from tests import classifiers, translators
-from tests.tiny import make_model, make_texts, make_tokenizer
+from tests.factories.classifiers import make_classifier
+from tests.factories.language_models import make_language_model
+from tests.factories.pairs import make_capitals_tokenizer
+from tests.factories.texts import WORD_TOKENIZER, make_texts, make_word_tokenizer
+from tests.factories.translators import make_translator
 
 SECRET = "h g h g f h g h"
 WORDS = {"source": "zeppelin", "label": "zebra", "column": "zebulon"}
@@ -54,13 +57,13 @@ def give(path: Path, rows: list[dict[str, str]]) -> None:
 @pytest.mark.parametrize("kind", ["txt", "json", "parquet"])
 @pytest.mark.parametrize("command", ["build", "add"])
 def test_texts(folder: Path, kind: str, command: str) -> None:
-    make_model().save_pretrained(folder / "model")
-    tokenizer = make_tokenizer()
+    make_language_model().save_pretrained(folder / "model")
+    tokenizer = make_word_tokenizer()
     tokenizer.save_pretrained(folder / "model")
     rows = [{"text": text, "user": WORDS["column"]} for text in (SECRET, "a b")]
     give(folder / f"private.{kind}", rows)
     if command == "add":
-        HistoryBank.build(make_model(), tokenizer, make_texts(3, 4), folder / "bank")
+        HistoryBank.build(make_language_model(), tokenizer, make_texts(3, 4), folder / "bank")
     run(folder, f"bank {command} M F/private.{kind} B --as {WORDS['source']}")
     (folder / f"private.{kind}").unlink()
     tokens = torch.tensor(tokenizer(SECRET, add_special_tokens=False)["input_ids"], dtype=torch.int32)
@@ -73,8 +76,8 @@ def test_texts(folder: Path, kind: str, command: str) -> None:
 
 
 def test_labelled_examples(folder: Path) -> None:
-    classifiers.make().save_pretrained(folder / "model")
-    classifiers.TOKENIZER.save_pretrained(folder / "model")
+    make_classifier().save_pretrained(folder / "model")
+    WORD_TOKENIZER.save_pretrained(folder / "model")
     give(folder / "private.json", [{"text": SECRET, "label": WORDS["label"]}, {"text": "a b", "label": "label-1"}])
     run(folder, f"learn M F/private.json --source {WORDS['source']} --new-labels")
     (folder / "private.json").unlink()
@@ -86,8 +89,8 @@ def test_labelled_examples(folder: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["json", "parquet"])
 def test_sentence_pairs(folder: Path, kind: str) -> None:
-    tokenizer = translators.make_tokenizer()
-    translators.make_translator(tokenizer).save_pretrained(folder / "model")
+    tokenizer = make_capitals_tokenizer()
+    make_translator(tokenizer).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     give(folder / f"private.{kind}", [{"source": "ab cde zyx", "target": "AB CDE ZYX"}])
     give(folder / f"other.{kind}", [{"source": "ab", "target": "AB"}])

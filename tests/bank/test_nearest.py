@@ -13,7 +13,7 @@ from modeling_lle.bank.nearest import best, nearest, similarities
 @pytest.fixture(params=["numba", "torch"], autouse=True)
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "torch":
-        monkeypatch.setattr(nearest_module, "installed", lambda name: False)
+        monkeypatch.setattr("modeling_lle.kernels.available.installed", lambda name: False)
     else:
         pytest.importorskip("numba")
     return request.param

@@ -16,8 +16,9 @@ from torch import Tensor
 from modeling_lle import HistoryBank
 from modeling_lle.bank.files import Added, BankError
 from scripts.benchmark.damage import make_bank
-from tests.classifiers import TOKENIZER, make, taught
-from tests.forged import forge_manifest, forge_tensors
+from tests.factories.classifiers import make_classifier, make_taught_classifier
+from tests.factories.forged_banks import forge_manifest, forge_tensors
+from tests.factories.texts import WORD_TOKENIZER
 
 Tensors = dict[str, Tensor]
 
@@ -255,18 +256,18 @@ def test_the_links_of_the_hubs_cache_are_followed(path: Path, tmp_path: Path) ->
     ],
 )
 def test_labels_that_are_none(tmp_path: Path, kind: str, label: str, message: str) -> None:
-    model = make(problem_type=kind, labels=1 if kind == "regression" else 3)
-    model.learn(["a b"], [0.5 if kind == "regression" else ["label-1"]], TOKENIZER)
+    model = make_classifier(problem_type=kind, labels=1 if kind == "regression" else 3)
+    model.learn(["a b"], [0.5 if kind == "regression" else ["label-1"]], WORD_TOKENIZER)
     model.history_bank.save_pretrained(tmp_path)
     model.detach_history()
     forge_manifest(tmp_path, lambda values: values.update(labels=[label]))
-    with pytest.raises(BankError, match=rf"the bank .* has the label .*{message}"):
-        model.attach_history(HistoryBank.open(tmp_path), tokenizer=TOKENIZER)
+    with pytest.raises(BankError, match=rf"manifest.json has the label .*{message}"):
+        model.attach_history(HistoryBank.open(tmp_path), tokenizer=WORD_TOKENIZER)
     assert model.history_bank is None
 
 
 def test_examples_without_a_text_or_label(tmp_path: Path) -> None:
-    model, _, _ = taught()
+    model, _, _ = make_taught_classifier()
     model.history_bank.save_pretrained(tmp_path)
     forge_tensors(tmp_path, first(json.dumps({"source": "a", "row": 0, "text": "a"})))
     with pytest.raises(BankError, match="has a document 0 without source, text, label and row"):

@@ -10,10 +10,10 @@ from modeling_lle import HistoryBank
 from modeling_lle.bank import sketch as sketch_module
 from modeling_lle.bank.nearest import nearest
 from modeling_lle.bank.sketch import ExactSearch, Sketch
-from tests.tiny import make_model, make_texts, make_tokenizer
+from tests.factories.language_models import make_language_model
+from tests.factories.texts import make_texts, make_word_tokenizer
 
 pytest.importorskip("numba")
-from modeling_lle.kernels.nearest_numba import nearest_of_sketch
 
 
 def make(Q: int, N: int, D: int, seed: int, groups: int, spread: float) -> tuple[Tensor, Tensor]:
@@ -53,7 +53,7 @@ def test_finds_the_same_to_the_last_bit(
     queries, keys = make(Q, N, D, seed, groups, spread)
     usable = torch.rand(N, generator=torch.Generator().manual_seed(seed)) < share
     due = nearest(queries, [(0, keys)], usable, K)
-    *got, found = nearest_of_sketch(Sketch.of(keys), queries, keys, usable, K, N)
+    *got, found = Sketch.of(keys).search(queries, keys, usable, K, N)
     assert bool(found.all())
     for one, other in zip(got, due, strict=True):
         assert torch.equal(one, other)
@@ -71,7 +71,7 @@ def test_bounds_hold(Q: int, N: int, D: int, K: int, seed: int, groups: int, spr
 def test_leaves_most_of_a_bank_out_where_keys_lie_near_few_directions() -> None:
     queries, keys = make(3, 3000, 128, 0, 12, 0.3)
     usable = torch.ones(3000, dtype=torch.bool)
-    *_, found = nearest_of_sketch(Sketch.of(keys), queries[2:], keys, usable, 20, 600)
+    *_, found = Sketch.of(keys).search(queries[2:], keys, usable, 20, 600)
     assert bool(found.all())
 
 
@@ -99,7 +99,7 @@ def test_takes_over_after_many_searches_and_gives_up_where_it_cannot_answer(
 def test_a_bank_finds_and_forgets_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sketch_module, "LEAST", 0)
     monkeypatch.setattr(sketch_module, "PATIENCE", 0)
-    bank = HistoryBank.build(make_model(), make_tokenizer(), make_texts(30, 9))
+    bank = HistoryBank.build(make_language_model(), make_word_tokenizer(), make_texts(30, 9))
     queries = next(bank.segments())[1].keys[3:60:4].float()
     gone = torch.zeros(0, dtype=torch.long)
     for _ in range(2):

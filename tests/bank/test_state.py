@@ -17,10 +17,12 @@ from modeling_lle import HistoryBank, LLEForCausalLM
 from modeling_lle.bank.files import BankError
 from modeling_lle.bank.state import BankState
 from modeling_lle.pipelines.translation import LLETranslationPipeline
-from tests import classifiers, translators
-from tests.tiny import make_ids, make_model, make_texts, make_tokenizer
+from tests.factories.classifiers import make_taught_classifier
+from tests.factories.language_models import make_language_model
+from tests.factories.pairs import make_capitals_pairs, make_capitals_tokenizer
+from tests.factories.texts import WORD_TOKENIZER, encode_texts, make_ids, make_texts
+from tests.factories.translators import make_translator
 
-TOKENIZER = make_tokenizer()
 TEXTS = make_texts(12, 9)
 ROUNDS = 3
 
@@ -55,11 +57,11 @@ class FlatIndex:
         return torch.from_numpy(self.index.search(queries.numpy(), self.entries)[1])
 
 
-MODEL = make_model()
+MODEL = make_language_model()
 
 
 def build(texts: Any = TEXTS, **options: Any) -> HistoryBank:
-    return HistoryBank.build(MODEL, TOKENIZER, texts, **options)
+    return HistoryBank.build(MODEL, WORD_TOKENIZER, texts, **options)
 
 
 def in_threads(read: Callable[[], Any], change: Callable[[int], Any], readers: int = 8) -> None:
@@ -103,7 +105,7 @@ def change_texts(bank: HistoryBank, gone: set[int]) -> Callable[[int], None]:
 
 
 def test_a_language_model_beside_a_writer(size: None) -> None:
-    model, ids, bank = make_model(), make_ids(1, 6), build()
+    model, ids, bank = make_language_model(), make_ids(1, 6), build()
     model.attach_history(bank)
     gone: set[int] = set()
     query = torch.eye(6)[:2]
@@ -124,9 +126,9 @@ def test_a_language_model_beside_a_writer(size: None) -> None:
 
 
 def test_a_classifier_beside_a_teacher(size: None) -> None:
-    model, texts, labels = classifiers.taught(6)
-    classify = pipeline("text-classification", model=model, tokenizer=classifiers.TOKENIZER)
-    inputs = classifiers.encoded(*texts[:2])
+    model, texts, labels = make_taught_classifier(6)
+    classify = pipeline("text-classification", model=model, tokenizer=WORD_TOKENIZER)
+    inputs = encode_texts(*texts[:2])
     known = {*labels, *model.trained_labels, *(f"new-{number}" for number in range(ROUNDS))}
 
     def read() -> None:
@@ -142,7 +144,7 @@ def test_a_classifier_beside_a_teacher(size: None) -> None:
         assert novel <= sum(item["share"] for item in result["history"] if item["label"].startswith("new")) + 1e-4
 
     def change(number: int) -> None:
-        model.learn([texts[0] + " h"], [f"new-{number}"], classifiers.TOKENIZER, new_labels=True, relabel=True)
+        model.learn([texts[0] + " h"], [f"new-{number}"], WORD_TOKENIZER, new_labels=True, relabel=True)
         if number % 2:
             model.forget(label=f"new-{number}")
             model.history_bank.compact()
@@ -151,8 +153,8 @@ def test_a_classifier_beside_a_teacher(size: None) -> None:
 
 
 def test_a_translator_beside_a_writer() -> None:
-    tokenizer = translators.make_tokenizer()
-    model, pairs = translators.make_translator(tokenizer), list(translators.make_pairs(8))
+    tokenizer = make_capitals_tokenizer()
+    model, pairs = make_translator(tokenizer), list(make_capitals_pairs(8))
     model.attach_history(HistoryBank.build(model, tokenizer, pairs[:5], source="kept"))
     bank = model.history_bank
     translate = LLETranslationPipeline(model=model, tokenizer=tokenizer)
@@ -264,7 +266,7 @@ def test_a_snapshot_describes_what_it_found() -> None:
 def test_what_belongs_to_an_old_state_goes_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("numba")
     monkeypatch.setattr("modeling_lle.bank.view.IN_MEMORY", 0)  # its keys are read from open files
-    model, bank, ids = make_model(), build(), make_ids(1, 4)
+    model, bank, ids = make_language_model(), build(), make_ids(1, 4)
     model.attach_history(bank)
     model(ids)
     before = weakref.ref(bank.snapshot()), weakref.ref(bank.snapshot().view(None, "balanced"))
@@ -299,7 +301,7 @@ def test_two_writers_of_one_process_wait_for_each_other() -> None:
 
 
 def test_a_copy_of_a_model_recalls_from_the_same_bank() -> None:
-    model, ids = make_model(), make_ids(1, 5)
+    model, ids = make_language_model(), make_ids(1, 5)
     model.attach_history(build())
     other: LLEForCausalLM = copy.deepcopy(model)
     assert other.history_bank is model.history_bank
@@ -310,18 +312,18 @@ def test_a_copy_of_a_model_recalls_from_the_same_bank() -> None:
 def test_gradients_are_asked_for_beside_a_bank(size: None, head: str) -> None:
     """Outside of `no_grad`, where the queries hang on the weights."""
     if head == "classifier":
-        model, texts, _ = classifiers.taught(6)
-        inputs: Any = classifiers.encoded(*texts[:2])
+        model, texts, _ = make_taught_classifier(6)
+        inputs: Any = encode_texts(*texts[:2])
         logits = model(**inputs, output_history=True, output_out_of_scope=True).logits
     elif head == "translator":
-        tokenizer = translators.make_tokenizer()
-        model, pairs = translators.make_translator(tokenizer), list(translators.make_pairs(4))
+        tokenizer = make_capitals_tokenizer()
+        model, pairs = make_translator(tokenizer), list(make_capitals_pairs(4))
         model.attach_history(HistoryBank.build(model, tokenizer, pairs), tokenizer=tokenizer)
         inputs = tokenizer([pairs[0]["source"]], return_tensors="pt")
         labels = tokenizer([pairs[0]["target"]], return_tensors="pt")["input_ids"]
         logits = model(**inputs, labels=labels, output_history=True).logits
     else:
-        model = make_model()
+        model = make_language_model()
         model.attach_history(build())
         model.explain(make_ids(1, 5))
         model.generate(make_ids(1, 5), max_new_tokens=2)

@@ -27,7 +27,7 @@ from scripts.benchmark.classifier import LLEClassifier
 from scripts.benchmark.intents import Answers, Examples, load_intents, old_and_new
 from scripts.benchmark.peers import linear_classifier, rejection, small_encoder
 from scripts.benchmark.peers.rejection import choose_threshold
-from tests.tiny import VOCAB, make_tokenizer
+from tests.factories.texts import VOCAB, make_word_tokenizer
 
 NAMES = ["one", "two", "three", "four", "five"]
 OLD, NEW = old_and_new(NAMES, 2)
@@ -77,7 +77,7 @@ def save_model(folder: str, names: list[str], lessons: Pairs, threshold: float =
             "out_of_scope": {"weights": [0.0, -1.0, 0.0, 0.0], "threshold": threshold},
         },
     )
-    model, tokenizer = LLEForSequenceClassification(config).eval(), make_tokenizer()
+    model, tokenizer = LLEForSequenceClassification(config).eval(), make_word_tokenizer()
     if lessons:
         texts, labels = zip(*lessons, strict=True)
         model.learn(texts, labels, tokenizer)

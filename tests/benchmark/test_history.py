@@ -16,7 +16,8 @@ from modeling_lle.evaluation import read_results
 pytest.importorskip("numba")
 from scripts.benchmark import history
 from scripts.benchmark.__main__ import app
-from tests.tiny import make_ids, make_model, make_texts, make_tokenizer
+from tests.factories.language_models import make_language_model
+from tests.factories.texts import make_ids, make_texts, make_word_tokenizer
 
 METHODS = [
     "base",
@@ -39,8 +40,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(history, "keep_freed_pages", lambda: None)  # it would hold for all tests
-    make_model(vocab_size=len(make_tokenizer()), bos_token_id=None).save_pretrained("model")
-    make_tokenizer().save_pretrained("model")
+    make_language_model(vocab_size=len(make_word_tokenizer()), bos_token_id=None).save_pretrained("model")
+    make_word_tokenizer().save_pretrained("model")
     for dataset in ("one", "two-2"):
         for split, rows in (("train", 200), ("valid", 20), ("test", 30)):
             Path(dataset).mkdir(exist_ok=True)
@@ -68,7 +69,10 @@ def test_every_method_has_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rows["LLE stream"]["memory_mb"] < rows["LLE stream + bank"]["memory_mb"]
     assert rows["LLE stream + bank"]["numbers"].count("sharpness") == 2
     assert rows["LLE stream"]["numbers"].startswith("stream: window 7, sharpness ")
-    weights = sum(weight.nbytes for weight in make_model(vocab_size=len(make_tokenizer())).parameters()) / 2**20
+    weights = (
+        sum(weight.nbytes for weight in make_language_model(vocab_size=len(make_word_tokenizer())).parameters())
+        / 2**20
+    )
     assert rows["dynamic evaluation (SGD)"]["memory_mb"] == pytest.approx(weights)
     assert rows["dynamic evaluation (RMS)"]["memory_mb"] == pytest.approx(2 * weights)
     assert rows["dynamic evaluation (RMS) + cache"]["memory_mb"] > 2 * weights
@@ -138,7 +142,7 @@ def test_comparisons_need_their_rows() -> None:
 
 
 def test_bytes_of_tensors_are_counted_once() -> None:
-    model, cache = make_model(window=5), LLECache(5)
+    model, cache = make_language_model(window=5), LLECache(5)
     shared = torch.zeros(3)
     assert history.tensor_bytes({"a": shared, "b": [shared, (torch.zeros(2), model)]}) == 20
     model.score(make_ids(1, 9), make_ids(1, 9), past_key_values=cache)

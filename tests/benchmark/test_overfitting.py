@@ -10,7 +10,7 @@ pytest.importorskip("faiss")
 pytest.importorskip("numba")
 from scripts.benchmark import overfitting
 from scripts.benchmark.__main__ import app
-from tests.tiny import make_texts
+from tests.factories.texts import make_texts
 
 
 def test_every_size_and_dropout_has_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,8 @@ from scripts.benchmark.peers import (
     root_mean_squares,
 )
 from scripts.benchmark.peers import dynamic_evaluation as dynamic
-from tests.tiny import VOCAB, make_ids, make_model
+from tests.factories.language_models import make_language_model
+from tests.factories.texts import VOCAB, make_ids
 
 TRAIN = make_ids(1, 700, seed=5)[0].numpy()
 THETA, SHARE, WINDOW, NEIGHBOURS, TEMPERATURE = 0.7, 0.3, 9, 20, 0.8
@@ -40,13 +41,13 @@ def text(length: int, seed: int = 1) -> np.ndarray:
 @functools.cache
 def means() -> Any:
     """What the training text says of the gradients of `make_model()`."""
-    return root_mean_squares(make_model(), TRAIN, 2)
+    return root_mean_squares(make_language_model(), TRAIN, 2)
 
 
 @functools.cache
 def datastore() -> Datastore:
     """The training text as `make_model()` encodes it."""
-    return Datastore(make_model(), TRAIN, NEIGHBOURS)
+    return Datastore(make_language_model(), TRAIN, NEIGHBOURS)
 
 
 def make_dynamic(model: Any, kind: str) -> DynamicEvaluation:
@@ -84,7 +85,7 @@ def segments(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("length", [2, 3, 7, 30])
 def test_sums_to_one(method: str, length: int) -> None:
-    model, ids = make_model(), text(length)
+    model, ids = make_language_model(), text(length)
     total = 0.0
     for token in range(VOCAB):
         ids[-1] = token
@@ -95,7 +96,7 @@ def test_sums_to_one(method: str, length: int) -> None:
 @pytest.mark.usefixtures("segments")
 @pytest.mark.parametrize("method", METHODS)
 def test_sees_only_what_came_before(method: str) -> None:
-    model, ids = make_model(), text(30)
+    model, ids = make_language_model(), text(30)
     whole = log_probs(method, model, ids)
     assert len(whole) == 29
     for first in (5, 6, 17):
@@ -116,7 +117,7 @@ def states_and_base(model: Any, ids: np.ndarray) -> tuple[Tensor, Tensor]:
 @pytest.mark.usefixtures("segments")
 @pytest.mark.parametrize("window", [1, 5, 100])
 def test_neural_cache_is_the_papers(window: int) -> None:
-    model, ids = make_model(), text(25)
+    model, ids = make_language_model(), text(25)
     states, base = states_and_base(model, ids)
     expected = []
     for t in range(24):
@@ -133,7 +134,7 @@ def test_neural_cache_is_the_papers(window: int) -> None:
 
 
 def test_nearest_neighbours_are_the_papers() -> None:
-    model, ids = make_model(), text(25)
+    model, ids = make_language_model(), text(25)
     keys = states_and_base(model, TRAIN)[0][:-1].half().float()
     states, base = states_and_base(model, ids)
     expected = []
@@ -179,7 +180,7 @@ def plain_dynamic_evaluation(model: Any, ids: np.ndarray, rate: float, decay: fl
     ],
 )
 def test_dynamic_evaluation_is_the_papers(kind: str, options: dict[str, Any]) -> None:
-    model, ids = make_model(**options), text(33)
+    model, ids = make_language_model(**options), text(33)
     before = copy.deepcopy(model.state_dict())
     peer = make_dynamic(model, kind)
     measured = torch.cat([segment.base for segment in peer.read(ids)])
@@ -194,7 +195,7 @@ def test_dynamic_evaluation_is_the_papers(kind: str, options: dict[str, Any]) ->
 
 @pytest.mark.parametrize("kind", RATES)
 def test_without_a_rate_nothing_changes(kind: str) -> None:
-    model, ids = make_model(), text(33)
+    model, ids = make_language_model(), text(33)
     peer = DynamicEvaluation(model, 0.0, 0.3, make_dynamic(model, kind).rms)
     measured = torch.cat([segment.base for segment in peer.read(ids)])
     torch.testing.assert_close(measured, log_probs("base", model, ids), atol=1e-6, rtol=0)
@@ -202,7 +203,7 @@ def test_without_a_rate_nothing_changes(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", RATES)
 def test_decay_pulls_back_to_the_trained_weights(kind: str) -> None:
-    model = make_model()
+    model = make_language_model()
     peer = DynamicEvaluation(model, 0.0, 0.25, make_dynamic(model, kind).rms)
     with torch.no_grad():
         for weight in peer.model.parameters():
@@ -216,7 +217,7 @@ def test_decay_pulls_back_to_the_trained_weights(kind: str) -> None:
 
 def test_root_mean_squares_are_of_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dynamic, "ROWS", 3)
-    model, ids = make_model(), text(3 * 20 + 1)
+    model, ids = make_language_model(), text(3 * 20 + 1)
     measured = root_mean_squares(model, ids, batches=2)
     cache, squares = LLECache(), [torch.zeros_like(weight) for weight in model.parameters()]
     rows, targets = (torch.from_numpy(part).view(3, 20) for part in (ids[:-1], ids[1:]))
@@ -233,7 +234,7 @@ def test_root_mean_squares_are_of_batches(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_tuning_finds_what_is_best() -> None:
     ids = np.tile(text(12), 12)  # repeats itself, so that there is something to recall
-    model = make_model()
+    model = make_language_model()
     plain = float(log_probs("base", model, ids).mean())
     cache = NeuralCache.tuned(read(model, ids), windows=(3, 30))
     assert cache.window == 30
@@ -248,7 +249,7 @@ def test_tuning_finds_what_is_best() -> None:
 
 
 def test_rates_are_searched_until_no_neighbour_is_better() -> None:
-    ids, model = np.tile(text(12), 6), make_model()
+    ids, model = np.tile(text(12), 6), make_language_model()
     peer, segments = DynamicEvaluation.tuned(model, ids, most=100)
     found = float(torch.cat([segment.base for segment in segments]).mean())
     for rate, decay in ((1.5, 1), (1 / 1.5, 1), (1, 1.5), (1, 1 / 1.5)):

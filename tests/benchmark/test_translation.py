@@ -26,10 +26,11 @@ pytest.importorskip("numba")
 from scripts.benchmark import memory, translation
 from scripts.benchmark.__main__ import app
 from scripts.benchmark.peers import transformer_translator as peer
-from tests.translators import WORDS, make_pairs, make_tokenizer, trained_translator
+from tests.factories.pairs import CAPITALS_WORDS, make_capitals_pairs, make_capitals_tokenizer
+from tests.factories.translators import make_trained_translator
 
 CERTAIN = {"bank": {"sentences": 8, "sharpness": 30.0, "gate": [4.0, 0.0, 0.0, 0.0]}}
-TOKENIZER = make_tokenizer()
+TOKENIZER = make_capitals_tokenizer()
 NONE = torch.tensor(-100)
 
 
@@ -95,7 +96,7 @@ def test_the_rate_follows_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_transformer_learns_and_is_saved(ticks: Callable[[float], None]) -> None:
     ticks(1)  # three readings a step
-    train, validation = (encode(make_pairs(rows, seed=rows), TOKENIZER) for rows in (200, 20))
+    train, validation = (encode(make_capitals_pairs(rows, seed=rows), TOKENIZER) for rows in (200, 20))
     folder = Path("peer")
     peer.train_transformer(folder, TOKENIZER, train, validation, 9000, 4, learning_rate=0.02, batch_size=16)
     model, tokenizer = peer.load_transformer(folder)
@@ -134,7 +135,7 @@ def test_the_fused_loss_is_the_trainers() -> None:
 
 def test_attention_written_out_is_torchs() -> None:
     model = peer.make_transformer(TOKENIZER, 9000).eval()
-    rows = encode(make_pairs(6), TOKENIZER)
+    rows = encode(make_capitals_pairs(6), TOKENIZER)
     batch = DataCollatorForSeq2Seq(TOKENIZER, model)([rows[place] for place in range(6)])
     with torch.no_grad():
         fused = model(**batch).logits
@@ -144,7 +145,7 @@ def test_attention_written_out_is_torchs() -> None:
 
 def test_a_loss_that_is_not_finite(ticks: Callable[[float], None]) -> None:
     ticks(10)
-    data = encode(make_pairs(20), TOKENIZER)
+    data = encode(make_capitals_pairs(20), TOKENIZER)
     with pytest.raises(FloatingPointError, match="lower --learning-rate"):
         peer.train_transformer(Path("peer"), TOKENIZER, data, data, 9000, 2, learning_rate=1e30)
     assert not Path("peer/metrics.json").exists()
@@ -172,7 +173,9 @@ def write_recipe() -> None:
 def test_both_are_trained_once_and_measured(monkeypatch: pytest.MonkeyPatch, ticks: Callable[[float], None]) -> None:
     ticks(1)
     write_recipe()
-    write_pairs("data", train=make_pairs(60), val=make_pairs(8, seed=1), test=make_pairs(10, seed=2))
+    write_pairs(
+        "data", train=make_capitals_pairs(60), val=make_capitals_pairs(8, seed=1), test=make_capitals_pairs(10, seed=2)
+    )
     options = ["--minutes", "0.2", "--sentences", "3", "--repetitions", "2", "--beams", "2", "--lowercase"]
     monkeypatch.setattr(translation, "this_command", lambda: "compare tiny")
     command = ["translation", "data", "data", "--recipe", "recipe.yaml", *options]
@@ -202,7 +205,7 @@ def test_both_are_trained_once_and_measured(monkeypatch: pytest.MonkeyPatch, tic
     again = run(*command)
     assert again["metrics"]["transformer_chrf"] == metrics["transformer_chrf"]
     model = translation.load(Path("runs/tiny"), "LLE")
-    pairs = make_pairs(10, seed=2)
+    pairs = make_capitals_pairs(10, seed=2)
     metric = TranslationMetric(keep_in_memory=True)
     found = translate(model.model, model.tokenizer, pairs["source"][:], beams=2)
     assert metric.compute(predictions=found, references=pairs["target"][:], lowercase=True)["chrf"] == metrics["chrf"]
@@ -210,7 +213,7 @@ def test_both_are_trained_once_and_measured(monkeypatch: pytest.MonkeyPatch, tic
 
 def test_the_transformer_gets_the_minutes_of_lle(monkeypatch: pytest.MonkeyPatch) -> None:
     write_recipe()
-    write_pairs("data", train=make_pairs(30), val=make_pairs(8, seed=1))
+    write_pairs("data", train=make_capitals_pairs(30), val=make_capitals_pairs(8, seed=1))
     recipe = translation.load_recipe("recipe.yaml", ["data.source=data", "training.max_steps=1"])
     seen: list[Any] = []
     monkeypatch.setattr(translation, "train_transformer", lambda *given, **options: seen.append((given, options)))
@@ -220,7 +223,7 @@ def test_the_transformer_gets_the_minutes_of_lle(monkeypatch: pytest.MonkeyPatch
     assert minutes == trained["train_minutes"]
     assert parameters == trained["parameters"]
     assert (len(train), len(validation)) == (30, 8)
-    assert tokenizer.decode(train[0]["labels"][:-1]) == make_pairs(30)["target"][0]
+    assert tokenizer.decode(train[0]["labels"][:-1]) == make_capitals_pairs(30)["target"][0]
     assert options["batch_size"] == 8
     assert options["label_smoothing"] == 0.1
     del trained["train_minutes"]
@@ -241,11 +244,16 @@ def test_another_recipe_is_refused() -> None:
 @pytest.fixture
 def domain() -> Dataset:
     """A model in "model" that writes capitals, and a catalogue of another domain, in which all is called the same."""
-    model, tokenizer = trained_translator(history=CERTAIN)
+    model, tokenizer = make_trained_translator(history=CERTAIN)
     model.save_pretrained("model")
     tokenizer.save_pretrained("model")
     Path("model/recipe.yaml").write_text(yaml.safe_dump({"data": {"source_language": "en", "target_language": "de"}}))
-    texts = [f"{one} {two} {three}" for one in WORDS[:4] for two in WORDS[2:6] for three in WORDS[4:8]]
+    texts = [
+        f"{one} {two} {three}"
+        for one in CAPITALS_WORDS[:4]
+        for two in CAPITALS_WORDS[2:6]
+        for three in CAPITALS_WORDS[4:8]
+    ]
     rows = [*((text, "{x} QR ab") for text in texts), (texts[0], "AB"), (texts[5], "AB")]
     Path("catalogue.tsv").write_text("en\tde\n" + "".join(f"{one}\t{two}\n" for one, two in rows) + "ab\t\n")
     return Dataset.from_dict({"source": [one for one, _ in rows], "target": [two for _, two in rows]})

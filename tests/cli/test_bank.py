@@ -18,17 +18,18 @@ from modeling_lle.bank.parquet import SCHEMA, _take_in, from_parquet, to_parquet
 from modeling_lle.cli import main as cli
 from modeling_lle.entries import texts as texts_module
 from scripts.benchmark.damage import corrupt_parquet_at_random, make_bank
-from tests.classifiers import TOKENIZER, make
-from tests.precisions import asked
-from tests.tiny import make_model, make_texts, make_tokenizer
+from tests.factories.classifiers import make_classifier
+from tests.factories.language_models import make_language_model
+from tests.factories.precisions import record_precisions
+from tests.factories.texts import WORD_TOKENIZER, make_texts, make_word_tokenizer
 
 TEXTS = make_texts(20, 6)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    make_model().save_pretrained(tmp_path / "model")
-    make_tokenizer().save_pretrained(tmp_path / "model")
+    make_language_model().save_pretrained(tmp_path / "model")
+    make_word_tokenizer().save_pretrained(tmp_path / "model")
     rows = [json.dumps({"text": text, "user": "ann" if n % 2 else "bob"}) for n, text in enumerate(TEXTS)]
     (tmp_path / "train.json").write_text("\n".join(rows))
     (tmp_path / "more.txt").write_text("a b a b\nc d\n")
@@ -64,7 +65,7 @@ def test_build_add_search_forget_and_compact(folder: Path) -> None:
 
 
 def test_the_precision_is_passed_on_to_the_thread_that_encodes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen, inside = asked(monkeypatch), []
+    seen, inside = record_precisions(monkeypatch), []
     segment = texts_module._encode
 
     def watched(*arguments: object) -> object:
@@ -126,8 +127,8 @@ def test_a_damaged_parquet_file_leaves_nothing_half_made(tmp_path: Path) -> None
 
 def test_an_export_holds_nothing_that_was_forgotten(tmp_path: Path) -> None:
     """The names of labels and sources are gone even before the bank is compacted, and the others keep their labels."""
-    model = make()
-    model.learn(["a b", "c d", "e f"], ["zebra", "label-1", "yak"], TOKENIZER, new_labels=True, source="first")
+    model = make_classifier()
+    model.learn(["a b", "c d", "e f"], ["zebra", "label-1", "yak"], WORD_TOKENIZER, new_labels=True, source="first")
     model.learn(["g h"], ["zebra"], source="zeppelin")
     model.forget(label="zebra")
     left = tmp_path / ".lle-writing-0a1b2c3d"  # of a process that was killed
@@ -193,7 +194,7 @@ def test_calibrate_evaluate_and_explain_with_a_bank(folder: Path) -> None:
     fitted = json.loads(output[output.index("{") :])
     saved = json.loads((folder / "fitted" / "config.json").read_text())["history"]
     assert fitted["bank"] == saved["bank"]
-    assert saved["bank"]["sharpness"] != make_model().config.bank.sharpness
+    assert saved["bank"]["sharpness"] != make_language_model().config.bank.sharpness
     output = run(folder, "evaluate F/fitted F/more.txt --split train --bank B")
     assert output.split()[:5] == ["base", "stream", "bank", "both", "ratio"]
     output = run(folder, "explain M F/more.txt --bank B --top 2 --output F/page.html")

@@ -15,9 +15,10 @@ from typer.testing import CliRunner
 
 from modeling_lle import HistoryBank
 from modeling_lle.cli import main as cli
-from tests.classifiers import TOKENIZER, encoded, make
-from tests.precisions import asked
-from tests.tiny import make_model, make_texts
+from tests.factories.classifiers import make_classifier
+from tests.factories.language_models import make_language_model
+from tests.factories.precisions import record_precisions
+from tests.factories.texts import WORD_TOKENIZER, encode_texts, make_texts
 
 TEXTS = list(dict.fromkeys(make_texts(30, 5, seed=3)))
 LABELS = [f"label-{len(text) % 3}" for text in TEXTS]
@@ -29,13 +30,13 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Models with their tokenizer, and files."""
     folder = tmp_path_factory.mktemp("classifier")
     values = {"history": {**SHARP, "out_of_scope": {"weights": [-3.0, -0.5, 0.0, 0.0], "threshold": 0.9}}}
-    make(**values).save_pretrained(folder / "model")
-    make(of_tokens=True).save_pretrained(folder / "tokens")
-    make_model().save_pretrained(folder / "language")
-    make(problem_type="multi_label_classification").save_pretrained(folder / "several")
-    make(labels=1).save_pretrained(folder / "numbers")
+    make_classifier(**values).save_pretrained(folder / "model")
+    make_classifier(of_tokens=True).save_pretrained(folder / "tokens")
+    make_language_model().save_pretrained(folder / "language")
+    make_classifier(problem_type="multi_label_classification").save_pretrained(folder / "several")
+    make_classifier(labels=1).save_pretrained(folder / "numbers")
     for name in ("model", "tokens", "language", "several", "numbers"):
-        TOKENIZER.save_pretrained(folder / name)
+        WORD_TOKENIZER.save_pretrained(folder / name)
     rows = [f"{n:03},{text},{label}" for n, (text, label) in enumerate(zip(TEXTS, LABELS, strict=True))]
     (folder / "train.csv").write_text("\n".join(["id,text,label", *rows]))
     (folder / "test.csv").write_text("\n".join(["id,text,label", *rows, "x,<unk> <unk> <pad>,oos"]))
@@ -67,8 +68,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 def predict(folder: Path, bank: str | None = None) -> torch.Tensor:
     model = AutoModelForSequenceClassification.from_pretrained(folder / "model")
     if bank is not None:
-        model.attach_history(HistoryBank.from_pretrained(folder / bank), tokenizer=TOKENIZER)
-    return model(**encoded(*TEXTS)).logits
+        model.attach_history(HistoryBank.from_pretrained(folder / bank), tokenizer=WORD_TOKENIZER)
+    return model(**encode_texts(*TEXTS)).logits
 
 
 def test_help_needs_nothing_heavy() -> None:
@@ -107,7 +108,7 @@ def test_learn_classify_and_forget(folder: Path, bank: str | None) -> None:
 
 
 def test_the_precision_is_passed_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = asked(monkeypatch)
+    seen = record_precisions(monkeypatch)
     for command in (("learn", "M", "F/train.csv"), ("classify", "M", "a"), ("evaluate", "M", "F/train.csv")):
         split = ("--split", "train") if command[0] == "evaluate" else ()
         run(folder, *command, *split, "--precision", "bfloat16")
@@ -188,7 +189,9 @@ def test_calibrate(folder: Path) -> None:
     assert found["calibration"]["after_nats"] < found["calibration"]["before_nats"]
     assert 0 <= found["out_of_scope"]["threshold"] < 1
     saved = json.loads((folder / "model" / "config.json").read_text())
-    assert saved["history"]["bank"] == found["bank"] != make(history=SHARP).config.to_dict()["history"]["bank"]
+    assert (
+        saved["history"]["bank"] == found["bank"] != make_classifier(history=SHARP).config.to_dict()["history"]["bank"]
+    )
     assert contents(folder / "model" / "history") == bank
     fixed = ["--fixed", "sharpness", "--fixed", "background"]
     run(folder, "calibrate", "M", "F/held.csv", *options, *fixed, "--output", "F/fitted")

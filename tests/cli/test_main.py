@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from modeling_lle.cli import main as cli
 from modeling_lle.cli.options import Precision
 from modeling_lle.common.precision import PRECISIONS
-from tests.precisions import asked
+from tests.factories.precisions import record_precisions
 
 LINES = [f"the cat {n % 7} sat on the mat {n % 3} and the dog {n % 5} slept\n" for n in range(300)]
 
@@ -108,7 +108,7 @@ def test_every_command_that_computes_takes_a_precision() -> None:
 
 
 def test_the_precision_is_passed_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = asked(monkeypatch)
+    seen = record_precisions(monkeypatch)
     place = folder / "precision"
     for command in (
         ("evaluate", folder / "run", folder),

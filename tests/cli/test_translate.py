@@ -12,9 +12,10 @@ from typer.testing import CliRunner
 from modeling_lle import HistoryBank
 from modeling_lle import saved as saved_module
 from modeling_lle.cli import main as cli
-from tests.precisions import asked
-from tests.tiny import make_model
-from tests.word_translators import PAIRS, STRONG, TOKENIZER, make
+from tests.factories.language_models import make_language_model
+from tests.factories.pairs import WORD_PAIRS, WORD_PAIRS_TOKENIZER
+from tests.factories.precisions import record_precisions
+from tests.factories.translators import TRUSTED_MEMORY, make_word_translator
 
 LANGUAGES = ["--source-language", "en", "--target-language", "de"]
 LINES = ["a b c", "", "h", "f g", " ", "a b c", "zz %d"]
@@ -55,16 +56,16 @@ MARKED = FILLED.replace("#, c-format", "#, fuzzy, c-format").replace('msgid "f g
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A translator, one with a memory beside it, and files."""
     folder = tmp_path_factory.mktemp("translator")
-    model = make(history=STRONG)
+    model = make_word_translator(history=TRUSTED_MEMORY)
     model.save_pretrained(folder / "model")
-    HistoryBank.build(model, TOKENIZER, PAIRS, folder / "bank", source="pairs")
-    make_model().save_pretrained(folder / "language")
-    make(seed=1).save_pretrained(folder / "other")
+    HistoryBank.build(model, WORD_PAIRS_TOKENIZER, WORD_PAIRS, folder / "bank", source="pairs")
+    make_language_model().save_pretrained(folder / "language")
+    make_word_translator(seed=1).save_pretrained(folder / "other")
     for name in ("model", "language", "other"):
-        TOKENIZER.save_pretrained(folder / name)
+        WORD_PAIRS_TOKENIZER.save_pretrained(folder / name)
     shutil.copytree(folder / "model", folder / "taught")
     shutil.copytree(folder / "bank", folder / "taught" / "history")
-    rows = [f"{pair['source']}\t{pair['target']}" for pair in PAIRS]
+    rows = [f"{pair['source']}\t{pair['target']}" for pair in WORD_PAIRS]
     (folder / "pairs.tsv").write_text("\n".join(["en\tde", *rows]))
     (folder / "texts.txt").write_text("\n".join(LINES))
     (folder / "app.po").write_text(CATALOGUE)
@@ -110,7 +111,7 @@ def test_a_text_is_printed(folder: Path) -> None:
 
 
 def test_the_precision_is_passed_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = asked(monkeypatch)
+    seen = record_precisions(monkeypatch)
     memory = ("F/pairs.tsv", *LANGUAGES, "--precision", "bfloat16")
     run(folder, "memory", "M", *memory, "--calibrate")
     run(folder, "translate", "M", "a b", "--precision", "float32")
@@ -150,7 +151,7 @@ def test_tables_keep_columns_and_order(folder: Path) -> None:
     assert json.loads(written[3]["added"]) == ["{n}"]
     assert json.loads(written[3]["history"])[0]["text"] == "f g {n}"
     run(folder, "translate", "T", "F/pairs.tsv", "--text-column", "en", "--output", "F/pairs.tsv", "--beams", "1")
-    lines = [f"{pair['source']}\t{pair['target']}\t{pair['target']}" for pair in PAIRS]
+    lines = [f"{pair['source']}\t{pair['target']}\t{pair['target']}" for pair in WORD_PAIRS]
     assert (folder / "pairs.tsv").read_text().splitlines()[1:] == lines
     assert (folder / "pairs.tsv").read_text().startswith("en\tde\ttranslation\n")
 
@@ -236,7 +237,7 @@ def test_calibrate(folder: Path) -> None:
     found = json.loads(output[output.index("{") :])
     assert found["after_ppl"] <= found["before_ppl"]
     saved = json.loads((folder / "fitted" / "config.json").read_text())["history"]["bank"]
-    assert saved == found["bank"] != make(history=STRONG).config.to_dict()["history"]["bank"]
+    assert saved == found["bank"] != make_word_translator(history=TRUSTED_MEMORY).config.to_dict()["history"]["bank"]
     other, _ = run(folder, "calibrate", "M", "F/pairs.tsv", *LANGUAGES, "--split", "train", "--bank", "B")
     assert json.loads(other[other.index("{") :])["bank"] == saved
 

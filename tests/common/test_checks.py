@@ -13,10 +13,9 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from modeling_lle.bank.files import BankError
 from modeling_lle.bank.found import Found
 from modeling_lle.bank.nearest import nearest
-from modeling_lle.bank.sketch import CHUNK, Sketch
+from modeling_lle.bank.sketch import Sketch
 from modeling_lle.common.checks import expect, expect_places
 from modeling_lle.history.label_rule import SINGLE, Features, LabelSpace, Mixture, Recalled
 from modeling_lle.history.rule import Recall, base_features, kernel, log_age, recall_bank
@@ -30,7 +29,8 @@ from modeling_lle.kernels import nearest_numba as nearest_kernels
 from modeling_lle.kernels import numba_tools as numba_tools_module
 from modeling_lle.kernels import recall_numba as recall_kernels
 from modeling_lle.kernels import scan_numba as scan_kernels
-from modeling_lle.kernels import softmax_numba as step_kernels
+from modeling_lle.kernels import softmax_numba as softmax_kernels
+from modeling_lle.kernels.nearest_numba import CHUNK
 
 Values = dict[str, Any]
 KINDS = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.int16]
@@ -249,7 +249,7 @@ CASES = {
         _lstm,
     ),
     "softmax_slope": Case(
-        step_kernels.softmax_slope,
+        softmax_kernels.softmax_slope,
         lambda m: {
             "logits": m.floats(m.size("N"), 14 * m.size("V")),
             "targets": m.places(-2, 14 * m.size("V"), m.size("N")).masked_fill_(torch.arange(m.size("N")) == 1, -100),
@@ -260,13 +260,13 @@ CASES = {
         ("logits", "nats", "features"),
     ),
     "log_softmax": Case(
-        step_kernels.log_softmax_,
+        softmax_kernels.log_softmax_,
         lambda m: {"logits": m.floats(m.size("N"), 14 * m.size("V"))},
         _log_softmax,
         ("logits",),
     ),
     "recall_weights": Case(
-        step_kernels.recall_weights,
+        recall_kernels.recall_weights,
         lambda m: {
             "similarity": m.floats(m.size("B"), m.size("T"), 14 * m.size("N")).clamp(-1, 1),
             "made": m.places(0, 40, m.size("B"), m.size("T")),
@@ -279,7 +279,7 @@ CASES = {
         ("similarity",),
     ),
     "recalled_probability": Case(
-        step_kernels.recalled_probability,
+        recall_kernels.recalled_probability,
         lambda m: {
             "weights": m.floats(m.size("B"), m.size("T"), 14 * m.size("N")),
             "outcomes": m.places(-3, 3, m.size("B"), 14 * m.size("N")),
@@ -419,7 +419,7 @@ def keys_in_file(folder: Path, number: int) -> int:
 def test_keys_beyond_the_end_of_a_file_are_an_error(tmp_path: Path, offset: int, count: int) -> None:
     file = keys_in_file(tmp_path, 5)
     candidates, queries = torch.zeros(2, 1, dtype=torch.long), torch.zeros(2, 3)
-    with pytest.raises(BankError, match=r"should lie in bytes -?\d+ to \d+ of its file, which has 46"):
+    with pytest.raises(OSError, match=r"should lie in bytes -?\d+ to \d+ of their file, which has 46"):
         nearest_kernels.fill_from_file(torch.zeros(2, 1), candidates, queries, file, offset, 0, count)
     os.close(file)
 
@@ -436,14 +436,14 @@ def test_a_sketch_of_other_keys_is_refused(change: str) -> None:
     elif change != "neighbours":
         sketch = dataclasses.replace(sketch, **{change: getattr(sketch, change)[:1]})
     with pytest.raises(ValueError, match=r"should be|at least"):
-        nearest_kernels.nearest_of_sketch(sketch, torch.zeros(1, 16), keys, usable, neighbours, 3)
+        sketch.search(torch.zeros(1, 16), keys, usable, neighbours, 3)
 
 
 def test_a_query_that_is_no_number_is_left_to_the_search_without_a_sketch() -> None:
     keys = torch.nn.functional.normalize(torch.randn(CHUNK, 16), dim=-1).bfloat16()
     queries = torch.tensor([[0.25] * 16, [math.nan] * 16, [math.inf] * 16])
     usable = torch.ones(CHUNK, dtype=torch.bool)
-    *_, found = nearest_kernels.nearest_of_sketch(Sketch.of(keys), queries, keys, usable, 2, CHUNK)
+    *_, found = Sketch.of(keys).search(queries, keys, usable, 2, CHUNK)
     assert found.tolist() == [True, False, False]
 
 

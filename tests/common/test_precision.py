@@ -20,7 +20,11 @@ from modeling_lle.common.precision import (
 )
 from modeling_lle.history.label_rule import fit_labels
 from modeling_lle.models.classification import _logistic
-from tests import classifiers, tiny, word_translators
+from tests.factories.classifiers import make_classifier, make_taught_classifier
+from tests.factories.language_models import make_language_model
+from tests.factories.pairs import WORD_PAIRS, WORD_PAIRS_TOKENIZER
+from tests.factories.texts import WORD_TOKENIZER, encode_texts, make_ids
+from tests.factories.translators import make_word_translator
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 NARROW = [torch.bfloat16, torch.float16]
@@ -137,7 +141,7 @@ def test_a_recurrence_in_16_bits_runs_in_float32_where_they_are_slow(fake: Any, 
 
 
 def test_a_model_is_widened_and_autocast_while_it_computes(fake: Any) -> None:
-    model = tiny.make_model().bfloat16()
+    model = make_language_model().bfloat16()
     model.model.stack.float()  # as where a module is kept in float32
     before = {name: value.clone() for name, value in model.state_dict().items()}
     for fast in (False, True):
@@ -180,8 +184,8 @@ def close(got: Tensor, want: Tensor) -> None:
 @every_dtype
 @pytest.mark.parametrize("recurrence", ["lstm", "gru", "qrnn"])
 def test_a_language_model_in_16_bits(recurrence: str, dtype: torch.dtype, how: str) -> None:
-    model = tiny.make_model(5, recurrence, "residual", initializer_range=0.3, hidden_dropout=0.1)
-    ids, mask = tiny.make_ids(2, 12), torch.ones(2, 12, dtype=torch.long)
+    model = make_language_model(5, recurrence, "residual", initializer_range=0.3, hidden_dropout=0.1)
+    ids, mask = make_ids(2, 12), torch.ones(2, 12, dtype=torch.long)
     mask[1, :4] = 0
     narrow, context = low(model, dtype, how)
     with context:
@@ -205,9 +209,9 @@ def test_a_language_model_in_16_bits(recurrence: str, dtype: torch.dtype, how: s
     ("recurrence", "of_tokens"), [("lstm", False), ("qrnn", False), ("lstm", True)], ids=["lstm", "qrnn", "tokens"]
 )
 def test_a_classifier_in_16_bits(recurrence: str, dtype: torch.dtype, how: str, of_tokens: bool) -> None:
-    model = classifiers.make(of_tokens=of_tokens, recurrence=recurrence, initializer_range=0.3)
+    model = make_classifier(of_tokens=of_tokens, recurrence=recurrence, initializer_range=0.3)
     narrow, context = low(model, dtype, how)
-    batch = classifiers.encoded("a b c", "d", "e f g h a")
+    batch = encode_texts("a b c", "d", "e f g h a")
     labels = torch.tensor([0, 1, 2])
     labels = labels[:, None].expand(3, batch["input_ids"].shape[1]) if of_tokens else labels
     with context:
@@ -215,7 +219,7 @@ def test_a_classifier_in_16_bits(recurrence: str, dtype: torch.dtype, how: str, 
         train(narrow.train()(**batch, labels=labels).loss, narrow)
         narrow.eval()
         if not of_tokens:
-            assert narrow.learn(["a b", "c d e"], ["label-0", "label-1"], classifiers.TOKENIZER) == 2
+            assert narrow.learn(["a b", "c d e"], ["label-0", "label-1"], WORD_TOKENIZER) == 2
             assert narrow(**batch).logits.isfinite().all()
 
 
@@ -223,26 +227,26 @@ def test_a_classifier_in_16_bits(recurrence: str, dtype: torch.dtype, how: str, 
 @every_dtype
 @pytest.mark.parametrize("recurrence", ["lstm", "qrnn"])
 def test_a_translator_in_16_bits(recurrence: str, dtype: torch.dtype, how: str, tmp_path: Path) -> None:
-    model = word_translators.make(recurrence=recurrence, initializer_range=0.3)
+    model = make_word_translator(recurrence=recurrence, initializer_range=0.3)
     narrow, context = low(model, dtype, how)
-    tokenizer = word_translators.TOKENIZER
+    tokenizer = WORD_PAIRS_TOKENIZER
     batch = tokenizer(["a b c", "d"], return_tensors="pt", padding=True)
     labels = tokenizer(["x y", "z"], return_tensors="pt", padding=True)["input_ids"]
     with context:
         close(narrow(**batch, labels=labels).loss, model(**batch, labels=labels).loss)
         train(narrow.train()(**batch, labels=labels).loss, narrow)
         narrow.eval()
-        bank = HistoryBank.build(narrow, tokenizer, word_translators.PAIRS, tmp_path / "bank", source="pairs")
+        bank = HistoryBank.build(narrow, tokenizer, WORD_PAIRS, tmp_path / "bank", source="pairs")
         narrow.attach_history(bank, tokenizer=tokenizer)
         for beams in (1, 2):
             assert narrow.generate(**batch, num_beams=beams, max_new_tokens=3).shape[0] == 2
 
 
 def test_a_search_and_the_rule_are_as_exact_under_autocast() -> None:
-    model, texts, labels = classifiers.taught(15)
+    model, texts, labels = make_taught_classifier(15)
     queries = torch.nn.functional.normalize(torch.randn(9, model.key_size), dim=-1)
     batches = [
-        {**classifiers.encoded(text), "labels": torch.tensor([int(label[-1])])}
+        {**encode_texts(text), "labels": torch.tensor([int(label[-1])])}
         for text, label in zip(texts, labels, strict=True)
     ]
     features = torch.randn(6, 4)
@@ -262,7 +266,7 @@ def test_a_search_and_the_rule_are_as_exact_under_autocast() -> None:
 
 @pytest.mark.slow
 def test_a_recurrence_in_16_bits_compiles_whole() -> None:
-    stack = tiny.make_model(0, "qrnn", "residual").bfloat16().model.stack
+    stack = make_language_model(0, "qrnn", "residual").bfloat16().model.stack
     x = torch.randn(2, 5, 6, dtype=torch.bfloat16)
     with torch.no_grad():
         compiled: Any = torch.compile(stack, fullgraph=True, backend="eager")

@@ -14,8 +14,11 @@ from modeling_lle import HistoryBank
 from modeling_lle.cli import main as cli
 from modeling_lle.common.terminal import Formatter, printable, printable_lines
 from modeling_lle.evaluation.explanations import format_explanations
-from tests import classifiers, translators
-from tests.tiny import make_model, make_texts, make_tokenizer
+from tests.factories.classifiers import make_classifier
+from tests.factories.language_models import make_language_model
+from tests.factories.pairs import make_capitals_tokenizer
+from tests.factories.texts import WORD_TOKENIZER, make_texts, make_word_tokenizer
+from tests.factories.translators import make_translator
 
 EVIL = "\x1b]52;c;evil\x07\x9b2J\u202edeman\u2028\x7f\r"
 SHOWN = "\\u001b]52;c;evil\\u0007\\u009b2J\\u202edeman\\u2028\\u007f\\r"
@@ -47,7 +50,7 @@ def save(folder: Path, model: Any, tokenizer: Any) -> None:
 
 
 def test_banks_and_explanations(tmp_path: Path) -> None:
-    model, tokenizer = make_model(), make_tokenizer()
+    model, tokenizer = make_language_model(), make_word_tokenizer()
     save(tmp_path, model, tokenizer)
     bank = HistoryBank.build(model, tokenizer, make_texts(5, 5), tmp_path / "bank", source=EVIL, namespace=EVIL)
     assert SHOWN in shown(tmp_path, "bank", "search", "M", "B", "a b")
@@ -60,15 +63,15 @@ def test_banks_and_explanations(tmp_path: Path) -> None:
 
 
 def test_classifiers(tmp_path: Path) -> None:
-    save(tmp_path, classifiers.make(), classifiers.TOKENIZER)
+    save(tmp_path, make_classifier(), WORD_TOKENIZER)
     told = shown(tmp_path, "learn", "M", "a b", "--label", EVIL, "--new-labels", "--source", EVIL)
     assert "\\u001b" in told
     assert SHOWN in shown(tmp_path, "classify", "M", "a b", "--history-top", "2", "--top", "4")
 
 
 def test_translators(tmp_path: Path) -> None:
-    tokenizer = translators.make_tokenizer()
-    save(tmp_path, translators.make_translator(tokenizer), tokenizer)
+    tokenizer = make_capitals_tokenizer()
+    save(tmp_path, make_translator(tokenizer), tokenizer)
     (tmp_path / "pairs.json").write_text(json.dumps({"source": "ab", "target": EVIL}))
     languages = "--source-language", "en", "--target-language", "de"
     shown(tmp_path, "memory", "M", str(tmp_path / "pairs.json"), "B", *languages, "--source-name", EVIL)

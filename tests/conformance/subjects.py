@@ -12,11 +12,14 @@ from torch import Tensor, nn
 
 from modeling_lle import HistoryBank
 from modeling_lle.history.loss import IGNORED
-from tests import classifiers, tiny, word_translators
+from tests.factories.classifiers import make_classifier, make_taught_classifier
+from tests.factories.language_models import make_language_model
+from tests.factories.texts import make_ids, make_texts, make_word_tokenizer
+from tests.factories.translators import make_taught_word_translator, make_word_translator
 
 PAD = 1
-TEXTS = [tiny.make_ids(1, length, seed)[0].clamp(min=2) for seed, length in enumerate((9, 4, 7))]
-TARGETS = [tiny.make_ids(1, length, seed + 9)[0].clamp(min=2) for seed, length in enumerate((3, 6, 5))]
+TEXTS = [make_ids(1, length, seed)[0].clamp(min=2) for seed, length in enumerate((9, 4, 7))]
+TARGETS = [make_ids(1, length, seed + 9)[0].clamp(min=2) for seed, length in enumerate((3, 6, 5))]
 Side = Literal["left", "right", "split"]
 
 
@@ -79,29 +82,29 @@ def _pad(rows: list[Tensor], value: int, side: Side) -> Tensor:
 
 
 def _with_bank(**values: Any) -> Any:
-    model = tiny.make_model(**values)
-    bank = HistoryBank.build(model, tiny.make_tokenizer(), tiny.make_texts(6, 8))
+    model = make_language_model(**values)
+    bank = HistoryBank.build(model, make_word_tokenizer(), make_texts(6, 8))
     model.attach_history(bank)
     return model
 
 
 def _taught(**values: Any) -> Any:
-    return classifiers.taught(**values)[0]
+    return make_taught_classifier(**values)[0]
 
 
 SUBJECTS = [
     *(
-        Subject(f"language-{name}-{stack}", lambda n=name, s=stack: tiny.make_model(0, n, s), "next tokens")
+        Subject(f"language-{name}-{stack}", lambda n=name, s=stack: make_language_model(0, n, s), "next tokens")
         for name in ("lstm", "gru", "qrnn")
         for stack in ("plain", "residual")
     ),
-    Subject("language-stream", lambda: tiny.make_model(7, "lstm"), "next tokens"),
+    Subject("language-stream", lambda: make_language_model(7, "lstm"), "next tokens"),
     Subject("language-stream-bank", lambda: _with_bank(recurrence="qrnn"), "next tokens"),
-    Subject("classifier", classifiers.make, "texts"),
+    Subject("classifier", make_classifier, "texts"),
     Subject("classifier-bank", _taught, "texts"),
-    Subject("classifier-one-way", lambda: classifiers.make(bidirectional=False, recurrence="gru"), "texts"),
+    Subject("classifier-one-way", lambda: make_classifier(bidirectional=False, recurrence="gru"), "texts"),
     Subject("classifier-members", lambda: _taught(members=2, recurrence="qrnn"), "texts"),
-    Subject("tokens", lambda: classifiers.make(of_tokens=True), "tokens"),
-    Subject("translator", word_translators.make, "translations"),
-    Subject("translator-memory", lambda: word_translators.taught(recurrence="qrnn"), "translations"),
+    Subject("tokens", lambda: make_classifier(of_tokens=True), "tokens"),
+    Subject("translator", make_word_translator, "translations"),
+    Subject("translator-memory", lambda: make_taught_word_translator(recurrence="qrnn"), "translations"),
 ]

@@ -12,8 +12,9 @@ from modeling_lle import HistoryBank
 from modeling_lle.data import load_labelled, load_pairs, load_texts
 from modeling_lle.data.rows import class_name, ending, read_lines, read_rows
 from modeling_lle.data.tables import read_table
-from tests.tiny import make_model, make_tokenizer
-from tests.translators import make_translator
+from tests.factories.language_models import make_language_model
+from tests.factories.texts import make_word_tokenizer
+from tests.factories.translators import make_translator
 
 WORDS = ["001", "010", "1e3", "true", "NA", "null", "None", "nan", "2024-01-01", "1.50", " a ", "\u00a0b"]
 BOM = b"\xef\xbb\xbf"
@@ -141,7 +142,7 @@ def test_slices_of_few_rows(tmp_path: Path) -> None:
 
 
 def test_half_of_a_character_is_refused_by_banks() -> None:
-    model, tokenizer = make_model(), make_tokenizer()
+    model, tokenizer = make_language_model(), make_word_tokenizer()
     rows: list[Any] = [{"text": "a b"}, {"text": "c \ud800"}]
     with pytest.raises(ValueError, match=r"the text of row 1 holds '\\ud800', which is no proper Unicode"):
         HistoryBank.build(model, tokenizer, rows)

@@ -11,40 +11,41 @@ pytest.importorskip("rapidfuzz")
 from modeling_lle import HistoryBank
 from modeling_lle.entries import pairs as pairs_module
 from modeling_lle.entries.pairs import Memory, padded
-from tests.subword_translators import PAIRS, TOKENIZER, batch, make, remembering, rows
+from tests.factories.pairs import SUBWORD_PAIRS, SUBWORD_PAIRS_TOKENIZER, encode_pairs, pair_rows
+from tests.factories.translators import attach_pairs, make_subword_translator
 
 close = torch.testing.assert_close
 
 
 def decoded(ids: Any) -> str:
-    return TOKENIZER.decode(ids, skip_special_tokens=True)
+    return SUBWORD_PAIRS_TOKENIZER.decode(ids, skip_special_tokens=True)
 
 
 def test_an_entry_is_a_target_token_with_the_state_before_it() -> None:
-    model = make()
-    bank = HistoryBank.build(model, TOKENIZER, rows(), source="file")
-    lengths = [len(TOKENIZER(target)["input_ids"]) for _, target in PAIRS]
+    model = make_subword_translator()
+    bank = HistoryBank.build(model, SUBWORD_PAIRS_TOKENIZER, pair_rows(), source="file")
+    lengths = [len(SUBWORD_PAIRS_TOKENIZER(target)["input_ids"]) for _, target in SUBWORD_PAIRS]
     assert len(bank) == sum(lengths)
-    for row, (source, target) in enumerate(PAIRS):
+    for row, (source, target) in enumerate(SUBWORD_PAIRS):
         ids = range(sum(lengths[:row]), sum(lengths[: row + 1]))
         entries = bank.describe(ids)
-        assert [entry.outcome for entry in entries] == TOKENIZER(target)["input_ids"]
+        assert [entry.outcome for entry in entries] == SUBWORD_PAIRS_TOKENIZER(target)["input_ids"]
         assert {(entry.source, entry.row) for entry in entries} == {("file", row)}
         assert entries[0].columns == {"text": source, "translation": target}
         assert entries[0].before == [model.start_token_id]
         ((_, segment),) = bank.segments()
         with torch.no_grad():
-            keys = model.encode(**batch([(source, target)]))[0]
+            keys = model.encode(**encode_pairs([(source, target)]))[0]
         close(segment.keys[ids.start : ids.stop].float(), keys, rtol=0, atol=2**-8)
         close(keys.norm(dim=-1), torch.ones(len(ids)))
 
 
 def test_a_pair_is_added_once_to_a_namespace() -> None:
-    bank = HistoryBank.build(make(), TOKENIZER, rows(PAIRS[:2] * 2))
-    assert bank.add(rows(PAIRS[:2])) == 0
-    assert bank.add(rows(PAIRS[:2]), namespace="other") == len(bank) // 2
-    other = {"source": PAIRS[0][0], "target": "eine andere Katze"}
-    assert bank.add([other, other]) == len(TOKENIZER(other["target"])["input_ids"])
+    bank = HistoryBank.build(make_subword_translator(), SUBWORD_PAIRS_TOKENIZER, pair_rows(SUBWORD_PAIRS[:2] * 2))
+    assert bank.add(pair_rows(SUBWORD_PAIRS[:2])) == 0
+    assert bank.add(pair_rows(SUBWORD_PAIRS[:2]), namespace="other") == len(bank) // 2
+    other = {"source": SUBWORD_PAIRS[0][0], "target": "eine andere Katze"}
+    assert bank.add([other, other]) == len(SUBWORD_PAIRS_TOKENIZER(other["target"])["input_ids"])
     assert [(item.namespace, item.rows) for item in bank.manifest.added] == [
         ("default", 2),
         ("other", 2),
@@ -53,132 +54,136 @@ def test_a_pair_is_added_once_to_a_namespace() -> None:
 
 
 def test_a_source_that_is_added_to_goes_on_counting_rows() -> None:
-    bank = HistoryBank.build(make(), TOKENIZER, rows(PAIRS[:2]), source="file")
-    bank.add(rows(PAIRS[2:]), source="file")
+    bank = HistoryBank.build(
+        make_subword_translator(), SUBWORD_PAIRS_TOKENIZER, pair_rows(SUBWORD_PAIRS[:2]), source="file"
+    )
+    bank.add(pair_rows(SUBWORD_PAIRS[2:]), source="file")
     documents = [document for _, segment in bank.segments() for document in segment.documents]
     assert [document["row"] for document in documents] == [0, 1, 2, 3]
 
 
 def test_many_pairs_are_written_in_several_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pairs_module, "WRITTEN", 2)
-    model = make()
-    apart = HistoryBank.build(model, TOKENIZER, rows())
+    model = make_subword_translator()
+    apart = HistoryBank.build(model, SUBWORD_PAIRS_TOKENIZER, pair_rows())
     assert len(apart.manifest.segments) == 2
     monkeypatch.undo()
-    together = HistoryBank.build(model, TOKENIZER, rows())
-    given = batch()
+    together = HistoryBank.build(model, SUBWORD_PAIRS_TOKENIZER, pair_rows())
+    given = encode_pairs()
     found = []
     for bank in (apart, together):
-        model.attach_history(bank, tokenizer=TOKENIZER)
+        model.attach_history(bank, tokenizer=SUBWORD_PAIRS_TOKENIZER)
         found.append(model(**given).logits)
     close(found[0], found[1], rtol=1e-2, atol=1e-2)
     assert apart.manifest.added[0].rows == together.manifest.added[0].rows == 4
 
 
 def test_candidates_are_the_entries_of_the_pairs_with_the_most_similar_source() -> None:
-    model = remembering(make())
-    given = batch([("a cat sat on a mat", "egal"), ("zzz", "egal")])
+    model = attach_pairs(make_subword_translator())
+    given = encode_pairs([("a cat sat on a mat", "egal"), ("zzz", "egal")])
     keys, outcomes, ids = model.memory.candidates(given["input_ids"], given["attention_mask"], 1)
-    target = TOKENIZER(PAIRS[0][1])["input_ids"]
+    target = SUBWORD_PAIRS_TOKENIZER(SUBWORD_PAIRS[0][1])["input_ids"]
     assert outcomes[0].tolist() == target
     assert ids[0].tolist() == list(range(len(target)))
     assert ids[1].tolist() == [-1] * len(target)
     assert keys.shape == (2, 8, len(target))
     assert keys.dtype == torch.float32
     _, both, _ = model.memory.candidates(given["input_ids"], given["attention_mask"], 2)
-    assert both[0].tolist() == target + TOKENIZER(PAIRS[3][1])["input_ids"]
+    assert both[0].tolist() == target + SUBWORD_PAIRS_TOKENIZER(SUBWORD_PAIRS[3][1])["input_ids"]
 
 
 def test_pairs_of_the_same_source_are_left_out_where_it_is_asked_for() -> None:
-    model = remembering(make())
-    model.history_bank.add([{"source": PAIRS[0][0].upper(), "target": "NEIN"}])
-    given = batch([PAIRS[0]])
+    model = attach_pairs(make_subword_translator())
+    model.history_bank.add([{"source": SUBWORD_PAIRS[0][0].upper(), "target": "NEIN"}])
+    given = encode_pairs([SUBWORD_PAIRS[0]])
     _, outcomes, _ = model.memory.candidates(given["input_ids"], None, 1, leave_out=True)
-    assert outcomes[0].tolist() in [TOKENIZER(target)["input_ids"] for _, target in PAIRS[1:]]
+    assert outcomes[0].tolist() in [SUBWORD_PAIRS_TOKENIZER(target)["input_ids"] for _, target in SUBWORD_PAIRS[1:]]
 
 
 def test_padding_is_no_part_of_a_sentence() -> None:
-    model = remembering(make())
-    for_all = model.memory.candidates(*(batch()[name] for name in ("input_ids", "attention_mask")), 2)
-    for row, pair in enumerate(PAIRS):
-        alone = model.memory.candidates(batch([pair])["input_ids"], None, 2)
+    model = attach_pairs(make_subword_translator())
+    for_all = model.memory.candidates(*(encode_pairs()[name] for name in ("input_ids", "attention_mask")), 2)
+    for row, pair in enumerate(SUBWORD_PAIRS):
+        alone = model.memory.candidates(encode_pairs([pair])["input_ids"], None, 2)
         size = alone[2].shape[1]
         assert torch.equal(for_all[2][row, :size], alone[2][0])
         assert bool((for_all[2][row, size:] == -1).all())
 
 
 def test_matches_name_the_pair_and_how_like_it_is() -> None:
-    memory = remembering(make()).memory
+    memory = attach_pairs(make_subword_translator()).memory
     best, second = memory.matches("the cat sat on a mat", 2)
-    assert (best.text, best.translation) == PAIRS[0]
+    assert (best.text, best.translation) == SUBWORD_PAIRS[0]
     assert best.score == pytest.approx(5 / 6)
     assert (best.source, best.row) == ("added-1", 0)
     assert second.score < best.score
-    assert memory.matches(PAIRS[3][0])[0].score == 1.0
+    assert memory.matches(SUBWORD_PAIRS[3][0])[0].score == 1.0
     assert memory.matches("zzz") == []
 
 
 def test_of_equal_sources_the_newest_is_the_exact_match() -> None:
-    model = remembering(make())
-    model.history_bank.add([{"source": PAIRS[1][0], "target": "neu"}])
-    assert model.memory.matches(PAIRS[1][0])[0].translation == "neu"
-    assert decoded(TOKENIZER(PAIRS[1][0])["input_ids"]) == PAIRS[1][0]
+    model = attach_pairs(make_subword_translator())
+    model.history_bank.add([{"source": SUBWORD_PAIRS[1][0], "target": "neu"}])
+    assert model.memory.matches(SUBWORD_PAIRS[1][0])[0].translation == "neu"
+    assert decoded(SUBWORD_PAIRS_TOKENIZER(SUBWORD_PAIRS[1][0])["input_ids"]) == SUBWORD_PAIRS[1][0]
 
 
 def test_what_is_forgotten_is_no_candidate() -> None:
-    model = remembering(make())
-    model.history_bank.forget(where={"text": PAIRS[0][0]})
+    model = attach_pairs(make_subword_translator())
+    model.history_bank.forget(where={"text": SUBWORD_PAIRS[0][0]})
     assert len(model.memory.pairs) == 3
-    assert all(match.text != PAIRS[0][0] for match in model.memory.matches(PAIRS[0][0], 4))
-    one_token = model.history_bank.describe([len(TOKENIZER(PAIRS[0][1])["input_ids"])])[0]
+    assert all(match.text != SUBWORD_PAIRS[0][0] for match in model.memory.matches(SUBWORD_PAIRS[0][0], 4))
+    one_token = model.history_bank.describe([len(SUBWORD_PAIRS_TOKENIZER(SUBWORD_PAIRS[0][1])["input_ids"])])[0]
     model.history_bank.forget([one_token.id])
-    given = batch([PAIRS[1]])
+    given = encode_pairs([SUBWORD_PAIRS[1]])
     _, outcomes, ids = model.memory.candidates(given["input_ids"], None, 1)
-    assert outcomes[0].tolist() == TOKENIZER(PAIRS[1][1])["input_ids"][1:]
+    assert outcomes[0].tolist() == SUBWORD_PAIRS_TOKENIZER(SUBWORD_PAIRS[1][1])["input_ids"][1:]
     assert one_token.id not in ids[0].tolist()
 
 
 def test_an_empty_memory_changes_nothing() -> None:
-    model = make()
-    bank = HistoryBank.build(model, TOKENIZER, rows(PAIRS[:1]))
+    model = make_subword_translator()
+    bank = HistoryBank.build(model, SUBWORD_PAIRS_TOKENIZER, pair_rows(SUBWORD_PAIRS[:1]))
     bank.forget(namespace="default")
     bank.compact()
-    model.attach_history(bank, tokenizer=TOKENIZER)
+    model.attach_history(bank, tokenizer=SUBWORD_PAIRS_TOKENIZER)
     with torch.no_grad():
-        close(model(**batch()).logits, model(**batch(), use_history=False).logits.log_softmax(-1))
+        close(model(**encode_pairs()).logits, model(**encode_pairs(), use_history=False).logits.log_softmax(-1))
     assert model.memory.matches("the cat") == []
     assert isinstance(model.memory, Memory)
 
 
 def test_names_of_special_tokens_are_text() -> None:
-    model = remembering(make(), [("an <eos> here", "ein <eos> hier")])
-    assert len(model.history_bank) == len(TOKENIZER("ein <eos> hier", split_special_tokens=True)["input_ids"])
+    model = attach_pairs(make_subword_translator(), [("an <eos> here", "ein <eos> hier")])
+    assert len(model.history_bank) == len(
+        SUBWORD_PAIRS_TOKENIZER("ein <eos> hier", split_special_tokens=True)["input_ids"]
+    )
     (entry,) = model.history_bank.describe([1])
-    assert entry.outcome != TOKENIZER.eos_token_id
+    assert entry.outcome != SUBWORD_PAIRS_TOKENIZER.eos_token_id
 
 
 def test_padded_is_what_the_collator_of_transformers_makes() -> None:
     from transformers import DataCollatorForSeq2Seq
 
-    sides = [[TOKENIZER(pair[side])["input_ids"] for pair in PAIRS] for side in (0, 1)]
+    sides = [[SUBWORD_PAIRS_TOKENIZER(pair[side])["input_ids"] for pair in SUBWORD_PAIRS] for side in (0, 1)]
     features = [{"input_ids": source, "labels": target} for source, target in zip(*sides, strict=True)]
-    expected = DataCollatorForSeq2Seq(TOKENIZER)(features)
-    for name, value in padded(*sides, TOKENIZER.pad_token_id).items():
+    expected = DataCollatorForSeq2Seq(SUBWORD_PAIRS_TOKENIZER)(features)
+    for name, value in padded(*sides, SUBWORD_PAIRS_TOKENIZER.pad_token_id).items():
         assert torch.equal(value, expected[name])
 
 
 def endless() -> Iterator[dict[str, str]]:
-    yield from rows()
+    yield from pair_rows()
 
 
 def test_bad_pairs_are_named_and_nothing_is_added() -> None:
-    model = make()
-    bank = HistoryBank.build(model, TOKENIZER, endless())
+    model = make_subword_translator()
+    bank = HistoryBank.build(model, SUBWORD_PAIRS_TOKENIZER, endless())
     before = bank.manifest
     wrong: list[tuple[Any, str]] = [
         ([], "there is no sentence pair"),
         (["a text"], "row 0 is str"),
-        ([*rows(), {"source": "a"}], "row 4 has no column 'target'"),
+        ([*pair_rows(), {"source": "a"}], "row 4 has no column 'target'"),
         ([{"source": "a", "target": " "}], "'target' of row 0 is ' '"),
         ([{"source": None, "target": "b"}], "'source' of row 0 is None"),
         ([{"source": "a", "target": "\ud800"}], "the column 'target' of row 0 holds"),
@@ -187,7 +192,7 @@ def test_bad_pairs_are_named_and_nothing_is_added() -> None:
         with pytest.raises(ValueError, match=message):
             bank.add(pairs)
     with pytest.raises(ValueError, match="a namespace needs a name"):
-        bank.add(rows(), namespace="")
+        bank.add(pair_rows(), namespace="")
     with pytest.raises(ValueError, match="the name of the source holds"):
-        bank.add(rows(), source="\ud800")
+        bank.add(pair_rows(), source="\ud800")
     assert bank.manifest == before

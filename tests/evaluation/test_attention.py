@@ -11,7 +11,8 @@ pytest.importorskip("matplotlib")
 
 from modeling_lle.evaluation import attention
 from modeling_lle.evaluation.pictures import save_figure
-from tests.translators import make_tokenizer, make_translator, trained_translator
+from tests.factories.pairs import make_capitals_tokenizer
+from tests.factories.translators import make_trained_translator, make_translator
 
 
 def names(labels: Any) -> list[str]:
@@ -19,7 +20,7 @@ def names(labels: Any) -> list[str]:
 
 
 def test_bytes_of_a_letter_are_one_piece_and_words_that_go_on_are_marked() -> None:
-    tokenizer = make_tokenizer("bpe")
+    tokenizer = make_capitals_tokenizer("bpe")
     ids = tokenizer("süt {x} 日本")["input_ids"]
     pieces = attention.readable(tokenizer, ids)
     shown = [name for name, _ in pieces]
@@ -34,7 +35,7 @@ def test_bytes_of_a_letter_are_one_piece_and_words_that_go_on_are_marked() -> No
 
 
 def test_bytes_that_are_no_text_end_somewhere() -> None:
-    tokenizer = make_tokenizer("bpe")
+    tokenizer = make_capitals_tokenizer("bpe")
     (byte,) = {tokenizer.convert_tokens_to_ids("Ã")}
     pieces = attention.readable(tokenizer, [byte] * 6)
     assert sum(own.stop - own.start for _, own in pieces) == 6
@@ -42,13 +43,13 @@ def test_bytes_that_are_no_text_end_somewhere() -> None:
 
 
 def test_words_are_shown_as_they_are() -> None:
-    tokenizer = make_tokenizer()
+    tokenizer = make_capitals_tokenizer()
     pieces = attention.readable(tokenizer, tokenizer("ab nöp {x} klm")["input_ids"])
     assert [name for name, _ in pieces] == ["ab", "nöp", "{x}", "klm", "<eos>"]
 
 
 def test_the_weights_are_the_models_mean() -> None:
-    model, tokenizer = trained_translator(num_attention_heads=2)
+    model, tokenizer = make_trained_translator(num_attention_heads=2)
     source, target = tokenizer("ab cde fgh")["input_ids"], tokenizer("AB CDE FGH")["input_ids"]
     weights = attention.source_attention(model.train(), source, target, tokenizer.pad_token_id)
     assert model.training
@@ -62,7 +63,7 @@ def test_the_weights_are_the_models_mean() -> None:
 
 
 def test_the_picture_has_every_token(tmp_path: Path) -> None:
-    tokenizer = make_tokenizer("bpe")
+    tokenizer = make_capitals_tokenizer("bpe")
     figure = attention.draw_translation(make_translator(tokenizer), tokenizer, "süt", "SÜT $a$", title="$5 for $6")
     axes = figure.axes[0]
     assert names(axes.get_xticklabels()) == ["s", "·ü", "·t", "<eos>"]

@@ -8,7 +8,8 @@ import torch
 from datasets import Dataset
 
 from modeling_lle.evaluation import evaluate_classifier, format_classification
-from tests.classifiers import TOKENIZER, encoded, make, taught
+from tests.factories.classifiers import make_classifier, make_taught_classifier
+from tests.factories.texts import WORD_TOKENIZER, encode_texts
 
 
 def rows(texts: list[Any], labels: list[Any]) -> Dataset:
@@ -16,16 +17,16 @@ def rows(texts: list[Any], labels: list[Any]) -> Dataset:
 
 
 def test_base_and_history_against_plain_arithmetic() -> None:
-    model, texts, labels = taught(30)
+    model, texts, labels = make_taught_classifier(30)
     texts, labels = [*texts, "a h a", "c"], [*labels, "label-1", "label-2"]
-    seen = evaluate_classifier(model.train(), TOKENIZER, rows(texts, labels), batch_size=4)
+    seen = evaluate_classifier(model.train(), WORD_TOKENIZER, rows(texts, labels), batch_size=4)
     assert model.training
     metrics = seen.metrics()
     model.eval()
     for prefix, use_history in (("base_", False), ("", True)):
-        log_probs = torch.cat([model(**encoded(text), use_history=use_history).logits for text in texts]).log_softmax(
-            -1
-        )
+        log_probs = torch.cat(
+            [model(**encode_texts(text), use_history=use_history).logits for text in texts]
+        ).log_softmax(-1)
         right = torch.tensor([int(label[-1]) for label in labels])
         assert metrics[f"{prefix}accuracy"] == pytest.approx((log_probs.argmax(-1) == right).float().mean().item())
         assert metrics[f"{prefix}loss"] == pytest.approx(
@@ -40,17 +41,21 @@ def test_base_and_history_against_plain_arithmetic() -> None:
 
 
 def test_without_a_bank_both_are_the_base() -> None:
-    metrics = evaluate_classifier(make(), TOKENIZER, rows(["a", "b c"], ["label-0", "label-1"])).metrics()
+    metrics = evaluate_classifier(
+        make_classifier(), WORD_TOKENIZER, rows(["a", "b c"], ["label-0", "label-1"])
+    ).metrics()
     for name in ("accuracy", "macro_f1", "ece", "loss"):
         assert metrics[name] == metrics[f"base_{name}"]
     assert "history" not in format_classification(metrics)
 
 
 def test_labels_that_only_the_bank_knows() -> None:
-    model, texts, labels = taught(30, history={"bank": {"sharpness": 60.0, "gate": [6.0, 0.0, 0.0, 0.0]}})
+    model, texts, labels = make_taught_classifier(
+        30, history={"bank": {"sharpness": 60.0, "gate": [6.0, 0.0, 0.0, 0.0]}}
+    )
     model.learn(["h h h h", "g g g g"], ["new", "newer"], new_labels=True)
     data = rows([*texts, "h h h h", "g g g g"], [*labels, "new", "newer"])
-    seen = evaluate_classifier(model, TOKENIZER, data)
+    seen = evaluate_classifier(model, WORD_TOKENIZER, data)
     metrics = seen.metrics()
     assert metrics["taught_classes_accuracy"] == 1
     base, history = (
@@ -59,35 +64,35 @@ def test_labels_that_only_the_bank_knows() -> None:
     )
     assert metrics["old_classes_drop"] == pytest.approx((sum(base) - sum(history)) / len(labels))
     assert math.isfinite(metrics["base_loss"])
-    only = evaluate_classifier(model, TOKENIZER, rows(["h h h h"], ["new"])).metrics()
+    only = evaluate_classifier(model, WORD_TOKENIZER, rows(["h h h h"], ["new"])).metrics()
     assert "base_loss" not in only
     assert "Labels that only the bank knows" in format_classification(metrics)
 
 
 def test_what_is_refused() -> None:
-    model, texts, labels = taught(30)
+    model, texts, labels = make_taught_classifier(30)
     model.config.out_of_scope.weights = [0.0, -1.0, 0.0, 0.0]
     data = rows([*texts, "<unk> <unk> <pad>", "<pad>"], [*labels, "oos", "oos"])
-    seen = evaluate_classifier(model, TOKENIZER, data)
+    seen = evaluate_classifier(model, WORD_TOKENIZER, data)
     assert seen.accepted.all()  # no threshold refuses nothing
     assert seen.metrics()["out_of_scope_recall"] == 0
     assert "no threshold" in format_classification(seen.metrics())
     model.config.out_of_scope.threshold = float(sorted(seen.scores)[-3])
-    seen = evaluate_classifier(model, TOKENIZER, data)
+    seen = evaluate_classifier(model, WORD_TOKENIZER, data)
     metrics = seen.metrics()
     refused = [name == "oos" for name in seen.decisions]
     assert sum(refused) == 3
     assert metrics["out_of_scope_recall"] == sum(refused[-2:]) / 2
     assert metrics["out_of_scope_precision"] == pytest.approx(sum(refused[-2:]) / 3)
-    whole = evaluate_classifier(model, TOKENIZER, rows(texts, labels)).metrics()
+    whole = evaluate_classifier(model, WORD_TOKENIZER, rows(texts, labels)).metrics()
     assert metrics["accuracy"] == whole["accuracy"]  # of the texts in scope, as if none was refused
     assert metrics["in_scope_accuracy"] <= metrics["accuracy"]
 
 
 def test_a_model_with_a_label_of_its_own_for_what_is_out_of_scope() -> None:
-    model = make(id2label={0: "a", 1: "oos"})
-    model.learn(["a a", "h h"], ["a", "oos"], TOKENIZER)
-    seen = evaluate_classifier(model, TOKENIZER, rows(["a a", "h h"], ["a", "oos"]))
+    model = make_classifier(id2label={0: "a", 1: "oos"})
+    model.learn(["a a", "h h"], ["a", "oos"], WORD_TOKENIZER)
+    seen = evaluate_classifier(model, WORD_TOKENIZER, rows(["a a", "h h"], ["a", "oos"]))
     found = [name == "oos" for name in seen.predictions["history"]]
     assert seen.metrics()["out_of_scope_recall"] == found[1]
     assert seen.metrics()["texts"] == 2
@@ -106,11 +111,11 @@ def test_a_model_with_a_label_of_its_own_for_what_is_out_of_scope() -> None:
 )
 def test_what_cannot_be_measured(texts: list[Any], labels: list[Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        evaluate_classifier(make(), TOKENIZER, rows(texts, labels))
+        evaluate_classifier(make_classifier(), WORD_TOKENIZER, rows(texts, labels))
 
 
 def test_weights_that_are_not_finite() -> None:
-    model = make()
+    model = make_classifier()
     torch.nn.init.constant_(model.classifier.weight, float("nan"))
     with pytest.raises(FloatingPointError, match="not finite"):
-        evaluate_classifier(model, TOKENIZER, rows(["a"], ["label-0"]))
+        evaluate_classifier(model, WORD_TOKENIZER, rows(["a"], ["label-0"]))

@@ -29,8 +29,9 @@ from modeling_lle.evaluation import (
     translate,
 )
 from modeling_lle.saved import load_translator
-from tests.classifiers import make as make_classifier
-from tests.translators import capitals, make_pairs, make_tokenizer, make_translator, trained_translator
+from tests.factories.classifiers import make_classifier
+from tests.factories.pairs import capitals, make_capitals_pairs, make_capitals_tokenizer
+from tests.factories.translators import make_trained_translator, make_translator
 
 CERTAIN = {"bank": {"sharpness": 60.0, "gate": [9.0, 0.0, 0.0, 0.0]}}  # what is recalled is believed
 
@@ -39,12 +40,12 @@ CERTAIN = {"bank": {"sharpness": 60.0, "gate": [9.0, 0.0, 0.0, 0.0]}}  # what is
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A saved translator in "run", and test pairs in "data"."""
     monkeypatch.chdir(tmp_path)
-    model, tokenizer = trained_translator()
+    model, tokenizer = make_trained_translator()
     model.save_pretrained("run")
     tokenizer.save_pretrained("run")
     Path("run/metrics.json").write_text(json.dumps({"train_minutes": 1.5}))
     Path("run/recipe.yaml").write_text(yaml.safe_dump({"data": {"source_language": "en", "target_language": "de"}}))
-    pairs = make_pairs(12, seed=5)
+    pairs = make_capitals_pairs(12, seed=5)
     Path("data").mkdir()
     for language, side in (("en", "source"), ("de", "target")):
         Path("data", f"test.{language}").write_text("\n".join(pairs[side]) + "\n")
@@ -144,8 +145,8 @@ def test_the_metric_needs_every_sentence(predictions: list, references: list, me
 
 @pytest.mark.parametrize("beams", [1, 3])
 def test_sentences_come_back_in_their_order(beams: int) -> None:
-    model, tokenizer = trained_translator()
-    texts = make_pairs(23, seed=3)["source"][:]
+    model, tokenizer = make_trained_translator()
+    texts = make_capitals_pairs(23, seed=3)["source"][:]
     alone = [translate(model, tokenizer, [text], beams)[0] for text in texts]
     assert translate(model.train(), tokenizer, texts, beams, batch_size=4) == alone
     assert model.training
@@ -154,7 +155,7 @@ def test_sentences_come_back_in_their_order(beams: int) -> None:
 
 
 def test_nothing_is_cut_and_an_endless_translation_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    tokenizer = make_tokenizer()
+    tokenizer = make_capitals_tokenizer()
     model = make_translator(tokenizer)
     torch.nn.init.constant_(model.lm_head.weight, 0.0)
     model.lm_head.bias.data[tokenizer.convert_tokens_to_ids("AB")] = 9.0
@@ -168,7 +169,7 @@ def test_nothing_is_cut_and_an_endless_translation_ends(monkeypatch: pytest.Monk
 
 
 def test_names_of_special_tokens_are_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    tokenizer = make_tokenizer("bpe")
+    tokenizer = make_capitals_tokenizer("bpe")
     model = make_translator(tokenizer)
     seen: list[Any] = []
     monkeypatch.setattr(model, "generate", lambda **options: seen.append(options) or options["input_ids"])
@@ -178,7 +179,7 @@ def test_names_of_special_tokens_are_text(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_autocast_and_the_memory_reach_generate(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, tokenizer = trained_translator()
+    model, tokenizer = make_trained_translator()
     seen: list[Any] = []
 
     def generate(**options: Any) -> torch.Tensor:
@@ -193,8 +194,8 @@ def test_autocast_and_the_memory_reach_generate(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_without_a_memory_there_are_plain_names_only() -> None:
-    model, tokenizer = trained_translator()
-    pairs = make_pairs(20, seed=7)
+    model, tokenizer = make_trained_translator()
+    pairs = make_capitals_pairs(20, seed=7)
     seen = evaluate_translator(model, tokenizer, pairs, beams=1, batch_size=8)
     metrics = seen.metrics()
     assert set(seen.translations) == {"base"}
@@ -215,8 +216,8 @@ def test_without_a_memory_there_are_plain_names_only() -> None:
 
 
 def test_with_a_memory_both_sides_are_measured() -> None:
-    model, tokenizer = trained_translator(history=CERTAIN)
-    pairs = make_pairs(12, seed=7)
+    model, tokenizer = make_trained_translator(history=CERTAIN)
+    pairs = make_capitals_pairs(12, seed=7)
     model.attach_history(HistoryBank.build(model, tokenizer, [{"source": "qr ab", "target": "%d {x} %d"}]))
     told = Dataset.from_dict({"source": [*pairs["source"], "qr ab"], "target": [*pairs["target"], "%d {x} %d"]})
     seen = evaluate_translator(model, tokenizer, told, beams=1)
@@ -237,7 +238,7 @@ def test_with_a_memory_both_sides_are_measured() -> None:
 
 
 def test_placeholders_are_counted_by_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, tokenizer = trained_translator()
+    model, tokenizer = make_trained_translator()
     made = ["{x}", "{y} {y}", "%d", "a"]
     monkeypatch.setattr("modeling_lle.evaluation.translation.translate", lambda *args, **options: made)
     sources = ["{x}", "{x} {x}", "%d %d", "b"]
@@ -254,7 +255,7 @@ def test_placeholders_are_counted_by_sentence(monkeypatch: pytest.MonkeyPatch) -
     ],
 )
 def test_what_cannot_be_measured(sources: list[Any], targets: list[Any], message: str) -> None:
-    tokenizer = make_tokenizer()
+    tokenizer = make_capitals_tokenizer()
     with pytest.raises(ValueError, match=message):
         evaluate_translator(
             make_translator(tokenizer), tokenizer, Dataset.from_dict({"source": sources, "target": targets})
@@ -262,11 +263,11 @@ def test_what_cannot_be_measured(sources: list[Any], targets: list[Any], message
 
 
 def test_weights_that_are_not_finite() -> None:
-    tokenizer = make_tokenizer()
+    tokenizer = make_capitals_tokenizer()
     model = make_translator(tokenizer)
     torch.nn.init.constant_(model.lm_head.bias, float("nan"))
     with pytest.raises(FloatingPointError, match=r"lm_head.bias holds NaN"):
-        evaluate_translator(model, tokenizer, make_pairs(2))
+        evaluate_translator(model, tokenizer, make_capitals_pairs(2))
 
 
 @pytest.mark.usefixtures("folder")
@@ -279,19 +280,19 @@ def test_the_command_writes_everything() -> None:
     assert released["metrics"] == written["metrics"]
     metrics = released["metrics"]
     assert metrics["train_minutes"] == 1.5
-    assert metrics["parameters"] == make_translator(make_tokenizer()).num_parameters()
+    assert metrics["parameters"] == make_translator(make_capitals_tokenizer()).num_parameters()
     assert {"bleu", "chrf", "ter"} < set(metrics)
     assert [row["metric"] for row in released["rows"]] == ["bleu", "chrf", "ter"]
     assert written["rows"][:3] == released["rows"]
     assert len(written["rows"]) == 3 + 12
-    assert written["rows"][3]["source"] == make_pairs(12, seed=5)["source"][0]
+    assert written["rows"][3]["source"] == make_capitals_pairs(12, seed=5)["source"][0]
     assert "ü" in json.dumps(written["rows"], ensure_ascii=False)
 
 
 @pytest.mark.usefixtures("folder")
 def test_the_command_reads_the_memory_that_lies_with_the_model() -> None:
     model, tokenizer = load_translator("run")
-    model.attach_history(HistoryBank.build(model, tokenizer, make_pairs(12, seed=5)))
+    model.attach_history(HistoryBank.build(model, tokenizer, make_capitals_pairs(12, seed=5)))
     model.save_pretrained("run", save_history=True)
     assert re.search(r"base +history", run("run", "data", "--beams", "1"))
     model.history_bank.save_pretrained("elsewhere")

@@ -13,7 +13,8 @@ from transformers import TextStreamer
 
 from modeling_lle import LLECache, LLEForCausalLM, LLETokenizer
 from modeling_lle.history.cache import Stream
-from tests.tiny import make_ids, make_model
+from tests.factories.language_models import make_language_model
+from tests.factories.texts import make_ids
 
 RECURRENCES = ["lstm", "gru", "qrnn"]
 every_recurrence = pytest.mark.parametrize("recurrence", RECURRENCES)
@@ -48,7 +49,7 @@ def tensors(cache: LLECache) -> list[Tensor]:
     ids=["reorder", "select", "select by mask", "repeat"],
 )
 def test_rows_go_on_where_they_are_sent(recurrence: str, change: Callable[[LLECache], None], rows: list[int]) -> None:
-    model, ids = make_model(4, recurrence), make_ids(3, 12)
+    model, ids = make_language_model(4, recurrence), make_ids(3, 12)
     mask = torch.ones(3, 7, dtype=torch.long)
     mask[1, :5] = 0
     cache = read(model, ids[:, :7], mask=mask).past_key_values
@@ -62,7 +63,7 @@ def test_rows_go_on_where_they_are_sent(recurrence: str, change: Callable[[LLECa
 
 
 def test_copies_are_independent() -> None:
-    model, ids = make_model(4), make_ids(2, 12)
+    model, ids = make_language_model(4), make_ids(2, 12)
     cache = read(model, ids[:, :6]).past_key_values
     other = copy.deepcopy(cache)
     want = [tensor.clone() for tensor in tensors(cache)]
@@ -71,7 +72,7 @@ def test_copies_are_independent() -> None:
 
 
 def test_reset_begins_a_new_text() -> None:
-    model, ids = make_model(), make_ids(2, 6)
+    model, ids = make_language_model(), make_ids(2, 6)
     first = read(model, ids)
     cache = first.past_key_values
     cache.reset()
@@ -82,7 +83,7 @@ def test_reset_begins_a_new_text() -> None:
 
 
 def test_detach_cuts_the_gradient() -> None:
-    model, ids = make_model(), make_ids(2, 6)
+    model, ids = make_language_model(), make_ids(2, 6)
     cache = model(ids, use_cache=True).past_key_values
     assert any(tensor.requires_grad for tensor in cache.state)
     assert not any(tensor.requires_grad for tensor in tensors(cache)[len(cache.state) :])
@@ -92,7 +93,7 @@ def test_detach_cuts_the_gradient() -> None:
 
 
 def test_the_gradient_flows_through_a_carried_state() -> None:
-    model, ids = make_model().train(), make_ids(2, 8)
+    model, ids = make_language_model().train(), make_ids(2, 8)
     whole = model(ids, shift_labels=make_ids(2, 8, 1)).loss
     want = torch.autograd.grad(whole, model.model.stack.parameters())
     cache = LLECache()
@@ -105,7 +106,7 @@ def test_the_gradient_flows_through_a_carried_state() -> None:
 
 
 def test_crop_is_refused() -> None:
-    cache = read(make_model(), make_ids(1, 3)).past_key_values
+    cache = read(make_language_model(), make_ids(1, 3)).past_key_values
     assert not cache.layers[0].is_croppable
     with pytest.raises(ValueError, match="cannot be cropped"):
         cache.crop(1)
@@ -117,7 +118,7 @@ def test_the_layer_is_opaque() -> None:
 
 
 def test_another_batch_size_is_refused() -> None:
-    model = make_model()
+    model = make_language_model()
     cache = read(model, make_ids(2, 3)).past_key_values
     for rows in (1, 3):
         with pytest.raises(ValueError, match=rf"cache holds 2 rows, the batch has {rows}.*cache\.reset"):
@@ -132,7 +133,7 @@ def test_a_stream_needs_a_window() -> None:
 
 @pytest.mark.parametrize("window", [1, 5, 70, 100])
 def test_memory_stops_growing_at_the_window(window: int) -> None:
-    model, ids = make_model(window), make_ids(2, 260)
+    model, ids = make_language_model(window), make_ids(2, 260)
     cache, slots = LLECache(window), []
     for start in range(0, 260, 13):
         read(model, ids[:, start : start + 13], cache)
@@ -145,7 +146,7 @@ def test_memory_stops_growing_at_the_window(window: int) -> None:
 
 
 def test_steps_write_in_place() -> None:
-    model, ids = make_model(5), make_ids(1, 40)
+    model, ids = make_language_model(5), make_ids(1, 40)
     cache = read(model, ids[:, :10]).past_key_values
     place = cache.stream.keys.data_ptr()
     for t in range(10, 40):
@@ -187,7 +188,7 @@ def test_the_ring_buffer_holds_the_newest_entries(window: int, steps: list[int],
 
 
 def test_embeddings_leave_no_entries() -> None:
-    model, ids = make_model(), make_ids(1, 5)
+    model, ids = make_language_model(), make_ids(1, 5)
     with torch.no_grad():
         cache = model(inputs_embeds=model.model.embed_tokens(ids), use_cache=True).past_key_values
         assert cache.stream.count.tolist() == [0]
@@ -197,7 +198,7 @@ def test_embeddings_leave_no_entries() -> None:
 
 @pytest.mark.parametrize("training", [False, True])
 def test_the_stream_goes_on_while_it_is_not_used(training: bool) -> None:
-    model, ids = make_model(), make_ids(2, 12)
+    model, ids = make_language_model(), make_ids(2, 12)
     want = read(model, ids).logits[:, 8:]
     cache = read(model, ids[:, :4]).past_key_values
     with torch.no_grad():
@@ -212,7 +213,7 @@ def test_the_stream_goes_on_while_it_is_not_used(training: bool) -> None:
 @every_recurrence
 @stream_on_and_off
 def test_greedy_generation_is_what_full_passes_give(recurrence: str, history: bool) -> None:
-    model, ids = make_model(6, recurrence), make_ids(2, 5)
+    model, ids = make_language_model(6, recurrence), make_ids(2, 5)
     want = ids
     for _ in range(8):
         with torch.no_grad():
@@ -224,7 +225,7 @@ def test_greedy_generation_is_what_full_passes_give(recurrence: str, history: bo
 
 @stream_on_and_off
 def test_left_padding_changes_nothing(history: bool) -> None:
-    model, ids = make_model(6), make_ids(3, 7)
+    model, ids = make_language_model(6), make_ids(3, 7)
     mask = torch.ones(3, 7, dtype=torch.long)
     mask[1, :3], mask[2, :6] = 0, 0
     got = generate(model, ids, attention_mask=mask, use_history=history)
@@ -236,7 +237,7 @@ def test_left_padding_changes_nothing(history: bool) -> None:
 @stream_on_and_off
 @pytest.mark.parametrize("beams", [1, 3])
 def test_sampling_and_beams_depend_on_nothing_but_their_rows(history: bool, beams: int) -> None:
-    model, ids = make_model(6), make_ids(2, 6)
+    model, ids = make_language_model(6), make_ids(2, 6)
     kwargs = {"num_beams": beams, "use_history": history}
     together = generate(model, ids, **kwargs)
     assert together.shape == (2, 14)
@@ -252,7 +253,7 @@ def test_sampling_and_beams_depend_on_nothing_but_their_rows(history: bool, beam
 
 @stream_on_and_off
 def test_beam_search_finds_the_scores_of_full_passes(history: bool) -> None:
-    model, ids = make_model(6), make_ids(1, 6)
+    model, ids = make_language_model(6), make_ids(1, 6)
     output = generate(
         model,
         ids,
@@ -272,7 +273,7 @@ def test_beam_search_finds_the_scores_of_full_passes(history: bool) -> None:
 
 @stream_on_and_off
 def test_generation_goes_on_from_a_returned_cache(history: bool) -> None:
-    model, ids = make_model(6), make_ids(2, 5)
+    model, ids = make_language_model(6), make_ids(2, 5)
     want = generate(model, ids, use_history=history, max_new_tokens=10)
     first = generate(model, ids, use_history=history, max_new_tokens=4, return_dict_in_generate=True)
     cache = first.past_key_values
@@ -283,14 +284,14 @@ def test_generation_goes_on_from_a_returned_cache(history: bool) -> None:
 
 
 def test_generation_after_reading_a_history() -> None:
-    model, history, prompt = make_model(50), make_ids(1, 30), make_ids(1, 4, 5)
+    model, history, prompt = make_language_model(50), make_ids(1, 30), make_ids(1, 4, 5)
     cache = read(model, history).past_key_values
     got = generate(model, torch.cat([history, prompt], dim=1), past_key_values=cache)
     assert torch.equal(got, generate(model, torch.cat([history, prompt], dim=1)))
 
 
 def test_generation_from_embeddings() -> None:
-    model, ids = make_model(6), make_ids(2, 5)
+    model, ids = make_language_model(6), make_ids(2, 5)
     embeddings = model.model.embed_tokens(ids).detach()
     got = model.generate(
         inputs_embeds=embeddings, max_new_tokens=5, do_sample=False, pad_token_id=0, use_history=False
@@ -302,7 +303,7 @@ def test_generation_from_embeddings() -> None:
 
 def test_streaming_generation(capsys: pytest.CaptureFixture[str]) -> None:
     tokenizer = LLETokenizer.train(["the cat sat on the mat and the dog ran"], kind="word")
-    model = make_model(6, vocab_size=len(tokenizer))
+    model = make_language_model(6, vocab_size=len(tokenizer))
     inputs = tokenizer("the cat sat", return_tensors="pt")
     output = model.generate(
         **inputs, max_new_tokens=6, do_sample=False, streamer=TextStreamer(tokenizer, skip_prompt=True)
@@ -312,7 +313,7 @@ def test_streaming_generation(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("window", [0, 5])
 def test_an_exported_cache_goes_on_as_before(window: int) -> None:
-    model, ids = make_model(5), make_ids(2, 20)
+    model, ids = make_language_model(5), make_ids(2, 20)
     cache = LLECache(window)
     read(model, ids[:, :9], cache)
     tensors = {name: tensor.clone() for name, tensor in cache.export().items()}

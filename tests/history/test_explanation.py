@@ -12,17 +12,16 @@ from transformers import GPT2Config, GPT2LMHeadModel, pipeline
 from modeling_lle import HistoryBank, LLEForCausalLM
 from modeling_lle.evaluation.explanations import format_explanations, write_page
 from modeling_lle.history.explanation import as_values, decode
-from tests.tiny import make_ids, make_model, make_texts, make_tokenizer
-
-TOKENIZER = make_tokenizer()
+from tests.factories.language_models import make_language_model
+from tests.factories.texts import WORD_TOKENIZER, make_ids, make_texts
 
 
 @pytest.fixture(params=["stream", "bank", "both"])
 def model(request: pytest.FixtureRequest) -> LLEForCausalLM:
-    model = make_model(window=0 if request.param == "bank" else 7)
+    model = make_language_model(window=0 if request.param == "bank" else 7)
     if request.param != "stream":
         rows = [{"text": text, "user": f"<b>{n}"} for n, text in enumerate(make_texts(8, 6))]
-        model.attach_history(HistoryBank.build(model, TOKENIZER, rows, source="</script>"))
+        model.attach_history(HistoryBank.build(model, WORD_TOKENIZER, rows, source="</script>"))
     return model
 
 
@@ -67,8 +66,8 @@ def test_where_the_entries_are(model: LLEForCausalLM) -> None:
 
 def test_the_terminal(model: LLEForCausalLM) -> None:
     explanations = model.explain(make_ids(1, 6), top=2)
-    plain = format_explanations(explanations, TOKENIZER, colour=False)
-    assert re.sub("\x1b\\[\\d+m", "", format_explanations(explanations, TOKENIZER)) == plain
+    plain = format_explanations(explanations, WORD_TOKENIZER, colour=False)
+    assert re.sub("\x1b\\[\\d+m", "", format_explanations(explanations, WORD_TOKENIZER)) == plain
     assert plain.count("the base has") == 5
     assert "ago" in plain or model.config.stream.window == 0
     assert "</script>:" in plain or model.history_bank is None
@@ -76,48 +75,48 @@ def test_the_terminal(model: LLEForCausalLM) -> None:
 
 def test_the_page_holds_everything_and_no_markup_of_the_text(model: LLEForCausalLM, tmp_path: Path) -> None:
     explanations = model.explain(make_ids(1, 6), top=2)
-    page = write_page(tmp_path / "page.html", explanations, TOKENIZER, "A <title> & more").read_text()
+    page = write_page(tmp_path / "page.html", explanations, WORD_TOKENIZER, "A <title> & more").read_text()
     assert "<title>A &lt;title&gt; &amp; more</title>" in page
     assert page.count("</script>") == 2  # the two of the page itself
     assert not re.findall(r"(?:src|href)=|https?://", page)
     held = re.search(r'id="tokens">(.*?)</script>', page, re.DOTALL)
-    assert json.loads(held.group(1)) == as_values(explanations, TOKENIZER)
+    assert json.loads(held.group(1)) == as_values(explanations, WORD_TOKENIZER)
 
 
 def test_tokens_keep_the_spaces_between_them(model: LLEForCausalLM) -> None:
-    ids = TOKENIZER("a b c d", add_special_tokens=False)["input_ids"]
-    values = as_values(model.explain(torch.tensor(ids), top=1), TOKENIZER)
+    ids = WORD_TOKENIZER("a b c d", add_special_tokens=False)["input_ids"]
+    values = as_values(model.explain(torch.tensor(ids), top=1), WORD_TOKENIZER)
     assert [value["text"] for value in values] == ["b", " c", " d"]
 
 
 def test_a_forgotten_token_is_a_box() -> None:
-    ids = TOKENIZER("a b c", add_special_tokens=False)["input_ids"]
-    assert decode(TOKENIZER, [ids[0], -1, ids[2]]) == "a▯c"
+    ids = WORD_TOKENIZER("a b c", add_special_tokens=False)["input_ids"]
+    assert decode(WORD_TOKENIZER, [ids[0], -1, ids[2]]) == "a▯c"
 
 
 @pytest.mark.parametrize("ids", [torch.zeros(1, dtype=torch.long), torch.zeros(2, 3, dtype=torch.long)])
 def test_what_cannot_be_explained(ids: Any) -> None:
     with pytest.raises(ValueError, match="explain takes one text of two tokens at least"):
-        make_model().explain(ids)
+        make_language_model().explain(ids)
 
 
 def test_the_pipeline_returns_the_history(model: LLEForCausalLM) -> None:
-    generate = pipeline("text-generation", model=model, tokenizer=TOKENIZER)
+    generate = pipeline("text-generation", model=model, tokenizer=WORD_TOKENIZER)
     options = {"max_new_tokens": 4, "do_sample": False}
     records = generate(["a b c d", "e"], **options, return_history=True, history_top=2, batch_size=2)
     plain = generate(["a b c d", "e"], **options, batch_size=2)
     for (record,), (expected,), text in zip(records, plain, ["a b c d", "e"], strict=True):
         assert record["generated_text"] == expected["generated_text"]
         assert set(expected) == {"generated_text"}
-        ids = TOKENIZER(text)["input_ids"]
+        ids = WORD_TOKENIZER(text)["input_ids"]
         out = model.generate(torch.tensor([ids]), **options)[0]
-        assert record["history"] == as_values(model.explain(out, 2)[len(ids) - 1 :], TOKENIZER)
+        assert record["history"] == as_values(model.explain(out, 2)[len(ids) - 1 :], WORD_TOKENIZER)
         assert len(record["history"]) == len(out) - len(ids)
 
 
 def test_other_models_have_no_history() -> None:
     model = GPT2LMHeadModel(GPT2Config(vocab_size=11, n_embd=8, n_layer=1, n_head=1, eos_token_id=0, bos_token_id=0))
-    generate = pipeline("text-generation", model=model, tokenizer=TOKENIZER)
+    generate = pipeline("text-generation", model=model, tokenizer=WORD_TOKENIZER)
     assert generate("a b", max_new_tokens=2)[0]["generated_text"].startswith("a b")
     with pytest.raises(TypeError, match="return_history needs a model with a history; this is a GPT2LMHeadModel"):
         generate("a b", max_new_tokens=2, return_history=True)

@@ -29,7 +29,7 @@ def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     if request.param == "numba":
         pytest.importorskip("numba")
     else:
-        monkeypatch.setattr(loss_module, "installed", lambda package: False)
+        monkeypatch.setattr("modeling_lle.kernels.available.installed", lambda package: False)
     return request.param
 
 

@@ -15,7 +15,8 @@ from modeling_lle import LLECache, LLEForCausalLM
 from modeling_lle.data import StreamDataset
 from modeling_lle.history import overlay as overlay_module
 from modeling_lle.history.overlay import FLOOR, RENEWAL, STATISTICS, WEIGHT_FLOOR, Overlay, change_sizes
-from tests.tiny import VOCAB, make_ids, make_model
+from tests.factories.language_models import make_language_model
+from tests.factories.texts import VOCAB, make_ids
 
 SCOPES = ("head", "low-rank", "all")
 every_scope = pytest.mark.parametrize("scope", SCOPES)
@@ -26,7 +27,7 @@ EVERY = 5
 def make_updating(scope: str, window: int = 7, **numbers: Any) -> LLEForCausalLM:
     """A model whose updates move its predictions by much."""
     values = {"rate": RATE[scope], "every": EVERY, "decay": 0.01, "momentum": 0.3, "rank": 4, **numbers}
-    model = make_model(window)
+    model = make_language_model(window)
     model.config.history.update = {"scope": scope, **values}
     stream = StreamDataset(make_ids(1, 60, seed=5)[0].numpy(), 1, 12, evaluation=True)
     model.collect_update_statistics({k: v[None] for k, v in stream[i].items()} for i in range(len(stream)))
@@ -133,7 +134,7 @@ def test_outputs_that_were_negligible_are_left_as_they_are(monkeypatch: pytest.M
 @every_scope
 @pytest.mark.parametrize("window", [0, 7])
 def test_rate_zero_is_the_identity(scope: str, window: int) -> None:
-    ids, plain = make_ids(2, 17), make_model(window)
+    ids, plain = make_ids(2, 17), make_language_model(window)
     want = logits_of(plain, ids) if window else logits_of(plain, ids).log_softmax(-1)
     close(logits_of(make_updating(scope, window, rate=0.0), ids), want, 1e-6)
 
@@ -277,7 +278,7 @@ def test_generates(scope: str) -> None:
 
 
 def test_statistics_are_needed_and_saved(tmp_path: Path) -> None:
-    model = make_model()
+    model = make_language_model()
     model.config.history.update = {"scope": "head"}
     with pytest.raises(ValueError, match="has no statistics of 'residual': collect them once with `lle statistics"):
         model(make_ids(1, 5))
@@ -319,7 +320,7 @@ def _statistics(**changed: Tensor) -> bytes:
     ids=["truncated", "empty", "names", "shape", "nan", "dtype", "negative"],
 )
 def test_broken_statistics_are_an_error_only_where_they_are_used(tmp_path: Path, content: bytes, message: str) -> None:
-    model, ids = make_model(), make_ids(1, 5)
+    model, ids = make_language_model(), make_ids(1, 5)
     model.save_pretrained(tmp_path)
     (tmp_path / STATISTICS).write_bytes(content)
     again = LLEForCausalLM.from_pretrained(tmp_path)

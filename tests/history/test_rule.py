@@ -27,7 +27,8 @@ from modeling_lle.history.rule import (
     recall_stream,
 )
 from modeling_lle.models import causal as causal_module
-from tests.tiny import NUMBERS, VOCAB, make_ids, make_model, repetitive
+from tests.factories.language_models import STREAM_PARAMETERS, make_language_model
+from tests.factories.texts import VOCAB, make_ids, make_repetitive_segments
 
 WINDOWS = [0, 1, 2, 7, 100]
 
@@ -106,7 +107,7 @@ situations = {
     "cuts": st.lists(st.integers(1, 11), max_size=4),
     "seed": st.integers(0, 99),
 }
-MODEL = make_model()
+MODEL = make_language_model()
 
 
 def with_window(window: int) -> LLEForCausalLM:
@@ -188,7 +189,7 @@ def test_a_carried_cache_does_not_tell_what_comes(window: int, rows: int, length
 @pytest.mark.parametrize("stack", ["plain", "residual"])
 @pytest.mark.parametrize("recurrence", ["lstm", "gru", "qrnn"])
 def test_stepwise_equals_the_full_pass(recurrence: str, stack: str) -> None:
-    model, ids = make_model(5, recurrence, stack), make_ids(2, 20)
+    model, ids = make_language_model(5, recurrence, stack), make_ids(2, 20)
     with torch.no_grad():
         full = model(ids).logits
         cache, steps = None, []
@@ -200,7 +201,7 @@ def test_stepwise_equals_the_full_pass(recurrence: str, stack: str) -> None:
 
 
 def test_a_row_without_entries_is_the_base() -> None:
-    model, ids = make_model(), make_ids(2, 4)
+    model, ids = make_language_model(), make_ids(2, 4)
     mask = torch.tensor([[0, 0, 0, 1], [1, 1, 1, 1]])
     with torch.no_grad():
         output = model(ids, mask, output_history=True)
@@ -237,7 +238,7 @@ def test_gate() -> None:
 @pytest.mark.parametrize("shape", [(1, 1, 5), (2, 3, 64), (1, 2, 1000)])
 @pytest.mark.parametrize("numba", [True, False])
 def test_base_prediction(shape: tuple[int, ...], numba: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("modeling_lle.history.rule.installed", lambda name: numba)
+    monkeypatch.setattr("modeling_lle.kernels.available.installed", lambda name: numba)
     logits = 5 * torch.randn(shape, generator=torch.Generator().manual_seed(0))
     expected = logits.double().log_softmax(-1)
     log_probs, features = base_prediction(logits.clone())
@@ -341,7 +342,7 @@ def perplexity(model: LLEForCausalLM, batches: list[dict[str, Tensor]], column: 
 
 
 def test_calibration_improves_what_score_measures() -> None:
-    model, batches = make_model(30), repetitive()
+    model, batches = make_language_model(30), make_repetitive_segments()
     before = perplexity(model, batches)
     metrics = model.calibrate(batches)
     assert metrics["positions"] == 240
@@ -350,8 +351,8 @@ def test_calibration_improves_what_score_measures() -> None:
     assert metrics["after_ppl"] == pytest.approx(perplexity(model, batches), rel=1e-4)
     assert metrics["after_ppl"] < 0.9 * before
     numbers = model.config.stream
-    assert numbers.sharpness != NUMBERS["sharpness"]
-    assert numbers.recency != NUMBERS["recency"]
+    assert numbers.sharpness != STREAM_PARAMETERS["sharpness"]
+    assert numbers.recency != STREAM_PARAMETERS["recency"]
     assert all(isinstance(number, float) for number in numbers.gate)
     best = metrics["after_ppl"]
     for factor in (0.9, 1.1):
@@ -361,14 +362,14 @@ def test_calibration_improves_what_score_measures() -> None:
 
 
 def test_uncalibrated_defaults_help() -> None:
-    model, batches = make_model(30), repetitive()
+    model, batches = make_language_model(30), make_repetitive_segments()
     model.config.history = None
     assert perplexity(model, batches) < 0.95 * perplexity(model, batches, "base_log_probs")
 
 
 def test_calibration_is_stored(tmp_path: Any) -> None:
-    model = make_model(30)
-    model.calibrate(repetitive())
+    model = make_language_model(30)
+    model.calibrate(make_repetitive_segments())
     model.save_pretrained(tmp_path)
     assert LLEForCausalLM.from_pretrained(tmp_path).config.stream == model.config.stream
 
@@ -376,16 +377,16 @@ def test_calibration_is_stored(tmp_path: Any) -> None:
 def test_calibration_on_a_part_of_the_text_is_repeatable() -> None:
     numbers = []
     for _ in range(2):
-        model = make_model(30)
-        assert model.calibrate(repetitive(), max_positions=50)["positions"] <= 70
+        model = make_language_model(30)
+        assert model.calibrate(make_repetitive_segments(), max_positions=50)["positions"] <= 70
         numbers.append(model.config.stream)
     assert numbers[0] == numbers[1]
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_calibration_leaves_the_mode(training: bool) -> None:
-    model = make_model(30, hidden_dropout=0.5).train(training)
-    model.calibrate(repetitive(2), steps=2)
+    model = make_language_model(30, hidden_dropout=0.5).train(training)
+    model.calibrate(make_repetitive_segments(2), steps=2)
     assert model.training == training
     assert model.model.training == training
     with pytest.raises(KeyError):
@@ -397,4 +398,4 @@ def test_calibration_leaves_the_mode(training: bool) -> None:
 @pytest.mark.parametrize("batches", [[], [{"input_ids": make_ids(1, 1), "shift_labels": torch.tensor([[-100]])}]])
 def test_calibration_without_text(batches: list[dict[str, Tensor]]) -> None:
     with pytest.raises(ValueError, match="the batches hold none"):
-        make_model().calibrate(batches)
+        make_language_model().calibrate(batches)

@@ -13,12 +13,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from modeling_lle import LLECache, LLEForCausalLM, StreamConfig
-from modeling_lle.history import loss as loss_module
-from modeling_lle.history import rule as rule_module
 from modeling_lle.history.cache import Stream
 from modeling_lle.history.training import HistoryLoss, recall_targets, recall_targets_reference
 from modeling_lle.models import causal as causal_module
-from tests.tiny import NUMBERS, VOCAB, make_ids, make_model, repetitive
+from tests.factories.language_models import STREAM_PARAMETERS, make_language_model
+from tests.factories.texts import VOCAB, make_ids, make_repetitive_segments
 
 OTHERS = {"sharpness": 6.0, "gate": [-0.5, 0.2, 0.1, -0.3]}
 D = 6
@@ -28,15 +27,14 @@ D = 6
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """With the kernels, and as it runs where numba is missing."""
     if request.param == "torch":
-        for module in (rule_module, loss_module):
-            monkeypatch.setattr(module, "installed", lambda package: False)
+        monkeypatch.setattr("modeling_lle.kernels.available.installed", lambda package: False)
     return request.param
 
 
 def make_learner(window: int = 7, other_rows: bool = True, **values: Any) -> LLEForCausalLM:
     """A language model in training mode that trains with history."""
     training = {"window": window, "other_rows": other_rows, **OTHERS}
-    return make_model(window, history={"training": training}, **values).train()
+    return make_language_model(window, history={"training": training}, **values).train()
 
 
 def loss(model: LLEForCausalLM, ids: Tensor, targets: Tensor, mask: Tensor | None = None, **kwargs: Any) -> Tensor:
@@ -249,9 +247,9 @@ def test_a_window_of_zero_is_training_without_history() -> None:
     off, on = make_learner(0, output_dropout=0.4), make_learner(output_dropout=0.4)
     ids = make_ids(2, 9)
     assert off.history_loss is None
-    assert len(list(off.parameters())) == len(list(make_model().parameters()))
+    assert len(list(off.parameters())) == len(list(make_language_model().parameters()))
     results = []
-    for model, use_history in ((off, None), (on, False), (make_model(output_dropout=0.4).train(), None)):
+    for model, use_history in ((off, None), (on, False), (make_language_model(output_dropout=0.4).train(), None)):
         torch.manual_seed(3)
         result = model(ids, labels=ids, use_history=use_history).loss
         results.append([result, *torch.autograd.grad(result, [*model.model.parameters(), model.lm_head.bias])])
@@ -274,7 +272,7 @@ def test_where_history_takes_no_part() -> None:
     """Not in evaluation, which uses the calibrated stream; not where logits are built; not without tokens."""
     model, ids = make_learner(), make_ids(2, 9)
     assert model(ids).logits.requires_grad
-    plain = make_model().train()
+    plain = make_language_model().train()
     with mock.patch.object(HistoryLoss, "forward", side_effect=AssertionError):
         torch.testing.assert_close(
             model(ids, labels=ids, return_logits=True).loss, plain(ids, labels=ids, return_logits=True).loss
@@ -317,13 +315,13 @@ def test_only_ignored_targets_and_one_position(form: str) -> None:
         assert total.item() == 0
         assert all((gradient == 0).all() for gradient in torch.autograd.grad(total, list(model.parameters())))
     ids = make_ids(2, 1)
-    torch.testing.assert_close(loss(model, ids, ids), loss(make_model().train(), ids, ids))
+    torch.testing.assert_close(loss(model, ids, ids), loss(make_language_model().train(), ids, ids))
 
 
 def test_the_numbers_that_come_out_are_those_of_the_stream() -> None:
     """Learned in training mode, they improve what is measured in evaluation mode."""
     model = make_learner(30)
-    batches = repetitive()
+    batches = make_repetitive_segments()
     optimizer = torch.optim.SGD([model.history_loss.values], lr=0.5)
 
     def evaluate() -> float:
@@ -339,9 +337,9 @@ def test_the_numbers_that_come_out_are_those_of_the_stream() -> None:
             model.train()(**batch, past_key_values=cache.detach(), use_cache=True).loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-    assert model.config.stream == StreamConfig(window=30, **NUMBERS)
+    assert model.config.stream == StreamConfig(window=30, **STREAM_PARAMETERS)
     assert evaluate() < before - 0.1
-    assert model.config.stream != StreamConfig(window=30, **NUMBERS)
+    assert model.config.stream != StreamConfig(window=30, **STREAM_PARAMETERS)
     assert model.config.training.gate != OTHERS["gate"]
 
 
@@ -350,7 +348,7 @@ def test_learned_numbers_survive_saving(tmp_path: Path) -> None:
     model.history_loss.values.data += 0.1
     model.save_pretrained(tmp_path)
     assert not [name for name in load_file(tmp_path / "model.safetensors") if "history" in name]
-    assert model.config.stream.sharpness == pytest.approx(NUMBERS["sharpness"] * math.exp(0.1))
+    assert model.config.stream.sharpness == pytest.approx(STREAM_PARAMETERS["sharpness"] * math.exp(0.1))
     again, info = LLEForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"]
     assert again.config.stream == model.config.stream
@@ -369,7 +367,7 @@ def test_numbers_set_by_hand_or_calibrated_survive_saving(tmp_path: Path) -> Non
     model.eval().config.stream.sharpness = 3.25
     model.save_pretrained(tmp_path)
     assert LLEForCausalLM.from_pretrained(tmp_path).config.stream.sharpness == 3.25
-    model.train().calibrate(repetitive())
+    model.train().calibrate(make_repetitive_segments())
     fitted = model.config.stream.sharpness
     assert fitted != 3.25
     model.save_pretrained(tmp_path)

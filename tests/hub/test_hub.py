@@ -19,7 +19,8 @@ from transformers.dynamic_module_utils import get_imports
 
 from modeling_lle import LLEConfig, LLEForCausalLM, LLEForSequenceClassification, LLEModel, LLETokenizer
 from modeling_lle.cli.model_card import write_model_card
-from tests import word_translators
+from tests.factories.pairs import WORD_PAIRS_TOKENIZER
+from tests.factories.translators import make_taught_word_translator
 from tests.hub.hub_client import logits
 from tests.hub.hub_stand_in import HubStandIn
 
@@ -47,7 +48,7 @@ FOLDERS: dict[str, tuple[str, ...]] = {
     "common": ("checks", "precision", "temporary"),
     "history": ("cache", "explanation", "loss", "overlay", "prediction", "rule", "training"),
     "kernels": (
-        *("linear", "lstm", "nearest_numba", "numba_tools"),
+        *("available", "linear", "lstm", "lstm_numba", "nearest_numba", "numba_tools"),
         *("recall_numba", "scan", "scan_numba", "softmax_numba"),
     ),
     "models": ("arguments", "backbone", "pretrained", "targets"),
@@ -164,8 +165,8 @@ def test_folders_name_the_classes_that_they_hold(folder: Path, tmp_path: Path) -
 
 def test_loads_with_trust_in_a_fresh_environment(folder: Path, bare_site: Path, tmp_path: Path) -> None:
     copy, translator = tmp_path / "copy", tmp_path / "translator"
-    word_translators.taught().save_pretrained(translator, save_history=True)
-    word_translators.TOKENIZER.save_pretrained(translator)
+    make_taught_word_translator().save_pretrained(translator, save_history=True)
+    WORD_PAIRS_TOKENIZER.save_pretrained(translator)
     assert {path.name for path in translator.iterdir()} >= OF_TRANSLATORS
     arguments = ("load", folder, copy, bare_site, translator)
     remote = run_client(*arguments, home=tmp_path, isolated=True, HF_HUB_OFFLINE="1")

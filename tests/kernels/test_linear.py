@@ -10,7 +10,7 @@ from torch.nn.utils import parametrizations
 
 from modeling_lle.kernels import linear as linear_module
 from modeling_lle.kernels.linear import apply_linear, is_plain, linear
-from tests.adapters import Adapter
+from tests.factories.adapters import Adapter
 
 
 @pytest.mark.parametrize("shape", [(1, 4), (3, 5, 4), (0, 4), (2, 0, 4)])

@@ -9,9 +9,11 @@ from transformers import DataCollatorWithFlattening, DynamicCache
 
 from modeling_lle import LLECache
 from modeling_lle.models.arguments import Packing
-from tests.classifiers import make
-from tests.tiny import make_ids, make_model
-from tests.translators import make_tokenizer, make_translator
+from tests.factories.classifiers import make_classifier
+from tests.factories.language_models import make_language_model
+from tests.factories.pairs import make_capitals_tokenizer
+from tests.factories.texts import make_ids
+from tests.factories.translators import make_translator
 
 LENGTHS = (5, 1, 7, 3)
 TRAINING = {"training": {"window": 7, "other_rows": False}}
@@ -40,7 +42,7 @@ HINTS = {
 @pytest.mark.parametrize("hint", HINTS)
 @pytest.mark.parametrize("how", ["plain", "stream", "learned"])
 def test_packed_documents_are_read_as_if_they_were_alone(hint: str, how: str) -> None:
-    model = make_model(history=TRAINING).train(how == "learned")
+    model = make_language_model(history=TRAINING).train(how == "learned")
     given = {"use_history": how != "plain"}
     with torch.no_grad():
         alone = [model(document, labels=document, num_items_in_batch=1, **given) for document in DOCUMENTS]
@@ -55,7 +57,7 @@ def test_packed_documents_are_read_as_if_they_were_alone(hint: str, how: str) ->
 
 
 def test_what_belongs_to_positions_comes_back_in_their_order() -> None:
-    model, batch = make_model(), packed()
+    model, batch = make_language_model(), packed()
     own = {"output_hidden_states": True, "output_history": True}
     with torch.no_grad():
         output = model(**batch, **own)
@@ -70,7 +72,7 @@ def test_what_belongs_to_positions_comes_back_in_their_order() -> None:
 
 
 def test_rows_with_padding_hold_packed_documents_too() -> None:
-    model = make_model()
+    model = make_language_model()
     row = torch.cat([DOCUMENTS[0], make_ids(1, 2, 9), DOCUMENTS[2]], 1)
     other = torch.cat([make_ids(1, 4, 8), DOCUMENTS[3], DOCUMENTS[2]], 1)
     ids = torch.cat([row, other])
@@ -90,7 +92,7 @@ def test_rows_with_padding_hold_packed_documents_too() -> None:
 
 
 def test_the_gradient_of_packed_documents_is_that_of_a_padded_batch() -> None:
-    model = make_model(0, hidden_dropout=0.0, activation_penalty=0.5).train()
+    model = make_language_model(0, hidden_dropout=0.0, activation_penalty=0.5).train()
     batch = packed("seq_idx")
     got = torch.autograd.grad(model(**batch, num_items_in_batch=12).loss, list(model.parameters()))
     ids, mask = torch.zeros(4, 7, dtype=torch.long), torch.zeros(4, 7, dtype=torch.long)
@@ -103,7 +105,7 @@ def test_the_gradient_of_packed_documents_is_that_of_a_padded_batch() -> None:
 
 @pytest.mark.parametrize("start", [0, 5])
 def test_ordinary_positions_change_nothing(start: int) -> None:
-    model, ids = make_model(), make_ids(2, 6)
+    model, ids = make_language_model(), make_ids(2, 6)
     mask = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
     with torch.no_grad():
         want, padded = model(ids, labels=ids), model(ids, mask).logits
@@ -133,7 +135,7 @@ def test_what_contradicts_packed_documents_is_refused(case: str) -> None:
     options, message = REFUSED[case]
     batch = packed("cu_seq_lens_q", "cu_seq_lens_k") if "cu_seq_lens_q" in options else packed(*HINTS["position_ids"])
     with pytest.raises(ValueError, match=message):
-        make_model()(**{**batch, **options})
+        make_language_model()(**{**batch, **options})
     assert Packing.take({"cu_seq_lens_q": torch.tensor([0, 16])}, 1, 16, None) is None
     with pytest.raises(ValueError, match="single row; the batch has 2 rows"):
         Packing.take({"cu_seq_lens_q": torch.tensor([0, 3, 16])}, 2, 16, None)
@@ -142,11 +144,11 @@ def test_what_contradicts_packed_documents_is_refused(case: str) -> None:
 def heads() -> list[tuple[Any, dict[str, Tensor]]]:
     ids = make_ids(1, 4)
     return [
-        (make_model(), {"input_ids": ids}),
-        (make_model().model, {"input_ids": ids}),
-        (make(), {"input_ids": ids}),
-        (make(of_tokens=True), {"input_ids": ids}),
-        (make_translator(make_tokenizer()), {"input_ids": ids, "labels": ids}),
+        (make_language_model(), {"input_ids": ids}),
+        (make_language_model().model, {"input_ids": ids}),
+        (make_classifier(), {"input_ids": ids}),
+        (make_classifier(of_tokens=True), {"input_ids": ids}),
+        (make_translator(make_capitals_tokenizer()), {"input_ids": ids, "labels": ids}),
     ]
 
 
@@ -172,7 +174,7 @@ def test_no_argument_is_swallowed(head: int) -> None:
 
 
 def test_generation_says_that_there_are_no_attentions() -> None:
-    model, ids = make_model(), make_ids(1, 3)
+    model, ids = make_language_model(), make_ids(1, 3)
     with pytest.raises(ValueError, match="cannot do output_attentions=True"):
         model.generate(ids, max_new_tokens=2, output_attentions=True, return_dict_in_generate=True)
     output = model.generate(ids, max_new_tokens=2, output_hidden_states=True, return_dict_in_generate=True)

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from modeling_lle import LLEConfig, LLEModel
 from modeling_lle.models import backbone as backbone_module
-from tests import classifiers
-from tests.tiny import VOCAB, make_ids, make_model
+from tests.factories.classifiers import make_classifier
+from tests.factories.language_models import make_language_model
+from tests.factories.texts import VOCAB, make_ids
 
 SIZES = {"vocab_size": VOCAB, "hidden_size": 6, "num_hidden_layers": 3, "initializer_range": 1.0}
 SHAPES = [
@@ -107,7 +108,7 @@ def test_gradient_checkpointing_gives_them_too() -> None:
 @pytest.mark.parametrize("window", [0, 7])
 def test_every_head_returns_them(window: int) -> None:
     ids = make_ids(3, 5)
-    heads = [make_model(window), classifiers.make(members=2), classifiers.make(of_tokens=True)]
+    heads = [make_language_model(window), make_classifier(members=2), make_classifier(of_tokens=True)]
     for model in heads:
         found = model(ids, attention_mask=MASK, output_hidden_states=True).hidden_states
         close(found, hidden_states(model.model, ids, MASK))

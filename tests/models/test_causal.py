@@ -17,7 +17,8 @@ from modeling_lle import LLECache, LLEForCausalLM, LLEModel
 from modeling_lle.backbone.recurrence import RecurrentStack
 from modeling_lle.history import loss as loss_module
 from modeling_lle.history import prediction as prediction_module
-from tests.tiny import VOCAB, make_ids, make_model
+from tests.factories.language_models import make_language_model
+from tests.factories.texts import VOCAB, make_ids
 
 stream_on_and_off = pytest.mark.parametrize("history", [True, False], ids=["stream", "plain"])
 
@@ -28,7 +29,7 @@ def close(got: Any, want: Any, tolerance: float = 1e-5) -> None:
 
 @stream_on_and_off
 def test_the_loss_is_the_mean_of_the_nats(history: bool) -> None:
-    model, ids, targets = make_model(), make_ids(2, 9), make_ids(2, 9, 1)
+    model, ids, targets = make_language_model(), make_ids(2, 9), make_ids(2, 9, 1)
     targets[0, 3:5] = -100
     with torch.no_grad():
         output = model(ids, shift_labels=targets, use_history=history)
@@ -50,7 +51,7 @@ def test_the_loss_is_the_mean_of_the_nats(history: bool) -> None:
 
 @stream_on_and_off
 def test_labels_are_shifted(history: bool) -> None:
-    model, ids = make_model(), make_ids(2, 9)
+    model, ids = make_language_model(), make_ids(2, 9)
     shifted = torch.cat([ids[:, 1:], torch.full((2, 1), -100)], dim=1)
     with torch.no_grad():
         want = model(ids, shift_labels=shifted, use_history=history).loss
@@ -63,7 +64,7 @@ def test_labels_are_shifted(history: bool) -> None:
 @pytest.mark.parametrize("recurrence", ["lstm", "gru", "qrnn"])
 @pytest.mark.parametrize("stack", ["plain", "residual"])
 def test_the_training_loss_equals_the_evaluation_loss(recurrence: str, stack: str) -> None:
-    model, ids = make_model(0, recurrence, stack), make_ids(2, 9)
+    model, ids = make_language_model(0, recurrence, stack), make_ids(2, 9)
     want = model(ids, labels=ids)
     output = model.train()(ids, labels=ids)
     assert output.logits is None
@@ -76,7 +77,7 @@ def test_the_training_loss_equals_the_evaluation_loss(recurrence: str, stack: st
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("logits", [True, False])
 def test_every_parameter_gets_its_gradient(history: bool, training: bool, logits: bool) -> None:
-    model, ids = make_model().train(training), make_ids(2, 9)
+    model, ids = make_language_model().train(training), make_ids(2, 9)
     output = model(ids, labels=ids, use_history=history, return_logits=logits)
     assert (output.logits is not None) == logits
     output.loss.backward()
@@ -90,7 +91,7 @@ def test_every_parameter_gets_its_gradient(history: bool, training: bool, logits
 
 
 def test_return_logits() -> None:
-    model, ids = make_model(), make_ids(2, 5)
+    model, ids = make_language_model(), make_ids(2, 5)
     with torch.no_grad():
         assert model(ids, labels=ids, return_logits=False).logits is None
         assert model(ids, labels=ids).logits.shape == (2, 5, VOCAB)
@@ -100,7 +101,7 @@ def test_return_logits() -> None:
 
 
 def test_training_mode_reads_no_history_unless_asked() -> None:
-    model, ids = make_model().train(), make_ids(2, 9)
+    model, ids = make_language_model().train(), make_ids(2, 9)
     with torch.no_grad():
         plain, trained, mixed = (model(ids, use_history=history).logits for history in (False, None, True))
     close(plain, trained)
@@ -110,7 +111,7 @@ def test_training_mode_reads_no_history_unless_asked() -> None:
 
 
 def test_penalties_are_part_of_the_training_loss() -> None:
-    model = make_model(0, activation_penalty=2.0, smoothness_penalty=3.0).train()
+    model = make_language_model(0, activation_penalty=2.0, smoothness_penalty=3.0).train()
     ids = make_ids(2, 9)
     states = model.model(ids, use_cache=False).last_hidden_state
     penalty = 2 * states.square().mean() + 3 * states.diff(dim=1).square().mean()
@@ -123,7 +124,7 @@ def test_penalties_are_part_of_the_training_loss() -> None:
 @stream_on_and_off
 @pytest.mark.parametrize("block", [3, 128])
 def test_logits_to_keep(history: bool, block: int) -> None:
-    model, ids = make_model(), make_ids(2, 10)
+    model, ids = make_language_model(), make_ids(2, 10)
     with torch.no_grad(), mock.patch.object(prediction_module, "BLOCK", block):
         full = model(ids, use_history=history)
         for keep in (0, 1, 4, 10, 11):
@@ -137,7 +138,7 @@ def test_logits_to_keep(history: bool, block: int) -> None:
 
 
 def test_embeddings_instead_of_tokens() -> None:
-    model, ids = make_model(), make_ids(2, 6)
+    model, ids = make_language_model(), make_ids(2, 6)
     with torch.no_grad():
         embeddings = model.model.embed_tokens(ids)
         close(model(inputs_embeds=embeddings, use_history=False).logits, model(ids, use_history=False).logits)
@@ -149,7 +150,7 @@ def test_embeddings_instead_of_tokens() -> None:
 
 @stream_on_and_off
 def test_masks(history: bool) -> None:
-    model, ids = make_model(), make_ids(2, 8)
+    model, ids = make_language_model(), make_ids(2, 8)
     mask = torch.ones(2, 8, dtype=torch.long)
     mask[1, :3] = 0
     with torch.no_grad():
@@ -167,7 +168,7 @@ def test_masks(history: bool) -> None:
 
 @stream_on_and_off
 def test_a_row_of_padding_is_refused(history: bool) -> None:
-    model, ids = make_model(), make_ids(3, 4)
+    model, ids = make_language_model(), make_ids(3, 4)
     mask = torch.ones(3, 4, dtype=torch.long)
     mask[1] = 0
     for given_mask in (mask, {"linear_attention": mask}):
@@ -183,12 +184,12 @@ def test_a_row_of_padding_is_refused(history: bool) -> None:
 
 def test_a_mask_that_is_too_short_is_refused() -> None:
     with pytest.raises(ValueError, match="attention_mask covers 3 positions of a segment of 4"):
-        make_model()(make_ids(2, 4), torch.ones(2, 3))
+        make_language_model()(make_ids(2, 4), torch.ones(2, 3))
 
 
 @pytest.mark.parametrize("wrong", [VOCAB, 10**6, -1])
 def test_a_token_out_of_range_is_named(wrong: int) -> None:
-    model, ids = make_model(), make_ids(2, 4)
+    model, ids = make_language_model(), make_ids(2, 4)
     ids[1, 2] = wrong
     with pytest.raises(ValueError, match=rf"token id {wrong} does not fit the model's vocabulary of {VOCAB}"):
         model(ids)
@@ -197,7 +198,7 @@ def test_a_token_out_of_range_is_named(wrong: int) -> None:
 @stream_on_and_off
 @pytest.mark.parametrize("training", [True, False])
 def test_a_label_out_of_range_is_refused(history: bool, training: bool) -> None:
-    model, ids = make_model().train(training), make_ids(2, 4)
+    model, ids = make_language_model().train(training), make_ids(2, 4)
     with pytest.raises((ValueError, RuntimeError), match=str(VOCAB)):
         model(ids, shift_labels=torch.full_like(ids, VOCAB), use_history=history)
 
@@ -210,7 +211,7 @@ def test_a_label_out_of_range_is_refused(history: bool, training: bool) -> None:
 )
 @settings(deadline=None, max_examples=30)
 def test_output_history_explains_every_probability(window: int, block: int, length: int, seed: int) -> None:
-    model, ids = make_model(window), make_ids(2, length + 5, seed)
+    model, ids = make_language_model(window), make_ids(2, length + 5, seed)
     with torch.no_grad(), mock.patch.object(prediction_module, "BLOCK", block):
         cache = model(ids[:, :5], use_cache=True).past_key_values
         output = model(ids[:, 5:], past_key_values=cache, output_history=True)
@@ -229,7 +230,7 @@ def test_output_history_explains_every_probability(window: int, block: int, leng
 
 
 def test_output_history_of_one_step_is_not_overwritten_later() -> None:
-    model, ids = make_model(2), make_ids(1, 8)
+    model, ids = make_language_model(2), make_ids(1, 8)
     with torch.no_grad():
         cache = model(ids[:, :4], use_cache=True).past_key_values
         history = model(ids[:, 4:5], past_key_values=cache, output_history=True).history
@@ -239,12 +240,12 @@ def test_output_history_of_one_step_is_not_overwritten_later() -> None:
 
 
 def test_without_history_there_is_nothing_to_output() -> None:
-    assert make_model()(make_ids(1, 3), output_history=True, use_history=False).history is None
+    assert make_language_model()(make_ids(1, 3), output_history=True, use_history=False).history is None
 
 
 @pytest.mark.parametrize("recurrence", ["lstm", "qrnn"])
 def test_gradient_checkpointing_changes_no_gradient(recurrence: str) -> None:
-    model, ids = make_model(0, recurrence, hidden_dropout=0.3).train(), make_ids(2, 9)
+    model, ids = make_language_model(0, recurrence, hidden_dropout=0.3).train(), make_ids(2, 9)
     gradients = []
     for checkpointing in (False, True):
         if checkpointing:
@@ -256,16 +257,16 @@ def test_gradient_checkpointing_changes_no_gradient(recurrence: str) -> None:
 
 def test_dropout_acts_in_training_only() -> None:
     names = ("embedding_dropout", "input_dropout", "hidden_dropout", "output_dropout", "weight_dropout")
-    plain, ids = make_model(), make_ids(2, 9)
+    plain, ids = make_language_model(), make_ids(2, 9)
     for name in names:
-        model = make_model(**{name: 0.5})
+        model = make_language_model(**{name: 0.5})
         close(model(ids).logits, plain(ids).logits)
         losses = {model.train()(ids, labels=ids).loss.item() for _ in range(3)}
         assert len(losses) > 1, name
 
 
 def test_embedding_dropout_drops_types() -> None:
-    model = make_model(embedding_dropout=0.5).train()
+    model = make_language_model(embedding_dropout=0.5).train()
     ids = torch.arange(VOCAB).repeat(2, 2)
     with mock.patch.object(RecurrentStack, "forward", lambda self, x, state, mask, **_: (x, state)):
         states = model.model(ids, use_cache=False).last_hidden_state
@@ -276,7 +277,7 @@ def test_embedding_dropout_drops_types() -> None:
 
 
 def test_hidden_states() -> None:
-    model, ids = make_model(num_hidden_layers=3), make_ids(2, 4)
+    model, ids = make_language_model(num_hidden_layers=3), make_ids(2, 4)
     output = model(ids, output_hidden_states=True)
     states = model.model(ids, use_cache=False).last_hidden_state
     assert {tuple(state.shape) for state in output.hidden_states} == {(2, 4, 6)}
@@ -287,7 +288,7 @@ def test_hidden_states() -> None:
 
 
 def test_use_cache() -> None:
-    model, ids = make_model(4), make_ids(2, 6)
+    model, ids = make_language_model(4), make_ids(2, 6)
     assert isinstance(model(ids).past_key_values, LLECache)
     assert model(ids, use_cache=False).past_key_values is None
     assert model(ids, use_cache=False, use_history=False).past_key_values is None
@@ -301,7 +302,7 @@ def test_use_cache() -> None:
 
 
 def test_a_cache_without_a_stream_reads_no_history() -> None:
-    model, ids = make_model(), make_ids(2, 6)
+    model, ids = make_language_model(), make_ids(2, 6)
     close(model(ids, past_key_values=LLECache()).logits, model(ids, use_history=False).logits)
 
 
@@ -323,7 +324,7 @@ def test_the_loss_never_builds_all_logits(history: bool, monkeypatch: pytest.Mon
     vocab, length = 400, 40
     monkeypatch.setattr(loss_module, "CHUNK_ELEMENTS", 10 * vocab)
     monkeypatch.setattr(prediction_module, "BLOCK_ELEMENTS", 10 * vocab)
-    model, ids = make_model(vocab_size=vocab, hidden_size=4), make_ids(2, length)
+    model, ids = make_language_model(vocab_size=vocab, hidden_size=4), make_ids(2, length)
     with Largest() as largest:
         loss = model(ids, labels=ids, use_history=history, return_logits=False).loss
         if not history:
@@ -333,7 +334,7 @@ def test_the_loss_never_builds_all_logits(history: bool, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
 def test_other_precisions(dtype: torch.dtype) -> None:
-    model, ids = make_model(), make_ids(2, 20)
+    model, ids = make_language_model(), make_ids(2, 20)
     want = model(ids, labels=ids)
     got = model.to(dtype)(ids, labels=ids)
     assert got.logits.dtype == torch.float32
@@ -344,7 +345,7 @@ def test_other_precisions(dtype: torch.dtype) -> None:
 
 
 def test_bfloat16_autocast() -> None:
-    model, ids = make_model(), make_ids(2, 20)
+    model, ids = make_language_model(), make_ids(2, 20)
     want = model(ids, labels=ids)
     with torch.autocast("cpu", torch.bfloat16):
         got = model(ids, labels=ids)
@@ -357,7 +358,7 @@ def test_bfloat16_autocast() -> None:
 
 @pytest.mark.parametrize("recurrence", ["lstm", "gru", "qrnn"])
 def test_saving_and_loading(recurrence: str, tmp_path: Path) -> None:
-    model, ids = make_model(5, recurrence, "residual"), make_ids(2, 9)
+    model, ids = make_language_model(5, recurrence, "residual"), make_ids(2, 9)
     model.save_pretrained(tmp_path)
     again = LLEForCausalLM.from_pretrained(tmp_path)
     assert not again.training
@@ -369,7 +370,7 @@ def test_saving_and_loading(recurrence: str, tmp_path: Path) -> None:
 
 
 def test_initialisation() -> None:
-    model = make_model(initializer_range=0.01, tie_word_embeddings=False)
+    model = make_language_model(initializer_range=0.01, tie_word_embeddings=False)
     for weight in (model.model.embed_tokens.weight, model.lm_head.weight):
         assert 0.009 < float(weight.detach().abs().max()) <= 0.01
     assert (model.lm_head.bias == 0).all()
@@ -378,11 +379,11 @@ def test_initialisation() -> None:
 
 
 def test_the_history_adds_no_parameter() -> None:
-    assert make_model(100).num_parameters() == make_model(0).num_parameters()
+    assert make_language_model(100).num_parameters() == make_language_model(0).num_parameters()
 
 
 def test_score_continues_a_text() -> None:
-    model, ids, targets = make_model(5), make_ids(2, 12), make_ids(2, 12, 1)
+    model, ids, targets = make_language_model(5), make_ids(2, 12), make_ids(2, 12, 1)
     whole = model.score(ids, targets)
     first = model.score(ids[:, :5], targets[:, :5])
     second = model.score(ids[:, 5:], targets[:, 5:], past_key_values=first.past_key_values)

@@ -17,8 +17,8 @@ from transformers import (
 
 from modeling_lle import HistoryBank, LLEConfig, LLEForCausalLM, LLEForSequenceClassification
 from modeling_lle.bank.files import BankError
-from tests.classifiers import TOKENIZER, encoded, make, taught
-from tests.tiny import VOCAB, make_ids, make_texts
+from tests.factories.classifiers import make_classifier, make_taught_classifier
+from tests.factories.texts import VOCAB, WORD_TOKENIZER, encode_texts, make_ids, make_texts
 
 POOLINGS = [["last"], ["mean"], ["max"], ["attention"], ["mean", "max"]]
 
@@ -29,7 +29,7 @@ POOLINGS = [["last"], ["mean"], ["max"], ["attention"], ["mean", "max"]]
 def test_a_padded_batch_gives_what_its_texts_give_alone(
     bidirectional: bool, pooling: list[str], recurrence: str
 ) -> None:
-    model = make(bidirectional=bidirectional, pooling=pooling, recurrence=recurrence)
+    model = make_classifier(bidirectional=bidirectional, pooling=pooling, recurrence=recurrence)
     ids, mask = make_ids(3, 6), torch.ones(3, 6, dtype=torch.long)
     mask[0, :2] = mask[1, 4:] = mask[2, [1, 3]] = 0
     together = model(ids, attention_mask=mask).logits
@@ -39,7 +39,7 @@ def test_a_padded_batch_gives_what_its_texts_give_alone(
 
 
 def test_each_direction_sees_its_side() -> None:
-    model = make().model
+    model = make_classifier().model
     ids = make_ids(1, 6)
     first, last = ids.clone(), ids.clone()
     first[0, 0] = (first[0, 0] + 1) % VOCAB
@@ -81,7 +81,7 @@ def test_an_ensemble_says_the_mean_of_what_its_members_say(
     recurrence: str, bidirectional: bool, of_tokens: bool
 ) -> None:
     pooling = ["attention", "max", "last"]
-    model = make(
+    model = make_classifier(
         members=3, recurrence=recurrence, bidirectional=bidirectional, pooling=pooling, of_tokens=of_tokens, labels=7
     )
     ids, mask = make_ids(3, 6), torch.ones(3, 6, dtype=torch.long)
@@ -106,8 +106,8 @@ def test_an_ensemble_says_the_mean_of_what_its_members_say(
 )
 def test_each_member_of_an_ensemble_learns_on_its_own(problem_type: str, labels: torch.Tensor) -> None:
     count = 1 if problem_type == "regression" else 3
-    model = make(count, members=2, problem_type=problem_type, pooling=["mean", "attention"]).train()
-    batch = encoded("a b c", "d")
+    model = make_classifier(count, members=2, problem_type=problem_type, pooling=["mean", "attention"]).train()
+    batch = encode_texts("a b c", "d")
     output = model(**batch, labels=labels)
     alone = [member(model, number) for number in range(2)]
     losses = [one(**batch, labels=labels).loss for one in alone]
@@ -129,7 +129,11 @@ def test_each_member_of_an_ensemble_learns_on_its_own(problem_type: str, labels:
 
 
 def test_a_step_changes_a_member_as_it_would_change_it_alone() -> None:
-    model, batch, labels = make(members=2).train(), encoded("a b c", "d", "e f"), torch.tensor([2, 0, 1])
+    model, batch, labels = (
+        make_classifier(members=2).train(),
+        encode_texts("a b c", "d", "e f"),
+        torch.tensor([2, 0, 1]),
+    )
     alone = [member(model, number) for number in range(2)]
     for one in (model, *alone):
         optimizer = torch.optim.AdamW(one.parameters(), lr=0.01, eps=1e-30)
@@ -143,7 +147,7 @@ def test_a_step_changes_a_member_as_it_would_change_it_alone() -> None:
 
 
 def test_members_are_dropped_apart() -> None:
-    model = make(members=2, token_dropout=0.5, embedding_dropout=0.3).model.train()
+    model = make_classifier(members=2, token_dropout=0.5, embedding_dropout=0.3).model.train()
     kept = []
     for member in model.stack.members:
         member.layers[0].register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0].any(-1)))
@@ -153,14 +157,14 @@ def test_members_are_dropped_apart() -> None:
 
 
 def test_an_ensemble_is_taught_saved_and_loaded(tmp_path: Path) -> None:
-    model, texts, _ = taught(members=2)
+    model, texts, _ = make_taught_classifier(members=2)
     model.learn(["h h h h"], ["new"], new_labels=True)
-    due = model(**encoded(*texts)).logits
+    due = model(**encode_texts(*texts)).logits
     model.save_pretrained(tmp_path, save_history=True)
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
     assert loaded.config.members == 2
-    loaded.attach_history(HistoryBank.from_pretrained(tmp_path), tokenizer=TOKENIZER)
-    assert torch.equal(loaded(**encoded(*texts)).logits, due)
+    loaded.attach_history(HistoryBank.from_pretrained(tmp_path), tokenizer=WORD_TOKENIZER)
+    assert torch.equal(loaded(**encode_texts(*texts)).logits, due)
     with pytest.raises(ValueError, match=r"do not fit its config\.json"):
         AutoModelForSequenceClassification.from_pretrained(tmp_path, members=1)
 
@@ -171,7 +175,7 @@ def test_language_models_have_one_member() -> None:
 
 
 def test_an_ensemble_of_language_backbones_goes_on_from_its_state() -> None:
-    model, ids = make(members=2, bidirectional=False, num_hidden_layers=2).model, make_ids(2, 8)
+    model, ids = make_classifier(members=2, bidirectional=False, num_hidden_layers=2).model, make_ids(2, 8)
     whole = model(ids).last_hidden_state
     first = model(ids[:, :5], use_cache=True)
     second = model(ids[:, 5:], past_key_values=first.past_key_values)
@@ -180,51 +184,51 @@ def test_an_ensemble_of_language_backbones_goes_on_from_its_state() -> None:
 
 def test_text_that_is_only_padding_is_refused() -> None:
     with pytest.raises(ValueError, match="row 1 of the batch holds only padding"):
-        make()(make_ids(2, 3), attention_mask=torch.tensor([[1, 1, 1], [0, 0, 0]]))
+        make_classifier()(make_ids(2, 3), attention_mask=torch.tensor([[1, 1, 1], [0, 0, 0]]))
 
 
 def test_logits_are_the_mixture_and_sum_to_one() -> None:
-    model, texts, _ = taught()
-    output = model(**encoded(*texts[:4]), output_history=True)
+    model, texts, _ = make_taught_classifier()
+    output = model(**encode_texts(*texts[:4]), output_history=True)
     torch.testing.assert_close(output.logits.exp().sum(-1), torch.ones(4))
     torch.testing.assert_close(output.history.base_share + output.history.shares.sum(-1), torch.ones(4))
-    plain = model(**encoded(*texts[:4]), use_history=False).logits
+    plain = model(**encode_texts(*texts[:4]), use_history=False).logits
     assert not torch.allclose(output.logits.softmax(-1), plain.softmax(-1))
 
 
 def test_training_mode_does_not_recall() -> None:
-    model, texts, _ = taught()
-    plain = model(**encoded(texts[0]), use_history=False).logits
-    assert torch.equal(model.train()(**encoded(texts[0])).logits, plain)
+    model, texts, _ = make_taught_classifier()
+    plain = model(**encode_texts(texts[0]), use_history=False).logits
+    assert torch.equal(model.train()(**encode_texts(texts[0])).logits, plain)
 
 
 def test_a_new_label_comes_and_goes_with_its_examples() -> None:
-    model, texts, _ = taught()
-    before = model(**encoded(*texts)).logits
-    classify = pipeline("text-classification", model=model, tokenizer=TOKENIZER)
+    model, texts, _ = make_taught_classifier()
+    before = model(**encode_texts(*texts)).logits
+    classify = pipeline("text-classification", model=model, tokenizer=WORD_TOKENIZER)
     with pytest.raises(ValueError, match=r"'lable-1' of text 0.*did you mean 'label-1'.*new_labels=True"):
         model.learn(["h h h h"], ["lable-1"])
     assert model.learn(["h h h h", "g g g g"], ["new", "newer"], new_labels=True) == 2
     assert model.config.num_labels == 5
     assert classify("h h h h")[0]["label"] == "new"
-    assert model(**encoded("h h")).logits.shape == (1, 5)
-    torch.testing.assert_close(model(**encoded("h h", "a g")).logits.exp().sum(-1), torch.ones(2))
+    assert model(**encode_texts("h h")).logits.shape == (1, 5)
+    torch.testing.assert_close(model(**encode_texts("h h", "a g")).logits.exp().sum(-1), torch.ones(2))
     assert model.forget(label="newer") == 1
     assert list(model.config.id2label.values()) == ["label-0", "label-1", "label-2", "new"]
     assert model.forget(["h h h h"]) == 1
     assert (model.config.num_labels, model.config.label2id) == (3, {f"label-{i}": i for i in range(3)})
-    assert torch.equal(model(**encoded(*texts)).logits, before)
+    assert torch.equal(model(**encode_texts(*texts)).logits, before)
 
 
 def test_forgetting_everything_gives_the_base_back() -> None:
-    model, texts, _ = taught()
-    plain = model(**encoded(*texts), use_history=False).logits
+    model, texts, _ = make_taught_classifier()
+    plain = model(**encode_texts(*texts), use_history=False).logits
     assert model.forget(source="taught-1") == len(texts)
-    assert torch.equal(model(**encoded(*texts)).logits, plain)
+    assert torch.equal(model(**encode_texts(*texts)).logits, plain)
 
 
 def test_relabelling_is_one_change() -> None:
-    model, texts, labels = taught()
+    model, texts, labels = make_taught_classifier()
     other = "label-0" if labels[0] != "label-0" else "label-1"
     with pytest.raises(ValueError, match="relabel=True"):
         model.learn(texts[:1], [other])
@@ -232,12 +236,12 @@ def test_relabelling_is_one_change() -> None:
     assert model.learn(texts[:1], [other], relabel=True) == 1
     assert model.history_bank.manifest.generation == generation + 1
     assert len(model.history_bank) == len(texts)
-    found = pipeline("text-classification", model=model, tokenizer=TOKENIZER)(texts[0], return_history=True)[0]
+    found = pipeline("text-classification", model=model, tokenizer=WORD_TOKENIZER)(texts[0], return_history=True)[0]
     assert (found["history"][0]["text"], found["history"][0]["label"]) == (texts[0], other)
 
 
 def test_teaching_twice_adds_nothing() -> None:
-    model, texts, labels = taught()
+    model, texts, labels = make_taught_classifier()
     assert model.learn(texts, labels) == 0
     assert model.learn([texts[0], "h h h", "h h h"], [labels[0], "label-1", "label-1"]) == 1
 
@@ -260,97 +264,101 @@ def test_teaching_twice_adds_nothing() -> None:
     ],
 )
 def test_bad_lessons_are_refused_whole(texts: Any, labels: Any, message: str) -> None:
-    model, known, _ = taught()
+    model, known, _ = make_taught_classifier()
     with pytest.raises(ValueError, match=message):
         model.learn(texts, labels)
     assert len(model.history_bank) == len(known)
 
 
 def test_unknown_lessons_cannot_be_forgotten() -> None:
-    model, _, _ = taught()
+    model, _, _ = make_taught_classifier()
     for wrong in ({"texts": ["nothing"]}, {"label": "label-9"}, {"source": "nowhere"}, {"ids": [99]}):
         with pytest.raises(BankError, match=r"the bank .* has no"):
             model.forget(**wrong)
     with pytest.raises(ValueError, match="no bank is attached"):
-        make().forget(["a"])
+        make_classifier().forget(["a"])
 
 
 def test_what_was_taught_lasts(tmp_path: Path) -> None:
-    model, texts, _ = taught()
+    model, texts, _ = make_taught_classifier()
     model.learn(["h h h h"], ["new"], new_labels=True)
-    due = model(**encoded(*texts)).logits
+    due = model(**encode_texts(*texts)).logits
     model.save_pretrained(tmp_path, save_history=True)
     assert model.config.num_labels == 4
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
     assert (type(loaded), loaded.config.num_labels) == (LLEForSequenceClassification, 3)
-    loaded.attach_history(HistoryBank.from_pretrained(tmp_path), tokenizer=TOKENIZER)
+    loaded.attach_history(HistoryBank.from_pretrained(tmp_path), tokenizer=WORD_TOKENIZER)
     assert loaded.config.id2label[3] == "new"
-    assert torch.equal(loaded(**encoded(*texts)).logits, due)
+    assert torch.equal(loaded(**encode_texts(*texts)).logits, due)
     assert loaded.learn(["g g g"], ["new"]) == 1  # the bank knows the label
     loaded.detach_history()
     assert loaded.config.num_labels == 3
 
 
 def test_banks_of_other_models_are_refused(tmp_path: Path) -> None:
-    model, _, _ = taught()
-    other = make(pooling=["max", "mean"])
+    model, _, _ = make_taught_classifier()
+    other = make_classifier(pooling=["max", "mean"])
     with pytest.raises(BankError, match="another backbone"):
         other.attach_history(model.history_bank)
-    tokens = make(of_tokens=True, bidirectional=False)
+    tokens = make_classifier(of_tokens=True, bidirectional=False)
     language = LLEForCausalLM(LLEConfig(**{**tokens.config.to_dict(), "architectures": None}))
     language.model.load_state_dict(tokens.model.state_dict())
-    tokens.learn([["a"]], [["label-1"]], TOKENIZER)
+    tokens.learn([["a"]], [["label-1"]], WORD_TOKENIZER)
     with pytest.raises(BankError, match=r"holds labels, and a LLEForCausalLM predicts tokens"):
         language.attach_history(tokens.history_bank)
 
 
 def test_several_labels_and_regression() -> None:
-    several = make(problem_type="multi_label_classification")
-    several.learn(["a b", "c"], [["label-0", "new"], []], TOKENIZER, new_labels=True)
-    scores = pipeline("text-classification", model=several, tokenizer=TOKENIZER)("a b", top_k=None)
+    several = make_classifier(problem_type="multi_label_classification")
+    several.learn(["a b", "c"], [["label-0", "new"], []], WORD_TOKENIZER, new_labels=True)
+    scores = pipeline("text-classification", model=several, tokenizer=WORD_TOKENIZER)("a b", top_k=None)
     assert {score["label"] for score in scores} == {"label-0", "label-1", "label-2", "new"}
-    loss = several(**encoded("a b"), labels=torch.tensor([[1.0, 0.0, 0.0, 1.0]])).loss
+    loss = several(**encode_texts("a b"), labels=torch.tensor([[1.0, 0.0, 0.0, 1.0]])).loss
     assert 0 < loss.item() < 5
-    value = make(labels=1)
-    plain = value(**encoded("a b")).logits.item()
-    value.learn(["a b"], [plain + 10], TOKENIZER)
-    mixed = value(**encoded("a b")).logits.item()
+    value = make_classifier(labels=1)
+    plain = value(**encode_texts("a b")).logits.item()
+    value.learn(["a b"], [plain + 10], WORD_TOKENIZER)
+    mixed = value(**encode_texts("a b")).logits.item()
     assert plain < mixed < plain + 10
-    found = pipeline("text-classification", model=value, tokenizer=TOKENIZER)("a b")[0]
+    found = pipeline("text-classification", model=value, tokenizer=WORD_TOKENIZER)("a b")[0]
     assert found["score"] == pytest.approx(mixed)  # the value itself, not its sigmoid
 
 
 def test_teaching_tokens() -> None:
-    model = make(of_tokens=True, labels=2)
+    model = make_classifier(of_tokens=True, labels=2)
     added = model.learn(
-        [["a", "b", "c"], ["d", "e"]], [["label-0", None, "new"], [None, "new"]], TOKENIZER, new_labels=True
+        [["a", "b", "c"], ["d", "e"]], [["label-0", None, "new"], [None, "new"]], WORD_TOKENIZER, new_labels=True
     )
     assert added == 3
-    logits = model(**encoded("a b c", "d e")).logits
+    logits = model(**encode_texts("a b c", "d e")).logits
     assert logits.shape == (2, 3, 3)
     torch.testing.assert_close(logits[0].exp().sum(-1), torch.ones(3))
-    tags = pipeline("token-classification", model=model, tokenizer=TOKENIZER)("a b c")
+    tags = pipeline("token-classification", model=model, tokenizer=WORD_TOKENIZER)("a b c")
     assert [tag["entity"] for tag in tags if tag["word"] == "c"] == ["new"]
     with pytest.raises(ValueError, match="text 0 has 2 words"):
         model.learn([["a", "b"]], [["label-0"]])
-    loss = model.train()(**encoded("a b c"), labels=torch.tensor([[0, -100, 1]])).loss
+    loss = model.train()(**encode_texts("a b c"), labels=torch.tensor([[0, -100, 1]])).loss
     loss.backward()
     assert model.classifier.weight.grad.abs().sum() > 0
 
 
 def test_tokens_save_and_load(tmp_path: Path) -> None:
-    model = make(of_tokens=True)
+    model = make_classifier(of_tokens=True)
     model.save_pretrained(tmp_path)
     loaded = AutoModelForTokenClassification.from_pretrained(tmp_path)
-    assert torch.equal(loaded(**encoded("a b")).logits, model(**encoded("a b")).logits)
+    assert torch.equal(loaded(**encode_texts("a b")).logits, model(**encode_texts("a b")).logits)
 
 
 def test_out_of_scope() -> None:
-    model, texts, labels = taught(40, history={"bank": {"sharpness": 30.0, "gate": [4.0, 0.0, 0.0, 0.0]}})
+    model, texts, labels = make_taught_classifier(
+        40, history={"bank": {"sharpness": 30.0, "gate": [4.0, 0.0, 0.0, 0.0]}}
+    )
     numbers = [int(label[-1]) for label in labels]
-    inside = [{**encoded(text), "labels": torch.tensor([number])} for text, number in zip(texts, numbers, strict=True)]
-    outside = [dict(encoded(text)) for text in ("<unk> <unk> <unk>", "<pad> <unk> <pad>", "<unk>")]
-    classify = pipeline("text-classification", model=model, tokenizer=TOKENIZER)
+    inside = [
+        {**encode_texts(text), "labels": torch.tensor([number])} for text, number in zip(texts, numbers, strict=True)
+    ]
+    outside = [dict(encode_texts(text)) for text in ("<unk> <unk> <unk>", "<pad> <unk> <pad>", "<unk>")]
+    classify = pipeline("text-classification", model=model, tokenizer=WORD_TOKENIZER)
     with pytest.raises(ValueError, match="fit_out_of_scope"):
         classify("a", out_of_scope=True)
     measured = model.fit_out_of_scope(inside, outside, keep=0.9)
@@ -359,7 +367,7 @@ def test_out_of_scope() -> None:
     results = classify([*texts, "<unk> <unk> <unk>"], out_of_scope=True, batch_size=4)
     assert results[-1]["label"] == "out_of_scope"
     assert results[-1]["score"] == results[-1]["out_of_scope"] >= model.config.out_of_scope.threshold
-    scored = model(**encoded(texts[0]), output_out_of_scope=True)
+    scored = model(**encode_texts(texts[0]), output_out_of_scope=True)
     # A cosine is rounded differently in a batch of another size, and the sharpness multiplies that by 30.
     assert results[0]["out_of_scope"] == pytest.approx(scored.out_of_scope.item(), abs=1e-4)
     assert results[0]["mass"] == pytest.approx(scored.mass.item(), abs=1e-4)
@@ -372,9 +380,9 @@ def test_out_of_scope() -> None:
 
 
 def test_calibration_lowers_the_loss() -> None:
-    model, texts, labels = taught(40)
+    model, texts, labels = make_taught_classifier(40)
     held = [
-        {**encoded(text + " a"), "labels": torch.tensor([int(label[-1])])}
+        {**encode_texts(text + " a"), "labels": torch.tensor([int(label[-1])])}
         for text, label in zip(texts, labels, strict=True)
     ]
     measured = model.calibrate(held)
@@ -389,36 +397,37 @@ def test_calibration_lowers_the_loss() -> None:
     with pytest.raises(ValueError, match="did you mean 'sharpness'"):
         model.calibrate(held, fixed=["sharpnes"])
     with pytest.raises(ValueError, match="no bank is attached"):
-        make().calibrate(held)
+        make_classifier().calibrate(held)
 
 
 def test_calibration_on_labels_that_only_the_bank_knows() -> None:
-    model, texts, labels = taught(40)
+    model, texts, labels = make_taught_classifier(40)
     held = [
-        {**encoded(text), "labels": torch.tensor([int(label[-1])])} for text, label in zip(texts, labels, strict=True)
+        {**encode_texts(text), "labels": torch.tensor([int(label[-1])])}
+        for text, label in zip(texts, labels, strict=True)
     ]
     base = model.calibrate(held)["base_nats"]
     model.learn(["h h h h"], ["new"], new_labels=True)
-    measured = model.calibrate([*held, {**encoded("h h h"), "labels": torch.tensor([3])}])
+    measured = model.calibrate([*held, {**encode_texts("h h h"), "labels": torch.tensor([3])}])
     assert measured["texts"] == len(held) + 1
     assert measured["base_nats"] == pytest.approx(base)
-    several = make(problem_type="multi_label_classification")
-    several.learn(["a b", "c"], [["label-0", "new"], []], TOKENIZER, new_labels=True)
-    measured = several.calibrate([{**encoded("a b a"), "labels": torch.tensor([[1.0, 0.0, 0.0, 1.0]])}])
+    several = make_classifier(problem_type="multi_label_classification")
+    several.learn(["a b", "c"], [["label-0", "new"], []], WORD_TOKENIZER, new_labels=True)
+    measured = several.calibrate([{**encode_texts("a b a"), "labels": torch.tensor([[1.0, 0.0, 0.0, 1.0]])}])
     assert measured["after_nats"] <= measured["before_nats"]
 
 
 def test_a_text_of_a_hundred_thousand_characters() -> None:
-    model, _, _ = taught()
+    model, _, _ = make_taught_classifier()
     long = " ".join(["a", "b"] * 25_000)
     assert model.learn([long], ["label-2"]) == 1
-    found = pipeline("text-classification", model=model, tokenizer=TOKENIZER)(long, return_history=True)[0]
+    found = pipeline("text-classification", model=model, tokenizer=WORD_TOKENIZER)(long, return_history=True)[0]
     assert found["history"][0]["text"] == long
 
 
 def test_texts_of_all_kinds_are_taught_found_and_taken_back(tmp_path: Path) -> None:
-    model, known, _ = taught()
-    before = model(**encoded(*known)).logits
+    model, known, _ = make_taught_classifier()
+    before = model(**encode_texts(*known)).logits
     odd = [
         "a\0b",
         "\ufeffa",
@@ -434,20 +443,20 @@ def test_texts_of_all_kinds_are_taught_found_and_taken_back(tmp_path: Path) -> N
     texts = [entry.columns["text"] for entry in opened.describe(range(len(opened)))]
     assert texts == known + odd
     assert model.forget(odd) == len(odd)
-    assert torch.equal(model(**encoded(*known)).logits, before)
+    assert torch.equal(model(**encode_texts(*known)).logits, before)
 
 
 def test_a_bank_that_lies_with_the_model_is_saved_with_it(tmp_path: Path) -> None:
-    model, texts, _ = taught()
+    model, texts, _ = make_taught_classifier()
     model.save_pretrained(tmp_path, save_history=True)
-    model.attach_history(HistoryBank.from_pretrained(tmp_path), tokenizer=TOKENIZER)
+    model.attach_history(HistoryBank.from_pretrained(tmp_path), tokenizer=WORD_TOKENIZER)
     model.learn(["h h h h"], ["label-0"])
     model.save_pretrained(tmp_path, save_history=True)
     assert len(HistoryBank.from_pretrained(tmp_path)) == len(texts) + 1
 
 
 def test_a_text_without_a_token_cannot_be_classified() -> None:
-    classify = pipeline("text-classification", model=make(), tokenizer=TOKENIZER)
+    classify = pipeline("text-classification", model=make_classifier(), tokenizer=WORD_TOKENIZER)
     with pytest.raises(ValueError, match=r"nothing to classify in the text ' ': leave it out"):
         classify(["a", " "])
 
@@ -455,7 +464,7 @@ def test_a_text_without_a_token_cannot_be_classified() -> None:
 def test_plain_trainer_learns(tmp_path: Path) -> None:
     texts = make_texts(64, 4, seed=5)
     rows = Dataset.from_dict({"text": texts, "label": [int("a" in text.split()) for text in texts]})
-    rows = rows.map(lambda row: TOKENIZER(row["text"]), remove_columns="text")
+    rows = rows.map(lambda row: WORD_TOKENIZER(row["text"]), remove_columns="text")
     arguments = TrainingArguments(
         str(tmp_path),
         num_train_epochs=15,
@@ -467,17 +476,17 @@ def test_plain_trainer_learns(tmp_path: Path) -> None:
         use_cpu=True,
         seed=0,
     )
-    model = make(labels=2)
+    model = make_classifier(labels=2)
     trainer = Trainer(
         model,
         arguments,
         train_dataset=rows,
         eval_dataset=rows,
-        data_collator=DataCollatorWithPadding(TOKENIZER),
+        data_collator=DataCollatorWithPadding(WORD_TOKENIZER),
         compute_metrics=lambda p: {"accuracy": float((p.predictions.argmax(-1) == p.label_ids).mean())},
     )
     trainer.train()
     assert trainer.evaluate()["eval_accuracy"] > 0.95
     model.eval()
-    model.learn(texts[:8], [f"label-{int('a' in text.split())}" for text in texts[:8]], TOKENIZER)
+    model.learn(texts[:8], [f"label-{int('a' in text.split())}" for text in texts[:8]], WORD_TOKENIZER)
     assert trainer.evaluate()["eval_accuracy"] > 0.95  # the mixture goes through the Trainer's metrics as well

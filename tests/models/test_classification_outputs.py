@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import DataCollatorWithPadding, Trainer, TrainingArguments, pipeline
 
-from tests.classifiers import TOKENIZER, encoded, make, taught
+from tests.factories.classifiers import make_classifier, make_taught_classifier
+from tests.factories.texts import WORD_TOKENIZER, encode_texts
 
 MULTI = "multi_label_classification"
 TEXTS = ["a b c", "d e"]
@@ -15,7 +16,7 @@ TEXTS = ["a b c", "d e"]
 @pytest.mark.parametrize("of_tokens", [False, True])
 @pytest.mark.parametrize("members", [1, 2])
 def test_the_loss_comes_first_and_then_the_logits(members: int, of_tokens: bool) -> None:
-    model, batch = make(members=members, of_tokens=of_tokens), encoded(*TEXTS)
+    model, batch = make_classifier(members=members, of_tokens=of_tokens), encode_texts(*TEXTS)
     labels = torch.tensor([[0, 1, 2], [2, 1, -100]]) if of_tokens else torch.tensor([0, 2])
     for training in (False, True):
         model.train(training)
@@ -30,9 +31,11 @@ def test_the_loss_comes_first_and_then_the_logits(members: int, of_tokens: bool)
 
 
 def test_metrics_see_the_logits_alone(tmp_path: Path) -> None:
-    model, texts, labels = taught()
-    rows = [{**TOKENIZER(text), "labels": int(label[-1])} for text, label in zip(texts[:4], labels[:4], strict=True)]
-    collate, seen = DataCollatorWithPadding(TOKENIZER), []
+    model, texts, labels = make_taught_classifier()
+    rows = [
+        {**WORD_TOKENIZER(text), "labels": int(label[-1])} for text, label in zip(texts[:4], labels[:4], strict=True)
+    ]
+    collate, seen = DataCollatorWithPadding(WORD_TOKENIZER), []
     trainer = Trainer(
         model,
         TrainingArguments(str(tmp_path), report_to="none", disable_tqdm=True, use_cpu=True),
@@ -40,19 +43,23 @@ def test_metrics_see_the_logits_alone(tmp_path: Path) -> None:
         compute_metrics=lambda given: seen.append(given.predictions) or {},
     )
     predicted = trainer.predict(rows)
-    due = model(**encoded(*texts[:4])).logits.detach().numpy()
+    due = model(**encode_texts(*texts[:4])).logits.detach().numpy()
     assert isinstance(seen[0], type(due))
     assert seen[0] == pytest.approx(due, abs=1e-6)
     assert predicted.predictions == pytest.approx(due, abs=1e-6)
 
 
 def test_pipelines_of_a_saved_classifier(tmp_path: Path) -> None:
-    model = make()
+    model = make_classifier()
     model.save_pretrained(tmp_path)
-    states = pipeline("feature-extraction", model=str(tmp_path), tokenizer=TOKENIZER)("a b c", return_tensors=True)
-    torch.testing.assert_close(states, model.model(**encoded("a b c")).last_hidden_state)
-    found = pipeline("text-classification", model=str(tmp_path), tokenizer=TOKENIZER)("a b c", top_k=None)
-    scores = dict(zip(model.trained_labels, model(**encoded("a b c")).logits.softmax(-1)[0].tolist(), strict=True))
+    states = pipeline("feature-extraction", model=str(tmp_path), tokenizer=WORD_TOKENIZER)(
+        "a b c", return_tensors=True
+    )
+    torch.testing.assert_close(states, model.model(**encode_texts("a b c")).last_hidden_state)
+    found = pipeline("text-classification", model=str(tmp_path), tokenizer=WORD_TOKENIZER)("a b c", top_k=None)
+    scores = dict(
+        zip(model.trained_labels, model(**encode_texts("a b c")).logits.softmax(-1)[0].tolist(), strict=True)
+    )
     assert {each["label"]: each["score"] for each in found} == pytest.approx(scores, abs=1e-6)
 
 
@@ -68,19 +75,19 @@ def test_pipelines_of_a_saved_classifier(tmp_path: Path) -> None:
 @pytest.mark.parametrize("of_tokens", [False, True])
 def test_labels_that_do_not_make_a_classifier(names: dict[int, str], message: str, of_tokens: bool) -> None:
     with pytest.raises(ValueError, match=message):
-        make(id2label=names, of_tokens=of_tokens)
+        make_classifier(id2label=names, of_tokens=of_tokens)
 
 
 def test_floating_rows_of_labels_mean_several_for_a_text(tmp_path: Path) -> None:
-    labels, batch = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]]), encoded(*TEXTS)
-    model, due = make(), make(problem_type=MULTI)(**batch, labels=labels).loss
+    labels, batch = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]]), encode_texts(*TEXTS)
+    model, due = make_classifier(), make_classifier(problem_type=MULTI)(**batch, labels=labels).loss
     torch.testing.assert_close(model(**batch, labels=labels).loss, due)
     model.save_pretrained(tmp_path)
     assert type(model).from_pretrained(tmp_path).kind == MULTI  # so that what it says is read as it was trained
-    one_each, _, _ = taught()
+    one_each, _, _ = make_taught_classifier()
     with pytest.raises(ValueError, match=r"in the attached bank it has one: set config\.problem_type"):
         one_each(**batch, labels=labels)
-    whole = make()
+    whole = make_classifier()
     torch.testing.assert_close(
         whole(**batch, labels=torch.tensor([0, 2])).loss,
         torch.nn.functional.cross_entropy(whole(**batch).logits, torch.tensor([0, 2])),
@@ -89,7 +96,7 @@ def test_floating_rows_of_labels_mean_several_for_a_text(tmp_path: Path) -> None
 
 
 def test_labels_that_count_nothing() -> None:
-    model, batch = make(problem_type=MULTI), encoded(*TEXTS)
+    model, batch = make_classifier(problem_type=MULTI), encode_texts(*TEXTS)
     logits = model(**batch).logits
     loss = model(**batch, labels=torch.tensor([[1.0, -100.0, 0.0], [-100.0, -100.0, -100.0]])).loss
     nats = torch.nn.functional.softplus(torch.stack([-logits[0, 0], logits[0, 2]]))
@@ -99,11 +106,11 @@ def test_labels_that_count_nothing() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("with_gradient", [False, True])
 def test_every_type_of_numbers_and_gradients_with_a_bank(dtype: torch.dtype, with_gradient: bool) -> None:
-    model, texts, _ = taught()
-    due = model(**encoded(*texts[:3])).logits.detach()
+    model, texts, _ = make_taught_classifier()
+    due = model(**encode_texts(*texts[:3])).logits.detach()
     model.to(dtype)
     with torch.set_grad_enabled(with_gradient):
-        output = model(**encoded(*texts[:3]), labels=torch.tensor([0, 1, 2]), output_out_of_scope=True)
+        output = model(**encode_texts(*texts[:3]), labels=torch.tensor([0, 1, 2]), output_out_of_scope=True)
     if dtype != torch.bfloat16:  # of which the rounding moves more than can be told from a fault
         torch.testing.assert_close(output.logits.float(), due, atol=0.02, rtol=0.02)
     torch.testing.assert_close(output.logits.float().exp().sum(-1), torch.ones(3), atol=0.01, rtol=0)
@@ -127,10 +134,10 @@ class Doubled(torch.nn.Module):
 
 @pytest.mark.parametrize("of_tokens", [False, True])
 def test_what_is_around_the_output_layer_takes_part(of_tokens: bool) -> None:
-    model = make(of_tokens=of_tokens)
+    model = make_classifier(of_tokens=of_tokens)
     words = [["a", "b"]] if of_tokens else ["a b"]
-    model.learn(words, [["label-0", "label-1"]] if of_tokens else ["label-0"], TOKENIZER)
-    batch = encoded("a c")
+    model.learn(words, [["label-0", "label-1"]] if of_tokens else ["label-0"], WORD_TOKENIZER)
+    batch = encode_texts("a c")
     plain = model(**batch, use_history=False).logits
     before, fired = model(**batch).logits, []
     model.classifier = Doubled(model.classifier)
@@ -142,13 +149,13 @@ def test_what_is_around_the_output_layer_takes_part(of_tokens: bool) -> None:
 
 @pytest.mark.parametrize("compacted", [False, True])
 def test_a_namespace_that_was_forgotten_is_gone(compacted: bool) -> None:
-    model, _, _ = taught()
+    model, _, _ = make_taught_classifier()
     model.learn(["g h"], ["new"], new_labels=True, namespace="b")
     bank = model.history_bank
-    batch = encoded("g h a", "g")
+    batch = encode_texts("g h a", "g")
     model.detach_history()
     plain = model(**batch).logits
-    model.attach_history(bank, ["b"], TOKENIZER)
+    model.attach_history(bank, ["b"], WORD_TOKENIZER)
     assert not torch.equal(model(**batch).logits[..., : plain.shape[-1]], plain)
     bank.forget(namespace="b")
     if compacted:

@@ -8,8 +8,9 @@ import torch
 from torch.export import Dim, export
 
 from modeling_lle import HistoryBank
-from tests import classifiers
-from tests.tiny import make_ids, make_model, make_tokenizer
+from tests.factories.classifiers import make_classifier, make_taught_classifier
+from tests.factories.language_models import make_language_model
+from tests.factories.texts import make_ids, make_word_tokenizer
 
 RECURRENCES = ["lstm", "gru", "qrnn"]
 every_recurrence = pytest.mark.parametrize("recurrence", RECURRENCES)
@@ -25,7 +26,7 @@ def close(got: Any, want: Any) -> None:
 @pytest.mark.slow
 @torch.no_grad()
 def test_a_language_model_with_a_stream_exports_with_a_mask_and_for_any_batch_and_length() -> None:
-    model = make_model(7)
+    model = make_language_model(7)
     free = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
     shapes = {"input_ids": free, "attention_mask": free, **dict.fromkeys(PLAIN)}
     exported = export(model, (IDS, MASK), PLAIN, dynamic_shapes=shapes).module()
@@ -40,9 +41,9 @@ def test_every_model_exports_with_a_mask_and_for_any_batch_and_length(recurrence
     free = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
     shapes = {"input_ids": free, "attention_mask": free}
     for model, given in (
-        (make_model(0, recurrence, "residual"), PLAIN),
-        (classifiers.make(recurrence=recurrence, pooling=["last", "mean", "max", "attention"]), {}),
-        (classifiers.make(of_tokens=True, recurrence=recurrence, members=2), {}),
+        (make_language_model(0, recurrence, "residual"), PLAIN),
+        (make_classifier(recurrence=recurrence, pooling=["last", "mean", "max", "attention"]), {}),
+        (make_classifier(of_tokens=True, recurrence=recurrence, members=2), {}),
     ):
         exported = export(model, (IDS, MASK), given, dynamic_shapes={**shapes, **dict.fromkeys(given)}).module()
         for ids, mask in ((IDS, MASK), (make_ids(3, 9), torch.ones(3, 9, dtype=torch.long))):
@@ -53,14 +54,14 @@ def test_every_model_exports_with_a_mask_and_for_any_batch_and_length(recurrence
 @pytest.mark.parametrize("traced", [False, pytest.param(True, marks=pytest.mark.slow)])
 @torch.no_grad()
 def test_what_cannot_be_exported_is_refused_by_name(traced: bool) -> None:
-    bank = HistoryBank.build(make_model(0), make_tokenizer(), ["a b c d"])
-    with_bank = make_model(0)
+    bank = HistoryBank.build(make_language_model(0), make_word_tokenizer(), ["a b c d"])
+    with_bank = make_language_model(0)
     with_bank.attach_history(bank)
-    taught, _, _ = classifiers.taught()
+    taught, _, _ = make_taught_classifier()
     for model, given, wrong in (
-        (make_model(7), {"use_cache": False}, "what a history recalls: export with use_history=False"),
+        (make_language_model(7), {"use_cache": False}, "what a history recalls: export with use_history=False"),
         (with_bank, {"use_cache": False}, "what a history recalls: export with use_history=False"),
-        (make_model(0), {}, "an LLECache: export with use_cache=False"),
+        (make_language_model(0), {}, "an LLECache: export with use_cache=False"),
         (taught, {}, "what a bank recalls: export with use_history=False"),
     ):
         exporting = mock.patch.object(torch.compiler, "is_exporting", return_value=True)
@@ -72,7 +73,7 @@ def test_what_cannot_be_exported_is_refused_by_name(traced: bool) -> None:
 @every_recurrence
 def test_one_graph_trains_and_predicts(recurrence: str) -> None:
     torch.compiler.reset()
-    model = make_model(0, recurrence, "residual")
+    model = make_language_model(0, recurrence, "residual")
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         got = compiled(IDS, attention_mask=MASK, **PLAIN).logits
@@ -88,7 +89,7 @@ def test_one_graph_trains_and_predicts(recurrence: str) -> None:
 def test_one_graph_trains_with_every_dropout() -> None:
     torch.compiler.reset()
     kinds = ("embedding", "token", "input", "hidden", "output", "weight")
-    model = make_model(0, **{f"{kind}_dropout": 0.3 for kind in kinds}).train()
+    model = make_language_model(0, **{f"{kind}_dropout": 0.3 for kind in kinds}).train()
     loss = torch.compile(model, fullgraph=True, backend="aot_eager")(IDS, labels=IDS, **PLAIN).loss
     loss.backward()
     assert all(parameter.grad is not None for parameter in model.parameters())

@@ -8,30 +8,31 @@ import torch
 
 from modeling_lle import HistoryBank
 from modeling_lle.bank.files import BankError
-from tests.classifiers import encoded, taught
-from tests.tiny import make_ids, make_model, make_texts, make_tokenizer
-from tests.translators import make_pairs, make_translator
-from tests.translators import make_tokenizer as make_translators_tokenizer
+from tests.factories.classifiers import make_taught_classifier
+from tests.factories.language_models import make_language_model
+from tests.factories.pairs import make_capitals_pairs, make_capitals_tokenizer
+from tests.factories.texts import encode_texts, make_ids, make_texts, make_word_tokenizer
+from tests.factories.translators import make_translator
 
 Recalling = tuple[Any, Callable[[], Any], Callable[[], torch.Tensor]]
 
 
 def language_model() -> Recalling:
-    model, tokenizer, ids = make_model(), make_tokenizer(), make_ids(2, 5)
+    model, tokenizer, ids = make_language_model(), make_word_tokenizer(), make_ids(2, 5)
     model.attach_history(HistoryBank.build(model, tokenizer, make_texts(20, 8)))
     return model, lambda: model(ids), lambda: model(ids, labels=ids).loss
 
 
 def classifier() -> Recalling:
-    model, texts, _ = taught()
-    batch = encoded(*texts[:3])
+    model, texts, _ = make_taught_classifier()
+    batch = encode_texts(*texts[:3])
     return model, lambda: model(**batch), lambda: model(**batch, labels=torch.tensor([0, 1, 2])).loss
 
 
 def translator() -> Recalling:
-    tokenizer = make_translators_tokenizer()
+    tokenizer = make_capitals_tokenizer()
     model = make_translator(tokenizer)
-    model.attach_history(HistoryBank.build(model, tokenizer, make_pairs(6)), tokenizer=tokenizer)
+    model.attach_history(HistoryBank.build(model, tokenizer, make_capitals_pairs(6)), tokenizer=tokenizer)
     ids = torch.tensor([[3, 4, 5]])
     return model, lambda: model.generate(ids, max_new_tokens=2), lambda: model(ids, labels=ids).loss
 

@@ -7,8 +7,11 @@ import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM
 
-from tests import classifiers, subword_translators, tiny
-from tests.subword_translators import batch, remembering
+from tests.factories.classifiers import make_classifier
+from tests.factories.language_models import make_language_model
+from tests.factories.pairs import SUBWORD_PAIRS_TOKENIZER, encode_pairs
+from tests.factories.texts import VOCAB, make_ids
+from tests.factories.translators import attach_pairs, make_subword_translator
 
 close = torch.testing.assert_close
 
@@ -17,10 +20,10 @@ close = torch.testing.assert_close
 @pytest.mark.parametrize("tied", [True, False])
 @torch.no_grad()
 def test_a_translator(tied: bool, grows: bool, tmp_path: Path) -> None:
-    old = len(subword_translators.TOKENIZER) + 2
-    model = subword_translators.make(tie_word_embeddings=tied, share_embeddings=tied, vocab_size=old)
+    old = len(SUBWORD_PAIRS_TOKENIZER) + 2
+    model = make_subword_translator(tie_word_embeddings=tied, share_embeddings=tied, vocab_size=old)
     model.lm_head.bias.uniform_()
-    given, new = batch(), old + 5 if grows else old - 1
+    given, new = encode_pairs(), old + 5 if grows else old - 1
     before = model(**given).logits
     bias = model.lm_head.bias.clone()
     found = model.resize_token_embeddings(new)
@@ -44,7 +47,7 @@ def test_a_translator(tied: bool, grows: bool, tmp_path: Path) -> None:
 
 
 def test_its_sizes_may_be_rounded_up() -> None:
-    model = subword_translators.make()
+    model = make_subword_translator()
     old = model.config.vocab_size
     assert model.resize_token_embeddings() is model.get_input_embeddings()
     model.resize_token_embeddings(pad_to_multiple_of=64)
@@ -55,35 +58,35 @@ def test_its_sizes_may_be_rounded_up() -> None:
 @pytest.mark.parametrize("tied", [True, False])
 @torch.no_grad()
 def test_a_language_model(tied: bool, tmp_path: Path) -> None:
-    model = tiny.make_model(tie_word_embeddings=tied)
+    model = make_language_model(tie_word_embeddings=tied)
     model.lm_head.bias.uniform_()
-    model.update_statistics = {"residual": torch.ones(tiny.VOCAB)}
-    ids = tiny.make_ids(2, 6)
+    model.update_statistics = {"residual": torch.ones(VOCAB)}
+    ids = make_ids(2, 6)
     before = model(ids, use_history=False).logits
-    model.resize_token_embeddings(tiny.VOCAB + 3)
+    model.resize_token_embeddings(VOCAB + 3)
     assert model.update_statistics is None  # they are those of the old output layer
-    close(model(ids, use_history=False).logits[..., : tiny.VOCAB], before)
+    close(model(ids, use_history=False).logits[..., :VOCAB], before)
     model.save_pretrained(tmp_path)
     loaded = type(model).from_pretrained(tmp_path)
-    newest = torch.full_like(ids, tiny.VOCAB + 2)
+    newest = torch.full_like(ids, VOCAB + 2)
     assert torch.equal(loaded(newest).logits, model(newest).logits)
 
 
 @pytest.mark.parametrize(("of_tokens", "members"), [(False, 1), (False, 2), (True, 2)])
 @torch.no_grad()
 def test_a_classifier(of_tokens: bool, members: int, tmp_path: Path) -> None:
-    model = classifiers.make(of_tokens=of_tokens, members=members)
-    ids = tiny.make_ids(2, 5)
+    model = make_classifier(of_tokens=of_tokens, members=members)
+    ids = make_ids(2, 5)
     before = model(ids).logits
-    model.resize_token_embeddings(tiny.VOCAB + 3)
+    model.resize_token_embeddings(VOCAB + 3)
     close(model(ids).logits, before)
     model.save_pretrained(tmp_path)
-    newest = torch.full_like(ids, tiny.VOCAB + 2)
+    newest = torch.full_like(ids, VOCAB + 2)
     assert torch.equal(type(model).from_pretrained(tmp_path)(newest).logits, model(newest).logits)
 
 
 def test_an_attached_bank_is_detached_first_and_refuses_the_new_model() -> None:
-    model: Any = remembering(subword_translators.make())
+    model: Any = attach_pairs(make_subword_translator())
     bank, size = model.history_bank, model.config.vocab_size
     model.resize_token_embeddings(size)  # as scripts do that add no token
     with pytest.raises(ValueError, match=r"call detach_history\(\) before resize_token_embeddings"):
@@ -92,4 +95,4 @@ def test_an_attached_bank_is_detached_first_and_refuses_the_new_model() -> None:
     model.detach_history()
     model.resize_token_embeddings(size + 1)
     with pytest.raises(ValueError, match="another backbone"):
-        model.attach_history(bank, tokenizer=subword_translators.TOKENIZER)
+        model.attach_history(bank, tokenizer=SUBWORD_PAIRS_TOKENIZER)

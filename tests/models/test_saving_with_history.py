@@ -10,9 +10,9 @@ from huggingface_hub.utils import filter_repo_objects
 
 from modeling_lle import HistoryBank, LLEForCausalLM
 from modeling_lle.bank.files import MANIFEST
-from tests.tiny import make_model, make_texts, make_tokenizer
+from tests.factories.language_models import make_language_model
+from tests.factories.texts import WORD_TOKENIZER, make_texts
 
-TOKENIZER = make_tokenizer()
 TEXTS = make_texts(6, 5)
 
 
@@ -22,10 +22,10 @@ def contents(path: Path) -> dict[str, bytes]:
 
 def with_bank(texts: Any = TEXTS) -> LLEForCausalLM:
     """A model with a bank in a temporary folder."""
-    model = make_model()
+    model = make_language_model()
     with torch.no_grad():
         model.lm_head.bias += 1  # other weights than make_model() has
-    model.attach_history(HistoryBank.build(model, TOKENIZER, texts))
+    model.attach_history(HistoryBank.build(model, WORD_TOKENIZER, texts))
     return model
 
 
@@ -51,7 +51,7 @@ def test_a_bank_is_saved_again_as_it_grows(tmp_path: Path) -> None:
 def test_a_loaded_bank_is_saved_into_its_own_folder_and_into_others(tmp_path: Path) -> None:
     with_bank().save_pretrained(tmp_path / "one", save_history=True)
     model = LLEForCausalLM.from_pretrained(tmp_path / "one")
-    model.attach_history(HistoryBank.from_pretrained(tmp_path / "one"), tokenizer=TOKENIZER)
+    model.attach_history(HistoryBank.from_pretrained(tmp_path / "one"), tokenizer=WORD_TOKENIZER)
     model.history_bank.add(["a b"])
     for name in ("one", "two"):
         model.save_pretrained(tmp_path / name, save_history=True)
@@ -91,7 +91,7 @@ MODEL = with_bank()
 def test_what_is_in_the_way_is_named_before_anything_is_written(
     tmp_path: Path, prepare: Callable[[Path], None], error: type[Exception], message: str
 ) -> None:
-    make_model().save_pretrained(tmp_path)
+    make_language_model().save_pretrained(tmp_path)
     prepare(tmp_path / "history")
     before = contents(tmp_path)
     with pytest.raises(error, match=message):
@@ -137,7 +137,7 @@ def test_an_index_is_never_downloaded(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_shards_that_are_no_longer_needed_are_removed(tmp_path: Path) -> None:
-    model = make_model()
+    model = make_language_model()
     model.save_pretrained(tmp_path, max_shard_size="1KB")
     shards = list(tmp_path.glob("model-*.safetensors"))
     (tmp_path / "model-of-mine.safetensors").write_text("a user's")

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from modeling_lle.history.loss import check_targets, linear_cross_entropy
 from modeling_lle.models.targets import next_labels
-from tests.classifiers import make
-from tests.tiny import VOCAB, make_ids, make_model
-from tests.translators import make_tokenizer, make_translator
+from tests.factories.classifiers import make_classifier
+from tests.factories.language_models import make_language_model
+from tests.factories.pairs import make_capitals_tokenizer
+from tests.factories.texts import VOCAB, make_ids
+from tests.factories.translators import make_translator
 
 LENGTHS = (7, 4, 1)
 TRAINING = {"training": {"window": 7, "other_rows": False}}
@@ -34,7 +36,7 @@ def padded(side: str) -> tuple[list[Tensor], Tensor, Tensor]:
 @pytest.mark.parametrize("side", ["left", "right", "holes"])
 @pytest.mark.parametrize("how", ["plain", "stream", "learned"])
 def test_the_loss_of_a_padded_batch_is_that_of_its_rows_alone(side: str, how: str) -> None:
-    model = make_model(history=TRAINING).train(how == "learned")
+    model = make_language_model(history=TRAINING).train(how == "learned")
     texts, ids, mask = padded(side)
     given = {"use_history": how != "plain"}
     with torch.no_grad():
@@ -44,7 +46,7 @@ def test_the_loss_of_a_padded_batch_is_that_of_its_rows_alone(side: str, how: st
 
 
 def test_left_padding_is_no_target_of_score_and_calibration() -> None:
-    model, (texts, ids, mask) = make_model(), padded("left")
+    model, (texts, ids, mask) = make_language_model(), padded("left")
     targets = torch.cat([ids[:, 1:], make_ids(3, 1)], dim=1)
     scored = model.score(ids, targets, mask)
     assert (scored.log_probs[mask == 0] == 0).all()
@@ -70,7 +72,7 @@ def test_the_next_label_is_that_of_the_next_real_position(rows: int, length: int
 @pytest.mark.parametrize("with_mask", [True, False])
 def test_the_trainers_count_gives_the_mean_on_left_padding_too(with_mask: bool) -> None:
     """It counts labels[:, 1:], so the first token of a row after padding, which nothing predicts."""
-    model, (_, ids, mask) = make_model(0), padded("left")
+    model, (_, ids, mask) = make_language_model(0), padded("left")
     labels = ids.masked_fill(mask == 0, -100)
     if not with_mask:
         ids, labels, mask = ids[:1, 2:], labels[:1, 2:], None  # type: ignore[assignment]
@@ -84,7 +86,7 @@ def test_the_trainers_count_gives_the_mean_on_left_padding_too(with_mask: bool) 
 @pytest.mark.parametrize("padding", ["right", "left", None])
 def test_parts_of_a_batch_add_up_to_the_whole_with_penalties(padding: str | None) -> None:
     """As the Trainer accumulates gradients: each part is divided by the labels of all."""
-    model = make_model(0, activation_penalty=2.0, smoothness_penalty=3.0).train()
+    model = make_language_model(0, activation_penalty=2.0, smoothness_penalty=3.0).train()
     ids, mask = make_ids(4, 6), torch.ones(4, 6, dtype=torch.long)
     if padding:
         mask[1::2, slice(0, 2) if padding == "left" else slice(-2, None)] = 0
@@ -99,22 +101,22 @@ def test_parts_of_a_batch_add_up_to_the_whole_with_penalties(padding: str | None
 
 
 def test_penalties_do_not_see_padding() -> None:
-    model = make_model(0, activation_penalty=2.0, smoothness_penalty=3.0).train()
+    model = make_language_model(0, activation_penalty=2.0, smoothness_penalty=3.0).train()
     ids, mask = make_ids(1, 6), torch.tensor([[1, 1, 1, 1, 0, 0]])
     alone = model(ids[:, :4], labels=ids[:, :4]).loss
     torch.testing.assert_close(model(ids, mask, labels=ids).loss, alone)
 
 
 def causal(labels: Tensor, name: str = "labels", training: bool = False, **values: Any) -> Any:
-    return make_model(**values).train(training)(make_ids(1, 5), **{name: labels})
+    return make_language_model(**values).train(training)(make_ids(1, 5), **{name: labels})
 
 
 def translator(labels: Tensor) -> Any:
-    return make_translator(make_tokenizer(), vocab_size=VOCAB)(make_ids(1, 5), labels=labels)
+    return make_translator(make_capitals_tokenizer(), vocab_size=VOCAB)(make_ids(1, 5), labels=labels)
 
 
 def tokens(labels: Tensor) -> Any:
-    return make(VOCAB, of_tokens=True)(make_ids(1, 5), labels=labels)
+    return make_classifier(VOCAB, of_tokens=True)(make_ids(1, 5), labels=labels)
 
 
 HEADS: dict[str, Callable[[Tensor], Any]] = {
@@ -123,8 +125,10 @@ HEADS: dict[str, Callable[[Tensor], Any]] = {
     "plain": lambda labels: causal(labels, window=0),
     "shifted": lambda labels: causal(labels, "shift_labels"),
     "history": lambda labels: causal(labels, training=True, history=TRAINING),
-    "score": lambda labels: make_model().score(make_ids(1, 5), labels),
-    "calibration": lambda labels: make_model().calibrate([{"input_ids": make_ids(1, 5), "shift_labels": labels}]),
+    "score": lambda labels: make_language_model().score(make_ids(1, 5), labels),
+    "calibration": lambda labels: make_language_model().calibrate(
+        [{"input_ids": make_ids(1, 5), "shift_labels": labels}]
+    ),
     "translator": translator,
     "token classifier": tokens,
     "loss": lambda labels: linear_cross_entropy(torch.rand(1, 5, 3), torch.rand(VOCAB, 3), None, labels),
@@ -152,7 +156,7 @@ def test_every_head_says_what_is_wrong_with_labels(head: str) -> None:
 
 
 def test_targets_that_cannot_be_shared_among_the_sources_are_refused() -> None:
-    model = make_translator(make_tokenizer(), vocab_size=VOCAB)
+    model = make_translator(make_capitals_tokenizer(), vocab_size=VOCAB)
     with pytest.raises(ValueError, match="3 targets cannot belong to 2 sources"):
         model(make_ids(2, 5), labels=make_ids(3, 2))
     assert model(make_ids(2, 5), labels=make_ids(4, 2)).logits.shape == (4, 2, VOCAB)
@@ -161,7 +165,7 @@ def test_targets_that_cannot_be_shared_among_the_sources_are_refused() -> None:
 @torch.no_grad()
 def test_empty_labels_and_other_integers_are_fine() -> None:
     assert check_targets(torch.zeros(0, 3, dtype=torch.int16), (0, 3), 4).dtype == torch.int64
-    for model in (make_model(), make_model().train(), make_model(history=TRAINING).train()):
+    for model in (make_language_model(), make_language_model().train(), make_language_model(history=TRAINING).train()):
         ids = make_ids(2, 1)
         assert float(model(ids, labels=ids).loss) == 0
         assert float(model(ids, shift_labels=torch.full_like(ids, -100)).loss) == 0
@@ -184,11 +188,11 @@ def test_empty_labels_and_other_integers_are_fine() -> None:
 def test_labels_of_texts_have_the_shape_of_the_predictions(kind: str, labels: Tensor) -> None:
     count = 1 if kind == "regression" else 3
     with pytest.raises(ValueError, match=rf"\({', '.join(map(str, labels.shape))},?\)"):
-        make(count, problem_type=kind)(make_ids(2, 4), labels=labels)
+        make_classifier(count, problem_type=kind)(make_ids(2, 4), labels=labels)
 
 
 def test_statistics_of_an_update_leave_out_what_is_no_target() -> None:
-    model, ids, targets = make_model(), make_ids(1, 6), make_ids(1, 6, 1)
+    model, ids, targets = make_language_model(), make_ids(1, 6), make_ids(1, 6, 1)
     targets[0, -1] = -100
     model.collect_update_statistics([{"input_ids": ids, "shift_labels": targets}])
     got = model.update_statistics

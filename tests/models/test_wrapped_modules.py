@@ -13,10 +13,13 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from modeling_lle import HistoryBank, LLEForCausalLM
 from modeling_lle.backbone.recurrence import first_name
-from tests import classifiers, translators
-from tests.adapters import linear_names, merge, wrap
+from tests.factories.adapters import linear_names, merge_adapters, wrap_in_adapters
+from tests.factories.classifiers import make_classifier
+from tests.factories.language_models import make_language_model
+from tests.factories.pairs import make_capitals_tokenizer
+from tests.factories.texts import make_ids, make_word_tokenizer
+from tests.factories.translators import make_translator
 from tests.history.test_overlay import make_updating
-from tests.tiny import make_ids, make_model, make_tokenizer
 
 RECURRENCES = ["lstm", "gru", "qrnn"]
 every_recurrence = pytest.mark.parametrize("recurrence", RECURRENCES)
@@ -31,8 +34,8 @@ def close(got: Any, want: Any, tolerance: float = 1e-4) -> None:
 def pair(model: Any, names: list[str]) -> tuple[Any, Any]:
     """The model with adapters, and one with the same adapters merged into its weights."""
     merged = copy.deepcopy(model)
-    wrap(model, names)
-    merge(merged, names)
+    wrap_in_adapters(model, names)
+    merge_adapters(merged, names)
     return model, merged
 
 
@@ -45,7 +48,7 @@ def quantized(model: Any) -> Any:
 @pytest.mark.parametrize("stack", ["plain", "residual"])
 @every_recurrence
 def test_adapters_of_all_linear_modules_are_what_they_are_merged(recurrence: str, stack: str) -> None:
-    model = make_model(7, recurrence, stack, intermediate_size=8, tie_word_embeddings=False)
+    model = make_language_model(7, recurrence, stack, intermediate_size=8, tie_word_embeddings=False)
     names = [name for name in linear_names(model) if "mixer" in name]
     assert len(names) == 2 * (1 if recurrence == "qrnn" else 2)
     plain = copy.deepcopy(model)
@@ -61,8 +64,8 @@ def test_adapters_of_all_linear_modules_are_what_they_are_merged(recurrence: str
 
 @every_recurrence
 def test_a_training_step_changes_the_adapters_alone(recurrence: str) -> None:
-    model = make_model(0, recurrence).requires_grad_(False)
-    wrap(model, [name for name in linear_names(model) if name != "lm_head"])
+    model = make_language_model(0, recurrence).requires_grad_(False)
+    wrap_in_adapters(model, [name for name in linear_names(model) if name != "lm_head"])
     model.train()(IDS, MASK, labels=IDS).loss.backward()
     got = {name for name, weight in model.named_parameters() if weight.grad is not None and weight.grad.any()}
     assert got == {name for name, _ in model.named_parameters() if name.endswith(("down", "up"))}
@@ -70,10 +73,10 @@ def test_a_training_step_changes_the_adapters_alone(recurrence: str) -> None:
 
 @every_recurrence
 def test_weight_dropout_drops_the_matrix_that_was_wrapped(recurrence: str) -> None:
-    plain = make_model(0, recurrence, weight_dropout=0.5, num_hidden_layers=1).train()
+    plain = make_language_model(0, recurrence, weight_dropout=0.5, num_hidden_layers=1).train()
     model = copy.deepcopy(plain)
     name = linear_names(model)[0 if recurrence == "qrnn" else 1]
-    wrap(model, [name])
+    wrap_in_adapters(model, [name])
     nn.init.zeros_(model.get_submodule(name).up)
     losses = []
     for each in (plain, model):
@@ -85,7 +88,7 @@ def test_weight_dropout_drops_the_matrix_that_was_wrapped(recurrence: str) -> No
 
 @every_recurrence
 def test_hooks_fire(recurrence: str) -> None:
-    model, seen = make_model(7, recurrence), set()
+    model, seen = make_language_model(7, recurrence), set()
     want = model(IDS).logits
     for name in linear_names(model):
         model.get_submodule(name).register_forward_hook(lambda *_, name=name: seen.add(name))
@@ -99,10 +102,10 @@ def test_hooks_fire(recurrence: str) -> None:
 @every_recurrence
 @torch.no_grad()
 def test_models_are_quantised(recurrence: str) -> None:
-    translator = translators.make_translator(translators.make_tokenizer(), recurrence=recurrence)
+    translator = make_translator(make_capitals_tokenizer(), recurrence=recurrence)
     for model, given in (
-        (make_model(7, recurrence, "residual"), {"input_ids": IDS, "attention_mask": MASK}),
-        (classifiers.make(recurrence=recurrence, pooling=["attention"]), {"input_ids": IDS, "attention_mask": MASK}),
+        (make_language_model(7, recurrence, "residual"), {"input_ids": IDS, "attention_mask": MASK}),
+        (make_classifier(recurrence=recurrence, pooling=["attention"]), {"input_ids": IDS, "attention_mask": MASK}),
         (translator, {"input_ids": IDS, "decoder_input_ids": IDS}),
     ):
         low = quantized(model)
@@ -115,8 +118,8 @@ def test_models_are_quantised(recurrence: str) -> None:
 
 
 def test_a_quantised_model_keeps_its_bank_and_gets_no_other() -> None:
-    model = make_model(0)
-    bank = HistoryBank.build(model, make_tokenizer(), ["a b c d e"])
+    model = make_language_model(0)
+    bank = HistoryBank.build(model, make_word_tokenizer(), ["a b c d e"])
     model.attach_history(bank)
     low = quantized(model)
     assert low.history_bank is not None
@@ -129,7 +132,7 @@ def test_a_quantised_model_keeps_its_bank_and_gets_no_other() -> None:
 def test_the_loss_of_an_adapted_output_layer(window: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("modeling_lle.history.loss.CHUNK_POSITIONS", 5)
     history = {"training": {"window": window}} if window else {}
-    model, merged = pair(make_model(7, tie_word_embeddings=False, history=history).train(), ["lm_head"])
+    model, merged = pair(make_language_model(7, tie_word_embeddings=False, history=history).train(), ["lm_head"])
     losses = [each(IDS, MASK, labels=IDS).loss for each in (model, merged)]
     close(*losses)
     for loss in losses:
@@ -143,7 +146,7 @@ def test_the_loss_of_an_adapted_output_layer(window: int, monkeypatch: pytest.Mo
 
 def test_the_loss_of_an_adapted_translator() -> None:
     untied = {"tie_word_embeddings": False, "share_embeddings": False}
-    model = translators.make_translator(translators.make_tokenizer(), **untied).train()
+    model = make_translator(make_capitals_tokenizer(), **untied).train()
     model.label_smoothing = 0.1
     labels = IDS.masked_fill(MASK == 0, -100)
     model, merged = pair(model, linear_names(model))
@@ -169,7 +172,7 @@ def test_the_test_time_update_of_an_adapted_model(scope: str) -> None:
 
 def test_what_the_test_time_update_cannot_change_is_named() -> None:
     adapted, low = make_updating("all"), make_updating("low-rank")
-    wrap(adapted, ["lm_head"])
+    wrap_in_adapters(adapted, ["lm_head"])
     with pytest.raises(ValueError, match=r"scope 'all' changes the weights themselves, but lm_head was wrapped"):
         adapted(IDS)
     with pytest.raises(
@@ -184,7 +187,7 @@ def test_what_the_test_time_update_cannot_change_is_named() -> None:
 
 @torch.no_grad()
 def test_an_output_layer_on_the_disk(tmp_path: Path) -> None:
-    model = make_model(7, tie_word_embeddings=False)
+    model = make_language_model(7, tie_word_embeddings=False)
     model.save_pretrained(tmp_path / "model")
     for place in ({"model": "cpu", "lm_head": "disk"}, {"model": "disk", "lm_head": "cpu"}):
         loaded = LLEForCausalLM.from_pretrained(
@@ -196,7 +199,7 @@ def test_an_output_layer_on_the_disk(tmp_path: Path) -> None:
 
 @every_recurrence
 def test_models_that_older_versions_saved_load(recurrence: str, tmp_path: Path) -> None:
-    model = make_model(0, recurrence)
+    model = make_language_model(0, recurrence)
     model.update_statistics = {name: torch.ones(1) for name, _ in model.named_parameters()}
     model.save_pretrained(tmp_path)
     for file in tmp_path.glob("*.safetensors"):
@@ -206,7 +209,7 @@ def test_models_that_older_versions_saved_load(recurrence: str, tmp_path: Path) 
     assert {f"model.stack.layers.1.mixer.{name}" for name in names} <= set(old)
     again = AutoModelForCausalLM.from_pretrained(tmp_path)
     backbone = AutoModel.from_pretrained(tmp_path)
-    filled = make_model(0, recurrence, initializer_range=0.5)
+    filled = make_language_model(0, recurrence, initializer_range=0.5)
     filled.load_state_dict({**old, "lm_head.weight": old["model.embed_tokens.weight"]})
     for name, value in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], value)

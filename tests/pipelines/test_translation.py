@@ -14,18 +14,19 @@ from modeling_lle import LLETokenizer
 from modeling_lle.data.text import encode_sentences
 from modeling_lle.entries.attribution import attribute
 from modeling_lle.entries.pairs import padded
-from tests.tiny import make_model
-from tests.word_translators import PAIRS, TOKENIZER, make, taught
+from tests.factories.language_models import make_language_model
+from tests.factories.pairs import WORD_PAIRS, WORD_PAIRS_TOKENIZER
+from tests.factories.translators import make_taught_word_translator, make_word_translator
 
-SOURCES = [pair["source"] for pair in PAIRS]
-TARGETS = [pair["target"] for pair in PAIRS]
+SOURCES = [pair["source"] for pair in WORD_PAIRS]
+TARGETS = [pair["target"] for pair in WORD_PAIRS]
 TEXTS = [*SOURCES[:3], "c b a h g", "unknown", "a b c d e f g h"]
 OPTIONS: list[dict[str, int]] = [{}, {"num_beams": 2, "num_return_sequences": 2}]
 HISTORY = {"return_history": True, "history_top": 99}
 
 
 def make_pipe(model: Any, **options: Any) -> Any:
-    return pipeline("translation", model=model, tokenizer=TOKENIZER, device="cpu", **options)
+    return pipeline("translation", model=model, tokenizer=WORD_PAIRS_TOKENIZER, device="cpu", **options)
 
 
 def texts_of(records: list[dict[str, Any]]) -> list[str]:
@@ -33,9 +34,9 @@ def texts_of(records: list[dict[str, Any]]) -> list[str]:
 
 
 def test_a_folder_and_a_model(tmp_path: Path) -> None:
-    model = make()
+    model = make_word_translator()
     model.save_pretrained(tmp_path)
-    TOKENIZER.save_pretrained(tmp_path)
+    WORD_PAIRS_TOKENIZER.save_pretrained(tmp_path)
     loaded = pipeline("translation", model=str(tmp_path), device="cpu")
     assert type(loaded) is modeling_lle.LLETranslationPipeline
     assert type(loaded.model) is modeling_lle.LLEForSeq2SeqLM
@@ -46,7 +47,7 @@ def test_a_folder_and_a_model(tmp_path: Path) -> None:
 
 
 def test_records_of_a_text_and_of_lists() -> None:
-    pipe = make_pipe(taught())
+    pipe = make_pipe(make_taught_word_translator())
     assert pipe("a b c") == [{"translation_text": "x y"}]
     assert pipe(["a b c"]) == [{"translation_text": "x y"}]
     assert pipe(SOURCES) == [{"translation_text": target} for target in TARGETS]
@@ -55,8 +56,8 @@ def test_records_of_a_text_and_of_lists() -> None:
 
 
 def test_data_sets_and_generators_are_read_as_needed() -> None:
-    pipe = make_pipe(taught())
-    rows = Dataset.from_list(PAIRS)
+    pipe = make_pipe(make_taught_word_translator())
+    rows = Dataset.from_list(WORD_PAIRS)
     assert texts_of(pipe(rows["source"])) == TARGETS
     for given in (KeyDataset(rows, "source"), (text for text in SOURCES)):
         streamed = pipe(given, batch_size=2)
@@ -68,7 +69,7 @@ def test_data_sets_and_generators_are_read_as_needed() -> None:
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_a_batch_equals_its_texts_one_by_one(with_memory: bool, options: dict[str, int]) -> None:
     # The random model rarely ends a translation: most end at the limit of their own text.
-    pipe = make_pipe(taught(history={}) if with_memory else make(seed=3))
+    pipe = make_pipe(make_taught_word_translator(history={}) if with_memory else make_word_translator(seed=3))
     texts = [*TEXTS, "", "a"]
     together = pipe(texts, batch_size=5, **options)
     alone = [pipe(text, **options) for text in texts]
@@ -76,7 +77,7 @@ def test_a_batch_equals_its_texts_one_by_one(with_memory: bool, options: dict[st
 
 
 def test_the_limit_of_a_translation() -> None:
-    model = make()
+    model = make_word_translator()
     torch.nn.init.constant_(model.lm_head.bias[:3], -1e4)  # neither the end nor padding ever comes
     pipe = make_pipe(model)
     length = lambda **options: [len(text.split()) for text in texts_of(pipe(["a", "a b c"], **options))]  # noqa: E731
@@ -92,26 +93,26 @@ def test_the_limit_of_a_translation() -> None:
 
 
 def test_blank_texts_and_odd_ones() -> None:
-    pipe = make_pipe(taught())
+    pipe = make_pipe(make_taught_word_translator())
     assert pipe("") == pipe(" \n\t") == [{"translation_text": ""}]
     assert texts_of(pipe(["", "a b c", "  ", "h", ""], batch_size=3)) == ["", "x y", "", "v u y x", ""]
     assert texts_of(pipe(["", " "], batch_size=2, return_history=True, return_match=True)) == ["", ""]
     odd = ["\0", "a\0b", "\u202eabc", "\x1b[0m a", "a\u2028b", "<eos> <pad> a", "猫", "😀" * 50]
     bpe = LLETokenizer.train(SOURCES, 300, ends_texts=True)
-    model = make(vocab_size=len(bpe), eos_token_id=bpe.eos_token_id, pad_token_id=bpe.pad_token_id)
+    model = make_word_translator(vocab_size=len(bpe), eos_token_id=bpe.eos_token_id, pad_token_id=bpe.pad_token_id)
     translate = pipeline("translation", model=model, tokenizer=bpe, device="cpu")
     assert translate(odd, batch_size=3) == [translate(text)[0] for text in odd]
 
 
 def test_placeholders_that_are_lost_or_added() -> None:
-    pipe = make_pipe(taught())
+    pipe = make_pipe(make_taught_word_translator())
     assert pipe("f g {n}") == [{"translation_text": "u {n} v"}]
     assert pipe("f g") == [{"translation_text": "u {n} v", "added": ["{n}"]}]
     assert pipe("a b c %s <b>") == [{"translation_text": "x y", "lost": ["%s", "<b>"]}]
 
 
 def test_exact_matches_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    pipe = make_pipe(taught(history={"bank": {"gate": [-20.0, 0.0, 0.0, 0.0]}}))
+    pipe = make_pipe(make_taught_word_translator(history={"bank": {"gate": [-20.0, 0.0, 0.0, 0.0]}}))
     records = pipe([*SOURCES, "d", ""], exact_matches=True, batch_size=3, return_history=True, return_match=True)
     assert texts_of(records[:5]) == TARGETS
     assert [record.get("exact", False) for record in records] == [True] * 5 + [False] * 2
@@ -126,7 +127,7 @@ def test_exact_matches_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("history", [{}, {"bank": {"gate": [0.3, 0.2, 0.1, 0.1], "sharpness": 5.0}}], ids=str)
 def test_shares_add_up_to_one(options: dict[str, int], history: dict[str, Any]) -> None:
-    pipe = make_pipe(taught(history=history))
+    pipe = make_pipe(make_taught_word_translator(history=history))
     records = pipe(TEXTS, batch_size=4, **options, **HISTORY)
     for record in [one for own in records for one in (own if isinstance(own, list) else [own])]:
         shares = [pair["share"] for pair in record["history"]]
@@ -142,7 +143,7 @@ def test_shares_add_up_to_one(options: dict[str, int], history: dict[str, Any]) 
 
 
 def test_the_history_names_the_pairs() -> None:
-    pipe = make_pipe(taught())
+    pipe = make_pipe(make_taught_word_translator())
     record = pipe("d e", return_history=True, history_top=1, return_match=True)[0]
     assert record["translation_text"] == "y z w v"
     assert record["base_share"] < 1e-6
@@ -163,13 +164,13 @@ def test_the_history_names_the_pairs() -> None:
 
 @torch.no_grad()
 def test_the_history_is_that_of_the_model() -> None:
-    model = taught(history={})
-    sources, targets = (encode_sentences(texts, TOKENIZER) for texts in (SOURCES[::-1], TARGETS))
-    batch = padded(sources, targets, TOKENIZER.pad_token_id)
+    model = make_taught_word_translator(history={})
+    sources, targets = (encode_sentences(texts, WORD_PAIRS_TOKENIZER) for texts in (SOURCES[::-1], TARGETS))
+    batch = padded(sources, targets, WORD_PAIRS_TOKENIZER.pad_token_id)
     output = model(**batch, output_history=True)
     probs = output.logits.exp().gather(-1, batch["labels"].clamp(min=0)[..., None])[..., 0]
     plain = model(**batch, use_history=False).logits.softmax(-1).gather(-1, batch["labels"].clamp(min=0)[..., None])
-    for row, found in enumerate(attribute(model, sources, targets, TOKENIZER.pad_token_id)):
+    for row, found in enumerate(attribute(model, sources, targets, WORD_PAIRS_TOKENIZER.pad_token_id)):
         number = len(targets[row])
         assert found.base_share == pytest.approx(float(output.history.base_share[row, :number].mean()))
         assert [token.prob for token in found.tokens] == pytest.approx(probs[row, :number].tolist(), rel=1e-4)
@@ -184,14 +185,14 @@ def test_the_history_is_that_of_the_model() -> None:
 
 
 def test_history_after_forgetting_and_of_namespaces() -> None:
-    model = taught()
+    model = make_taught_word_translator()
     model.history_bank.forget(where={"text": "a b c"})
     model.history_bank.add([{"source": "a b c", "target": "u u"}], source="more", namespace="mine")
     pipe = make_pipe(model)
     record = pipe("a b c", **HISTORY)[0]
     assert record["translation_text"] == "u u"
     assert (record["history"][0]["source"], record["history"][0]["row"]) == ("more", 0)
-    model.attach_history(model.history_bank, "default", TOKENIZER)
+    model.attach_history(model.history_bank, "default", WORD_PAIRS_TOKENIZER)
     record = pipe("a b c", **HISTORY)[0]
     assert {pair["source"] for pair in record["history"]} == {"pairs"}
     assert "a b c" not in {pair["text"] for pair in record["history"]}
@@ -199,7 +200,7 @@ def test_history_after_forgetting_and_of_namespaces() -> None:
 
 @pytest.mark.parametrize("how", ["none", "off", "config", "no word"])
 def test_without_a_memory_the_base_moves_all(how: str) -> None:
-    pipe = make_pipe(make() if how == "none" else taught())
+    pipe = make_pipe(make_word_translator() if how == "none" else make_taught_word_translator())
     pipe.model.config.use_history = how != "config"
     options = {"use_history": False} if how == "off" else {}
     records = pipe(["x", "a b c"][: 1 if how == "no word" else 2], **HISTORY, **options)
@@ -212,7 +213,7 @@ def test_a_model_of_transformers(tmp_path: Path) -> None:
     torch.manual_seed(0)
     sizes = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
     config = MarianConfig(
-        vocab_size=len(TOKENIZER),
+        vocab_size=len(WORD_PAIRS_TOKENIZER),
         d_model=8,
         encoder_ffn_dim=8,
         decoder_ffn_dim=8,
@@ -226,7 +227,7 @@ def test_a_model_of_transformers(tmp_path: Path) -> None:
         **sizes,
     )
     MarianMTModel(config).save_pretrained(tmp_path)
-    TOKENIZER.save_pretrained(tmp_path)
+    WORD_PAIRS_TOKENIZER.save_pretrained(tmp_path)
     pipe: Any = pipeline("translation", model=str(tmp_path), device="cpu")
     assert isinstance(pipe.model, MarianMTModel)
     texts = ["a b c", "", "f g {n}", "h e d a"]
@@ -241,20 +242,22 @@ def test_a_model_of_transformers(tmp_path: Path) -> None:
 
 
 def test_what_is_refused(tmp_path: Path) -> None:
-    pipe = make_pipe(make())
+    pipe = make_pipe(make_word_translator())
     for wrong, kind in ((None, "NoneType"), (3, "int"), (["a", 3], "int"), ([["a"]], "list"), ({"text": "a"}, "dict")):
         with pytest.raises(TypeError, match=f"which is {kind}: give texts"):
             pipe(wrong)
     with pytest.raises(ValueError, match=r"not used by the model.*num_beans"):
         pipe("a", num_beans=3)
     with pytest.raises(TypeError, match=r"needs a model from text to text.*LLEForCausalLM"):
-        make_pipe(make_model(vocab_size=len(TOKENIZER)))
+        make_pipe(make_language_model(vocab_size=len(WORD_PAIRS_TOKENIZER)))
     with pytest.raises(ValueError, match="default"):
         pipeline("translation")
 
 
 def test_options_of_the_pipeline_hold_for_every_call(tmp_path: Path) -> None:
-    pipe = make_pipe(taught(), num_beams=2, num_return_sequences=2, return_match=True, batch_size=2)
+    pipe = make_pipe(
+        make_taught_word_translator(), num_beams=2, num_return_sequences=2, return_match=True, batch_size=2
+    )
     records = pipe(SOURCES)
     assert [len(own) for own in records] == [2] * len(SOURCES)
     assert records[0][0]["match"]["score"] == 1

@@ -16,8 +16,8 @@ from modeling_lle.common.temporary import ALIVE
 from modeling_lle.training import LLETrainer, LLETrainingArguments, run
 from modeling_lle.training.checkpoints import find_checkpoint
 from scripts.benchmark.kills import kill
-from tests.recipes import TASKS, classifier, language_model
-from tests.tiny import make_model
+from tests.factories.language_models import make_language_model
+from tests.factories.recipes import RECIPES, make_classifier_recipe, make_language_recipe
 
 # In the order in which they are written.
 FILES = ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "stream_state_0.safetensors"]
@@ -35,7 +35,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a training has left, with the checkpoints 2, 4 and 6."""
     folder = tmp_path_factory.mktemp("finished") / "out"
-    recipe, rows = language_model(folder)
+    recipe, rows = make_language_recipe(folder)
     run(recipe, rows)
     return folder
 
@@ -47,7 +47,7 @@ def out(finished: Path, tmp_path: Path) -> Path:
 
 def trainer(folder: Path) -> LLETrainer:
     """One that has not begun."""
-    return LLETrainer(make_model(), LLETrainingArguments(output_dir=str(folder), report_to=[]))
+    return LLETrainer(make_language_model(), LLETrainingArguments(output_dir=str(folder), report_to=[]))
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -96,7 +96,7 @@ def test_it_ends_with_the_same_weights(out: Path) -> None:
     cut(out / "checkpoint-6" / "optimizer.pt")
     for name in ("model.safetensors", "metrics.json"):
         (out / name).unlink()
-    recipe, rows = language_model(out)
+    recipe, rows = make_language_recipe(out)
     assert run(recipe, rows, resume=True)["train_steps"] == 6
     assert_same(weights(out), due)
 
@@ -115,7 +115,7 @@ def test_what_is_not_finished_is_not_begun_anew(out: Path) -> None:
 
 def test_a_classifier_whose_bank_was_made_is_finished(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    recipe, rows = classifier(out, pretraining_epochs=0.0, max_steps=2)
+    recipe, rows = make_classifier_recipe(out, pretraining_epochs=0.0, max_steps=2)
     recipe.model["history"] = {
         "bank": {"sharpness": 5.0, "background": 0.5, "gate": [0.0, 0.0, 0.0, 0.0]}
     }  # not to be fitted
@@ -133,18 +133,18 @@ KILLS = 8
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", RECIPES)
 def test_killed_at_random_it_ends_with_the_same_weights(tmp_path: Path, task: str) -> None:
-    recipe, rows = TASKS[task](tmp_path / "due", save_steps=1)
+    recipe, rows = RECIPES[task](tmp_path / "due", save_steps=1)
     run(recipe, rows)  # compiles kernels
     begin = time.perf_counter()
-    recipe, rows = TASKS[task](tmp_path / "whole", save_steps=1)
+    recipe, rows = RECIPES[task](tmp_path / "whole", save_steps=1)
     run(recipe, rows)
     longest, choose = time.perf_counter() - begin, random.Random(0)
     due = weights(tmp_path / "whole")
     for number in range(KILLS):
         out = tmp_path / str(number)
-        recipe, rows = TASKS[task](out, save_steps=1, save_total_limit=choose.choice([1, 2, None]))
+        recipe, rows = RECIPES[task](out, save_steps=1, save_total_limit=choose.choice([1, 2, None]))
         for _ in range(3):
             kill(functools.partial(run, recipe, rows, resume=True), choose.uniform(0, longest))
             if (out / "metrics.json").exists():

@@ -13,13 +13,14 @@ from transformers import DataCollatorForTokenClassification, DataCollatorWithPad
 from modeling_lle.training.adversarial import AdversarialTrainer
 from modeling_lle.training.classification import MemberLoss
 from modeling_lle.training.pretraining import TwoWayLanguageModel, with_neighbours
-from tests.classifiers import TOKENIZER, make
+from tests.factories.classifiers import make_classifier
+from tests.factories.texts import WORD_TOKENIZER
 
 TEXTS = ["a b c d e f g h", "b", "c d", "a"]  # of lengths that differ, so that no mean of means is right
 
 
 def encoded(labels: list[Any]) -> list[dict[str, Any]]:
-    return [{**TOKENIZER(text), "labels": label} for text, label in zip(TEXTS, labels, strict=True)]
+    return [{**WORD_TOKENIZER(text), "labels": label} for text, label in zip(TEXTS, labels, strict=True)]
 
 
 def step(
@@ -44,7 +45,7 @@ def step(
         use_cpu=True,
     )
     kind = options.pop("trainer", Trainer)
-    options = {"data_collator": DataCollatorWithPadding(TOKENIZER), **options}
+    options = {"data_collator": DataCollatorWithPadding(WORD_TOKENIZER), **options}
     trainer = kind(model=model, args=arguments, train_dataset=rows, **options)
     if isinstance(trainer, AdversarialTrainer):
         trainer.embeddings = model.model.embed_tokens
@@ -60,7 +61,7 @@ CASES: dict[str, tuple[dict[str, Any], list[Any], dict[str, Any]]] = {
     "one label, smoothed": ({}, [0, 2, 1, 1], {"smoothing": 0.2}),
     "several labels, some not known": (MULTI, [[1.0, -100.0, -100.0], *HOT[1:]], {}),
     "values": ({"labels": 1}, [0.5, -2.0, 30.0, 4.0], {}),
-    "tokens": ({"of_tokens": True}, TAGS, {"data_collator": DataCollatorForTokenClassification(TOKENIZER)}),
+    "tokens": ({"of_tokens": True}, TAGS, {"data_collator": DataCollatorForTokenClassification(WORD_TOKENIZER)}),
     "members, several labels": ({"members": 2, **MULTI}, HOT, {}),
     "members, smoothed": ({"members": 2}, [0, 2, 1, 1], {"compute_loss_func": MemberLoss(0.2)}),
     "adversarial, several labels": (MULTI, HOT, ADVERSARIAL),
@@ -71,22 +72,22 @@ CASES: dict[str, tuple[dict[str, Any], list[Any], dict[str, Any]]] = {
 def test_classifiers(tmp_path: Path, case: str) -> None:
     values, labels, options = CASES[case]
     rows = encoded(labels)
-    whole, parts = (step(tmp_path, lambda: make(**values), rows, size, **options) for size in (4, 2))
+    whole, parts = (step(tmp_path, lambda: make_classifier(**values), rows, size, **options) for size in (4, 2))
     assert parts[0] == pytest.approx(whole[0], rel=1e-5)
     torch.testing.assert_close(parts[1], whole[1], rtol=1e-4, atol=1e-5)
-    before = make(**values).state_dict()
+    before = make_classifier(**values).state_dict()
     assert not torch.allclose(whole[1]["classifier.weight"], before["classifier.weight"], atol=1e-3)
 
 
 def test_pretraining(tmp_path: Path) -> None:
-    rows = [dict(TOKENIZER(text)) for text in TEXTS]
+    rows = [dict(WORD_TOKENIZER(text)) for text in TEXTS]
     whole, parts = (
         step(
             tmp_path,
-            lambda: TwoWayLanguageModel(make(members=2).model),
+            lambda: TwoWayLanguageModel(make_classifier(members=2).model),
             rows,
             size,
-            data_collator=functools.partial(with_neighbours, DataCollatorWithPadding(TOKENIZER)),
+            data_collator=functools.partial(with_neighbours, DataCollatorWithPadding(WORD_TOKENIZER)),
         )
         for size in (4, 2)
     )

@@ -14,7 +14,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from modeling_lle.cli.model_card import write_model_card
 from modeling_lle.training import Recipe, load_recipe, make_recipe, run
 from modeling_lle.training.translation import encode
-from tests.subword_translators import PAIRS, TOKENIZER
+from tests.factories.pairs import SUBWORD_PAIRS, SUBWORD_PAIRS_TOKENIZER
 
 NAMES = Path(__file__).parents[2] / "configs" / "translation"
 
@@ -46,13 +46,13 @@ def recipe(tmp_path: Path, **sections: dict[str, Any]) -> Recipe:
     return make_recipe({"task": "translation", **made})
 
 
-def pairs(given: list[tuple[str, str]] = PAIRS) -> Dataset:
+def pairs(given: list[tuple[str, str]] = SUBWORD_PAIRS) -> Dataset:
     return Dataset.from_dict({"en": [source for source, _ in given], "de": [target for _, target in given]})
 
 
 def test_a_recipe_makes_a_translator_and_its_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     long = ("cat " * 200, "Katze " * 200)
-    metrics = run(recipe(tmp_path), rows={"train": pairs([*PAIRS, long]), "validation": pairs()})
+    metrics = run(recipe(tmp_path), rows={"train": pairs([*SUBWORD_PAIRS, long]), "validation": pairs()})
     assert metrics == json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert metrics["eval_loss"] < 1.0
     assert metrics["train_steps"] == 80
@@ -62,9 +62,9 @@ def test_a_recipe_makes_a_translator_and_its_card(tmp_path: Path, capsys: pytest
     assert model.num_parameters() == metrics["parameters"]
     assert model.config.is_encoder_decoder
     assert model.config.use_cache
-    given = tokenizer([source for source, _ in PAIRS], return_tensors="pt", padding=True)
+    given = tokenizer([source for source, _ in SUBWORD_PAIRS], return_tensors="pt", padding=True)
     translated = tokenizer.batch_decode(model.generate(**given, max_new_tokens=30), skip_special_tokens=True)
-    assert translated == [target for _, target in PAIRS]
+    assert translated == [target for _, target in SUBWORD_PAIRS]
     results = {"command": "lle evaluate", "metrics": {"bleu": 38.25, "chrf": 60.5, "seconds": 3.0}}
     path = write_model_card(
         tmp_path / "out",
@@ -97,14 +97,14 @@ def test_files_are_read_by_their_languages(tmp_path: Path) -> None:
     folder.mkdir()
     for split in ("train", "val"):
         for language, side in (("en", 0), ("de", 1)):
-            (folder / f"{split}.{language}").write_text("".join(f"{pair[side]}\n" for pair in PAIRS))
+            (folder / f"{split}.{language}").write_text("".join(f"{pair[side]}\n" for pair in SUBWORD_PAIRS))
     made = recipe(tmp_path, data={"source": str(folder)}, training={"max_steps": 1})
     assert run(made)["train_steps"] == 1
 
 
 def test_every_sentence_ends_and_names_of_special_tokens_are_text() -> None:
-    encoded = encode(Dataset.from_dict({"source": ["a <eos>"], "target": ["b"]}), TOKENIZER)[0]
-    end = TOKENIZER.eos_token_id
+    encoded = encode(Dataset.from_dict({"source": ["a <eos>"], "target": ["b"]}), SUBWORD_PAIRS_TOKENIZER)[0]
+    end = SUBWORD_PAIRS_TOKENIZER.eos_token_id
     assert [ids.count(end) for ids in encoded.values()] == [1, 1]
     assert [ids[-1] for ids in encoded.values()] == [end, end]
 

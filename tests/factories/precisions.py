@@ -6,7 +6,7 @@ import torch
 from modeling_lle.common import precision as precision_module
 
 
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def record_precisions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A list that grows by each precision that is asked for, and computes in bfloat16 where that is."""
     seen: list[str] = []
 

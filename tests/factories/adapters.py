@@ -26,7 +26,7 @@ def linear_names(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if type(module) is nn.Linear]
 
 
-def wrap(model: nn.Module, names: Iterable[str]) -> None:
+def wrap_in_adapters(model: nn.Module, names: Iterable[str]) -> None:
     """Puts an adapter around each of these linear modules."""
     for name in names:
         parent, _, own = name.rpartition(".")
@@ -34,8 +34,8 @@ def wrap(model: nn.Module, names: Iterable[str]) -> None:
 
 
 @torch.no_grad()
-def merge(model: nn.Module, names: Iterable[str]) -> None:
-    """Adds to the weights of these linear modules what `wrap` would put beside them."""
+def merge_adapters(model: nn.Module, names: Iterable[str]) -> None:
+    """Adds to the weights of these linear modules what `wrap_in_adapters` would put beside them."""
     for name in names:
         linear = model.get_submodule(name)
         adapter = Adapter(nn.Linear(linear.in_features, linear.out_features, dtype=linear.weight.dtype))

@@ -20,7 +20,7 @@ def _training(folder: Path, **more: Any) -> dict[str, Any]:
     return {"output_dir": str(folder), **steps, **sizes, "disable_tqdm": True, **more}
 
 
-def language_model(folder: Path, **training: Any) -> Made:
+def make_language_recipe(folder: Path, **training: Any) -> Made:
     """It trains into `folder`."""
     own = {"segment_length": 6, "calibration_tokens": 30}
     values = {
@@ -32,7 +32,7 @@ def language_model(folder: Path, **training: Any) -> Made:
     return make_recipe(values), {"train": rows, "validation": rows.select(range(12))}
 
 
-def classifier(folder: Path, **training: Any) -> Made:
+def make_classifier_recipe(folder: Path, **training: Any) -> Made:
     """It trains into `folder`, and makes a bank there; it is pretrained."""
     values = {
         "task": "text-classification",
@@ -45,7 +45,7 @@ def classifier(folder: Path, **training: Any) -> Made:
     return make_recipe(values), {"train": Dataset.from_dict({"text": LINES, "label": labels})}
 
 
-def translator(folder: Path, **training: Any) -> Made:
+def make_translator_recipe(folder: Path, **training: Any) -> Made:
     """It trains into `folder`."""
     values = {
         "task": "translation",
@@ -58,8 +58,8 @@ def translator(folder: Path, **training: Any) -> Made:
     return make_recipe(values), {"train": rows, "validation": rows.select(range(6))}
 
 
-TASKS: dict[str, Callable[..., Made]] = {
-    "language": language_model,
-    "classification": classifier,
-    "translation": translator,
+RECIPES: dict[str, Callable[..., Made]] = {
+    "language": make_language_recipe,
+    "classification": make_classifier_recipe,
+    "translation": make_translator_recipe,
 }
