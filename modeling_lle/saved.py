@@ -6,7 +6,7 @@ import contextlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import cached_file
@@ -18,6 +18,13 @@ from .bank.protocol import Bank
 from .common.temporary import sweep
 from .data.rows import class_name
 from .history.label_rule import MULTI, REGRESSION, Label
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from .models.classification import LLEForSequenceClassification
+    from .models.pretrained import LLEPreTrainedModel
+    from .models.seq2seq import LLEForSeq2SeqLM
 
 CLASSIFIER = "LLEForSequenceClassification"
 TRANSLATOR = "LLEForSeq2SeqLM"
@@ -88,8 +95,8 @@ def bank_place(model_path: str | Path, bank: str | Path | None = None, option: s
 
 
 def attach_bank(
-    model: Any,
-    tokenizer: Any,
+    model: "LLEPreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
     model_path: str | Path,
     bank: str | Path | None = None,
     namespaces: Sequence[str] | None = None,
@@ -119,7 +126,12 @@ def attach_bank(
 
 
 def teach(
-    model: Any, tokenizer: Any, path: Path, texts: Sequence[str], labels: Sequence[Label], **options: Any
+    model: "LLEForSequenceClassification",
+    tokenizer: "PreTrainedTokenizerBase",
+    path: Path,
+    texts: Sequence[str],
+    labels: Sequence[Label],
+    **options: Any,
 ) -> int:
     """As `learn` of a classifier, into the bank at `path`, which is made if there is none; whole or not at all.
 
@@ -136,12 +148,15 @@ def teach(
         model.attach_history(HistoryBank.open(path), tokenizer=tokenizer)
         return model.learn(texts, labels, tokenizer, **options)
     added = model.learn(texts, labels, tokenizer, **options)  # into a temporary bank
+    assert model.history_bank is not None
     model.history_bank.save_pretrained(path)
     model.attach_history(HistoryBank.open(path), tokenizer=tokenizer)
     return added
 
 
-def remember(model: Any, tokenizer: Any, path: Path, pairs: Iterable[Any], **options: Any) -> int:
+def remember(
+    model: "LLEForSeq2SeqLM", tokenizer: "PreTrainedTokenizerBase", path: Path, pairs: Iterable[Any], **options: Any
+) -> int:
     """Adds sentence pairs to the memory at `path`, which is made if there is none; whole or not at all.
 
     To a memory that is there, more than 65,536 pairs are added in parts of so many, each whole or not at all.

@@ -371,18 +371,9 @@ class HistoryBank(BaseBank):
 
     # Keeping and sharing
 
-    def save_pretrained(self, path: str | Path) -> None:
-        """Writes a copy of the bank, as it is in memory, into the folder `path`, as a whole or not at all.
-
-        The folder must be empty, or hold an older copy of this bank, which nobody has changed since. Into its own
-        folder nothing needs to be written.
-        """
-        with self.saving(path):
-            pass
-
     @contextlib.contextmanager
     def saving(self, path: str | Path) -> Iterator[None]:
-        """As `save_pretrained`: checks and copies everything, and lets it count at the end of the block.
+        """As `save_pretrained`: checks and copies everything, and lets it take effect at the end of the block.
 
         Raises:
             FileExistsError: There is another bank at `path`, or other files.

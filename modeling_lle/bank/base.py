@@ -1,6 +1,7 @@
 """BaseBank: what every bank has in common, derived from its snapshot: subclass it to implement `Bank`."""
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -119,3 +120,12 @@ class BaseBank(Bank):
             raise ValueError("No tokenizer: pass tokenizer=, or attach the bank with one")
         self.check_model(model)
         return model.entry_kind.add(self, dataset, model, tokenizer, **options)
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Writes a copy of the bank, as this process knows it, into the folder `path`, as a whole or not at all.
+
+        The folder must be empty, or hold an older copy of this bank, which nobody has changed since. Into its own
+        folder nothing needs to be written.
+        """
+        with self.saving(path):
+            pass

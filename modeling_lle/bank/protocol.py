@@ -335,8 +335,12 @@ class Bank(Protocol):
 
     # Copies
 
+    def save_pretrained(self, path: str | Path) -> None:
+        """Writes a copy as a bank folder, as a whole or not at all."""
+        ...
+
     def saving(self, path: str | Path) -> AbstractContextManager[None]:
-        """Writes a copy as a bank folder, which takes effect at the end of the block, as a whole or not at all."""
+        """As `save_pretrained`: checks and writes everything, and lets it take effect at the end of the block."""
         ...
 
     def push_to_hub(self, repo_id: str, **options: Any) -> Any:

@@ -5,15 +5,44 @@ recall; an entry's share of it is exact, and a pair's is the sum over its entrie
 Shapes: B translations, T tokens, K candidates.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ..history.loss import IGNORED
-from .pairs import padded
+from ..history.prediction import Prediction
+from .pairs import Memory, PairEncoder, padded
+
+
+class Translator(PairEncoder, Protocol):
+    """A translator that recalls from a memory."""
+
+    @property
+    def model(self) -> Any:
+        """Encoder and decoder."""
+        ...
+
+    @property
+    def memory(self) -> Memory:
+        """The attached memory as it is now."""
+        ...
+
+    def read_source(
+        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, *, memory: Memory | None = None
+    ) -> Any:
+        """Encoded sources with the candidates of a memory."""
+        ...
+
+    def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
+        """The decoder's input (B, T) for targets (B, T) int64."""
+        ...
+
+    def predictions(self, states: Tensor, source: Any) -> Iterator[Prediction]:
+        """Predictions after the decoder's states (B, T, D), block by block."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -50,7 +79,11 @@ class Attribution:
 
 @torch.no_grad()
 def attribute(
-    model: Any, sources: Sequence[list[int]], targets: Sequence[list[int]], pad_token_id: int, memory: Any = None
+    model: Translator,
+    sources: Sequence[list[int]],
+    targets: Sequence[list[int]],
+    pad_token_id: int,
+    memory: Memory | None = None,
 ) -> list[Attribution]:
     """What moved each of B translations.
 
@@ -74,6 +107,8 @@ def attribute(
     for prediction in model.predictions(states, source):
         own = labels[:, prediction.positions]
         history = prediction.history()
+        assert history.bank_shares is not None
+        assert history.base_share is not None
         totals += (history.bank_shares * (own != IGNORED)[..., None]).sum(1)
         columns.append(
             torch.stack([prediction.base_log_probs(own).exp(), prediction.log_probs(own).exp(), history.base_share])
@@ -86,7 +121,7 @@ def attribute(
 
 
 def _attribution(
-    target: list[int], numbers: list[list[float]], ids: Tensor, shares: Tensor, memory: Any
+    target: list[int], numbers: list[list[float]], ids: Tensor, shares: Tensor, memory: Memory
 ) -> Attribution:
     """That of one translation, given three numbers of each token, and the ids and summed shares (K,) of entries."""
     if not target:

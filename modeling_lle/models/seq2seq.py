@@ -20,9 +20,8 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from ..backbone.recurrence import padding_is_last, variational_dropout
-from ..bank.bank import HistoryBank
 from ..bank.found import Found
-from ..bank.protocol import EntryKind, Outcome
+from ..bank.protocol import Bank, EntryKind, Outcome
 from ..common.packages import raise_missing
 from ..common.precision import outside_autocast
 from ..configuration import LLEConfig, LLESeq2SeqConfig
@@ -336,7 +335,7 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
 
     # The memory
 
-    def attach_history(self, bank: HistoryBank, namespaces: Any = None, tokenizer: Any = None) -> None:
+    def attach_history(self, bank: Bank, namespaces: Any = None, tokenizer: Any = None) -> None:
         """As for every LLE model; the tokenizer is needed, unless the bank was built with it in this process."""
         _ = self.entry_kind  # without the package there is no memory: now, and not in the first sentence
         super().attach_history(bank, namespaces, tokenizer)

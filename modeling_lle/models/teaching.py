@@ -10,7 +10,7 @@ from typing import Any
 from ..bank.bank import HistoryBank
 from ..bank.fingerprint import fingerprint
 from ..bank.manifest import BankError
-from ..bank.protocol import DEFAULT, EntryKind, Outcome, Snapshot
+from ..bank.protocol import DEFAULT, Bank, EntryKind, Outcome, Snapshot
 from ..common.packages import raise_missing
 from ..history.label_rule import Label, LabelSpace, check_outcomes, kind_of, names_of
 from .pretrained import LLEPreTrainedModel
@@ -72,7 +72,7 @@ class TeachableModel(LLEPreTrainedModel):
         self.config.id2label = dict(enumerate(names))
         self.config.label2id = {name: number for number, name in enumerate(names)}
 
-    def attach_history(self, bank: HistoryBank, *args: Any, **kwargs: Any) -> None:
+    def attach_history(self, bank: Bank, *args: Any, **kwargs: Any) -> None:
         """As for every LLE model; the configuration gets the names of the labels that only the bank knows."""
         try:
             check_outcomes(bank.labels or (), self.kind)
@@ -128,9 +128,7 @@ class TeachableModel(LLEPreTrainedModel):
         if isinstance(texts, str) or len(texts) != len(labels):
             raise ValueError(f"give a list of texts and as many labels: got {len(texts)} texts, {len(labels)} labels")
         self.check_history()
-        bank = self.history_bank
-        if bank is None:
-            bank = self._make_bank()
+        bank = self._make_bank() if self.history_bank is None else self.history_bank
         own_tokenizer = bank.encoder[1] if bank.encoder is not None else None
         tokenizer = tokenizer or own_tokenizer
         if tokenizer is None:

@@ -130,8 +130,8 @@ class LLETranslationPipeline(Pipeline):
             targets = [self._target(sequence) for sequence in sequences.tolist()]
             found: list[Any] = [None] * len(targets)
             if return_history and self._uses_history(generate.get("use_history")):
-                read = [encoded[row] for row in owners]
-                found = attribute(self.model, read, targets, self._tokenizer.pad_token_id, memory)
+                read, model = [encoded[row] for row in owners], self._translator
+                found = attribute(model, read, targets, self._tokenizer.pad_token_id, memory)
             for row, target, item in zip(owners, targets, found, strict=True):
                 history = self._history(texts[row], item, history_top, memory) if return_history else {}
                 results[row].append({"ids": target, **history})
@@ -165,6 +165,10 @@ class LLETranslationPipeline(Pipeline):
 
     def _uses_history(self, given: bool | None) -> bool:
         return self.memory is not None and bool(self.model.config.use_history if given is None else given)
+
+    @property
+    def _translator(self) -> Any:
+        return self.model
 
     @property
     def _tokenizer(self) -> Any:

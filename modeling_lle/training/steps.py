@@ -26,7 +26,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from ..bank.bank import HistoryBank
+from ..bank.protocol import Bank
 from ..bank.files import Folder
 from ..bank.manifest import HISTORY_FOLDER
 from ..common.temporary import replacing
@@ -96,7 +96,7 @@ def leave_group() -> None:
     PartialState().destroy_process_group()
 
 
-def save(recipe: Recipe, trainer: Trainer, metrics: dict[str, Any], bank: HistoryBank | None = None) -> None:
+def save(recipe: Recipe, trainer: Trainer, metrics: dict[str, Any], bank: Bank | None = None) -> None:
     """Writes the model, the tokenizer, recipe.yaml, the bank and metrics.json into the output folder.
 
     The last says that the run is finished: it is taken away first, and written when all else is there.
