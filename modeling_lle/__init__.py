@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         TrainingConfig,
         TranslatorConfig,
     )
+    from .history.attachment import Attachment
     from .history.cache import LLECache
     from .models.backbone import LLEModel
     from .models.causal import LLEForCausalLM
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from .tokenization import LLETokenizer
 
 _HOME = {
+    "Attachment": "history.attachment",
     "BackboneConfig": "configuration_sections",
     "BankConfig": "configuration_sections",
     "ClassifierConfig": "configuration_sections",
@@ -62,6 +64,7 @@ _HOME = {
 }
 
 __all__ = [
+    "Attachment",
     "BackboneConfig",
     "BankConfig",
     "ClassifierConfig",

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from ..bank.found import Found
 from ..configuration import BankConfig, StreamConfig
 from .attachment import Attachment
-from .stream import Block, Stream
 from .rule import Recall, kernel, log_age, recall_bank, recall_stream
+from .stream import Block, Stream
 
 STREAM, BANK = "stream", "bank"
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.tiny import make_model
 from torch import Tensor
 
 from modeling_lle import HistoryBank
@@ -17,7 +18,6 @@ from modeling_lle.bank.found import Document
 from modeling_lle.bank.manifest import Added, BankError
 from modeling_lle.bank.protocol import Bank, Snapshot
 from modeling_lle.bank.segment import Segment
-from tests.tiny import make_model
 
 FINGERPRINT, WIDTH, VOCABULARY = "of the tests", 8, 50
 
