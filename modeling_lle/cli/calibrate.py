@@ -77,6 +77,7 @@ def calibrate(
     Of a language model it reads text; of a classifier labelled texts, of which those out of scope fit the score of
     "none of these"; of a translator sentence pairs, each of which is predicted from the memory's others.
     """
+    from ..configuration_sections import READ_BY
     from ..saved import architecture, task_of
 
     folder = _place(model, output)
@@ -86,7 +87,9 @@ def calibrate(
     options |= {"name": name, "split": split, "precision": precision.value}
     loaded, tokenizer, found = _CALIBRATE[task](model, source, bank_path, namespace or None, options)
     _save(loaded, tokenizer, folder)
-    typer.echo(json.dumps({**found, **loaded.config.to_dict()["history"]}, indent=2))
+    values = loaded.config.to_dict()
+    read = [path.removeprefix("history.") for path in READ_BY[kind]]
+    typer.echo(json.dumps({**found, **{name: {**values["history"], **values}[name] for name in read}}, indent=2))
 
 
 def _language_model(

@@ -70,8 +70,8 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
         super().__init__(config)
         if config.bidirectional:
             raise ValueError("a language model must not see what it predicts: set bidirectional=False")
-        config.check_sections("LLEForCausalLM")
         self.model = LLEModel(config)
+        config.check_sections("LLEForCausalLM")
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
         self.history_loss = HistoryLoss(config) if config.training.window else None
         self.post_init()

@@ -9,7 +9,7 @@ Shapes: B batch, T time, M members, C trained labels, L labels, K neighbours, n 
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -77,8 +77,8 @@ class _Classifier(TeachableModel):
 
     def __init__(self, config: LLEConfig) -> None:
         super().__init__(config)
-        config.check_sections(self.architecture)
         self.model = LLEModel(config)
+        config.check_sections(self.architecture)
         self.pooling = self._make_pooling()
         self.classifier = nn.Linear(self.key_size, len(self.trained_labels))
         self.post_init()

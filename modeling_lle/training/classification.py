@@ -70,7 +70,7 @@ def run_classification(recipe: Recipe, rows: dict[str, Any] | None = None, resum
         minutes = pretrain(model.model, texts, tokenizer, arguments, arguments.pretraining_epochs)
     metrics = train(trainer, checkpoint, minutes)
     size = arguments.per_device_eval_batch_size
-    given = (recipe.model.get("history") or {}).get("bank") or {}
+    given = [*((recipe.model.get("history") or {}).get("bank") or {}), *(recipe.model.get("classifier") or {})]
     fixed = [name for name in given if name in CALIBRATED]  # what the recipe says is not fitted
     unlabelled = encode(strangers, tokenizer)
     with in_precision(model, arguments.precision):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from modeling_lle.bank.found import Found
-from modeling_lle.configuration import BankConfig
+from modeling_lle.configuration_sections import BankConfig, ClassifierConfig
 from modeling_lle.history.label_rule import (
     MULTI,
     REGRESSION,
@@ -110,9 +110,9 @@ def test_the_kernel_gives_what_the_rule_gives(seed: int, outcomes: list[str], sh
     logits, found, space = make(seed, outcomes)
     found.counts[0] = 0
     found.counts[1:] *= 1 + found.outcomes[1:].int()
-    numbers = BankConfig(sharpness=sharpness, background=BACKGROUND, margin=0.03, gate=GATE)
-    got, mass = mix(logits, found, space, SINGLE, numbers)
-    due, due_mass = mix(logits.requires_grad_(), found, space, SINGLE, numbers)
+    sections = BankConfig(sharpness=sharpness, gate=GATE), ClassifierConfig(background=BACKGROUND, margin=0.03)
+    got, mass = mix(logits, found, space, SINGLE, *sections)
+    due, due_mass = mix(logits.requires_grad_(), found, space, SINGLE, *sections)
     assert due.labels.requires_grad
     assert not got.labels.requires_grad
     for name in ("labels", "scope", "base_share", "shares"):
@@ -222,10 +222,10 @@ def test_fitting_lowers_the_loss_and_trusts_a_bank_that_is_right() -> None:
     found = Found(similarity, order, order, torch.ones_like(order).int())
     logits = torch.randn(200, 8, generator=generator)  # a base that knows nothing
     space = LabelSpace.of(names, SINGLE, names, torch.ones(8, dtype=torch.bool))
-    numbers = BankConfig()
-    measured = fit_labels(Answered(logits, labels, found), space, numbers, SINGLE, 40)
+    bank, classifier = BankConfig(), ClassifierConfig()
+    measured = fit_labels(Answered(logits, labels, found), space, bank, classifier, SINGLE, 40)
     assert measured["after_nats"] < measured["before_nats"]
-    recalled = Recalled.of(found, space, SINGLE, numbers.sharpness, numbers.background)
-    mixture = Mixture.of(Features.of(logits, SINGLE), recalled, numbers.gate)
+    recalled = Recalled.of(found, space, SINGLE, bank.sharpness, classifier.background)
+    mixture = Mixture.of(Features.of(logits, SINGLE), recalled, bank.gate)
     assert float((mixture.labels.argmax(-1) == labels).float().mean()) > 0.9
     assert float(mixture.base_share.mean()) < 0.5
