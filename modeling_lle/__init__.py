@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .registration import register
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 if TYPE_CHECKING:
     from .bank.bank import HistoryBank
