@@ -48,7 +48,6 @@ class Subject:
         return bank
 
 
-
 def segment(
     outcomes: Sequence[Sequence[int]], source: str = "first", namespace: str = "ann", seed: int = 0, first: int = 0
 ) -> tuple[Segment, list[Added]]:
@@ -335,7 +334,7 @@ def what_cannot_be_forgotten_is_an_error(subject: Subject, tmp_path: Path) -> No
     for given in ({"source": "frist"}, {"namespace": "eve"}, {"ids": [3, 10_000]}):
         assert bank.forget(**given, missing_ok=True) == 0  # type: ignore[arg-type]
     for nothing in ({}, {"where": {}}):
-        with pytest.raises(ValueError, match="forget what"):
+        with pytest.raises(ValueError, match="nothing to forget"):
             bank.forget(**nothing)  # type: ignore[arg-type]
     assert (bank.generation, len(bank)) == (before, 10)
 
