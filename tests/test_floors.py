@@ -49,7 +49,6 @@ ANY = {
     "history.explanation": 1,
     "history.overlay": 17,
     "models.arguments": 1,
-    "saved": 3,
     "training.trainer": 2,
 }
 LONG_FILES = {"history.overlay"}

@@ -1,8 +1,8 @@
-"""Exact search: the entries whose keys are nearest to a query, whatever else the bank holds.
+"""Exact search for the entries whose keys are nearest to a query.
 
-Notable: a first product in low precision finds every entry that its rounding error leaves possible; those are scored
-again in one fixed order of operations, and equal scores go to the older entry. So the result depends on the entries
-that may be found only, to the last bit: not on how many others there are, nor on the hardware's matrix product.
+Notable: a first product in low precision yields every entry that its rounding error leaves possible; these are scored
+again in a fixed order of operations, and of equal scores the older entry comes first. To the last bit, the result does
+not depend on entries that may not be found, nor on the hardware's matrix product.
 Shapes: Q queries, N entries, D width, K neighbours. Keys and queries are normalised: scores are cosines.
 """
 
@@ -19,7 +19,7 @@ SCORES = 1 << 24  # scores of the first product at once
 _SLACK = {torch.bfloat16: 3 * 2.0**-8, torch.float32: 2.0**-14}
 
 
-Parts = list[tuple[int, Tensor]]  # the number of the first entry, and the keys (n, D) bfloat16 of n entries from there
+Parts = list[tuple[int, Tensor]]  # index of the first entry, and the keys (n, D) bfloat16 of n entries from there
 
 
 def nearest(queries: Tensor, parts: Parts, usable: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
@@ -29,7 +29,7 @@ def nearest(queries: Tensor, parts: Parts, usable: Tensor, neighbours: int) -> t
         queries: (Q, D) float32, normalised.
         parts: The keys of the N entries, normalised.
         usable: (N,) bool, which entries may be found.
-        neighbours: How many to find, K.
+        neighbours: Number of entries to find, K.
 
     Returns:
         Similarity (Q, K) float32, descending, and index (Q, K) int64; 0 and -1 where there are fewer than K.

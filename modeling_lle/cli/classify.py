@@ -193,7 +193,7 @@ def forget(
     from ..saved import bank_place, load_classifier, read_label
 
     if given is None and label is None and source is None and namespace is None:
-        raise ValueError("forget what? give texts, --label, --source or --namespace")
+        raise ValueError("nothing to forget: give texts, --label, --source or --namespace")
     texts = None if given is None else read_table(given, text_column).texts(text_column)
     bank = HistoryBank.open(bank_place(model, bank_path))
     loaded, tokenizer = load_classifier(model)

@@ -1,8 +1,8 @@
-"""Which sentence pairs of a memory moved a translation, and by exactly how much.
+"""Attribution of a translation to the sentence pairs of a memory, by exact shares.
 
-Notable: every token of a translation is a mixture of what the base predicts and of what the entries of the memory
-recall; an entry's share of it is exact, and a pair's is the sum over its entries. Nothing is estimated.
-Shapes: B translations, T tokens, K candidates.
+Notable: each token is predicted by a mixture of the base and the entries of the memory; the share of a pair is the sum
+over its entries. Nothing is estimated.
+Shapes: B batch, T time, K candidates.
 """
 
 from collections.abc import Iterator, Sequence
@@ -63,12 +63,12 @@ class TokenShare:
 
 @dataclass(frozen=True)
 class Attribution:
-    """What moved a translation.
+    """Shares of the base and of the pairs in a translation.
 
     Attributes:
         base_share: The base's share, mean over the tokens.
-        shares: The shares of the pairs likewise, by their places in `Memory.pairs`, the largest first; they and the
-            base's add up to one.
+        shares: Likewise the shares of the pairs by their indices in `Memory.pairs`, the largest first; together with
+            the base's they add up to one.
         tokens: The tokens of the translation.
     """
 
@@ -85,14 +85,14 @@ def attribute(
     pad_token_id: int,
     memory: Memory | None = None,
 ) -> list[Attribution]:
-    """What moved each of B translations.
+    """Attributes each of B translations to the pairs of a memory.
 
     Args:
         model: A translator with a memory, in evaluation mode.
         sources: Token ids of the sources.
         targets: Token ids of the translations, with their end tokens.
-        pad_token_id: What pads the sources.
-        memory: The `Memory` whose pairs are named; None: the model's as it is now.
+        pad_token_id: Padding of the sources.
+        memory: The memory; None: the newest state of the model's.
     """
     if not any(targets):
         return [Attribution(1.0, {}, []) for _ in targets]
@@ -123,7 +123,7 @@ def attribute(
 def _attribution(
     target: list[int], numbers: list[list[float]], ids: Tensor, shares: Tensor, memory: Memory
 ) -> Attribution:
-    """That of one translation, given three numbers of each token, and the ids and summed shares (K,) of entries."""
+    """Attribution of one translation, from three values for each token, and ids and summed shares (K,) of entries."""
     if not target:
         return Attribution(1.0, {}, [])
     tokens = [TokenShare(id, *three) for id, three in zip(target, numbers, strict=False)]

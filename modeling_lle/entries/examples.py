@@ -1,7 +1,8 @@
-"""Labelled examples as entries of a bank: the key of a text, or of its words, and the label as its outcome.
+"""ExampleEntries: labelled examples as entries of a bank, with the key of a text or word and its label as the outcome.
 
-Notable: an example's document holds its text and its label, so that it can be shown, found and taken back; in its
-tokens the text is followed by the outcomes. A text has one label in a namespace. Shapes: N entries, D width.
+Notable: an example's document holds its text and its label, so that it can be shown, found and taken back; its tokens
+are those of the text, followed by the outcomes. A text has one label in a namespace.
+Shapes: B batch, T time, N entries, D width.
 """
 
 import difflib
@@ -22,8 +23,8 @@ from ..history.label_rule import REGRESSION, SINGLE, Label, labels_in, outcome_n
 
 logger = logging.getLogger(__name__)
 
-TOKENS = 8192  # of a batch, padding included, unless a single text is longer
-TEXTS = 256  # of a batch
+TOKENS = 8192  # tokens of a batch, padding included, unless a single text is longer
+TEXTS = 256  # texts of a batch
 
 
 class ExampleEncoder(Encoder, Protocol):
@@ -142,8 +143,9 @@ class _Examples:
     """Texts with the names of their outcomes, checked.
 
     Attributes:
-        items: For each example its text or words, as what it is shown and found, and the outcome of the text or of
-            each word, None where a word has no label.
+        items: For each example its text or list of words, the text by which it is shown and found, and the outcome of
+            the text or of each word, None where a word has no label.
+        of_words: Whether each word has a label of its own.
     """
 
     def __init__(
@@ -198,7 +200,7 @@ class _Examples:
                 )
 
     def compare(self, before: dict[str, tuple[str, list[int]]], relabel: bool) -> tuple[list[int], list[int]]:
-        """Which examples are new, each once, and the ids of the entries that they replace."""
+        """Indices of the new examples, each text once, and the ids of the entries that they replace."""
         chosen, replaced = [], []
         seen: set[str] = set()
         for row, (_, shown, names) in enumerate(self.items):
@@ -221,7 +223,7 @@ def _short(text: str) -> str:
 
 
 def _shown(names: Sequence[str | None]) -> str:
-    """What a document holds as its label."""
+    """The label as a document holds it."""
     return str(names[0]) if len(names) == 1 else json.dumps(names, ensure_ascii=False)
 
 
@@ -234,10 +236,10 @@ def _present(state: Snapshot, namespace: str) -> dict[str, tuple[str, list[int]]
 
 
 def held_out(bank: Bank, texts: Sequence[str]) -> list[int]:
-    """The places of the texts that are not in a bank, to fit its numbers on.
+    """Indices of the texts that are not in a bank, to calibrate on.
 
     Raises:
-        ValueError: All are.
+        ValueError: All texts are in the bank.
     """
     known = {document.columns["text"] for document in bank.documents()}
     places = [place for place, text in enumerate(texts) if text not in known]
@@ -254,7 +256,13 @@ def held_out(bank: Bank, texts: Sequence[str]) -> list[int]:
 def condition(
     bank: Bank, texts: Iterable[str] | None, label: Label | None, kind: str
 ) -> Callable[[dict[str, Any]], bool] | None:
-    """A test of documents: whether they have one of these texts and this label; None for any.
+    """The `where` of `Bank.forget` for examples with one of these texts and this label; None if neither is given.
+
+    Args:
+        bank: The bank.
+        texts: The texts; None: any.
+        label: The label; None: any.
+        kind: The `problem_type` of the classifier.
 
     Raises:
         BankError: The bank has no such text or label.
@@ -280,7 +288,7 @@ def condition(
 def _segment(
     model: ExampleEncoder, tokenizer: PreTrainedTokenizerBase, items: list[tuple[Any, str, list[str | None]]]
 ) -> tuple[Segment, list[str]]:
-    """Examples as a segment whose outcomes are numbers in the list of names that comes with it; of no source yet."""
+    """Encodes examples as a segment without a source; its outcomes are indices in the list of names beside it."""
     of_words = model.pooling is None
     encoded = tokenizer([text for text, _, _ in items], is_split_into_words=of_words, return_attention_mask=False)
     places = [_places(encoded, row, names) if of_words else [0] for row, (_, _, names) in enumerate(items)]
@@ -326,7 +334,7 @@ def _segment(
 
 
 def _places(encoded: Any, row: int, names: list[str | None]) -> list[int]:
-    """Where the first token of each word stands that has a label."""
+    """Index of the first token of each word that has a label."""
     words = encoded.word_ids(row)
     places = {word: place for place, word in reversed(list(enumerate(words))) if word is not None}
     missing = [word for word, name in enumerate(names) if name is not None and word not in places]
@@ -336,11 +344,11 @@ def _places(encoded: Any, row: int, names: list[str | None]) -> list[int]:
 
 
 def batches(lengths: Sequence[int], most: int = TEXTS) -> Iterator[list[int]]:
-    """The rows of texts in batches, those of similar length together.
+    """Yields the indices of texts in batches of similar length.
 
     Args:
         lengths: Number of tokens of each text.
-        most: Number of texts of a batch; fewer where they would be more than `TOKENS` together, padding included.
+        most: Largest number of texts of a batch; fewer where they have more than `TOKENS` tokens, padding included.
 
     Raises:
         ValueError: A text has no token.

@@ -378,21 +378,6 @@ def test_resuming_an_interrupted_add(tmp_path: Path, monkeypatch: pytest.MonkeyP
     torch.testing.assert_close(content(bank)[0], content(whole)[0], atol=0.02, rtol=0)
 
 
-def test_a_snapshot_stays_until_it_is_refreshed(tmp_path: Path) -> None:
-    writer = build(TEXTS[:6], path=tmp_path)
-    reader = HistoryBank.open(tmp_path)
-    query = torch.eye(6)[:2]
-    expected = reader.search(query, 5)
-    writer.add(TEXTS[6:])
-    writer.forget(source="added-1")
-    writer.compact()
-    assert torch.equal(reader.search(query, 5).ids, expected.ids)
-    assert reader.refresh()
-    assert not reader.refresh()
-    assert torch.equal(reader.search(query, 5).ids, writer.search(query, 5).ids)
-    assert not torch.equal(reader.search(query, 5).ids, expected.ids)
-
-
 @pytest.mark.parametrize(
     ("dataset", "options", "message"),
     [
@@ -416,26 +401,6 @@ def test_data_that_cannot_be_added(dataset: Any, options: dict[str, Any], messag
         build(dataset, **options)
 
 
-def test_what_cannot_be_forgotten() -> None:
-    bank = build(source="texts")
-    for given, message in [
-        ({"ids": [0, 10_000]}, "has no entry 10000"),
-        ({"source": "test"}, r"no source 'test' \(did you mean 'texts'\?\); it has: texts"),
-        ({"namespace": "x"}, "no namespace 'x'; it has: default"),
-    ]:
-        with pytest.raises(BankError, match=message):
-            bank.forget(**given)
-    with pytest.raises(ValueError, match="forget what"):
-        bank.forget()
-    assert bank.forget([3]) == 1
-    with pytest.raises(BankError, match="no entry 3: it was never made, or was forgotten"):
-        bank.forget([3])
-    with pytest.raises(BankError, match="no entry 3"):
-        bank.describe([3])
-    with pytest.raises(BankError, match=r"for which all of this holds: the condition\. Nothing was forgotten"):
-        bank.forget(where=lambda columns: False)
-
-
 def test_a_data_set_with_columns() -> None:
     rows = Dataset.from_dict({"text": TEXTS, "user": ["ann", "bob"] * 6, "row": range(12), "parts": [[1]] * 12})
     bank = build(rows, source="set")
@@ -444,11 +409,6 @@ def test_a_data_set_with_columns() -> None:
     assert text.columns == {"user": "ann", "row_": 0, "parts": [1]}
     assert text.before == [WORD_TOKENIZER.eos_token_id]
     assert len(text.after) == min(2, len(TEXTS[0].split()))
-
-
-def test_width_of_queries() -> None:
-    with pytest.raises(ValueError, match=r"queries must be \(Q, 6\), got \(2, 5\)"):
-        build().search(torch.zeros(2, 5), 3)
 
 
 def test_nothing_encodes_without_a_model(tmp_path: Path) -> None:

@@ -69,7 +69,11 @@ def test_forgets_where_values_are_the_same(where: Any, rows: list[int]) -> None:
         ({"where": {"user": "ann"}, "ids": [4]}, r"holds: ids=\[4\], where="),
         ({"ids": []}, r"holds: ids=\[\]"),
         ({"namespace": ""}, "no namespace ''; it has: default"),
-        ({"source": "rowz"}, r"no source 'rowz' \(did you mean 'rows'\?\)"),
+        ({"source": "rowz"}, r"no source 'rowz' \(did you mean 'rows'\?\); it has: rows"),
+        (
+            {"where": lambda columns: False},
+            r"this holds: the condition\. Nothing was forgotten; pass missing_ok",
+        ),
     ],
 )
 def test_what_fits_nothing_is_an_error_unless_asked_for(given: dict[str, Any], message: str) -> None:
@@ -91,7 +95,7 @@ def test_columns_that_are_none() -> None:
 
 @pytest.mark.parametrize("given", [{}, {"where": {}}, {"ids": 3}, {"ids": [1.5]}, {"ids": ["1"]}])
 def test_what_says_nothing(given: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"forget what|ids are a list of whole numbers"):
+    with pytest.raises(ValueError, match=r"nothing to forget|ids are a list of whole numbers"):
         build(ROWS).forget(**given)
 
 

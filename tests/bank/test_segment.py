@@ -261,7 +261,7 @@ def test_labels_that_are_none(tmp_path: Path, kind: str, label: str, message: st
     model.history_bank.save_pretrained(tmp_path)
     model.detach_history()
     forge_manifest(tmp_path, lambda values: values.update(labels=[label]))
-    with pytest.raises(BankError, match=rf"manifest.json has the label .*{message}"):
+    with pytest.raises(BankError, match=rf"the bank .* has the label .*{message}"):
         model.attach_history(HistoryBank.open(tmp_path), tokenizer=WORD_TOKENIZER)
     assert model.history_bank is None
 
