@@ -9,7 +9,7 @@ Shapes: B batch, T time, M members, C trained labels, L labels, K neighbours, n 
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
