@@ -21,8 +21,10 @@ from ..bank.manifest import Added, BankError, check_names
 from ..bank.protocol import DEFAULT, Bank, Encoder, Snapshot
 from ..bank.segment import Segment
 from ..common.checks import check_unicode
+from ..common.modes import evaluating
 from ..common.precision import outside_autocast
 from ..data.text import encode_sentences
+from ..history.attachment import Attachment
 from ..history.loss import IGNORED
 from .examples import batches
 
@@ -107,21 +109,17 @@ class PairEntries:
         """
         pairs = _pairs(rows, source_column, target_column)
         check_names([("namespace", namespace)] if source is None else [("namespace", namespace), ("source", source)])
-        training = model.training
-        model.eval()
-        try:
-            with bank.writing() as state, tqdm(desc="Encoding", unit=" pairs", disable=not progress) as bar:
-                name = source or state.free_source("added")
-                new = _new_pairs(state, pairs, namespace, state.added(namespace, name).rows)
-                bar.reset(total=len(new))
-                parts = (new[start : start + WRITTEN] for start in range(0, len(new), WRITTEN))
-                segments = (
-                    (_segment(model, tokenizer, part, name, bar), [Added(namespace, name, part[-1].row + 1)])
-                    for part in parts
-                )
-                return bank.append(segments, namespace)
-        finally:
-            model.train(training)
+        bar = tqdm(desc="Encoding", unit=" pairs", disable=not progress)
+        with evaluating(model), bank.writing() as state, bar:
+            name = source or state.free_source("added")
+            new = _new_pairs(state, pairs, namespace, state.added(namespace, name).rows)
+            bar.reset(total=len(new))
+            parts = (new[start : start + WRITTEN] for start in range(0, len(new), WRITTEN))
+            segments = (
+                (_segment(model, tokenizer, part, name, bar), [Added(namespace, name, part[-1].row + 1)])
+                for part in parts
+            )
+            return bank.append(segments, namespace)
 
 
 def _check_pair(document: Document, bank: Bank | Snapshot) -> None:
@@ -225,13 +223,29 @@ def pair_batches(
 
 
 class Memory:
-    """The sentence pairs of a bank, as a search sees them; a snapshot.
+    """The sentence pairs of one state of a bank, indexed by the words of their sources.
 
     Args:
-        state: The bank as it is now.
-        tokenizer: That of the model that it is attached to.
-        namespaces: Those to recall from; None: all.
+        state: The state.
+        tokenizer: The tokenizer of the model that recalls from them.
+        namespaces: The namespaces to recall from, of which one that the bank does not hold has no pairs; None: all.
     """
+
+    @classmethod
+    def of(cls, attachment: Attachment) -> "Memory":
+        """The pairs that an attachment sees, indexed once for each state, tokenizer and choice of namespaces.
+
+        Raises:
+            ValueError: The attachment has no tokenizer.
+        """
+        tokenizer = attachment.tokenizer
+        if tokenizer is None:
+            raise ValueError(
+                "a memory finds similar sentences by their words: give history=Attachment(bank, tokenizer=tokenizer)"
+            )
+        return attachment.derived(
+            (cls, tokenizer), lambda state: cls(state, tokenizer, state.held(attachment.namespaces))
+        )
 
     @outside_autocast
     def __init__(
@@ -295,7 +309,7 @@ class Memory:
         return keys, self.outcomes[safe], self.ids[safe].masked_fill(place < 0, -1)
 
     def sample(self, most: int, seed: int) -> Iterator[dict[str, Tensor]]:
-        """At most so many of the pairs, drawn by a seed, in batches as forward of a translator takes them."""
+        """Draws at most `most` pairs by a seed, in batches as forward of a translator takes them."""
         chosen = random.Random(seed).sample(self.pairs, min(most, len(self.pairs)))
         sources, targets = ([pair[side] for pair in chosen] for side in ("text", "translation"))
         yield from pair_batches(sources, targets, self.tokenizer)
