@@ -42,7 +42,14 @@ OWN_OPTIONS = {
         "fixed",
         "batch_size",
     ),
-    "translation": ("source_language", "target_language", "source_column", "target_column", "batch_size"),
+    "translation": (
+        "source_language",
+        "target_language",
+        "source_column",
+        "target_column",
+        "fixed",
+        "batch_size",
+    ),
 }
 Output = Annotated[Path | None, typer.Option(help="Where to save; the model's own folder if not given.")]
 
@@ -155,11 +162,11 @@ def _translator(
     attach_bank(loaded, tokenizer, model, bank, namespaces)
     if loaded.history_bank is None:
         raise ValueError(f"no memory lies with {model}, so there is nothing to calibrate: name one with --bank")
-    size, precision = options.pop("batch_size"), options.pop("precision")
+    size, precision, fixed = (options.pop(option) for option in ("batch_size", "precision", "fixed"))
     pairs = load_pairs(source, source_language=sides[0], target_language=sides[1], **options)
     batches = pair_batches(pairs["source"][:], pairs["target"][:], tokenizer, size)
     with in_precision(loaded, precision):
-        return loaded, tokenizer, loaded.calibrate(batches)
+        return loaded, tokenizer, loaded.calibrate(batches, fixed=fixed or ())
 
 
 _CALIBRATE = {

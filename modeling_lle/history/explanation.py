@@ -134,7 +134,7 @@ def explain_outcomes(explained: Explained, cause: MakeCause, top: int) -> list[E
 def _side_by_side(explained: Explained) -> tuple[Tensor, Tensor, Tensor]:
     """Share, what it says of the target, and age or id, of the entries of both sources, (n, N) each."""
     history, target = explained.history, explained.targets[:, None]
-    shares: list[Tensor] = [torch.zeros(len(target), 0)]
+    shares: list[Tensor] = [torch.zeros(len(target), 0, device=target.device)]
     says, identities = list(shares), list(shares)
     if history.shares is not None and history.outcomes is not None and history.ages is not None:
         shares.append(history.shares)
@@ -202,6 +202,15 @@ def bank_cause(
         place=f"{entry.source}:{entry.row}",
         columns=entry.columns,
     )
+
+
+def explain_targets(explained: Explained, attachment: Attachment | None, top: int) -> list[Explanation]:
+    """Explains the tokens of a translation by entries of the memory that it recalls from, pinned, or None."""
+
+    def cause(position: int, source: str, share: float, effect: float, identity: int) -> Cause:
+        return bank_cause(attachment, share, effect, identity)
+
+    return explain_outcomes(explained, cause, top)
 
 
 def as_values(explanations: Sequence[Explanation], tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:

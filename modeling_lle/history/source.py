@@ -1,7 +1,7 @@
 """Sources of the history: each recalls entries for given states, and keeps what calibration and explanation need.
 
 Notable: a source is the only place that knows where its entries come from; `Prediction` and `Calibration` treat all of
-them alike. Shapes: B batch, T time, D width, N entries, n predictions.
+them alike. Shapes: B batch, T time, D width, N entries, n predictions, E source sentences, K candidates.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ..bank.found import Found
+from ..common.precision import outside_autocast
 from ..configuration import BankConfig, StreamConfig
+from ..kernels.available import fused
 from .attachment import Attachment
 from .rule import Recall, kernel, log_age, recall_bank, recall_stream
 from .stream import Block, Stream
@@ -211,5 +213,42 @@ class BankSource:
             placed(nearest.outcomes, 0),
             placed(nearest.counts, 0),
         )
+        recall = recall_bank(found.similarity, found.outcomes, found.counts, numbers.sharpness)
+        return FoundRecalled(found, recall, numbers.gate)
+
+
+class PairSource:
+    """The candidates of sentences: entries of the sentence pairs of a memory that have the most similar sources.
+
+    Args:
+        keys: (E, D, K) float32, normalised.
+        outcomes: (E, K) int64, target tokens.
+        ids: (E, K) int64, ids of the entries, -1 where there is none.
+        numbers: The bank's section of the configuration.
+    """
+
+    name = BANK
+
+    def __init__(self, keys: Tensor, outcomes: Tensor, ids: Tensor, numbers: BankConfig) -> None:
+        self.keys, self.outcomes, self.ids, self.numbers = keys, outcomes, ids, numbers
+        self._counts = (ids >= 0).sum(1)
+
+    @outside_autocast
+    def recall(self, states: Tensor, features: Tensor) -> FoundRecalled:
+        """See `Source.recall`; the B = E * R states of the targets of a sentence lie one after another."""
+        numbers, repeats = self.numbers, len(states) // len(self.keys)
+        queries = nn.functional.normalize(states.float(), dim=-1)
+        ids, outcomes = (part.repeat_interleave(repeats, 0)[:, None] for part in (self.ids, self.outcomes))
+        if states.shape[1] == 1 and fused(queries):
+            from ..kernels.recall_numba import recall_candidates
+
+            parts = recall_candidates(queries[:, 0], self.keys, self._counts, numbers.sharpness)
+            similarity, weights, mass = (part[:, None] for part in parts)
+            found = Found(similarity, ids, outcomes, (ids >= 0).int())
+            return FoundRecalled(found, Recall(weights, outcomes, mass), numbers.gate)
+        together = queries.reshape(len(self.keys), -1, queries.shape[-1])  # the beams of a sentence have the same keys
+        similarity = (together @ self.keys).view(*states.shape[:2], self.keys.shape[2])
+        ids, outcomes = ids.expand(similarity.shape), outcomes.expand(similarity.shape)
+        found = Found(similarity, ids, outcomes, (ids >= 0).int())
         recall = recall_bank(found.similarity, found.outcomes, found.counts, numbers.sharpness)
         return FoundRecalled(found, recall, numbers.gate)

@@ -32,6 +32,7 @@ from datasets import Dataset
 
 from modeling_lle import HistoryBank
 from modeling_lle.data import load_pairs
+from modeling_lle.entries.pairs import Memory
 from modeling_lle.evaluation import TranslationMetric, translate, write_results
 from modeling_lle.evaluation.results import this_command
 from modeling_lle.evaluation.translation import languages_of
@@ -131,7 +132,8 @@ def memory(
     for side, use_history in SIDES.items():
         typer.echo(f"{catalogue}: {len(texts)} sentences {side} a memory of {len(kept)}")
         translations[side] = translate(model, tokenizer, texts, beams, BATCH, use_history=use_history)
-    best = [model.memory.matches(text) for text in texts]
+    pairs_of_memory = Memory.of(model.history)
+    best = [pairs_of_memory.matches(text) for text in texts]
     scores = [found[0].score if found else 0.0 for found in best]
     rows = by_band(translations, test["target"][:], scores, to_language)
     numbers = {"sharpness": model.config.bank.sharpness, "gate": model.config.bank.gate}
