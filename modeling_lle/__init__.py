@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .models.seq2seq import LLEForSeq2SeqLM
     from .pipelines.text_classification import LLETextClassificationPipeline
     from .pipelines.text_generation import LLETextGenerationPipeline
+    from .pipelines.token_classification import LLETokenClassificationPipeline
     from .pipelines.translation import LLETranslationPipeline
     from .tokenization import LLETokenizer
 
@@ -57,6 +58,7 @@ _HOME = {
     "LLESeq2SeqModel": "models.encoder_decoder",
     "LLETextClassificationPipeline": "pipelines.text_classification",
     "LLETextGenerationPipeline": "pipelines.text_generation",
+    "LLETokenClassificationPipeline": "pipelines.token_classification",
     "LLETokenizer": "tokenization",
     "LLETranslationPipeline": "pipelines.translation",
     "TrainingConfig": "configuration_sections",
@@ -82,6 +84,7 @@ __all__ = [
     "LLESeq2SeqModel",
     "LLETextClassificationPipeline",
     "LLETextGenerationPipeline",
+    "LLETokenClassificationPipeline",
     "LLETokenizer",
     "LLETranslationPipeline",
     "StreamConfig",

@@ -55,7 +55,6 @@ LONG_FILES = {"history.overlay"}
 LONG_FUNCTIONS = {
     ("cli.model_card", "write_model_card"),
     ("cli.translate", "memory"),
-    ("history.label_rule", "fit_labels"),
     ("models.causal", "LLEForCausalLM._predict"),
     ("models.seq2seq", "LLEForSeq2SeqLM.forward"),
 }

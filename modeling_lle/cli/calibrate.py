@@ -137,7 +137,7 @@ def _classifier(
     size, keep, fixed = (options.pop(option) for option in ("batch_size", "keep_in_scope", "fixed"))
     labelled = load_labelled(source, out_of_scope=outside_label, **options)
     check_labelled(labelled, where=source)
-    labels = list(loaded.config.id2label.values())
+    labels = loaded.label_names()
     check_known(labelled["label"][:], labels, outside_label or OUT_OF_SCOPE)
     labelled = labelled.select(held_out(loaded.history_bank, labelled["text"][:]))
     inside, outside = split_out_of_scope(labelled, outside_label or OUT_OF_SCOPE)
@@ -145,7 +145,8 @@ def _classifier(
         raise ValueError(f"all texts of {source} with a label are in the bank: give held-out ones")
     both = encode(inside, tokenizer, labels), encode(outside, tokenizer)
     with in_precision(loaded, precision):
-        return loaded, tokenizer, fit_history(loaded, tokenizer, *both, size, keep, fixed or ())
+        found = fit_history(loaded, tokenizer, *both, size, keep, fixed or ())
+    return loaded, tokenizer, {**found, "classifier": loaded.config.to_dict()["classifier"]}
 
 
 def _translator(
