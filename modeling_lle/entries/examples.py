@@ -101,7 +101,11 @@ class ExampleEntries:
         check_names([("namespace", namespace)] if source is None else [("namespace", namespace), ("source", source)])
         texts, labels = _columns(rows, text_column, label_column)
         before = bank.snapshot()
-        known = None if new_labels or model.kind == REGRESSION else _known(before, model, None if known_in is None else {*known_in, namespace})
+        known = (
+            None
+            if new_labels or model.kind == REGRESSION
+            else _known(before, model, None if known_in is None else {*known_in, namespace})
+        )
         examples = _Examples(texts, labels, model, known)
         chosen, _ = examples.compare(_present(before, namespace), relabel)
         if not chosen:
