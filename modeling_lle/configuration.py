@@ -1,8 +1,8 @@
 """LLEConfig: sizes, regularisation, and the history that a model learns from, in sections.
 
-Notable: every field is typed and validated whenever it is set, every number finite and within bounds; a misspelt key is
-an error that proposes the nearest one, while keys that transformers saved are kept; the fields of the backbone can also
-be given, read and set without their section. The same class serves Python, YAML and the Hub.
+Notable: every field is typed and validated whenever it is set, every number finite and within bounds; a misspelt key
+is an error that proposes the nearest one, while keys that transformers saved are kept; the fields of the backbone can
+also be given, read and set without their section. The same class serves Python, YAML and the Hub.
 """
 
 import dataclasses
@@ -129,6 +129,7 @@ class LLEConfig(PreTrainedConfig):
         "mass",
         "scope_features",
         "history",
+        "label_names",
     ]
 
     config_version: int = within(
@@ -261,7 +262,8 @@ class LLEConfig(PreTrainedConfig):
     @property
     def state_size(self) -> int:
         """Width of the backbone's states, S."""
-        return self.hidden_size * self.classifier.members * (2 if self.bidirectional else 1)
+        backbone = self.backbone
+        return backbone.hidden_size * self.classifier.members * (2 if backbone.bidirectional else 1)
 
     @property
     def training(self) -> TrainingConfig:
@@ -285,7 +287,7 @@ class LLEConfig(PreTrainedConfig):
         Raises:
             ValueError: A section that the model does not read has other values.
         """
-        found = {}
+        found: dict[str, dict[str, Any]] = {}
         for path, cls in OPTIONAL.items():
             if path not in READ_BY[architecture]:
                 values, default = dataclasses.asdict(operator.attrgetter(path)(self)), dataclasses.asdict(cls())
@@ -301,7 +303,10 @@ class LLEConfig(PreTrainedConfig):
             )
         for path in found:
             logger.warning(
-                "%s does not read the section %s, saved by %s: ignored", architecture, path, self.architectures
+                "%s does not read the section %s, saved by %s: ignored",
+                architecture,
+                path,
+                ", ".join(self.architectures or []),
             )
             owner, _, name = path.rpartition(".")
             setattr(getattr(self, owner) if owner else self, name, None)

@@ -39,7 +39,7 @@ class BackboneConfig:
         embedding_dropout: Probability that a word type is dropped from the whole batch (Gal and Ghahramani 2016).
         input_dropout: Variational dropout of the embedded tokens: one mask a row, for all time steps.
         hidden_dropout: Variational dropout between layers.
-        output_dropout: Variational dropout of the states before the output layer; of a classifier, of the pooled state.
+        output_dropout: Variational dropout of the states before the output layer, of a classifier's pooled state.
         weight_dropout: Probability that a recurrent weight is dropped for a whole segment (Merity et al. 2018).
         activation_penalty: Weight of the mean square of the output states in the training loss (AWD-LSTM's AR).
         smoothness_penalty: Weight of the mean square of their change from step to step (AWD-LSTM's TAR).

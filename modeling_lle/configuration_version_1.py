@@ -19,13 +19,14 @@ def converted(config_dict: dict[str, Any]) -> dict[str, Any]:
     if not _is_version_1(config_dict):
         return config_dict
     values = {key: value for key, value in config_dict.items() if key != "config_version"}
+    backbone = {field.name for field in dataclasses.fields(SECTIONS["backbone"])}
+    sections: dict[str, dict[str, Any]] = {"backbone": {name: values.pop(name) for name in backbone & values.keys()}}
     for path, section in MOVED.items():
         *parents, name = path.split(".")
         owner = _opened(values, parents)
         if owner is not None and name in owner:
-            values.setdefault(section, {})[name] = owner.pop(name)
-    backbone = {field.name for field in dataclasses.fields(SECTIONS["backbone"])}
-    values["backbone"] = {name: values.pop(name) for name in backbone & values.keys()}
+            sections.setdefault(section, {})[name] = owner.pop(name)
+    values |= sections
     _leave_out_unread(values)
     return values
 

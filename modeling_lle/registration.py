@@ -3,7 +3,7 @@
 Notable: nothing of transformers is loaded for it. Its Auto modules keep tables of names, from which they import a
 class when it is first asked for; the names are entered when those modules are loaded, at once if they are already.
 `AutoConfig.register` and its sisters need the classes themselves, which would cost every import seconds. With them
-the classes become attributes of `transformers`, where `transformers serve` looks them up. Two
+the classes become attributes of `transformers`, where `transformers serve` looks them up. Three
 pipelines are replaced by subclasses that know more arguments; other models do not notice. That for translation, which
 transformers 5 has removed, is there again, for other models too.
 """
@@ -47,6 +47,7 @@ PROCESSING = "transformers.processing_utils"  # puts a second `transformers` in 
 PIPELINE_OF = {
     "text-generation": "modeling_lle.pipelines.text_generation.LLETextGenerationPipeline",
     "text-classification": "modeling_lle.pipelines.text_classification.LLETextClassificationPipeline",
+    "token-classification": "modeling_lle.pipelines.token_classification.LLETokenClassificationPipeline",
     "translation": "modeling_lle.pipelines.translation.LLETranslationPipeline",
 }
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import cached_file
 
-from .bank.bank import HISTORY_FOLDER, TEMPORARY, HistoryBank
+from .bank.bank import TEMPORARY, HistoryBank
 from .bank.files import MANIFEST
+from .bank.manifest import HISTORY_FOLDER
 from .bank.protocol import Bank
 from .common.temporary import sweep
 from .data.rows import class_name

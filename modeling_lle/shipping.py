@@ -10,7 +10,7 @@ A flat copy ships itself as it is. Absolute imports of this package, which need 
 import ast
 import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 SOURCE = Path(__file__)
@@ -18,13 +18,14 @@ ROOT, IS_FLAT = SOURCE.parent, SOURCE.stem != "shipping"
 ENTRY = "modeling_lle"
 
 
-def ship(parts: Mapping[str, type], folder: Path) -> dict[str, str]:
+def ship(parts: Mapping[str, type], folder: Path, also: Iterable[type] = ()) -> dict[str, str]:
     """Writes the modules that classes of this package need into a folder.
 
     Args:
         parts: The classes under the names of their Auto classes; the last one is that of the model which is saved. A
             class that lies outside this package is left out: its own package must be installed.
         folder: Where the modules are written.
+        also: Further classes whose modules are written, such as that of the bank which is saved with the model.
 
     Returns:
         The `auto_map` of the configuration: for each Auto class "module.Class".
@@ -32,7 +33,7 @@ def ship(parts: Mapping[str, type], folder: Path) -> dict[str, str]:
     files = {auto: file for auto, part in parts.items() if (file := _file(part)) is not None}
     entry = _file(list(parts.values())[-1])
     names: dict[Path, str] = {}
-    waiting = list(files.values())
+    waiting = [*files.values(), *(file for part in also if (file := _file(part)) is not None)]
     while waiting:
         file = waiting.pop()
         if file not in names:

@@ -14,14 +14,26 @@ import torch
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import AutoConfig, PreTrainedConfig
 
-from modeling_lle import HistoryConfig, LLEConfig, LLEForCausalLM, StreamConfig
-from modeling_lle.configuration import (
-    CONFIG_VERSION,
+from modeling_lle import (
+    HistoryConfig,
+    LLEConfig,
+    LLEForCausalLM,
+    LLEForSeq2SeqLM,
+    LLEForSequenceClassification,
+    LLEModel,
+    StreamConfig,
+)
+from modeling_lle.configuration import CONFIG_VERSION
+from modeling_lle.configuration_fields import MOVED, check_keys
+from modeling_lle.configuration_sections import (
+    READ_BY,
+    BackboneConfig,
     BankConfig,
+    ClassifierConfig,
     OutOfScopeConfig,
     TrainingConfig,
+    TranslatorConfig,
     UpdateConfig,
-    check_keys,
 )
 from modeling_lle.history.rule import store_values
 from modeling_lle.training.recipe import load_recipe
@@ -48,6 +60,10 @@ def test_defaults() -> None:
         ({"history": {"stream": {"windw": 3}}}, r"history.stream: 'windw' \(did you mean 'window'\?\)"),
         ({"history": {"training": {"warmup": 3}}}, r"history.training: 'warmup' \(did you mean 'warm_up'\?\)"),
         ({"zzz": 1, "recurence": "gru"}, r"'zzz', 'recurence' \(did you mean 'recurrence'\?\)"),
+        ({"backbone": {"hiden_size": 3}}, r"backbone: 'hiden_size' \(did you mean 'hidden_size'\?\)"),
+        ({"classifier": {"member": 3}}, r"classifier: 'member' \(did you mean 'members'\?\)"),
+        ({"classifier": {"out_of_scope": {"treshold": 1}}}, r"classifier.out_of_scope: 'treshold' .did you mean"),
+        ({"translator": {"sentence": 3}}, r"translator: 'sentence' \(did you mean 'sentences'\?\)"),
     ],
 )
 def test_a_misspelt_key_proposes_the_nearest_one(values: dict[str, Any], message: str) -> None:
@@ -61,7 +77,7 @@ def test_known_keys_are_those_of_lle() -> None:
     known = str(caught.value).partition("Known keys: ")[2].rstrip(".").split(", ")
     assert {"hidden_size", "history", "pad_token_id"} <= set(known)
     assert not {"_name_or_path", "attn_implementation", "id2label", "chunk_size_feed_forward"} & set(known)
-    assert set(known) <= set(LLEConfig.__annotations__)
+    assert set(known) <= {field.name for cls in (LLEConfig, BackboneConfig) for field in dataclasses.fields(cls)}
 
 
 def test_keys_of_transformers_are_accepted() -> None:
@@ -95,6 +111,14 @@ def test_check_keys_accepts_silent_keys_without_proposing_them() -> None:
         ("activation_penalty", {"activation_penalty": -1}),
         ("tie_word_embeddings", {"tie_word_embeddings": "yes"}),
         ("history", {"history": 5}),
+        ("backbone", {"backbone": 5}),
+        ("hidden_size", {"backbone": {"hidden_size": 0}}),
+        ("classifier", {"classifier": [1]}),
+        ("members", {"classifier": {"members": 0}}),
+        ("pooling", {"classifier": {"pooling": ["mean", "mean"]}}),
+        ("out_of_scope", {"classifier": {"out_of_scope": 1}}),
+        ("num_encoder_layers", {"translator": {"num_encoder_layers": 0}}),
+        ("share_embeddings", {"translator": {"share_embeddings": 1}}),
         ("stream", {"history": {"stream": 5}}),
         ("window", {"history": {"stream": {"window": -1}}}),
         ("neighbours", {"history": {"bank": {"neighbours": 0}}}),
@@ -119,7 +143,17 @@ def test_a_wrong_value_is_refused_and_named(name: str, values: dict[str, Any]) -
             setattr(config, key, value)
 
 
-SECTIONS = [LLEConfig, StreamConfig, BankConfig, UpdateConfig, TrainingConfig, OutOfScopeConfig]
+SECTIONS = [
+    LLEConfig,
+    BackboneConfig,
+    ClassifierConfig,
+    TranslatorConfig,
+    StreamConfig,
+    BankConfig,
+    UpdateConfig,
+    TrainingConfig,
+    OutOfScopeConfig,
+]
 
 
 @pytest.mark.parametrize(
@@ -173,28 +207,27 @@ def test_sections_are_checked_and_converted_whenever_they_are_set() -> None:
 def test_saving_and_loading(tmp_path: Path) -> None:
     history = {
         "stream": {"window": 9, "sharpness": 3, "recency": 0, "gate": [1, 2.5, 3, 4]},
-        "bank": {
-            "neighbours": 8,
-            "sharpness": 2.5,
-            "gate": [1, 2, 3, 4],
-            "background": 0.7,
-            "margin": 0.02,
-            "sentences": 3,
-            "skip_above": 0.5,
-            "search": "fast",
-        },
+        "bank": {"neighbours": 8, "sharpness": 2.5, "gate": [1, 2, 3, 4], "skip_above": 0.5, "search": "fast"},
         "update": {"scope": "low-rank", "every": 7, "rate": 0.5, "decay": 0.1, "momentum": 0.2}
         | {"preconditioning": 1.0, "rank": 5},
         "training": {"window": 5, "other_rows": False, "warm_up": 0.5, "sharpness": 2, "gate": [4, 3, 2, 1]},
-        "out_of_scope": {"weights": [1, 2, 3, 4], "threshold": 0.5},
     }
-    config = LLEConfig(vocab_size=20, recurrence="qrnn", stack="residual", eos_token_id=[1, 2], history=history)
+    classifier = {"members": 2, "pooling": ["last"], "background": 0.7, "margin": 0.02}
+    classifier["out_of_scope"] = {"weights": [1, 2, 3, 4], "threshold": 0.5}
+    translator = {"num_encoder_layers": 3, "num_attention_heads": 2, "share_embeddings": False, "sentences": 3}
+    sections = {"classifier": classifier, "translator": translator, "history": history}
+    config = LLEConfig(vocab_size=20, recurrence="qrnn", stack="residual", eos_token_id=[1, 2], **sections)
     config.save_pretrained(tmp_path)
     again = LLEConfig.from_pretrained(tmp_path)
     assert again.to_dict() == config.to_dict()
-    assert again.history == config.history
-    assert json.loads((tmp_path / "config.json").read_text())["history"] == history
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert {name: saved[name] for name in sections} == sections
+    assert saved["backbone"]["recurrence"] == "qrnn"
+    assert saved["config_version"] == 2
+    assert not {field.name for field in dataclasses.fields(BackboneConfig)} & set(saved)
     assert LLEConfig.from_dict(config.to_dict()).history == config.history
+    assert LLEConfig.from_dict(again.to_dict()) == LLEConfig.from_dict(again.to_dict()) == copy.deepcopy(again)
+    assert LLEConfig(**again.to_dict()) == LLEConfig.from_dict(again.to_dict())
 
 
 FURTHER = {
@@ -244,6 +277,7 @@ def test_a_model_with_further_attributes_is_loaded_again(tmp_path: Path, make: C
         ({"history": {"stream": {"widow": 3}}}, r"unknown key in history.stream: 'widow' .did you mean 'window'"),
         ({"stream": {"window": 3}}, "a configuration cannot hold 'stream': sections belong into history"),
         ({"num_labels": 10**12}, "num_labels must be between"),
+        ({"members": 2}, "members belongs into the section classifier"),
     ],
 )
 def test_a_saved_configuration_is_checked(values: dict[str, Any], message: str) -> None:
@@ -289,7 +323,7 @@ def test_configurations_share_nothing() -> None:
 
 
 def test_a_newer_version_is_refused_before_anything_else(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"has version 2.*reads up to 1: upgrade with `pip install -U modeling_lle`"):
+    with pytest.raises(ValueError, match=r"has version 3.*reads up to 2: upgrade with `pip install -U modeling_lle`"):
         LLEConfig(config_version=CONFIG_VERSION + 1)
     LLEConfig().save_pretrained(tmp_path)
     values = json.loads((tmp_path / "config.json").read_text())
@@ -297,6 +331,71 @@ def test_a_newer_version_is_refused_before_anything_else(tmp_path: Path) -> None
     (tmp_path / "config.json").write_text(json.dumps(values))
     with pytest.raises(ValueError, match="has version 7"):
         LLEConfig.from_pretrained(tmp_path)
+
+
+def test_fields_of_the_backbone_need_no_section(tmp_path: Path) -> None:
+    config = LLEConfig(backbone={"hidden_size": 8, "stack": "plain"}, hidden_size=6, recurrence="gru")
+    assert config.backbone == BackboneConfig(hidden_size=6, stack="plain", recurrence="gru")
+    config.hidden_dropout = 0.2
+    assert config.backbone.hidden_dropout == config.hidden_dropout == 0.2
+    config.save_pretrained(tmp_path)
+    again = LLEConfig.from_pretrained(tmp_path, hidden_dropout=0.1, num_hidden_layers=3)
+    assert again.backbone == dataclasses.replace(config.backbone, hidden_dropout=0.1, num_hidden_layers=3)
+    for field in dataclasses.fields(BackboneConfig):
+        assert getattr(again, field.name) == getattr(again.backbone, field.name)
+
+
+@pytest.mark.parametrize("path", MOVED)
+def test_a_field_at_its_old_place_names_its_section(path: str, tmp_path: Path) -> None:
+    *parents, name = path.split(".")
+    values: dict[str, Any] = {name: 1}
+    for parent in reversed(parents):
+        values = {parent: values}
+    message = rf"{name} belongs into the section {MOVED[path]}: LLEConfig\({MOVED[path]}={{'{name}': 1}}\)"
+    with pytest.raises(ValueError, match=message):
+        LLEConfig(**values)
+    config = LLEConfig()
+    with pytest.raises(ValueError, match=message):
+        setattr(config, *next(iter(values.items())))
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        LLEConfig.from_pretrained(tmp_path, **values)
+
+
+SMALL: dict[str, Any] = {"vocab_size": 9, "hidden_size": 8, "num_hidden_layers": 1}
+UNREAD: dict[str, dict[str, Any]] = {
+    "classifier": {"classifier": {"pooling": ["last"]}},
+    "translator": {"translator": {"sentences": 2}},
+    "history.stream": {"history": {"stream": {"window": 5}}},
+    "history.update": {"history": {"update": {"scope": "head"}}},
+    "history.training": {"history": {"training": {"window": 5}}},
+}
+
+
+@pytest.mark.parametrize("section", UNREAD)
+@pytest.mark.parametrize("head", [LLEForCausalLM, LLEForSequenceClassification, LLEForSeq2SeqLM])
+def test_a_section_that_the_model_does_not_read_is_an_error(head: Any, section: str) -> None:
+    config = LLEConfig(**SMALL, **UNREAD[section])
+    LLEModel(config)
+    if section in READ_BY[head.__name__]:
+        head(config)
+    else:
+        with pytest.raises(ValueError, match=rf"{head.__name__} does not read {section}\."):
+            head(config)
+
+
+def test_a_classifier_begins_at_the_backbone_of_a_language_model(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    LLEForCausalLM(LLEConfig(**SMALL, **UNREAD["history.stream"])).save_pretrained(tmp_path)
+    model = LLEForSequenceClassification.from_pretrained(tmp_path)
+    assert (
+        "LLEForSequenceClassification does not read the section history.stream, saved by LLEForCausalLM" in caplog.text
+    )
+    assert model.config.stream == StreamConfig()
+    LLEForSequenceClassification(LLEConfig(**SMALL, classifier={"members": 2})).save_pretrained(tmp_path / "two")
+    with pytest.raises(ValueError, match=r"LLEForCausalLM does not read classifier\.members=2"):
+        LLEForCausalLM.from_pretrained(tmp_path / "two")
 
 
 def test_a_window_of_zero_is_no_stream() -> None:

@@ -33,13 +33,13 @@ from .changes import (
 from .files import MANIFEST, Added, BankError, File, Folder, Manifest, Segment, SegmentInfo
 from .fingerprint import fingerprint
 from .index_files import remove_stale_indexes, stale_indexes
+from .manifest import HISTORY_FOLDER
 from .protocol import Encoder, Where
 from .state import ATTEMPTS, NO_IDS, BankState
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-HISTORY_FOLDER = "history"  # where a saved model keeps its bank
 TEMPORARY = "lle-bank-"  # prefix of temporary folders
 
 

@@ -26,6 +26,9 @@ _SURROGATE = re.compile(rb"(?<!\\)(?:\\\\)*\\u[dD][89a-fA-F]")  # it is never wr
 _INTEGER = 1 << 63
 
 
+HISTORY_FOLDER = "history"  # where a saved model keeps its bank
+
+
 class BankError(ValueError):
     """A bank cannot do what was asked; the message names the bank or its file, and the remedy."""
 

@@ -79,9 +79,9 @@ class Sketch:
 
     @property
     def slack(self) -> float:
-        """More than what roundings to float32 add to a bound.
+        """An upper limit of what rounding to float32 adds to a bound.
 
-        Of numbers of norm 1, a sum of D terms in 64 lanes is off by (D / 64 + 64) 2^-24 at most, one of m terms by
+        For vectors of norm 1, a sum of D terms in 64 lanes errs by (D / 64 + 64) 2^-24 at most, a sum of m terms by
         m 2^-24, and a vector of m such sums by sqrt(m) times as much; there are fewer than 16 of these.
         """
         m = len(self.axes)
@@ -130,7 +130,7 @@ class ExactSearch:
         self.sketches = keys is not None and keys.nbytes >= LEAST and takes_numba(keys)
 
     def __call__(self, queries: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
-        """The nearest entries of queries (Q, D), as `nearest` returns them."""
+        """Returns the nearest entries of queries (Q, D), as `nearest` does."""
         sketch = self._sketch_for(len(queries), neighbours)
         if sketch is None:
             return nearest(queries, self.parts, self.usable, neighbours)

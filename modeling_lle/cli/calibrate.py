@@ -42,7 +42,14 @@ OWN_OPTIONS = {
         "fixed",
         "batch_size",
     ),
-    "translation": ("source_language", "target_language", "source_column", "target_column", "batch_size"),
+    "translation": (
+        "source_language",
+        "target_language",
+        "source_column",
+        "target_column",
+        "fixed",
+        "batch_size",
+    ),
 }
 Output = Annotated[Path | None, typer.Option(help="Where to save; the model's own folder if not given.")]
 
@@ -77,6 +84,7 @@ def calibrate(
     Of a language model it reads text; of a classifier labelled texts, of which those out of scope fit the score of
     "none of these"; of a translator sentence pairs, each of which is predicted from the memory's others.
     """
+    from ..configuration_sections import READ_BY
     from ..saved import architecture, task_of
 
     folder = _place(model, output)
@@ -86,7 +94,9 @@ def calibrate(
     options |= {"name": name, "split": split, "precision": precision.value}
     loaded, tokenizer, found = _CALIBRATE[task](model, source, bank_path, namespace or None, options)
     _save(loaded, tokenizer, folder)
-    typer.echo(json.dumps({**found, **loaded.config.to_dict()["history"]}, indent=2))
+    values = loaded.config.to_dict()
+    read = [path.removeprefix("history.") for path in READ_BY[kind]]
+    typer.echo(json.dumps({**found, **{name: {**values["history"], **values}[name] for name in read}}, indent=2))
 
 
 def _language_model(
@@ -127,7 +137,7 @@ def _classifier(
     size, keep, fixed = (options.pop(option) for option in ("batch_size", "keep_in_scope", "fixed"))
     labelled = load_labelled(source, out_of_scope=outside_label, **options)
     check_labelled(labelled, where=source)
-    labels = list(loaded.config.id2label.values())
+    labels = loaded.label_names()
     check_known(labelled["label"][:], labels, outside_label or OUT_OF_SCOPE)
     labelled = labelled.select(held_out(loaded.history_bank, labelled["text"][:]))
     inside, outside = split_out_of_scope(labelled, outside_label or OUT_OF_SCOPE)
@@ -135,7 +145,8 @@ def _classifier(
         raise ValueError(f"all texts of {source} with a label are in the bank: give held-out ones")
     both = encode(inside, tokenizer, labels), encode(outside, tokenizer)
     with in_precision(loaded, precision):
-        return loaded, tokenizer, fit_history(loaded, tokenizer, *both, size, keep, fixed or ())
+        found = fit_history(loaded, tokenizer, *both, size, keep, fixed or ())
+    return loaded, tokenizer, {**found, "classifier": loaded.config.to_dict()["classifier"]}
 
 
 def _translator(
@@ -152,11 +163,11 @@ def _translator(
     attach_bank(loaded, tokenizer, model, bank, namespaces)
     if loaded.history_bank is None:
         raise ValueError(f"no memory lies with {model}, so there is nothing to calibrate: name one with --bank")
-    size, precision = options.pop("batch_size"), options.pop("precision")
+    size, precision, fixed = (options.pop(option) for option in ("batch_size", "precision", "fixed"))
     pairs = load_pairs(source, source_language=sides[0], target_language=sides[1], **options)
     batches = pair_batches(pairs["source"][:], pairs["target"][:], tokenizer, size)
     with in_precision(loaded, precision):
-        return loaded, tokenizer, loaded.calibrate(batches)
+        return loaded, tokenizer, loaded.calibrate(batches, fixed=fixed or ())
 
 
 _CALIBRATE = {

@@ -111,12 +111,12 @@ def _format(text: str, result: dict[str, Any]) -> str:
     if "out_of_scope" in result:
         lines.append(f"  none of these: {result['out_of_scope']:.4f}")
     if "history" in result:
-        for example in result["history"]:
-            text = example["text"] if len(example["text"]) <= SHOWN else example["text"][: SHOWN - 3] + "..."
-            lines.append(
-                f"  {example['share']:+.4f}  {printable(example['label'])}  {text!r} (example {example['id']})"
-            )
-        lines.append(f"  {result['base_share']:+.4f}  the base")
+        (explained,) = result["history"]
+        for cause in explained["causes"]:
+            text = cause["columns"]["text"]
+            shown = repr(text if len(text) <= SHOWN else text[: SHOWN - 3] + "...")
+            lines.append(f"  {cause['share']:+.4f}  {printable(cause['outcome'])}  {shown}, {printable(cause['where'])}")
+        lines.append(f"  {explained['base_share']:+.4f}  the base")
     return "\n".join(lines)
 
 

@@ -122,7 +122,7 @@ def demonstrate(
     metrics = run(recipe, {split: texts[split] for split in ("train", "validation")})
     say(
         f"{metrics['parameters']:,} parameters trained in {metrics['train_minutes']:.1f} minutes; the rule's numbers "
-        f"fitted on {metrics['calibration']['positions']:,.0f} tokens of validation text."
+        f"fitted on {metrics['calibration']['predictions']:,.0f} tokens of validation text."
     )
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model: Any = AutoModelForCausalLM.from_pretrained(folder)

@@ -3,6 +3,7 @@
 Heavy imports wait until a command runs.
 """
 
+import math
 import os
 import shlex
 import time
@@ -274,10 +275,11 @@ def memory(
     if calibrate:
         with in_precision(loaded, precision.value):
             found = loaded.calibrate()
+        perplexity = {side: math.exp(found[f"{side}_nats"]) for side in ("base", "before", "after")}
         loaded.config.save_pretrained(model)
         say(
-            f"Perplexity of its pairs, each predicted from the others: {found['base_ppl']:.1f} without the memory, "
-            f"{found['before_ppl']:.1f} with it, {found['after_ppl']:.1f} after its numbers were fitted."
+            f"Perplexity of its pairs, each predicted from the others: {perplexity['base']:.1f} without the memory, "
+            f"{perplexity['before']:.1f} with it, {perplexity['after']:.1f} after its numbers were fitted."
         )
     if added:
         where = shlex.quote(str(path))

@@ -19,6 +19,7 @@ from ..bank.manifest import Added, BankError, check_names
 from ..bank.protocol import DEFAULT, Bank, Encoder, Snapshot
 from ..bank.segment import Segment
 from ..common.checks import check_unicode
+from ..common.modes import evaluating
 from ..history.label_rule import REGRESSION, SINGLE, Label, labels_in, outcome_name
 
 logger = logging.getLogger(__name__)
@@ -80,6 +81,7 @@ class ExampleEntries:
         relabel: bool = False,
         source: str | None = None,
         namespace: str = DEFAULT,
+        known_in: Sequence[str] | None = None,
     ) -> int:
         """Encodes labelled examples and adds them to a bank; returns the number of new examples.
 
@@ -90,6 +92,7 @@ class ExampleEntries:
             tokenizer: Its tokenizer.
             text_column, label_column: Their columns.
             new_labels, relabel, source, namespace: As in `TeachableModel.learn`.
+            known_in: The namespaces whose labels are not new, beside their own; None: all.
 
         Raises:
             ValueError: As in `TeachableModel.learn`, or a row lacks a column.
@@ -98,7 +101,11 @@ class ExampleEntries:
         check_names([("namespace", namespace)] if source is None else [("namespace", namespace), ("source", source)])
         texts, labels = _columns(rows, text_column, label_column)
         before = bank.snapshot()
-        known = None if new_labels or model.kind == REGRESSION else _known(before, model)
+        known = (
+            None
+            if new_labels or model.kind == REGRESSION
+            else _known(before, model, None if known_in is None else {*known_in, namespace})
+        )
         examples = _Examples(texts, labels, model, known)
         chosen, _ = examples.compare(_present(before, namespace), relabel)
         if not chosen:
@@ -132,10 +139,10 @@ def _columns(rows: Iterable[Any], *names: str) -> list[list[Any]]:
     return columns
 
 
-def _known(state: Snapshot, model: ExampleEncoder) -> set[str]:
-    """The labels that the output layer or an entry of the bank has."""
+def _known(state: Snapshot, model: ExampleEncoder, namespaces: Iterable[str] | None) -> set[str]:
+    """The labels that the output layer or an entry of these namespaces (None: of all) has."""
     names = state.labels or ()
-    live = [names[number] for number in state.live_outcomes().nonzero()[:, 0].tolist()]
+    live = [names[number] for number in state.live_outcomes(state.held(namespaces)).nonzero()[:, 0].tolist()]
     return {*model.trained_labels, *(label for name in live for label in labels_in(name, model.kind))}
 
 
@@ -253,8 +260,49 @@ def held_out(bank: Bank, texts: Sequence[str]) -> list[int]:
     return places
 
 
-def condition(
-    bank: Bank, texts: Iterable[str] | None, label: Label | None, kind: str
+def forget(
+    bank: Bank,
+    texts: Iterable[str] | None,
+    label: Label | None,
+    kind: str,
+    *,
+    ids: Iterable[int] | None = None,
+    source: str | None = None,
+    namespace: str | None = None,
+    within: Sequence[str] | None = None,
+) -> int:
+    """Takes examples back for which everything that is given holds; returns how many there were.
+
+    Args:
+        bank: The bank.
+        texts, label: Their texts and their label.
+        kind: What the labels are.
+        ids, source, namespace: As in `HistoryBank.forget`.
+        within: The namespaces to look in, if none is given; None: all.
+
+    Raises:
+        BankError: A text, a label, an id, a source or a namespace does not exist, or no example fits all that is given.
+        ValueError: Nothing was given.
+    """
+    numbers = None if ids is None else list(ids)
+    if all(given is None for given in (texts, label, numbers, source, namespace)):
+        raise ValueError("forget what? give texts, label, ids, source or namespace")
+    with bank.writing() as state:
+        places = within if namespace is None else [namespace]
+        where = _condition(state, texts, label, kind, places)
+        if places is None:
+            return bank.forget(numbers, source=source, where=where)
+        if len(places) == 1:
+            return bank.forget(numbers, source=source, namespace=places[0], where=where)
+        held = state.held(places) or ()
+        gone = sum(bank.forget(numbers, source=source, namespace=own, where=where, missing_ok=True) for own in held)
+        if not gone:
+            raise BankError(f"the bank {state.name} has no such example in the namespaces {', '.join(places)}")
+        return gone
+
+
+def _condition(
+    state: Snapshot, texts: Iterable[str] | None, label: Label | None, kind: str, namespaces: Sequence[str] | None
 ) -> Callable[[dict[str, Any]], bool] | None:
     """The `where` of `Bank.forget` for examples with one of these texts and this label; None if neither is given.
 
@@ -265,22 +313,22 @@ def condition(
         kind: The `problem_type` of the classifier.
 
     Raises:
-        BankError: The bank has no such text or label.
+        BankError: No document of the namespaces (None: of all) has such a text or label.
     """
     if texts is None and label is None:
         return None
     wanted = None if texts is None else {texts} if isinstance(texts, str) else set(texts)
     name = None if label is None else outcome_name(label, kind)
-    documents = [document.columns for document in bank.documents()]
+    documents = [document.columns for document in state.documents(namespaces)]
     if wanted is not None:
         missing = sorted(wanted - {document["text"] for document in documents})
         if missing:
-            raise BankError(f"the bank {bank.name} has no example with the text {_short(missing[0])}")
+            raise BankError(f"the bank {state.name} has no example with the text {_short(missing[0])}")
     if name is not None and not any(document["label"] == name for document in documents):
         held = sorted({document["label"] for document in documents})
         near = difflib.get_close_matches(name, held, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise BankError(f"the bank {bank.name} has no example with the label {name!r}{hint}")
+        raise BankError(f"the bank {state.name} has no example with the label {name!r}{hint}")
     return lambda columns: (wanted is None or columns["text"] in wanted) and name in (None, columns["label"])
 
 
@@ -295,9 +343,7 @@ def _segment(
     lengths = torch.tensor([len(place) for place in places])
     first = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
     keys = torch.empty(int(first[-1]), model.key_size, dtype=torch.bfloat16)
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         for rows in batches([len(ids) for ids in encoded["input_ids"]]):
             padded = tokenizer.pad({"input_ids": [encoded["input_ids"][row] for row in rows]}, return_tensors="pt")
             batch = {name: value.to(model.device) for name, value in padded.items()}
@@ -308,8 +354,6 @@ def _segment(
                     keys[first[row] : first[row + 1]] = states[number][real][places[row]]
                 else:
                     keys[first[row]] = states[number]
-    finally:
-        model.train(training)
     names = list(dict.fromkeys(name for _, _, own in items for name in own if name is not None))
     number_of = {name: number for number, name in enumerate(names)}
     tokens: list[int] = []

@@ -22,8 +22,10 @@ from ..bank.manifest import Added, BankError, check_names
 from ..bank.protocol import DEFAULT, Bank, Encoder, Snapshot
 from ..bank.segment import Segment
 from ..common.checks import check_unicode
+from ..common.modes import evaluating
 from ..common.precision import outside_autocast
 from ..data.text import encode_sentences
+from ..history.attachment import Attachment
 from ..history.loss import IGNORED
 from .examples import batches
 
@@ -108,21 +110,17 @@ class PairEntries:
         """
         pairs = _pairs(rows, source_column, target_column)
         check_names([("namespace", namespace)] if source is None else [("namespace", namespace), ("source", source)])
-        training = model.training
-        model.eval()
-        try:
-            with bank.writing() as state, tqdm(desc="Encoding", unit=" pairs", disable=not progress) as bar:
-                name = source or state.free_source("added")
-                new = _new_pairs(state, pairs, namespace, state.added(namespace, name).rows)
-                bar.reset(total=len(new))
-                parts = (new[start : start + WRITTEN] for start in range(0, len(new), WRITTEN))
-                segments = (
-                    (_segment(model, tokenizer, part, name, bar), [Added(namespace, name, part[-1].row + 1)])
-                    for part in parts
-                )
-                return bank.append(segments, namespace)
-        finally:
-            model.train(training)
+        bar = tqdm(desc="Encoding", unit=" pairs", disable=not progress)
+        with evaluating(model), bank.writing() as state, bar:
+            name = source or state.free_source("added")
+            new = _new_pairs(state, pairs, namespace, state.added(namespace, name).rows)
+            bar.reset(total=len(new))
+            parts = (new[start : start + WRITTEN] for start in range(0, len(new), WRITTEN))
+            segments = (
+                (_segment(model, tokenizer, part, name, bar), [Added(namespace, name, part[-1].row + 1)])
+                for part in parts
+            )
+            return bank.append(segments, namespace)
 
 
 def _check_pair(document: Document, bank: Bank | Snapshot) -> None:
@@ -243,6 +241,22 @@ class Memory:
         first: Index of the first entry of each pair, and N at the end.
         exact: Index of the newest pair with a source.
     """
+
+    @classmethod
+    def of(cls, attachment: Attachment) -> "Memory":
+        """The pairs that an attachment sees, indexed once for each state, tokenizer and choice of namespaces.
+
+        Raises:
+            ValueError: The attachment has no tokenizer.
+        """
+        tokenizer = attachment.tokenizer
+        if tokenizer is None:
+            raise ValueError(
+                "a memory finds similar sentences by their words: give history=Attachment(bank, tokenizer=tokenizer)"
+            )
+        return attachment.derived(
+            (cls, tokenizer), lambda state: cls(state, tokenizer, state.held(attachment.namespaces))
+        )
 
     @outside_autocast
     def __init__(

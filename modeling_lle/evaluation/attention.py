@@ -5,13 +5,15 @@ heads, T tokens of the target, N of the source.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedTokenizerBase
 
+from ..common.modes import evaluating
 from ..data.text import encode_sentences
 from ..entries.pairs import padded
+from ..models.seq2seq import LLEForSeq2SeqLM
 from .pictures import FAINT, INK, Figure, make_figure, style
 
 CELL = 0.34  # inches
@@ -21,7 +23,13 @@ UNREADABLE = "\ufffd"  # what part of a letter is decoded to
 LONGEST_LETTER = 4  # bytes
 
 
-def draw_translation(model: Any, tokenizer: Any, text: str, translation: str, title: str | None = None) -> Figure:
+def draw_translation(
+    model: LLEForSeq2SeqLM,
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    translation: str,
+    title: str | None = None,
+) -> Figure:
     """Draws where the decoder looks while it writes a translation, the mean over all layers and heads.
 
     Args:
@@ -39,7 +47,7 @@ def draw_translation(model: Any, tokenizer: Any, text: str, translation: str, ti
 
 
 @torch.no_grad()
-def source_attention(model: Any, source: list[int], target: list[int], pad_token_id: int) -> np.ndarray:
+def source_attention(model: LLEForSeq2SeqLM, source: list[int], target: list[int], pad_token_id: int) -> np.ndarray:
     """How much the decoder looks at each token of the source when it predicts each of the target.
 
     Args:
@@ -51,16 +59,12 @@ def source_attention(model: Any, source: list[int], target: list[int], pad_token
         (T, N) float32, the mean over all layers and heads; rows sum to 1.
     """
     batch = {name: value.to(model.device) for name, value in padded([source], [target], pad_token_id).items()}
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         found = model(**batch, use_history=False, output_attentions=True, return_logits=False).cross_attentions
-    finally:
-        model.train(training)
     return torch.stack(found).float().mean((0, 2))[0].cpu().numpy()
 
 
-def readable(tokenizer: Any, ids: Sequence[int]) -> list[tuple[str, slice]]:
+def readable(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[tuple[str, slice]]:
     """What tokens read, and which they are: several where each is only a part of a letter."""
     pieces: list[tuple[str, slice]] = []
     before, start = "", 0

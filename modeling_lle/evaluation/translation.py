@@ -8,18 +8,21 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import yaml
 from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
 
+from ..common.modes import Trainable, evaluating
 from ..common.precision import in_precision
 from ..data import load_pairs
 from ..data.placeholders import differences
 from ..data.text import encode_sentences
 from ..entries.examples import batches
-from ..models.seq2seq import longest_target
+from ..entries.pairs import Memory
+from ..models.seq2seq import LLEForSeq2SeqLM, longest_target
 from ..saved import attach_bank, load_translator
 from .metrics import TranslationMetric
 from .results import this_command, train_minutes, write_results
@@ -92,10 +95,23 @@ class TranslationEvaluation:
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
+class TextToText(Trainable, Protocol):
+    """Any encoder-decoder model of transformers."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        ...
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers."""
+        ...
+
+
 @torch.no_grad()
 def translate(
-    model: Any,
-    tokenizer: Any,
+    model: TextToText,
+    tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
     beams: int = BEAMS,
     batch_size: int = BATCH_SIZE,
@@ -117,23 +133,19 @@ def translate(
     options = {} if use_history is None else {"use_history": use_history}
     translations = [""] * len(texts)
     encoded = encode_sentences(list(texts), tokenizer) if texts else []
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         for rows in batches([len(ids) for ids in encoded], batch_size):
             batch = tokenizer.pad({"input_ids": [encoded[row] for row in rows]}, return_tensors="pt").to(model.device)
             most = max_new_tokens or longest_target(batch["input_ids"].shape[1])
             found = model.generate(**batch, **options, num_beams=beams, do_sample=False, max_new_tokens=most)
             for row, text in zip(rows, tokenizer.batch_decode(found, skip_special_tokens=True), strict=True):
                 translations[row] = text
-    finally:
-        model.train(training)
     return translations
 
 
 def evaluate_translator(
-    model: Any,
-    tokenizer: Any,
+    model: LLEForSeq2SeqLM,
+    tokenizer: PreTrainedTokenizerBase,
     pairs: Dataset,
     beams: int = BEAMS,
     batch_size: int = BATCH_SIZE,
@@ -161,10 +173,8 @@ def evaluate_translator(
         if not bool(weight.isfinite().all()):
             raise FloatingPointError(f"{name} holds NaN or infinite values: the model cannot be measured")
     metric = TranslationMetric(keep_in_memory=True)
-    with_memory = model.history_bank is not None
-    if with_memory:
-        _ = model.memory  # its index is built once, and not on the clock
-    sides = {BASE: False, HISTORY: True} if with_memory else {BASE: False}
+    memory = None if model.history is None else Memory.of(model.history)  # its index is built once, not on the clock
+    sides = {BASE: False} if memory is None else {BASE: False, HISTORY: True}
     translations, scores, seconds = {}, {}, {}
     for side, use_history in sides.items():
         begin = time.perf_counter()
@@ -180,8 +190,8 @@ def evaluate_translator(
         scores=scores,
         signatures=metric.signatures,
         seconds=seconds,
-        entries=len(model.history_bank) if with_memory else 0,
-        pairs=len(model.memory.pairs) if with_memory else 0,
+        entries=0 if model.history_bank is None else len(model.history_bank),
+        pairs=0 if memory is None else len(memory.pairs),
     )
 
 

@@ -1,239 +1,43 @@
-"""LLECache: what a stream of text leaves behind: the recurrent state, the entries, the overlay; in constant memory.
+"""LLECache: all that carries over from one segment of a text to the next, in constant memory.
 
-Notable: the entry of a position is made when the next token arrives, so a prediction can never recall what it
-predicts; each row counts its own entries, so padding changes nothing; nothing is written in place into a tensor that
-a gradient may still need.
+It holds the backbone's opaque state, the stream of recent entries and the overlay of the test-time update.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, cast
 
-import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, LinearAttentionCacheLayerMixin
 
-from ..kernels.linear import linear
-
-
-@dataclass
-class Block:
-    """Consecutive positions of a segment, and the entries of the stream that each of them may recall.
-
-    Attributes:
-        positions: Which positions of the segment these are.
-        queries: (B, T, D), the normalised states of those positions.
-        keys: One or two tensors that hold the N entries' keys, side by side: (B, n, D), or (n, D) for all rows.
-        outcomes: (B, N) int64, the token that followed each key.
-        serial: (B, N) int64, the number of each entry in its row, from 0; -1 where there is none.
-        made: (B, T) int64, how many entries the row has once the token of the position has been read.
-        window: The oldest age that may be recalled.
-    """
-
-    positions: slice
-    queries: Tensor
-    keys: list[Tensor]
-    outcomes: Tensor
-    serial: Tensor
-    made: Tensor
-    window: int
-
-    @property
-    def age(self) -> Tensor:
-        """(B, T, N) int64, how many entries ago the entry was made, 1 for the newest one."""
-        return self.made[:, :, None] - self.serial[:, None, :]
-
-    @property
-    def valid(self) -> Tensor:
-        """(B, T, N) bool, whether the position may recall the entry: made before it, within the window."""
-        age = self.age
-        return (self.serial >= 0)[:, None, :] & (age >= 1) & (age <= self.window)
-
-    def similarity(self) -> Tensor:
-        """The cosine similarity of every position with every entry, (B, T, N), in the dtype of the keys."""
-        if len(self.keys) == 1 or self.queries.device.type != "cpu" or self.queries.requires_grad:
-            return torch.cat([self.queries @ keys.transpose(-1, -2) for keys in self.keys], dim=-1)
-        similarity = self.queries.new_empty(*self.queries.shape[:2], self.outcomes.shape[1])
-        for row, queries in enumerate(self.queries):
-            place = 0
-            for keys in self.keys:
-                similarity[row, :, place : place + keys.shape[1]] = linear(queries, keys[row])
-                place += keys.shape[1]
-        return similarity
-
-    def other_rows(self) -> "Block":
-        """The same positions with the entries that this segment made in the other rows; their ages mean nothing.
-
-        The block must come from `Stream.read_whole`.
-        """
-        rows, length = self.made.shape
-        own = torch.eye(rows, dtype=torch.bool, device=self.made.device).repeat_interleave(length, dim=1)
-        missing = (self.serial[:, -length:] < 0).flatten()
-        serial = torch.arange(rows * length, device=self.made.device).masked_fill(own | missing, -1)
-        outcomes = self.outcomes[:, -length:].reshape(1, -1).expand(rows, -1)
-        made = torch.full_like(self.made, rows * length)
-        keys = [self.keys[-1].flatten(0, 1)]
-        return Block(self.positions, self.queries, keys, outcomes, serial, made, window=rows * length)
-
-
-class Stream:
-    """A ring buffer of the last `window` entries (key, outcome) of each row.
-
-    Args:
-        window: Entries kept for each row, at least 1.
-
-    Attributes:
-        keys: (B, C, D) normalised states, C <= window: the buffer grows by doubling, then stays.
-        outcomes: (B, C) int64 token ids.
-        count: (B,) int64, entries made so far; entry n lies in slot `n % window`.
-        pending: (B, D), the key of the newest position, whose outcome has not been seen yet.
-        has_pending: (B,) bool.
-    """
-
-    tensors = ("keys", "outcomes", "count", "pending", "has_pending")
-
-    def __init__(self, window: int) -> None:
-        if window < 1:
-            raise ValueError(f"a stream holds at least one entry, got a window of {window}")
-        self.window = window
-        self.keys: Tensor | None = None
-
-    def _start(self, keys: Tensor) -> None:
-        rows, _, width = keys.shape
-        self.keys = keys.new_zeros(rows, 0, width)
-        self.outcomes = torch.zeros(rows, 0, dtype=torch.long, device=keys.device)
-        self.count = torch.zeros(rows, dtype=torch.long, device=keys.device)
-        self.pending = keys.new_zeros(rows, width)
-        self.has_pending = torch.zeros(rows, dtype=torch.bool, device=keys.device)
-
-    def read(self, states: Tensor, tokens: Tensor | None, mask: Tensor | None, block: int) -> Iterator[Block]:
-        """Yields the segment's blocks with what each may recall, and records each block after it has been read.
-
-        The iterator must be exhausted: what is not read is not recorded.
-
-        Args:
-            states: (B, T, D) floating, the backbone's states of the segment.
-            tokens: (B, T) int64, the tokens that were read; None if only their embeddings are known, which makes
-                no entries.
-            mask: (B, T) bool, False where a position is padding; None for none.
-            block: Positions in a block.
-        """
-        queries = self._queries(states.detach())
-        block = min(block, self.window)
-        for start in range(0, states.shape[1], block):
-            part = slice(start, min(start + block, states.shape[1]))
-            own_tokens = None if tokens is None else tokens[:, part]
-            yield from self._advance(part, queries[:, part], own_tokens, None if mask is None else mask[:, part])
-
-    def read_whole(self, states: Tensor, tokens: Tensor | None, mask: Tensor | None) -> Block:
-        """Records a segment and returns it as one block that stays valid, for training.
-
-        A gradient flows into the queries and into the keys of this segment; what was carried has none. The arguments
-        are those of `read`.
-        """
-        (block,) = self._advance(slice(0, states.shape[1]), self._queries(states), tokens, mask, stays=True)
-        return block
-
-    def _queries(self, states: Tensor) -> Tensor:
-        queries = torch.nn.functional.normalize(states.float(), dim=-1).to(states.dtype)
-        if self.keys is None:
-            self._start(queries)
-        return queries
-
-    def _advance(
-        self, part: slice, queries: Tensor, tokens: Tensor | None, mask: Tensor | None, stays: bool = False
-    ) -> Iterator[Block]:
-        """Makes the entries of one block, yields what can be recalled, and writes the entries.
-
-        Writing changes the keys of the block, unless it `stays`.
-        """
-        assert self.keys is not None
-        keys, known, pending, self.has_pending = self._shift(queries, mask)
-        self.pending = pending.detach()
-        if tokens is None:
-            known = torch.zeros_like(known)
-            tokens = torch.zeros_like(known, dtype=torch.long)
-        rank = known.long().cumsum(1)
-        made = self.count[:, None] + rank  # entries that exist once the token of the position has been read
-        stored, self.count = self.count, self.count + rank[:, -1]
-        if queries.shape[1] == 1 and not stays:
-            # The new entry takes the place of the one that has just left the window.
-            self._write(keys, tokens, known, made)
-            yield Block(part, queries, [self.keys], self.outcomes, self._serial(self.count), made, self.window)
-            return
-        yield Block(
-            part,
-            queries,
-            [self.keys.clone() if stays else self.keys, keys],
-            torch.cat([self.outcomes, tokens], dim=1),
-            torch.cat([self._serial(stored), (made - 1).masked_fill(~known, -1)], dim=1),
-            made,
-            self.window,
-        )
-        self._write(keys, tokens, known, made)
-
-    def _shift(self, queries: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """For each position the key of the last real position before it, whether both exist, and the new pending."""
-        before = torch.cat([self.pending[:, None], queries[:, :-1]], dim=1)
-        if mask is None:
-            known = torch.ones(queries.shape[:2], dtype=torch.bool, device=queries.device)
-            known[:, 0] = self.has_pending
-            return before, known, queries[:, -1].clone(), torch.ones_like(self.has_pending)
-        # Slot 0 of `extended` is the pending key, slot t + 1 position t.
-        extended = torch.cat([self.pending[:, None], queries], dim=1)
-        position = torch.arange(1, mask.shape[1] + 1, device=mask.device)
-        latest = torch.where(mask, position, 0).cummax(dim=1).values
-        previous = torch.cat([latest.new_zeros(len(latest), 1), latest[:, :-1]], dim=1)
-        width = queries.shape[-1]
-        before = extended.gather(1, previous[..., None].expand(-1, -1, width))
-        known = mask & ((previous > 0) | self.has_pending[:, None])
-        last = latest[:, -1]
-        pending = extended.gather(1, last[:, None, None].expand(-1, 1, width))[:, 0]
-        return before, known, pending, self.has_pending | (last > 0)
-
-    def _serial(self, stored: Tensor) -> Tensor:
-        """The number of the entry in every slot, (B, C), after `stored` entries were written; negative for none."""
-        assert self.keys is not None
-        newest = stored[:, None] - 1
-        return newest - (newest - torch.arange(self.keys.shape[1], device=stored.device)) % self.window
-
-    def _write(self, keys: Tensor, outcomes: Tensor, known: Tensor, made: Tensor) -> None:
-        """Stores the entries that are known, as far as they are within the window."""
-        assert self.keys is not None
-        needed = min(int(self.count.max()), self.window)
-        slots = self.keys.shape[1]
-        if needed > slots:
-            grown = min(self.window, max(64, 1 << (needed - 1).bit_length()))
-            self.keys = torch.nn.functional.pad(self.keys, (0, 0, 0, grown - slots))
-            self.outcomes = torch.nn.functional.pad(self.outcomes, (0, grown - slots))
-        row, column = (known & (made > self.count[:, None] - self.window)).nonzero(as_tuple=True)
-        slot = (made[row, column] - 1) % self.window
-        self.keys[row, slot] = keys.detach()[row, column]
-        self.outcomes[row, slot] = outcomes[row, column]
-
-    def apply(self, change: Callable[[Tensor], Tensor]) -> None:
-        """Replaces every tensor by `change(tensor)`: reordering, repeating or moving the rows."""
-        if self.keys is not None:
-            for name in self.tensors:
-                setattr(self, name, change(getattr(self, name)))
+from ..backbone.state import (
+    OpaqueState,
+    change_tensors,
+    detach,
+    from_named_tensors,
+    named_tensors,
+    reorder,
+    repeat,
+    rows_of,
+    select,
+)
+from .stream import Stream
 
 
 class _StateLayer(LinearAttentionCacheLayerMixin):
-    """The backbone's state, as the one layer that `transformers.Cache` asks for: tensors with the batch first."""
+    """The backbone's opaque state, as the one layer that `transformers.Cache` asks for."""
 
     is_compileable = False
 
     def __init__(self) -> None:
         super().__init__()
-        self.state: tuple[Tensor, ...] | None = None
+        self.state: OpaqueState = None
 
-    def set(self, state: tuple[Tensor, ...] | None) -> None:
+    def set(self, state: OpaqueState) -> None:
         self.state = state
         self.has_previous_state[0] = state is not None
 
     def apply(self, change: Callable[[Tensor], Tensor]) -> None:
-        if self.state is not None:
-            self.state = tuple(change(tensor) for tensor in self.state)
+        self.state = change_tensors(change, self.state)
 
     def reset(self) -> None:
         self.set(None)
@@ -277,18 +81,18 @@ class LLECache(Cache):
         return cast(_StateLayer, self.layers[0])
 
     @property
-    def state(self) -> tuple[Tensor, ...] | None:
-        """The backbone's state: tensors with the batch in dimension 0, or None at the beginning of a text."""
+    def state(self) -> OpaqueState:
+        """The backbone's state, which only the backbone looks into; None at the beginning of a text."""
         return self._layer.state
 
     @state.setter
-    def state(self, state: tuple[Tensor, ...] | None) -> None:
+    def state(self, state: OpaqueState) -> None:
         self._layer.set(state)
 
     @property
     def batch_size(self) -> int:
         """Rows of the batch, -1 before the first one."""
-        return -1 if not self.state else self.state[0].shape[0]
+        return rows_of(self.state)
 
     def check_rows(self, rows: int) -> None:
         """Raises a ValueError unless a batch of `rows` can continue the texts of the cache."""
@@ -310,33 +114,32 @@ class LLECache(Cache):
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Row i becomes a copy of row `beam_idx[i]`."""
-        self._apply(lambda tensor: tensor.index_select(0, beam_idx.to(tensor.device)))
+        self._apply(lambda tensor: reorder(tensor, beam_idx))
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keeps the rows `indices`."""
-        self._apply(lambda tensor: tensor[indices.to(tensor.device)])
+        self._apply(lambda tensor: select(tensor, indices))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeats every row `repeats` times."""
-        self._apply(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
+        self._apply(lambda tensor: repeat(tensor, repeats))
 
     def detach(self) -> "LLECache":
         """Cuts the gradient here (truncated backpropagation through time) and returns the cache."""
-        self._apply(Tensor.detach)
+        self._apply(detach)
         return self
 
     def export(self) -> dict[str, Tensor]:
-        """Its tensors by name, for `restore`."""
-        tensors = {f"state.{place}": tensor for place, tensor in enumerate(self.state or ())}
+        """Returns its tensors by name, for `restore`."""
+        tensors = named_tensors(self.state, "state")
         if self.stream is not None and self.stream.keys is not None:
             tensors |= {f"stream.{name}": getattr(self.stream, name) for name in Stream.tensors}
         return tensors
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Goes on where the cache that exported the tensors was; it must have the same window."""
+        """Continues where the cache that exported the tensors was; both must have the same window."""
         self.reset()
-        count = sum(name.startswith("state.") for name in tensors)
-        self.state = tuple(tensors[f"state.{place}"] for place in range(count)) or None
+        self.state = from_named_tensors(tensors, "state")
         if self.stream is not None and "stream.keys" in tensors:
             for name in Stream.tensors:
                 setattr(self.stream, name, tensors[f"stream.{name}"])

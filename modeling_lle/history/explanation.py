@@ -1,22 +1,24 @@
-"""Explanations: which entries moved a prediction, and by exactly how much.
+"""Explanations: which entries moved a prediction, and by exactly how much; one record for every head.
 
-With g_0 the base's share and s_i the share of entry i, P(y) - p(y) = sum_i s_i ([y_i = y] - p(y)), since the shares of
-base and entries add up to 1. Each term is the exact effect of one entry on the probability of y.
-Shapes: T time, N entries.
+With g_0 the base's share and s_i the share of entry i, P(y) - p(y) = sum_i s_i (v_i(y) - p(y)), since the shares of
+base and entries add up to 1; v_i(y) is what entry i says of y: 1 if its outcome is y and 0 otherwise, the vote of an
+example that may have several labels, or its value in regression. Each term is the exact effect of one entry.
+Shapes: B batch, T time, N entries, n predictions.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..bank.protocol import Snapshot
+from .attachment import Attachment
 from .prediction import HistoryOutput, Prediction
+from .source import BANK, STREAM
 
-CONTEXT = 16  # tokens shown before an entry's outcome
+CONTEXT = 16  # tokens shown on each side of an entry's outcome
 SEGMENT = 256
 
 
@@ -27,12 +29,14 @@ class Cause:
     Attributes:
         source: "stream" or "bank".
         share: Its share of the mixture.
-        effect: What it added to the probability of the target; negative if its outcome is another token.
-        outcome: The token id that followed it.
-        before, after: Token ids around the outcome, the oldest first.
-        age: For the stream, how many tokens ago it was made.
-        id: For the bank, its id.
-        place: For the bank, its source and row, "source:row".
+        effect: Its effect on the probability of the outcome that is explained; negative if it says something else.
+        outcome: Its outcome: a token id, or the number of a label.
+        name: Name of the outcome, if it is a label.
+        before, after: Token ids around the outcome, the oldest first; those of the example before it, for labels.
+        age: In the stream, how many tokens ago it was made.
+        id: In the bank, its id.
+        place: In the bank, its source and row, "source:row".
+        columns: In the bank, the columns of its document.
     """
 
     source: str
@@ -41,19 +45,22 @@ class Cause:
     outcome: int
     before: Sequence[int]
     after: Sequence[int]
+    name: str | None = None
     age: int | None = None
     id: int | None = None
     place: str | None = None
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """Why a token got its probability.
+    """Why an outcome got its probability: a token of a text, a label, or a token of a translation.
 
     Attributes:
-        position: Place of the token in the text.
-        target: Its id.
-        base_prob, prob: Its probability by the base alone, and with history.
+        position: Place of the token in the text; number of the text, for its label.
+        target: The outcome: its token id, or the number of the label.
+        name: Name of the label; None for a token.
+        base_prob, prob: Its probability by the base alone, and with history; in regression the value.
         base_share: The base's share of the mixture.
         causes: The entries of the largest effects.
         rest: The sum of the effects of all other entries: prob - base_prob = sum of all effects.
@@ -66,108 +73,193 @@ class Explanation:
     base_share: float
     causes: list[Cause]
     rest: float
+    name: str | None = None
 
 
-@torch.no_grad()
-def explain(model: Any, input_ids: Tensor, top: int = 5) -> list[Explanation]:
-    """Explains every token of a text but the first; what `LLEForCausalLM.explain` does.
+@dataclass(frozen=True)
+class Explained:
+    """n predictions to explain.
+
+    Attributes:
+        positions: Where each belongs, see `Explanation`.
+        targets: (n,) int64, the outcomes.
+        base, mixed: (n,) float32, their probabilities by the base and with history.
+        history: Shares and entries, (n,) or (n, N) each.
+        names: Names of the outcomes, if they are labels.
+        votes: What the entries of the bank say of the targets, (n, K) float32; None: whether it is their outcome.
+    """
+
+    positions: Sequence[int]
+    targets: Tensor
+    base: Tensor
+    mixed: Tensor
+    history: HistoryOutput
+    names: Sequence[str] | None = None
+    votes: Tensor | None = None
+
+
+MakeCause = Callable[[int, str, float, float, int], Cause]  # position, source, share, effect, and age or id
+
+
+def explain_outcomes(explained: Explained, cause: MakeCause, top: int) -> list[Explanation]:
+    """Explains n predictions, naming the `top` entries of the largest effects on each."""
+    history = explained.history
+    share, says, identity = _side_by_side(explained)
+    effect = share * (says - explained.base[:, None])
+    best = effect.abs().topk(min(top, effect.shape[1]), dim=1).indices.tolist()
+    streamed = 0 if history.shares is None else history.shares.shape[-1]
+    found = []
+    for n, position in enumerate(explained.positions):
+        chosen = [(STREAM if i < streamed else BANK, i) for i in best[n] if float(share[n, i]) > 0]
+        causes = [
+            cause(position, source, float(share[n, i]), float(effect[n, i]), int(identity[n, i]))
+            for source, i in chosen
+        ]
+        target, base, mixed = int(explained.targets[n]), float(explained.base[n]), float(explained.mixed[n])
+        found.append(
+            Explanation(
+                position=position,
+                target=target,
+                base_prob=base,
+                prob=mixed,
+                base_share=1.0 if history.base_share is None else float(history.base_share[n]),
+                causes=causes,
+                rest=float(explained.mixed[n] - explained.base[n]) - sum(own.effect for own in causes),
+                name=None if explained.names is None else explained.names[target],
+            )
+        )
+    return found
+
+
+def _side_by_side(explained: Explained) -> tuple[Tensor, Tensor, Tensor]:
+    """Share, what it says of the target, and age or id, of the entries of both sources, (n, N) each."""
+    history, target = explained.history, explained.targets[:, None]
+    shares: list[Tensor] = [torch.zeros(len(target), 0, device=target.device)]
+    says, identities = list(shares), list(shares)
+    if history.shares is not None and history.outcomes is not None and history.ages is not None:
+        shares.append(history.shares)
+        says.append((history.outcomes == target).float())
+        identities.append(history.ages)
+    if history.bank_shares is not None and history.bank_outcomes is not None and history.bank_ids is not None:
+        shares.append(history.bank_shares)
+        says.append((history.bank_outcomes == target).float() if explained.votes is None else explained.votes)
+        identities.append(history.bank_ids)
+    share, says_of_target, identity = (torch.cat(parts, dim=1) for parts in (shares, says, identities))
+    return share, says_of_target, identity
+
+
+def explain_tokens(
+    text: Tensor, read: Callable[[Tensor], Iterable[Prediction]], attachment: Attachment | None, top: int
+) -> list[Explanation]:
+    """Explains every token of a text but the first.
 
     Args:
-        model: An `LLEForCausalLM`; its state and stream begin anew.
-        input_ids: (T,) int64.
-        top: Causes to name for each token.
+        text: (T,) int64.
+        read: Predictions for the next segment (1, n) int64 of the text.
+        attachment: The bank that they recall from, pinned, or None.
+        top: Entries to name for each token.
     """
-    if input_ids.dim() != 1 or len(input_ids) < 2:
-        raise ValueError(f"explain takes one text of two tokens at least, (T,), got {tuple(input_ids.shape)}")
-    ids = input_ids.to(model.device)
-    cache, _ = model.cache_for(None, True, True, 1)
-    state = None if model.history_bank is None else model.history_bank.snapshot()
-    explanations: list[Explanation] = []
-    for start in range(0, len(ids) - 1, SEGMENT):
-        stop = min(start + SEGMENT, len(ids) - 1)
-        read, targets = ids[None, start:stop], ids[None, start + 1 : stop + 1]
-        for prediction in model.read(read, None, cache, state):
-            first = start + prediction.positions.start + 1
-            explanations += _explain_block(state, ids, first, prediction, targets[:, prediction.positions], top)
-    return explanations
+
+    def cause(position: int, source: str, share: float, effect: float, identity: int) -> Cause:
+        if source == BANK:
+            return bank_cause(attachment, share, effect, identity)
+        at = position - identity  # the entry of age a has as its outcome the token that stood a places before
+        before, after = text[max(0, at - CONTEXT) : at], text[at + 1 : min(position, at + 1 + CONTEXT)]
+        return Cause(STREAM, share, effect, int(text[at]), before.tolist(), after.tolist(), age=identity)
+
+    found: list[Explanation] = []
+    for start in range(0, len(text) - 1, SEGMENT):
+        stop = min(start + SEGMENT, len(text) - 1)
+        targets = text[None, start + 1 : stop + 1]
+        for prediction in read(text[None, start:stop]):
+            own, first = targets[:, prediction.positions], start + prediction.positions.start + 1
+            explained = Explained(
+                positions=range(first, first + own.shape[1]),
+                targets=own[0],
+                base=prediction.base_log_probs(own)[0].exp(),
+                mixed=prediction.log_probs(own)[0].exp(),
+                history=prediction.history().row(0),
+            )
+            found += explain_outcomes(explained, cause, top)
+    return found
 
 
-def _explain_block(
-    state: Snapshot | None, ids: Tensor, first: int, prediction: Prediction, targets: Tensor, top: int
+def explain_labels(
+    explained: Explained, attachment: Attachment | None, top: int, of_words: bool
 ) -> list[Explanation]:
-    """Explains the tokens `targets` (1, T) of one block, the first of which stands at `first` in the text."""
-    base, mixed = prediction.base_log_probs(targets)[0].exp(), prediction.log_probs(targets)[0].exp()
-    history = prediction.history()
-    share, outcome, identity = _side_by_side(history, len(base))
-    effect = share * ((outcome == targets[0][:, None]).float() - base[:, None])
-    best = effect.abs().topk(min(top, effect.shape[1]), dim=1).indices
-    streamed = 0 if history.shares is None else history.shares.shape[-1]
-    explanations = []
-    for t, chosen in enumerate(best.tolist()):
-        chosen = [i for i in chosen if float(share[t, i]) > 0]
-        values = [(i < streamed, float(share[t, i]), float(effect[t, i]), int(identity[t, i])) for i in chosen]
-        causes = [_cause(state, ids, first + t, *value) for value in values]
-        change = float(mixed[t] - base[t])
-        base_share = 1.0 if history.base_share is None else float(history.base_share[0, t])
-        rest = change - sum(cause.effect for cause in causes)
-        target = int(targets[0, t])
-        explanations.append(Explanation(first + t, target, float(base[t]), float(mixed[t]), base_share, causes, rest))
-    return explanations
+    """Explains n labels, of texts or of words; the outcomes of the causes are called as the bank calls them.
+
+    Args:
+        explained: The predictions.
+        attachment: The bank that they recall from, pinned; None: no bank.
+        top: Examples to name for each label.
+        of_words: Whether an example is a word with its label; then the tokens of its text are left out.
+    """
+    names = () if attachment is None else attachment.snapshot().labels or ()
+
+    def cause(position: int, source: str, share: float, effect: float, identity: int) -> Cause:
+        own = bank_cause(attachment, share, effect, identity, names)
+        return replace(own, before=(), after=()) if of_words else own  # they are followed by the numbers of labels
+
+    return explain_outcomes(explained, cause, top)
 
 
-def _side_by_side(history: HistoryOutput, length: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Share, outcome, and age or id of the entries of both sources, (T, N) each."""
-    columns: list[list[Tensor]] = [[], [], []]
-    for names in (("shares", "outcomes", "ages"), ("bank_shares", "bank_outcomes", "bank_ids")):
-        if history.get(names[0]) is not None:
-            for column, name in zip(columns, names, strict=True):
-                column.append(history[name][0])
-    blank = torch.zeros(length, 0)
-    share, outcome, identity = (torch.cat(column, dim=1) if column else blank for column in columns)
-    return share, outcome, identity
-
-
-def _cause(
-    state: Snapshot | None, ids: Tensor, position: int, streamed: bool, share: float, effect: float, number: int
+def bank_cause(
+    attachment: Attachment | None, share: float, effect: float, identity: int, names: Sequence[str] | None = None
 ) -> Cause:
-    if streamed:  # the entry of age a has as its outcome the token that stood a places before the target
-        at = position - number
-        before, after = ids[max(0, at - CONTEXT) : at].tolist(), ids[at + 1 : min(position, at + 1 + CONTEXT)].tolist()
-        return Cause("stream", share, effect, int(ids[at]), before, after, age=number)
-    assert state is not None
-    entry = state.describe([number], before=CONTEXT, after=CONTEXT)[0]
-    place = f"{entry.source}:{entry.row}"
-    return Cause("bank", share, effect, entry.outcome, entry.before, entry.after, id=number, place=place)
+    """The cause that an entry of a bank is; `names` are those of its outcomes, if they are labels."""
+    assert attachment is not None
+    (entry,) = attachment.snapshot().describe([identity], before=CONTEXT, after=CONTEXT)
+    return Cause(
+        BANK,
+        share,
+        effect,
+        entry.outcome,
+        entry.before,
+        entry.after,
+        name=None if names is None else names[entry.outcome],
+        id=identity,
+        place=f"{entry.source}:{entry.row}",
+        columns=entry.columns,
+    )
+
+
+def explain_targets(explained: Explained, attachment: Attachment | None, top: int) -> list[Explanation]:
+    """Explains the tokens of a translation by entries of the memory that it recalls from, pinned, or None."""
+
+    def cause(position: int, source: str, share: float, effect: float, identity: int) -> Cause:
+        return bank_cause(attachment, share, effect, identity)
+
+    return explain_outcomes(explained, cause, top)
 
 
 def as_values(explanations: Sequence[Explanation], tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
-    """The explanations as plain values, with texts in place of token ids.
+    """The explanations as plain values, with texts in place of token ids: what pipelines and commands give.
 
     Returns:
-        For each token its `text`, `base_prob`, `prob`, `base_share`, `rest` and `causes`; a cause has its `source`,
-        `where` it is, its `effect` and `share`, and the texts `before`, `outcome` and `after`.
+        For each outcome its `text` (of a token, or the name of a label), `base_prob`, `prob`, `base_share`, `rest` and
+        `causes`; a cause has its `source`, `where` it is, its `effect` and `share`, the texts `before`, `outcome` and
+        `after`, and the `columns` of its document if it has any.
     """
     before = [None, *explanations][: len(explanations)]
     return [
         {
-            "text": _text(item, previous, tokenizer),
+            "text": _text(item, previous, tokenizer) if item.name is None else item.name,
             "base_prob": item.base_prob,
             "prob": item.prob,
             "base_share": item.base_share,
-            "causes": [
-                {
-                    "source": cause.source,
-                    "where": _where(cause),
-                    "effect": cause.effect,
-                    "share": cause.share,
-                    **dict(zip(("before", "outcome", "after"), _texts(cause, tokenizer), strict=True)),
-                }
-                for cause in item.causes
-            ],
+            "causes": [_cause_values(cause, tokenizer) for cause in item.causes],
             "rest": item.rest,
         }
         for previous, item in zip(before, explanations, strict=True)
     ]
+
+
+def _cause_values(cause: Cause, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    texts = dict(zip(("before", "outcome", "after"), _texts(cause, tokenizer), strict=True))
+    columns = {"columns": dict(cause.columns)} if cause.columns else {}
+    where = {"source": cause.source, "where": _where(cause), "effect": cause.effect, "share": cause.share}
+    return {**where, **texts, **columns}
 
 
 def _text(item: Explanation, previous: Explanation | None, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -195,6 +287,8 @@ def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
 def _texts(cause: Cause, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str, str]:
     """The text before the outcome, the outcome, and the text after it, cut so that they join as they were."""
     before = decode(tokenizer, cause.before)
+    if cause.name is not None:
+        return before, cause.name, decode(tokenizer, cause.after)
     with_outcome = decode(tokenizer, [*cause.before, cause.outcome])
     whole = decode(tokenizer, [*cause.before, cause.outcome, *cause.after])
     if with_outcome.startswith(before) and whole.startswith(with_outcome):

@@ -60,7 +60,7 @@ def check_targets(labels: Tensor, shape: Sequence[int], outcomes: int, name: str
 
 
 @dataclass
-class Recalled:
+class RecalledTargets:
     """What the sources of a history recall of the targets; every tensor may need a gradient.
 
     Attributes:
@@ -80,14 +80,14 @@ class Recalled:
 
 
 def linear_cross_entropy_reference(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, recalled: Recalled | None = None
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, recalled: RecalledTargets | None = None
 ) -> Tensor:
     """`linear_cross_entropy`, written plainly, for hidden (N, D) and targets (N,)."""
     targets = check_targets(targets, hidden.shape[:-1], len(weight), "targets")
     return _nats(torch.nn.functional.linear(hidden, weight, bias), targets, recalled)
 
 
-def _nats(logits: Tensor, targets: Tensor, recalled: Recalled | None) -> Tensor:
+def _nats(logits: Tensor, targets: Tensor, recalled: RecalledTargets | None) -> Tensor:
     """The summed cross entropy of logits (N, V) and targets (N,), or that of the mixture."""
     log_probs = (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
     base = log_probs.gather(1, targets.clamp(min=0)[:, None])[:, 0]
@@ -123,11 +123,11 @@ def _softmax_slope(
     return probs.to(logits.dtype), nats[:, 0], features
 
 
-def _mix(base: Tensor, features: Tensor, used: Tensor, recalled: Recalled) -> tuple[Tensor, list[Tensor]]:
+def _mix(base: Tensor, features: Tensor, used: Tensor, recalled: RecalledTargets) -> tuple[Tensor, list[Tensor]]:
     """The summed nats of the mixture, and their slopes in the tensors of `recalled`."""
     with torch.enable_grad():
         leaves = [t.detach().requires_grad_() for t in (recalled.probability, recalled.mass, recalled.numbers)]
-        nats = Recalled(*leaves).nats(base, features).masked_fill(~used, 0.0).sum()
+        nats = RecalledTargets(*leaves).nats(base, features).masked_fill(~used, 0.0).sum()
         return nats.detach(), list(torch.autograd.grad(nats, leaves))
 
 
@@ -164,7 +164,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 continue
             slope, nats, features = _softmax_slope(logits, target, total, with_features=bool(recalled))
             if recalled:
-                own = Recalled(recalled[0][part], recalled[1][part], recalled[2])
+                own = RecalledTargets(recalled[0][part], recalled[1][part], recalled[2])
                 nats, slopes = _mix(-nats, features, target != IGNORED, own)
                 grad_recalled[0][part], grad_recalled[1][part] = slopes[0], slopes[1]
                 grad_recalled[2] += slopes[2]
@@ -192,7 +192,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, recalled: Recalled | None = None
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, recalled: RecalledTargets | None = None
 ) -> Tensor:
     """The summed cross entropy of `softmax(hidden @ weight.T + bias)`, in nats; chunked, forward and backward.
 
@@ -219,7 +219,9 @@ def linear_cross_entropy(
         )
 
 
-def head_cross_entropy(hidden: Tensor, head: nn.Module, targets: Tensor, recalled: Recalled | None = None) -> Tensor:
+def head_cross_entropy(
+    hidden: Tensor, head: nn.Module, targets: Tensor, recalled: RecalledTargets | None = None
+) -> Tensor:
     """`linear_cross_entropy` of an output layer, by its own forward where it was wrapped, quantised or hooked.
 
     Args:
@@ -235,7 +237,7 @@ def head_cross_entropy(hidden: Tensor, head: nn.Module, targets: Tensor, recalle
         return linear_cross_entropy(hidden, head.weight, head.bias, targets, recalled)  # type: ignore[arg-type]
 
     def nats(rows: Tensor, own: Tensor, *parts: Tensor) -> Tensor:
-        return _nats(head(rows), own, Recalled(*parts) if parts else None)
+        return _nats(head(rows), own, RecalledTargets(*parts) if parts else None)
 
     parts = () if recalled is None else (recalled.probability.flatten(0, -2), recalled.mass.flatten(0, -2))
     return _in_chunks(nats, hidden, targets, parts, () if recalled is None else (recalled.numbers,))

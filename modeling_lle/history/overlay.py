@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..backbone.recurrence import current_name
+from ..backbone.state import OpaqueState, from_named_tensors, join, named_tensors, select
 from ..bank.fingerprint import fingerprint, same_backbone
 from ..common.precision import outside_autocast
 from ..common.temporary import replacing
@@ -143,7 +144,30 @@ class Overlay:
                 tensors[name] = change(tensor)
         self.decayed, self.count, self.tokens = change(self.decayed), change(self.count), change(self.tokens)
 
-    def parts(self, length: int, mask: Tensor | None) -> Iterator[slice]:
+    def states(
+        self, model: Any, tokens: Tensor, mask: Tensor | None, cache: LLECache
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """The backbone's states of a segment in parts, between which the rows take their steps.
+
+        Each part must be read, and its predictions given to `remember`, before the next one is asked for.
+
+        Args:
+            model: The model.
+            tokens: (B, T) int64.
+            mask: (B, T) bool, False at padding, or None.
+            cache: The cache, whose state moves on.
+
+        Yields:
+            The positions of a part, and its states (B, n, D).
+        """
+        if not self.replaces_backbone:
+            whole = model.model(tokens, mask, past_key_values=cache, use_cache=False).last_hidden_state
+        for part in self._parts(tokens.shape[1], mask):
+            ids, own_mask = tokens[:, part], None if mask is None else mask[:, part]
+            self._read(model, ids, own_mask, cache.state)
+            yield part, self._encode(model, ids, own_mask, cache) if self.replaces_backbone else whole[:, part]
+
+    def _parts(self, length: int, mask: Tensor | None) -> Iterator[slice]:
         """Cuts a segment of T positions where a row takes a step; `mask` (B, T) bool is False at padding.
 
         Each part must be read before the next one is asked for.
@@ -159,7 +183,7 @@ class Overlay:
             yield slice(start, min(start + size, length))
             start += size
 
-    def read(self, model: Any, tokens: Tensor, mask: Tensor | None, state: tuple[Tensor, ...] | None) -> None:
+    def _read(self, model: Any, tokens: Tensor, mask: Tensor | None, state: OpaqueState) -> None:
         """Takes in the tokens (B, T) of a part, and the steps whose last outcome is now known.
 
         Args:
@@ -183,25 +207,25 @@ class Overlay:
             self.tokens[row, count : count + len(own)] = own
             self.count[row] = count + len(own)
 
-    def _keep_state(self, row: int, state: tuple[Tensor, ...] | None) -> None:
+    def _keep_state(self, row: int, state: OpaqueState) -> None:
         """Keeps the backbone's state of a row, from which its next step differentiates; None begins a text."""
         if state is None:
             self.kept.clear()
             return
-        for number, tensor in enumerate(state):
-            self.kept.setdefault(f"state-{number}", torch.zeros_like(tensor))[row] = tensor[row]
+        for name, tensor in named_tensors(state, "state").items():
+            self.kept.setdefault(name, torch.zeros_like(tensor))[row] = tensor[row]
 
-    def encode(self, model: Any, tokens: Tensor, mask: Tensor | None, cache: LLECache) -> Tensor:
+    def _encode(self, model: Any, tokens: Tensor, mask: Tensor | None, cache: LLECache) -> Tensor:
         """States (B, T, D) of the tokens (B, T) by the changed backbone; the cache's state moves on."""
         rows, old = [], cache.state
         for row in range(len(tokens)):
             own = LLECache()
-            own.state = None if old is None else tuple(tensor[row : row + 1] for tensor in old)
+            own.state = select(old, slice(row, row + 1))
             weights = {n.removeprefix("model."): weight for n, weight in self._weights(model, row, "model.").items()}
             given = {"attention_mask": None if mask is None else mask[row : row + 1], "past_key_values": own}
             states = functional_call(model.model, weights, (tokens[row : row + 1],), {**given, "use_cache": False})
             rows.append((states.last_hidden_state, own.state))
-        cache.state = tuple(torch.cat(parts) for parts in zip(*(state for _, state in rows), strict=True))
+        cache.state = join([state for _, state in rows])
         cache.seen_tokens += tokens.shape[1]
         return torch.cat([states for states, _ in rows])
 
@@ -298,7 +322,7 @@ class Overlay:
     def _differentiate(self, model: Any, row: int, outcomes: Tensor) -> tuple[float, dict[str, Gradient]]:
         """Nats a token and scaled gradients of every weight, through the last E tokens."""
         cache = LLECache()
-        cache.state = tuple(tensor[row : row + 1] for tensor in self.kept.values()) or None
+        cache.state = select(from_named_tensors(self.kept, "state"), slice(row, row + 1))
         weights = {name: weight.requires_grad_() for name, weight in self._weights(model, row).items()}
         nats, gradients = summed_gradients(model, weights, self.tokens[row].to(model.device), outcomes, cache)
         scaled = {name: gradient.to(self.scales[name]) * self.scales[name] for name, gradient in gradients.items()}

@@ -3,17 +3,17 @@
 Shapes: B batch, T time, V vocabulary, N entries of the stream, K entries of the bank, S sources, n positions.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
-from ..bank.found import Found
-from .cache import Block, LLECache
+from .cache import LLECache
 from .loss import IGNORED
-from .rule import Evidence, Recall, gate, log_age, mixed_distribution, mixed_log_prob
+from .rule import base_prediction, gate, mixed_distribution, mixed_log_prob
+from .source import BANK, STREAM, Evidence, Recalled, Source
 
 BLOCK = 256  # positions that are predicted together
 BLOCK_ELEMENTS = 1 << 24  # at most so many scores or log probabilities at once
@@ -58,6 +58,10 @@ class HistoryOutput(ModelOutput):
 
         return cls(**{field.name: joined(field.name) for field in fields(cls)})
 
+    def row(self, number: int) -> "HistoryOutput":
+        """That of one text of the batch, without the dimension B."""
+        return HistoryOutput(**{name: tensor[number] for name, tensor in self.items()})
+
 
 @dataclass
 class ScoreOutput(ModelOutput):
@@ -82,27 +86,23 @@ class ScoreOutput(ModelOutput):
 
 @dataclass
 class Prediction:
-    """The prediction of one block: the base's log p (B, T, V) and its features (B, T, 2), and what is mixed in.
+    """The predictions at a block of positions: the base's, and the entries of each source that are mixed in.
 
-    `recalls` and `gates` have an item for each source; `block` and `found` are what the stream and the bank offer.
+    Attributes:
+        positions: Which positions of the segment these are.
+        base: (B, T, V) float32, log p of every token.
+        features: (B, T, 2) float32, `base_features`.
+        recalled: What each source recalls.
     """
 
     positions: slice
     base: Tensor
     features: Tensor
-    recalls: dict[str, Recall] = field(default_factory=dict)
-    gates: dict[str, list[float]] = field(default_factory=dict)
-    block: Block | None = None
-    found: Found | None = None
+    recalled: list[Recalled] = field(default_factory=list)
 
-    def add(self, source: str, recall: Recall, numbers: list[float]) -> None:
-        """Mixes a source in; `numbers` are those of its gate."""
-        self.recalls[source], self.gates[source] = recall, numbers
-
-    def log_shares(self, sources: Iterable[str]) -> Tensor:
-        """Log shares of the base and of the sources, if they are the only ones, (B, T, 1 + S)."""
-        sources = list(sources)
-        return gate([self.recalls[name].mass for name in sources], self.features, [self.gates[s] for s in sources])
+    def log_shares(self, recalled: Sequence[Recalled]) -> Tensor:
+        """Log shares (B, T, 1 + S) of the base and of sources, if they are the only ones."""
+        return gate([own.recall.mass for own in recalled], self.features, [list(own.gate) for own in recalled])
 
     def base_log_probs(self, targets: Tensor) -> Tensor:
         """log p of the targets (B, T), 0 where the target is -100."""
@@ -112,77 +112,81 @@ class Prediction:
     def log_probs(self, targets: Tensor) -> Tensor:
         """log P of the targets (B, T), 0 where the target is -100."""
         base = self.base_log_probs(targets)
-        if not self.recalls:
+        if not self.recalled:
             return base
-        recalled = [recall.probability(targets) for recall in self.recalls.values()]
-        return mixed_log_prob(base, recalled, self.log_shares(self.recalls)).masked_fill(targets == IGNORED, 0.0)
+        probabilities = [own.recall.probability(targets) for own in self.recalled]
+        mixed = mixed_log_prob(base, probabilities, self.log_shares(self.recalled))
+        return mixed.masked_fill(targets == IGNORED, 0.0)
 
     def scores(self, targets: Tensor) -> dict[str, Tensor]:
         """The columns of a `ScoreOutput` for the targets (B, T)."""
         base, ignored = self.base_log_probs(targets), targets == IGNORED
-        recalled = {name: recall.probability(targets) for name, recall in self.recalls.items()}
-
-        def mixed(sources: Sequence[str], log_shares: Tensor) -> Tensor:
-            log_probs = mixed_log_prob(base, [recalled[name] for name in sources], log_shares)
-            return log_probs.masked_fill(ignored, 0.0)
-
-        log_shares = self.log_shares(self.recalls)
-        columns = {"base_log_probs": base, "stream_share": torch.zeros_like(base)}
-        columns |= {f"{name}_share": log_shares[..., place].exp() for place, name in enumerate(self.recalls, start=1)}
-        columns["log_probs"] = mixed(list(self.recalls), log_shares) if recalled else base
-        if "bank" in recalled:
-            columns["stream_log_probs"] = base
-            columns |= {f"{name}_log_probs": mixed([name], self.log_shares([name])) for name in recalled}
+        probabilities = [own.recall.probability(targets) for own in self.recalled]
+        columns = {"base_log_probs": base, "log_probs": base, f"{STREAM}_share": torch.zeros_like(base)}
+        if not self.recalled:
+            return columns
+        log_shares = self.log_shares(self.recalled)
+        columns["log_probs"] = mixed_log_prob(base, probabilities, log_shares).masked_fill(ignored, 0.0)
+        columns |= {f"{own.source}_share": log_shares[..., s].exp() for s, own in enumerate(self.recalled, start=1)}
+        if any(own.source == BANK for own in self.recalled):
+            columns[f"{STREAM}_log_probs"] = base
+            for own, probability in zip(self.recalled, probabilities, strict=True):
+                alone = mixed_log_prob(base, [probability], self.log_shares([own]))
+                columns[f"{own.source}_log_probs"] = alone.masked_fill(ignored, 0.0)
         return columns
 
     def distribution(self) -> Tensor:
-        """log P of every token, (B, T, V); uses up `base`."""
-        if not self.recalls:
+        """log P of every token, (B, T, V); overwrites `base`."""
+        if not self.recalled:
             return self.base
-        return mixed_distribution(self.base, list(self.recalls.values()), self.log_shares(self.recalls))
+        recalls = [own.recall for own in self.recalled]
+        return mixed_distribution(self.base, recalls, self.log_shares(self.recalled))
 
-    def sample(self, row: Tensor, column: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, list[Evidence]]:
-        """What `Calibration.add` takes of the positions (row, column), (n,) int64 each, with their targets (n,)."""
-        sources = []
-        if "stream" in self.recalls:
-            assert self.block is not None
-            sources.append(
-                Evidence(
-                    similarity=self.block.similarity()[row, column].float(),
-                    log_age=log_age(self.block.age[row, column]),
-                    log_count=None,
-                    valid=self.block.valid[row, column],
-                    hit=self.block.outcomes[row] == targets[:, None],
-                )
-            )
-        if "bank" in self.recalls:
-            assert self.found is not None
-            counts = self.found.counts[row, column]
-            sources.append(
-                Evidence(
-                    similarity=self.found.similarity[row, column],
-                    log_age=None,
-                    log_count=counts.clamp(min=1).log(),
-                    valid=counts > 0,
-                    hit=self.found.outcomes[row, column] == targets[:, None],
-                )
-            )
+    def evidence(self, row: Tensor, column: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, list[Evidence]]:
+        """The base log probability (n,), `base_features` (n, 2) and evidence of each source for n predictions.
+
+        Args:
+            row, column: (n,) int64 each, where they are made.
+            targets: (n,) int64, the right tokens.
+        """
+        sources = [own.evidence(row, column, targets) for own in self.recalled]
         return self.base[row, column, targets], self.features[row, column], sources
 
     def history(self) -> HistoryOutput:
         """The entries and their shares."""
-        shares = self.log_shares(self.recalls).exp()
+        shares = self.log_shares(self.recalled).exp()
         output = HistoryOutput(base_share=shares[..., 0])
-        for place, (name, recall) in enumerate(self.recalls.items(), start=1):
-            own = recall.weights * shares[..., place : place + 1]
-            outcomes = recall.outcomes.expand(own.shape).clone()  # the stream may go on writing into them
-            if name == "stream":
-                assert self.block is not None
-                output.shares, output.outcomes, output.ages = own, outcomes, self.block.age
+        for place, own in enumerate(self.recalled, start=1):
+            share = own.recall.weights * shares[..., place : place + 1]
+            outcomes = own.recall.outcomes.expand(share.shape).clone()  # the stream may go on writing into them
+            if own.source == STREAM:
+                output.shares, output.outcomes, output.ages = share, outcomes, own.identities()
             else:
-                assert self.found is not None
-                output.bank_shares, output.bank_outcomes, output.bank_ids = own, outcomes, self.found.ids
+                output.bank_shares, output.bank_outcomes, output.bank_ids = share, outcomes, own.identities()
         return output
+
+
+def predict(
+    states: Tensor, logits: Callable[[Tensor], Tensor], sources: Sequence[Source], blocks: Iterable[slice]
+) -> Iterator[Prediction]:
+    """The predictions from states, block by block; each must be used before the next one is asked for.
+
+    Args:
+        states: (B, T, D) floating, of a segment.
+        logits: The output layer: (B, n, D) to (B, n, V).
+        sources: What is mixed in.
+        blocks: The positions of each block.
+    """
+    for positions in blocks:
+        own = states[:, positions]
+        base, features = base_prediction(logits(own))
+        yield Prediction(positions, base, features, [source.recall(own, features) for source in sources])
+
+
+def even_blocks(rows: int, length: int, widest: int) -> Iterator[slice]:
+    """The positions of a segment in blocks of `block_size`."""
+    size = block_size(rows, widest)
+    return (slice(start, min(start + size, length)) for start in range(0, length, size))
 
 
 def collect(

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from ..configuration import LLEConfig
-from .cache import Block, Stream
-from .loss import Recalled, check_targets, head_cross_entropy
-from .rule import Recall, from_values, kernel, log_age, recall_stream, store_values, to_values
+from .calibration import from_values, store_values, to_values
+from .loss import RecalledTargets, check_targets, head_cross_entropy
+from .rule import Recall, kernel, log_age, recall_stream
+from .stream import Block, Stream
 
 logger = logging.getLogger(__name__)
 
@@ -150,5 +151,5 @@ class HistoryLoss(nn.Module):
             probability, mass = recall_targets(own, targets, sharpness, recency if source == 0 else 0.0)
             columns.append((probability, mass, numbers))
         probabilities, masses, gates = zip(*columns, strict=True)
-        recalled = Recalled(torch.stack(probabilities, -1), torch.stack(masses, -1), torch.stack(gates))
+        recalled = RecalledTargets(torch.stack(probabilities, -1), torch.stack(masses, -1), torch.stack(gates))
         return head_cross_entropy(dropped, output, targets, recalled)

@@ -15,6 +15,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 
 from ..backbone.batched_stacks import is_read_together, read_together, single_stacks
+from ..backbone.protocol import StateHolder
 from ..backbone.recurrence import Seen, make_stack, variational_dropout
 from ..configuration import LLEConfig
 from ..history.cache import LLECache, check_cache
@@ -47,7 +48,7 @@ class LLEModel(LLEPreTrainedModel):
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | dict[str, Tensor | None] | None = None,
-        past_key_values: LLECache | None = None,
+        past_key_values: StateHolder | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         after_layer: Callable[[int, Tensor], Tensor] | None = None,
@@ -119,7 +120,8 @@ class LLEModel(LLEPreTrainedModel):
         if past_key_values is not None:
             past_key_values.state = state
             past_key_values.seen_tokens += states.shape[1]
-        return BaseModelOutputWithPast(states, past_key_values, _chosen(embedded, seen, states, output_hidden_states))
+        holder: Any = past_key_values  # transformers declares its own Cache, which an LLECache is
+        return BaseModelOutputWithPast(states, holder, _chosen(embedded, seen, states, output_hidden_states))
 
     def _scale(self, embedded: Tensor, factors: Tensor) -> Tensor:
         """Embedded tokens (B, T, M D), times a factor for each of them and each member (B, T, M)."""

@@ -5,7 +5,7 @@ unchanged; without, they are the plain logits. The loss is computed in chunks an
 Shapes: B batch, T time, D width, V vocabulary, W window, N entries.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,15 +17,26 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from ..backbone.recurrence import variational_dropout
-from ..bank.found import Found
-from ..bank.protocol import Snapshot
+from ..bank.protocol import Bank
+from ..common.modes import evaluating
 from ..configuration import LLEConfig
-from ..history.cache import Block, LLECache, check_cache
-from ..history.explanation import Explanation, explain
+from ..history.attachment import Attachment
+from ..history.cache import LLECache, check_cache
+from ..history.calibration import Calibration
+from ..history.explanation import Explanation, explain_tokens
 from ..history.loss import check_targets, head_cross_entropy
 from ..history.overlay import Overlay, collect_statistics
-from ..history.prediction import BLOCK, HistoryOutput, Prediction, ScoreOutput, block_size, collect
-from ..history.rule import Calibration, base_prediction, recall_bank, recall_stream
+from ..history.prediction import (
+    BLOCK,
+    HistoryOutput,
+    Prediction,
+    ScoreOutput,
+    block_size,
+    collect,
+    even_blocks,
+    predict,
+)
+from ..history.source import BankSource, Source, StreamSource
 from ..history.training import HistoryLoss
 from ..kernels.linear import apply_linear
 from .arguments import TO_BACKBONE, Packing, check_arguments
@@ -70,8 +81,8 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
         super().__init__(config)
         if config.bidirectional:
             raise ValueError("a language model must not see what it predicts: set bidirectional=False")
-        config.check_sections("LLEForCausalLM")
         self.model = LLEModel(config)
+        config.check_sections("LLEForCausalLM")
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
         self.history_loss = HistoryLoss(config) if config.training.window else None
         self.post_init()
@@ -98,6 +109,7 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         use_history: bool | None = None,
+        history: Attachment | Bank | None = None,
         output_history: bool = False,
         logits_to_keep: int | Tensor = 0,
         return_logits: bool | None = None,
@@ -116,6 +128,7 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
             use_cache: Whether to return a cache.
             use_history: Whether the history takes part; None: as the config says, in training mode only in the loss
                 where `history.training` asks for it and no logits are built.
+            history: The bank to recall from, as an Attachment or alone; None: the one that `attach_history` set.
             output_history: Whether to return the recalled entries with their shares (large: B x T x N).
             logits_to_keep: As in transformers: the last n positions, or an index of positions.
             return_logits: Whether to build the logits; None: unless this is a training step with labels.
@@ -139,7 +152,7 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
         if given_labels is not None:
             own = check_targets(given_labels, (rows, length), self.config.vocab_size)
             targets = Targets(own, shift_labels is not None, mask, packing, num_items_in_batch)
-        how: dict[str, Any] = {"use_history": use_history, "output_history": output_history}
+        how: dict[str, Any] = {"use_history": use_history, "output_history": output_history, "history": history}
         how |= {"return_logits": return_logits, "options": kwargs}
         if packing is None:
             more: dict[str, Any] = {"use_cache": use_cache, "logits_to_keep": logits_to_keep, **how}
@@ -166,12 +179,13 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
         *,
         use_cache: bool | None,
         use_history: bool | None,
+        history: Attachment | Bank | None,
         output_history: bool,
         return_logits: bool | None,
         options: dict[str, Any],
         logits_to_keep: int | Tensor = 0,
     ) -> LLECausalLMOutput:
-        """What `forward` returns of rows that hold a text each; `mask` is that of the segment, (B, T) bool or None."""
+        """The output for rows that hold a text each; `mask` is that of the segment, (B, T) bool or None."""
         targets = None if measured is None else measured.tokens
         if return_logits is None:
             return_logits = targets is None or not self.training
@@ -182,12 +196,13 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
             past_key_values = LLECache(self.config.training.window)
         given = input_ids if inputs_embeds is None else inputs_embeds
         assert given is not None
-        cache, with_history = self.cache_for(past_key_values, use_cache, use_history, given.shape[0])
+        attachment = self.recalled_from(history, use_history)
+        cache, with_history = self.cache_for(past_key_values, use_cache, use_history, given.shape[0], attachment)
         if return_logits and attention_mask is not None and (cache is None or cache.seen_tokens == 0):
             refuse_empty_rows(attention_mask)
-        hidden_states = loss = logits = history = None
+        hidden_states = loss = logits = recalled = None
         if with_history and cache is not None and cache.overlay is not None:
-            predictions = self.read(tokens_for_update(input_ids, options), mask, cache)
+            predictions = self.read(tokens_for_update(input_ids, options), mask, cache, attachment)
         else:
             outputs = self.model(
                 input_ids=input_ids,
@@ -201,12 +216,12 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
             dropped = variational_dropout(states, self.config.output_dropout, self.training)
             first = states.shape[1] - logits_to_keep if isinstance(logits_to_keep, int) and logits_to_keep else 0
             first = 0 if targets is not None or output_history else max(0, first)
-            predictions = self.predictions(states, input_ids, mask, cache, True, first)
+            predictions = self.predictions(states, input_ids, mask, cache, attachment, first)
         if history_loss is not None:
             stream = None if cache is None else cache.stream
             loss = history_loss(stream, states, dropped, input_ids, mask, targets, self.lm_head)
         elif with_history:
-            loss, logits, history = collect(predictions, targets, return_logits, output_history)
+            loss, logits, recalled = collect(predictions, targets, return_logits, output_history)
             logits = None if logits is None else slice_logits_to_keep(logits, logits_to_keep)
         else:
             self._record(states, input_ids, mask, cache)
@@ -219,10 +234,15 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
             if self.training:
                 loss = loss + self._penalties(states, dropped, mask) * measured.share
         cache = cache if use_cache else None
-        return LLECausalLMOutput(loss, logits, cache, hidden_states, history)
+        return LLECausalLMOutput(loss, logits, cache, hidden_states, recalled)
 
     def cache_for(
-        self, cache: LLECache | None, use_cache: bool, use_history: bool | None, rows: int
+        self,
+        cache: LLECache | None,
+        use_cache: bool,
+        use_history: bool | None,
+        rows: int,
+        attachment: Attachment | None,
     ) -> tuple[LLECache | None, bool]:
         """The cache to read `rows` texts with, made where one is needed, and whether the history takes part."""
         check_cache(cache)
@@ -235,7 +255,7 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
         if cache is not None and cache.overlay is None and updating:
             cache.overlay = Overlay(self, rows)
         has_own = cache is not None and (cache.stream is not None or cache.overlay is not None)
-        use_history = use_history and (has_own or self.history_bank is not None)
+        use_history = use_history and (has_own or attachment is not None)
         if use_history:
             refuse_export("what a history recalls", "export with use_history=False")
         return cache, use_history
@@ -245,28 +265,21 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
         input_ids: Tensor,
         attention_mask: Tensor | dict[str, Tensor | None] | None,
         cache: LLECache,
-        bank_state: Snapshot | None = None,
+        attachment: Attachment | None,
     ) -> Iterator[Prediction]:
         """Predictions with history for the tokens (B, T) of a segment, block by block; the cache takes it in.
 
-        Each must have been used before the next one is asked for. They recall from one state of the bank, the given
-        one, or else that at the beginning.
+        Each must have been used before the next one is asked for. They recall from `attachment`, which is pinned.
         """
-        if bank_state is None and self.history_bank is not None:
-            bank_state = self.history_bank.snapshot()
         mask, overlay = segment_mask(attention_mask, input_ids.shape[1]), cache.overlay
-        if overlay is None or not overlay.replaces_backbone:
-            states = self.model(input_ids, attention_mask, past_key_values=cache, use_cache=False).last_hidden_state
         if overlay is None:
-            yield from self.predictions(states, input_ids, mask, cache, True, bank_state=bank_state)
+            states = self.model(input_ids, attention_mask, past_key_values=cache, use_cache=False).last_hidden_state
+            yield from self.predictions(states, input_ids, mask, cache, attachment)
             return
-        for part in overlay.parts(input_ids.shape[1], mask):
+        for part, states in overlay.states(self, input_ids, mask, cache):
             ids, own_mask = input_ids[:, part], None if mask is None else mask[:, part]
-            overlay.read(self, ids, own_mask, cache.state)
-            own = overlay.encode(self, ids, own_mask, cache) if overlay.replaces_backbone else states[:, part]
-            options: Any = {"output": overlay.output, "bank_state": bank_state}
-            for prediction in self.predictions(own, ids, own_mask, cache, True, **options):
-                overlay.remember(own, prediction.positions, prediction.base, own_mask)
+            for prediction in self.predictions(states, ids, own_mask, cache, attachment, output=overlay.output):
+                overlay.remember(states, prediction.positions, prediction.base, own_mask)
                 start, stop = prediction.positions.start, prediction.positions.stop
                 prediction.positions = slice(part.start + start, part.start + stop)
                 yield prediction
@@ -293,61 +306,37 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
         tokens: Tensor | None,
         mask: Tensor | None,
         cache: LLECache | None,
-        with_history: bool,
+        attachment: Attachment | None,
         first: int = 0,
         output: Callable[["LLEForCausalLM", Tensor], Tensor] | None = None,
-        bank_state: Snapshot | None = None,
     ) -> Iterator[Prediction]:
         """Predictions for the positions from `first` on, block by block, recording the whole segment in the stream.
 
-        `output` makes logits of states, if the output layer is not to do it; `bank_state` is as in `read`.
+        Args:
+            states: (B, T, D) floating, the backbone's states of the segment.
+            tokens: (B, T) int64, or None.
+            mask: (B, T) bool, False at padding, or None.
+            cache: The cache whose stream is recalled; None: no stream.
+            attachment: The bank to recall from, pinned; None: no bank.
+            first: The first position that is wanted.
+            output: Makes logits of states in place of the output layer.
         """
-        if bank_state is None and self.history_bank is not None:
-            bank_state = self.history_bank.snapshot()
         rows, length, _ = states.shape
         stream = None if cache is None else cache.stream
         widest = max(self.config.vocab_size, 0 if stream is None else stream.window)
-        size = block_size(rows, widest)
-        blocks: Iterable[tuple[slice, Block | None]]
-        if stream is None:
-            blocks = ((slice(start, min(start + size, length)), None) for start in range(0, length, size))
-        else:
-            blocks = ((block.positions, block) for block in stream.read(states, tokens, mask, size))
-        for positions, block in blocks:
-            if positions.stop <= first:
-                continue
-            own = states[:, positions]
-            logits = output(self, own) if output else apply_linear(self.lm_head, own)
-            base, features = base_prediction(logits)
-            prediction = Prediction(positions, base, features)
-            if with_history and block is not None:
-                numbers = self.config.stream
-                prediction.block = block
-                prediction.add("stream", recall_stream(block, numbers.sharpness, numbers.recency), numbers.gate)
-            if with_history and bank_state is not None:
-                found = self._search(states[:, positions], features, bank_state)
-                recall = recall_bank(found.similarity, found.outcomes, found.counts, self.config.bank.sharpness)
-                prediction.found = found
-                prediction.add("bank", recall, self.config.bank.gate)
-            yield prediction
+        sources: list[Source] = []
+        blocks = even_blocks(rows, length, widest)
+        if stream is not None:
+            own = StreamSource(stream, self.config.stream)
+            blocks = own.blocks(states, tokens, mask, block_size(rows, widest))
+            sources.append(own)
+        if attachment is not None:
+            sources.append(BankSource(attachment, self.config.bank))
 
-    def _search(self, states: Tensor, features: Tensor, bank_state: Snapshot) -> Found:
-        """What the bank holds for each position (B, T, K): nothing where the base is certain."""
-        self.check_history()
-        numbers = self.config.bank
-        asked = (features[..., 1].exp() < numbers.skip_above) | (numbers.skip_above >= 1)
-        queries = nn.functional.normalize(states[asked].float(), dim=-1)
-        namespaces = bank_state.held(self.history_namespaces)
-        found = bank_state.search(queries, numbers.neighbours, namespaces, numbers.search)
+        def logits(block: Tensor) -> Tensor:
+            return output(self, block) if output else apply_linear(self.lm_head, block)
 
-        def placed(values: Tensor, blank: int) -> Tensor:
-            whole = values.new_full((*asked.shape, numbers.neighbours), blank, device=states.device)
-            whole[asked] = values.to(states.device)
-            return whole
-
-        return Found(
-            placed(found.similarity, 0), placed(found.ids, -1), placed(found.outcomes, 0), placed(found.counts, 0)
-        )
+        return predict(states, logits, sources, (positions for positions in blocks if positions.stop > first))
 
     def _record(self, states: Tensor, tokens: Tensor | None, mask: Tensor | None, cache: LLECache | None) -> None:
         """Takes a segment into the stream, if there is one, that is predicted without it."""
@@ -355,17 +344,25 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
             for _ in cache.stream.read(states, tokens, mask, BLOCK):
                 pass
 
-    def explain(self, input_ids: Tensor, top: int = 5) -> list[Explanation]:
-        """Which entries moved the prediction of each token of a text (T,) int64, and by exactly how much.
+    def explain(self, input_ids: Tensor, top: int = 5, history: Attachment | Bank | None = None) -> list[Explanation]:
+        """Which entries moved the prediction of each token of a text, and by exactly how much.
 
         Args:
             input_ids: (T,) int64, or (1, T).
             top: Entries to name for each token.
+            history: As in `forward`.
 
         Returns:
             An `Explanation` for each token but the first.
         """
-        return explain(self, input_ids[0] if input_ids.dim() == 2 and len(input_ids) == 1 else input_ids, top)
+        text = input_ids[0] if input_ids.dim() == 2 and len(input_ids) == 1 else input_ids
+        if text.dim() != 1 or len(text) < 2:
+            raise ValueError(f"explain takes one text of two tokens at least, (T,), got {tuple(text.shape)}")
+        text, attachment = text.to(self.device), self.recalled_from(history, True)
+        with torch.no_grad(), evaluating(self):
+            cache, _ = self.cache_for(None, True, True, 1, attachment)
+            assert cache is not None
+            return explain_tokens(text, lambda ids: self.read(ids, None, cache, attachment), attachment, top)
 
     def collect_update_statistics(self, batches: Iterable[dict[str, Tensor]]) -> None:
         """Collects what the rule of the test-time update needs to know of training text; saved with the model.
@@ -373,12 +370,8 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
         Args:
             batches: As for `calibrate`, of training text and of one row each.
         """
-        training = self.training
-        self.eval()
-        try:
+        with evaluating(self):
             self.update_statistics = collect_statistics(self, batches)
-        finally:
-            self.train(training)
 
     @torch.no_grad()
     def score(
@@ -388,6 +381,7 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
         attention_mask: Tensor | None = None,
         past_key_values: LLECache | None = None,
         use_history: bool | None = None,
+        history: Attachment | Bank | None = None,
     ) -> ScoreOutput:
         """Log probabilities of the tokens that came next, with and without history, in one pass.
 
@@ -396,18 +390,19 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
             shift_labels: (B, T) int64, the token after each position, -100 where there is none.
             attention_mask: (B, T) of 0 and 1, 0 at padding, which predicts nothing.
             past_key_values: The cache of the text so far; it is updated.
-            use_history: As in `forward`.
+            use_history, history: As in `forward`.
         """
+        attachment = self.recalled_from(history, use_history)
         mask = segment_mask(attention_mask, input_ids.shape[1])
         targets = self._next_tokens(input_ids, shift_labels, mask)
-        cache, with_history = self.cache_for(past_key_values, True, use_history, len(input_ids))
+        cache, with_history = self.cache_for(past_key_values, True, use_history, len(input_ids), attachment)
         assert cache is not None
         if with_history:
-            predictions = self.read(input_ids, mask, cache)
+            predictions = self.read(input_ids, mask, cache, attachment)
         else:
             states = self.model(input_ids, mask, past_key_values=cache, use_cache=False).last_hidden_state
             self._record(states, input_ids, mask, cache)
-            predictions = self.predictions(states, input_ids, mask, None, False)
+            predictions = self.predictions(states, input_ids, mask, None, None)
         parts = [prediction.scores(targets[:, prediction.positions]) for prediction in predictions]
         columns = {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}
         return ScoreOutput(**columns, past_key_values=cache)
@@ -418,9 +413,16 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
         return without_padding(labels, mask)
 
     def calibrate(
-        self, batches: Iterable[dict[str, Tensor]], max_positions: int = 3000, steps: int = 40, seed: int = 0
+        self,
+        batches: Iterable[dict[str, Tensor]],
+        *,
+        fixed: Collection[str] = (),
+        max_predictions: int = 3000,
+        steps: int = 40,
+        seed: int = 0,
+        history: Attachment | Bank | None = None,
     ) -> dict[str, float]:
-        """Fits the numbers of the rule on held-out text, by gradient descent, and stores them in the config.
+        """Fits the parameters of the rule on held-out text, by gradient descent, and stores them in the config.
 
         Those of the stream and, if one is attached, of the bank are fitted together.
 
@@ -428,38 +430,34 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
             batches: Consecutive segments of text: `input_ids` and `shift_labels`, (B, T) int64, and `attention_mask`
                 where there is padding; row r of a batch continues row r of the batch before. A few windows of text
                 are enough.
-            max_positions: Positions that are fitted on, drawn evenly from the text.
+            fixed: Parameters that stay as they are: "sharpness", "recency" or "gate", or of one source "bank.gate".
+            max_predictions: Predictions that are fitted on, drawn evenly from the text.
             steps: Steps of the quasi-Newton descent.
             seed: Seed of the draw.
+            history: As in `forward`.
 
         Returns:
-            `positions`, and perplexities on them: `base_ppl`, `before_ppl` and `after_ppl`.
+            `predictions`, their number, and the mean nats of a token on them: `base_nats` without history,
+            `before_nats` and `after_nats` with the parameters as they were and as they are now.
         """
-        numbers: list[Any] = [self.config.stream] if self.config.stream.window else []
-        numbers += [self.config.bank] if self.history_bank is not None else []
+        attachment = self.recalled_from(history, True)
+        numbers: dict[str, Any] = {"stream": self.config.stream} if self.config.stream.window else {}
+        numbers |= {} if attachment is None else {"bank": self.config.bank}
         if not numbers:
             raise ValueError(
                 "nothing to calibrate: the stream is off (history.stream.window is 0), and no bank is attached"
             )
-        calibration = Calibration(numbers, max_positions, seed)
+        calibration = Calibration(numbers, fixed, max_predictions, seed)
         cache: LLECache | None = None
-        training = self.training
-        self.eval()
-        try:
-            with torch.no_grad():
-                for batch in batches:
-                    ids, mask = batch["input_ids"].to(self.device), batch.get("attention_mask")
-                    mask = None if mask is None else segment_mask(mask.to(self.device), ids.shape[1])
-                    targets = self._next_tokens(ids, batch["shift_labels"].to(self.device), mask)
-                    cache, _ = self.cache_for(cache, True, True, len(ids))
-                    assert cache is not None
-                    for prediction in self.read(ids, mask, cache):
-                        own = targets[:, prediction.positions]
-                        row, column = calibration.choose(own)
-                        if len(row):
-                            calibration.add(*prediction.sample(row, column, own[row, column]))
-        finally:
-            self.train(training)
+        with evaluating(self), torch.no_grad():
+            for batch in batches:
+                ids, mask = batch["input_ids"].to(self.device), batch.get("attention_mask")
+                mask = None if mask is None else segment_mask(mask.to(self.device), ids.shape[1])
+                targets = self._next_tokens(ids, batch["shift_labels"].to(self.device), mask)
+                cache, _ = self.cache_for(cache, True, True, len(ids), attachment)
+                assert cache is not None
+                for prediction in self.read(ids, mask, cache, attachment):
+                    calibration.take(prediction, targets)
         metrics = calibration.fit(steps)
         if self.history_loss is not None:
             self.history_loss.load()

@@ -14,17 +14,17 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers import initialization as init
 from transformers.utils import cached_file
 
 from ..backbone.recurrence import RENAMED, current_name, first_name, init_recurrent_weights
-from ..bank.bank import HISTORY_FOLDER
-from ..bank.manifest import BankError
+from ..bank.manifest import HISTORY_FOLDER, BankError
 from ..bank.protocol import Bank, EntryKind, Outcome
 from ..common.packages import raise_missing
 from ..common.temporary import replacing_files
 from ..configuration import LLEConfig
+from ..history.attachment import Attachment
 from ..history.overlay import STATISTICS, read_statistics
 from ..history.training import HistoryLoss
 from ..kernels.linear import is_packed
@@ -163,7 +163,8 @@ class LLEPreTrainedModel(PreTrainedModel):
                 folder = stack.enter_context(replacing_files(save_directory, PARTIAL, _SHARD))
             if is_main_process and not os.path.isfile(folder):
                 os.makedirs(folder, exist_ok=True)
-                self.config.auto_map = ship(self._shipped(), Path(folder))
+                also = [type(self.history_bank)] if save_history else []
+                self.config.auto_map = ship(self._shipped(), Path(folder), also)
             super().save_pretrained(folder, is_main_process, *args, **kwargs)
             if self.update_statistics is not None:
                 save_file(self.update_statistics, os.path.join(folder, STATISTICS), {"format": "pt"})
@@ -197,64 +198,103 @@ class LLEPreTrainedModel(PreTrainedModel):
         return super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
 
     outcome: Outcome = "token"
-    update_statistics: dict[str, Tensor] | None = None  # what the rule of the test-time update knows of training text
+    update_statistics: dict[str, Tensor] | None = None  # statistics of training text for the test-time update
     update_statistics_fault: str | None = None  # why those that were saved cannot be used
-    history_bank: Bank | None = None
-    history_namespaces: tuple[str, ...] | None = None
-    _known_weights: list[tuple[Tensor, int, int]] | None = None  # which the attached bank fits: see check_history
+    history: Attachment | None = None
+    # For each fingerprint of a bank that fitted: the weights that it fitted, unless they may have changed since.
+    _fitting: dict[str, list[tuple[Tensor, int, int]] | None] | None = None
 
-    def attach_history(self, bank: Bank, namespaces: Sequence[str] | str | None = None, tokenizer: Any = None) -> None:
-        """Lets the model recall from a bank, in evaluation mode, until `detach_history`.
+    @property
+    def history_bank(self) -> Bank | None:
+        """The bank that is attached by default."""
+        return None if self.history is None else self.history.bank
+
+    @property
+    def history_namespaces(self) -> tuple[str, ...] | None:
+        """The namespaces of it to recall from; None: all."""
+        return None if self.history is None else self.history.namespaces
+
+    def attach_history(
+        self,
+        bank: Bank,
+        namespaces: Sequence[str] | str | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        """Sets the bank that calls recall from by default, in evaluation mode, until `detach_history`.
+
+        A call may recall from another one: `model(..., history=attachment)`.
 
         Args:
             bank: The bank.
             namespaces: The namespaces to recall from; None: all that there are at the time of the search.
-            tokenizer: The tokenizer with which `bank.add` is to encode texts.
+            tokenizer: The tokenizer with which `bank.add` is to encode texts; a translation memory needs it.
 
         Raises:
-            BankError: Another backbone encoded the bank, or it has no such namespace.
+            BankError: Another backbone encoded the bank, it has outcomes of another kind, or no such namespace.
         """
+        own = None if namespaces is None else bank.check_namespaces(namespaces)
         bank.check_model(self)
-        self.history_namespaces = None if namespaces is None else bank.check_namespaces(namespaces)
-        self.history_bank = bank
-        self._know_weights()
+        self._know_fitting(bank)
         if tokenizer is not None or bank.encoder is None:
             bank.encoder = (self, tokenizer)
+        self.history = Attachment(bank, own, tokenizer or bank.encoder[1])
 
     def detach_history(self) -> None:
         """Ends `attach_history`."""
-        self.history_bank = self.history_namespaces = self._known_weights = None
+        self.history = None
+
+    def recalled_from(self, history: "Attachment | Bank | None", use_history: bool | None) -> Attachment | None:
+        """The attachment that takes part in a call, pinned to the newest state of its bank; None for none.
+
+        Args:
+            history: As in `forward`: an Attachment, a bank, or None for the default.
+            use_history: As in `forward`; None: as the configuration says, but never in training mode.
+
+        Raises:
+            BankError: The bank was encoded by another backbone, or the weights have changed since.
+        """
+        attachment = Attachment.of(history, self.history)
+        if use_history is None:
+            use_history = self.config.use_history and not self.training
+        if attachment is None or not use_history:
+            return None
+        self.check_history(attachment.bank)
+        return attachment.pinned()
 
     def train(self, mode: bool = True) -> Any:
         """As in torch; what trains is tested anew before it recalls from a bank."""
-        if mode:
-            self._known_weights = None
+        if mode and self._fitting:
+            self._fitting = dict.fromkeys(self._fitting)
         return super().train(mode)
 
-    def check_history(self) -> None:
-        """Raises a BankError if the weights have changed since the bank was attached: its keys would be stale.
+    def check_history(self, bank: Bank) -> None:
+        """Raises a BankError unless this model, with the weights that it has now, made the keys of a bank.
 
-        Whoever recalls from the bank asks this first. In evaluation mode it takes a look at torch's count of the
-        writes to each weight; the fingerprint is taken after training mode, whose fused optimizers do not count, and
-        where something was written. A write through `.data` in evaluation mode is not seen.
+        A fingerprint reads every weight, so it is taken once for a bank, and again after training mode, whose fused
+        optimizers do not count, and where torch has counted a write to a weight. A write through `.data` in evaluation
+        mode is not seen.
         """
-        if self.history_bank is None or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
             return
-        known = self._known_weights
+        before = self._fitting or {}
+        was_fitting, known = bank.fingerprint in before, before.get(bank.fingerprint)
         if known is not None and all(own._version == count and own.data_ptr() == at for own, count, at in known):
             return
-        if any(is_packed(module) for module in self.modules()):  # quantised since: it reads the keys of what it was
-            return
+        if was_fitting and any(is_packed(module) for module in self.modules()):
+            return  # quantised since: it reads the keys of what it was
         try:
-            self.history_bank.check_model(self)
+            bank.check_model(self)
         except BankError as error:
+            if not was_fitting:
+                raise
             raise BankError(
                 "the weights have changed since the bank was attached, by training or loading, so that its keys are "
                 "stale: build the bank again with this model, or call detach_history()"
             ) from error
-        self._know_weights()
+        self._know_fitting(bank)
 
-    def _know_weights(self) -> None:
-        """Remembers the weights as those that the attached bank fits, unless they are being trained."""
+    def _know_fitting(self, bank: Bank) -> None:
+        """Remembers the weights as those that a bank fits, unless they are being trained."""
         counted = (own for own in self.parameters() if not own.is_meta and not own.is_inference())
-        self._known_weights = None if self.training else [(own, own._version, own.data_ptr()) for own in counted]
+        now: list[tuple[Tensor, int, int]] = [(own, own._version, own.data_ptr()) for own in counted]
+        self._fitting = {**(self._fitting or {}), bank.fingerprint: None if self.training else now}

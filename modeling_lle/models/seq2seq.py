@@ -8,33 +8,34 @@ Shapes: E sources, B = E * R targets, R of each source side by side (1 but in a 
 the target, D width, S width of the encoder's states, V vocabulary, L decoder layers, H heads, K candidates.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationMixin
+from transformers import GenerationMixin, PreTrainedTokenizerBase
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from ..backbone.recurrence import padding_is_last, variational_dropout
-from ..bank.found import Found
 from ..bank.protocol import Bank, EntryKind, Outcome
+from ..common.modes import evaluating
 from ..common.packages import raise_missing
-from ..common.precision import outside_autocast
 from ..configuration import LLEConfig, LLESeq2SeqConfig
+from ..history.attachment import Attachment
 from ..history.cache import LLECache, check_cache
+from ..history.calibration import Calibration
+from ..history.explanation import Explained, Explanation, explain_targets
 from ..history.loss import (
     IGNORED,
     check_targets,
     head_cross_entropy,
     head_smoothing_nats,
 )
-from ..history.prediction import HistoryOutput, Prediction, block_size, collect
-from ..history.rule import Calibration, Recall, base_prediction, recall_bank
-from ..kernels.available import fused
+from ..history.prediction import HistoryOutput, Prediction, collect, even_blocks, predict
+from ..history.source import PairSource
 from ..kernels.linear import apply_linear
 from .arguments import check_arguments
 from .backbone import refuse_export
@@ -134,6 +135,7 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         use_history: bool | None = None,
+        history: Attachment | Bank | None = None,
         output_history: bool = False,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
@@ -157,7 +159,9 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
             decoder_inputs_embeds: (B, T, D) floating, instead of `decoder_input_ids`.
             labels: (B, T) int64, the target, which ends with the end token; -100 counts nothing.
             use_cache: Whether to return a cache; None: as the config says, but not with labels.
-            use_history: Whether an attached memory takes part; None: as the config says, but never in training mode.
+            use_history: Whether a memory takes part; None: as the config says, but never in training mode.
+            history: The memory to recall from, as an Attachment with the tokenizer; None: the one that
+                `attach_history` set. An `LLESource` that has its candidates keeps them.
             output_history: Whether to return the recalled entries with their shares.
             output_attentions: Whether to return the attention to the source; None: as the config says.
             output_hidden_states: Whether to return what the layers made; None: as the config says.
@@ -181,40 +185,25 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
             inputs_embeds=inputs_embeds,
             encoder_outputs=encoder_outputs,
             output_hidden_states=output_hidden_states,
+            history=history,
         )
-        if decoder_input_ids is None and decoder_inputs_embeds is None:
-            if labels is None:
-                raise ValueError("give decoder_input_ids, or labels to make them of; generate() makes translations")
-            decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
-        if labels is not None:
-            given = decoder_input_ids if decoder_inputs_embeds is None else decoder_inputs_embeds
-            assert given is not None
-            labels = check_targets(labels, given.shape[:2], self.config.vocab_size)
-        if decoder_attention_mask is None and labels is not None:
-            decoder_attention_mask = _needed(labels != IGNORED)
+        inputs, mask, labels = self._target(decoder_input_ids, decoder_inputs_embeds, decoder_attention_mask, labels)
         if use_cache is None:
             use_cache = self.config.use_cache and labels is None
         cache = past_key_values if past_key_values is not None or not use_cache else LLECache()
         outputs = self.model.decode(
-            source,
-            decoder_input_ids,
-            decoder_attention_mask,
-            cache,
-            output_attentions,
-            output_hidden_states,
-            decoder_inputs_embeds,
+            source, inputs, mask, cache, output_attentions, output_hidden_states, decoder_inputs_embeds
         )
-        states = outputs.last_hidden_state
         whole = labels is not None or output_history  # what else there is needs every position
-        if not whole:
-            states = slice_logits_to_keep(states, logits_to_keep)
+        states = outputs.last_hidden_state
+        states = states if whole else slice_logits_to_keep(states, logits_to_keep)
         if return_logits is None:
             return_logits = labels is None or not self.training
         if use_history and source.candidate_keys is not None:
             predictions = self.predictions(states, source)
-            loss, logits, history = collect(predictions, labels, return_logits, output_history)
+            loss, logits, recalled = collect(predictions, labels, return_logits, output_history)
         else:
-            (loss, logits), history = self._base_outputs(states, labels, return_logits), None
+            (loss, logits), recalled = self._base_outputs(states, labels, return_logits), None
         if loss is not None and labels is not None:
             if num_items_in_batch is None:
                 num_items_in_batch = (labels != IGNORED).sum().clamp(min=1)
@@ -227,8 +216,23 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
             cross_attentions=outputs.cross_attentions,
             encoder_last_hidden_state=outputs.encoder_last_hidden_state,
             encoder_hidden_states=outputs.encoder_hidden_states,
-            history=history,
+            history=recalled,
         )
+
+    def _target(
+        self, inputs: Tensor | None, embeds: Tensor | None, mask: Tensor | None, labels: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """The decoder's tokens (None with `embeds`), its mask, and the labels, checked; see `forward`."""
+        if inputs is None and embeds is None:
+            if labels is None:
+                raise ValueError("give decoder_input_ids, or labels to make them of; generate() makes translations")
+            inputs = self.prepare_decoder_input_ids_from_labels(labels)
+        if labels is not None:
+            given = inputs if embeds is None else embeds
+            assert given is not None
+            labels = check_targets(labels, given.shape[:2], self.config.vocab_size)
+            mask = _needed(labels != IGNORED) if mask is None else mask
+        return inputs, mask, labels
 
     def _base_outputs(
         self, states: Tensor, labels: Tensor | None, return_logits: bool
@@ -247,22 +251,21 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        use_history: bool = True,
+        use_history: bool | None = True,
         leave_out: bool = False,
         inputs_embeds: Tensor | None = None,
         encoder_outputs: Any = None,
         output_hidden_states: bool = False,
-        memory: Any = None,
+        history: Attachment | Bank | None = None,
     ) -> LLESource:
-        """What is known of source sentences, as `encoder_outputs`; with the candidates of an attached memory.
+        """Encodes source sentences, with their candidates if a memory takes part; `encoder_outputs` of other calls.
 
         Args:
             input_ids: (E, N) int64.
             attention_mask: (E, N) of 0 and 1, 0 at padding.
-            use_history: Whether to ask the memory.
-            leave_out: Whether it leaves out the pairs of the very same source.
+            use_history, history: As in `forward`.
+            leave_out: Whether the memory leaves out the pairs of the very same source.
             inputs_embeds, encoder_outputs, output_hidden_states: As in `forward`.
-            memory: What `memory` was at some time, to go on with the same; None: as it is now.
         """
         if encoder_outputs is not None:
             source = self.model.source_of(encoder_outputs, attention_mask)
@@ -270,17 +273,20 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
             raise ValueError("give the source as exactly one of input_ids and inputs_embeds, or as encoder_outputs")
         else:
             source = self.model.read(input_ids, attention_mask, inputs_embeds, output_hidden_states)
-        if not use_history or self.history_bank is None or source.candidate_keys is not None:
+        if source.candidate_keys is not None:
+            return source
+        attachment = self.recalled_from(history, use_history)
+        if attachment is None:
             return source
         if input_ids is None:
             raise ValueError(
                 "the memory finds similar sentences by their words, and input_ids are not given: give them too, or "
                 "leave the memory out with use_history=False"
             )
-        self.check_history()
         refuse_export("what a memory recalls", "export with use_history=False")
-        memory = self.memory if memory is None else memory
-        candidates = memory.candidates(input_ids, attention_mask, self.config.translator.sentences, leave_out)
+        candidates = _memory_of(attachment).candidates(
+            input_ids, attention_mask, self.config.translator.sentences, leave_out
+        )
         keys, outcomes, ids = (part.to(input_ids.device) for part in candidates)
         return LLESource(**{**source, "candidate_keys": keys, "candidate_outcomes": outcomes, "candidate_ids": ids})
 
@@ -295,15 +301,15 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
         )
 
     def _states(self, source: LLESource, labels: Tensor) -> Tensor:
-        labels = check_targets(labels, labels.shape, self.config.vocab_size)
-        inputs = self.prepare_decoder_input_ids_from_labels(labels)
-        return self.model.decode(source, inputs, _needed(labels != IGNORED)).last_hidden_state
+        inputs, mask, _ = self._target(None, None, None, labels)
+        return self.model.decode(source, inputs, mask).last_hidden_state
 
     def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; the memory is asked once for each sentence, and `use_history` may be given.
+        """As in transformers, with `use_history` and `history` as in `forward`.
 
-        The source may be tokens, `inputs_embeds` or `encoder_outputs`, as in `forward`. Where no length is given, a
-        target may have `longest_target` tokens.
+        The memory is asked once for each sentence, so that a whole translation is of one state of it. The source may
+        be tokens, `inputs_embeds` or `encoder_outputs`, as in `forward`. Where no length is given, a target may have
+        `longest_target` tokens.
         """
         tokens = kwargs.get("input_ids") if inputs is None else inputs
         embedded, encoded = kwargs.pop("inputs_embeds", None), kwargs.pop("encoder_outputs", None)
@@ -319,7 +325,10 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
                 inputs_embeds=embedded,
                 encoder_outputs=encoded,
                 output_hidden_states=bool(own.output_hidden_states if hidden is None else hidden),
+                history=kwargs.pop("history", None),
             )
+        if source.candidate_keys is None:
+            kwargs["use_history"] = False  # nor with a memory that is attached in the meantime
         given = [kwargs.get(name) or getattr(own, name) for name in ("max_length", "max_new_tokens")]
         if not args and not any(given):
             assert source.last_hidden_state is not None
@@ -334,48 +343,100 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
 
     # The memory
 
-    def attach_history(self, bank: Bank, namespaces: Any = None, tokenizer: Any = None) -> None:
+    def attach_history(
+        self,
+        bank: Bank,
+        namespaces: Sequence[str] | str | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
         """As for every LLE model; the tokenizer is needed, unless the bank was built with it in this process."""
         _ = self.entry_kind  # without the package there is no memory: now, and not in the first sentence
-        super().attach_history(bank, namespaces, tokenizer)
-        if bank.encoder is None or bank.encoder[1] is None:
-            self.detach_history()
+        if tokenizer is None and (bank.encoder is None or bank.encoder[1] is None):
             raise ValueError("a memory finds similar sentences by their words: attach it with tokenizer=tokenizer")
-
-    @property
-    def memory(self) -> Any:
-        """The attached bank as it is now, as sentence pairs, `modeling_lle.entries.pairs.Memory`."""
-        bank, namespaces = self.history_bank, self.history_namespaces
-        tokenizer = None if bank is None or bank.encoder is None else bank.encoder[1]
-        if bank is None or tokenizer is None:
-            raise ValueError("no memory is attached: call attach_history first")
-        try:
-            from modeling_lle.entries.pairs import Memory
-        except ModuleNotFoundError as error:
-            raise_missing(error)
-        state = bank.snapshot()
-        return state.once((Memory, id(tokenizer), namespaces), lambda: Memory(state, tokenizer, namespaces))
+        super().attach_history(bank, namespaces, tokenizer)
 
     def predictions(self, states: Tensor, source: LLESource) -> Iterator[Prediction]:
-        """Predictions with the memory after the decoder's states (B, T, D), block by block."""
-        assert source.candidate_ids is not None
-        size = block_size(len(states), max(self.config.vocab_size, source.candidate_ids.shape[1]))
-        for start in range(0, states.shape[1], size):
-            own = states[:, start : start + size]
-            base, features = base_prediction(apply_linear(self.lm_head, own))
-            found, recall = recall_memory(own, source, self.config.bank.sharpness)
-            prediction = Prediction(slice(start, start + own.shape[1]), base, features, found=found)
-            prediction.add("bank", recall, self.config.bank.gate)
-            yield prediction
+        """Predictions after the decoder's states (B, T, D), block by block, with the candidates of the source."""
+        keys, outcomes, ids = source.candidate_keys, source.candidate_outcomes, source.candidate_ids
+        sources, widest = [], self.config.vocab_size
+        if keys is not None and outcomes is not None and ids is not None:
+            sources, widest = [PairSource(keys, outcomes, ids, self.config.bank)], max(widest, ids.shape[1])
+        blocks = even_blocks(len(states), states.shape[1], widest)
+        return predict(states, lambda block: apply_linear(self.lm_head, block), sources, blocks)
+
+    def explain(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        *,
+        top: int = 5,
+        history: Attachment | Bank | None = None,
+    ) -> list[Explanation]:
+        """Which entries of the memory moved each token of a translation, and by exactly how much.
+
+        Args:
+            input_ids: (N,) or (1, N) int64, one source sentence.
+            attention_mask: Its mask, of the same shape.
+            labels: (T,) or (1, T) int64, a translation with its end token; None: the one that `generate` makes.
+            top: Entries to name for each token.
+            history: As in `forward`.
+
+        Returns:
+            An `Explanation` for each token of the translation. The `columns` of a cause have `text` and `translation`
+            of its sentence pair.
+        """
+        ids, mask, target = (None if own is None else own.view(1, -1) for own in (input_ids, attention_mask, labels))
+        if ids is None or (input_ids.dim() > 1 and len(input_ids) > 1):
+            raise ValueError(f"explain takes one source sentence, (N,) or (1, N), got {tuple(input_ids.shape)}")
+        attachment = self.recalled_from(history, True)
+        with torch.no_grad(), evaluating(self):
+            source = self.read_source(ids, mask, history=attachment)
+            if target is None:
+                target = self.generate(ids, attention_mask=mask, encoder_outputs=source, use_history=True)[:1, 1:]
+            (explained,) = self.explained(source, target)
+        return explain_targets(explained, attachment, top)
+
+    @torch.no_grad()
+    def explained(self, source: LLESource, labels: Tensor) -> list[Explained]:
+        """The tokens of translations with all that moved them, on the CPU, an item for each translation.
+
+        Args:
+            source: What `read_source` returned.
+            labels: (B, T) int64, the translations, -100 at padding.
+        """
+        columns, parts = [], []
+        for prediction in self.predictions(self._states(source, labels), source):
+            own = labels[:, prediction.positions]
+            columns.append(torch.stack([prediction.base_log_probs(own), prediction.log_probs(own)]).exp())
+            parts.append(prediction.history())
+        base, mixed = torch.cat(columns, dim=-1).cpu()
+        history = HistoryOutput(**{name: tensor.cpu() for name, tensor in HistoryOutput.join(parts).items()})
+        found = []
+        for row, own in enumerate(labels.cpu()):
+            real = own != IGNORED
+            found.append(
+                Explained(
+                    positions=real.nonzero()[:, 0].tolist(),
+                    targets=own[real],
+                    base=base[row, real],
+                    mixed=mixed[row, real],
+                    history=HistoryOutput(**{name: tensor[row, real] for name, tensor in history.items()}),
+                )
+            )
+        return found
 
     def calibrate(
         self,
         batches: Iterable[dict[str, Tensor]] | None = None,
-        max_positions: int = 6000,
+        *,
+        fixed: Collection[str] = (),
+        max_predictions: int = 6000,
         steps: int = 40,
         seed: int = 0,
+        history: Attachment | Bank | None = None,
     ) -> dict[str, float]:
-        """Fits the numbers of the memory on sentence pairs, by gradient descent; the config keeps them.
+        """Fits the parameters of the memory on sentence pairs, by gradient descent, and stores them in the config.
 
         No pair is recalled for a sentence that is its source, so that pairs of the memory can be predicted from the
         others.
@@ -383,58 +444,40 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
         Args:
             batches: `input_ids`, `attention_mask` and `labels`, as forward takes them, of pairs that are not in the
                 training set; None: `OWN_PAIRS` pairs of the memory itself, or all.
-            max_positions, steps, seed: As in `LLEForCausalLM.calibrate`.
+            fixed: Parameters that stay as they are: "sharpness" or "gate".
+            max_predictions, steps, seed: As in `LLEForCausalLM.calibrate`.
+            history: As in `forward`.
 
         Returns:
-            `positions`, and perplexities on them: `base_ppl`, `before_ppl` and `after_ppl`.
+            As `LLEForCausalLM.calibrate`.
         """
-        if self.history_bank is None:
+        attachment = self.recalled_from(history, True)
+        if attachment is None:
             raise ValueError("nothing to calibrate: no memory is attached")
-        calibration = Calibration([self.config.bank], max_positions, seed)
-        training = self.training
-        self.eval()
-        try:
-            with torch.no_grad():
-                for batch in self.memory.sample(OWN_PAIRS, seed) if batches is None else batches:
-                    batch = {name: value.to(self.device) for name, value in batch.items()}
-                    labels = batch["labels"]
-                    source = self.read_source(batch["input_ids"], batch.get("attention_mask"), leave_out=True)
-                    for prediction in self.predictions(self._states(source, labels), source):
-                        own = labels[:, prediction.positions]
-                        row, column = calibration.choose(own)
-                        if len(row):
-                            calibration.add(*prediction.sample(row, column, own[row, column]))
-        finally:
-            self.train(training)
+        calibration = Calibration({"bank": self.config.bank}, fixed, max_predictions, seed)
+        with evaluating(self), torch.no_grad():
+            for batch in _memory_of(attachment).sample(OWN_PAIRS, seed) if batches is None else batches:
+                own = {name: value.to(self.device) for name, value in batch.items()}
+                source = self.read_source(
+                    own["input_ids"], own.get("attention_mask"), leave_out=True, history=attachment
+                )
+                for prediction in self.predictions(self._states(source, own["labels"]), source):
+                    calibration.take(prediction, own["labels"])
         return calibration.fit(steps)
 
 
 def longest_target(tokens: int) -> int:
-    """Tokens that the translation of a source of so many may have, unless another length is asked for."""
+    """Largest number of tokens of the translation of a source of `tokens`, unless another length is asked for."""
     return 2 * tokens + 16
 
 
-@outside_autocast
-def recall_memory(states: Tensor, source: LLESource, sharpness: float) -> tuple[Found, Recall]:
-    """What the decoder's states (B, T, D) recall from the candidates of their sources: all, and by the rule."""
-    keys, outcomes, ids = source.candidate_keys, source.candidate_outcomes, source.candidate_ids
-    assert keys is not None
-    assert outcomes is not None
-    assert ids is not None
-    queries, repeats = nn.functional.normalize(states.float(), dim=-1), len(states) // len(keys)
-    counts = (ids >= 0).sum(1)
-    ids, outcomes = (part.repeat_interleave(repeats, 0)[:, None] for part in (ids, outcomes))
-    if states.shape[1] == 1 and fused(queries):
-        from ..kernels.recall_numba import recall_candidates
-
-        parts = recall_candidates(queries[:, 0], keys, counts, sharpness)
-        similarity, weights, mass = (part[:, None] for part in parts)
-        return Found(similarity, ids, outcomes, (ids >= 0).int()), Recall(weights, outcomes, mass)
-    together = queries.reshape(len(keys), -1, queries.shape[-1])  # the beams of a sentence have the same keys
-    similarity = (together @ keys).view(*states.shape[:2], keys.shape[2])
-    ids, outcomes = ids.expand(similarity.shape), outcomes.expand(similarity.shape)
-    found = Found(similarity, ids, outcomes, (ids >= 0).int())
-    return found, recall_bank(found.similarity, found.outcomes, found.counts, sharpness)
+def _memory_of(attachment: Attachment) -> Any:
+    """The sentence pairs of an attachment, `modeling_lle.entries.pairs.Memory`, which is not saved with a model."""
+    try:
+        from modeling_lle.entries.pairs import Memory
+    except ModuleNotFoundError as error:
+        raise_missing(error)
+    return Memory.of(attachment)
 
 
 def _needed(mask: Tensor) -> Tensor | None:

@@ -1,15 +1,18 @@
-"""`pipeline("text-generation")` with one more argument: which entries of the history moved each generated token."""
+"""`pipeline("text-generation")` with a history for each call, and the entries that moved each generated token."""
 
 from typing import Any
 
 from transformers import TextGenerationPipeline
 
+from ..bank.protocol import Bank
+from ..history.attachment import Attachment
 from ..history.explanation import as_values
 
 
 class LLETextGenerationPipeline(TextGenerationPipeline):
-    """transformers' pipeline, with `return_history`; `import modeling_lle` makes `pipeline()` use it.
+    """transformers' pipeline, with `history` and `return_history`; `import modeling_lle` makes `pipeline()` use it.
 
+    `history` is the bank to recall from, as an Attachment or alone; None: the one that `attach_history` set.
     With `return_history=True`, each record has under `history` an item for each new token, as `as_values` makes it of
     an `Explanation`: its text, its probability by the base and with history, and the `history_top` entries of the
     largest effects, with the text around them. The effects add up to the change.
@@ -21,15 +24,21 @@ class LLETextGenerationPipeline(TextGenerationPipeline):
     """
 
     def _sanitize_parameters(  # type: ignore[override]
-        self, return_history: bool | None = None, history_top: int | None = None, **parameters: Any
+        self,
+        history: Attachment | Bank | None = None,
+        return_history: bool | None = None,
+        history_top: int | None = None,
+        **parameters: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        if return_history and not hasattr(self.model, "explain"):
-            raise TypeError(f"return_history needs a model with a history; this is a {type(self.model).__name__}")
+        if (return_history or history is not None) and not hasattr(self.model, "explain"):
+            raise TypeError(f"a history needs an LLE model; this is a {type(self.model).__name__}")
         before, during, after = super()._sanitize_parameters(**parameters)
         if return_history is not None:
             after["return_history"] = return_history
         if history_top is not None:
             after["history_top"] = history_top
+        if history is not None:
+            during["history"] = after["history"] = Attachment.of(history)
         return before, during, after
 
     def postprocess(  # type: ignore[override]
@@ -38,6 +47,7 @@ class LLETextGenerationPipeline(TextGenerationPipeline):
         *args: Any,
         return_history: bool = False,
         history_top: int = 3,
+        history: Attachment | None = None,
         **rest: Any,
     ) -> list[dict[str, Any]]:
         """As transformers', with the history of each record."""
@@ -49,7 +59,7 @@ class LLETextGenerationPipeline(TextGenerationPipeline):
             for record, sequence in zip(records, model_outputs["generated_sequence"][0], strict=True):
                 prompt = 0 if given is None else given.shape[-1]
                 padding = int((sequence[:prompt] != tokenizer.pad_token_id).long().argmax()) if prompt else 0
-                explanations = model.explain(sequence[padding:], history_top)
+                explanations = model.explain(sequence[padding:], history_top, history)
                 new = [item for item in explanations if item.position >= prompt - padding]
                 record["history"] = as_values(new, tokenizer)
         return records

@@ -5,6 +5,7 @@ holds, takes no place in it; and each text has its own limit, so that a translat
 Shapes: B texts, R translations of each, T tokens of a translation.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,10 +13,16 @@ import torch
 from torch import Tensor
 from transformers import Pipeline, StoppingCriteria, StoppingCriteriaList
 
+from ..bank.protocol import Bank
 from ..data.placeholders import differences
 from ..data.text import encode_sentences
 from ..entries.attribution import attribute
+from ..entries.pairs import Memory, padded
+from ..history.attachment import Attachment
+from ..history.explanation import as_values, explain_targets
 from ..models.seq2seq import longest_target
+
+UNMOVED: dict[str, Any] = {"base_share": 1.0, "history": [], "tokens": []}  # of a translation without a memory
 
 
 class LLETranslationPipeline(Pipeline):
@@ -29,11 +36,13 @@ class LLETranslationPipeline(Pipeline):
     16 tokens more than twice those of its source.
 
     An LLE translator with a memory knows more arguments:
+        history: The memory to recall from, as an Attachment or a bank; None: the one that `attach_history` set. All
+            that a call returns is of one state of it.
         return_history: Puts under `history` the `history_top` sentence pairs (3) that moved the translation most:
             their `text`, `translation`, `share`, fuzzy match score `match`, `source` and `row`. Shares are means over
-            the tokens of the translation; those of all pairs and the `base_share` add up to one. Under `tokens`, each
-            token that was generated has its `text`, its probability by the base, `base_prob`, and with the memory,
-            `prob`, and the `base_share`.
+            the tokens of the translation; those of all pairs and the `base_share` add up to one. Under `tokens` lies
+            an item for each token that was generated, as `as_values` makes it of an `Explanation`: its text, its
+            probability by the base and with the memory, and the `history_top` entries of the largest effects.
         return_match: Puts under `match` the `text`, `translation` and `score` of the pair with the best fuzzy match
             score, None without a pair that shares a word.
         exact_matches: Takes the translation of a source that the memory has as it is, and puts True under `exact`.
@@ -80,20 +89,21 @@ class LLETranslationPipeline(Pipeline):
 
     def _sanitize_parameters(
         self,
+        history: Attachment | Bank | None = None,
         return_history: bool | None = None,
         history_top: int | None = None,
         return_match: bool | None = None,
         exact_matches: bool | None = None,
         **generate: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        if (return_history or return_match or exact_matches) and not hasattr(self.model, "read_source"):
+        if (return_history or return_match or exact_matches or history is not None) and not self._is_lle:
             raise TypeError(
-                "return_history, return_match and exact_matches need an LLE translator; this is a "
+                "history, return_history, return_match and exact_matches need an LLE translator; this is a "
                 f"{type(self.model).__name__}"
             )
-        during = {"return_history": return_history, "history_top": history_top, "exact_matches": exact_matches}
-        given = {name: value for name, value in during.items() if value is not None}
-        return {}, {**generate, **given}, {} if return_match is None else {"return_match": return_match}
+        during = {"history": Attachment.of(history), "return_history": return_history, "history_top": history_top}
+        during |= {"return_match": return_match, "exact_matches": exact_matches}
+        return {}, {**generate, **{name: value for name, value in during.items() if value is not None}}, {}
 
     def preprocess(self, inputs: Any) -> dict[str, Any]:  # type: ignore[override]
         """A text and its token ids, of which there are none if it is blank."""
@@ -107,64 +117,63 @@ class LLETranslationPipeline(Pipeline):
     def _forward(  # type: ignore[override]
         self,
         model_inputs: dict[str, Any],
+        history: Attachment | None = None,
         return_history: bool = False,
         history_top: int = 3,
+        return_match: bool = False,
         exact_matches: bool = False,
         **generate: Any,
     ) -> dict[str, Any]:
         """Texts with their `results`, whose `ids` are those of the translation, or one text likewise."""
-        alone, memory = isinstance(model_inputs["text"], str), self.memory
+        alone = isinstance(model_inputs["text"], str)
         texts, encoded = ([model_inputs[name]] if alone else model_inputs[name] for name in ("text", "ids"))
+        attachment = self._pinned(history)
+        asks = attachment is not None and (return_history or return_match or exact_matches)
+        memory = Memory.of(attachment) if attachment is not None and asks else None
         results: list[list[dict[str, Any]]] = [[] for _ in texts]
         rows = []
         for row, (text, ids) in enumerate(zip(texts, encoded, strict=True)):
             if not ids:
-                results[row] = [{"ids": [], **(self._history(text, None, 0, memory) if return_history else {})}]
+                results[row] = [{"ids": [], **(UNMOVED if return_history else {})}]
             elif exact_matches and memory is not None and text in memory.exact:
-                results[row] = [self._exact_match(text, return_history, memory)]
+                results[row] = [_exact_match(text, return_history, memory)]
             else:
                 rows.append(row)
         if rows:
-            sequences = self._generate([encoded[row] for row in rows], generate)
+            sequences = self._generate([encoded[row] for row in rows], attachment, generate)
             owners = [row for row in rows for _ in range(len(sequences) // len(rows))]
             targets = [self._target(sequence) for sequence in sequences.tolist()]
-            found: list[Any] = [None] * len(targets)
-            if return_history and self._uses_history(generate.get("use_history")):
-                read, model = [encoded[row] for row in owners], self._translator
-                found = attribute(model, read, targets, self._tokenizer.pad_token_id, memory)
-            for row, target, item in zip(owners, targets, found, strict=True):
-                history = self._history(texts[row], item, history_top, memory) if return_history else {}
-                results[row].append({"ids": target, **history})
+            told: list[dict[str, Any]] = [{} for _ in targets]
+            if return_history:
+                moved = attachment if self._uses_history(generate.get("use_history")) else None
+                own = [(texts[row], encoded[row], target) for row, target in zip(owners, targets, strict=True)]
+                told = self._history(own, moved, history_top)
+            for row, target, more in zip(owners, targets, told, strict=True):
+                results[row].append({"ids": target, **more})
+        if return_match:
+            for text, own_results in zip(texts, results, strict=True):
+                match = _best_match(text, memory)
+                for result in own_results:
+                    result["match"] = match
         return {"text": texts[0] if alone else texts, "results": results[0] if alone else results}
 
-    def postprocess(  # type: ignore[override]
-        self, model_outputs: dict[str, Any], return_match: bool = False
-    ) -> list[dict[str, Any]]:
+    def postprocess(self, model_outputs: dict[str, Any]) -> list[dict[str, Any]]:  # type: ignore[override]
         """The records of a text."""
         text, records = model_outputs["text"], []
         for result in model_outputs["results"]:
             more = dict(result)
+            match = {"match": more.pop("match")} if "match" in more else {}
             translation = self._tokenizer.decode(more.pop("ids"), skip_special_tokens=True)
             record = {"translation_text": translation, **more}
             lost, added = differences(text, record["translation_text"])
             record |= {"lost": lost} if lost else {}
             record |= {"added": added} if added else {}
-            if return_match:
-                memory = self.memory
-                best = memory.matches(text) if memory is not None else []
-                names = ("score", "text", "translation")
-                record["match"] = {name: getattr(best[0], name) for name in names} if best else None
-            records.append(record)
+            records.append({**record, **match})
         return records
 
     @property
-    def memory(self) -> Any:
-        """The sentence pairs that are attached to the model, a `Memory`; None if there are none."""
-        model: Any = self.model
-        return None if getattr(model, "history_bank", None) is None else model.memory
-
-    def _uses_history(self, given: bool | None) -> bool:
-        return self.memory is not None and bool(self.model.config.use_history if given is None else given)
+    def _is_lle(self) -> bool:
+        return hasattr(self.model, "read_source")
 
     @property
     def _translator(self) -> Any:
@@ -174,39 +183,43 @@ class LLETranslationPipeline(Pipeline):
     def _tokenizer(self) -> Any:
         return self.tokenizer
 
-    def _exact_match(self, text: str, return_history: bool, memory: Any) -> dict[str, Any]:
-        """The result for a source that the memory has: nothing else moved it."""
-        pair = memory.pairs[memory.exact[text]]
-        result = {"ids": [], "translation_text": pair["translation"], "exact": True}
-        if return_history:
-            result |= {"base_share": 0.0, "history": [{**pair, "share": 1.0, "match": 1.0}], "tokens": []}
-        return result
+    def _pinned(self, history: Attachment | None) -> Attachment | None:
+        """The memory of a call, in the state that it has now; it compares sentences by the pipeline's tokenizer."""
+        attachment = Attachment.of(history, getattr(self.model, "history", None)) if self._is_lle else None
+        if attachment is None:
+            return None
+        if attachment.tokenizer is None:
+            attachment = dataclasses.replace(attachment, tokenizer=self.tokenizer)
+        return attachment.pinned()
 
-    def _history(self, text: str, found: Any, top: int, memory: Any) -> dict[str, Any]:
-        """What is reported of an `Attribution`; None if there was no memory."""
-        if found is None:
-            return {"base_share": 1.0, "history": [], "tokens": []}
+    def _uses_history(self, given: bool | None) -> bool:
+        return bool(self.model.config.use_history if given is None else given)
+
+    def _history(
+        self, translations: Sequence[tuple[str, list[int], list[int]]], attachment: Attachment | None, top: int
+    ) -> list[dict[str, Any]]:
+        """What moved each translation; given the text, and the tokens of the source and of the translation."""
+        rows = [row for row, (_, _, target) in enumerate(translations) if target]
+        told = [dict(UNMOVED) for _ in translations]
+        if attachment is None or not rows:
+            return told
         from ..bank.lexical import fuzzy_match  # here, as it needs the extra "translation"
 
-        history = []
-        for place, share in list(found.shares.items())[:top]:
-            pair = memory.pairs[place]
-            history.append({**pair, "share": share, "match": fuzzy_match(text, pair["text"])})
-        return {
-            "base_share": found.base_share,
-            "history": history,
-            "tokens": [
-                {
-                    "text": self._tokenizer.decode([token.id]),
-                    "base_prob": token.base_prob,
-                    "prob": token.prob,
-                    "base_share": token.base_share,
-                }
-                for token in found.tokens
-            ],
-        }
+        model, memory = self._translator, Memory.of(attachment)
+        sources, targets = ([translations[row][side] for row in rows] for side in (1, 2))
+        batch = padded(sources, targets, self._tokenizer.pad_token_id)
+        ids, mask, labels = (batch[name].to(self.device) for name in ("input_ids", "attention_mask", "labels"))
+        explained = model.explained(model.read_source(ids, mask, history=attachment), labels)
+        for row, own in zip(rows, explained, strict=True):
+            found, text, pairs = attribute(own.history, memory), translations[row][0], []
+            for place, share in list(found.shares.items())[:top]:
+                pair = memory.pairs[place]
+                pairs.append({**pair, "share": share, "match": fuzzy_match(text, pair["text"])})
+            tokens = as_values(explain_targets(own, attachment, top), self._tokenizer)
+            told[row] = {"base_share": found.base_share, "history": pairs, "tokens": tokens}
+        return told
 
-    def _generate(self, encoded: list[list[int]], options: dict[str, Any]) -> Tensor:
+    def _generate(self, encoded: list[list[int]], attachment: Attachment | None, options: dict[str, Any]) -> Tensor:
         """Sequences (B * R, 1 + T) int64 for B sources, from the start token on."""
         model: Any = self.model
         options = self._prepare_generate_kwargs(options)
@@ -219,7 +232,8 @@ class LLETranslationPipeline(Pipeline):
             given = options.get("stopping_criteria") or []
             options["stopping_criteria"] = StoppingCriteriaList([*given, _Limits(limits)])
         batch = self._tokenizer.pad({"input_ids": encoded}, return_tensors="pt").to(self.device)
-        generated = model.generate(**batch, **options)
+        history = {} if attachment is None else {"history": attachment}
+        generated = model.generate(**batch, **options, **history)
         return getattr(generated, "sequences", generated)
 
     def _target(self, sequence: list[int]) -> list[int]:
@@ -232,6 +246,21 @@ class LLETranslationPipeline(Pipeline):
         while ids and ids[-1] == self._tokenizer.pad_token_id:
             ids.pop()
         return ids
+
+
+def _exact_match(text: str, return_history: bool, memory: Memory) -> dict[str, Any]:
+    """The result for a source that the memory has: nothing else moved it."""
+    pair = memory.pairs[memory.exact[text]]
+    result = {"ids": [], "translation_text": pair["translation"], "exact": True}
+    if return_history:
+        result |= {"base_share": 0.0, "history": [{**pair, "share": 1.0, "match": 1.0}], "tokens": []}
+    return result
+
+
+def _best_match(text: str, memory: Memory | None) -> dict[str, Any] | None:
+    """The pair with the best fuzzy match score, if there is one."""
+    best = [] if memory is None else memory.matches(text)
+    return {name: getattr(best[0], name) for name in ("score", "text", "translation")} if best else None
 
 
 class _Limits(StoppingCriteria):

@@ -12,13 +12,14 @@ from torch import Tensor
 from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedTokenizerBase
 from transformers.trainer_pt_utils import LabelSmoother
 
-from ..bank.bank import HISTORY_FOLDER
 from ..bank.files import MANIFEST, Folder
+from ..bank.manifest import HISTORY_FOLDER
 from ..common.precision import in_precision
 from ..configuration import LLEConfig
 from ..data import check_labelled, load_labelled, split_out_of_scope
 from ..data.labelled import check_complete
-from ..history.label_rule import CALIBRATED, MULTI, SINGLE
+from ..history.label_calibration import CALIBRATED
+from ..history.label_rule import MULTI, SINGLE
 from ..models.backbone import LLEModel
 from ..models.classification import LLEClassifierOutput, LLEForSequenceClassification
 from .adversarial import AdversarialTrainer
@@ -70,7 +71,7 @@ def run_classification(recipe: Recipe, rows: dict[str, Any] | None = None, resum
         minutes = pretrain(model.model, texts, tokenizer, arguments, arguments.pretraining_epochs)
     metrics = train(trainer, checkpoint, minutes)
     size = arguments.per_device_eval_batch_size
-    given = (recipe.model.get("history") or {}).get("bank") or {}
+    given = [*((recipe.model.get("history") or {}).get("bank") or {}), *(recipe.model.get("classifier") or {})]
     fixed = [name for name in given if name in CALIBRATED]  # what the recipe says is not fitted
     unlabelled = encode(strangers, tokenizer)
     with in_precision(model, arguments.precision):

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from datasets import DatasetDict
@@ -68,12 +68,14 @@ def segments(tokens: Any, limit: int, length: int) -> Iterator[dict[str, Tensor]
         yield {key: value[None] for key, value in stream[index].items()}
 
 
-def calibrate(model: LLEForCausalLM, tokens: Any, limit: int, segment_length: int = 256) -> dict[str, float]:
-    """Fits the rule's numbers on at most `limit` tokens (N,) of held-out text, read as one row."""
+def calibrate(
+    model: LLEForCausalLM, tokens: Any, limit: int, segment_length: int = 256, fixed: Collection[str] = ()
+) -> dict[str, float]:
+    """`LLEForCausalLM.calibrate` on at most `limit` tokens (N,) of held-out text, read as one row."""
     targets = min(len(tokens) - 1, limit)
     if targets < model.config.stream.window:
         logger.warning("calibrating on %d tokens, fewer than the window of the stream", targets)
-    return model.calibrate(segments(tokens, limit, segment_length))
+    return model.calibrate(segments(tokens, limit, segment_length), fixed=fixed)
 
 
 def _load(data: DataArguments, split: str, texts: dict[str, Rows] | None) -> Rows:

@@ -26,8 +26,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from ..bank.bank import HISTORY_FOLDER
 from ..bank.files import Folder
+from ..bank.manifest import HISTORY_FOLDER
 from ..bank.protocol import Bank
 from ..common.temporary import replacing
 from ..configuration import LLEConfig

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from modeling_lle import HistoryBank, LLEForCausalLM
-from modeling_lle.bank.bank import HISTORY_FOLDER
 from modeling_lle.bank.files import FILE_NAME, LOCK, MANIFEST, BankError
+from modeling_lle.bank.manifest import HISTORY_FOLDER
 from modeling_lle.common.temporary import sweep
 
 from .damage import TEXTS, make_writer

@@ -19,6 +19,7 @@ Metrics are those of the first row, and
 """
 
 import functools
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -31,6 +32,7 @@ from datasets import Dataset
 
 from modeling_lle import HistoryBank
 from modeling_lle.data import load_pairs
+from modeling_lle.entries.pairs import Memory
 from modeling_lle.evaluation import TranslationMetric, translate, write_results
 from modeling_lle.evaluation.results import this_command
 from modeling_lle.evaluation.translation import languages_of
@@ -130,7 +132,8 @@ def memory(
     for side, use_history in SIDES.items():
         typer.echo(f"{catalogue}: {len(texts)} sentences {side} a memory of {len(kept)}")
         translations[side] = translate(model, tokenizer, texts, beams, BATCH, use_history=use_history)
-    best = [model.memory.matches(text) for text in texts]
+    pairs_of_memory = Memory.of(model.history)
+    best = [pairs_of_memory.matches(text) for text in texts]
     scores = [found[0].score if found else 0.0 for found in best]
     rows = by_band(translations, test["target"][:], scores, to_language)
     numbers = {"sharpness": model.config.bank.sharpness, "gate": model.config.bank.gate}
@@ -143,6 +146,8 @@ def memory(
     metrics |= speeds(model, tokenizer, timed, BATCH, beams, repetitions)
     one = speeds(model, tokenizer, timed, 1, beams, repetitions)
     metrics |= {f"{name}_1": value for name, value in one.items()}
-    metrics |= {name: value for name, value in fitted.items() if name.endswith("_ppl")}
+    metrics |= {
+        f"{name.removesuffix('_nats')}_ppl": math.exp(nats) for name, nats in fitted.items() if name.endswith("_nats")
+    }
     metrics |= {"memory_pairs": len(kept), "test_pairs": len(test), "build_seconds": seconds}
     write_results(output, this_command(), metrics, rows)

@@ -17,7 +17,13 @@ from tests.factories.texts import VOCAB, make_ids
 def make(**values: Any) -> LLEModel:
     """A backbone that reads both ways, in evaluation mode, with norms that are not those of a new model."""
     torch.manual_seed(0)
-    sizes = {"vocab_size": VOCAB, "hidden_size": 8, "members": 2, "num_hidden_layers": 2, "initializer_range": 1.0}
+    sizes = {
+        "vocab_size": VOCAB,
+        "hidden_size": 8,
+        "classifier": {"members": 2},
+        "num_hidden_layers": 2,
+        "initializer_range": 1.0,
+    }
     kind = {"recurrence": "qrnn", "stack": "residual", "bidirectional": True}
     model = LLEModel(LLEConfig(**{**sizes, **kind, **values})).eval()
     for name, parameter in model.named_parameters():
@@ -48,7 +54,7 @@ def one_by_one(model: LLEModel, ids: Tensor) -> Tensor:
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 2), (1, 15), (2, 7), (3, 5)], ids=str)
 def test_equals_one_after_another(members: int, layers: int, shape: tuple[int, int], calls: list[int]) -> None:
-    model, ids = make(members=members, num_hidden_layers=layers), make_ids(*shape)
+    model, ids = make(classifier={"members": members}, num_hidden_layers=layers), make_ids(*shape)
     want = one_by_one(model, ids)
     assert calls == []
     for mode in (torch.no_grad, torch.inference_mode):

@@ -72,10 +72,8 @@ def save_model(folder: str, names: list[str], lessons: Pairs, threshold: float =
         initializer_range=1.0,
         pad_token_id=1,
         id2label=dict(enumerate(names)),
-        history={
-            "bank": {"sharpness": 30.0, "gate": [4.0, 0.0, 0.0, 0.0]},
-            "out_of_scope": {"weights": [0.0, -1.0, 0.0, 0.0], "threshold": threshold},
-        },
+        history={"bank": {"sharpness": 30.0, "gate": [4.0, 0.0, 0.0, 0.0]}},
+        classifier={"out_of_scope": {"weights": [0.0, -1.0, 0.0, 0.0], "threshold": threshold}},
     )
     model, tokenizer = LLEForSequenceClassification(config).eval(), make_word_tokenizer()
     if lessons:

@@ -29,7 +29,7 @@ from scripts.benchmark.peers import transformer_translator as peer
 from tests.factories.pairs import CAPITALS_WORDS, make_capitals_pairs, make_capitals_tokenizer
 from tests.factories.translators import make_trained_translator
 
-CERTAIN = {"bank": {"sentences": 8, "sharpness": 30.0, "gate": [4.0, 0.0, 0.0, 0.0]}}
+CERTAIN = {"bank": {"sharpness": 30.0, "gate": [4.0, 0.0, 0.0, 0.0]}}
 TOKENIZER = make_capitals_tokenizer()
 NONE = torch.tensor(-100)
 
@@ -156,7 +156,7 @@ def write_recipe() -> None:
         "task": "translation",
         "data": {"source_language": "en", "target_language": "de"},
         "tokenizer": {"kind": "word"},
-        "model": {"hidden_size": 16, "num_hidden_layers": 1, "num_encoder_layers": 1, "num_attention_heads": 2},
+        "model": {"hidden_size": 16, "num_hidden_layers": 1, "translator": {"num_attention_heads": 2}},
         "training": {
             "output_dir": "runs/tiny",
             "max_steps": 3,
@@ -244,7 +244,7 @@ def test_another_recipe_is_refused() -> None:
 @pytest.fixture
 def domain() -> Dataset:
     """A model in "model" that writes capitals, and a catalogue of another domain, in which all is called the same."""
-    model, tokenizer = make_trained_translator(history=CERTAIN)
+    model, tokenizer = make_trained_translator(history=CERTAIN, translator={"sentences": 8})
     model.save_pretrained("model")
     tokenizer.save_pretrained("model")
     Path("model/recipe.yaml").write_text(yaml.safe_dump({"data": {"source_language": "en", "target_language": "de"}}))

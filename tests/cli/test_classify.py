@@ -29,7 +29,8 @@ SHARP = {"bank": {"sharpness": 60.0, "gate": [6.0, 0.0, 0.0, 0.0]}}
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Models with their tokenizer, and files."""
     folder = tmp_path_factory.mktemp("classifier")
-    values = {"history": {**SHARP, "out_of_scope": {"weights": [-3.0, -0.5, 0.0, 0.0], "threshold": 0.9}}}
+    out_of_scope = {"weights": [-3.0, -0.5, 0.0, 0.0], "threshold": 0.9}
+    values = {"history": SHARP, "classifier": {"out_of_scope": out_of_scope}}
     make_classifier(**values).save_pretrained(folder / "model")
     make_classifier(of_tokens=True).save_pretrained(folder / "tokens")
     make_language_model().save_pretrained(folder / "language")
@@ -187,16 +188,17 @@ def test_calibrate(folder: Path) -> None:
     found = json.loads(output[output.index("{") :])
     assert found["calibration"]["texts"] == len(TEXTS)  # the last text is in the bank, and left out
     assert found["calibration"]["after_nats"] < found["calibration"]["before_nats"]
-    assert 0 <= found["out_of_scope"]["threshold"] < 1
+    assert 0 <= found["classifier"]["out_of_scope"]["threshold"] < 1
     saved = json.loads((folder / "model" / "config.json").read_text())
-    assert (
-        saved["history"]["bank"] == found["bank"] != make_classifier(history=SHARP).config.to_dict()["history"]["bank"]
-    )
+    before = make_classifier(history=SHARP).config.to_dict()
+    assert saved["classifier"] == found["classifier"] != before["classifier"]
+    assert saved["history"]["bank"] == found["bank"] != before["history"]["bank"]
     assert contents(folder / "model" / "history") == bank
     fixed = ["--fixed", "sharpness", "--fixed", "background"]
     run(folder, "calibrate", "M", "F/held.csv", *options, *fixed, "--output", "F/fitted")
-    again = json.loads((folder / "fitted" / "config.json").read_text())["history"]["bank"]
-    assert all(again[name] == found["bank"][name] for name in ("sharpness", "background"))
+    again = json.loads((folder / "fitted" / "config.json").read_text())
+    assert again["history"]["bank"]["sharpness"] == found["bank"]["sharpness"]
+    assert again["classifier"]["background"] == found["classifier"]["background"]
     assert not (folder / "fitted" / "history").exists()
     assert (folder / "fitted" / "tokenizer.json").exists()
 

@@ -242,6 +242,12 @@ def test_a_translator_in_16_bits(recurrence: str, dtype: torch.dtype, how: str, 
             assert narrow.generate(**batch, num_beams=beams, max_new_tokens=3).shape[0] == 2
 
 
+def _fit(model: Any, answered: Any) -> dict[str, float]:
+    """Fits copies of the model's sections."""
+    config = copy.deepcopy(model.config)
+    return fit_labels(answered, model.label_space, config.bank, config.classifier, model.kind, 5)
+
+
 def test_a_search_and_the_rule_are_as_exact_under_autocast() -> None:
     model, texts, labels = make_taught_classifier(15)
     queries = torch.nn.functional.normalize(torch.randn(9, model.key_size), dim=-1)
@@ -253,14 +259,13 @@ def test_a_search_and_the_rule_are_as_exact_under_autocast() -> None:
     want = model.history_bank.search(queries, 5)
     weights = _logistic(features, features + 1, 9)
     answered = model._answer(batches, model.history_bank.snapshot())
-    numbers = copy.deepcopy(model.config.bank)
-    fitted = fit_labels(answered, model.label_space, numbers, model.kind, 5)
+    fitted = _fit(model, answered)
     with torch.autocast("cpu", torch.bfloat16):
         got = model.history_bank.search(queries, 5)
         assert got.ids.equal(want.ids)
         assert got.similarity.equal(want.similarity)
         assert _logistic(features, features + 1, 9).equal(weights)
-        assert fit_labels(answered, model.label_space, copy.deepcopy(model.config.bank), model.kind, 5) == fitted
+        assert _fit(model, answered) == fitted
         assert torch.is_autocast_enabled("cpu")
 
 

@@ -103,7 +103,7 @@ SUBJECTS = [
     Subject("classifier", make_classifier, "texts"),
     Subject("classifier-bank", _taught, "texts"),
     Subject("classifier-one-way", lambda: make_classifier(bidirectional=False, recurrence="gru"), "texts"),
-    Subject("classifier-members", lambda: _taught(members=2, recurrence="qrnn"), "texts"),
+    Subject("classifier-members", lambda: _taught(classifier={"members": 2}, recurrence="qrnn"), "texts"),
     Subject("tokens", lambda: make_classifier(of_tokens=True), "tokens"),
     Subject("translator", make_word_translator, "translations"),
     Subject("translator-memory", lambda: make_taught_word_translator(recurrence="qrnn"), "translations"),

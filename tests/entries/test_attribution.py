@@ -1,47 +1,36 @@
-"""Attribution: the shares of the pairs in a translation are those of the model's own mixture."""
+"""Attribution: the share of a sentence pair in a translation is the sum over its entries, mean over the tokens."""
+
+from typing import Any
 
 import pytest
 import torch
 
-from modeling_lle.data.text import encode_sentences
-from modeling_lle.entries.attribution import Attribution, attribute
-from modeling_lle.entries.pairs import padded
-from tests.factories.pairs import WORD_PAIRS, WORD_PAIRS_TOKENIZER
-from tests.factories.translators import make_taught_word_translator
-
-SOURCES = [pair["source"] for pair in WORD_PAIRS]
-TARGETS = [pair["target"] for pair in WORD_PAIRS]
+from modeling_lle.entries.attribution import attribute
+from modeling_lle.history.prediction import HistoryOutput
 
 
-@torch.no_grad()
-def test_shares_are_those_of_the_model() -> None:
-    model = make_taught_word_translator(history={})
-    sources, targets = (encode_sentences(texts, WORD_PAIRS_TOKENIZER) for texts in (SOURCES[::-1], TARGETS))
-    batch = padded(sources, targets, WORD_PAIRS_TOKENIZER.pad_token_id)
-    output = model(**batch, output_history=True)
-    probs = output.logits.exp().gather(-1, batch["labels"].clamp(min=0)[..., None])[..., 0]
-    plain = model(**batch, use_history=False).logits.softmax(-1).gather(-1, batch["labels"].clamp(min=0)[..., None])
-    for row, found in enumerate(attribute(model, sources, targets, WORD_PAIRS_TOKENIZER.pad_token_id)):
-        number = len(targets[row])
-        assert found.base_share == pytest.approx(float(output.history.base_share[row, :number].mean()))
-        assert [token.prob for token in found.tokens] == pytest.approx(probs[row, :number].tolist(), rel=1e-4)
-        assert [token.base_prob for token in found.tokens] == pytest.approx(plain[row, :number, 0].tolist(), rel=1e-4)
-        by_pair = dict.fromkeys(found.shares, 0.0)
-        shares, ids = output.history.bank_shares[row, :number].mean(0), output.history.bank_ids[row, 0]
-        for share, entry in zip(shares.tolist(), ids.tolist(), strict=True):
-            if entry >= 0:
-                text = model.history_bank.describe([entry])[0].columns["text"]
-                by_pair[[pair["text"] for pair in model.memory.pairs].index(text)] += share
-        assert found.shares == pytest.approx(by_pair)
+class FourEntries:
+    """Stands for a memory whose entries 10 and 11 are of the pair 0, 12 of the pair 1, and 13 of the pair 2."""
+
+    def owners(self, ids: torch.Tensor) -> torch.Tensor:
+        return torch.tensor([0, 0, 1, 2])[ids - 10]
 
 
-def test_a_translation_without_a_token_is_of_the_base_alone() -> None:
-    model = make_taught_word_translator()
-    nothing = Attribution(1.0, {}, [])
-    pad = WORD_PAIRS_TOKENIZER.pad_token_id
-    assert attribute(model, [[3], [4]], [[], []], pad) == [nothing, nothing]
-    sources, targets = (encode_sentences(texts[:1], WORD_PAIRS_TOKENIZER) for texts in (SOURCES, TARGETS))
-    found = attribute(model, [sources[0], sources[0]], [[], targets[0]], pad)
-    assert found[0] == nothing
-    assert found[1].base_share + sum(found[1].shares.values()) == pytest.approx(1)
-    assert list(found[1].shares.values()) == sorted(found[1].shares.values(), reverse=True)
+def test_shares_are_summed_by_pair_and_add_up_to_one() -> None:
+    memory: Any = FourEntries()
+    history = HistoryOutput(
+        base_share=torch.tensor([0.5, 0.1]),
+        bank_shares=torch.tensor([[0.1, 0.3, 0.1, 0.0], [0.2, 0.1, 0.6, 0.0]]),
+        bank_ids=torch.tensor([[11, 12, 10, -1]] * 2),
+    )
+    found = attribute(history, memory)
+    assert found.base_share == pytest.approx(0.3)
+    assert found.shares == pytest.approx({0: 0.5, 1: 0.2})
+    assert list(found.shares) == [0, 1]  # the largest first
+
+
+def test_without_a_candidate_the_base_has_all() -> None:
+    memory: Any = FourEntries()
+    none = torch.full((3, 2), -1)
+    found = attribute(HistoryOutput(base_share=torch.ones(3), bank_shares=torch.zeros(3, 2), bank_ids=none), memory)
+    assert (found.base_share, found.shares) == (1.0, {})

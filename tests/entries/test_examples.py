@@ -9,7 +9,7 @@ import torch
 from modeling_lle import HistoryBank
 from modeling_lle.bank.files import BankError
 from modeling_lle.entries import examples as examples_module
-from modeling_lle.entries.examples import batches, condition, held_out
+from modeling_lle.entries.examples import batches, forget, held_out
 from modeling_lle.history.label_rule import SINGLE
 from tests.factories.classifiers import make_classifier, make_taught_classifier
 from tests.factories.language_models import make_language_model
@@ -75,16 +75,18 @@ def test_texts_of_a_bank_are_left_out_of_what_is_fitted_on(caplog: pytest.LogCap
         held_out(bank, ["c d"])
 
 
-def test_a_condition_names_what_is_missing() -> None:
+def test_what_cannot_be_taken_back_is_named() -> None:
     bank = HistoryBank.build(make_classifier(), WORD_TOKENIZER, ROWS)
-    where = condition(bank, ["a b", "c d"], "label-2", SINGLE)
-    assert where is not None
-    assert [where(row) for row in ROWS] == [False, True, False]
-    assert condition(bank, None, None, SINGLE) is None
     with pytest.raises(BankError, match="has no example with the text 'e'"):
-        condition(bank, "e", None, SINGLE)
+        forget(bank, "e", None, SINGLE)
     with pytest.raises(BankError, match=r"has no example with the label 'label-1' \(did you mean 'label-"):
-        condition(bank, None, "label-1", SINGLE)
+        forget(bank, None, "label-1", SINGLE)
+    with pytest.raises(BankError, match="no entry for which all of this holds: the condition"):
+        forget(bank, ["a b"], "label-2", SINGLE)
+    with pytest.raises(ValueError, match="give texts, label, ids, source or namespace"):
+        forget(bank, None, None, SINGLE)
+    assert forget(bank, ["a b", "c d"], "label-2", SINGLE) == 1
+    assert [item.columns["text"] for item in bank.documents()] == ["a b"]
 
 
 def test_batches_hold_texts_of_similar_length() -> None:

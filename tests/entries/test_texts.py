@@ -112,22 +112,6 @@ def test_work_ahead_keeps_the_order_and_the_error() -> None:
     assert list(texts_module._ahead(iter([]))) == []
 
 
-@pytest.mark.parametrize("transposed", [False, True])
-def test_keys_are_normalised_states_in_their_places(transposed: bool) -> None:
-    pytest.importorskip("numba")
-    from modeling_lle.kernels import nearest_numba as kernels
-
-    states = torch.randn(3, 4, 70, generator=torch.Generator().manual_seed(0))
-    states[0, 0] = 0
-    places = torch.tensor([[2, -1, 0, 5], [1, 3, -1, -1], [4, 6, 7, -1]])
-    given = states.transpose(0, 1).contiguous().transpose(0, 1) if transposed else states
-    keys = torch.full((9, 70), 7.0, dtype=torch.bfloat16)
-    kernels.store_keys(given, places, keys)
-    want = torch.full((9, 70), 7.0)
-    want[places[places >= 0]] = torch.nn.functional.normalize(states[places >= 0], dim=-1)
-    torch.testing.assert_close(keys.float(), want.bfloat16().float(), atol=2e-3, rtol=8e-3)
-
-
 def test_resuming_an_interrupted_add(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(texts_module, "SEGMENT_ENTRIES", 10)
     whole = build(source="texts")
@@ -205,5 +189,7 @@ def test_a_threshold_needs_an_output_layer_over_tokens() -> None:
     model = make_language_model().model
     bank = HistoryBank.build(model, WORD_TOKENIZER, ["a b"])
     assert len(bank) == 3
-    with pytest.raises(ValueError, match="keep_below needs a language model, whose output layer predicts tokens; got LLEModel"):
+    with pytest.raises(
+        ValueError, match="keep_below needs a language model, whose output layer predicts tokens; got LLEModel"
+    ):
         bank.add(["a b"], keep_below=0.5)

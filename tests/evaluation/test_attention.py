@@ -49,7 +49,7 @@ def test_words_are_shown_as_they_are() -> None:
 
 
 def test_the_weights_are_the_models_mean() -> None:
-    model, tokenizer = make_trained_translator(num_attention_heads=2)
+    model, tokenizer = make_trained_translator(translator={"num_attention_heads": 2})
     source, target = tokenizer("ab cde fgh")["input_ids"], tokenizer("AB CDE FGH")["input_ids"]
     weights = attention.source_attention(model.train(), source, target, tokenizer.pad_token_id)
     assert model.training

@@ -71,13 +71,13 @@ def test_labels_that_only_the_bank_knows() -> None:
 
 def test_what_is_refused() -> None:
     model, texts, labels = make_taught_classifier(30)
-    model.config.out_of_scope.weights = [0.0, -1.0, 0.0, 0.0]
+    model.config.classifier.out_of_scope.weights = [0.0, -1.0, 0.0, 0.0]
     data = rows([*texts, "<unk> <unk> <pad>", "<pad>"], [*labels, "oos", "oos"])
     seen = evaluate_classifier(model, WORD_TOKENIZER, data)
     assert seen.accepted.all()  # no threshold refuses nothing
     assert seen.metrics()["out_of_scope_recall"] == 0
     assert "no threshold" in format_classification(seen.metrics())
-    model.config.out_of_scope.threshold = float(sorted(seen.scores)[-3])
+    model.config.classifier.out_of_scope.threshold = float(sorted(seen.scores)[-3])
     seen = evaluate_classifier(model, WORD_TOKENIZER, data)
     metrics = seen.metrics()
     refused = [name == "oos" for name in seen.decisions]

@@ -51,7 +51,7 @@ def make_translator_recipe(folder: Path, **training: Any) -> Made:
         "task": "translation",
         "data": {"source_language": "en", "target_language": "de"},
         "tokenizer": {"vocab_size": 300},
-        "model": {**MODEL, "recurrence": "qrnn", "num_attention_heads": 2},
+        "model": {**MODEL, "recurrence": "qrnn", "translator": {"num_attention_heads": 2}},
         "training": _training(folder, **training),
     }
     rows = Dataset.from_dict({"en": LINES, "de": [line.upper() for line in LINES]})

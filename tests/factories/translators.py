@@ -20,7 +20,7 @@ from tests.factories.pairs import (
 
 TRUSTED_MEMORY = {"bank": {"sharpness": 60.0, "gate": [20.0, 0.0, 0.0, 0.0]}}  # the memory outweighs the base
 # Every value differs from its default, so that none can be left out unnoticed.
-SUBWORD_MEMORY = {"sentences": 2, "sharpness": 6.0, "gate": [-0.5, 0.2, 0.1, -0.3]}
+SUBWORD_MEMORY = {"sharpness": 6.0, "gate": [-0.5, 0.2, 0.1, -0.3]}
 
 
 def make_translator(tokenizer: LLETokenizer, seed: int = 0, **values: Any) -> LLEForSeq2SeqLM:
@@ -30,8 +30,7 @@ def make_translator(tokenizer: LLETokenizer, seed: int = 0, **values: Any) -> LL
         "vocab_size": len(tokenizer),
         "hidden_size": 32,
         "num_hidden_layers": 1,
-        "num_encoder_layers": 1,
-        "num_attention_heads": 2,
+        "translator": {"num_attention_heads": 2, **values.pop("translator", {})},
     }
     ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     config = LLEConfig(**{**sizes, "initializer_range": 0.3, **ids, **values})
@@ -40,8 +39,9 @@ def make_translator(tokenizer: LLETokenizer, seed: int = 0, **values: Any) -> LL
 
 def make_word_translator(seed: int = 0, **values: Any) -> LLEForSeq2SeqLM:
     """An untrained translator of the `WORD_PAIRS`."""
-    sizes = {"hidden_size": 8, "num_hidden_layers": 2, "num_encoder_layers": 1, "num_attention_heads": 4}
-    return make_translator(WORD_PAIRS_TOKENIZER, seed, **{**sizes, "initializer_range": 1.0, **values})
+    sizes = {"hidden_size": 8, "num_hidden_layers": 2, "initializer_range": 1.0}
+    translator = {"num_attention_heads": 4, **values.pop("translator", {})}
+    return make_translator(WORD_PAIRS_TOKENIZER, seed, **{**sizes, **values, "translator": translator})
 
 
 def make_taught_word_translator(history: dict[str, Any] = TRUSTED_MEMORY, **values: Any) -> LLEForSeq2SeqLM:
@@ -54,9 +54,10 @@ def make_taught_word_translator(history: dict[str, Any] = TRUSTED_MEMORY, **valu
 
 def make_subword_translator(recurrence: str = "qrnn", stack: str = "residual", **values: Any) -> LLEForSeq2SeqLM:
     """An untrained translator of the `SUBWORD_PAIRS`."""
-    sizes = {"hidden_size": 8, "num_hidden_layers": 2, "num_encoder_layers": 1, "num_attention_heads": 2}
-    own = {"initializer_range": 1.0, "history": {"bank": SUBWORD_MEMORY}, "recurrence": recurrence, "stack": stack}
-    return make_translator(SUBWORD_PAIRS_TOKENIZER, **{**sizes, **own, **values})
+    sizes = {"hidden_size": 8, "num_hidden_layers": 2, "recurrence": recurrence, "stack": stack}
+    own = {"initializer_range": 1.0, "history": {"bank": SUBWORD_MEMORY}, **values}
+    translator = {"sentences": 2, **values.pop("translator", {})}
+    return make_translator(SUBWORD_PAIRS_TOKENIZER, **{**sizes, **own, "translator": translator})
 
 
 def attach_pairs(model: LLEForSeq2SeqLM, pairs: list[tuple[str, str]] = SUBWORD_PAIRS) -> LLEForSeq2SeqLM:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from modeling_lle.bank.found import Found
-from modeling_lle.configuration import BankConfig
+from modeling_lle.configuration_sections import BankConfig, ClassifierConfig
 from modeling_lle.history.label_rule import (
     MULTI,
     REGRESSION,
@@ -18,7 +18,7 @@ from modeling_lle.history.label_rule import (
     Features,
     LabelSpace,
     Mixture,
-    Recalled,
+    RecalledLabels,
     fit_labels,
     kind_of,
     label_loss,
@@ -47,7 +47,7 @@ def make(seed: int, outcomes: list[str], kind: str = SINGLE, texts: int = 4, nei
 
 
 def mixed(logits: Tensor, found: Found, space: LabelSpace, kind: str = SINGLE, sharpness: float = 5.0) -> Mixture:
-    recalled = Recalled.of(found, space, kind, sharpness, BACKGROUND, MARGIN)
+    recalled = RecalledLabels.of(found, space, kind, sharpness, BACKGROUND, MARGIN)
     return Mixture.of(Features.of(logits, kind), recalled, GATE)
 
 
@@ -110,9 +110,9 @@ def test_the_kernel_gives_what_the_rule_gives(seed: int, outcomes: list[str], sh
     logits, found, space = make(seed, outcomes)
     found.counts[0] = 0
     found.counts[1:] *= 1 + found.outcomes[1:].int()
-    numbers = BankConfig(sharpness=sharpness, background=BACKGROUND, margin=0.03, gate=GATE)
-    got, mass = mix(logits, found, space, SINGLE, numbers)
-    due, due_mass = mix(logits.requires_grad_(), found, space, SINGLE, numbers)
+    sections = BankConfig(sharpness=sharpness, gate=GATE), ClassifierConfig(background=BACKGROUND, margin=0.03)
+    got, mass = mix(logits, found, space, SINGLE, *sections)
+    due, due_mass = mix(logits.requires_grad_(), found, space, SINGLE, *sections)
     assert due.labels.requires_grad
     assert not got.labels.requires_grad
     for name in ("labels", "scope", "base_share", "shares"):
@@ -124,7 +124,7 @@ def test_a_margin_keeps_what_was_known() -> None:
     logits, found, space = make(0, ["x", "new", "y"])
     own, shares = Features.of(logits, SINGLE), []
     for margin in (0.0, 0.1, 0.5):
-        recalled = Recalled.of(found, space, SINGLE, 5.0, BACKGROUND, margin)
+        recalled = RecalledLabels.of(found, space, SINGLE, 5.0, BACKGROUND, margin)
         mixture = Mixture.of(own, recalled, GATE)
         torch.testing.assert_close(mixture.labels.sum(-1), torch.ones(len(logits)))
         shares.append(mixture.labels[:, 3])
@@ -169,7 +169,7 @@ def test_several_labels_a_text() -> None:
     outcomes = [outcome_name(labels, MULTI) for labels in (["x", "new"], [], ["y"])]
     logits, found, space = make(1, outcomes, MULTI)
     mixture = mixed(logits, found, space, MULTI)
-    recalled = Recalled.of(found, space, MULTI, 5.0, BACKGROUND)
+    recalled = RecalledLabels.of(found, space, MULTI, 5.0, BACKGROUND)
     torch.testing.assert_close(mixture.labels[:, 3], recalled.labels[:, 3])  # history only
     share = mixture.base_share[:, None]
     due = share * logits.sigmoid() + (1 - share) * recalled.labels[:, :3]
@@ -180,7 +180,7 @@ def test_several_labels_a_text() -> None:
 def test_regression_takes_the_mean_of_values() -> None:
     logits, found, space = make(2, ["1.5", "-2.0"], REGRESSION)
     mixture = mixed(logits, found, space, REGRESSION)
-    recalled = Recalled.of(found, space, REGRESSION, 5.0, BACKGROUND)
+    recalled = RecalledLabels.of(found, space, REGRESSION, 5.0, BACKGROUND)
     values = torch.tensor([1.5, -2.0])[found.outcomes]
     torch.testing.assert_close(recalled.labels[:, 0], (recalled.weights * values).sum(-1))
     share = mixture.base_share
@@ -222,10 +222,10 @@ def test_fitting_lowers_the_loss_and_trusts_a_bank_that_is_right() -> None:
     found = Found(similarity, order, order, torch.ones_like(order).int())
     logits = torch.randn(200, 8, generator=generator)  # a base that knows nothing
     space = LabelSpace.of(names, SINGLE, names, torch.ones(8, dtype=torch.bool))
-    numbers = BankConfig()
-    measured = fit_labels(Answered(logits, labels, found), space, numbers, SINGLE, 40)
+    bank, classifier = BankConfig(), ClassifierConfig()
+    measured = fit_labels(Answered(logits, labels, found), space, bank, classifier, SINGLE, 40)
     assert measured["after_nats"] < measured["before_nats"]
-    recalled = Recalled.of(found, space, SINGLE, numbers.sharpness, numbers.background)
-    mixture = Mixture.of(Features.of(logits, SINGLE), recalled, numbers.gate)
+    recalled = RecalledLabels.of(found, space, SINGLE, bank.sharpness, classifier.background)
+    mixture = Mixture.of(Features.of(logits, SINGLE), recalled, bank.gate)
     assert float((mixture.labels.argmax(-1) == labels).float().mean()) > 0.9
     assert float(mixture.base_share.mean()) < 0.5

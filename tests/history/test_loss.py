@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from modeling_lle.history import loss as loss_module
 from modeling_lle.history.loss import (
     IGNORED,
-    Recalled,
+    RecalledTargets,
     linear_cross_entropy,
     linear_cross_entropy_reference,
     smoothing_nats,
@@ -80,7 +80,7 @@ def test_value_and_gradients(form: str, dtype: torch.dtype, with_bias: bool) -> 
     assert_equal_results((hidden, weight, bias if with_bias else None, targets), TOLERANCE[dtype])
 
 
-def make_recalled(dtype: torch.dtype, sources: int, n: int = N, seed: int = 0) -> Recalled:
+def make_recalled(dtype: torch.dtype, sources: int, n: int = N, seed: int = 0) -> RecalledTargets:
     """What sources recall, some of which have no entries at some positions."""
     generator = torch.Generator().manual_seed(seed)
     mass = -3 * torch.rand(n, sources, generator=generator, dtype=torch.float64)
@@ -88,21 +88,21 @@ def make_recalled(dtype: torch.dtype, sources: int, n: int = N, seed: int = 0) -
     probability = torch.rand(n, sources, generator=generator, dtype=torch.float64).masked_fill(empty, 0.0)
     numbers = torch.randn(sources, 4, generator=generator, dtype=torch.float64) / 2
     parts = probability, mass.masked_fill(empty, -math.inf), numbers
-    return Recalled(*(part.to(dtype).requires_grad_() for part in parts))
+    return RecalledTargets(*(part.to(dtype).requires_grad_() for part in parts))
 
 
-def mixture_results(function: Any, inputs: tuple[Any, ...], recalled: Recalled) -> list[Tensor]:
+def mixture_results(function: Any, inputs: tuple[Any, ...], recalled: RecalledTargets) -> list[Tensor]:
     """The loss of the mixture and all gradients, also those of what was recalled."""
     leaves = [leaf for leaf in inputs[:3] if leaf is not None]
     loss = function(*inputs, recalled)
     return [loss, *torch.autograd.grad(loss * 0.7, [*leaves, recalled.probability, recalled.mass, recalled.numbers])]
 
 
-def double(inputs: tuple[Any, ...], recalled: Recalled) -> tuple[tuple[Any, ...], Recalled]:
+def double(inputs: tuple[Any, ...], recalled: RecalledTargets) -> tuple[tuple[Any, ...], RecalledTargets]:
     """The same leaves in float64."""
     leaves = [None if leaf is None else leaf.detach().double().requires_grad_() for leaf in inputs[:3]]
     parts = (recalled.probability, recalled.mass, recalled.numbers)
-    return (*leaves, inputs[3]), Recalled(*(part.detach().double().requires_grad_() for part in parts))
+    return (*leaves, inputs[3]), RecalledTargets(*(part.detach().double().requires_grad_() for part in parts))
 
 
 @pytest.mark.parametrize("sources", [1, 2])
@@ -143,7 +143,7 @@ def test_mixture_in_bfloat16_autocast(form: str) -> None:
 def test_a_history_without_entries_changes_nothing(form: str) -> None:
     inputs = make_inputs(torch.float64)
     none = torch.zeros(N, 1, dtype=torch.float64)
-    recalled = Recalled(none, torch.full_like(none, -math.inf), torch.ones(1, 4, dtype=torch.float64))
+    recalled = RecalledTargets(none, torch.full_like(none, -math.inf), torch.ones(1, 4, dtype=torch.float64))
     want = results(linear_cross_entropy, *inputs)
     got = results(lambda *given: linear_cross_entropy(*given, recalled), *inputs)
     for value, expected in zip(got, want, strict=True):

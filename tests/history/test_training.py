@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from modeling_lle import LLECache, LLEForCausalLM, StreamConfig
-from modeling_lle.history.cache import Stream
+from modeling_lle.history.stream import Stream
 from modeling_lle.history.training import HistoryLoss, recall_targets, recall_targets_reference
 from modeling_lle.models import causal as causal_module
 from tests.factories.language_models import STREAM_PARAMETERS, make_language_model

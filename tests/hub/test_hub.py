@@ -40,13 +40,13 @@ OF_BANKS = (
     "sketch",
 )
 FOLDERS: dict[str, tuple[str, ...]] = {
-    "backbone": ("batched_stacks", "cells", "recurrence"),
+    "backbone": ("batched_stacks", "cells", "protocol", "recurrence", "state"),
     "bank": (
         *("bank", "changes", "files", "fingerprint", "index_files", "manifest"),
         *("nearest", "seal", "segment", "sketch", "state", "view"),
     ),
     "common": ("checks", "precision", "temporary"),
-    "history": ("cache", "explanation", "loss", "overlay", "prediction", "rule", "training"),
+    "history": ("cache", "explanation", "loss", "overlay", "prediction", "rule", "stream", "training"),
     "kernels": (
         *("available", "linear", "lstm", "lstm_numba", "nearest_numba", "numba_tools"),
         *("recall_numba", "scan", "scan_numba", "softmax_numba"),

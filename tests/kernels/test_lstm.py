@@ -1,7 +1,8 @@
-"""The fused LSTM step and the kernel of the cross entropy against torch."""
+"""The fused LSTM step against torch."""
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,9 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from modeling_lle.kernels.lstm import lstm
+from tests.kernels.contract import Case, check, few_examples
 
 pytest.importorskip("numba")
-from modeling_lle.kernels import softmax_numba as kernels
 
 TOLERANCE = {torch.float32: 3e-6, torch.float64: 1e-12, torch.bfloat16: 0.03}
 every_dtype = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
@@ -108,45 +109,31 @@ def test_no_argument_is_changed() -> None:
     assert all(torch.equal(value, old) for value, old in zip(inputs, before, strict=True))
 
 
-def slope(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """The kernel's slope and nats."""
-    logits = logits.clone()
-    nats = torch.full((len(logits),), 7.0, dtype=torch.promote_types(logits.dtype, torch.float32))
-    kernels.softmax_slope(logits, targets, nats, nats.new_empty(len(logits), 0))
-    return logits, nats
+def _lstm(x: Tensor, h: Tensor, c: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: Tensor) -> list[Tensor]:
+    states = []
+    for t in range(x.shape[1]):
+        i, f, g, o = (x[:, t] @ weight_ih.T + h @ weight_hh.T + bias).chunk(4, dim=-1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        h = o.sigmoid() * c.tanh()
+        states.append(h)
+    return [torch.stack(states, dim=1) if states else x.new_empty(len(x), 0, h.shape[1]), h, c]
 
 
-@every_dtype
-@given(n=st.integers(1, 5), v=st.integers(1, 200), scale=st.sampled_from([0.1, 3.0, 50.0]), seed=st.integers(0, 99))
-@settings(deadline=None, max_examples=25)
-def test_softmax_slope(dtype: torch.dtype, n: int, v: int, scale: float, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    logits = torch.randn(n, v, generator=generator, dtype=torch.float64).mul(scale).to(dtype)
-    targets = torch.randint(v, (n,), generator=generator)
-    targets[torch.rand(n, generator=generator) < 0.3] = -100
-    exact = logits.double().requires_grad_()
-    want = torch.nn.functional.cross_entropy(exact, targets, reduction="none", ignore_index=-100)
-    (gradient,) = torch.autograd.grad(want.sum(), exact)
-    got, nats = slope(logits, targets)
-    tolerance = {torch.float32: 2e-6, torch.float64: 1e-12, torch.bfloat16: 4e-3}[dtype]
-    torch.testing.assert_close(got.double(), gradient, atol=tolerance, rtol=tolerance)
-    torch.testing.assert_close(nats.double(), want.detach(), atol=2e-5 if dtype != torch.float64 else 1e-12, rtol=1e-5)
-    assert (got[targets < 0] == 0).all()
-    assert (nats[targets < 0] == 0).all()
+LSTM = Case(
+    lstm,
+    lambda m: {
+        "x": m.floats(m.size("B"), m.size("T"), m.size("I")),
+        "h": m.floats(m.size("B"), m.size("H")),
+        "c": m.floats(m.size("B"), m.size("H")),
+        "weight_ih": m.floats(4 * m.size("H"), m.size("I")),
+        "weight_hh": m.floats(4 * m.size("H"), m.size("H")),
+        "bias": m.floats(4 * m.size("H")),
+    },
+    _lstm,
+)
 
 
-@every_dtype
-def test_softmax_slope_of_nan_and_infinity(dtype: torch.dtype) -> None:
-    for value in (math.nan, math.inf):
-        for place in (0, 63, 64, 99):
-            logits = torch.zeros(3, 100, dtype=dtype)
-            logits[1, place] = value
-            got, nats = slope(logits, torch.tensor([0, 5, -100]))
-            assert nats.isnan().tolist() == [False, True, False]
-            assert got[1].isnan().any()
-            assert got[[0, 2]].isfinite().all()
-    logits = torch.zeros(1, 100, dtype=dtype)
-    logits[0, 3] = -math.inf
-    got, nats = slope(logits, torch.tensor([0]))
-    torch.testing.assert_close(nats, torch.full_like(nats, math.log(99)))
-    assert float(got[0, 3]) < 1e-38
+@given(data=st.data())
+@few_examples
+def test_a_kernel_gives_what_its_definition_gives_or_a_value_error(data: Any) -> None:
+    check(LSTM, data)

@@ -17,7 +17,7 @@ SHAPES = [
     {"recurrence": "lstm"},
     {"recurrence": "qrnn", "stack": "plain", "intermediate_size": 6},
     {"recurrence": "gru", "bidirectional": True},
-    {"recurrence": "qrnn", "bidirectional": True, "members": 2},
+    {"recurrence": "qrnn", "bidirectional": True, "classifier": {"members": 2}},
 ]
 MASK = torch.tensor([[0, 0, 0, 1, 1], [1, 1, 0, 0, 0], [0, 1, 1, 0, 1]])
 every_shape = pytest.mark.parametrize("values", SHAPES, ids=lambda values: "-".join(map(str, values.values())))
@@ -63,7 +63,7 @@ def test_they_lie_where_the_tokens_are_whatever_the_padding(values: dict[str, An
 @every_shape
 def test_each_is_what_the_layers_give(values: dict[str, Any]) -> None:
     model, ids = make(**values), make_ids(2, 5)
-    x, members = model.embed_tokens(ids), model.config.members
+    x, members = model.embed_tokens(ids), model.config.classifier.members
     due: list[list[Tensor]] = [[], [], []]
     for stack in filter(None, (model.stack, model.backward_stack)):
         for number in range(members):
@@ -108,7 +108,7 @@ def test_gradient_checkpointing_gives_them_too() -> None:
 @pytest.mark.parametrize("window", [0, 7])
 def test_every_head_returns_them(window: int) -> None:
     ids = make_ids(3, 5)
-    heads = [make_language_model(window), make_classifier(members=2), make_classifier(of_tokens=True)]
+    heads = [make_language_model(window), make_classifier(classifier={"members": 2}), make_classifier(of_tokens=True)]
     for model in heads:
         found = model(ids, attention_mask=MASK, output_hidden_states=True).hidden_states
         close(found, hidden_states(model.model, ids, MASK))

@@ -29,7 +29,7 @@ POOLINGS = [["last"], ["mean"], ["max"], ["attention"], ["mean", "max"]]
 def test_a_padded_batch_gives_what_its_texts_give_alone(
     bidirectional: bool, pooling: list[str], recurrence: str
 ) -> None:
-    model = make_classifier(bidirectional=bidirectional, pooling=pooling, recurrence=recurrence)
+    model = make_classifier(bidirectional=bidirectional, classifier={"pooling": pooling}, recurrence=recurrence)
     ids, mask = make_ids(3, 6), torch.ones(3, 6, dtype=torch.long)
     mask[0, :2] = mask[1, 4:] = mask[2, [1, 3]] = 0
     together = model(ids, attention_mask=mask).logits
@@ -58,8 +58,9 @@ def test_language_models_read_one_way() -> None:
 
 def member(model: Any, number: int) -> Any:
     """A member of an ensemble as a classifier of its own."""
-    config = LLEConfig(**{**model.config.to_dict(), "members": 1, "architectures": None})
-    alone, (M, D) = type(model)(config), (model.config.members, model.config.hidden_size)
+    config = LLEConfig(**{**model.config.to_dict(), "architectures": None})
+    config.classifier.members = 1
+    alone, (M, D) = type(model)(config), (model.config.classifier.members, model.config.hidden_size)
     weights = {}
     for name, value in model.state_dict().items():
         if "stack." in name:
@@ -82,7 +83,11 @@ def test_an_ensemble_says_the_mean_of_what_its_members_say(
 ) -> None:
     pooling = ["attention", "max", "last"]
     model = make_classifier(
-        members=3, recurrence=recurrence, bidirectional=bidirectional, pooling=pooling, of_tokens=of_tokens, labels=7
+        classifier={"members": 3, "pooling": pooling},
+        recurrence=recurrence,
+        bidirectional=bidirectional,
+        of_tokens=of_tokens,
+        labels=7,
     )
     ids, mask = make_ids(3, 6), torch.ones(3, 6, dtype=torch.long)
     mask[0, :2] = mask[1, 4:] = 0
@@ -106,7 +111,9 @@ def test_an_ensemble_says_the_mean_of_what_its_members_say(
 )
 def test_each_member_of_an_ensemble_learns_on_its_own(problem_type: str, labels: torch.Tensor) -> None:
     count = 1 if problem_type == "regression" else 3
-    model = make_classifier(count, members=2, problem_type=problem_type, pooling=["mean", "attention"]).train()
+    model = make_classifier(
+        count, problem_type=problem_type, classifier={"members": 2, "pooling": ["mean", "attention"]}
+    ).train()
     batch = encode_texts("a b c", "d")
     output = model(**batch, labels=labels)
     alone = [member(model, number) for number in range(2)]
@@ -130,7 +137,7 @@ def test_each_member_of_an_ensemble_learns_on_its_own(problem_type: str, labels:
 
 def test_a_step_changes_a_member_as_it_would_change_it_alone() -> None:
     model, batch, labels = (
-        make_classifier(members=2).train(),
+        make_classifier(classifier={"members": 2}).train(),
         encode_texts("a b c", "d", "e f"),
         torch.tensor([2, 0, 1]),
     )
@@ -147,7 +154,7 @@ def test_a_step_changes_a_member_as_it_would_change_it_alone() -> None:
 
 
 def test_members_are_dropped_apart() -> None:
-    model = make_classifier(members=2, token_dropout=0.5, embedding_dropout=0.3).model.train()
+    model = make_classifier(classifier={"members": 2}, token_dropout=0.5, embedding_dropout=0.3).model.train()
     kept = []
     for member in model.stack.members:
         member.layers[0].register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0].any(-1)))
@@ -157,25 +164,28 @@ def test_members_are_dropped_apart() -> None:
 
 
 def test_an_ensemble_is_taught_saved_and_loaded(tmp_path: Path) -> None:
-    model, texts, _ = make_taught_classifier(members=2)
+    model, texts, _ = make_taught_classifier(classifier={"members": 2})
     model.learn(["h h h h"], ["new"], new_labels=True)
     due = model(**encode_texts(*texts)).logits
     model.save_pretrained(tmp_path, save_history=True)
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
-    assert loaded.config.members == 2
+    assert loaded.config.classifier.members == 2
     loaded.attach_history(HistoryBank.from_pretrained(tmp_path), tokenizer=WORD_TOKENIZER)
     assert torch.equal(loaded(**encode_texts(*texts)).logits, due)
     with pytest.raises(ValueError, match=r"do not fit its config\.json"):
-        AutoModelForSequenceClassification.from_pretrained(tmp_path, members=1)
+        AutoModelForSequenceClassification.from_pretrained(tmp_path, classifier={"members": 1})
 
 
 def test_language_models_have_one_member() -> None:
-    with pytest.raises(ValueError, match="set members=1"):
-        LLEForCausalLM(LLEConfig(members=2))
+    with pytest.raises(ValueError, match=r"LLEForCausalLM does not read classifier\.members=2"):
+        LLEForCausalLM(LLEConfig(classifier={"members": 2}))
 
 
 def test_an_ensemble_of_language_backbones_goes_on_from_its_state() -> None:
-    model, ids = make_classifier(members=2, bidirectional=False, num_hidden_layers=2).model, make_ids(2, 8)
+    model, ids = (
+        make_classifier(classifier={"members": 2}, bidirectional=False, num_hidden_layers=2).model,
+        make_ids(2, 8),
+    )
     whole = model(ids).last_hidden_state
     first = model(ids[:, :5], use_cache=True)
     second = model(ids[:, 5:], past_key_values=first.past_key_values)
@@ -297,7 +307,7 @@ def test_what_was_taught_lasts(tmp_path: Path) -> None:
 
 def test_banks_of_other_models_are_refused(tmp_path: Path) -> None:
     model, _, _ = make_taught_classifier()
-    other = make_classifier(pooling=["max", "mean"])
+    other = make_classifier(classifier={"pooling": ["max", "mean"]})
     with pytest.raises(BankError, match="another backbone"):
         other.attach_history(model.history_bank)
     tokens = make_classifier(of_tokens=True, bidirectional=False)
@@ -366,7 +376,7 @@ def test_out_of_scope() -> None:
     assert measured["in_scope_accuracy"] > 0.5
     results = classify([*texts, "<unk> <unk> <unk>"], out_of_scope=True, batch_size=4)
     assert results[-1]["label"] == "out_of_scope"
-    assert results[-1]["score"] == results[-1]["out_of_scope"] >= model.config.out_of_scope.threshold
+    assert results[-1]["score"] == results[-1]["out_of_scope"] >= model.config.classifier.out_of_scope.threshold
     scored = model(**encode_texts(texts[0]), output_out_of_scope=True)
     # A cosine is rounded differently in a batch of another size, and the sharpness multiplies that by 30.
     assert results[0]["out_of_scope"] == pytest.approx(scored.out_of_scope.item(), abs=1e-4)
@@ -388,11 +398,11 @@ def test_calibration_lowers_the_loss() -> None:
     measured = model.calibrate(held)
     assert measured["texts"] == len(held)
     assert measured["after_nats"] < measured["before_nats"]
-    numbers = model.config.bank
-    before = numbers.sharpness, numbers.background, numbers.gate
+    numbers, own = model.config.bank, model.config.classifier
+    before = numbers.sharpness, own.background, numbers.gate
     numbers.gate = [0.0, 0.0, 0.0, 0.0]
     model.calibrate(held, fixed=["sharpness", "background"])
-    assert (numbers.sharpness, numbers.background) == before[:2]
+    assert (numbers.sharpness, own.background) == before[:2]
     assert numbers.gate != [0.0, 0.0, 0.0, 0.0]
     with pytest.raises(ValueError, match="did you mean 'sharpness'"):
         model.calibrate(held, fixed=["sharpnes"])

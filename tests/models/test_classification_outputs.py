@@ -16,7 +16,7 @@ TEXTS = ["a b c", "d e"]
 @pytest.mark.parametrize("of_tokens", [False, True])
 @pytest.mark.parametrize("members", [1, 2])
 def test_the_loss_comes_first_and_then_the_logits(members: int, of_tokens: bool) -> None:
-    model, batch = make_classifier(members=members, of_tokens=of_tokens), encode_texts(*TEXTS)
+    model, batch = make_classifier(classifier={"members": members}, of_tokens=of_tokens), encode_texts(*TEXTS)
     labels = torch.tensor([[0, 1, 2], [2, 1, -100]]) if of_tokens else torch.tensor([0, 2])
     for training in (False, True):
         model.train(training)

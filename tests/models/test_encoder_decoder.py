@@ -47,7 +47,7 @@ def test_outputs_have_the_order_and_the_names_of_transformers(memory: bool) -> N
 
 @torch.no_grad()
 def test_hidden_states_end_with_the_last_ones() -> None:
-    model = make_subword_translator(num_encoder_layers=2)
+    model = make_subword_translator(translator={"num_encoder_layers": 2})
     output = model(**encode_pairs(), **EVERYTHING)
     layers = model.config.num_hidden_layers
     assert len(output.decoder_hidden_states) == layers + 1

@@ -42,8 +42,8 @@ def test_every_model_exports_with_a_mask_and_for_any_batch_and_length(recurrence
     shapes = {"input_ids": free, "attention_mask": free}
     for model, given in (
         (make_language_model(0, recurrence, "residual"), PLAIN),
-        (make_classifier(recurrence=recurrence, pooling=["last", "mean", "max", "attention"]), {}),
-        (make_classifier(of_tokens=True, recurrence=recurrence, members=2), {}),
+        (make_classifier(recurrence=recurrence, classifier={"pooling": ["last", "mean", "max", "attention"]}), {}),
+        (make_classifier(of_tokens=True, recurrence=recurrence, classifier={"members": 2}), {}),
     ):
         exported = export(model, (IDS, MASK), given, dynamic_shapes={**shapes, **dict.fromkeys(given)}).module()
         for ids, mask in ((IDS, MASK), (make_ids(3, 9), torch.ones(3, 9, dtype=torch.long))):

@@ -21,7 +21,7 @@ close = torch.testing.assert_close
 @torch.no_grad()
 def test_a_translator(tied: bool, grows: bool, tmp_path: Path) -> None:
     old = len(SUBWORD_PAIRS_TOKENIZER) + 2
-    model = make_subword_translator(tie_word_embeddings=tied, share_embeddings=tied, vocab_size=old)
+    model = make_subword_translator(tie_word_embeddings=tied, translator={"share_embeddings": tied}, vocab_size=old)
     model.lm_head.bias.uniform_()
     given, new = encode_pairs(), old + 5 if grows else old - 1
     before = model(**given).logits
@@ -75,7 +75,7 @@ def test_a_language_model(tied: bool, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("of_tokens", "members"), [(False, 1), (False, 2), (True, 2)])
 @torch.no_grad()
 def test_a_classifier(of_tokens: bool, members: int, tmp_path: Path) -> None:
-    model = make_classifier(of_tokens=of_tokens, members=members)
+    model = make_classifier(of_tokens=of_tokens, classifier={"members": members})
     ids = make_ids(2, 5)
     before = model(ids).logits
     model.resize_token_embeddings(VOCAB + 3)

@@ -285,7 +285,7 @@ def test_every_weight_learns() -> None:
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_embeddings_are_shared_or_not(tied: bool, tmp_path: Path) -> None:
-    model = make_subword_translator(tie_word_embeddings=tied, share_embeddings=tied)
+    model = make_subword_translator(tie_word_embeddings=tied, translator={"share_embeddings": tied})
     model.save_pretrained(tmp_path)
     for found in (model, AutoModelForSeq2SeqLM.from_pretrained(tmp_path)):
         encoder, decoder = (part.embed_tokens.weight for part in (found.model.encoder, found.model.decoder))
@@ -394,11 +394,11 @@ def test_what_is_wrong_is_named() -> None:
             }
         )
     with pytest.raises(ValueError, match="3 heads, a width of 8"):
-        make_subword_translator(num_attention_heads=3)
+        make_subword_translator(translator={"num_attention_heads": 3})
     with pytest.raises(ValueError, match="needs tie_word_embeddings=True"):
         make_subword_translator(tie_word_embeddings=False)
-    with pytest.raises(ValueError, match="members is for classifiers"):
-        make_subword_translator(members=2)
+    with pytest.raises(ValueError, match=r"LLEForSeq2SeqLM does not read classifier\.members=2"):
+        make_subword_translator(classifier={"members": 2})
     with pytest.raises(ValueError, match="bos_token_id is not set"):
         make_subword_translator(bos_token_id=None)(**encode_pairs())
     bank = HistoryBank.build(model, SUBWORD_PAIRS_TOKENIZER, pair_rows())

@@ -105,7 +105,10 @@ def test_models_are_quantised(recurrence: str) -> None:
     translator = make_translator(make_capitals_tokenizer(), recurrence=recurrence)
     for model, given in (
         (make_language_model(7, recurrence, "residual"), {"input_ids": IDS, "attention_mask": MASK}),
-        (make_classifier(recurrence=recurrence, pooling=["attention"]), {"input_ids": IDS, "attention_mask": MASK}),
+        (
+            make_classifier(recurrence=recurrence, classifier={"pooling": ["attention"]}),
+            {"input_ids": IDS, "attention_mask": MASK},
+        ),
         (translator, {"input_ids": IDS, "decoder_input_ids": IDS}),
     ):
         low = quantized(model)
@@ -145,7 +148,7 @@ def test_the_loss_of_an_adapted_output_layer(window: int, monkeypatch: pytest.Mo
 
 
 def test_the_loss_of_an_adapted_translator() -> None:
-    untied = {"tie_word_embeddings": False, "share_embeddings": False}
+    untied = {"tie_word_embeddings": False, "translator": {"share_embeddings": False}}
     model = make_translator(make_capitals_tokenizer(), **untied).train()
     model.label_smoothing = 0.1
     labels = IDS.masked_fill(MASK == 0, -100)

@@ -11,6 +11,9 @@ from transformers.pipelines.pt_utils import KeyDataset
 
 import modeling_lle
 from modeling_lle import LLETokenizer
+from modeling_lle.data.text import encode_sentences
+from modeling_lle.entries.attribution import attribute
+from modeling_lle.entries.pairs import padded
 from tests.factories.language_models import make_language_model
 from tests.factories.pairs import WORD_PAIRS, WORD_PAIRS_TOKENIZER
 from tests.factories.translators import make_taught_word_translator, make_word_translator
@@ -157,6 +160,28 @@ def test_the_history_names_the_pairs() -> None:
     assert record["match"] == {"score": 0.5, "text": "b c d e", "translation": "y z w v"}
     assert [token["text"] for token in record["tokens"][:4]] == ["y", "z", "w", "v"]
     assert all(token["prob"] > 0.9 > token["base_prob"] for token in record["tokens"])
+
+
+@torch.no_grad()
+def test_the_history_is_that_of_the_model() -> None:
+    model = make_taught_word_translator(history={})
+    sources, targets = (encode_sentences(texts, WORD_PAIRS_TOKENIZER) for texts in (SOURCES[::-1], TARGETS))
+    batch = padded(sources, targets, WORD_PAIRS_TOKENIZER.pad_token_id)
+    output = model(**batch, output_history=True)
+    probs = output.logits.exp().gather(-1, batch["labels"].clamp(min=0)[..., None])[..., 0]
+    plain = model(**batch, use_history=False).logits.softmax(-1).gather(-1, batch["labels"].clamp(min=0)[..., None])
+    for row, found in enumerate(attribute(model, sources, targets, WORD_PAIRS_TOKENIZER.pad_token_id)):
+        number = len(targets[row])
+        assert found.base_share == pytest.approx(float(output.history.base_share[row, :number].mean()))
+        assert [token.prob for token in found.tokens] == pytest.approx(probs[row, :number].tolist(), rel=1e-4)
+        assert [token.base_prob for token in found.tokens] == pytest.approx(plain[row, :number, 0].tolist(), rel=1e-4)
+        by_pair = dict.fromkeys(found.shares, 0.0)
+        shares, ids = output.history.bank_shares[row, :number].mean(0), output.history.bank_ids[row, 0]
+        for share, entry in zip(shares.tolist(), ids.tolist(), strict=True):
+            if entry >= 0:
+                text = model.history_bank.describe([entry])[0].columns["text"]
+                by_pair[[pair["text"] for pair in model.memory.pairs].index(text)] += share
+        assert found.shares == pytest.approx(by_pair)
 
 
 def test_history_after_forgetting_and_of_namespaces() -> None:

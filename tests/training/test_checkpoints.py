@@ -116,9 +116,8 @@ def test_what_is_not_finished_is_not_begun_anew(out: Path) -> None:
 def test_a_classifier_whose_bank_was_made_is_finished(tmp_path: Path) -> None:
     out = tmp_path / "out"
     recipe, rows = make_classifier_recipe(out, pretraining_epochs=0.0, max_steps=2)
-    recipe.model["history"] = {
-        "bank": {"sharpness": 5.0, "background": 0.5, "gate": [0.0, 0.0, 0.0, 0.0]}
-    }  # not to be fitted
+    recipe.model["history"] = {"bank": {"sharpness": 5.0, "gate": [0.0, 0.0, 0.0, 0.0]}}  # not to be fitted
+    recipe.model["classifier"] = {"background": 0.5}
     metrics = run(recipe, rows)
     with pytest.raises(FileExistsError, match="there is a bank at"):
         run(recipe, rows, resume=True)

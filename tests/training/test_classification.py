@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 
 from modeling_lle import HistoryBank, LLEConfig, LLEForCausalLM, LLETokenizer
 from modeling_lle.cli.model_card import write_model_card
-from modeling_lle.configuration import BankConfig
+from modeling_lle.configuration_sections import ClassifierConfig
 from modeling_lle.models.classification import LLEClassifierOutput
 from modeling_lle.training import Recipe, load_recipe, make_recipe, run
 from modeling_lle.training.classification import MemberLoss, batches, encode, hold_out, make_classifier
@@ -79,23 +79,23 @@ def test_the_folder_holds_all_of_it(tmp_path: Path) -> None:
 
 def test_an_ensemble_is_trained_by_a_recipe(tmp_path: Path) -> None:
     training = {"label_smoothing_factor": 0.1, "pretraining_epochs": 1.0}
-    metrics = run(recipe(tmp_path, model={"members": 2}, training=training), {"train": rows()})
+    metrics = run(recipe(tmp_path, model={"classifier": {"members": 2}}, training=training), {"train": rows()})
     assert metrics["eval_accuracy"] > 0.6
     loaded: Any = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
     assert loaded.model.embed_tokens.weight.shape[1] == 16
     path = {"path": str(tmp_path / "out")}
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
-    assert make_classifier(path, tokenizer, sorted(WORDS)).config.members == 2
-    with pytest.raises(ValueError, match=r"model\.members is 3, but the model at .* has 2"):
-        make_classifier({**path, "members": 3}, tokenizer, sorted(WORDS))
+    assert make_classifier(path, tokenizer, sorted(WORDS)).config.classifier.members == 2
+    with pytest.raises(ValueError, match=r"model\.classifier\.members is 3, but the model at .* has 2"):
+        make_classifier({**path, "classifier": {"members": 3}}, tokenizer, sorted(WORDS))
 
 
 def test_numbers_that_the_recipe_gives_are_not_fitted(tmp_path: Path) -> None:
-    history = {"bank": {"sharpness": 33.0, "margin": 0.02}}
-    run(recipe(tmp_path, model={"history": history}, training={"max_steps": 2}), {"train": rows()})
-    bank = LLEConfig.from_pretrained(tmp_path / "out").bank
-    assert (bank.sharpness, bank.margin) == (33.0, 0.02)
-    assert bank.background != BankConfig().background
+    model = {"history": {"bank": {"sharpness": 33.0}}, "classifier": {"margin": 0.02}}
+    run(recipe(tmp_path, model=model, training={"max_steps": 2}), {"train": rows()})
+    config = LLEConfig.from_pretrained(tmp_path / "out")
+    assert (config.bank.sharpness, config.classifier.margin) == (33.0, 0.02)
+    assert config.classifier.background != ClassifierConfig().background
 
 
 def test_smoothed_losses_are_those_of_the_members() -> None:
@@ -141,7 +141,7 @@ def test_out_of_scope_rows_are_neither_trained_on_nor_taught(tmp_path: Path) -> 
     assert set(metrics["out_of_scope"]) == {"out_of_scope_recall", "in_scope_accuracy"}
     model: Any = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
     assert sorted(model.trained_labels) == sorted(WORDS)
-    assert model.config.out_of_scope.threshold < 1
+    assert model.config.classifier.out_of_scope.threshold < 1
     assert "oos" not in (HistoryBank.from_pretrained(tmp_path / "out").manifest.labels or ())
 
 

@@ -62,8 +62,8 @@ CASES: dict[str, tuple[dict[str, Any], list[Any], dict[str, Any]]] = {
     "several labels, some not known": (MULTI, [[1.0, -100.0, -100.0], *HOT[1:]], {}),
     "values": ({"labels": 1}, [0.5, -2.0, 30.0, 4.0], {}),
     "tokens": ({"of_tokens": True}, TAGS, {"data_collator": DataCollatorForTokenClassification(WORD_TOKENIZER)}),
-    "members, several labels": ({"members": 2, **MULTI}, HOT, {}),
-    "members, smoothed": ({"members": 2}, [0, 2, 1, 1], {"compute_loss_func": MemberLoss(0.2)}),
+    "members, several labels": ({"classifier": {"members": 2}, **MULTI}, HOT, {}),
+    "members, smoothed": ({"classifier": {"members": 2}}, [0, 2, 1, 1], {"compute_loss_func": MemberLoss(0.2)}),
     "adversarial, several labels": (MULTI, HOT, ADVERSARIAL),
 }
 
@@ -84,7 +84,7 @@ def test_pretraining(tmp_path: Path) -> None:
     whole, parts = (
         step(
             tmp_path,
-            lambda: TwoWayLanguageModel(make_classifier(members=2).model),
+            lambda: TwoWayLanguageModel(make_classifier(classifier={"members": 2}).model),
             rows,
             size,
             data_collator=functools.partial(with_neighbours, DataCollatorWithPadding(WORD_TOKENIZER)),

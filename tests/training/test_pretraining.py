@@ -16,7 +16,7 @@ from .test_classification import recipe, rows
 def make(bidirectional: bool, members: int = 1) -> TwoWayLanguageModel:
     torch.manual_seed(0)
     sizes = {"vocab_size": 30, "hidden_size": 8, "num_hidden_layers": 1, "pad_token_id": 1}
-    config = LLEConfig(bidirectional=bidirectional, members=members, **sizes)
+    config = LLEConfig(bidirectional=bidirectional, classifier={"members": members}, **sizes)
     return TwoWayLanguageModel(LLEModel(config)).eval()
 
 

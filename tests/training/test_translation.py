@@ -31,7 +31,12 @@ def recipe(tmp_path: Path, **sections: dict[str, Any]) -> Recipe:
     values: dict[str, dict[str, Any]] = {
         "data": {"source_language": "en", "target_language": "de"},
         "tokenizer": {"vocab_size": 320},
-        "model": {"hidden_size": 32, "num_hidden_layers": 1, "recurrence": "qrnn", "num_attention_heads": 2},
+        "model": {
+            "hidden_size": 32,
+            "num_hidden_layers": 1,
+            "recurrence": "qrnn",
+            "translator": {"num_attention_heads": 2},
+        },
         "training": {
             "output_dir": str(tmp_path / "out"),
             "max_steps": 80,

@@ -14,8 +14,8 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from modeling_lle.history.cache import Block
 from modeling_lle.history.rule import Recall, recall_stream
+from modeling_lle.history.stream import Block
 
 from .mixture import Recalled, Segment, best_numbers
 

@@ -1,0 +1,254 @@
+"""Sources of the history: each recalls entries for given states, and keeps what calibration and explanation need.
+
+Notable: a source is the only place that knows where its entries come from; `Prediction` and `Calibration` treat all of
+them alike. Shapes: B batch, T time, D width, N entries, n predictions, E source sentences, K candidates.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..bank.found import Found
+from ..common.precision import outside_autocast
+from ..configuration import BankConfig, StreamConfig
+from ..kernels.available import fused
+from .attachment import Attachment
+from .rule import Recall, kernel, log_age, recall_bank, recall_stream
+from .stream import Block, Stream
+
+STREAM, BANK = "stream", "bank"
+
+
+@dataclass
+class Evidence:
+    """The entries that a source offers to n predictions, before its numbers are applied.
+
+    Attributes:
+        similarity: (n, N) float32, cosines.
+        log_age: (n, N) float32, or None for entries without age.
+        log_count: (n, N) float32, logarithm of how often each entry occurred, or None for once.
+        valid: (n, N) bool, whether the position may recall the entry.
+        hit: (n, N) bool, whether the entry's outcome is the target.
+    """
+
+    similarity: Tensor
+    log_age: Tensor | None
+    log_count: Tensor | None
+    valid: Tensor
+    hit: Tensor
+
+    def recall(self, sharpness: Tensor, recency: Tensor) -> tuple[Tensor, Tensor]:
+        """Mass and probability of the target, (n,) float32 each."""
+        scores = kernel(self.similarity, self.log_age, sharpness, recency)
+        scores = scores if self.log_count is None else scores + self.log_count
+        recall = Recall.from_scores(scores[:, None], self.valid[:, None], self.hit.long()[:, None])
+        return recall.mass[:, 0], recall.probability(torch.ones_like(recall.mass, dtype=torch.long))[:, 0]
+
+    def select(self, keep: Tensor) -> "Evidence":
+        """The positions where `keep` (n,) bool."""
+        return self._map(lambda column: column[keep])
+
+    @classmethod
+    def join(cls, parts: list["Evidence"]) -> "Evidence":
+        """The positions of all parts, their entries padded to one width."""
+        width = max(part.valid.shape[1] for part in parts)
+        padded = [
+            part._map(lambda column: torch.nn.functional.pad(column, (0, width - column.shape[1]))) for part in parts
+        ]
+        columns = zip(*([getattr(part, name) for name in cls.__dataclass_fields__] for part in padded), strict=True)
+        joined: Any = (None if column[0] is None else torch.cat(column) for column in columns)
+        return cls(*joined)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "Evidence":
+        columns = (getattr(self, name) for name in self.__dataclass_fields__)
+        changed: Any = (None if column is None else change(column) for column in columns)
+        return Evidence(*changed)
+
+
+class Recalled(Protocol):
+    """The entries that a source recalls for a block of B x T predictions.
+
+    Attributes:
+        source: The name of the source.
+        recall: Weights, outcomes and mass by the kernel.
+        gate: Bias, and weights of mass, entropy and largest log probability.
+    """
+
+    source: str
+    recall: Recall
+    gate: Sequence[float]
+
+    def evidence(self, row: Tensor, column: Tensor, targets: Tensor) -> Evidence:
+        """The evidence for n predictions, at (row, column), (n,) int64 each, of the targets (n,) int64."""
+        ...
+
+    def identities(self) -> Tensor:
+        """(B, T, N) int64, ages of the entries of a stream, ids of those of a bank; -1 where a bank has none."""
+        ...
+
+
+class Source(Protocol):
+    """Recalls entries for states.
+
+    Attributes:
+        name: "stream" or "bank".
+    """
+
+    name: str
+
+    def recall(self, states: Tensor, features: Tensor) -> Recalled:
+        """The entries for a block of states (B, T, D), whose base predictions have the `base_features` (B, T, 2)."""
+        ...
+
+
+@dataclass
+class StreamRecalled:
+    """`Recalled` from the entries of a block of the stream."""
+
+    block: Block
+    recall: Recall
+    gate: Sequence[float]
+    source: str = STREAM
+
+    def evidence(self, row: Tensor, column: Tensor, targets: Tensor) -> Evidence:
+        """See `Recalled.evidence`."""
+        return Evidence(
+            similarity=self.block.similarity()[row, column].float(),
+            log_age=log_age(self.block.age[row, column]),
+            log_count=None,
+            valid=self.block.valid[row, column],
+            hit=self.block.outcomes[row] == targets[:, None],
+        )
+
+    def identities(self) -> Tensor:
+        """The ages of the entries, 1 for the newest."""
+        return self.block.age
+
+
+class StreamSource:
+    """The stream of the text that is being read.
+
+    Args:
+        stream: The ring buffer.
+        numbers: Its section of the configuration.
+    """
+
+    name = STREAM
+
+    def __init__(self, stream: Stream, numbers: StreamConfig) -> None:
+        self.stream, self.numbers = stream, numbers
+        self._block: Block | None = None
+
+    def blocks(self, states: Tensor, tokens: Tensor | None, mask: Tensor | None, size: int) -> Iterator[slice]:
+        """The positions of each block of a segment, which `recall` is for; see `Stream.read`."""
+        for block in self.stream.read(states, tokens, mask, size):
+            self._block = block
+            yield block.positions
+
+    def recall(self, states: Tensor, features: Tensor) -> StreamRecalled:
+        """See `Source.recall`; the block is the newest of `blocks`."""
+        assert self._block is not None
+        numbers = self.numbers
+        return StreamRecalled(
+            self._block, recall_stream(self._block, numbers.sharpness, numbers.recency), numbers.gate
+        )
+
+
+@dataclass
+class FoundRecalled:
+    """`Recalled` from entries of a bank: its nearest ones, or those of the pairs that suit a sentence."""
+
+    found: Found
+    recall: Recall
+    gate: Sequence[float]
+    source: str = BANK
+
+    def evidence(self, row: Tensor, column: Tensor, targets: Tensor) -> Evidence:
+        """See `Recalled.evidence`."""
+        counts = self.found.counts[row, column]
+        return Evidence(
+            similarity=self.found.similarity[row, column],
+            log_age=None,
+            log_count=counts.clamp(min=1).log(),
+            valid=counts > 0,
+            hit=self.found.outcomes[row, column] == targets[:, None],
+        )
+
+    def identities(self) -> Tensor:
+        """The ids of the entries, -1 where there is none."""
+        return self.found.ids
+
+
+class BankSource:
+    """The nearest entries of a bank; none where the base is certain (`skip_above`).
+
+    Args:
+        attachment: The bank and its namespaces, pinned to one state of it.
+        numbers: The bank's section of the configuration.
+    """
+
+    name = BANK
+
+    def __init__(self, attachment: Attachment, numbers: BankConfig) -> None:
+        self.attachment, self.numbers = attachment, numbers
+
+    def recall(self, states: Tensor, features: Tensor) -> FoundRecalled:
+        """See `Source.recall`."""
+        numbers = self.numbers
+        asked = (features[..., 1].exp() < numbers.skip_above) | (numbers.skip_above >= 1)
+        queries = nn.functional.normalize(states[asked].float(), dim=-1)
+        nearest = self.attachment.search(queries, numbers.neighbours, numbers.search)
+
+        def placed(values: Tensor, blank: int) -> Tensor:
+            whole = values.new_full((*asked.shape, numbers.neighbours), blank, device=states.device)
+            whole[asked] = values.to(states.device)
+            return whole
+
+        found = Found(
+            placed(nearest.similarity, 0),
+            placed(nearest.ids, -1),
+            placed(nearest.outcomes, 0),
+            placed(nearest.counts, 0),
+        )
+        recall = recall_bank(found.similarity, found.outcomes, found.counts, numbers.sharpness)
+        return FoundRecalled(found, recall, numbers.gate)
+
+
+class PairSource:
+    """The candidates of sentences: entries of the sentence pairs of a memory that have the most similar sources.
+
+    Args:
+        keys: (E, D, K) float32, normalised.
+        outcomes: (E, K) int64, target tokens.
+        ids: (E, K) int64, ids of the entries, -1 where there is none.
+        numbers: The bank's section of the configuration.
+    """
+
+    name = BANK
+
+    def __init__(self, keys: Tensor, outcomes: Tensor, ids: Tensor, numbers: BankConfig) -> None:
+        self.keys, self.outcomes, self.ids, self.numbers = keys, outcomes, ids, numbers
+        self._counts = (ids >= 0).sum(1)
+
+    @outside_autocast
+    def recall(self, states: Tensor, features: Tensor) -> FoundRecalled:
+        """See `Source.recall`; the B = E * R states of the targets of a sentence lie one after another."""
+        numbers, repeats = self.numbers, len(states) // len(self.keys)
+        queries = nn.functional.normalize(states.float(), dim=-1)
+        ids, outcomes = (part.repeat_interleave(repeats, 0)[:, None] for part in (self.ids, self.outcomes))
+        if states.shape[1] == 1 and fused(queries):
+            from ..kernels.recall_numba import recall_candidates
+
+            parts = recall_candidates(queries[:, 0], self.keys, self._counts, numbers.sharpness)
+            similarity, weights, mass = (part[:, None] for part in parts)
+            found = Found(similarity, ids, outcomes, (ids >= 0).int())
+            return FoundRecalled(found, Recall(weights, outcomes, mass), numbers.gate)
+        together = queries.reshape(len(self.keys), -1, queries.shape[-1])  # the beams of a sentence have the same keys
+        similarity = (together @ self.keys).view(*states.shape[:2], self.keys.shape[2])
+        ids, outcomes = ids.expand(similarity.shape), outcomes.expand(similarity.shape)
+        found = Found(similarity, ids, outcomes, (ids >= 0).int())
+        recall = recall_bank(found.similarity, found.outcomes, found.counts, numbers.sharpness)
+        return FoundRecalled(found, recall, numbers.gate)
