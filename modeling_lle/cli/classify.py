@@ -115,7 +115,9 @@ def _format(text: str, result: dict[str, Any]) -> str:
         for cause in explained["causes"]:
             text = cause["columns"]["text"]
             shown = repr(text if len(text) <= SHOWN else text[: SHOWN - 3] + "...")
-            lines.append(f"  {cause['share']:+.4f}  {printable(cause['outcome'])}  {shown}, {printable(cause['where'])}")
+            lines.append(
+                f"  {cause['share']:+.4f}  {printable(cause['outcome'])}  {shown}, {printable(cause['where'])}"
+            )
         lines.append(f"  {explained['base_share']:+.4f}  the base")
     return "\n".join(lines)
 

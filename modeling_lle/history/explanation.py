@@ -184,9 +184,7 @@ def explain_tokens(
     return found
 
 
-def explain_labels(
-    explained: Explained, attachment: Attachment | None, top: int, of_words: bool
-) -> list[Explanation]:
+def explain_labels(explained: Explained, attachment: Attachment | None, top: int, of_words: bool) -> list[Explanation]:
     """Explains n labels, of texts or of words; the outcomes of the causes are called as the bank calls them.
 
     Args:

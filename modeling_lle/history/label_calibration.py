@@ -49,7 +49,9 @@ class Answered:
             raise ValueError("there is nothing to fit on: the batches hold no text")
         names = ("similarity", "ids", "outcomes", "counts")
         found = (torch.cat([getattr(part.found, name) for part in parts]) for name in names)
-        return cls(torch.cat([part.logits for part in parts]), torch.cat([part.labels for part in parts]), Found(*found))
+        return cls(
+            torch.cat([part.logits for part in parts]), torch.cat([part.labels for part in parts]), Found(*found)
+        )
 
     def sample(self, most: int | None, seed: int) -> "Answered":
         """At most so many of the texts, drawn at random, in their order; None: all."""

@@ -240,7 +240,9 @@ class _Classifier(TeachableModel):
         with torch.no_grad(), evaluating(self):
             items, mask = self._read(input_ids, attention_mask)
             if targets is not None:
-                targets = check_targets(targets.to(self.device), items.shape[:-1], len(self.space_of(attachment).names))
+                targets = check_targets(
+                    targets.to(self.device), items.shape[:-1], len(self.space_of(attachment).names)
+                )
             real = torch.ones(items.shape[:-1], dtype=torch.bool, device=items.device)
             real = real if mask is None or self.pooling is not None else mask
             real = real if targets is None else real & (targets != IGNORED)

@@ -27,9 +27,7 @@ def history_options(model: PreTrainedModel, asked: bool, history: Attachment | B
 def with_labels(pipeline: PipelineType, names: Sequence[str]) -> PipelineType:
     """A pipeline that calls the labels by these names, whatever the configuration of its model says."""
     own, given = copy.copy(pipeline), pipeline.model.config
-    config = SimpleNamespace(
-        id2label=dict(enumerate(names)), num_labels=len(names), problem_type=given.problem_type
-    )
+    config = SimpleNamespace(id2label=dict(enumerate(names)), num_labels=len(names), problem_type=given.problem_type)
     own.model = SimpleNamespace(config=config)  # type: ignore[assignment]
     return own
 
