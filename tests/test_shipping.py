@@ -98,9 +98,7 @@ def test_each_class_is_named_by_its_copy(tmp_path: Path) -> None:
         "AutoModel": "models_backbone.LLEModel",
         "AutoModelForCausalLM": "modeling_lle.LLEForCausalLM",
     }
-    assert shipping.ship({"AutoTokenizer": LLETokenizer}, tmp_path) == {
-        "AutoTokenizer": "modeling_lle.LLETokenizer"
-    }
+    assert shipping.ship({"AutoTokenizer": LLETokenizer}, tmp_path) == {"AutoTokenizer": "modeling_lle.LLETokenizer"}
 
 
 def test_a_class_of_another_package_is_left_out(tmp_path: Path) -> None:
