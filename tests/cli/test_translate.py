@@ -235,7 +235,7 @@ def test_a_memory_that_fails_is_not_there(folder: Path, monkeypatch: pytest.Monk
 def test_calibrate(folder: Path) -> None:
     output, _ = run(folder, "calibrate", "T", "F/pairs.tsv", *LANGUAGES, "--split", "train", "--output", "F/fitted")
     found = json.loads(output[output.index("{") :])
-    assert found["after_ppl"] <= found["before_ppl"]
+    assert found["after_nats"] <= found["before_nats"]
     saved = json.loads((folder / "fitted" / "config.json").read_text())["history"]["bank"]
     assert saved == found["bank"] != make_word_translator(history=TRUSTED_MEMORY).config.to_dict()["history"]["bank"]
     other, _ = run(folder, "calibrate", "M", "F/pairs.tsv", *LANGUAGES, "--split", "train", "--bank", "B")
