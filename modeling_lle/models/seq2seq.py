@@ -194,23 +194,21 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
         outputs = self.model.decode(
             source, inputs, mask, cache, output_attentions, output_hidden_states, decoder_inputs_embeds
         )
-        whole = labels is not None or output_history  # what else there is needs every position
-        states = outputs.last_hidden_state
-        states = states if whole else slice_logits_to_keep(states, logits_to_keep)
-        if return_logits is None:
-            return_logits = labels is None or not self.training
-        if use_history and source.candidate_keys is not None:
-            predictions = self.predictions(states, source)
-            loss, logits, recalled = collect(predictions, labels, return_logits, output_history)
-        else:
-            (loss, logits), recalled = self._base_outputs(states, labels, return_logits), None
+        loss, logits, recalled = self._outputs(
+            outputs.last_hidden_state,
+            source if use_history and source.candidate_keys is not None else None,
+            labels,
+            logits_to_keep=logits_to_keep,
+            return_logits=labels is None or not self.training if return_logits is None else return_logits,
+            output_history=output_history,
+        )
         if loss is not None and labels is not None:
-            if num_items_in_batch is None:
-                num_items_in_batch = (labels != IGNORED).sum().clamp(min=1)
-            loss = loss / num_items_in_batch
+            loss = loss / (
+                (labels != IGNORED).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+            )
         return LLESeq2SeqOutput(
             loss=loss,
-            logits=slice_logits_to_keep(logits, logits_to_keep) if whole and logits is not None else logits,
+            logits=logits,
             past_key_values=cache if use_cache else None,
             decoder_hidden_states=outputs.decoder_hidden_states,
             cross_attentions=outputs.cross_attentions,
@@ -233,6 +231,28 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
             labels = check_targets(labels, given.shape[:2], self.config.vocab_size)
             mask = _needed(labels != IGNORED) if mask is None else mask
         return inputs, mask, labels
+
+    def _outputs(
+        self,
+        states: Tensor,
+        source: LLESource | None,
+        labels: Tensor | None,
+        *,
+        logits_to_keep: int | Tensor,
+        return_logits: bool,
+        output_history: bool,
+    ) -> tuple[Tensor | None, Tensor | None, HistoryOutput | None]:
+        """The summed loss, the logits and the history after the decoder's states (B, T, D), as far as asked for.
+
+        `source` has the candidates of a memory; None: without a memory.
+        """
+        whole = labels is not None or output_history  # the loss and the history need every position
+        states = states if whole else slice_logits_to_keep(states, logits_to_keep)
+        if source is None:
+            (loss, logits), recalled = self._base_outputs(states, labels, return_logits), None
+        else:
+            loss, logits, recalled = collect(self.predictions(states, source), labels, return_logits, output_history)
+        return loss, slice_logits_to_keep(logits, logits_to_keep) if whole and logits is not None else logits, recalled
 
     def _base_outputs(
         self, states: Tensor, labels: Tensor | None, return_logits: bool
