@@ -15,7 +15,7 @@ import modeling_lle
 
 ROOT = Path(modeling_lle.__file__).parent
 FLOORS = (
-    ("common",),
+    ("common", "tasks"),
     ("configuration", "kernels"),
     ("backbone",),
     ("bank",),
@@ -26,7 +26,6 @@ FLOORS = (
     ("pipelines", "saved", "tokenization"),
     ("training",),
     ("evaluation",),
-    ("tasks",),
     ("cli",),
 )
 STOREY = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
