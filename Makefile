@@ -10,12 +10,12 @@ BY_PROCESSOR := tests/conformance tests/training/test_arguments.py tests/trainin
 	tests/common/test_precision.py tests/backbone tests/kernels tests/bank/test_nearest.py \
 	tests/history/test_loss.py tests/history/test_overlay.py tests/cli/test_demo.py
 
-.PHONY: demo test test-older test-bare matrix lint benchmark clean
+.PHONY: demo test test-older test-bare matrix lint wheel benchmark clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints.txt torch==2.13.0
-	$(BIN)/pip install -q -c constraints.txt -e ".[test,lint]"
+	$(BIN)/pip install -q -c constraints.txt -e ".[test,lint,wheel]"
 	touch $@
 
 # Trains, measures and saves a language model on the Python standard library, then completes text with it.
@@ -45,10 +45,14 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Builds the wheel into dist/, and tries it in a fresh environment outside this tree.
+wheel: $(READY)
+	$(BIN)/python -m scripts.wheel $(ARGS)
+
 # Speed and quality tables of model_cards/results: ARGS="speed", ARGS="recurrences", ...
 # ARGS="classification ..." compares with what .venv/bin/pip install -c constraints.txt -e ".[benchmark]" brings.
 benchmark: $(READY)
 	$(BIN)/python -m scripts.benchmark $(ARGS)
 
 clean:
-	rm -rf $(VENV) build *.egg-info runs
+	rm -rf $(VENV) build dist *.egg-info runs

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .registration import register
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 if TYPE_CHECKING:
     from .bank.bank import HistoryBank
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         TrainingConfig,
         TranslatorConfig,
     )
+    from .history.attachment import Attachment
     from .history.cache import LLECache
     from .models.backbone import LLEModel
     from .models.causal import LLEForCausalLM
@@ -33,10 +34,12 @@ if TYPE_CHECKING:
     from .models.seq2seq import LLEForSeq2SeqLM
     from .pipelines.text_classification import LLETextClassificationPipeline
     from .pipelines.text_generation import LLETextGenerationPipeline
+    from .pipelines.token_classification import LLETokenClassificationPipeline
     from .pipelines.translation import LLETranslationPipeline
     from .tokenization import LLETokenizer
 
 _HOME = {
+    "Attachment": "history.attachment",
     "BackboneConfig": "configuration_sections",
     "BankConfig": "configuration_sections",
     "ClassifierConfig": "configuration_sections",
@@ -55,6 +58,7 @@ _HOME = {
     "LLESeq2SeqModel": "models.encoder_decoder",
     "LLETextClassificationPipeline": "pipelines.text_classification",
     "LLETextGenerationPipeline": "pipelines.text_generation",
+    "LLETokenClassificationPipeline": "pipelines.token_classification",
     "LLETokenizer": "tokenization",
     "LLETranslationPipeline": "pipelines.translation",
     "TrainingConfig": "configuration_sections",
@@ -62,6 +66,7 @@ _HOME = {
 }
 
 __all__ = [
+    "Attachment",
     "BackboneConfig",
     "BankConfig",
     "ClassifierConfig",
@@ -79,6 +84,7 @@ __all__ = [
     "LLESeq2SeqModel",
     "LLETextClassificationPipeline",
     "LLETextGenerationPipeline",
+    "LLETokenClassificationPipeline",
     "LLETokenizer",
     "LLETranslationPipeline",
     "StreamConfig",

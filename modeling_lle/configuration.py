@@ -129,6 +129,7 @@ class LLEConfig(PreTrainedConfig):
         "mass",
         "scope_features",
         "history",
+        "label_names",
     ]
 
     config_version: int = within(

@@ -17,6 +17,7 @@ from .configuration_fields import (
     section,
     within,
 )
+from .tasks import TASKS
 
 
 @strict
@@ -248,9 +249,4 @@ OPTIONAL: Final[dict[str, type]] = {
     **{f"history.{name}": cls for name, cls in _OF_HISTORY.items()},
 }
 # The optional sections that each model reads; the bare backbones take any.
-READ_BY: Final[dict[str, tuple[str, ...]]] = {
-    "LLEForCausalLM": ("history.stream", "history.bank", "history.update", "history.training"),
-    "LLEForSequenceClassification": ("classifier", "history.bank"),
-    "LLEForTokenClassification": ("classifier", "history.bank"),
-    "LLEForSeq2SeqLM": ("translator", "history.bank"),
-}
+READ_BY: Final[dict[str, tuple[str, ...]]] = {task.model: task.sections for task in TASKS}

@@ -3,7 +3,7 @@
 Notable: nothing of transformers is loaded for it. Its Auto modules keep tables of names, from which they import a
 class when it is first asked for; the names are entered when those modules are loaded, at once if they are already.
 `AutoConfig.register` and its sisters need the classes themselves, which would cost every import seconds. With them
-the classes become attributes of `transformers`, where `transformers serve` looks them up. Two
+the classes become attributes of `transformers`, where `transformers serve` looks them up. Three
 pipelines are replaced by subclasses that know more arguments; other models do not notice. That for translation, which
 transformers 5 has removed, is there again, for other models too.
 """
@@ -15,8 +15,9 @@ from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
 
+from .tasks import MODEL_TYPE, TASKS, TRANSLATOR_TYPE
+
 AUTO = "transformers.models.auto."
-MODEL_TYPE, TRANSLATOR_TYPE = "lle", "lle_seq2seq"
 # Table of names in each Auto module, and the names of the LLE classes in it by their model types. Each type stands
 # either among the models that go on with a text or among those that make another text of it, as programs look it up.
 TABLES = {
@@ -25,10 +26,7 @@ TABLES = {
     },
     AUTO + "modeling_auto": {
         "MODEL_MAPPING_NAMES": {MODEL_TYPE: "LLEModel", TRANSLATOR_TYPE: "LLESeq2SeqModel"},
-        "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES": {MODEL_TYPE: "LLEForCausalLM"},
-        "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES": {TRANSLATOR_TYPE: "LLEForSeq2SeqLM"},
-        "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES": {MODEL_TYPE: "LLEForSequenceClassification"},
-        "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES": {MODEL_TYPE: "LLEForTokenClassification"},
+        **{task.mapping: {task.model_type: task.model} for task in TASKS},
     },
     AUTO + "tokenization_auto": {
         "TOKENIZER_MAPPING_NAMES": {MODEL_TYPE: "LLETokenizer", TRANSLATOR_TYPE: "LLETokenizer"}
@@ -37,18 +35,10 @@ TABLES = {
 CLASSES = sorted({name for tables in TABLES.values() for names in tables.values() for name in names.values()})
 AUTO_CLASSES = {
     "AutoModel": ("LLEModel", "LLESeq2SeqModel"),
-    "AutoModelForCausalLM": ("LLEForCausalLM",),
-    "AutoModelForSeq2SeqLM": ("LLEForSeq2SeqLM",),
-    "AutoModelForSequenceClassification": ("LLEForSequenceClassification",),
-    "AutoModelForTokenClassification": ("LLEForTokenClassification",),
+    **{task.auto_class: (task.model,) for task in TASKS},
 }
 PIPELINES = "transformers.pipelines"
 PROCESSING = "transformers.processing_utils"  # puts a second `transformers` in the place of the first
-PIPELINE_OF = {
-    "text-generation": "modeling_lle.pipelines.text_generation.LLETextGenerationPipeline",
-    "text-classification": "modeling_lle.pipelines.text_classification.LLETextClassificationPipeline",
-    "translation": "modeling_lle.pipelines.translation.LLETranslationPipeline",
-}
 
 
 def enter_names(module: ModuleType) -> None:
@@ -57,8 +47,8 @@ def enter_names(module: ModuleType) -> None:
         tasks = module.PIPELINE_REGISTRY.supported_tasks
         tasks.setdefault("translation", {"pt": (module.AutoModelForSeq2SeqLM,), "default": {}, "type": "text"})
         module.REMOVED_TASKS.pop("translation", None)
-        for task, pipeline in PIPELINE_OF.items():
-            tasks[task]["impl"] = pipeline
+        for task in TASKS:
+            tasks[task.name]["impl"] = task.pipeline
         return
     for table, names in TABLES.get(module.__name__, {}).items():
         getattr(module, table).update(names)

@@ -8,7 +8,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 from transformers.utils import cached_file
 
 from .bank.bank import TEMPORARY, HistoryBank
@@ -18,33 +24,30 @@ from .bank.protocol import Bank
 from .common.temporary import sweep
 from .data.rows import class_name
 from .history.label_rule import MULTI, REGRESSION, Label
+from .tasks import CLASSIFICATION, LANGUAGE, TRANSLATION, Task, task_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from .models.causal import LLEForCausalLM
     from .models.classification import LLEForSequenceClassification
     from .models.pretrained import LLEPreTrainedModel
     from .models.seq2seq import LLEForSeq2SeqLM
 
-CLASSIFIER = "LLEForSequenceClassification"
-TRANSLATOR = "LLEForSeq2SeqLM"
 
-
-def architecture(model_path: str | Path) -> str:
-    """The name of the class of a saved model."""
+def task_in(model_path: str | Path) -> Task:
+    """The task of a saved model; raises a ValueError as `task_of`."""
     config = AutoConfig.from_pretrained(model_path)
-    return (config.architectures or [config.model_type])[0]
+    return task_of((config.architectures or [config.model_type])[0], str(model_path))
 
 
-def task_of(kind: str) -> str:
-    """The task, as transformers calls it, of models of a class."""
-    if kind.endswith("Classification"):
-        return "text-classification"
-    return "translation" if kind.endswith("Seq2SeqLM") else "text-generation"
+def load_language_model(model_path: str | Path) -> "tuple[LLEForCausalLM, PreTrainedTokenizerBase]":
+    """A saved language model and its tokenizer; arguments and errors as for `load_classifier`."""
+    return _load(model_path, LANGUAGE, AutoModelForCausalLM)
 
 
-def load_classifier(model_path: str | Path) -> tuple[Any, Any]:
-    """A saved classifier of texts, and its tokenizer.
+def load_classifier(model_path: str | Path) -> "tuple[LLEForSequenceClassification, PreTrainedTokenizerBase]":
+    """A saved classifier of texts and its tokenizer.
 
     Args:
         model_path: A folder, or a name on the Hub.
@@ -52,27 +55,20 @@ def load_classifier(model_path: str | Path) -> tuple[Any, Any]:
     Raises:
         ValueError: The model is another one.
     """
-    return _load(model_path, CLASSIFIER, "a classifier of texts", AutoModelForSequenceClassification)
+    return _load(model_path, CLASSIFICATION, AutoModelForSequenceClassification)
 
 
-def load_translator(model_path: str | Path) -> tuple[Any, Any]:
-    """A saved translator, and its tokenizer.
-
-    Args:
-        model_path: A folder, or a name on the Hub.
-
-    Raises:
-        ValueError: The model is another one.
-    """
-    return _load(model_path, TRANSLATOR, "a translator", AutoModelForSeq2SeqLM)
+def load_translator(model_path: str | Path) -> "tuple[LLEForSeq2SeqLM, PreTrainedTokenizerBase]":
+    """A saved translator and its tokenizer; arguments and errors as for `load_classifier`."""
+    return _load(model_path, TRANSLATION, AutoModelForSeq2SeqLM)
 
 
-def _load(model_path: str | Path, wanted: str, what: str, auto: Any) -> tuple[Any, Any]:
-    """The model of the class `wanted`, by its Auto class, and its tokenizer; raises a ValueError if it is another."""
-    name = architecture(model_path)
-    if name != wanted:
-        hint = "; for a classifier of tokens, use it in Python" if name.endswith("TokenClassification") else ""
-        raise ValueError(f"{model_path} holds a {name}, and {what}, {wanted}, is needed{hint}")
+def _load(model_path: str | Path, wanted: Task, auto: Any) -> Any:
+    """The model of a task, by its Auto class, and its tokenizer; raises a ValueError if it is of another task."""
+    task = task_in(model_path)
+    if task != wanted:
+        hint = "" if task.has_commands else f"; use {task.noun} in Python"
+        raise ValueError(f"{model_path} holds a {task.model}, and {wanted.noun}, {wanted.model}, is needed{hint}")
     return auto.from_pretrained(model_path), AutoTokenizer.from_pretrained(model_path)
 
 

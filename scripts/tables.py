@@ -1,4 +1,4 @@
-"""Fills the tables of README.md, docs and model cards from the results files.
+"""Fills the tables of docs, README.md and model cards from the results files.
 
 python -m scripts.tables             rewrites the files (a second)
 python -m scripts.tables --check     only says which are out of date, and fails if there are any

@@ -46,14 +46,12 @@ ANY = {
     "history.explanation": 1,
     "history.overlay": 17,
     "models.arguments": 1,
-    "saved": 3,
     "training.trainer": 2,
 }
 LONG_FILES = {"history.overlay"}
 LONG_FUNCTIONS = {
     ("cli.model_card", "write_model_card"),
     ("cli.translate", "memory"),
-    ("history.label_rule", "fit_labels"),
     ("models.causal", "LLEForCausalLM._predict"),
 }
 

@@ -1,14 +1,13 @@
-"""HistoryBank: past sequences, encoded by the backbone, that a model recalls; added to, searched, and taken back from.
+"""HistoryBank: a folder of past sequences, encoded by the backbone, which a model recalls; entries come and go.
 
-Notable: an entry is a position in a stored text, so that what stands around it can be shown; ids are never given
-twice; what is forgotten is gone from every search at once, and from the disk after `compact`. A bank in memory is a
-snapshot: other processes may write, `refresh` brings what they wrote.
-Shapes: B batch, T time, D width, Q queries, N entries, K neighbours.
+Notable: an entry is a position in a stored text, so that its context can be shown. Ids are never reused. A forgotten
+entry is gone from every search at once, and from the disk after `compact`. Other processes may write; `refresh` takes
+in their changes.
+Shapes: D width, Q queries, N entries, K neighbours.
 """
 
 import contextlib
 import dataclasses
-import logging
 import threading
 import uuid
 import weakref
@@ -41,30 +40,27 @@ from .state import ATTEMPTS, NO_IDS, BankState
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-logger = logging.getLogger(__name__)
-
-TEMPORARY = "lle-bank-"  # what the names of temporary folders begin with
+TEMPORARY = "lle-bank-"  # prefix of temporary folders
 
 
 class HistoryBank(BaseBank):
-    """Entries of past sequences, in a folder. Make one with `build`, `open` or `from_pretrained`.
+    """Entries of past sequences in a folder. Make one with `build`, `open` or `from_pretrained`.
 
-    Threads: any number may predict, search, describe and explain while others add, forget and compact. A search, and
-    every prediction of a model, is of one state from its beginning to its end, and never waits for a writer; one that
-    begins after `forget` has returned finds nothing of what was forgotten, one that began before may. What is told of
-    entries that were found is asked of the state that was searched: take `snapshot()`, then call its `search` and
-    `describe`. Writers wait for each other, threads as processes, up to ten seconds.
+    Threads: any number may search, describe and predict while others add, forget and compact. A search, like every
+    prediction of a model, reads one state from beginning to end and never waits for a writer. If it begins after
+    `forget` has returned, it finds no forgotten entry. To describe entries that were found, take a `snapshot()` first,
+    and call its `search` and `describe`. Writers, in threads and processes, wait for each other up to ten seconds.
 
     Args:
-        folder: The files.
+        folder: The bank's folder.
         verify: Whether to test the checksum of every file.
     """
 
     def __init__(self, folder: Folder, verify: bool = True) -> None:
         self.folder = folder
         self._state = BankState.read(folder, verify)
-        self._swapping = threading.RLock()  # held while a newer state is read or written, and takes the place of this
-        self._writer: int | None = None  # the thread that keeps other writers out
+        self._swapping = threading.RLock()  # held while the state is replaced by a newer one
+        self._writer: int | None = None  # the thread that holds the lock of the folder
 
     @classmethod
     def open(cls, path: str | Path, verify: bool = True) -> "HistoryBank":
@@ -89,7 +85,7 @@ class HistoryBank(BaseBank):
         if not path.is_dir():
             from huggingface_hub import snapshot_download
 
-            # No search index: it is made here, as one from elsewhere is not to be trusted.
+            # Without search indexes: those of others are not trusted.
             names = (MANIFEST, "segment-*.safetensors", "forgotten-*.safetensors")
             patterns = [f"{HISTORY_FOLDER}/{name}" for name in names]
             path = Path(snapshot_download(str(name_or_path), revision=revision, token=token, allow_patterns=patterns))
@@ -105,10 +101,10 @@ class HistoryBank(BaseBank):
         path: str | Path | None = None,
         **options: Any,
     ) -> "HistoryBank":
-        """Makes a bank of a data set.
+        """Makes a bank from a data set.
 
         Args:
-            model: The model that will recall from it; its backbone encodes the texts.
+            model: The model that will recall from it; its backbone encodes the rows.
             tokenizer: Its tokenizer.
             dataset: Texts: a `datasets.Dataset` or `IterableDataset`, or an iterable of mappings or of texts; for a
                 translator mappings with the columns `source` and `target`, for a classifier with `text` and `label`.
@@ -116,7 +112,7 @@ class HistoryBank(BaseBank):
             options: As in `add`.
 
         Raises:
-            FileExistsError: There is a bank already.
+            FileExistsError: `path` holds a bank or other files.
         """
         kind, labels = model.entry_kind, () if model.outcome == "label" else None
         size = fingerprint(model), model.key_size, model.config.vocab_size, labels
@@ -134,12 +130,21 @@ class HistoryBank(BaseBank):
         vocab_size: int,
         labels: tuple[str, ...] | None = None,
     ) -> "HistoryBank":
-        """Makes a bank without entries, for the backbone of this fingerprint; raises a FileExistsError as `build`.
+        """Makes a bank without entries.
 
-        With `labels`, its outcomes are not tokens but labels: these and those that `append` adds.
+        Args:
+            path: The folder.
+            fingerprint: Fingerprint of the model that makes the keys.
+            width: Width of the keys, D.
+            vocab_size: Vocabulary of the model.
+            labels: Labels to begin with, in a bank whose outcomes are labels; `append` adds others. None: a bank whose
+                outcomes are tokens.
+
+        Raises:
+            FileExistsError: `path` holds a bank or other files.
         """
         folder = Folder(path)
-        folder.check_free()  # before a lock is put there
+        folder.check_free()  # before the lock file is written
         with folder.writing():
             folder.check_free()
             with folder.making() as made:
@@ -151,7 +156,7 @@ class HistoryBank(BaseBank):
     def temporary(cls, *args: Any, **kwargs: Any) -> "HistoryBank":
         """As `create`, in a temporary folder that lasts as long as the bank. Keep it with `save_pretrained`.
 
-        The next temporary bank removes those that killed processes left.
+        The next temporary bank removes leftovers of killed processes.
         """
         folder = TemporaryFolder(TEMPORARY)
         bank = cls.create(folder.path / "bank", *args, **kwargs)
@@ -161,18 +166,18 @@ class HistoryBank(BaseBank):
     # The state
 
     def snapshot(self) -> BankState:
-        """The bank as it is now, for a search and what is told of what it found: nothing changes it."""
+        """The newest state that this process knows."""
         return self._state
 
     def refresh(self) -> bool:
-        """Brings what other processes have written since; returns whether they have."""
+        """Takes in what other processes have written; returns whether there was anything."""
         with self._swapping:
             before, self._state = self._state, BankState.read(self.folder, before=self._state)
             return self._state is not before
 
     @property
     def manifest(self) -> Manifest:
-        """What the bank holds, as the files say."""
+        """The manifest of the newest state."""
         return self._state.manifest
 
     def __repr__(self) -> str:
@@ -196,17 +201,7 @@ class HistoryBank(BaseBank):
         labels: Sequence[str] = (),
         replaced: Iterable[int] = (),
     ) -> int:
-        """Writes new segments, each at once with what the sources have now; returns the number of new entries.
-
-        The ids in the segments are replaced by new ones.
-
-        Args:
-            segments: The segments, and what their sources have now.
-            namespace: The namespace that they go to.
-            labels: For a bank of labels, the names that the outcomes in the segments are numbers of; the numbers are
-                replaced by those of the bank, which learns the names.
-            replaced: Ids of entries that are forgotten when the first segment is written.
-        """
+        """As `Bank.append`; the segments are changed in place."""
         total, gone = 0, torch.tensor(sorted(set(replaced)), dtype=torch.long)
         with self.writing():
             for number in gone.tolist():
@@ -219,7 +214,7 @@ class HistoryBank(BaseBank):
     def _append(
         self, segment: Segment, added: list[Added], namespace: str, labels: tuple[str, ...], gone: Tensor
     ) -> int:
-        """Writes a segment, as one with those before it that are no larger, without the entries that are `gone`."""
+        """Writes a segment, joined with those before it that are not larger; forgets the ids `gone` (1-D int64)."""
         state, size = self._state, len(segment)
         first = state.manifest.next_id
         segment.ids = torch.arange(first, first + size)
@@ -246,11 +241,7 @@ class HistoryBank(BaseBank):
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[BankState]:
-        """Keeps other writers out, threads and processes, and brings what they wrote; a thread may nest it.
-
-        Raises:
-            PermissionError, TimeoutError: As `Folder.writing`.
-        """
+        """As `Bank.writing`; it waits for another writer up to ten seconds."""
         if self._writer == threading.get_ident():
             yield self._state
             return
@@ -263,7 +254,7 @@ class HistoryBank(BaseBank):
                 self._writer = None
 
     def _commit(self, forgotten: Tensor, **changes: Any) -> None:
-        """Writes a manifest with the changes and the ids that are forgotten from now on, and takes it over."""
+        """Writes a manifest with changed values and the forgotten ids (1-D int64, ascending), and swaps the state."""
         state = self._state
         file = state.manifest.forgotten
         if not torch.equal(forgotten, state.forgotten):
@@ -285,17 +276,17 @@ class HistoryBank(BaseBank):
         where: Where | None = None,
         missing_ok: bool = False,
     ) -> int:
-        """Takes entries back; what is given must hold for all of them together. Returns how many there were.
+        """Takes back the entries for which everything that is given holds; returns their number.
 
-        From now on, every prediction is as if they had never been added; their bytes leave the disk with `compact`.
+        From then on, every prediction is as if they had never been added. Their bytes leave the disk with `compact`.
 
         Args:
             ids: Ids of entries.
-            source: The source that they were added from.
-            namespace: The namespace that they are in.
+            source: Their source.
+            namespace: Their namespace.
             where: Values of columns of their documents, `row` included, or a function of those columns. Values are
-                compared by kind: `True` is not `1`, and `1` is `1.0`.
-            missing_ok: Whether it is fine if there is no such entry; else it is an error.
+                compared by kind: `True` is not `1`, but `1` is `1.0`.
+            missing_ok: Whether to return 0 instead of raising an error if there is no such entry.
 
         Raises:
             BankError: An id, the source, the namespace or a column does not exist, or nothing fits all that is given.
@@ -317,12 +308,12 @@ class HistoryBank(BaseBank):
         return len(gone)
 
     def compact(self) -> int:
-        """Takes what was forgotten from the disk: keys, texts, names of sources and labels, and search indexes.
+        """Removes forgotten entries from the disk: keys, texts, names of sources and labels, and search indexes.
 
-        The segments are written anew without it, and small neighbours as one.
+        Segments are rewritten without them, and small neighbours joined.
 
         Returns:
-            The bytes that this saved.
+            The number of bytes saved.
         """
         with self.writing() as state:
             labels = None if state.manifest.labels is None else live_labels(state)
@@ -343,7 +334,7 @@ class HistoryBank(BaseBank):
                 "added": tuple(item for item in state.manifest.added if (item.namespace, item.source) in left),
                 "labels": None if labels is None else labels[0],
             }
-            # An index that knows what goes must not outlive a compaction that is cut short after its manifest.
+            # Twice, as no index of what goes may outlive a compaction that is cut short after its manifest.
             remove_stale_indexes(self.folder, {info.file.name for info in infos})
             if any(getattr(state.manifest, name) != value for name, value in changes.items()):
                 self._commit(NO_IDS, **changes)
@@ -351,7 +342,7 @@ class HistoryBank(BaseBank):
             return sum(file.bytes for file in state.manifest.files) - sum(file.bytes for file in self.manifest.files)
 
     def verify(self) -> list[str]:
-        """Reads every file again; returns the names of files that are left over from changes, which `compact` removes.
+        """Reads every file again; returns the names of leftover files, which `compact` removes.
 
         Raises:
             BankError: A file is missing or damaged.
@@ -364,7 +355,7 @@ class HistoryBank(BaseBank):
                 break
             except BankError:
                 if attempt == ATTEMPTS - 1 or self.folder.read_manifest() == manifest:
-                    raise  # no writer has replaced it
+                    raise  # no writer replaced the file meanwhile
         stale = stale_indexes(self.folder, {info.file.name for info in manifest.segments})
         known = {file.name for file in manifest.files}
         return [*self.folder.leftovers(known), *(f"{path.parent.name}/{path.name}" for path in stale)]
@@ -376,15 +367,15 @@ class HistoryBank(BaseBank):
         """As `save_pretrained`: checks and copies everything, and lets it take effect at the end of the block.
 
         Raises:
-            FileExistsError: There is another bank at `path`, or other files.
-            OSError: It cannot be written; then nothing has changed.
+            FileExistsError: `path` holds another bank, or other files.
+            OSError: It cannot be written; nothing has changed then.
         """
         target = Folder(path)
         if target.path.resolve() == self.folder.path.resolve():
             yield
             return
         if not target.holds_older_copy(self.manifest):
-            target.check_free()  # before a lock is put there
+            target.check_free()  # before the lock file is written
         with target.writing():
             present: set[File] = set()
             if target.holds_older_copy(self.manifest):
@@ -399,7 +390,7 @@ class HistoryBank(BaseBank):
                 yield
 
     def _copy_into(self, made: Folder, present: set[File]) -> Manifest:
-        """Copies the bank's files into a folder, but for those that are `present`; returns their manifest."""
+        """Copies the bank's files except those that are `present` into a folder; returns their manifest."""
         while True:
             state = self._state
             try:
@@ -409,10 +400,10 @@ class HistoryBank(BaseBank):
                 return state.manifest
             except (BankError, FileNotFoundError):
                 if self._state is state:
-                    raise  # no other thread has replaced the files
+                    raise  # no other thread replaced the files meanwhile
 
     def push_to_hub(self, repo_id: str, **options: Any) -> Any:
-        """Uploads the bank into the folder `history` of a repository on the Hub.
+        """Uploads the bank into the folder `history` of a repository on the Hub, without search indexes.
 
         Args:
             repo_id: The repository, "owner/name".

@@ -1,8 +1,8 @@
-"""What a change of a bank comes to: which entries a condition means, which segments are joined, which names are left.
+"""Planning of changes: the entries that a condition selects, the segments to join, the names that stay.
 
-Notable: small segments are joined as they come, by size, as log-structured merge stores do (O'Neil et al. 1996): a new
-segment takes in the ones before it that are not larger, so that there are O(log N) small ones and each entry is
-written O(log N) times. Values of columns are compared by kind and value: true is not 1, but 1 is 1.0.
+Notable: small segments are joined as in log-structured merge stores (O'Neil et al. 1996): a new segment takes in the
+ones before it that are not larger, so that there are O(log N) small ones and each entry is written O(log N) times.
+Values of columns are compared by kind and value: true is not 1, but 1 is 1.0.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ _NO_SOURCE = "'source' is no column: give source=... beside the columns; a data 
 
 
 def plain(value: Any) -> Any:
-    """A value as a bank keeps it: scalars of NumPy and torch as Python's, NaN as None.
+    """Converts a value to what a bank stores: NumPy and torch scalars become Python's, NaN becomes None.
 
     Raises:
         TypeError: It cannot be written as JSON.
@@ -45,7 +45,7 @@ def plain(value: Any) -> Any:
 
 
 def is_same(held: Any, given: Any) -> bool:
-    """Whether two plain values are of one kind and equal; all numbers are of one kind, truth values of another."""
+    """Whether two plain values have the same kind and are equal; numbers are one kind, truth values another."""
     if isinstance(held, list) and isinstance(given, list):
         return len(held) == len(given) and all(map(is_same, held, given))
     if isinstance(held, dict) and isinstance(given, dict):
@@ -55,7 +55,7 @@ def is_same(held: Any, given: Any) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Condition:
-    """What `HistoryBank.forget` was asked for; everything that is given must hold.
+    """Condition of `HistoryBank.forget`: everything that is given must hold.
 
     Attributes:
         ids, source, namespace, where: As in `forget`.
@@ -68,7 +68,7 @@ class Condition:
 
     def __post_init__(self) -> None:
         if self.ids is None and self.source is None and self.namespace is None and self.where in (None, {}):
-            raise ValueError("forget what? give ids, source, namespace or where")
+            raise ValueError("nothing to forget: give ids, source, namespace or where")
         if self.ids is not None:
             try:
                 numbers = sorted({operator.index(number) for number in self.ids})
@@ -82,7 +82,7 @@ class Condition:
 
     @property
     def names_sources(self) -> bool:
-        """Whether it holds for whole sources."""
+        """Whether it selects whole sources."""
         return self.ids is None and self.where is None
 
     def check(self, state: BankState) -> None:
@@ -100,19 +100,19 @@ class Condition:
             check_columns(state, self.where)
 
     def entries(self, state: BankState) -> Tensor:
-        """The ids (n,) int64, ascending, of the entries that it means, without those that were forgotten."""
+        """Ids (1-D int64, ascending) of the live entries that it selects."""
         chosen = [NO_IDS]
         for info in state.manifest.segments:
             if self.namespace in (None, info.namespace):
                 segment = state.files[info.file]
-                usable = torch.tensor([self._means(document) for document in segment.documents], dtype=torch.bool)
+                usable = torch.tensor([self._selects(document) for document in segment.documents], dtype=torch.bool)
                 own = usable[segment.owners] & ~state.is_forgotten(segment)
                 if self.ids is not None:
                     own &= torch.isin(segment.ids, torch.as_tensor(self.ids))
                 chosen.append(segment.ids[own])
         return torch.cat(chosen).sort().values
 
-    def _means(self, document: dict[str, Any]) -> bool:
+    def _selects(self, document: dict[str, Any]) -> bool:
         if self.source not in (None, document["source"]):
             return False
         if isinstance(self.where, dict):
@@ -157,7 +157,7 @@ def _list(names: list[str]) -> str:
 
 
 def written(value: Any) -> tuple[str, str]:
-    """How the value of a column may be written on a command line."""
+    """Spellings of a column's value that a command line accepts."""
     return str(value), json.dumps(value, ensure_ascii=False)
 
 
@@ -165,7 +165,7 @@ def written(value: Any) -> tuple[str, str]:
 
 
 def to_join(state: BankState, namespace: str, size: int) -> list[SegmentInfo]:
-    """The newest segments of a namespace that a new one of `size` entries takes in, in their order."""
+    """The newest segments of a namespace to join with a new one of `size` entries, in their order."""
     taken: list[SegmentInfo] = []
     for info in reversed([info for info in state.manifest.segments if info.namespace == namespace]):
         if info.entries - len(state.forgotten) > size:
@@ -179,9 +179,9 @@ def to_join(state: BankState, namespace: str, size: int) -> list[SegmentInfo]:
 
 
 def groups_to_compact(state: BankState) -> list[list[SegmentInfo]]:
-    """The segments in groups: neighbours within a namespace, as long as they are small together."""
+    """Groups of segments to join: neighbours in a namespace, as long as their sum is small."""
     groups: list[list[SegmentInfo]] = []
-    newest: dict[str, tuple[list[SegmentInfo], int]] = {}  # of each namespace the last group, and its entries
+    newest: dict[str, tuple[list[SegmentInfo], int]] = {}  # last group of each namespace, and its number of entries
     for info in state.manifest.segments:
         group, size = newest.get(info.namespace, ([], LARGE))
         live = int((~state.is_forgotten(state.files[info.file])).sum())
@@ -194,7 +194,7 @@ def groups_to_compact(state: BankState) -> list[list[SegmentInfo]]:
 
 
 def sources_left(state: BankState, without: Tensor = NO_IDS) -> set[tuple[str, str]]:
-    """Namespace and source of the entries that are left when those `without` (n,) int64 are forgotten as well."""
+    """Namespace and source of the live entries, except the ids `without` (1-D int64)."""
     left = set()
     for info in state.manifest.segments:
         segment = state.files[info.file]
@@ -205,7 +205,7 @@ def sources_left(state: BankState, without: Tensor = NO_IDS) -> set[tuple[str, s
 
 
 def kept_sources(state: BankState, condition: Condition, gone: Tensor) -> tuple[Added, ...]:
-    """What is known of the sources when the entries `gone` (n,) int64, which a condition means, are forgotten."""
+    """Import progress of the sources that stay when the ids `gone` (1-D int64), which a condition selects, go."""
     if condition.names_sources:
 
         def stays(item: Added) -> bool:
@@ -221,14 +221,14 @@ def kept_sources(state: BankState, condition: Condition, gone: Tensor) -> tuple[
 
 
 def live_labels(state: BankState) -> tuple[tuple[str, ...], Tensor]:
-    """The names of labels that entries have, and for each label of the bank its number among them, -1 for none."""
+    """Names of the labels that live entries have, and the new number of each of the bank's L labels, -1 for none."""
     live = state.live_outcomes()
     names = tuple(name for name, is_live in zip(state.manifest.labels or (), live.tolist(), strict=True) if is_live)
     return names, (live.long().cumsum(0) - 1).masked_fill(~live, -1)
 
 
 def renumbered(segment: Segment, numbers: Tensor) -> Segment:
-    """The segment with `numbers[y]` in place of each outcome y; itself if all are as they were."""
+    """Replaces each outcome y by `numbers[y]`; returns the segment itself if nothing changes."""
     if torch.equal(numbers[segment.outcomes], segment.outcomes):
         return segment
     tokens = segment.tokens.clone()
@@ -240,12 +240,20 @@ def renumbered(segment: Segment, numbers: Tensor) -> Segment:
 def named(
     segment: Segment, labels: tuple[str, ...], held: tuple[str, ...], files: Iterable[Segment]
 ) -> tuple[str, ...]:
-    """Makes numbers of a bank of the outcomes of a segment, which are those of `labels`; returns the bank's labels.
+    """Changes the outcomes of a segment in place from numbers in `labels` to numbers in the bank.
 
-    Names at the end of the bank's that no entry of its `files` has are given up.
+    Args:
+        segment: The new segment.
+        labels: Names of its outcomes.
+        held: Labels of the bank. Those at the end that no entry in `files` has are dropped.
+        files: The bank's other segments.
+
+    Returns:
+        The new labels of the bank.
     """
     used = max((int(other.outcomes.max()) + 1 for other in files if len(other)), default=0)
     names = tuple(dict.fromkeys([*held[:used], *labels]))
     numbers = torch.tensor([names.index(name) for name in labels], dtype=segment.tokens.dtype)
-    segment.tokens[segment.positions] = numbers[segment.outcomes]
+    places = torch.cat([segment.positions, segment.copies[:, 1]])
+    segment.tokens[places] = numbers[segment.tokens[places].long()]
     return names

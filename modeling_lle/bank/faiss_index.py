@@ -1,9 +1,9 @@
-"""The search index of a large bank: principal components, coarse cells and short codes (FAISS), all from its size.
+"""The search index of a large bank: principal components, coarse cells and short codes (FAISS), set by its size.
 
-Notable: it only proposes candidates, which the bank scores again in full precision; it is a cache (index_files.py),
-made again when it is absent or damaged, and extended by exact search when entries were added. FAISS parses only what
-this user has made on this machine: the name of the file holds a code of its bytes that needs a secret (seal.py).
-Shapes: Q queries, N entries, D width, R candidates.
+Notable: it only proposes candidates, which the bank scores again in full precision. It is a cache (index_files.py):
+made again when it is missing or damaged, and complemented by exact search when entries were added. FAISS parses only
+files that this user made on this machine, which their seal proves (seal.py).
+Shapes: Q queries, N entries, D width, C candidates.
 """
 
 import dataclasses
@@ -29,12 +29,12 @@ MAKER = f"faiss {faiss.__version__}"
 COMPONENTS = 128
 SAMPLE_PER_CELL = 64  # keys that the cells are learned from
 CHUNK = 65_536  # keys that are converted at once
-LEAST_USABLE = 0.05  # where less of a bank may be found, it is time to compact it
+LEAST_USABLE = 0.05  # smallest share of usable entries that a wider search makes up for; below it, compact the bank
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """How thoroughly to search: the share of the cells that are read, and the candidates for each neighbour."""
+    """Search effort: share of the cells to read, and candidates for each neighbour."""
 
     cells: float
     candidates: float
@@ -44,14 +44,14 @@ SETTINGS = {"balanced": Setting(1 / 64, 3), "fast": Setting(1 / 256, 1.5)}
 
 
 class Index:
-    """Proposes candidates among the entries that it knows.
+    """Proposes candidates among the entries that it covers.
 
     Args:
         index: The FAISS index.
-        setting: How thoroughly to search.
+        setting: Search effort.
 
     Attributes:
-        entries: How many entries it knows.
+        entries: Number of entries that it covers.
     """
 
     def __init__(self, index: Any, setting: Setting) -> None:
@@ -59,9 +59,12 @@ class Index:
         self.cells = faiss.extract_index_ivf(index)
 
     def candidates(self, queries: Tensor, neighbours: int, usable: float = 1.0) -> Tensor:
-        """Candidates of the queries (Q, D) float32, as (Q, R) int64; -1 for none.
+        """Candidates of the queries (Q, D) float32, as (Q, C) int64; -1 for none.
 
-        The smaller the share `usable` of the entries that may be found, the more are read and proposed.
+        Args:
+            queries: The queries.
+            neighbours: Number of entries to find, K.
+            usable: Share of the entries that may be found; the smaller it is, the more are read and proposed.
         """
         wider = 1 / max(usable, LEAST_USABLE)
         wanted = min(self.entries, math.ceil(neighbours * self.setting.candidates * wider))
@@ -82,19 +85,19 @@ def index_of(
     Args:
         folder: The bank's files.
         infos: The segments, in the order of a view.
-        keys: A function that returns the keys of the entries (n,) int64, as (n, D) bfloat16.
+        keys: A function from indices of entries (n,) int64 to their keys (n, D) bfloat16.
         how: "balanced" or "fast".
-        is_current: Whether every entry of the segments is still on the disk; else the index is not kept there.
+        is_current: Says whether every entry of the segments is still on the disk; else the index is not kept there.
 
     Returns:
-        The index, and the names and sizes of the segments that it knows, in its order.
+        The index, and the file names and sizes of the segments that it covers, in its order.
     """
     found = load(folder, infos)
     if found is None:
         made = _make(keys, sum(info.entries for info in infos))
         try:
             saved = save_index(folder, infos, MAKER, lambda path: faiss.write_index(made, path))
-            if not is_current():  # asked last: what a compaction after this question removes, it finds here
+            if not is_current():  # asked last: a compaction after this call finds and removes the file itself
                 saved.remove()
         except (OSError, RuntimeError) as error:
             logger.warning("the search index is not kept: %s", error)
@@ -103,7 +106,7 @@ def index_of(
 
 
 def cells_for(entries: int) -> int:
-    """The number of cells for so many entries: a power of two near their square root."""
+    """Number of cells: a power of two near the square root of the number of entries."""
     return 1 << max(4, round(math.log2(math.sqrt(entries))))
 
 
@@ -123,11 +126,13 @@ def _make(keys: Callable[[Tensor], Tensor], entries: int) -> Any:
 
 
 def load(folder: Folder, infos: Sequence[SegmentInfo]) -> tuple[Any, dict[str, int]] | None:
-    """The index on the disk that knows most of the segments' entries, and what it knows; None if none does."""
+    """The index on the disk that covers most of the segments' entries, and its segments; None if there is none."""
     for file in find_indexes(folder, infos, MAKER):
         try:
             if file.is_own:
-                return faiss.read_index(str(file.path)), file.known
+                index = faiss.read_index(str(file.path))
+                if index.ntotal == sum(file.known.values()):
+                    return index, file.known
         except (OSError, RuntimeError):
             pass
         logger.warning("%s is damaged, or was not made here: the search index is made again", file.path)

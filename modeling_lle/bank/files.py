@@ -1,8 +1,8 @@
-"""The files of a bank: segments of entries that never change, and a manifest that says which of them count.
+"""The files of a bank: immutable segments of entries, and a manifest that lists those that belong to the bank.
 
-Notable: every file is written under another name, flushed and renamed, the manifest last, so that a bank is as before
-or as after a change, whatever interrupts it; the manifest holds the SHA-256 of every file and of itself; no pickle.
-Nothing is removed but what a bank has made: files of exactly its names, beside its manifest.
+Notable: each file is written under a temporary name, flushed and renamed, the manifest last, so that an interrupted
+change leaves the bank as it was. The manifest holds the SHA-256 of every file and of itself; no pickle. Only files
+with the names that a bank gives are ever removed.
 """
 
 import contextlib
@@ -38,17 +38,17 @@ from .segment import (
 )
 
 LOCK, INDEX = ".lock", "index"
-_PARTIAL = re.compile(r"\.partial-[0-9a-f]{16}")  # a file that is being written, or a folder with a bank in the making
-_UNNAMED = re.compile(r"\.tmp[0-9A-Za-z]{6}")  # a file that safetensors is writing, before it has its name
+_PARTIAL = re.compile(r"\.partial-[0-9a-f]{16}")  # an unfinished file, or a folder with an unfinished bank
+_UNNAMED = re.compile(r"\.tmp[0-9A-Za-z]{6}")  # an unfinished file of safetensors
 INDEX_FILE = re.compile(r"[0-9a-f]{16}(-[0-9a-f]{64}\.faiss|\.json)|\.partial-[0-9a-f]+")
 REMEDY = "restore it from a copy, or build the bank again"
 
 
 class Folder:
-    """A bank's folder: reading with every checksum tested, and changes that happen as a whole.
+    """A bank's folder: reads with checksums, changes as a whole or not at all.
 
     Args:
-        path: The folder; it need not exist before the first change.
+        path: The folder; the first change makes it.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -68,9 +68,9 @@ class Folder:
         return Manifest.from_bytes(data, where)
 
     def _place(self, name: str) -> Path:
-        """The path of a file of the bank; raises a BankError for a link that leads out of it.
+        """Path of a file of the bank; raises a BankError for a symbolic link, except those of the Hub's cache.
 
-        The cache of the Hub consists of links from `snapshots` into the folder `blobs` beside it.
+        The cache of the Hub links from `snapshots` to the folder `blobs` beside it.
         """
         path = self.path / name
         if path.is_symlink():
@@ -80,7 +80,7 @@ class Folder:
         return path
 
     def check(self, file: File) -> Path:
-        """The path of a file whose bytes are those that were written; raises a BankError if they are not."""
+        """Path of a file; raises a BankError unless its size and checksum are those of the manifest."""
         path = self._place(file.name)
         if not FILE_NAME.fullmatch(file.name):
             raise BankError(f"{self.path / MANIFEST} names {file.name!r}, which is no file of a bank")
@@ -95,12 +95,12 @@ class Folder:
         return path
 
     def read_segment(self, info: SegmentInfo, verify: bool = True, manifest: Manifest | None = None) -> Segment:
-        """A segment, its tensors mapped from the file.
+        """Reads a segment; its tensors are mapped from the file.
 
         Args:
-            info: What the manifest says of it.
-            verify: Whether to test its checksum, and given a manifest, that every value can be one of this bank.
-            manifest: That of the bank.
+            info: Its item in the manifest.
+            verify: Whether to test the checksum, and with `manifest` that every value is possible in this bank.
+            manifest: The manifest of the bank.
         """
         tensors = self._read(info.file, verify)
         with self._named(info.file):
@@ -109,14 +109,14 @@ class Folder:
             documents = parse_documents(tensors.pop("documents"), info.documents, of_labels)
             if verify and manifest is not None:
                 check_values(Segment(**tensors, documents=documents), manifest)
-                # What was read of a mapped file stays in memory as long as it is mapped, so it is mapped anew.
+                # Pages that were read stay in memory as long as the file is mapped: map it anew.
                 tensors = self._read(info.file, verify=False)
                 del tensors["documents"]
         return Segment(**tensors, documents=documents)
 
     @contextlib.contextmanager
     def _named(self, file: File) -> Iterator[None]:
-        """Says in a BankError which file it is about, and what to do."""
+        """Adds the file and the remedy to a BankError."""
         try:
             yield
         except BankError as error:
@@ -125,21 +125,21 @@ class Folder:
             raise BankError(f"{self.path / file.name} {error}: {REMEDY}") from error
 
     def check_together(self, segments: Iterable[Segment], forgotten: Tensor) -> None:
-        """Raises a BankError unless the segments and the forgotten ids (n,) int64 can be those of one bank."""
+        """Raises a BankError unless the segments and the forgotten ids (1-D int64) can belong to one bank."""
         try:
             check_together(list(segments), forgotten)
         except BankError as error:
             raise BankError(f"{self.path / MANIFEST} {error}: {REMEDY}") from error
 
     def find_keys(self, info: SegmentInfo) -> tuple[Path, int]:
-        """The file of a segment, and how many bytes stand before its keys (N, D) bfloat16."""
+        """File of a segment, and the offset of its keys (N, D) bfloat16 in bytes."""
         path = self._place(info.file.name)
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
             return path, 8 + size + json.loads(file.read(size))["keys"]["data_offsets"][0]
 
     def read_forgotten(self, manifest: Manifest, verify: bool = True) -> Tensor:
-        """The ids that were forgotten since the last `compact`, ascending."""
+        """Ids (1-D int64, ascending) that were forgotten since the last `compact`."""
         if manifest.forgotten is None:
             return torch.zeros(0, dtype=torch.long)
         tensors = self._read(manifest.forgotten, verify)
@@ -151,16 +151,16 @@ class Folder:
         try:
             with safe_open(path, framework="pt") as opened:
                 return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, RuntimeError) as error:  # the last: it was there a moment ago
+        except (SafetensorError, OSError, RuntimeError) as error:  # RuntimeError: the file was removed meanwhile
             raise BankError(f"{path} cannot be read ({error}): restore it from a copy") from error
 
     @contextlib.contextmanager
     def writing(self, timeout: float = 10.0) -> Iterator[None]:
-        """Keeps other writers out, and removes what an interrupted one left behind.
+        """Locks the folder against other writers, and removes leftovers of an interrupted one.
 
         Raises:
-            PermissionError: The folder cannot be written to.
-            TimeoutError: Another process has been writing for `timeout` seconds.
+            PermissionError: The folder is not writable.
+            TimeoutError: Another writer held the lock for `timeout` seconds.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -179,12 +179,12 @@ class Folder:
             lock.release()
 
     def remove_leftovers(self) -> None:
-        """Removes the files that belong to no bank any more; where there is no bank, those of one in the making."""
+        """Removes files that do not belong to the bank any more; without a bank, those of an unfinished one."""
         known = set()
         if (self.path / MANIFEST).exists():
             known = {file.name for file in self.read_manifest().files}
         leftovers = self.leftovers(known)
-        # A folder with a bank in the making goes last: without a manifest, it says that the others are leftovers.
+        # The folder of an unfinished bank goes last: without a manifest, it marks the other files as leftovers.
         for path in sorted((self.path / name for name in leftovers), key=Path.is_dir):
             if path.is_dir():
                 _remove_own(path)
@@ -192,7 +192,7 @@ class Folder:
                 path.unlink(missing_ok=True)
 
     def leftovers(self, known: set[str]) -> list[str]:
-        """Names of the files that a bank makes, but for the `known` ones; none where nobody has made a bank."""
+        """Names of files that a bank makes, except the `known` ones; none in a folder that never had a bank."""
         names = sorted(os.listdir(self.path))
         partial = [name for name in names if _PARTIAL.fullmatch(name) or _is_unnamed(self.path / name)]
         making = any((self.path / name).is_dir() for name in partial)
@@ -201,14 +201,14 @@ class Folder:
         return sorted(partial + [name for name in names if FILE_NAME.fullmatch(name) and name not in known])
 
     def is_whole(self, file: File) -> bool:
-        """Whether a file is here, and as it was written."""
+        """Whether a file exists and is undamaged."""
         try:
             return self.check(file).is_file()
         except BankError:
             return False
 
     def copy(self, path: Path) -> None:
-        """Copies a file of another bank into this folder, and onto the disk."""
+        """Copies a file of another bank into this folder, and flushes it."""
         try:
             shutil.copyfile(path, self.path / path.name)
             _flush(self.path / path.name)
@@ -216,11 +216,11 @@ class Folder:
             raise OSError(f"cannot write {self.path / path.name}: {error}; the bank is as it was before") from error
 
     def holds_older_copy(self, original: Manifest) -> bool:
-        """Whether a copy of a bank is here, from now or from before, which has not been changed since."""
+        """Whether the folder holds an unchanged copy of `original` or of an earlier generation of it."""
         return (self.path / MANIFEST).exists() and self.read_manifest().is_older_copy(original)
 
     def check_free(self) -> None:
-        """Raises a FileExistsError if there is a bank already, or anything else."""
+        """Raises a FileExistsError if the folder holds a bank or other files."""
         if (self.path / MANIFEST).exists():
             raise FileExistsError(
                 f"there is a bank at {self.path} already: open it and add to it, remove it, or choose another folder"
@@ -233,7 +233,10 @@ class Folder:
 
     @contextlib.contextmanager
     def making(self) -> Iterator["Folder"]:
-        """A folder to make a bank in, which takes the place of this one's in the end; call it while `writing`."""
+        """Gives a temporary folder for a new bank, which replaces this one at the end of the block.
+
+        Call it inside `writing`.
+        """
         made = Folder(self.path / f".partial-{uuid.uuid4().hex[:16]}")
         try:
             made.path.mkdir()
@@ -243,10 +246,10 @@ class Folder:
             self.remove_leftovers()
 
     def _take(self, made: "Folder") -> None:
-        """Moves the files of a bank here, and the manifest last."""
+        """Moves the files of a bank here, the manifest last."""
         try:
             for file in made.read_manifest().files:
-                if (made.path / file.name).exists():  # else it is here already
+                if (made.path / file.name).exists():  # otherwise it is already here
                     os.replace(made.path / file.name, self.path / file.name)
             _flush(self.path)
             os.replace(made.path / MANIFEST, self.path / MANIFEST)
@@ -255,29 +258,29 @@ class Folder:
             raise OSError(f"cannot write {self.path}: {error}; the bank is as it was before") from error
 
     def remove(self) -> None:
-        """Removes a bank, if there is one, and the folder if nothing else is in it."""
+        """Removes the bank, if there is one, and the folder if it is empty then."""
         if not (self.path / MANIFEST).exists():
             return
         with self.writing():
             self.remove_index()
-            (self.path / f".partial-{uuid.uuid4().hex[:16]}").mkdir()  # until all is gone, the rest is leftovers
+            (self.path / f".partial-{uuid.uuid4().hex[:16]}").mkdir()  # marks the rest as leftovers until all is gone
             (self.path / MANIFEST).unlink()
             self.remove_leftovers()
         _remove_own(self.path)
 
     def remove_index(self) -> None:
-        """Removes the search index, which holds codes of the keys, and nothing else that may be beside it."""
+        """Removes the search indexes, which hold codes of the keys, but no other files beside them."""
         folder = self.path / INDEX
         if not folder.is_dir() or folder.is_symlink():
             return
         for path in folder.iterdir():
             if INDEX_FILE.fullmatch(path.name):
                 path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # what else is in it is not the bank's
+        with contextlib.suppress(OSError):  # it holds other files
             folder.rmdir()
 
     def write_segment(self, segment: Segment, namespace: str) -> SegmentInfo:
-        """Writes a segment; it belongs to the bank once a manifest names it."""
+        """Writes a segment; it belongs to the bank as soon as a manifest names it."""
         lines = "\n".join(json.dumps(document, ensure_ascii=False) for document in segment.documents)
         tensors = {name: getattr(segment, name).contiguous() for name in Segment.tensors}
         tensors["documents"] = torch.frombuffer(bytearray(lines.encode() or b"\n"), dtype=torch.uint8)
@@ -285,11 +288,11 @@ class Folder:
         return SegmentInfo(file, namespace, len(segment), len(segment.tokens), len(segment.documents))
 
     def write_forgotten(self, ids: Tensor) -> File:
-        """Writes the ids (n,) int64 that are forgotten."""
+        """Writes the forgotten ids (1-D int64)."""
         return self._write_tensors("forgotten", {"ids": ids})
 
     def write_manifest(self, manifest: Manifest) -> None:
-        """Makes a change count."""
+        """Writes the manifest, which puts a change into effect."""
         data = manifest.to_bytes()
         if len(data) > LARGEST:
             raise BankError(f"the manifest of {self.path} would have {len(data):,} bytes: use fewer sources or labels")
@@ -300,7 +303,7 @@ class Folder:
         return self._write(name, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
 
     def _write(self, name: str, write: Callable[[Path], Any]) -> File:
-        """Writes a file whole or not at all, and onto the disk."""
+        """Writes and flushes a file, as a whole or not at all."""
         partial = self.path / f".partial-{uuid.uuid4().hex[:16]}"
         try:
             write(partial)
@@ -316,14 +319,14 @@ class Folder:
 
 
 def _remove_own(folder: Path) -> None:
-    """Removes the files that a bank makes from a folder, and the folder if that was all."""
+    """Removes the files that a bank makes from a folder, and the folder if it is empty then."""
     if folder.is_symlink():
         return
     for path in folder.iterdir():
         known = path.name in (MANIFEST, LOCK) or FILE_NAME.fullmatch(path.name) or _PARTIAL.fullmatch(path.name)
         if known or _is_unnamed(path):
             path.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # what else is in it is not the bank's
+    with contextlib.suppress(OSError):  # it holds other files
         folder.rmdir()
 
 

@@ -1,9 +1,9 @@
-"""Which backbone made the keys of a bank: a fingerprint of its weights that rounding to 16 bits does not change.
+"""Fingerprint of the weights that make the keys of a bank; rounding them to 16 bits does not change it.
 
-Notable: a digest cannot tell rounding from training (float32 to bfloat16 differs from float32 to float16 to bfloat16),
-so beside the names and shapes it holds, for each weight tensor, its root mean square and a few random projections,
-which are compared within what rounding can do. Rounding to bfloat16 changes a weight by 2^-9 of itself at most, and a
-normalised projection by about 2^-10; a step of training changes it by 2^-7 and more. Keys are bfloat16 themselves.
+Notable: a digest cannot tell rounding from training (float32 to bfloat16 differs from float32 to float16 to bfloat16).
+So the fingerprint holds names and shapes, and for each tensor its root mean square and a few random projections, which
+are compared up to rounding errors. Rounding to bfloat16 changes a weight by 2^-9 of its value at most, and a
+normalised projection by about 2^-10; a training step changes it by 2^-7 and more. Keys are bfloat16 themselves.
 """
 
 import base64
@@ -25,24 +25,24 @@ PROJECTIONS = 8  # of each tensor
 BLOCK = 4096  # weights that share one row of signs
 CHUNK = 1024  # blocks that are projected at once
 STEP = 2.0**-12  # of the projections, which are stored as 16-bit integers
-MOST, MEAN = 2.0**-7, 2.0**-8  # how far projections may differ: each, and their root mean square
-UNDERFLOW = 2.0**-23  # several times what the spacing of the smallest float16 numbers adds, relative to a unit
+MOST, MEAN = 2.0**-7, 2.0**-8  # largest difference of projections: of each, and root mean square of all
+UNDERFLOW = 2.0**-23  # several times the rounding error of the smallest float16 numbers
 _RECORD = np.dtype([("size", "<f4"), ("projections", "<i2", (PROJECTIONS,))])
-_DIGEST = re.compile(r"[0-9a-f]{64}")  # how banks were marked before: the SHA-256 of the weights in bfloat16
+_DIGEST = re.compile(r"[0-9a-f]{64}")  # fingerprint of older banks: the SHA-256 of the weights in bfloat16
 
 
 @torch.no_grad()
 def fingerprint(model: Encoder) -> str:
-    """Identifies what makes the keys of `model`; compare it with `same_backbone`, not with `==`."""
+    """Fingerprint of the weights that make the keys of `model`; compare it with `same_backbone`, not with `==`."""
     weights = model.key_weights()
     records = np.array([_record(weight) for _, weight in weights], dtype=_RECORD)
     return f"{VERSION}:{_names(weights)}:{base64.b64encode(records.tobytes()).decode()}"
 
 
 def same_backbone(given: str, model: Encoder) -> bool:
-    """Whether a fingerprint is that of the backbone of `model`, in whatever floating-point dtype it is.
+    """Whether a fingerprint belongs to the backbone of `model`, whose weights may have another floating dtype.
 
-    One that was written before there were projections is that of the weights in bfloat16 and of those in float32.
+    Fingerprints of older banks, which are digests, fit weights in float32 and in bfloat16.
     """
     if _DIGEST.fullmatch(given):
         return given == _digest(model)
@@ -83,13 +83,13 @@ def _record(weight: Tensor) -> tuple[float, np.ndarray]:
 
 @functools.lru_cache(maxsize=8)
 def _signs(name: str, count: int) -> np.ndarray:
-    """Signs (count, PROJECTIONS) float32 of 1 and -1 that are the same on every machine and at every time."""
+    """Signs (count, PROJECTIONS) float32, 1 or -1, pseudo-random and the same on every machine."""
     data = hashlib.shake_256(f"modeling_lle {VERSION} {name}".encode()).digest(count * PROJECTIONS // 8)
     return np.unpackbits(np.frombuffer(data, dtype=np.uint8)).reshape(count, PROJECTIONS).astype(np.float32) * 2 - 1
 
 
 def _parse(given: str) -> tuple[str, Any]:
-    """The digest of the names, and the records; None where it is no such fingerprint."""
+    """Digest of the names, and the records; None in their place if the fingerprint is of another version."""
     version, _, rest = given.partition(":")
     names, _, text = rest.partition(":")
     try:

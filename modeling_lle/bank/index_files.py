@@ -1,8 +1,8 @@
-"""The files of the search indexes of a bank: which there are, which segments each knows, and their removal.
+"""The files of the search indexes of a bank: finding, writing and removing them.
 
-Notable: an index is a cache that is looked for by what it knows, so that it serves as long as most of its segments are
-there, also when others have come or small ones have been joined. Beside its file, named after its seal, lies a
-list of those segments. It holds short codes of keys, so compaction removes one that knows segments which are gone.
+Notable: an index is a cache, found by the segments that it covers: it serves as long as most of them exist, also after
+others were added or small ones joined. Beside its file, whose name holds its seal, lies a list of those segments. An
+index holds short codes of keys, so compaction removes every index that covers a segment which is gone.
 """
 
 import dataclasses
@@ -16,11 +16,11 @@ from typing import Any
 
 from .files import INDEX, INDEX_FILE, Folder, SegmentInfo, seal
 
-MAX_CHANGED = 0.2  # share of the entries that may have come since, or of those in the index that may have gone
+MAX_CHANGED = 0.2  # largest share of entries that the index does not cover, or of its own that do not exist
 
 
 def index_folder(folder: Folder) -> Path:
-    """Where the indexes of a bank lie."""
+    """Folder of the indexes of a bank."""
     return folder.path / INDEX
 
 
@@ -30,9 +30,9 @@ class IndexFile:
 
     Attributes:
         path: Its file, whose name ends with its seal (bank/seal.py).
-        maker: What made it.
-        namespaces: Those that it was made to search in.
-        known: Names and numbers of entries of the segments that it knows, in its order.
+        maker: Library and version that made it; empty if the list of segments is missing or damaged.
+        namespaces: Namespaces that it was made for.
+        known: File names and numbers of entries of the segments that it covers, in its order.
     """
 
     path: Path
@@ -42,30 +42,34 @@ class IndexFile:
 
     @property
     def list_path(self) -> Path:
-        """The file that says what it knows, whose checksum the name of the index begins with."""
+        """File with the list of its segments; the name of the index begins with the checksum of that list."""
         return self.path.with_name(f"{self.path.stem.partition('-')[0]}.json")
 
     @property
     def is_own(self) -> bool:
-        """Whether this user has made it on this machine, and it is as it was written."""
+        """Whether this user made it on this machine, and it is unchanged."""
         try:
             return seal(self.path) == self.path.stem.partition("-")[2]
         except OSError:
             return False
 
     def changed(self, sizes: dict[str, int]) -> float:
-        """The larger share, of these segments that it does not know, and of its own that are not among them."""
+        """Share of entries in these segments that it does not cover, or of its own that are not in them: the larger.
+
+        Args:
+            sizes: File names of the segments, and their numbers of entries.
+        """
         common = sum(size for name, size in self.known.items() if sizes.get(name) == size)
         return 1 - common / max(1, sum(sizes.values()), sum(self.known.values()))
 
     def remove(self) -> None:
-        """Takes it from the disk."""
+        """Removes its files."""
         self.path.unlink(missing_ok=True)
         self.list_path.unlink(missing_ok=True)
 
 
 def index_files(folder: Folder) -> Iterator[IndexFile]:
-    """The indexes of a bank; of one without a list, or with a damaged one, nothing is known."""
+    """The indexes of a bank; one whose list is missing or damaged covers nothing."""
     place = index_folder(folder)
     for path in sorted(place.glob("*.faiss")) if place.is_dir() else []:
         found = IndexFile(path)
@@ -73,26 +77,27 @@ def index_files(folder: Folder) -> Iterator[IndexFile]:
             data = found.list_path.read_bytes()
             if _key(data) == found.list_path.stem:
                 maker, namespaces, known = json.loads(data)
-                found = IndexFile(path, maker, tuple(namespaces), dict(known))
-        except (OSError, ValueError, TypeError):
+                known = {str(name): int(size) for name, size in known}
+                found = IndexFile(path, str(maker), tuple(namespaces), known)
+        except (OSError, ValueError, TypeError, RecursionError):
             pass
         yield found
 
 
 def find_indexes(folder: Folder, infos: Sequence[SegmentInfo], maker: str) -> list[IndexFile]:
-    """The indexes that know most of the entries of these segments, the best first."""
+    """The indexes by `maker` that cover most entries of these segments, the best first."""
     sizes = {info.file.name: info.entries for info in infos}
     found = [(file.changed(sizes), file) for file in index_files(folder) if file.maker == maker]
     return [file for share, file in sorted(found, key=lambda item: item[0]) if share <= MAX_CHANGED]
 
 
 def save_index(folder: Folder, infos: Sequence[SegmentInfo], maker: str, write: Callable[[str], Any]) -> IndexFile:
-    """Keeps an index, in place of the one that was made to search in the same namespaces.
+    """Writes an index, and removes others for the same namespaces.
 
     Args:
         folder: The bank's files.
-        infos: The segments that it knows.
-        maker: What made it.
+        infos: The segments that it covers.
+        maker: Library and version that made it.
         write: Writes it to a path.
     """
     place, partial = index_folder(folder), index_folder(folder) / f".partial-{uuid.uuid4().hex[:16]}"
@@ -119,7 +124,7 @@ def _key(data: bytes) -> str:
 
 
 def stale_indexes(folder: Folder, current: Collection[str]) -> list[Path]:
-    """The files of indexes that know other segments than the `current` ones, or of which nothing is known."""
+    """Files of indexes that cover other segments than the `current` ones, or whose list is missing or damaged."""
     place = index_folder(folder)
     good = [file for file in index_files(folder) if file.known and file.known.keys() <= set(current)]
     kept = {path for file in good for path in (file.path, file.list_path)}
@@ -128,6 +133,6 @@ def stale_indexes(folder: Folder, current: Collection[str]) -> list[Path]:
 
 
 def remove_stale_indexes(folder: Folder, current: Collection[str]) -> None:
-    """Removes what `stale_indexes` finds."""
+    """Removes the files that `stale_indexes` finds."""
     for path in stale_indexes(folder, current):
         path.unlink(missing_ok=True)

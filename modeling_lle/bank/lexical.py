@@ -1,7 +1,7 @@
-"""Search for sentences that share words, and how nearly two sentences are the same: no neural network is involved.
+"""Lexical search for similar sentences (BM25), and the fuzzy match score of two sentences; no neural network.
 
-Notable: words are runs of letters and digits in any script; each other sign that is no space is a word of its own, and
-so is each Chinese character and each kana, since nothing stands between words there.
+Notable: words are runs of letters and digits in any script. Every other character except white space is a word of its
+own, and so is each Chinese character and each kana, since these scripts do not separate words.
 Shapes: N sentences, Q queries, K neighbours.
 """
 
@@ -21,13 +21,13 @@ except ImportError as error:
 
 _UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]")
-_NEARLY = 0.99  # the best that texts can get which are not equal
+_NEARLY = 0.99  # largest score of texts that are not equal
 
-logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets DEBUG itself, and tells of every index
+logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets DEBUG itself, and logs every index
 
 
 class SentenceIndex:
-    """Finds the sentences that share the most telling words with a query, by BM25; case makes no difference.
+    """Ranks sentences by BM25, ignoring case.
 
     Args:
         sentences: The N sentences. A blank one is never found.
@@ -48,12 +48,11 @@ class SentenceIndex:
 
         Args:
             queries: The Q queries.
-            number: K, how many sentences to find for each.
+            number: Number of sentences to find for each, K.
 
         Returns:
-            The places of the sentences (Q, K) int64, the nearest first and the earlier one first where two are equally
-            near, -1 where fewer share a word with the query; and their scores (Q, K) float32: higher is nearer, 0
-            where there is none.
+            Indices of the sentences (Q, K) int64, the nearest first, of equally near ones the earlier first, -1 where
+            fewer share a word with the query; and their scores (Q, K) float32, 0 where there is none.
         """
         if number < 1:
             raise ValueError(f"cannot find {number} sentences: ask for at least one")
@@ -74,18 +73,17 @@ def _words(text: str) -> list[str]:
 
 
 def _largest(scores: np.ndarray, number: int) -> np.ndarray:
-    """The places of the largest scores (N,) above 0, at most `number`; of equal ones the first comes first."""
+    """Indices of the largest scores (N,) above 0, at most `number`, in descending order; ties by index."""
     least = np.partition(scores, -number)[-number] if number < len(scores) else 0
     found = np.flatnonzero((scores >= least) & (scores > 0))
     return found[np.argsort(-scores[found], kind="stable")][:number]
 
 
 def fuzzy_match(a: str, b: str) -> float:
-    """The fuzzy match score of translators: how much of a text need not be changed to make another.
+    """Fuzzy match score of translators: the share of a text that can be kept to turn it into another one.
 
-    It is 1 - d/n with d the fewest words that have to be put in, taken out or replaced, and n the number of words in
-    the longer text; signs of punctuation are words as well, and case makes a difference. Texts that are not equal get
-    at most 0.99, those among them that differ in spaces alone.
+    It is 1 - d/n with d the edit distance in words, and n the number of words in the longer text. Punctuation marks
+    are words, and case counts. Texts that are not equal score at most 0.99, also if they differ in spaces alone.
 
     >>> fuzzy_match("Where is my card?", "Where is my new card?")
     0.8333333333333334

@@ -1,7 +1,7 @@
-"""The manifest of a bank: which files belong to it, and how far its sources have come.
+"""The manifest of a bank: its files, and the import progress of its sources.
 
-Notable: it holds the SHA-256 of every file and of itself; whatever is in it has been checked once it is read, so that
-a manifest from elsewhere can neither name files outside its folder nor hold values that fail later.
+Notable: it holds the SHA-256 of every file and of itself. Reading it checks every value, so that a manifest from
+elsewhere can neither name files outside its folder nor hold values that fail later.
 """
 
 import dataclasses
@@ -30,12 +30,12 @@ HISTORY_FOLDER = "history"  # where a saved model keeps its bank
 
 
 class BankError(ValueError):
-    """A bank that cannot be read or written as it is; the message names the file and the remedy."""
+    """A bank cannot do what was asked; the message names the bank or its file, and the remedy."""
 
 
 @dataclasses.dataclass(frozen=True)
 class File:
-    """A file that the manifest vouches for."""
+    """A file of the bank, with its size and checksum."""
 
     name: str
     bytes: int
@@ -44,7 +44,7 @@ class File:
 
 @dataclasses.dataclass(frozen=True)
 class SegmentInfo:
-    """What the manifest says of a segment: its file, namespace, and numbers of entries, tokens and documents."""
+    """A segment: its file, its namespace, and its numbers of entries, tokens and documents."""
 
     file: File
     namespace: str
@@ -55,7 +55,7 @@ class SegmentInfo:
 
 @dataclasses.dataclass(frozen=True)
 class Added:
-    """What of a source is in a namespace: so many rows, and so many tokens of the next one; there `add` goes on."""
+    """Import progress of a source in a namespace: complete rows, plus tokens of the next row, where `add` resumes."""
 
     namespace: str
     source: str
@@ -68,16 +68,16 @@ class Manifest:
     """The state of a bank.
 
     Attributes:
-        fingerprint: That of the backbone which encoded the entries.
-        width, vocab_size: Size of the keys and of the vocabulary.
+        fingerprint: Fingerprint of the backbone that encoded the entries.
+        width, vocab_size: Width of the keys, size of the vocabulary.
         generation: Number of changes so far.
         next_id: The id of the next entry; ids are never given twice.
-        segments: In the order in which they were added.
-        forgotten: The file of the ids that were forgotten since the last `compact`, or None.
-        added: One item for each source.
-        labels: Names of the outcomes, by their numbers, where these are no tokens; None in a bank of texts alone.
-        identity: A random name that no other bank has; empty in banks of version 1.
-        copy_of: For what `save_pretrained` wrote, identity and generation of the original.
+        segments: Segments in the order in which they were added.
+        forgotten: File with the ids that were forgotten since the last `compact`, or None.
+        added: Import progress of each source.
+        labels: Names of the outcomes, by their numbers, in a bank of labels; None in a bank of tokens.
+        identity: Random name that no other bank has; empty in banks of version 1.
+        copy_of: Identity and generation of the original, in a copy that `save_pretrained` wrote.
     """
 
     fingerprint: str
@@ -94,11 +94,11 @@ class Manifest:
 
     @property
     def files(self) -> list[File]:
-        """Every file that belongs to the bank, but for the manifest."""
+        """All files of the bank except the manifest."""
         return [segment.file for segment in self.segments] + ([self.forgotten] if self.forgotten else [])
 
     def is_older_copy(self, original: "Manifest") -> bool:
-        """Whether this is that of a copy of a bank, from now or from before, which has not been changed since."""
+        """Whether this is a copy of `original` or of an earlier generation of it, unchanged since it was written."""
         return (
             self.copy_of is not None
             and self.copy_of[0] == original.identity != ""
@@ -106,8 +106,8 @@ class Manifest:
         )
 
     def to_bytes(self) -> bytes:
-        """The one way in which this manifest is written."""
-        version = VERSION if self.identity else 1  # banks of before are written as they were
+        """Canonical bytes of the manifest."""
+        version = VERSION if self.identity else 1  # banks of version 1 stay what they are
         values = {"format": FORMAT, "version": version, **dataclasses.asdict(self)}
         for name, absent in (("labels", None), ("identity", ""), ("copy_of", None)):
             if values[name] == absent:
@@ -116,7 +116,7 @@ class Manifest:
 
     @classmethod
     def from_bytes(cls, data: bytes, where: Path) -> "Manifest":
-        """Reads a manifest; raises a BankError if a byte differs from what was written, or a value cannot be."""
+        """Reads a manifest; raises a BankError if a byte was changed, or a value is invalid."""
         if len(data) > LARGEST:
             raise BankError(f"{where} has {len(data):,} bytes, and {LARGEST:,} at most are read: build the bank again")
         version = _VERSION_LINE.search(data)
@@ -155,7 +155,7 @@ class Manifest:
         )
 
     def check(self) -> None:
-        """Raises a BankError that says what is wrong with a value, if one is."""
+        """Raises a BankError that names the first invalid value."""
         sizes = {"width": self.width, "vocab_size": self.vocab_size}
         numbers = {"generation": self.generation, "next_id": self.next_id}
         texts = {"fingerprint": self.fingerprint, "identity": self.identity}
@@ -199,7 +199,7 @@ def _is_count(*values: Any) -> bool:
 
 
 def _check_values(texts: dict[str, Any], numbers: dict[str, Any], sizes: dict[str, Any]) -> None:
-    """Raises a BankError unless all are texts, numbers from 0 on, and numbers from 1 on."""
+    """Raises a BankError unless `texts` are strings, `numbers` integers from 0 and `sizes` integers from 1."""
     for name, text in texts.items():
         if not _is_text(text):
             raise BankError(f"has {text!r:.80} as {name}, which should be a text: build the bank again")
@@ -210,7 +210,11 @@ def _check_values(texts: dict[str, Any], numbers: dict[str, Any], sizes: dict[st
 
 
 def check_names(names: Iterable[tuple[str, Any]]) -> None:
-    """Raises a ValueError unless the values are texts in proper Unicode and not empty; each has what it is called."""
+    """Raises a ValueError unless the values are non-empty strings in valid Unicode.
+
+    Args:
+        names: Pairs of what is named, such as "source", and the name.
+    """
     for what, name in names:
         if not isinstance(name, str) or not name:
             raise ValueError(f"a {what} needs a name, a text that is not empty; got {name!r}")
@@ -218,7 +222,7 @@ def check_names(names: Iterable[tuple[str, Any]]) -> None:
 
 
 def _is_sealed(data: bytes) -> bool:
-    """Whether the bytes of a manifest are those that were written; nothing is parsed before that is known."""
+    """Whether the checksum of a manifest fits its bytes; nothing is parsed before that is known."""
     line = _DIGEST_LINE.search(data)
     if line is None or _FORMAT_LINE not in data:
         return False

@@ -1,8 +1,8 @@
-"""Exact search: the entries whose keys are nearest to a query, whatever else the bank holds.
+"""Exact search for the entries whose keys are nearest to a query.
 
-Notable: a first product in low precision finds every entry that its rounding error leaves possible; those are scored
-again in one fixed order of operations, and equal scores go to the older entry. So the result depends on the entries
-that may be found only, to the last bit: not on how many others there are, nor on the hardware's matrix product.
+Notable: a first product in low precision yields every entry that its rounding error leaves possible; these are scored
+again in a fixed order of operations, and of equal scores the older entry comes first. To the last bit, the result does
+not depend on entries that may not be found, nor on the hardware's matrix product.
 Shapes: Q queries, N entries, D width, K neighbours. Keys and queries are normalised: scores are cosines.
 """
 
@@ -13,23 +13,23 @@ from ..common.checks import check_neighbours, sizes
 from ..common.precision import has_fast_bfloat16
 from ..kernels.available import takes_numba
 
-SCORES = 1 << 24  # scores of the first product at once
+SCORES = 1 << 24  # largest number of scores in one first product
 # Half the distance between neighbouring bfloat16 numbers near 1 bounds each of three roundings (query, key and score)
 # of cosines, whose terms' absolute values sum to 1 at most; float32 sums of D terms err far less.
 _SLACK = {torch.bfloat16: 3 * 2.0**-8, torch.float32: 2.0**-14}
 
 
-Parts = list[tuple[int, Tensor]]  # the number of the first entry, and the keys (n, D) bfloat16 of n entries from there
+Parts = list[tuple[int, Tensor]]  # index of the first entry, and the keys (n, D) bfloat16 of n entries from there
 
 
 def nearest(queries: Tensor, parts: Parts, usable: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
-    """The nearest entries of each query.
+    """Finds the nearest entries of each query.
 
     Args:
         queries: (Q, D) float32, normalised.
         parts: The keys of the N entries, normalised.
         usable: (N,) bool, which entries may be found.
-        neighbours: How many to find, K.
+        neighbours: Number of entries to find, K.
 
     Returns:
         Similarity (Q, K) float32, descending, and index (Q, K) int64; 0 and -1 where there are fewer than K.
@@ -55,7 +55,7 @@ def nearest(queries: Tensor, parts: Parts, usable: Tensor, neighbours: int) -> t
 
 
 def _nearest(queries: Tensor, keys: Tensor, usable: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
-    """As `nearest`, of one part; the result has at most K columns."""
+    """Searches one part as `nearest`; the result has at most K columns."""
     dtype = torch.bfloat16 if has_fast_bfloat16(queries.device) else torch.float32
     scores = queries.to(dtype) @ keys.to(dtype).T
     slack = 2 * _SLACK[dtype]
@@ -78,7 +78,7 @@ def _nearest(queries: Tensor, keys: Tensor, usable: Tensor, neighbours: int) -> 
 
 
 def similarities(queries: Tensor, candidates: Tensor, parts: Parts) -> Tensor:
-    """Cosines (Q, C) float32 of queries (Q, D) float32 with their own candidates (Q, C) int64; -1 is none."""
+    """Returns cosines (Q, C) float32 of queries (Q, D) float32 with their candidates (Q, C) int64; -1 for none."""
     cosines = queries.new_zeros(candidates.shape)
     if takes_numba(queries):
         from ..kernels.nearest_numba import fill_similarities
@@ -93,9 +93,9 @@ def similarities(queries: Tensor, candidates: Tensor, parts: Parts) -> Tensor:
 
 
 def best(similarity: Tensor, index: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
-    """The K of the highest similarity (Q, C), of equal ones the first; index (Q, C) int64, -1 for none.
+    """Returns the K candidates of highest similarity (Q, C), the first of equal ones; index (Q, C) int64, -1 for none.
 
-    An entry whose similarity is NaN is none.
+    Candidates whose similarity is NaN are dropped.
     """
     none = (index < 0) | similarity.isnan()
     similarity, index = similarity.masked_fill(none, -torch.inf), index.masked_fill(none, -1)

@@ -1,4 +1,4 @@
-"""Banks as Parquet: one row a document, with its tokens and its entries, for other tools and other machines.
+"""Export and import of banks as Parquet, for other tools and machines: one row a document, with tokens and entries.
 
 Columns: `namespace`, `source`, `row`, `columns` (JSON), `tokens` (int32; -1 where one was forgotten), and of the
 document's n entries `positions` in the tokens (int32), `counts` (int32), `copies` (int32 pairs: which entry, and the
@@ -42,7 +42,7 @@ SCHEMA = pa.schema(
 
 
 def to_parquet(bank: HistoryBank, path: str | Path) -> int:
-    """Writes the entries that can be recalled, and the texts around them; returns their number."""
+    """Writes the live entries with their texts; returns the number of entries."""
     state = bank.snapshot()
     manifest = state.manifest
     labels = None if manifest.labels is None else live_labels(state)
@@ -69,7 +69,7 @@ def to_parquet(bank: HistoryBank, path: str | Path) -> int:
 
 
 def _take_in(digest: Any, rows: list[dict[str, Any]]) -> None:
-    """Updates a hash with rows as they are read from a table: Parquet's own checksums leave out its footer."""
+    """Updates a hash with rows as read from a table; Parquet's own checksums do not cover its footer."""
     for row in rows:
         digest.update(json.dumps([row[name] for name in SCHEMA.names if name != "keys"]).encode())
         digest.update(row["keys"])
@@ -96,7 +96,7 @@ def _rows(segment: Segment) -> Iterator[dict[str, Any]]:
 
 
 def from_parquet(path: str | Path, bank_path: str | Path) -> HistoryBank:
-    """Makes a bank of what `to_parquet` wrote; the entries get new ids.
+    """Makes a bank from a file of `to_parquet`; the entries get new ids.
 
     Raises:
         BankError: The file does not hold a bank, or is damaged.
@@ -117,7 +117,7 @@ def from_parquet(path: str | Path, bank_path: str | Path) -> HistoryBank:
     folder.check_free()  # before a lock is put there
     with folder.writing():
         folder.check_free()
-        with folder.making() as made:  # a part of a bank would pass for a whole one
+        with folder.making() as made:  # part of a bank must not pass for a whole one
             made.write_manifest(manifest)
             try:
                 digest = _read_into(HistoryBank(made), file)
@@ -129,7 +129,7 @@ def from_parquet(path: str | Path, bank_path: str | Path) -> HistoryBank:
 
 
 def _manifest(described: Any, schema: pa.Schema, path: str | Path) -> Manifest:
-    """That of a bank without entries, from what a file says of itself."""
+    """Manifest of a bank without entries, from the metadata of a file."""
     if not isinstance(described, dict) or not schema.equals(SCHEMA):
         raise BankError(f"{path} does not hold a bank: write it with `lle bank export`")
     if not isinstance(described.get("version"), int) or described["version"] > VERSION:
@@ -162,7 +162,7 @@ def _read_into(bank: HistoryBank, file: pq.ParquetFile) -> str:
 
 
 def _segment(rows: list[dict[str, Any]], width: int) -> Segment:
-    """The documents as one segment."""
+    """Makes one segment of documents."""
 
     def joined(name: str, offsets: np.ndarray | None = None) -> torch.Tensor:
         parts = [np.array(row[name], dtype=np.int64) for row in rows]

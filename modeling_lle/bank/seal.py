@@ -1,7 +1,7 @@
-"""The seal of a file: a code of its bytes that shows that this user has made it on this machine, and nobody else.
+"""Seal of a file: a keyed hash (HMAC) that proves that this user made the file on this machine.
 
-Notable: it needs a secret, which lies in the user's cache of Hugging Face; a file without a right seal is not damaged
-but of unknown origin, and must not be given to a library that trusts what it parses.
+Notable: the secret lies in the user's cache of Hugging Face. A file without a valid seal is of unknown origin, and
+must not be given to a library that trusts what it parses.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 def seal(path: Path) -> str:
-    """The seal of a file, 64 hexadecimal digits."""
+    """Seal of a file, 64 hexadecimal digits."""
     code = hmac.new(_secret(Path(constants.HF_HOME) / "modeling_lle" / "secret"), digestmod=hashlib.sha256)
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -29,7 +29,7 @@ def seal(path: Path) -> str:
 
 @functools.cache
 def _secret(path: Path) -> bytes:
-    """What this user has in a file, which is made if there is none; if it cannot be, something for this process."""
+    """The user's secret, from a file that is made if necessary; if that fails, a secret of this process."""
     made = secrets.token_bytes(32)
     partial = path.with_name(f".partial-{os.getpid()}")
     try:

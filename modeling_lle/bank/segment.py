@@ -1,6 +1,6 @@
-"""The entries of one namespace and the texts that they come from, as they lie in one file of a bank.
+"""Segment: entries of one namespace and the texts that they come from, as one file of a bank holds them.
 
-Shapes: N entries, D width, M tokens, R documents, P copies.
+Shapes: N entries, D width, T tokens of all documents together.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .manifest import BankError, Manifest, SegmentInfo
 
-ROUNDING = 2.0**-6  # by which the norm of a key may differ from 1: several times what bfloat16 rounds
+ROUNDING = 2.0**-6  # largest deviation of the norm of a key from 1: several times the rounding error of bfloat16
 CHUNK = 65_536  # keys whose norms are computed at once
 _INTEGER = 1 << 63
 
@@ -25,12 +25,12 @@ class Segment:
     Attributes:
         keys: (N, D) bfloat16, normalised states.
         ids: (N,) int64, ascending.
-        positions: (N,) int64, where the outcome stands in `tokens`; ascending.
-        counts: (N,) int32, how often the entry occurred: more than once where duplicates were merged.
-        copies: (P, 2) int64, each further occurrence: its entry's place among the N, and its position.
-        tokens: (M,) int32, the documents one after another, each after its start token; -1 where one was forgotten.
-        starts: (R + 1,) int64, where each document begins in `tokens`.
-        documents: R mappings with `source`, `row` and the other columns of the row.
+        positions: (N,) int64, ascending; the index of the outcome in `tokens`.
+        counts: (N,) int32, number of occurrences: more than one where duplicates were merged.
+        copies: (copies, 2) int64, for each further occurrence the index of its entry, and its position.
+        tokens: (T,) int32, the documents one after another; -1 where a token was forgotten.
+        starts: (documents + 1,) int64, where each document begins in `tokens`; T at the end.
+        documents: For each document a mapping with `source`, `row` and the other columns of the row.
     """
 
     keys: Tensor
@@ -49,17 +49,17 @@ class Segment:
 
     @property
     def outcomes(self) -> Tensor:
-        """(N,) int64, the token that followed each key."""
+        """(N,) int64, the token that follows each key, or the number of its label."""
         return self.tokens[self.positions].long()
 
     @property
     def owners(self) -> Tensor:
-        """(N,) int64, the document of each entry."""
+        """(N,) int64, index of the document of each entry."""
         return torch.searchsorted(self.starts, self.positions, right=True) - 1
 
     @classmethod
     def join(cls, segments: Sequence["Segment"]) -> "Segment":
-        """Segments one after another as one."""
+        """Concatenates segments."""
         entries = torch.tensor([0, *(len(segment) for segment in segments)]).cumsum(0)
         tokens = torch.tensor([0, *(len(segment.tokens) for segment in segments)]).cumsum(0)
         copies = [
@@ -79,22 +79,25 @@ class Segment:
         )
 
     def tokens_without(self, forgotten: Tensor) -> Tensor:
-        """The tokens (M,), those of the entries where `forgotten` (N,) bool replaced by -1."""
+        """The tokens (T,) int32, with -1 for those of the entries that are `forgotten` (N,) bool."""
         tokens = self.tokens.clone()
         tokens[self.positions[forgotten]] = -1
         tokens[self.copies[forgotten[self.copies[:, 0]], 1]] = -1
         return tokens
 
     def without(self, forgotten: Tensor) -> "Segment":
-        """The segment as it is when the entries where `forgotten` (N,) bool are gone, with their tokens and texts."""
+        """A copy without the entries that are `forgotten` (N,) bool, and without documents that have none left.
+
+        The tokens of forgotten entries become -1 in the documents that stay.
+        """
         tokens, kept, kept_copies = self.tokens_without(forgotten), ~forgotten, ~forgotten[self.copies[:, 0]]
         documents = torch.unique(self.owners[kept])
         lengths = self.starts.diff()
         stays = torch.zeros(len(self.documents), dtype=torch.bool)
         stays[documents] = True
         token_stays = stays.repeat_interleave(lengths)
-        place = token_stays.long().cumsum(0) - 1  # where each token goes
-        entry = kept.long().cumsum(0) - 1  # and each entry
+        place = token_stays.long().cumsum(0) - 1  # new index of each token
+        entry = kept.long().cumsum(0) - 1  # new index of each entry
         copies = self.copies[kept_copies]
         return Segment(
             keys=self.keys[kept],
@@ -108,7 +111,7 @@ class Segment:
         )
 
 
-LAYOUT = {  # of the tensors: dtype, and number of dimensions
+LAYOUT = {  # dtype and number of dimensions of each tensor in a file
     "keys": (torch.bfloat16, 2),
     "ids": (torch.int64, 1),
     "positions": (torch.int64, 1),
@@ -121,7 +124,7 @@ LAYOUT = {  # of the tensors: dtype, and number of dimensions
 
 
 def check_layout(tensors: Mapping[str, Tensor], info: SegmentInfo) -> None:
-    """Raises a BankError that says what is wrong, unless the tensors of a file are those of this segment."""
+    """Raises a BankError unless the tensors of a file have the names, dtypes and sizes of this segment."""
     if set(tensors) != set(LAYOUT):
         raise BankError(f"holds the tensors {', '.join(sorted(tensors)):.200}, not those of a segment")
     for name, (dtype, dimensions) in LAYOUT.items():
@@ -137,9 +140,9 @@ def check_layout(tensors: Mapping[str, Tensor], info: SegmentInfo) -> None:
 
 
 def parse_documents(lines: Tensor, count: int, of_labels: bool) -> list[dict[str, Any]]:
-    """The documents of a segment from their bytes (n,) uint8; raises a BankError that says what is wrong with them."""
+    """Reads the documents of a segment from their bytes (1-D uint8); raises a BankError if they are invalid."""
     try:
-        # Not splitlines(): JSON leaves the line breaks of Unicode, such as U+2028, as they are.
+        # Not splitlines(): JSON does not escape the line breaks of Unicode, such as U+2028.
         parts = lines.numpy().tobytes().decode().split("\n")
         documents = [json.loads(line) for line in parts if line]
     except (ValueError, RecursionError) as error:
@@ -151,7 +154,7 @@ def parse_documents(lines: Tensor, count: int, of_labels: bool) -> list[dict[str
 
 
 def check_documents(documents: Sequence[Any], of_labels: bool) -> None:
-    """Raises a BankError that says what is wrong, unless these can be the documents of a bank, of labels or not."""
+    """Raises a BankError unless these can be documents of a bank, one of labels if `of_labels`."""
     texts = ("source", "text", "label") if of_labels else ("source",)
     for number, document in enumerate(documents):
         right = isinstance(document, dict) and all(isinstance(document.get(name), str) for name in texts)
@@ -160,7 +163,7 @@ def check_documents(documents: Sequence[Any], of_labels: bool) -> None:
 
 
 def check_values(segment: "Segment", manifest: Manifest) -> None:
-    """Raises a BankError that says what is wrong, unless the values of a segment can be those of this bank."""
+    """Raises a BankError unless the values of a segment are possible in this bank."""
     size, length = len(segment), len(segment.tokens)
     ids, positions, copies, starts = segment.ids, segment.positions, segment.copies, segment.starts
     outcomes = len(manifest.labels) if manifest.labels is not None else manifest.vocab_size
@@ -191,7 +194,7 @@ def check_values(segment: "Segment", manifest: Manifest) -> None:
 
 
 def check_together(segments: Sequence["Segment"], forgotten: Tensor) -> None:
-    """Raises a BankError if two entries of a bank have one id, or an entry was forgotten that it does not have."""
+    """Raises a BankError if two entries of a bank share an id, or a forgotten id (1-D int64) does not exist."""
     ids = torch.cat([torch.zeros(0, dtype=torch.long), *(segment.ids for segment in segments)])
     if not _is_ascending(ids):
         ids = ids.sort().values  # of segments that were not joined in their order
@@ -203,7 +206,7 @@ def check_together(segments: Sequence["Segment"], forgotten: Tensor) -> None:
 
 
 def check_forgotten(tensors: Mapping[str, Tensor], next_id: int) -> Tensor:
-    """The ids (n,) int64 in a file of forgotten ones; raises a BankError that says what is wrong with them."""
+    """The ids (N,) int64 in a file of forgotten entries; raises a BankError if they are invalid."""
     ids = tensors.get("ids")
     if set(tensors) != {"ids"} or ids is None or ids.dtype != torch.int64 or ids.dim() != 1:
         raise BankError("does not hold the ids of forgotten entries")
@@ -217,7 +220,7 @@ def _is_ascending(values: Tensor) -> bool:
 
 
 def _is_within(values: Tensor, least: int, end: int | None) -> bool:
-    """Whether all are at least `least` and below `end`."""
+    """Whether all values are at least `least` and below `end`."""
     if not len(values):
         return True
     return int(values.min()) >= least and (end is None or int(values.max()) < end)

@@ -1,14 +1,14 @@
-"""Sketches: a few codes of each key, by which a search leaves most of a bank out without reading its keys.
+"""Sketches: short codes of keys, with which an exact search skips most of a bank without reading its keys.
 
-Notable: what is left out cannot be found, so that the result is that of `nearest` to the last bit. Whatever the axes
-A (m, D) are: with c what the codes of a key k stand for, r = k - c A what they leave of it, p = A q what is along the
-axes of a query q, and s = q - p A what is not,
+Notable: the codes give an upper bound of each score, so that a skipped entry cannot be among the nearest: the result
+is that of `nearest` to the last bit. For any axes A (m, D), a key k with decoded codes c and rest r = k - c A, and a
+query q with p = A q along the axes and s = q - p A across them,
 
     q . k = p . c + q . r    with    |q . r| = |s . r + p . A r| <= |s| |r| + |p| |A r|
 
-The axes are the first principal components of the keys, which makes A r a rounding error and r small: the keys of a
-classifier lie near as many directions as there are labels. The codes along the first half of the axes are read of all
-entries, the others of those only that this leaves.
+The axes are the first principal components of the keys. They make A r a rounding error, and r small: the keys of a
+classifier lie near as many directions as there are labels. The codes along the first half of the axes are read for all
+entries, the others only for entries that these do not rule out.
 Shapes: Q queries, N entries, D width, K neighbours, m axes, of which h make the first half.
 """
 
@@ -22,22 +22,22 @@ from ..kernels.available import takes_numba
 from .nearest import Parts, nearest
 
 SHARE = 8  # dimensions for each axis of a half
-LEFT = 4  # a sketch answers where it leaves at most one of so many entries: to read more one by one is not faster
+LEFT = 4  # a sketch answers a query if it rules out all but one in LEFT entries; reading more singly is not faster
 BLOCK = 4096  # keys that the axes are computed from, and whose rest is computed at once
 FEW = 4  # queries; more of them at a time are as fast as one product with all keys
 LEAST = 1 << 22  # bytes of keys: fewer of them stay in the cache of a core
-PATIENCE = 128  # searches that cost about as much as to make the sketch
-TRIES = 16  # a sketch is given up when it has answered so many queries fewer than it has not
+PATIENCE = 128  # searches that cost about as much as making the sketch
+TRIES = 16  # disabled once unanswered queries exceed answered ones by this many
 
 
 @dataclass
 class Sketch:
-    """The sketch of N keys.
+    """Sketch of N keys.
 
     Attributes:
-        axes: (m, D) float32, orthonormal but for roundings, the first components first.
-        steps: (m,) float32, what a code of 1 stands for.
-        codes: (N / CHUNK, h, CHUNK) int8, along the first axes; 0 for what is missing in the last chunk.
+        axes: (m, D) float32, orthonormal up to rounding, the first components first.
+        steps: (m,) float32, value of a code of 1.
+        codes: (N / CHUNK, h, CHUNK) int8, along the first axes; the last chunk is padded with 0.
         others: (N, m - h) int8, along the other axes.
         rest: (2, N) float32, |r| by the first axes and by all of them.
         error: The largest |A r|.
@@ -79,9 +79,9 @@ class Sketch:
 
     @property
     def slack(self) -> float:
-        """More than what roundings to float32 add to a bound.
+        """An upper limit of what rounding to float32 adds to a bound.
 
-        Of numbers of norm 1, a sum of D terms in 64 lanes is off by (D / 64 + 64) 2^-24 at most, one of m terms by
+        For vectors of norm 1, a sum of D terms in 64 lanes errs by (D / 64 + 64) 2^-24 at most, a sum of m terms by
         m 2^-24, and a vector of m such sums by sqrt(m) times as much; there are fewer than 16 of these.
         """
         m = len(self.axes)
@@ -106,7 +106,7 @@ class Sketch:
         return nearest_of_codes(parts, self.error, self.slack, queries, keys, usable, neighbours, most)
 
     def bounds(self, queries: Tensor, every_axis: bool = True) -> Tensor:
-        """What the cosines with queries (Q, D) float32 are at most, (Q, N) float32: the definition, for the tests."""
+        """Returns upper bounds (Q, N) float32 of cosines with queries (Q, D) float32: the definition, for tests."""
         m = len(self.axes) if every_axis else self.codes.shape[1]
         p = queries @ self.axes[:m].T
         s = queries - p @ self.axes[:m]
@@ -116,7 +116,7 @@ class Sketch:
 
 
 class ExactSearch:
-    """`nearest` in the same entries again and again: by a sketch where that is faster and as long as it answers.
+    """Repeated `nearest` in the same entries, with a sketch where that is faster.
 
     Args:
         parts, usable: As in `nearest`.
@@ -130,7 +130,7 @@ class ExactSearch:
         self.sketches = keys is not None and keys.nbytes >= LEAST and takes_numba(keys)
 
     def __call__(self, queries: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
-        """The nearest entries of queries (Q, D), as `nearest` returns them."""
+        """Returns the nearest entries of queries (Q, D), as `nearest` does."""
         sketch = self._sketch_for(len(queries), neighbours)
         if sketch is None:
             return nearest(queries, self.parts, self.usable, neighbours)
@@ -144,7 +144,7 @@ class ExactSearch:
         return similarity, index
 
     def _sketch_for(self, queries: int, neighbours: int) -> Sketch | None:
-        """The sketch, if it is likely to answer so many queries faster."""
+        """The sketch if it is likely to answer this number of queries faster, else None."""
         if not self.sketches or queries > FEW or neighbours > len(self.usable) // LEFT:
             return None
         self.searches += 1

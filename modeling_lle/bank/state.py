@@ -1,8 +1,8 @@
-"""BankState: a bank as it is at one moment, which is searched, described and listed, and never changes.
+"""BankState: the immutable snapshot of a bank folder, which is searched, described and listed.
 
-Notable: whatever is computed of a state (views, indexes, label spaces) is kept in it and goes with it, so that nothing
-made of an older state can be taken for the newer one's. A bank swaps its state once for each change.
-Shapes: D width, Q queries, N entries, K neighbours.
+Notable: everything derived from a state (views, indexes, label spaces) is cached in it, so that nothing derived from
+an older state can pass for that of a newer one. A bank swaps its state once for each change.
+Shapes: D width, Q queries, N entries, K neighbours, L labels.
 """
 
 import dataclasses
@@ -25,19 +25,19 @@ from .view import View
 
 logger = logging.getLogger(__name__)
 
-EXACT_ENTRIES = 50_000  # up to so many entries, exact search is faster than an index
+EXACT_ENTRIES = 50_000  # up to this number of entries, exact search is faster than an index
 ATTEMPTS = 5  # readings of a manifest whose files a writer is replacing
 NO_IDS = torch.zeros(0, dtype=torch.long)
 
 
 class BankState:
-    """What a bank holds at one moment. `HistoryBank.snapshot` returns it; any number of threads may use it.
+    """State of a bank, which `HistoryBank.snapshot` returns; any number of threads may use it.
 
     Args:
-        folder: The files.
-        manifest: What it holds.
+        folder: The bank's folder.
+        manifest: Its manifest.
         files: The segments, by their files.
-        forgotten: Ids that were forgotten, (n,) int64, ascending.
+        forgotten: Ids that were forgotten, 1-D int64, ascending.
     """
 
     def __init__(self, folder: Folder, manifest: Manifest, files: dict[File, Segment], forgotten: Tensor) -> None:
@@ -47,11 +47,11 @@ class BankState:
 
     @classmethod
     def read(cls, folder: Folder, verify: bool = True, before: "BankState | None" = None) -> "BankState":
-        """The newest state; `before` itself if nothing has changed since.
+        """Reads the newest state; returns `before` itself if nothing has changed since.
 
         Args:
-            folder: The files.
-            verify: Whether to test the checksums of the files that `before` does not have.
+            folder: The bank's folder.
+            verify: Whether to test the checksums of files that `before` does not have.
             before: An older state, whose files are not read again.
 
         Raises:
@@ -65,14 +65,14 @@ class BankState:
                 return cls.of(folder, manifest, verify, before)
             except BankError:
                 if attempt == ATTEMPTS - 1 or folder.read_manifest() == manifest:
-                    raise  # no writer has replaced the files: they are damaged
+                    raise  # no writer replaced the files meanwhile: they are damaged
         raise AssertionError
 
     @classmethod
     def of(
         cls, folder: Folder, manifest: Manifest, verify: bool = True, before: "BankState | None" = None
     ) -> "BankState":
-        """The state that a manifest describes; the other arguments are those of `read`."""
+        """The state that a manifest describes; other arguments as in `read`."""
         known = {} if before is None else before.files
         files = {
             info.file: known[info.file] if info.file in known else folder.read_segment(info, verify, manifest)
@@ -87,7 +87,7 @@ class BankState:
         return cls(folder, manifest, files, forgotten)
 
     def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
-        """What `make` returns, computed when it is first asked for and kept as long as this state."""
+        """As `Snapshot.once`; of threads that ask at the same time, one calls `make` and the others wait."""
         if key not in self._made:
             with self._locks.setdefault(key, threading.Lock()):
                 if key not in self._made:
@@ -134,7 +134,7 @@ class BankState:
         return sorted({info.namespace for info in self.manifest.segments})
 
     def check_namespaces(self, namespaces: Iterable[str] | str) -> tuple[str, ...]:
-        """The namespaces, each once and sorted; raises a BankError if there is none of that name."""
+        """As `Snapshot.check_namespaces`."""
         chosen = sorted({namespaces} if isinstance(namespaces, str) else set(namespaces))
         unknown = [name for name in chosen if name not in self.namespaces]
         if unknown:
@@ -143,25 +143,25 @@ class BankState:
         return tuple(chosen)
 
     def added(self, namespace: str, source: str) -> Added:
-        """What of a source is in a namespace: nothing where it was not added."""
+        """As `Snapshot.added`."""
         own = [item for item in self.manifest.added if (item.namespace, item.source) == (namespace, source)]
         return own[0] if own else Added(namespace, source, 0)
 
     def free_source(self, kind: str) -> str:
-        """The first of "kind-1", "kind-2", ... that is no source."""
+        """As `Snapshot.free_source`."""
         taken = {item.source for item in self.manifest.added}
         return next(name for name in (f"{kind}-{number}" for number in itertools.count(1)) if name not in taken)
 
     def held(self, namespaces: Iterable[str] | None) -> tuple[str, ...] | None:
-        """Those of the namespaces that hold entries: one that was forgotten as a whole is gone. None stays None."""
+        """As `Snapshot.held`."""
         return None if namespaces is None else tuple(name for name in namespaces if name in self.namespaces)
 
     def is_forgotten(self, segment: Segment) -> Tensor:
-        """Which entries of a segment were forgotten, (N,) bool."""
+        """Mask of the forgotten entries of a segment, (N,) bool."""
         return torch.isin(segment.ids, self.forgotten)
 
     def segments(self) -> Iterator[tuple[SegmentInfo, Segment]]:
-        """The segments, without what was forgotten."""
+        """The segments without forgotten entries, whose tokens are -1."""
         for info in self.manifest.segments:
             segment = self.files[info.file]
             forgotten = self.is_forgotten(segment)
@@ -195,7 +195,7 @@ class BankState:
             yield Entries(info.namespace, keys, ids, outcomes)
 
     def _kept(self, namespaces: Iterable[str] | None) -> Iterator[tuple[SegmentInfo, Segment, Tensor]]:
-        """The segments of some namespaces, and which entries of them were not forgotten, (N,) bool."""
+        """The segments of some namespaces, each with the mask (N,) bool of its live entries."""
         chosen = None if namespaces is None else set(namespaces)
         for info in self.manifest.segments:
             if chosen is None or info.namespace in chosen:
@@ -203,7 +203,7 @@ class BankState:
                 yield info, segment, ~self.is_forgotten(segment)
 
     def live_outcomes(self, namespaces: Iterable[str] | None = None) -> Tensor:
-        """Which labels some entry of these namespaces (None: of all) still has, (O,) bool, for a bank of labels."""
+        """As `Snapshot.live_outcomes`."""
         live = torch.zeros(len(self.manifest.labels or ()), dtype=torch.bool)
         chosen = self.check_namespaces(self.namespaces if namespaces is None else namespaces)
         for info in self.manifest.segments:
@@ -218,14 +218,7 @@ class BankState:
     def search(
         self, queries: Tensor, neighbours: int, namespaces: Iterable[str] | None = None, how: Search = "balanced"
     ) -> Found:
-        """The entries whose keys are nearest to the queries; no gradient flows through it.
-
-        Args:
-            queries: (Q, D) floating, normalised states.
-            neighbours: How many to find, K.
-            namespaces: Where to search; None: everywhere.
-            how: "exact", or for more than `EXACT_ENTRIES` entries "balanced" or "fast", with an index.
-        """
+        """As `Snapshot.search`; "balanced" and "fast" use an index for more than `EXACT_ENTRIES` entries."""
         if queries.dim() != 2 or queries.shape[1] != self.manifest.width:
             raise ValueError(f"queries must be (Q, {self.manifest.width}), got {tuple(queries.shape)}")
         view = self.view(namespaces, how)
@@ -242,12 +235,12 @@ class BankState:
         )
 
     def view(self, namespaces: Iterable[str] | str | None, how: Search) -> View:
-        """What a search of some namespaces sees."""
+        """The view that a search of some namespaces reads."""
         chosen = self.check_namespaces(self.namespaces if namespaces is None else namespaces)
         return self.once((View, *chosen, how), lambda: self._make_view(chosen, how))
 
     def _make_view(self, namespaces: tuple[str, ...], how: Search) -> View:
-        # By namespace, then by id: equal scores go to the first entry, so their order must not depend on which
+        # By namespace, then by id: of equal scores the first entry wins, so the order must not depend on which
         # segments have been joined.
         infos = [info for name in namespaces for info in self.manifest.segments if info.namespace == name]
         view = View(self.folder, infos, [self.files[info.file] for info in infos], self.forgotten)
@@ -262,7 +255,7 @@ class BankState:
         return view
 
     def _are_on_disk(self, infos: list[SegmentInfo]) -> bool:
-        """Whether no entry of the segments has been taken from the disk."""
+        """Whether every entry of the segments is still on the disk."""
         try:
             now = BankState.read(self.folder, verify=False, before=self)
         except (BankError, OSError):
@@ -271,14 +264,10 @@ class BankState:
         written = [segment.ids for file, segment in now.files.items() if file not in self.files]
         return not replaced or bool(torch.isin(torch.cat(replaced), torch.cat([NO_IDS, *written])).all())
 
-    # Where entries come from
+    # Describing
 
     def describe(self, ids: Iterable[int], before: int = 16, after: int = 8) -> list[EntryText]:
-        """Where entries come from, with up to `before` and `after` tokens around them, -1 where one was forgotten.
-
-        Raises:
-            BankError: An id does not exist, or was forgotten.
-        """
+        """As `Snapshot.describe`."""
         texts = []
         for number in ids:
             info, segment, index = self.locate(int(number))
@@ -302,12 +291,12 @@ class BankState:
         return texts
 
     def _tokens(self, segment: Segment) -> Tensor:
-        """The tokens of a segment (M,) int32, -1 where one was forgotten."""
+        """Tokens of a segment (T,) int32, -1 where one was forgotten."""
         forgotten = self.is_forgotten(segment)
         return segment.tokens_without(forgotten) if forgotten.any() else segment.tokens
 
     def locate(self, number: int) -> tuple[SegmentInfo, Segment, int]:
-        """The segment that holds an entry, and the entry's place in it; raises a BankError if there is none."""
+        """The segment of an entry, and the entry's index in it; raises a BankError if it does not exist."""
         for info in self.manifest.segments:
             segment = self.files[info.file]
             index = int(torch.searchsorted(segment.ids, number))
@@ -319,7 +308,7 @@ class BankState:
         raise BankError(f"the bank {self.folder.path} has no entry {number}: it was never made, or was forgotten")
 
     def info(self) -> dict[str, Any]:
-        """Size and content as plain values."""
+        """Size and content as plain values, for `lle bank info`."""
         manifest = self.manifest
         size = sum(file.bytes for file in manifest.files)
         return {

@@ -1,6 +1,6 @@
-"""What one search of a bank sees: the segments of some namespaces side by side, and the index in front of them.
+"""View: the segments of some namespaces as one search reads them, with an index if there is one.
 
-Shapes: D width, Q queries, N entries, K neighbours.
+Shapes: D width, Q queries, N entries, K neighbours, C candidates.
 """
 
 import contextlib
@@ -17,12 +17,18 @@ from .files import BankError, Folder, Segment, SegmentInfo
 from .nearest import Parts, best, nearest, similarities
 from .sketch import ExactSearch
 
-IN_MEMORY = 1 << 31  # bytes of keys; candidates among more are read from the files
-LARGE = 65_536  # segments of so many entries are searched where they lie
+IN_MEMORY = 1 << 31  # bytes of keys; above it, the keys of candidates are read from the files
+LARGE = 65_536  # entries from which a segment is searched without copying its keys
 
 
 class View:
-    """The segments of some namespaces, side by side, as one search sees them."""
+    """The segments of some namespaces, side by side.
+
+    Args:
+        folder: The bank's files.
+        infos, segments: The segments.
+        forgotten: Ids that may not be found, 1-D int64.
+    """
 
     def __init__(self, folder: Folder, infos: list[SegmentInfo], segments: list[Segment], forgotten: Tensor) -> None:
         self.infos, self.keys = infos, [segment.keys for segment in segments]
@@ -31,7 +37,7 @@ class View:
             [torch.zeros(0, dtype=dtype)] for dtype in (torch.long, torch.int32, torch.int32)
         ]
         for info, segment in zip(infos, segments, strict=True):
-            # What is read of a mapped file stays in memory as long as it is mapped, so a large one is mapped anew.
+            # Pages that were read stay in memory as long as the file is mapped: map a large one anew.
             with contextlib.suppress(BankError):  # a writer has removed the file: what is mapped is still there
                 segment = folder.read_segment(info, verify=False) if large else segment
             for column, values in zip(columns, (segment.ids, segment.outcomes.int(), segment.counts), strict=True):
@@ -41,15 +47,15 @@ class View:
         self.parts = self._join()
         self.exact = ExactSearch(self.parts, self.usable)
         self.index: Any = None
-        self.rest: Parts = []  # the entries that the index does not know
-        # Open files, and where the keys of each segment begin in them, if they are not to be mapped.
+        self.rest: Parts = []  # the entries that the index does not cover
+        # Open files, and the offset of the keys in each, if they are read without mapping.
         self.files: list[tuple[int, int]] = []
         if large and hasattr(os, "pread") and takes_numba(self.ids):
             with contextlib.suppress(OSError):
                 self.files = [self._open(*folder.find_keys(info)) for info in infos]
 
     def _open(self, path: Path, offset: int) -> tuple[int, int]:
-        """Opens a file until this view is gone."""
+        """Opens a file for as long as the view exists."""
         file = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, file)
         return file, offset
@@ -62,15 +68,15 @@ class View:
 
         Args:
             index: The index, `modeling_lle.bank.faiss_index.Index`.
-            known: The names of the segments that it knows, in its order, with their numbers of entries; one that has
-                been replaced since is not in the view any more.
+            known: File names of the segments that it covers, in its order, with their numbers of entries; those that
+                were replaced since are not in the view.
         """
         sizes, own = torch.tensor(list(known.values())), {info.file.name: info.entries for info in self.infos}
         begins = dict(zip(own, (torch.tensor([0, *own.values()]).cumsum(0)).tolist(), strict=False))
         places = torch.tensor([begins.get(name, -1) for name in known])
         self._ends, self._here = sizes.cumsum(0), places >= 0
         self._shift = places - self._ends + sizes
-        self._as_they_are = bool((self._shift == 0).all())  # the usual case: it knows the first entries of the view
+        self._as_they_are = bool((self._shift == 0).all())  # the usual case: it covers the first entries of the view
         unknown = torch.ones(len(self), dtype=torch.bool)
         for name in known.keys() & own.keys():
             unknown[begins[name] : begins[name] + own[name]] = False
@@ -84,7 +90,7 @@ class View:
         self.index = index
 
     def _candidates(self, queries: Tensor, neighbours: int) -> Tensor:
-        """What the index proposes, as places in the view (Q, R) int64; -1 for none."""
+        """Candidates of the index as indices into the view, (Q, C) int64; -1 for none."""
         found = self.index.candidates(queries, neighbours, self.usable_share)
         if self._as_they_are:
             return found
@@ -93,7 +99,7 @@ class View:
         return (found + self._shift[segment]).masked_fill(gone, -1)
 
     def _join(self) -> Parts:
-        """The keys: those of large segments as they lie in their files, small neighbours together in memory."""
+        """The keys: large segments mapped from their files, small neighbours concatenated in memory."""
         parts: Parts = []
         small: list[Tensor] = []
         first = size = 0
@@ -110,7 +116,7 @@ class View:
         return parts
 
     def keys_of(self, index: Tensor) -> Tensor:
-        """The keys of the entries `index` (n,) int64, as (n, D) bfloat16."""
+        """Keys (n, D) bfloat16 of the entries `index` (n,) int64."""
         keys = torch.empty(len(index), self.keys[0].shape[1], dtype=torch.bfloat16)
         for first, part in self.parts:
             own = ((index >= first) & (index < first + len(part))).nonzero()[:, 0]
@@ -118,7 +124,7 @@ class View:
         return keys
 
     def search(self, queries: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
-        """The nearest entries, from the index if there is one."""
+        """The nearest entries: similarity (Q, K) and index (Q, K) into the view, as `nearest` returns them."""
         if self.index is None:
             return self.exact(queries, neighbours)
         candidates = self._candidates(queries, neighbours)
@@ -128,7 +134,7 @@ class View:
         return best(self._similarities(queries, candidates), candidates, neighbours)
 
     def _similarities(self, queries: Tensor, candidates: Tensor) -> Tensor:
-        """Cosines (Q, C) of queries (Q, D) with their own candidates (Q, C); -1 is none."""
+        """Cosines (Q, C) of queries (Q, D) with their candidates (Q, C); -1 is none."""
         if not self.files:
             return similarities(queries, candidates, self.parts)
         from ..kernels.nearest_numba import fill_from_file

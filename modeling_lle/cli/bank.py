@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from ..common.terminal import printable, say
+from ..tasks import TRANSLATION
 from .options import Column, Folder, InPrecision, Name, Precision, Row, SampleBy, Source
 
 bank = typer.Typer(help="Banks of past sequences, that a model recalls from.", no_args_is_help=True)
@@ -39,13 +40,11 @@ def _rows(
 
 
 def _load(model: str) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from ..saved import load_language_model, task_in
 
-    from ..saved import TRANSLATOR, architecture
-
-    if architecture(model) == TRANSLATOR:
+    if task_in(model) == TRANSLATION:
         raise ValueError(f"{model} holds a translator, whose bank is made of sentence pairs: use lle memory")
-    return AutoModelForCausalLM.from_pretrained(model), AutoTokenizer.from_pretrained(model)
+    return load_language_model(model)
 
 
 def _say_size(opened: Any) -> None:

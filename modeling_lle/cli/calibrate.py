@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..tasks import CLASSIFICATION, LANGUAGE, TRANSLATION
 from .options import (
     Bank,
     BatchSize,
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
 
 # For each task the options that only some tasks have.
 OWN_OPTIONS = {
-    "text-generation": ("text_column", "sample_by", "limit_tokens"),
-    "text-classification": (
+    LANGUAGE.name: ("text_column", "sample_by", "limit_tokens"),
+    CLASSIFICATION.name: (
         "text_column",
         "label_column",
         "out_of_scope_label",
@@ -42,7 +43,7 @@ OWN_OPTIONS = {
         "fixed",
         "batch_size",
     ),
-    "translation": (
+    TRANSLATION.name: (
         "source_language",
         "target_language",
         "source_column",
@@ -84,18 +85,18 @@ def calibrate(
     Of a language model it reads text; of a classifier labelled texts, of which those out of scope fit the score of
     "none of these"; of a translator sentence pairs, each of which is predicted from the memory's others.
     """
-    from ..configuration_sections import READ_BY
-    from ..saved import architecture, task_of
+    from ..saved import task_in
 
     folder = _place(model, output)
-    kind = architecture(model)
-    task = task_of(kind)
-    options = refuse_other_options(context, OWN_OPTIONS, task, f"the {kind} in {model}")
+    task = task_in(model)
+    if not task.has_commands:
+        raise ValueError(f"{model} holds a {task.model}: use {task.noun} in Python")
+    options = refuse_other_options(context, OWN_OPTIONS, task.name, f"the {task.model} in {model}")
     options |= {"name": name, "split": split, "precision": precision.value}
-    loaded, tokenizer, found = _CALIBRATE[task](model, source, bank_path, namespace or None, options)
+    loaded, tokenizer, found = _CALIBRATE[task.name](model, source, bank_path, namespace or None, options)
     _save(loaded, tokenizer, folder)
     values = loaded.config.to_dict()
-    read = [path.removeprefix("history.") for path in READ_BY[kind]]
+    read = [path.removeprefix("history.") for path in task.sections]
     typer.echo(json.dumps({**found, **{name: {**values["history"], **values}[name] for name in read}}, indent=2))
 
 
@@ -137,7 +138,7 @@ def _classifier(
     size, keep, fixed = (options.pop(option) for option in ("batch_size", "keep_in_scope", "fixed"))
     labelled = load_labelled(source, out_of_scope=outside_label, **options)
     check_labelled(labelled, where=source)
-    labels = list(loaded.config.id2label.values())
+    labels = loaded.label_names()
     check_known(labelled["label"][:], labels, outside_label or OUT_OF_SCOPE)
     labelled = labelled.select(held_out(loaded.history_bank, labelled["text"][:]))
     inside, outside = split_out_of_scope(labelled, outside_label or OUT_OF_SCOPE)
@@ -145,7 +146,8 @@ def _classifier(
         raise ValueError(f"all texts of {source} with a label are in the bank: give held-out ones")
     both = encode(inside, tokenizer, labels), encode(outside, tokenizer)
     with in_precision(loaded, precision):
-        return loaded, tokenizer, fit_history(loaded, tokenizer, *both, size, keep, fixed or ())
+        found = fit_history(loaded, tokenizer, *both, size, keep, fixed or ())
+    return loaded, tokenizer, {**found, "classifier": loaded.config.to_dict()["classifier"]}
 
 
 def _translator(
@@ -169,11 +171,7 @@ def _translator(
         return loaded, tokenizer, loaded.calibrate(batches, fixed=fixed or ())
 
 
-_CALIBRATE = {
-    "text-generation": _language_model,
-    "text-classification": _classifier,
-    "translation": _translator,
-}
+_CALIBRATE = {LANGUAGE.name: _language_model, CLASSIFICATION.name: _classifier, TRANSLATION.name: _translator}
 
 
 def statistics(
@@ -215,12 +213,10 @@ def _load(
     model: str, source: str, *, name: str | None, split: str, text_column: str, sample_by: Row
 ) -> tuple[Any, Any, "TextTokens"]:
     """A language model, its tokenizer, and the tokens of a split."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     from ..data import collect, load_texts, tokenize
+    from ..saved import load_language_model
 
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    loaded = AutoModelForCausalLM.from_pretrained(model)
+    loaded, tokenizer = load_language_model(model)
     texts = load_texts(source, name=name, split=split, text_column=text_column, sample_by=sample_by.value)
     tokens = collect(tokenize(texts, tokenizer, text_column=text_column), start=tokenizer.eos_token_id)
     tokens.check_vocabulary(loaded.config.vocab_size)

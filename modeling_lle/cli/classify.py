@@ -111,12 +111,14 @@ def _format(text: str, result: dict[str, Any]) -> str:
     if "out_of_scope" in result:
         lines.append(f"  none of these: {result['out_of_scope']:.4f}")
     if "history" in result:
-        for example in result["history"]:
-            text = example["text"] if len(example["text"]) <= SHOWN else example["text"][: SHOWN - 3] + "..."
+        (explained,) = result["history"]
+        for cause in explained["causes"]:
+            text = cause["columns"]["text"]
+            shown = repr(text if len(text) <= SHOWN else text[: SHOWN - 3] + "...")
             lines.append(
-                f"  {example['share']:+.4f}  {printable(example['label'])}  {text!r} (example {example['id']})"
+                f"  {cause['share']:+.4f}  {printable(cause['outcome'])}  {shown}, {printable(cause['where'])}"
             )
-        lines.append(f"  {result['base_share']:+.4f}  the base")
+        lines.append(f"  {explained['base_share']:+.4f}  the base")
     return "\n".join(lines)
 
 
@@ -193,7 +195,7 @@ def forget(
     from ..saved import bank_place, load_classifier, read_label
 
     if given is None and label is None and source is None and namespace is None:
-        raise ValueError("forget what? give texts, --label, --source or --namespace")
+        raise ValueError("nothing to forget: give texts, --label, --source or --namespace")
     texts = None if given is None else read_table(given, text_column).texts(text_column)
     bank = HistoryBank.open(bank_place(model, bank_path))
     loaded, tokenizer = load_classifier(model)

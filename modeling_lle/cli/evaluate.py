@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..tasks import CLASSIFICATION, LANGUAGE, TRANSLATION
 from .options import (
     Bank,
     BatchSize,
@@ -29,9 +30,9 @@ from .options import (
 
 # For each task the options that only some tasks have.
 OWN_OPTIONS = {
-    "text-generation": ("text_column", "sample_by", "train_split", "rows", "segment_length", "limit_tokens"),
-    "text-classification": ("text_column", "label_column", "out_of_scope_label", "batch_size"),
-    "translation": (
+    LANGUAGE.name: ("text_column", "sample_by", "train_split", "rows", "segment_length", "limit_tokens"),
+    CLASSIFICATION.name: ("text_column", "label_column", "out_of_scope_label", "batch_size"),
+    TRANSLATION.name: (
         "source_language",
         "target_language",
         "source_column",
@@ -75,14 +76,15 @@ def evaluate(
     Of a language model, it shows the perplexity of a text that is read once; of a classifier, the accuracy,
     calibration and refusals on labelled texts; of a translator, BLEU, chrF and TER on sentence pairs.
     """
-    from ..saved import architecture, task_of
+    from ..saved import task_in
 
-    kind = architecture(model)
-    task = task_of(kind)
-    options = refuse_other_options(context, OWN_OPTIONS, task, f"the {kind} in {model}")
+    task = task_in(model)
+    if not task.has_commands:
+        raise ValueError(f"{model} holds a {task.model}: use {task.noun} in Python")
+    options = refuse_other_options(context, OWN_OPTIONS, task.name, f"the {task.model} in {model}")
     options |= {"name": name, "split": split, "bank": bank_path, "namespaces": namespace or None}
     options |= {"precision": precision.value, "output": output}
-    _EVALUATE[task](results, model, source, options)
+    _EVALUATE[task.name](results, model, source, options)
 
 
 def _language_model(results: Path | None, model: str, source: str, options: dict[str, Any]) -> None:
@@ -118,8 +120,4 @@ def _write(results: Path | None, measured: dict[str, Any]) -> None:
         write_results(results, this_command(), measured["metrics"], measured["rows"])
 
 
-_EVALUATE = {
-    "text-generation": _language_model,
-    "text-classification": _classifier,
-    "translation": _translator,
-}
+_EVALUATE = {LANGUAGE.name: _language_model, CLASSIFICATION.name: _classifier, TRANSLATION.name: _translator}

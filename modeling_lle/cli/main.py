@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .. import __version__
 from ..common.terminal import Formatter, printable, printable_lines, say
 from .bank import bank
 from .calibrate import calibrate, statistics
@@ -36,6 +37,21 @@ app = typer.Typer(
 )
 
 app.add_typer(bank, name="bank")
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"modeling_lle {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Options of `lle` itself, before the command."""
 
 
 @app.command()

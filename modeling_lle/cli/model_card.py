@@ -11,14 +11,10 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import AutoConfig
 
 from ..common.temporary import replacing
+from ..tasks import task_of
 
 TEMPLATE = Path(__file__).with_name("model_card.md")  # a link to model_cards/template.md, a copy once installed
 TAGS = ["lle", "recurrent", "cpu"]
-# The type that the Hub knows of what is measured for a task; of a language model it is perplexity.
-METRICS = {
-    "text-classification": {"accuracy": "accuracy", "macro_f1": "f1"},
-    "translation": {"bleu": "bleu", "chrf": "chrf", "ter": "ter"},
-}
 
 
 def write_model_card(
@@ -56,24 +52,22 @@ def write_model_card(
         raise ValueError("these results hold no metrics: give the content of a file that `lle evaluate` wrote")
     dataset_name = dataset_name or dataset
     config = AutoConfig.from_pretrained(folder)
-    architecture = (config.architectures or [""])[0]
-    task = "text-classification" if "Classification" in architecture else "text-generation"
-    task = "translation" if "Seq2Seq" in architecture else task
+    task = task_of((config.architectures or [config.model_type])[0], str(folder))
     metrics = {name: value for name, value in results["metrics"].items() if isinstance(value, int | float)}
-    types = METRICS.get(task) or {name: "perplexity" for name in metrics if name.endswith("ppl")}
+    types = task.metrics or {name: "perplexity" for name in metrics if name.endswith("ppl")}
     name = repo_id.rsplit("/", maxsplit=1)[-1]
     data = ModelCardData(
         model_name=name,
         license=license,
         library_name="transformers",
-        pipeline_tag=task,
-        tags=[*TAGS, "neural-cache"] if task == "text-generation" else TAGS,
+        pipeline_tag=task.name,
+        tags=[*TAGS, *task.tags],
         language=list(languages),
         datasets=[dataset],
         metrics=list(dict.fromkeys(types.values())),
         eval_results=[
             EvalResult(
-                task_type=task,
+                task_type=task.name,
                 dataset_type=dataset,
                 dataset_name=dataset_name,
                 dataset_split="test",
@@ -89,7 +83,7 @@ def write_model_card(
         data,
         template_path=str(template),
         config=config,
-        task=task,
+        task=task.name,
         model_name=name,
         repo_id=repo_id,
         dataset_name=dataset_name,

@@ -1,7 +1,7 @@
-"""Checks of what is taken on trust where it is used: by kernels, which do not ask where an array ends, and by files.
+"""Argument checks for code that does not check for itself: kernels, which do no bounds checking, and file writers.
 
-Notable: shapes, dtypes and devices cost less than a microsecond a tensor; of whole numbers that are places in another
-array, the least and the largest are read.
+Notable: checking shape, dtype and device takes less than a microsecond per tensor; indices into another array are
+checked by their minimum and maximum.
 """
 
 import json
@@ -12,14 +12,14 @@ from torch import Tensor
 
 
 def expect(tensor: Tensor, name: str, shape: tuple[int, ...], *dtypes: torch.dtype, in_place: bool = False) -> None:
-    """Raises a ValueError unless a tensor is what a kernel for the CPU reads it as.
+    """Raises a ValueError unless a tensor has the shape, dtype, device and layout that a CPU kernel assumes.
 
     Args:
         tensor: The tensor.
-        name: What messages call it, with the letters of its shape, such as "queries (Q, D)".
-        shape: The shape that it must have.
-        dtypes: The dtypes that it may have.
-        in_place: Whether the kernel writes into it: then it must be contiguous.
+        name: Its name in messages, with the letters of its shape, such as "queries (Q, D)".
+        shape: The required shape.
+        dtypes: The allowed dtypes.
+        in_place: Whether the kernel writes into it, which requires a contiguous tensor.
     """
     if (
         tensor.shape == shape
@@ -35,7 +35,7 @@ def expect(tensor: Tensor, name: str, shape: tuple[int, ...], *dtypes: torch.dty
 
 
 def expect_places(tensor: Tensor, name: str, stop: int, start: int | None = 0) -> None:
-    """Raises a ValueError unless whole numbers are at least `start`, if it is not None, and less than `stop`."""
+    """Raises a ValueError unless all integers are below `stop` and, unless `start` is None, at least `start`."""
     if not tensor.numel():
         return
     least, most = (int(end) for end in tensor.aminmax())
@@ -45,7 +45,7 @@ def expect_places(tensor: Tensor, name: str, stop: int, start: int | None = 0) -
 
 
 def sizes(tensor: Tensor, name: str, dimensions: int) -> tuple[int, ...]:
-    """The shape of a tensor; raises a ValueError unless it has so many dimensions."""
+    """Returns the shape of a tensor; raises a ValueError unless it has this number of dimensions."""
     if tensor.dim() != dimensions:
         raise ValueError(f"{name} should have {dimensions} dimensions; got {tuple(tensor.shape)}")
     return tensor.shape
@@ -58,7 +58,7 @@ def check_neighbours(number: int) -> None:
 
 
 def check_unicode(value: Any, what: str) -> None:
-    """Raises a ValueError if a value holds half of a surrogate pair, which no file and no tokenizer takes."""
+    """Raises a ValueError if a value holds a lone surrogate, which neither files nor tokenizers accept."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     if text.isascii():
         return

@@ -1,8 +1,8 @@
-"""The precision of matrix products: bfloat16 where the hardware multiplies it faster than float32, else float32.
+"""Precision of matrix products: bfloat16 where the hardware multiplies it faster than float32, else float32.
 
-Notable: this is the only place that decides. torch also takes bfloat16 where a processor has no instructions for it:
-it emulates them, up to 20 times slower than float32 (measured on AVX2), or oneDNN refuses an LSTM. The decision is
-about what torch will run, so ONEDNN_MAX_CPU_ISA and ATEN_CPU_CAPABILITY, which lower the instruction set, count.
+Notable: every choice of precision is made here. On processors without bfloat16 instructions torch emulates them, up
+to 20 times slower than float32 (measured on AVX2), and oneDNN has no LSTM. The choice depends on the kernels that
+torch selects, so the variables that lower its instruction set, ONEDNN_MAX_CPU_ISA and ATEN_CPU_CAPABILITY, are read.
 """
 
 import contextlib
@@ -24,17 +24,17 @@ logger = logging.getLogger(__name__)
 Precision = Literal["auto", "float32", "bfloat16"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 NARROW = (torch.bfloat16, torch.float16)
-# What oneDNN may be limited to that lacks bfloat16 instructions. (AVX2_VNNI_2 converts bfloat16, but does not multiply
-# it, and torch does not give bfloat16 products to oneDNN there.)
+# Limits of oneDNN without bfloat16 instructions. (AVX2_VNNI_2 converts bfloat16, but does not multiply it, and torch
+# does not give bfloat16 products to oneDNN there.)
 _ISA_WITHOUT = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI"}
 _CAPABILITY_WITHOUT = {"DEFAULT", "NO AVX", "AVX2"}  # of torch's own kernels on x86
 
 
 @functools.cache
 def lack_of_bfloat16(device: torch.device) -> str | None:
-    """Why bfloat16 products are slower than float32 ones on a device, as a clause for messages; None if they are not.
+    """Returns why bfloat16 products are slower than float32 ones on a device, as a clause for messages, or None.
 
-    Accelerators other than CUDA's and Apple's are taken to have what torch offers on them.
+    Accelerators other than CUDA's and Apple's are assumed to support every dtype that torch offers on them.
     """
     if device.type == "cuda":
         has = torch.version.hip is not None or torch.cuda.get_device_capability(device)[0] >= 8
@@ -71,11 +71,11 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 
 
 def resolve_precision(wanted: str, device: torch.device) -> torch.dtype:
-    """The precision of matrix products on a device, `torch.bfloat16` or `torch.float32`.
+    """Returns the precision of matrix products on a device, `torch.bfloat16` or `torch.float32`.
 
     Args:
-        wanted: "auto", bfloat16 where it is faster; "float32"; or "bfloat16", in whose place float32 is used, with a
-            warning, where the hardware lacks it.
+        wanted: "auto" (bfloat16 where it is faster), "float32", or "bfloat16", which falls back to float32 with a
+            warning if the hardware lacks it.
         device: The device.
     """
     if wanted not in PRECISIONS:
@@ -90,9 +90,9 @@ def resolve_precision(wanted: str, device: torch.device) -> torch.dtype:
 
 @contextlib.contextmanager
 def in_precision(model: nn.Module, wanted: str) -> Iterator[None]:
-    """Lets a model compute in the precision that `resolve_precision` finds for its device.
+    """Runs a model in the precision that `resolve_precision` returns for its device.
 
-    Weights are held in float32 meanwhile; those that were loaded in 16 bits are narrowed to what they were afterwards.
+    Weights are kept in float32 inside the context; those that were loaded in 16 bits are narrowed again on exit.
     """
     device = next(model.parameters()).device
     dtype = resolve_precision(wanted, device)
@@ -108,7 +108,7 @@ def in_precision(model: nn.Module, wanted: str) -> Iterator[None]:
 
 
 def outside_autocast(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """Decorates what must be as exact as the dtypes that it is given: a search, a fit, the mixture's few numbers."""
+    """Decorates functions that must compute in the dtypes of their arguments: searches, fits, the mixture."""
 
     @functools.wraps(function)
     def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
@@ -121,10 +121,10 @@ def outside_autocast(function: Callable[Parameters, Result]) -> Callable[Paramet
 
 
 def recurrence_dtype(x: Tensor) -> torch.dtype | None:
-    """The dtype in which a recurrent layer computes whose input is `x`, if it is not that of `x` or of autocast.
+    """Returns the dtype in which a recurrent layer with input `x` computes, or None for that of `x` or of autocast.
 
-    On a CPU a recurrence in 16 bits runs in float32, but for bfloat16 where it is fast: elsewhere torch takes many
-    times as long, and oneDNN has no LSTM.
+    On a CPU, 16-bit recurrences run in float32, except in bfloat16 where it is fast: torch is many times slower in
+    other 16-bit dtypes, and oneDNN has no LSTM for them.
     """
     autocast = torch.is_autocast_enabled("cpu")
     if (x.dtype not in NARROW and not autocast) or x.device.type != "cpu" or x.dtype == torch.float64:

@@ -1,8 +1,8 @@
-"""Temporary folders and files which a process that is killed does not leave for ever: the next one removes them.
+"""Temporary folders that survive a killed process only until the next one runs, and atomic replacement of files.
 
-Notable: a living process holds a lock in each of its folders, so one whose lock is free belongs to a dead process. The
-lock is taken before anything else is written, so a folder that holds nothing else is left alone. `replacing` is for
-one file, `replacing_files` for those of a folder: whatever interrupts them, each file is as before or as after.
+Notable: a live process holds a lock in each of its folders, so a folder whose lock is free belongs to a dead process.
+The lock is taken before anything else is written, so a folder with nothing else in it is left alone. `replacing` is
+for one file, `replacing_files` for the files of a folder; when interrupted, each file is either old or new.
 """
 
 import contextlib
@@ -22,15 +22,15 @@ from safetensors import SafetensorError
 
 ALIVE = ".alive"
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO)  # errors of the disk
-_WRITING = ".lle-writing-"  # what the name of a folder begins with, in which a file is written
+_WRITING = ".lle-writing-"  # prefix of folders in which a file is being written
 
 
 class TemporaryFolder:
     """A folder that lasts until `remove`, or as long as the process; as a context, as long as the block.
 
     Args:
-        prefix: What its name begins with; folders of dead processes with this prefix are removed first.
-        parent: Where it is made; None: in the system's folder of temporary files.
+        prefix: Prefix of its name; folders of dead processes with this prefix are removed first.
+        parent: The folder to create it in; None: the system's temporary folder.
 
     Attributes:
         path: The folder.
@@ -44,7 +44,7 @@ class TemporaryFolder:
         self._finalizer = weakref.finalize(self, _remove, self.path, lock, os.getpid())
 
     def remove(self) -> None:
-        """Removes the folder with all that is in it."""
+        """Removes the folder and its contents."""
         self._finalizer()
 
     def __enter__(self) -> Path:
@@ -87,7 +87,7 @@ def _remove(path: Path, lock: FileLock, process: int) -> None:
 
 
 def _empty(path: Path) -> None:
-    """Removes all but the lock, by which the next process knows what this one would leave if it were killed here."""
+    """Removes all but the lock, by which the next process recognises the rest if this one is killed here."""
     with contextlib.suppress(OSError):
         for inside in path.iterdir():
             if inside.is_dir() and not inside.is_symlink():
@@ -98,12 +98,12 @@ def _empty(path: Path) -> None:
 
 @contextlib.contextmanager
 def replacing_files(folder: str | os.PathLike[str], prefix: str, old: re.Pattern[str] | None = None) -> Iterator[Path]:
-    """A temporary folder to write files in, which take the place of those in `folder` once all are written.
+    """Yields a temporary folder whose files replace those in `folder` once all are written.
 
     Args:
-        folder: Where they are to lie; it is made if there is none.
-        prefix: What the name of the temporary folder in it begins with.
-        old: Names of files that are removed from `folder` if none of that name was written; None: none.
+        folder: The destination; created if missing.
+        prefix: Prefix of the temporary folder in it.
+        old: Names of files to remove from `folder` unless a file of that name was written; None: none.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     with TemporaryFolder(prefix, folder) as path:
@@ -124,10 +124,10 @@ def replacing_files(folder: str | os.PathLike[str], prefix: str, old: re.Pattern
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A file to write, of the same name, which takes the place of `path` in the end or, after an error, is taken away.
+    """Yields a file of the same name to write, which replaces `path` at the end, or is removed after an error.
 
     Args:
-        path: The file, whose folder must exist. A link stays one; what is no file, as a pipe, is written itself.
+        path: The file, whose folder must exist. A link stays a link; a pipe or device is written directly.
 
     Raises:
         OSError: It cannot be written, as on a full disk.

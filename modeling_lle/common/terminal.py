@@ -1,7 +1,7 @@
-"""What the command line shows: text from data, models and banks cannot steer the terminal.
+"""Output of the command line, in which text from data, models and banks cannot control the terminal.
 
-Notable: escape codes in a source or a label could hide, move or recolour what stands around them, or write into the
-clipboard; they are shown as JSON writes them, so that JSON stays what it is.
+Notable: escape codes in a source or a label could hide, move or recolour other text, or write to the clipboard; they
+are escaped as in JSON, so that JSON output is unchanged.
 """
 
 import logging
@@ -9,19 +9,19 @@ import re
 
 import typer
 
-# C0 and C1 controls, line and paragraph separators, what changes the direction of text, halves of surrogate pairs.
+# C0 and C1 controls, line and paragraph separators, marks of text direction, lone surrogates.
 _CONTROLS = "\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff"
 _CONTROL = re.compile(f"[{_CONTROLS}]")
 _CONTROL_IN_LINES = re.compile(f"(?![\n\t])[{_CONTROLS}]")
 
 
 def printable(text: str) -> str:
-    """A text for one line of the terminal, every control character of it as JSON writes it."""
+    """Returns a text for one line of the terminal, with control characters escaped as in JSON."""
     return _CONTROL.sub(_escaped, text)
 
 
 def printable_lines(text: str) -> str:
-    """As `printable`, for a text that may have several lines."""
+    """Returns a text as `printable` does, but keeps line breaks and tabs."""
     return _CONTROL_IN_LINES.sub(_escaped, text)
 
 
@@ -30,12 +30,12 @@ def _escaped(match: re.Match[str]) -> str:
 
 
 def say(text: str, err: bool = False) -> None:
-    """Shows a text without colours, on the standard output or, with `err`, on that of errors."""
+    """Prints a text without colours to standard output, or with `err` to standard error."""
     typer.echo(printable_lines(text), err=err)
 
 
 class Formatter(logging.Formatter):
-    """The lines of a log, printable."""
+    """Formats log lines as printable text."""
 
     def format(self, record: logging.LogRecord) -> str:
         """As the base class."""

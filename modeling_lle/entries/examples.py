@@ -1,7 +1,8 @@
-"""Labelled examples as entries of a bank: the key of a text, or of its words, and the label as its outcome.
+"""ExampleEntries: labelled examples as entries of a bank, with the key of a text or word and its label as the outcome.
 
-Notable: an example's document holds its text and its label, so that it can be shown, found and taken back; in its
-tokens the text is followed by the outcomes. A text has one label in a namespace. Shapes: N entries, D width.
+Notable: an example's document holds its text and its label, so that it can be shown, found and taken back; its tokens
+are those of the text, followed by the outcomes. A text has one label in a namespace.
+Shapes: B batch, T time, N entries, D width.
 """
 
 import difflib
@@ -18,12 +19,13 @@ from ..bank.manifest import Added, BankError, check_names
 from ..bank.protocol import DEFAULT, Bank, Encoder, Snapshot
 from ..bank.segment import Segment
 from ..common.checks import check_unicode
+from ..common.modes import evaluating
 from ..history.label_rule import REGRESSION, SINGLE, Label, labels_in, outcome_name
 
 logger = logging.getLogger(__name__)
 
-TOKENS = 8192  # of a batch, padding included, unless a single text is longer
-TEXTS = 256  # of a batch
+TOKENS = 8192  # tokens of a batch, padding included, unless a single text is longer
+TEXTS = 256  # texts of a batch
 
 
 class ExampleEncoder(Encoder, Protocol):
@@ -79,6 +81,7 @@ class ExampleEntries:
         relabel: bool = False,
         source: str | None = None,
         namespace: str = DEFAULT,
+        known_in: Sequence[str] | None = None,
     ) -> int:
         """Encodes labelled examples and adds them to a bank; returns the number of new examples.
 
@@ -89,6 +92,7 @@ class ExampleEntries:
             tokenizer: Its tokenizer.
             text_column, label_column: Their columns.
             new_labels, relabel, source, namespace: As in `TeachableModel.learn`.
+            known_in: The namespaces whose labels are not new, beside their own; None: all.
 
         Raises:
             ValueError: As in `TeachableModel.learn`, or a row lacks a column.
@@ -97,7 +101,11 @@ class ExampleEntries:
         check_names([("namespace", namespace)] if source is None else [("namespace", namespace), ("source", source)])
         texts, labels = _columns(rows, text_column, label_column)
         before = bank.snapshot()
-        known = None if new_labels or model.kind == REGRESSION else _known(before, model)
+        known = (
+            None
+            if new_labels or model.kind == REGRESSION
+            else _known(before, model, None if known_in is None else {*known_in, namespace})
+        )
         examples = _Examples(texts, labels, model, known)
         chosen, _ = examples.compare(_present(before, namespace), relabel)
         if not chosen:
@@ -131,10 +139,10 @@ def _columns(rows: Iterable[Any], *names: str) -> list[list[Any]]:
     return columns
 
 
-def _known(state: Snapshot, model: ExampleEncoder) -> set[str]:
-    """The labels that the output layer or an entry of the bank has."""
+def _known(state: Snapshot, model: ExampleEncoder, namespaces: Iterable[str] | None) -> set[str]:
+    """The labels that the output layer or an entry of these namespaces (None: of all) has."""
     names = state.labels or ()
-    live = [names[number] for number in state.live_outcomes().nonzero()[:, 0].tolist()]
+    live = [names[number] for number in state.live_outcomes(state.held(namespaces)).nonzero()[:, 0].tolist()]
     return {*model.trained_labels, *(label for name in live for label in labels_in(name, model.kind))}
 
 
@@ -142,8 +150,9 @@ class _Examples:
     """Texts with the names of their outcomes, checked.
 
     Attributes:
-        items: For each example its text or words, as what it is shown and found, and the outcome of the text or of
-            each word, None where a word has no label.
+        items: For each example its text or list of words, the text by which it is shown and found, and the outcome of
+            the text or of each word, None where a word has no label.
+        of_words: Whether each word has a label of its own.
     """
 
     def __init__(
@@ -198,7 +207,7 @@ class _Examples:
                 )
 
     def compare(self, before: dict[str, tuple[str, list[int]]], relabel: bool) -> tuple[list[int], list[int]]:
-        """Which examples are new, each once, and the ids of the entries that they replace."""
+        """Indices of the new examples, each text once, and the ids of the entries that they replace."""
         chosen, replaced = [], []
         seen: set[str] = set()
         for row, (_, shown, names) in enumerate(self.items):
@@ -221,7 +230,7 @@ def _short(text: str) -> str:
 
 
 def _shown(names: Sequence[str | None]) -> str:
-    """What a document holds as its label."""
+    """The label as a document holds it."""
     return str(names[0]) if len(names) == 1 else json.dumps(names, ensure_ascii=False)
 
 
@@ -234,10 +243,10 @@ def _present(state: Snapshot, namespace: str) -> dict[str, tuple[str, list[int]]
 
 
 def held_out(bank: Bank, texts: Sequence[str]) -> list[int]:
-    """The places of the texts that are not in a bank, to fit its numbers on.
+    """Indices of the texts that are not in a bank, to calibrate on.
 
     Raises:
-        ValueError: All are.
+        ValueError: All texts are in the bank.
     """
     known = {document.columns["text"] for document in bank.documents()}
     places = [place for place, text in enumerate(texts) if text not in known]
@@ -251,28 +260,75 @@ def held_out(bank: Bank, texts: Sequence[str]) -> list[int]:
     return places
 
 
-def condition(
-    bank: Bank, texts: Iterable[str] | None, label: Label | None, kind: str
-) -> Callable[[dict[str, Any]], bool] | None:
-    """A test of documents: whether they have one of these texts and this label; None for any.
+def forget(
+    bank: Bank,
+    texts: Iterable[str] | None,
+    label: Label | None,
+    kind: str,
+    *,
+    ids: Iterable[int] | None = None,
+    source: str | None = None,
+    namespace: str | None = None,
+    within: Sequence[str] | None = None,
+) -> int:
+    """Takes examples back for which everything that is given holds; returns how many there were.
+
+    Args:
+        bank: The bank.
+        texts, label: Their texts and their label.
+        kind: What the labels are.
+        ids, source, namespace: As in `HistoryBank.forget`.
+        within: The namespaces to look in, if none is given; None: all.
 
     Raises:
-        BankError: The bank has no such text or label.
+        BankError: A text, a label, an id, a source or a namespace does not exist, or no example fits all that is given.
+        ValueError: Nothing was given.
+    """
+    numbers = None if ids is None else list(ids)
+    if all(given is None for given in (texts, label, numbers, source, namespace)):
+        raise ValueError("forget what? give texts, label, ids, source or namespace")
+    with bank.writing() as state:
+        places = within if namespace is None else [namespace]
+        where = _condition(state, texts, label, kind, places)
+        if places is None:
+            return bank.forget(numbers, source=source, where=where)
+        if len(places) == 1:
+            return bank.forget(numbers, source=source, namespace=places[0], where=where)
+        held = state.held(places) or ()
+        gone = sum(bank.forget(numbers, source=source, namespace=own, where=where, missing_ok=True) for own in held)
+        if not gone:
+            raise BankError(f"the bank {state.name} has no such example in the namespaces {', '.join(places)}")
+        return gone
+
+
+def _condition(
+    state: Snapshot, texts: Iterable[str] | None, label: Label | None, kind: str, namespaces: Sequence[str] | None
+) -> Callable[[dict[str, Any]], bool] | None:
+    """The `where` of `Bank.forget` for examples with one of these texts and this label; None if neither is given.
+
+    Args:
+        bank: The bank.
+        texts: The texts; None: any.
+        label: The label; None: any.
+        kind: The `problem_type` of the classifier.
+
+    Raises:
+        BankError: No document of the namespaces (None: of all) has such a text or label.
     """
     if texts is None and label is None:
         return None
     wanted = None if texts is None else {texts} if isinstance(texts, str) else set(texts)
     name = None if label is None else outcome_name(label, kind)
-    documents = [document.columns for document in bank.documents()]
+    documents = [document.columns for document in state.documents(namespaces)]
     if wanted is not None:
         missing = sorted(wanted - {document["text"] for document in documents})
         if missing:
-            raise BankError(f"the bank {bank.name} has no example with the text {_short(missing[0])}")
+            raise BankError(f"the bank {state.name} has no example with the text {_short(missing[0])}")
     if name is not None and not any(document["label"] == name for document in documents):
         held = sorted({document["label"] for document in documents})
         near = difflib.get_close_matches(name, held, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise BankError(f"the bank {bank.name} has no example with the label {name!r}{hint}")
+        raise BankError(f"the bank {state.name} has no example with the label {name!r}{hint}")
     return lambda columns: (wanted is None or columns["text"] in wanted) and name in (None, columns["label"])
 
 
@@ -280,16 +336,14 @@ def condition(
 def _segment(
     model: ExampleEncoder, tokenizer: PreTrainedTokenizerBase, items: list[tuple[Any, str, list[str | None]]]
 ) -> tuple[Segment, list[str]]:
-    """Examples as a segment whose outcomes are numbers in the list of names that comes with it; of no source yet."""
+    """Encodes examples as a segment without a source; its outcomes are indices in the list of names beside it."""
     of_words = model.pooling is None
     encoded = tokenizer([text for text, _, _ in items], is_split_into_words=of_words, return_attention_mask=False)
     places = [_places(encoded, row, names) if of_words else [0] for row, (_, _, names) in enumerate(items)]
     lengths = torch.tensor([len(place) for place in places])
     first = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
     keys = torch.empty(int(first[-1]), model.key_size, dtype=torch.bfloat16)
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         for rows in batches([len(ids) for ids in encoded["input_ids"]]):
             padded = tokenizer.pad({"input_ids": [encoded["input_ids"][row] for row in rows]}, return_tensors="pt")
             batch = {name: value.to(model.device) for name, value in padded.items()}
@@ -300,8 +354,6 @@ def _segment(
                     keys[first[row] : first[row + 1]] = states[number][real][places[row]]
                 else:
                     keys[first[row]] = states[number]
-    finally:
-        model.train(training)
     names = list(dict.fromkeys(name for _, _, own in items for name in own if name is not None))
     number_of = {name: number for number, name in enumerate(names)}
     tokens: list[int] = []
@@ -326,7 +378,7 @@ def _segment(
 
 
 def _places(encoded: Any, row: int, names: list[str | None]) -> list[int]:
-    """Where the first token of each word stands that has a label."""
+    """Index of the first token of each word that has a label."""
     words = encoded.word_ids(row)
     places = {word: place for place, word in reversed(list(enumerate(words))) if word is not None}
     missing = [word for word, name in enumerate(names) if name is not None and word not in places]
@@ -336,11 +388,11 @@ def _places(encoded: Any, row: int, names: list[str | None]) -> list[int]:
 
 
 def batches(lengths: Sequence[int], most: int = TEXTS) -> Iterator[list[int]]:
-    """The rows of texts in batches, those of similar length together.
+    """Yields the indices of texts in batches of similar length.
 
     Args:
         lengths: Number of tokens of each text.
-        most: Number of texts of a batch; fewer where they would be more than `TOKENS` together, padding included.
+        most: Largest number of texts of a batch; fewer where they have more than `TOKENS` tokens, padding included.
 
     Raises:
         ValueError: A text has no token.

@@ -1,9 +1,10 @@
-"""Sentence pairs as a translator's memory: their targets as entries of a bank, and the pairs that suit a sentence.
+"""PairEntries: sentence pairs as entries of a bank; Memory: the pairs that are similar to a sentence.
 
-Notable: retrieval has two stages, as a CPU wants it (after SK-MT, Dai et al. 2023, arXiv:2302.12188): first the pairs
-with the most similar source, by BM25, then all target positions of those pairs as the candidates of this sentence, of
-which the rule weighs each by its key. A pair's document holds its source as `text` and its target as `translation`; a
-namespace has each pair once. Shapes: B sentences, N entries, K candidates, D width.
+Notable: retrieval has two stages, which is fast on a CPU (after SK-MT, Dai et al. 2023, arXiv:2302.12188): BM25 finds
+the pairs with the most similar source; all target positions of these pairs are the candidates of this sentence, which
+the rule weighs by their keys. A pair's document holds its source as `text` and its target as `translation`; a
+namespace has each pair once.
+Shapes: B batch, T time, N entries, K candidates, D width.
 """
 
 import random
@@ -29,18 +30,18 @@ from ..history.loss import IGNORED
 from .examples import batches
 
 WRITTEN = 65_536  # pairs that are written together
-CANDIDATES = 16  # pairs whose fuzzy match is computed
-SAMPLED = 32  # pairs of a batch that numbers are fitted on
-SPARE = 8  # further pairs to choose from where some are left out
+CANDIDATES = 16  # pairs whose fuzzy match score is computed
+SAMPLED = 32  # pairs of a batch for calibration
+SPARE = 8  # additional pairs to find where some are left out
 NONE = torch.zeros(0, dtype=torch.long)
 
 
 @dataclass(frozen=True)
 class Match:
-    """A pair of a memory that suits a sentence.
+    """A pair of a memory that is similar to a sentence.
 
     Attributes:
-        score: How alike the sources are, in [0, 1]; 1 only if they are equal.
+        score: Fuzzy match score of the sources, in [0, 1]; 1 only if they are equal.
         text, translation: Source and target of the pair.
         source, row: Where it was added.
     """
@@ -141,7 +142,7 @@ class _Pair:
 
 
 def _new_pairs(state: Snapshot, pairs: Iterable[tuple[str, str]], namespace: str, first: int) -> list[_Pair]:
-    """The pairs that a namespace does not have, each once; they are rows from `first` on."""
+    """The pairs that a namespace does not have, each once; their rows are counted from `first`."""
     seen = set()
     for document in state.documents([namespace]):
         _check_pair(document, state)
@@ -175,7 +176,7 @@ def _pairs(dataset: Iterable[Any], source_column: str, target_column: str) -> li
 def _segment(
     model: PairEncoder, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[_Pair], source: str, bar: tqdm
 ) -> Segment:
-    """Pairs as a segment: an entry for each token of their targets."""
+    """Encodes pairs as a segment with an entry for each token of their targets."""
     texts = encode_sentences([pair.text for pair in pairs], tokenizer)
     targets = encode_sentences([pair.translation for pair in pairs], tokenizer)
     lengths = torch.tensor([len(target) for target in targets])
@@ -203,7 +204,11 @@ def _segment(
 
 
 def padded(texts: Sequence[list[int]], targets: Sequence[list[int]], pad_token_id: int) -> dict[str, Tensor]:
-    """Token ids of sources and targets as a batch, `input_ids`, `attention_mask` and `labels`, padded on the right."""
+    """Pads token ids of sources and targets on the right.
+
+    Returns:
+        `input_ids` (B, T) int64, `attention_mask` (B, T) of 0 and 1, and `labels` int64, -100 at padding.
+    """
     pad = torch.nn.utils.rnn.pad_sequence
     inputs = [torch.tensor(ids) for ids in texts]
     return {
@@ -216,19 +221,25 @@ def padded(texts: Sequence[list[int]], targets: Sequence[list[int]], pad_token_i
 def pair_batches(
     sources: Sequence[str], targets: Sequence[str], tokenizer: PreTrainedTokenizerBase, size: int = SAMPLED
 ) -> Iterator[dict[str, Tensor]]:
-    """Sentence pairs in batches as forward of a translator takes them, at most `size` in each; short ones first."""
+    """Yields sentence pairs in batches of at most `size` for `forward` of a translator, short ones first."""
     texts, labels = (encode_sentences(list(side), tokenizer) for side in (sources, targets))
     for rows in batches([max(map(len, pair)) for pair in zip(texts, labels, strict=True)], size):
         yield padded([texts[row] for row in rows], [labels[row] for row in rows], tokenizer.pad_token_id)
 
 
 class Memory:
-    """The sentence pairs of one state of a bank, indexed by the words of their sources.
+    """The sentence pairs of one state of a bank, with a lexical index of their sources.
 
     Args:
-        state: The state.
-        tokenizer: The tokenizer of the model that recalls from them.
-        namespaces: The namespaces to recall from, of which one that the bank does not hold has no pairs; None: all.
+        state: The state of the bank.
+        tokenizer: Tokenizer of the translator.
+        namespaces: Namespaces to recall from, those that do not exist being skipped; None: all.
+
+    Attributes:
+        pairs: For each pair its `source`, `row`, `text`, `translation` and other columns, the oldest first.
+        keys, outcomes, ids: (N, D) bfloat16, (N,) int64 and (N,) int64 ascending, the entries of all pairs.
+        first: Index of the first entry of each pair, and N at the end.
+        exact: Index of the newest pair with a source.
     """
 
     @classmethod
@@ -280,12 +291,12 @@ class Memory:
     def candidates(
         self, input_ids: Tensor, attention_mask: Tensor | None, sentences: int, leave_out: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The entries that source sentences may recall: those of the pairs with the most similar source.
+        """The candidates of source sentences: the entries of the pairs with the most similar source.
 
         Args:
-            input_ids: (B, N) int64.
-            attention_mask: (B, N) of 0 and 1, 0 at padding.
-            sentences: Pairs for each sentence.
+            input_ids: (B, T) int64.
+            attention_mask: (B, T) of 0 and 1, 0 at padding.
+            sentences: Number of pairs for each sentence.
             leave_out: Whether to leave out the pairs that have the sentence itself as their source.
 
         Returns:
@@ -309,7 +320,7 @@ class Memory:
         return keys, self.outcomes[safe], self.ids[safe].masked_fill(place < 0, -1)
 
     def sample(self, most: int, seed: int) -> Iterator[dict[str, Tensor]]:
-        """Draws at most `most` pairs by a seed, in batches as forward of a translator takes them."""
+        """Draws at most `most` pairs by a seed, and yields them in batches for `forward` of a translator."""
         chosen = random.Random(seed).sample(self.pairs, min(most, len(self.pairs)))
         sources, targets = ([pair[side] for pair in chosen] for side in ("text", "translation"))
         yield from pair_batches(sources, targets, self.tokenizer)
@@ -318,11 +329,11 @@ class Memory:
         return self.pairs[pair]["text"].strip().lower() == text.strip().lower()
 
     def owners(self, ids: Tensor) -> Tensor:
-        """The places in `pairs` (n,) of the pairs that entries belong to, from their ids (n,) int64."""
+        """Indices (n,) int64 into `pairs` of the pairs that the entries with the ids (n,) int64 belong to."""
         return torch.searchsorted(torch.tensor(self.first), torch.searchsorted(self.ids, ids), right=True) - 1
 
     def matches(self, text: str, number: int = 1) -> list[Match]:
-        """The pairs whose source is most like a text, the best first, at most `number`; ties as BM25 has them."""
+        """The pairs with the highest fuzzy match score of their source with a text, at most `number`; ties by BM25."""
         found, _ = self.index.search([text], max(number, CANDIDATES))
         chosen = [pair for pair in found[0].tolist() if pair >= 0]
         if text in self.exact:

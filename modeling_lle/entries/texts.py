@@ -1,8 +1,8 @@
-"""Encoding texts into the entries of a bank, with the model's own backbone.
+"""TextEntries: texts as entries of a bank, encoded by the model's backbone.
 
-Notable: rows are encoded independently of each other, so that one can be forgotten exactly; texts of similar length
-share a batch, and a long one is read in pieces side by side, each warmed up on what stands before it. Texts are
-tokenised, encoded and written side by side, and in order: a segment is on disk with how far its source has come.
+Notable: rows are encoded independently of each other, so that each can be forgotten exactly. Texts of similar length
+share a batch; a long one is read in pieces side by side, each warmed up on the tokens before it. Threads tokenise,
+encode and write at the same time, in order: each segment is written together with the progress of its source.
 Shapes: N entries, D width, B batch, T time.
 """
 
@@ -30,13 +30,13 @@ from ..kernels.available import takes_numba
 
 Item = TypeVar("Item")
 
-SEGMENT_ENTRIES = 131_072  # entries that are written together, before any is dropped
-PIECE = 4096  # tokens of a long text that are read in one go
-WARM_UP = 128  # tokens before a piece that are read first; the state forgets what lies further back
-ROWS = 128  # pieces that are read side by side; more would need more padding
-MAX_STEPS = 256  # time steps of a batch that are read at once
+SEGMENT_ENTRIES = 131_072  # entries of a segment, before any is dropped
+PIECE = 4096  # tokens of a piece of a long text
+WARM_UP = 128  # tokens before a piece that are read first; the state forgets tokens further back
+ROWS = 128  # pieces of a batch; more would need more padding
+MAX_STEPS = 256  # time steps that are read at once
 TEXTS = 1000  # texts that are tokenised together
-CONTEXT = 16  # duplicates have the same outcome, and so many tokens before it, in common
+CONTEXT = 16  # duplicates have the outcome and this number of tokens before it in common
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +139,7 @@ class TextEntries:
 
 
 def _ahead(items: Iterator[Item]) -> Iterator[Item]:
-    """The items, each made in a thread of its own while the one before it is used."""
+    """Yields the items; a thread makes the next one while the caller uses the one before it."""
     none = object()
     pool = ThreadPoolExecutor(1, thread_name_prefix="lle-bank")
     try:
@@ -152,7 +152,7 @@ def _ahead(items: Iterator[Item]) -> Iterator[Item]:
 
 
 def _rows(dataset: Iterable[Any], text_column: str, columns: Iterable[str] | None) -> Iterator[tuple[str, dict]]:
-    """The text of every row, and the columns that are kept with it."""
+    """Yields the text of each row, and the columns to keep with it."""
     wanted = None if columns is None else list(columns)
     for number, row in enumerate(_batched(dataset) if isinstance(dataset, Dataset) else dataset):
         values = {text_column: row} if isinstance(row, str) else row
@@ -185,7 +185,7 @@ def _plain(value: Any, name: str, row: int) -> Any:
 
 
 def _batched(dataset: Dataset) -> Iterator[dict[str, Any]]:
-    """The rows of a data set, which it hands out faster many at once."""
+    """Yields the rows of a data set, read in batches, which is faster."""
     for batch in dataset.iter(TEXTS):
         for values in zip(*batch.values(), strict=True):
             yield dict(zip(batch, values, strict=True))
@@ -198,7 +198,7 @@ def _parts(
     total: int | None,
     progress: bool,
 ) -> Iterator[_Part]:
-    """The rows from where `before` ends, tokenised; raises a ValueError if there is none at all."""
+    """Yields tokenised rows from where `before` ends; raises a ValueError if the data set is empty."""
     number, start = -1, tokenizer.eos_token_id
     with tqdm(total=total, unit=" rows", disable=not progress, desc="Encoding") as bar:
         numbered = iter(enumerate(rows))
@@ -216,7 +216,7 @@ def _parts(
 
 
 def _buffers(parts: Iterable[_Part], before: Added) -> Iterator[tuple[list[_Part], int, int]]:
-    """Parts of one segment each, with the numbers of complete rows, and of tokens of the next row, after them."""
+    """Yields the parts of one segment each, with the progress after them: complete rows, tokens of the next row."""
     buffer: list[_Part] = []
     room, rows = SEGMENT_ENTRIES, before.rows
     for part in parts:
@@ -234,7 +234,7 @@ def _buffers(parts: Iterable[_Part], before: Added) -> Iterator[tuple[list[_Part
 
 @torch.no_grad()
 def _encode(model: TextEncoder, parts: list[_Part], keep_below: float | None, merge: bool, source: str) -> Segment:
-    """The entries of some parts, as a segment whose ids are still to be given."""
+    """Encodes parts as a segment; the bank gives the ids."""
     lengths = [part.end - part.begin for part in parts]
     total = sum(lengths)
     first = np.concatenate([[0], np.cumsum(lengths)])
@@ -271,13 +271,13 @@ def _encode(model: TextEncoder, parts: list[_Part], keep_below: float | None, me
 
 
 def _start(part: _Part) -> np.ndarray:
-    """What stands before the outcomes of a part: the start token, or nothing that may be shown."""
+    """The token before the outcomes of a part: the start token, or -1 within a row."""
     return part.tokens[:1] if part.begin == 0 else np.array([-1], dtype=np.int32)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Piece:
-    """Tokens to read, of which all from `skip` on make entries, the first of them number `place`."""
+    """Tokens to read; those from `skip` on make entries, the first of which has the index `place`."""
 
     tokens: np.ndarray
     targets: np.ndarray
@@ -286,7 +286,7 @@ class _Piece:
 
 
 def _batches(parts: list[_Part], first: np.ndarray) -> Iterator[list[_Piece]]:
-    """All parts in pieces, those of similar length together."""
+    """Yields all parts in batches of pieces of similar length."""
     pieces = []
     for part, place in zip(parts, first, strict=False):
         for begin in range(part.begin, part.end, PIECE):
@@ -333,7 +333,7 @@ def _read(model: TextEncoder, pieces: list[_Piece], keys: Tensor, probability: T
 
 
 def _probabilities(model: TextEncoder, states: Tensor, outcomes: Tensor, chunk: int = 1024) -> Tensor:
-    """What the base gives to the outcomes (n,) after the states (n, D)."""
+    """Probabilities (N,) that the output layer gives to the outcomes (N,) after the states (N, D)."""
     parts = []
     head = getattr(model, "lm_head", None)
     if head is None:
@@ -348,7 +348,7 @@ def _probabilities(model: TextEncoder, states: Tensor, outcomes: Tensor, chunk: 
 
 
 def _originals(parts: list[_Part], chosen: np.ndarray, first: np.ndarray, owner: np.ndarray) -> np.ndarray:
-    """For each chosen entry the first one of its row with the same outcome and context."""
+    """Index of the first entry of the same row with the same outcome and context, for each chosen entry."""
     windows = []
     for part in parts:
         padded = np.concatenate([np.full(CONTEXT, -1, dtype=np.int32), part.tokens[: part.end + 1]])

@@ -13,12 +13,17 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
 
+from ..bank.protocol import Bank
+from ..common.modes import evaluating
 from ..common.precision import in_precision
 from ..data.labelled import OUT_OF_SCOPE, check_complete, check_known, load_labelled
 from ..data.sources import describe
 from ..entries.examples import batches
+from ..history.attachment import Attachment
 from ..history.label_rule import SINGLE
+from ..models.classification import LLEForSequenceClassification
 from ..saved import attach_bank, load_classifier
 from .metrics import ClassificationMetric, OutOfScopeMetric
 from .results import this_command, train_minutes, write_results
@@ -141,23 +146,25 @@ class ClassifierEvaluation:
 
 @torch.no_grad()
 def evaluate_classifier(
-    model: Any,
-    tokenizer: Any,
+    model: LLEForSequenceClassification,
+    tokenizer: PreTrainedTokenizerBase,
     labelled: Dataset,
     batch_size: int = BATCH_SIZE,
     *,
     out_of_scope: str = OUT_OF_SCOPE,
     where: str = "the data set",
+    history: Attachment | Bank | None = None,
 ) -> ClassifierEvaluation:
-    """Classifies texts with and without the bank that is attached, and measures how well.
+    """Classifies texts with and without a bank, and measures how well.
 
     Args:
-        model: An `LLEForSequenceClassification` of one label a text.
+        model: A classifier of one label a text.
         tokenizer: Its tokenizer.
         labelled: The columns `text` and `label`, as `load_labelled` makes them.
         batch_size: Texts of a batch; fewer where they are long.
         out_of_scope: The label of texts that have none of the labels.
         where: What messages call the texts.
+        history: The bank, as in `forward`.
 
     Raises:
         ValueError: The model has several labels a text or values, a text is blank, a label is missing or unknown, or
@@ -165,27 +172,25 @@ def evaluate_classifier(
     """
     if model.kind != SINGLE:
         raise ValueError(f"only classifiers of one label a text are evaluated; the problem_type is {model.kind!r}")
-    bank, trained = model.history_bank, model.trained_labels
-    labels = trained if model.label_space is None else model.label_space.names
+    attachment, trained = model.recalled_from(history, True), model.trained_labels
+    labels = model.space_of(attachment).names
     texts, references = labelled["text"][:], labelled["label"][:]
     check_complete(texts, references, where)
     check_known(references, labels, out_of_scope)
-    sides = {BASE: False} if bank is None else {BASE: False, HISTORY: True}
+    sides = {BASE: False} if attachment is None else {BASE: False, HISTORY: True}
     numbers = {label: number for number, label in enumerate(labels)}
     right = np.array([numbers.get(name, -1) for name in references])
     predicted = {side: np.zeros(len(texts), dtype=np.int64) for side in sides}
     probabilities = {side: np.zeros(len(texts)) for side in sides}
     nats = {side: np.full(len(texts), np.nan) for side in sides}
     scores = np.zeros(len(texts))
-    training = model.training
-    model.eval()
     begin = time.perf_counter()
-    try:
+    with evaluating(model):
         encoded = tokenizer(texts, return_attention_mask=False)["input_ids"]
         for rows in batches([len(ids) for ids in encoded], batch_size):
             batch = tokenizer.pad({"input_ids": [encoded[row] for row in rows]}, return_tensors="pt").to(model.device)
             for side, with_history in sides.items():
-                output = model(**batch, use_history=with_history, output_out_of_scope=True)
+                output = model(**batch, use_history=with_history, history=attachment, output_out_of_scope=True)
                 log_probs = output.logits.double().log_softmax(-1).cpu().numpy()
                 if not np.isfinite(log_probs).any(axis=1).all():
                     raise FloatingPointError("the logits are not finite: the weights hold NaN or infinite values")
@@ -195,19 +200,17 @@ def evaluate_classifier(
                 own = np.take_along_axis(log_probs, np.where(knows, right[rows], 0)[:, None], axis=1)[:, 0]
                 nats[side][rows] = np.where(knows & (right[rows] >= 0), -own, np.nan)
             scores[rows] = output.out_of_scope.double().cpu().numpy()  # of the last side, with all that there is
-    finally:
-        model.train(training)
     return ClassifierEvaluation(
         references=references,
         predictions={side: [labels[number] for number in found] for side, found in predicted.items()},
         probabilities=probabilities,
         nats=nats,
         scores=scores,
-        labels=tuple(labels),
+        labels=labels,
         trained=len(trained),
         threshold=float(model.config.classifier.out_of_scope.threshold),
         out_of_scope=out_of_scope,
-        entries=0 if bank is None else len(bank),
+        entries=0 if attachment is None else len(attachment.snapshot()),
         seconds=time.perf_counter() - begin,
     )
 

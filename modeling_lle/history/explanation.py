@@ -7,7 +7,7 @@ Shapes: B batch, T time, N entries, n predictions.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -183,6 +183,24 @@ def explain_tokens(
             )
             found += explain_outcomes(explained, cause, top)
     return found
+
+
+def explain_labels(explained: Explained, attachment: Attachment | None, top: int, of_words: bool) -> list[Explanation]:
+    """Explains n labels, of texts or of words; the outcomes of the causes are called as the bank calls them.
+
+    Args:
+        explained: The predictions.
+        attachment: The bank that they recall from, pinned; None: no bank.
+        top: Examples to name for each label.
+        of_words: Whether an example is a word with its label; then the tokens of its text are left out.
+    """
+    names = () if attachment is None else attachment.snapshot().labels or ()
+
+    def cause(position: int, source: str, share: float, effect: float, identity: int) -> Cause:
+        own = bank_cause(attachment, share, effect, identity, names)
+        return replace(own, before=(), after=()) if of_words else own  # they are followed by the numbers of labels
+
+    return explain_outcomes(explained, cause, top)
 
 
 def bank_cause(

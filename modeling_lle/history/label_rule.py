@@ -30,11 +30,9 @@ from typing import Final
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers.utils import ModelOutput
 
 from ..bank.found import Found
 from ..common.precision import outside_autocast
-from ..configuration_fields import MAX_FITTED, check_keys
 from ..configuration_sections import BankConfig, ClassifierConfig
 from ..kernels.available import fused
 from .loss import IGNORED, check_targets
@@ -44,6 +42,7 @@ SINGLE: Final = "single_label_classification"
 MULTI: Final = "multi_label_classification"
 REGRESSION: Final = "regression"
 Label = str | float | Sequence[str]
+LEAST_LOG = math.log(torch.finfo(torch.float32).tiny)  # what a logarithm of 0 counts as in the features
 
 
 def kind_of(labels: int) -> str:
@@ -159,25 +158,6 @@ class LabelSpace:
 
 
 @dataclass
-class LabelHistory(ModelOutput):
-    """Which examples moved a prediction, and by exactly how much.
-
-    With one label a text, P(y) = base_share * p(y) + the sum of the shares of the examples with label y.
-
-    Attributes:
-        base_share: (...,) float32, the base's share.
-        shares: (..., K) float32, each example's share; 0 where there is none.
-        ids: (..., K) int64, ids of the examples in the bank; -1 where there is none.
-        outcomes: (..., K) int64, their outcomes.
-    """
-
-    base_share: Tensor | None = None
-    shares: Tensor | None = None
-    ids: Tensor | None = None
-    outcomes: Tensor | None = None
-
-
-@dataclass
 class Features:
     """What the gate sees of a base's prediction, and the prediction itself.
 
@@ -196,10 +176,10 @@ class Features:
         logits = logits.float()
         if kind == SINGLE:
             log_probs = logits.log_softmax(-1)
-            return cls(log_probs.exp(), base_features(log_probs))
+            return cls(log_probs.exp(), base_features(log_probs.clamp(min=LEAST_LOG)))
         if kind == MULTI:
             both = torch.stack([functional.logsigmoid(logits), functional.logsigmoid(-logits)], dim=-1)
-            return cls(logits.sigmoid(), base_features(both).mean(-2))
+            return cls(logits.sigmoid(), base_features(both.clamp(min=LEAST_LOG)).mean(-2))
         return cls(logits, logits.new_zeros(*logits.shape[:-1], 2))
 
 
@@ -348,134 +328,3 @@ def label_loss(logits: Tensor, labels: Tensor, kind: str, number: Tensor | int |
         flat = logits.flatten(0, -2), labels.flatten()
         total = functional.cross_entropy(*flat, ignore_index=IGNORED, reduction="sum")
     return total / (used.sum().clamp(min=1) if number is None else number)
-
-
-@dataclass
-class Answered:
-    """Held-out texts with what the base and the bank say of them, to fit the numbers of the rule on.
-
-    Attributes:
-        logits: (n, C) float32, of the output layer.
-        labels: (n,) int64, the right label, for `SINGLE`; (n, L) or (n,) floating for the other kinds.
-        found: More neighbours than are recalled, so that there are unseen ones if only these are left.
-    """
-
-    logits: Tensor
-    labels: Tensor
-    found: Found
-
-
-CALIBRATED = ("sharpness", "background", "gate")
-FOLDS = 4  # each label is taken for an unseen one in one of them
-
-
-@outside_autocast
-def fit_labels(
-    answered: Answered,
-    space: LabelSpace,
-    bank: BankConfig,
-    classifier: ClassifierConfig,
-    kind: str,
-    steps: int,
-    fixed: Collection[str] = (),
-) -> dict[str, float]:
-    """Fits the parameters `CALIBRATED` of both sections, without `fixed`, by gradient descent on the mixture's loss.
-
-    With one label a text, half of the loss is that of texts and examples of labels which the base is made not to know,
-    each in its turn, with the examples of the other labels and without: else a bank that adds nothing to what the base
-    knows would learn to keep silent.
-
-    Returns:
-        `texts`, and the losses `base_nats` (of the labels that the base knows), `before_nats`, `after_nats`.
-    """
-    check_keys(fixed, CALIBRATED, "the numbers of the bank that stay as they are")
-    recalled = Answered(answered.logits, answered.labels, _nearest(answered.found, bank.neighbours))
-    trials = [(recalled, space)]
-    if kind == SINGLE and space.trained > FOLDS:
-        for fold in range(FOLDS):
-            trials += [_without(recalled, space, fold, False), _without(answered, space, fold, True)]
-    owns = [Features.of(held.logits, kind) for held, _ in trials]
-    mean, deviation = owns[0].features.mean(0), owns[0].features.std(0, correction=0).clamp(min=1e-3)
-    slopes = torch.tensor([float(x) for x in bank.gate[2:]])
-    bias = float(bank.gate[0]) + float(slopes @ mean.cpu())
-    sharpness = math.log(max(bank.sharpness, 1e-3))
-    first = torch.tensor([sharpness, classifier.background, bias, float(bank.gate[1])])
-    values = torch.cat([first, slopes * deviation.cpu()]).requires_grad_()
-    place = {"sharpness": slice(0, 1), "background": slice(1, 2), "gate": slice(2, None)}
-
-    def nats() -> Tensor:
-        weights = values[4:] / deviation
-        gate_numbers = torch.cat([(values[2] - weights @ mean)[None], values[3:4], weights])
-        losses = []
-        for own, (held, labels) in zip(owns, trials, strict=True):
-            found = RecalledLabels.of(held.found, labels, kind, values[0].exp(), values[1], classifier.margin)
-            mixture = Mixture.of(own, found, gate_numbers)
-            losses.append(label_loss(logits_of(mixture.labels, kind), held.labels, kind))
-        return losses[0] if len(losses) == 1 else (losses[0] + torch.stack(losses[1:]).mean()) / 2
-
-    best = (math.inf, values.detach().clone())
-    before = float(nats().detach())
-    optimizer = torch.optim.LBFGS([values], max_iter=steps, history_size=10, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        nonlocal best
-        optimizer.zero_grad()
-        loss = nats()
-        loss.backward()
-        assert values.grad is not None
-        for name in fixed:
-            values.grad[place[name]] = 0
-        if float(loss.detach()) < best[0]:
-            best = (float(loss.detach()), values.detach().clone())
-        return loss
-
-    optimizer.step(closure)
-    best_values = best[1].cpu()
-    weights = best_values[4:] / deviation.cpu()
-    fitted = {
-        "sharpness": min(MAX_FITTED, float(best_values[0].exp())),
-        "background": min(1.0, max(-1.0, float(best_values[1]))),
-        "gate": torch.cat([(best_values[2] - weights @ mean.cpu())[None], best_values[3:4], weights])
-        .clamp(-MAX_FITTED, MAX_FITTED)
-        .tolist(),
-    }
-    for name in set(CALIBRATED).difference(fixed):
-        setattr(classifier if name == "background" else bank, name, fitted[name])
-    return {
-        "texts": float(len(answered.logits)),
-        "base_nats": float(label_loss(answered.logits, _known_to_base(answered.labels, space, kind), kind)),
-        "before_nats": before,
-        "after_nats": best[0],
-    }
-
-
-def _known_to_base(labels: Tensor, space: LabelSpace, kind: str) -> Tensor:
-    """The labels of `Answered` without those that only the bank knows."""
-    if kind == SINGLE:
-        return labels.masked_fill(labels >= space.trained, IGNORED)
-    return labels[:, : space.trained] if kind == MULTI else labels
-
-
-def _nearest(found: Found, neighbours: int) -> Found:
-    """The first of what was found."""
-    parts = (found.similarity, found.ids, found.outcomes, found.counts)
-    return Found(*(part[:, :neighbours] for part in parts))
-
-
-def _without(answered: Answered, space: LabelSpace, fold: int, alone: bool) -> tuple[Answered, LabelSpace]:
-    """The same as it is for a base that was not trained on every `FOLDS`-th label; those come last now.
-
-    With `alone`, the bank has examples of these labels only.
-    """
-    number = torch.arange(space.trained)
-    hidden = number % FOLDS == fold
-    order = torch.cat([number[~hidden], number[hidden], torch.arange(space.trained, len(space.names))])
-    kept = number[~hidden].to(answered.logits.device)
-    names = tuple(space.names[i] for i in order.tolist())
-    moved = LabelSpace(names, len(kept), space.votes[:, order.to(space.votes.device)])
-    labels = order.argsort().to(answered.labels.device)[answered.labels]
-    found = answered.found
-    if alone:
-        strange = (moved.votes[:, moved.trained :].sum(1) > 0).to(found.outcomes.device)[found.outcomes]
-        found = Found(found.similarity, found.ids, found.outcomes, found.counts * strange)
-    return Answered(answered.logits[:, kept], labels, found), moved

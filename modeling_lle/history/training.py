@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from ..configuration import LLEConfig
-from .stream import Block, Stream
 from .calibration import from_values, store_values, to_values
 from .loss import RecalledTargets, check_targets, head_cross_entropy
 from .rule import Recall, kernel, log_age, recall_stream
+from .stream import Block, Stream
 
 logger = logging.getLogger(__name__)
 

@@ -1,8 +1,8 @@
-"""Linear maps: products of float32 matrices on a CPU, and the modules whose weights may be used past their forward.
+"""Linear maps: fast float32 products on a CPU, and checks on modules whose weights are read directly.
 
-Notable: torch gives these products to MKL, which uses half of what an AMD processor can do; oneDNN, which torch holds
-as well, uses all of it, and is as fast as MKL elsewhere. Whoever reads the weight of a module asks `is_plain` first:
-PEFT, quantisation, offloading and hooks change what a module does, not its weight.
+Notable: torch computes these products with MKL, which reaches half of the speed of an AMD processor; oneDNN, which is
+part of torch, reaches all of it and is as fast as MKL elsewhere. Code that reads the weight of a module must check
+`is_plain` first: PEFT, quantisation, offloading and hooks change the module's function, not its weight.
 """
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`torch.nn.functional.linear`: x (..., D), weight (N, D), bias (N,), all of one floating dtype; (..., N)."""
+    """Computes `torch.nn.functional.linear` of x (..., D), weight (O, D) and bias (O,), floating, as (..., O)."""
     plain = x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32
     differentiate = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))
     if (
@@ -27,9 +27,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def is_plain(*modules: nn.Module) -> bool:
-    """Whether each module is an `nn.Linear` as torch makes it: not wrapped, quantised, hooked or offloaded.
+    """Whether each module is an unmodified `nn.Linear`: not wrapped, quantised, hooked or offloaded.
 
-    Only then is what it gives `F.linear` of its weight and bias.
+    Only then does its forward equal `F.linear` with its weight and bias.
     """
     return all(_is_plain(module) for module in modules)
 
@@ -39,16 +39,16 @@ def _is_plain(module: nn.Module) -> bool:
         return False
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
         return False
-    # A quantised weight may be a tensor of its own kind; what a compiler puts in its place is one as well.
+    # Quantised weights may be tensor subclasses; so are the stand-ins of a compiler.
     weight = module.weight
     return torch.compiler.is_compiling() or (type(weight) in (nn.Parameter, Tensor) and not weight.is_meta)
 
 
 def is_packed(module: nn.Module) -> bool:
-    """Whether torch quantised a module, so that its weight is no tensor but a method, and it has no gradient."""
+    """Whether torch quantised a module: its weight is then a method, and it has no gradient."""
     return callable(getattr(module, "weight", None))
 
 
 def apply_linear(module: nn.Module, x: Tensor) -> Tensor:
-    """What a linear module gives for x (..., D), faster than its forward where it is plain."""
+    """Applies a linear module to x (..., D); faster than its forward if it is plain."""
     return linear(x, module.weight, module.bias) if is_plain(module) else module(x)  # type: ignore[arg-type]

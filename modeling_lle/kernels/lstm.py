@@ -1,9 +1,9 @@
-"""The bfloat16 training step of an LSTM layer on a CPU: one product for all inputs, then one and a kernel a step.
+"""Training step of an LSTM layer in bfloat16 on a CPU: one product for all inputs, then a product and kernel a step.
 
-Notable: torch.nn.LSTM is the definition and does everything else; this form gives the same values and gradients
-(tests) at about 0.6 of its time in bfloat16, mostly in the backward pass, where the gradients of the weights are
-single products over all steps. In float32 oneDNN is faster. Shapes: T time, B batch, I input width, H state width;
-gates lie as input, forget, cell, output.
+Notable: torch.nn.LSTM is the definition and the fallback; this form gives the same values and gradients (tests) in
+about 0.6 of its time in bfloat16. Most of the gain is in the backward pass, where the gradient of each weight is one
+product over all steps. In float32 oneDNN is faster. Shapes: B batch, T time, I input width, H state width; the gates
+are ordered input, forget, cell, output.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ from ..common.checks import expect, sizes
 def _check(
     x: Tensor, h: Tensor | None, c: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: Tensor | None
 ) -> tuple[int, int, int]:
-    """T, B and H of what a layer is given, x (T, B, I)."""
+    """Checks the arguments of a layer, x (T, B, I); returns T, B and H."""
     (T, B, I), H = sizes(x, "x (T, B, I)", 3), sizes(weight_hh, "weight_hh (4H, H)", 2)[1]  # noqa: E741
     expect(x, "x (T, B, I)", (T, B, I), torch.float32, torch.bfloat16, torch.float64)
     expect(c, "c (B, H)", (B, H), torch.promote_types(x.dtype, torch.float32))

@@ -1,4 +1,8 @@
-"""The numba kernels of the search; imported on first use."""
+"""Numba kernels of the search; imported on first use.
+
+The fallbacks are in bank/nearest.py, beside the calls; the search by a sketch has none. Shapes: Q queries, N entries,
+D width, K neighbours, C candidates; of a sketch, m axes, of which h make the first half.
+"""
 
 import ctypes
 import math
@@ -29,7 +33,7 @@ def _similarity(query: Any, key: Any, lanes: Any) -> Any:
 
 @jit()
 def _replace_least(heap: Any, value: Any) -> None:
-    """Puts `value` in the place of the least number of a heap."""
+    """Replaces the smallest number of a heap by `value`."""
     place, size = 0, len(heap)
     while 2 * place + 1 < size:
         child = 2 * place + 1
@@ -66,7 +70,7 @@ def _fill_heap(heap: Any, scores: Any, usable: Any, peaks: Any) -> None:
 
 @jit()
 def _store_best(similarity: Any, index: Any, negated: Any, candidates: Any) -> None:
-    """Stores the best of the candidates, of which the negative of the similarity is given."""
+    """Stores the best candidates, given their negated similarities."""
     order = np.argsort(negated, kind="mergesort")  # stable: equal ones stay in their order
     for k in range(min(len(index), len(candidates))):
         similarity[k] = -negated[order[k]]
@@ -101,7 +105,7 @@ def _nearest(scores: Any, queries: Any, similarity: Any, index: Any, keys: Any, 
 
 @jit()
 def _split(query: Any, axes: Any, along: Any, left: Any, lanes: Any) -> Any:
-    """Fills in what is `along` the axes (m,) of a query (D,), takes it from what is `left` (D,); returns its norm."""
+    """Fills in the parts of a query (D,) `along` the axes (m,), subtracts them from `left` (D,); returns its norm."""
     for j in range(len(axes)):
         along[j] = _similarity(query, axes[j], lanes)
         for d in range(len(left)):
@@ -121,7 +125,7 @@ def _products(weights: Any, codes: Any, products: Any) -> None:
 
 @jit()
 def _product(weights: Any, codes: Any, few: Any) -> Any:
-    """That of weights (m,) and the codes (m,) of an entry."""
+    """Returns the product of weights (m,) and the codes (m,) of an entry."""
     whole = len(weights) - len(weights) % 16
     few[:] = 0
     for start in range(0, whole, 16):
@@ -194,7 +198,7 @@ def _fill_similarities(cosines: Any, candidates: Any, queries: Any, keys: Any, f
 
 
 def _check_candidates(cosines: Tensor, candidates: Tensor, queries: Tensor, first: int) -> int:
-    """The width of the queries whose cosines with their candidates are to be filled in."""
+    """Checks the arguments of kernels that fill in cosines; returns the width of the queries."""
     (Q, C), (_, D) = sizes(candidates, "candidates (Q, C)", 2), sizes(queries, "queries (Q, D)", 2)
     expect(candidates, "candidates (Q, C)", (Q, C), torch.int64)
     expect(queries, "queries (Q, D)", (Q, D), torch.float32)
@@ -205,7 +209,7 @@ def _check_candidates(cosines: Tensor, candidates: Tensor, queries: Tensor, firs
 
 
 def fill_similarities(cosines: Tensor, candidates: Tensor, queries: Tensor, keys: Tensor, first: int) -> None:
-    """Fills in the cosines (Q, C) of those candidates (Q, C) that are among the keys; the first is `first`."""
+    """Fills in the cosines (Q, C) of the candidates (Q, C) that are among the keys of entries `first` and on."""
     D = _check_candidates(cosines, candidates, queries, first)
     expect(keys, "keys (N, D)", (len(keys), D), torch.bfloat16)
     shared: tuple[Any, ...] = (as_array(keys.contiguous()), first)
@@ -238,9 +242,9 @@ def _fill_from_file(
 def fill_from_file(
     cosines: Tensor, candidates: Tensor, queries: Tensor, file: int, offset: int, first: int, count: int
 ) -> None:
-    """As `fill_similarities`, of `count` keys in bfloat16 that lie in a file from `offset` bytes on.
+    """Fills in cosines as `fill_similarities`, with `count` bfloat16 keys in a file, from byte `offset` on.
 
-    Unlike those of a mapped file, they do not stay in the memory of the process.
+    Unlike the pages of a mapped file, keys that were read do not stay in the memory of the process.
 
     Raises:
         OSError: The file ends before the last of these keys, or a key cannot be read.
@@ -271,7 +275,7 @@ def _store_keys(states: Any, places: Any, keys: Any) -> None:
 
 
 def store_keys(states: Tensor, places: Tensor, keys: Tensor) -> None:
-    """Writes states (B, T, D) float32, normalised, into keys (N, D) bfloat16 at their places (B, T); -1 is none."""
+    """Writes normalised states (B, T, D) float32 to keys (N, D) bfloat16 at their places (B, T); -1 for none."""
     (B, T, D), (N, _) = sizes(states, "states (B, T, D)", 3), sizes(keys, "keys (N, D)", 2)
     expect(states, "states (B, T, D)", (B, T, D), torch.float32)
     expect(places, "places (B, T)", (B, T), torch.int64)
@@ -284,7 +288,7 @@ def store_keys(states: Tensor, places: Tensor, keys: Tensor) -> None:
 
 
 def _check_search(queries: Tensor, keys: Tensor, usable: Tensor, neighbours: int) -> tuple[int, int]:
-    """Q and N of a search."""
+    """Checks the arguments of a search; returns Q and N."""
     (Q, D), (N, _) = sizes(queries, "queries (Q, D)", 2), sizes(keys, "keys (N, D)", 2)
     expect(queries, "queries (Q, D)", (Q, D), torch.float32)
     expect(keys, "keys (N, D)", (N, D), torch.bfloat16)
@@ -296,7 +300,7 @@ def _check_search(queries: Tensor, keys: Tensor, usable: Tensor, neighbours: int
 def nearest_of_scores(
     scores: Tensor, queries: Tensor, keys: Tensor, usable: Tensor, slack: float, neighbours: int
 ) -> tuple[Tensor, Tensor]:
-    """What `nearest` of bank/nearest.py returns, from scores (Q, N) that err by `slack` / 2 at most."""
+    """Returns what `nearest` of bank/nearest.py does, given scores (Q, N) with errors of at most `slack` / 2."""
     Q, N = _check_search(queries, keys, usable, neighbours)
     expect(scores, "scores (Q, N)", (Q, N), torch.float32, torch.bfloat16)
     similarity = torch.zeros(len(queries), neighbours)

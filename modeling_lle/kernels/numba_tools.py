@@ -1,8 +1,8 @@
-"""What the numba kernels share: how they are compiled, read their arrays and run, and their elementary functions.
+"""Shared parts of the numba kernels: compilation, access to arrays, threads, and elementary functions.
 
-Notable: bfloat16 is read and written through int16, as numpy lacks it; the threads are Python's own, because numba's
-abort the process when two threads or a forked child start them. Compilation happens when a kernel is first called,
-and is cached on disk; the cache sees changes of the kernel's own file only, so remove it after changing this one.
+Notable: bfloat16 is read and written as int16, since numpy lacks it; the threads are Python's own, because numba's
+abort the process when two threads or a forked child start them. A kernel is compiled when it is first called, and
+cached on disk; the cache notices changes of the kernel's own file only, so remove it after changing this file.
 """
 
 import functools
@@ -23,7 +23,7 @@ try:
 except ImportError as error:
     raise ImportError("the numba kernels need numba: `pip install modeling_lle[fast]`") from error
 
-LANES = 64  # sums that a loop keeps side by side, so that it vectorises
+LANES = 64  # partial sums that a loop keeps, so that it vectorises
 MIN_PARALLEL = 1 << 16  # elements below which a thread costs more than it saves
 
 # No "nnan" and "ninf": NaN and infinity keep their meaning. A division that cannot raise an exception vectorises.
@@ -99,7 +99,7 @@ def _overload_sigmoid(value: Any) -> Callable[..., Any]:
     return lambda value: np.float32(1.0) / (np.float32(1.0) + exp(-value))
 
 
-# Lanes side by side vectorise without reordering what is compared or added within a lane.
+# Lanes vectorise without reordering comparisons or additions within a lane.
 @jit()
 def highest(row: Any, lanes: Any) -> Any:
     whole = len(row) - len(row) % LANES
@@ -135,7 +135,7 @@ def run(kernel: Callable[..., None], *tensors: Tensor) -> None:
     """Calls `kernel` on the tensors (batch in dim 0) as arrays, split by rows over torch's number of threads.
 
     Raises:
-        ValueError: They do not have the same number of rows. What else a kernel takes on trust, its caller checks.
+        ValueError: They do not have the same number of rows. All other checks are the caller's.
     """
     arrays = [as_array(tensor) for tensor in tensors]
     rows, threads = len(arrays[0]), torch.get_num_threads()

@@ -1,7 +1,7 @@
 """Numba kernels of the recall: from a stream, from the candidates of a sentence, and the mixture with the base.
 
 Imported on first use; the fallbacks are in history/rule.py, beside the calls. Shapes: B batch, T time, N entries, D
-width, V vocabulary, K candidates; E sources with R rows each, side by side (B = E * R).
+width, V vocabulary, K candidates; E sources with G rows each, side by side (B = E * G).
 """
 
 import functools
@@ -54,16 +54,16 @@ def _recall_stream(
 
 @functools.lru_cache(maxsize=8)
 def _penalties(window: int, recency: float) -> Any:
-    """The score that each age from `window` down to 1 costs, (window,) float32."""
+    """Returns the score subtracted at each age from `window` down to 1, (window,) float32."""
     return (-recency * torch.arange(window, 0, -1, dtype=torch.float64).log()).float().numpy()
 
 
 def recall_weights(
     similarity: Tensor, made: Tensor, serial: Tensor, window: int, sharpness: float, recency: float
 ) -> Tensor:
-    """Turns cosines (B, T, N) float32 into the weights of the entries, in place, and returns the mass (B, T).
+    """Turns cosines (B, T, N) float32 into the weights of the entries in place; returns the mass (B, T).
 
-    `made` (B, T) and `serial` (B, N) int64, and `window`, are those of a `Block`; see history/rule.py for the rule.
+    `made` (B, T) and `serial` (B, N) int64 and `window` are fields of a `Block`; see history/rule.py for the rule.
     """
     B, T, N = sizes(similarity, "similarity (B, T, N)", 3)
     expect(similarity, "similarity (B, T, N)", (B, T, N), torch.float32, in_place=True)
@@ -82,12 +82,12 @@ def recall_weights(
 
 
 def _places(positions: Tensor) -> Tensor:
-    """The row of each of the positions (B, T), side by side, (B * T,) int64."""
+    """Returns the row of each position (B, T), flattened to (B * T,) int64."""
     return torch.arange(len(positions)).repeat_interleave(positions.shape[1])
 
 
 def _runs(numbers: Any) -> Any:
-    """Where the runs of consecutive numbers begin in each row of numbers (B, N), and then N, as often as it takes."""
+    """Returns where runs of consecutive numbers begin in each row of numbers (B, N), padded with N."""
     rows, count = numbers.shape
     breaks = [np.flatnonzero(np.diff(own) != 1) + 1 for own in numbers]
     runs = np.full((rows, 2 + max(map(len, breaks))), count)
@@ -113,7 +113,7 @@ def _recalled(weights: Any, targets: Any, places: Any, total: Any, outcomes: Any
 
 
 def recalled_probability(weights: Tensor, outcomes: Tensor, targets: Tensor) -> Tensor:
-    """The sum of those weights (B, T, N) float32 whose outcome (B, N) is the target (B, T); int64, as (B, T)."""
+    """Sums the weights (B, T, N) float32 whose outcome (B, N) int64 is the target (B, T) int64, as (B, T)."""
     B, T, N = sizes(weights, "weights (B, T, N)", 3)
     expect(weights, "weights (B, T, N)", (B, T, N), torch.float32)
     for part, name, shape in ((outcomes, "outcomes (B, N)", (B, N)), (targets, "targets (B, T)", (B, T))):
@@ -162,16 +162,16 @@ def _recall_candidates(
 def recall_candidates(
     queries: Tensor, keys: Tensor, counts: Tensor, sharpness: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What each row recalls from the first candidates of its source, by the rule; see history/rule.py.
+    """Computes what each row recalls from the candidates of its source, by the rule in history/rule.py.
 
     Args:
         queries: (B, D) float32, normalised.
         keys: (E, D, K) float32.
-        counts: (E,) int64, how many candidates each source has.
+        counts: (E,) int64, number of candidates of each source, which come first.
         sharpness: As in `kernel`.
 
     Returns:
-        Cosines and weights (B, K), 0 where there is no candidate, and the mass (B,), -inf where there is none at all.
+        Cosines and weights (B, K), 0 where there is no candidate, and the mass (B,), -inf for a row without any.
     """
     (B, D), (E, _, K) = sizes(queries, "queries (B, D)", 2), sizes(keys, "keys (E, D, K)", 3)
     expect(queries, "queries (B, D)", (B, D), torch.float32)
@@ -223,12 +223,12 @@ def _mix(base: Any, shift: Any, shares: Any, outcomes: Any) -> None:
 
 
 def mix_few(base: Tensor, log_share: Tensor, shares: Tensor, outcomes: Tensor) -> Tensor:
-    """log P of every outcome, in place of the base's log p; what is not recalled stays a logarithm throughout.
+    """Replaces the base's log p by log P of every outcome; outcomes that are not recalled stay logarithms throughout.
 
     Args:
         base: (B, V) float32.
         log_share: (B,) float32, logarithm of the base's share.
-        shares: (B, N) float32, the entries' shares.
+        shares: (B, N) float32, shares of the entries.
         outcomes: (B, N) int64.
     """
     (B, V), (_, N) = sizes(base, "base (B, V)", 2), sizes(shares, "shares (B, N)", 2)

@@ -1,10 +1,11 @@
 """The gated linear recurrence c_t = f_t c_{t-1} + (1 - f_t) z_t, h_t = o_t c_t, fused with its activations.
 
-Notable: every form takes the pre-activations as they leave the matrix product, and keeps its state in float32 at
-least; `gated_scan_reference` is the definition, the other forms are tested against its values and all gradients.
-- numba: one pass over memory on the CPU; it saves nothing for the backward pass but its inputs (scan_numba.py).
+Notable: every form reads the pre-activations of one matrix product and keeps its state in float32 or wider;
+`gated_scan_reference` is the definition, and tests compare values and all gradients of the other forms with it.
+- numba: one pass over memory on the CPU; saves only its inputs for the backward pass (scan_numba.py).
 - fla: flash-linear-attention's HGRN kernel (Qin et al. 2023), on CUDA.
-- torch: needs neither; the gates in a few large operations, one `addcmul` a time step.
+- torch: the fallback; computes the gates in a few large operations, then one `addcmul` per time step.
+Shapes: B batch, T time, D width.
 """
 
 from collections.abc import Callable
@@ -31,7 +32,7 @@ def gated_scan_reference(gates: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _LinearScan(torch.autograd.Function):
-    """c_t = f_t c_{t-1} + x_t for `f` and `x` (B, T, D) and `state` (B, D): all c_t."""
+    """Computes all c_t = f_t c_{t-1} + x_t, (B, T, D), from `f` and `x` (B, T, D) and `state` (B, D)."""
 
     @staticmethod
     def forward(ctx: Any, f: Tensor, x: Tensor, state: Tensor) -> Tensor:
@@ -113,7 +114,7 @@ def _scan_numba(gates: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         return _gated_scan(gates, state)
     from .scan_numba import scan_forward
 
-    return scan_forward(gates, state)  # to call an operator takes longer than one short text
+    return scan_forward(gates, state)  # calling an operator takes longer than reading one short text
 
 
 _FORMS: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
@@ -125,7 +126,7 @@ _FORMS: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
 
 
 def scan_backend(gates: Tensor) -> str:
-    """The form of the recurrence that is fastest for `gates` (B, T, 3D) with what is installed."""
+    """Returns the fastest installed form of the recurrence for `gates` (B, T, 3D)."""
     if gates.shape[1] == 1:
         return "reference"  # one step needs no scan, and exports as plain operations
     if gates.is_cuda:

@@ -1,7 +1,8 @@
-"""The numba kernels of the linear recurrence: serial over time, vectorised over channels, threads over batch rows.
+"""Numba kernels of the linear recurrence: serial over time, vectorised over channels, threaded over batch rows.
 
-Notable: nothing is saved between forward and backward but the inputs, since recomputing a gate costs a fifth of a
-nanosecond while a large buffer costs page faults. Imported by kernels/scan.py on first use.
+Notable: only the inputs are saved between forward and backward, since recomputing a gate takes a fifth of a nanosecond
+while a large buffer costs page faults. Imported by kernels/scan.py on first use, which holds the fallback.
+Shapes: B batch, T time, D width.
 """
 
 from typing import Any
@@ -63,7 +64,7 @@ def _backward(gates: Any, state: Any, d_output: Any, d_final: Any, d_gates: Any,
 
 
 def _check(gates: Tensor, state: Tensor) -> tuple[int, int, int]:
-    """B, T and D of what a scan is given."""
+    """Checks the arguments of a scan; returns B, T and D."""
     (B, T, _), (_, D) = sizes(gates, "gates (B, T, 3D)", 3), sizes(state, "state (B, D)", 2)
     expect(state, "state (B, D)", (B, D), torch.promote_types(gates.dtype, torch.float32))
     expect(gates, "gates (B, T, 3D)", (B, T, 3 * D), torch.float32, torch.float64, torch.bfloat16)
@@ -71,7 +72,7 @@ def _check(gates: Tensor, state: Tensor) -> tuple[int, int, int]:
 
 
 def scan_forward(gates: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """The output (B, T, D) in the dtype of `gates` (B, T, 3D), and the final state (B, D) in that of `state`."""
+    """Returns output (B, T, D) in the dtype of `gates` (B, T, 3D), and final state (B, D) in that of `state`."""
     B, T, D = _check(gates, state)
     gates, state = gates.contiguous(), state.contiguous()
     output, final = gates.new_empty(B, T, D), torch.empty_like(state)
@@ -80,7 +81,7 @@ def scan_forward(gates: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def scan_backward(gates: Tensor, state: Tensor, d_output: Tensor, d_final: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradients of `gates` and `state` from those of the output and of the final state."""
+    """Returns the gradients of `gates` and `state`, given those of the output and of the final state."""
     B, T, D = _check(gates, state)
     expect(d_output, "the gradient of the output (B, T, D)", (B, T, D), gates.dtype)
     expect(d_final, "the gradient of the final state (B, D)", (B, D), state.dtype)

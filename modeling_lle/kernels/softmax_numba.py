@@ -1,7 +1,7 @@
 """Numba kernels of the softmax and of the cross entropy; imported on first use.
 
 The fallbacks are torch's `cross_entropy` (history/loss.py) and `log_softmax` (history/rule.py).
-Shapes: N rows, V vocabulary.
+Shapes: Q queries (rows), V vocabulary.
 """
 
 import math
@@ -17,7 +17,7 @@ from .numba_tools import LANES, exp, highest, jit, load, run, store, total_of
 
 @jit()
 def _total_of_products(weights: Any, row: Any, top: Any, lanes: Any) -> Any:
-    """The sum of the weights times what the row, as it is stored, lies above `top`."""
+    """Returns the sum of the weights times the differences between the stored row and `top`."""
     whole = len(weights) - len(weights) % LANES
     lanes[:] = 0
     for start in range(0, whole, LANES):
@@ -30,11 +30,11 @@ def _total_of_products(weights: Any, row: Any, top: Any, lanes: Any) -> Any:
 
 @jit()
 def _softmax_slope(logits: Any, targets: Any, nats: Any, features: Any) -> None:
-    N, V = logits.shape
+    Q, V = logits.shape
     exps, lanes = np.empty(V, nats.dtype), np.empty(LANES, nats.dtype)
     one = nats.dtype.type(1)
-    for n in range(N):
-        row, target = logits[n], targets[n]
+    for q in range(Q):
+        row, target = logits[q], targets[q]
         for v in range(V):
             exps[v] = load(row[v])
         top = highest(exps, lanes)
@@ -44,10 +44,10 @@ def _softmax_slope(logits: Any, targets: Any, nats: Any, features: Any) -> None:
         total = total_of(exps, lanes)
         if features.shape[1] > 0:
             log_total = math.log(total)
-            features[n, 0] = log_total - _total_of_products(exps, row, top, lanes) / total
-            features[n, 1] = -log_total
+            features[q, 0] = log_total - _total_of_products(exps, row, top, lanes) / total
+            features[q, 1] = -log_total
         scale = one / total if target >= 0 else one - one
-        nats[n] = math.log(total) + top - at_target if target >= 0 else scale
+        nats[q] = math.log(total) + top - at_target if target >= 0 else scale
         if target >= 0:
             exps[target] -= total
         for v in range(V):
@@ -55,18 +55,18 @@ def _softmax_slope(logits: Any, targets: Any, nats: Any, features: Any) -> None:
 
 
 def softmax_slope(logits: Tensor, targets: Tensor, nats: Tensor, features: Tensor) -> None:
-    """Replaces logits (N, V) by the slope of the cross entropy and fills the nats (N,) of the targets (N,) int64.
+    """Replaces logits (Q, V) by the gradient of the cross entropy and fills in the nats (Q,) of int64 targets (Q,).
 
-    Rows whose target is negative get zeros. float32 and bfloat16 logits take float32 nats, float64 float64. Entropy
-    and largest log probability are filled into the features (N, 2), in the dtype of the nats; (N, 0) asks for none.
+    Rows with a negative target get zeros. The nats are float32 for float32 and bfloat16 logits, else float64. Entropy
+    and largest log probability are filled into the features (Q, 2), in the dtype of the nats; (Q, 0) skips them.
     """
-    N, V = sizes(logits, "logits (N, V)", 2)
+    Q, V = sizes(logits, "logits (Q, V)", 2)
     wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    expect(logits, "logits (N, V)", (N, V), torch.float32, torch.float64, torch.bfloat16, in_place=True)
-    expect(targets, "targets (N,)", (N,), torch.int64)
-    expect(nats, "nats (N,)", (N,), wide, in_place=True)
-    columns = 2 if sizes(features, "features (N, 2)", 2)[1] else 0
-    expect(features, "features (N, 2)", (N, columns), wide, in_place=True)
+    expect(logits, "logits (Q, V)", (Q, V), torch.float32, torch.float64, torch.bfloat16, in_place=True)
+    expect(targets, "targets (Q,)", (Q,), torch.int64)
+    expect(nats, "nats (Q,)", (Q,), wide, in_place=True)
+    columns = 2 if sizes(features, "features (Q, 2)", 2)[1] else 0
+    expect(features, "features (Q, 2)", (Q, columns), wide, in_place=True)
     _check_outcomes(V)
     expect_places(targets, "targets", V, start=None)
     run(_softmax_slope, logits, targets.contiguous(), nats, features)
@@ -74,16 +74,16 @@ def softmax_slope(logits: Tensor, targets: Tensor, nats: Tensor, features: Tenso
 
 def _check_outcomes(number: int) -> None:
     if number < 1:
-        raise ValueError("logits (N, V) should have at least one outcome, got V = 0")
+        raise ValueError("logits (Q, V) should have at least one outcome, got V = 0")
 
 
 @jit()
 def _log_softmax(logits: Any, features: Any) -> None:
-    N, V = logits.shape
+    Q, V = logits.shape
     sums, products = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
     whole = V - V % LANES
-    for n in range(N):
-        row = logits[n]
+    for q in range(Q):
+        row = logits[q]
         top = highest(row, sums)
         sums[:] = 0
         products[:] = 0
@@ -99,17 +99,17 @@ def _log_softmax(logits: Any, features: Any) -> None:
             products[0] += weight * (row[v] - top)
         total = sums.sum()
         log_total = np.float32(math.log(total))
-        features[n, 0] = log_total - products.sum() / total
-        features[n, 1] = -log_total
+        features[q, 0] = log_total - products.sum() / total
+        features[q, 1] = -log_total
         for v in range(V):
             row[v] = row[v] - top - log_total
 
 
 def log_softmax_(logits: Tensor) -> Tensor:
-    """Turns logits (N, V) float32 into log probabilities, in place; returns their entropy and largest value (N, 2)."""
-    N, V = sizes(logits, "logits (N, V)", 2)
-    expect(logits, "logits (N, V)", (N, V), torch.float32, in_place=True)
+    """Turns logits (Q, V) float32 into log probabilities in place; returns their entropy and maximum (Q, 2)."""
+    Q, V = sizes(logits, "logits (Q, V)", 2)
+    expect(logits, "logits (Q, V)", (Q, V), torch.float32, in_place=True)
     _check_outcomes(V)
-    features = torch.empty(N, 2)
+    features = torch.empty(Q, 2)
     run(_log_softmax, logits, features)
     return features

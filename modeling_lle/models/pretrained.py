@@ -232,8 +232,9 @@ class LLEPreTrainedModel(PreTrainedModel):
         Raises:
             BankError: Another backbone encoded the bank, it has outcomes of another kind, or no such namespace.
         """
-        own = None if namespaces is None else bank.snapshot().check_namespaces(namespaces)
-        self.check_history(bank)
+        own = None if namespaces is None else bank.check_namespaces(namespaces)
+        bank.check_model(self)
+        self._know_fitting(bank)
         if tokenizer is not None or bank.encoder is None:
             bank.encoder = (self, tokenizer)
         self.history = Attachment(bank, own, tokenizer or bank.encoder[1])
@@ -290,6 +291,10 @@ class LLEPreTrainedModel(PreTrainedModel):
                 "the weights have changed since the bank was attached, by training or loading, so that its keys are "
                 "stale: build the bank again with this model, or call detach_history()"
             ) from error
+        self._know_fitting(bank)
+
+    def _know_fitting(self, bank: Bank) -> None:
+        """Remembers the weights as those that a bank fits, unless they are being trained."""
         counted = (own for own in self.parameters() if not own.is_meta and not own.is_inference())
         now: list[tuple[Tensor, int, int]] = [(own, own._version, own.data_ptr()) for own in counted]
-        self._fitting = {**before, bank.fingerprint: None if self.training else now}
+        self._fitting = {**(self._fitting or {}), bank.fingerprint: None if self.training else now}

@@ -7,11 +7,16 @@ which lies in a folder of its own; a text has one label at a time; examples are 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
+from transformers import PreTrainedTokenizerBase
+
 from ..bank.bank import HistoryBank
 from ..bank.fingerprint import fingerprint
 from ..bank.manifest import BankError
 from ..bank.protocol import DEFAULT, Bank, EntryKind, Outcome, Snapshot
 from ..common.packages import raise_missing
+from ..configuration import LLEConfig
+from ..history.attachment import Attachment
 from ..history.label_rule import Label, LabelSpace, check_outcomes, kind_of, names_of
 from .pretrained import LLEPreTrainedModel
 
@@ -21,10 +26,9 @@ class TeachableModel(LLEPreTrainedModel):
 
     outcome: Outcome = "label"
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: LLEConfig) -> None:
         super().__init__(config)
-        self._trained = names_of(config.id2label)
-        self._space: LabelSpace | None = None
+        self._trained = len(names_of(config.id2label))
 
     @property
     def entry_kind(self) -> EntryKind[Any]:
@@ -38,99 +42,96 @@ class TeachableModel(LLEPreTrainedModel):
     @property
     def kind(self) -> str:
         """What the labels are: the `problem_type` of the configuration."""
-        return self.config.problem_type or kind_of(len(self._trained))
+        return self.config.problem_type or kind_of(self._trained)
 
     @property
     def trained_labels(self) -> tuple[str, ...]:
-        """The labels that the output layer was trained on, C of them."""
-        return tuple(self._trained)
+        """The labels that the output layer was trained on, C of them, as the configuration calls them."""
+        names = self.config.id2label
+        return tuple(names[number] for number in range(self._trained))
 
-    @property
-    def label_space(self) -> LabelSpace | None:
-        """The labels with those that only the bank knows, L; None without a bank. `config.id2label` follows."""
-        bank = self.history_bank
-        return None if bank is None else self.space_of(bank.snapshot())
+    def label_names(self, history: Attachment | Bank | None = None) -> tuple[str, ...]:
+        """The labels of the columns of `logits`, L of them: the trained ones, then those that only the bank knows.
 
-    def space_of(self, state: Snapshot) -> LabelSpace:
-        """The labels with those that a bank knows in this state, which name the logits of `forward(bank_state=state)`.
+        Those of a forward pass are `label_names` of its output. A bank gets and loses labels while others teach; an
+        `Attachment.pinned()` does not.
 
-        `config.id2label` follows.
+        Args:
+            history: As in `forward`.
         """
-        trained, kind, namespaces = tuple(self._trained), self.kind, self.history_namespaces
+        return self.space_of(Attachment.of(history, self.history if self.config.use_history else None)).names
 
-        def make() -> LabelSpace:
-            live = state.live_outcomes(state.held(namespaces))
-            return LabelSpace.of(trained, kind, state.labels or (), live)
+    def space_of(self, attachment: Attachment | None) -> LabelSpace:
+        """The labels, with those that only the bank of an attachment knows, and what each of its outcomes says of them.
 
-        space = state.once((LabelSpace, trained, kind, namespaces), make)
-        if self._space is not space:
-            self._space = space
-            self._name_labels(space.names)
-        return space
+        Raises:
+            BankError: An outcome of the bank is no label of this kind.
+        """
+        trained, kind = self.trained_labels, self.kind
+        if attachment is None:
+            return LabelSpace(trained, len(trained), torch.zeros(0, len(trained)), recalls=False)
+        namespaces = attachment.namespaces
 
-    def _name_labels(self, names: Sequence[str]) -> None:
-        self.config.id2label = dict(enumerate(names))
-        self.config.label2id = {name: number for number, name in enumerate(names)}
+        def make(state: Snapshot) -> LabelSpace:
+            names = state.labels or ()
+            try:
+                check_outcomes(names, kind)
+            except ValueError as error:
+                raise BankError(f"the bank {state.name} {error}: teach the examples again") from None
+            return LabelSpace.of(trained, kind, names, state.live_outcomes(state.held(namespaces)))
 
-    def attach_history(self, bank: Bank, *args: Any, **kwargs: Any) -> None:
-        """As for every LLE model; the configuration gets the names of the labels that only the bank knows."""
-        try:
-            check_outcomes(bank.labels or (), self.kind)
-        except ValueError as error:
-            raise BankError(f"the bank {bank.name} {error}: teach the examples again") from None
-        super().attach_history(bank, *args, **kwargs)
-        _ = self.label_space
+        return attachment.derived((LabelSpace, trained, kind), make)
 
-    def detach_history(self) -> None:
-        """Ends `attach_history`; the labels are those of the output layer again."""
-        super().detach_history()
-        self._space = None
-        self._name_labels(self._trained)
-
-    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """As for every LLE model; the names of labels that only the bank knows stay with the bank."""
-        names = self._trained if self.label_space is None else list(self.label_space.names)
-        self._name_labels(self._trained)
-        try:
-            super().save_pretrained(*args, **kwargs)
-        finally:
-            self._name_labels(names)
+    def attach_history(
+        self,
+        bank: Bank,
+        namespaces: Sequence[str] | str | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        """As for every LLE model; the labels that only the bank knows join the trained ones (`label_names`)."""
+        self.space_of(Attachment(bank))
+        super().attach_history(bank, namespaces, tokenizer)
 
     def learn(
         self,
         texts: Sequence[Any],
         labels: Sequence[Any],
-        tokenizer: Any = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
         *,
         new_labels: bool = False,
         relabel: bool = False,
         source: str | None = None,
-        namespace: str = DEFAULT,
+        namespace: str | None = None,
+        history: Attachment | Bank | None = None,
     ) -> int:
         """Teaches examples: adds them to the bank that is attached, or to a new temporary one, without a gradient.
 
         Args:
             texts: The texts; for a classifier of tokens each is a list of words.
-            labels: The label of each, as the configuration names it; a list of labels where a text may have several,
-                a number in regression; for a classifier of tokens a list with a label or None for each word.
+            labels: The label of each, as `label_names` has it; a list of labels where a text may have several, a
+                number in regression; for a classifier of tokens a list with a label or None for each word.
             tokenizer: The model's tokenizer; None: the one that the bank was attached or taught with.
             new_labels: Whether labels may be new: the output layer was not trained on them, and the bank has none.
             relabel: Whether texts that are in the bank with another label get the new one; else they are an error.
             source: Name of the source, by which it can be forgotten; None: the next of "taught-1", "taught-2", ...
-            namespace: The namespace that they go to.
+            namespace: The namespace that they go to; None: the one that is recalled from, "default" where all are.
+            history: The bank to teach, as an Attachment or alone; None: the one that is attached.
 
         Returns:
             The number of new examples. One that is in the namespace already is not added again.
 
         Raises:
-            ValueError: A text is empty, a label is unknown, or a text has another label; nothing has been added then.
+            ValueError: A text is empty, a label is unknown, or a text has another label, or several namespaces are
+                recalled from and none is named; nothing has been added then.
         """
         if isinstance(texts, str) or len(texts) != len(labels):
             raise ValueError(f"give a list of texts and as many labels: got {len(texts)} texts, {len(labels)} labels")
-        self.check_history()
-        bank = self._make_bank() if self.history_bank is None else self.history_bank
-        own_tokenizer = bank.encoder[1] if bank.encoder is not None else None
-        tokenizer = tokenizer or own_tokenizer
+        attachment = Attachment.of(history, self.history)
+        place = namespace or _namespace_of(attachment)
+        bank: Bank = self._make_bank() if attachment is None else attachment.bank
+        self.check_history(bank)
+        of_attachment = None if attachment is None else attachment.tokenizer
+        tokenizer = tokenizer or of_attachment or (None if bank.encoder is None else bank.encoder[1])
         if tokenizer is None:
             raise ValueError("No tokenizer: pass the model's tokenizer to learn()")
         bank.refresh()  # what others have taught or taken back counts
@@ -142,12 +143,12 @@ class TeachableModel(LLEPreTrainedModel):
             new_labels=new_labels,
             relabel=relabel,
             source=source,
-            namespace=namespace,
+            namespace=place,
+            known_in=None if attachment is None else attachment.namespaces,
         )
         bank.encoder = (self, tokenizer)
-        if self.history_bank is None:
+        if attachment is None:
             self.attach_history(bank, tokenizer=tokenizer)
-        _ = self.label_space
         return added
 
     def _make_bank(self) -> HistoryBank:
@@ -161,6 +162,7 @@ class TeachableModel(LLEPreTrainedModel):
         ids: Iterable[int] | None = None,
         source: str | None = None,
         namespace: str | None = None,
+        history: Attachment | Bank | None = None,
     ) -> int:
         """Takes examples back; what is given must hold for all of them together. Returns how many there were.
 
@@ -169,19 +171,29 @@ class TeachableModel(LLEPreTrainedModel):
         Args:
             texts: The texts of the examples.
             label: Their label.
-            ids, source, namespace: As in `HistoryBank.forget`.
+            ids, source, namespace: As in `HistoryBank.forget`; without a namespace those that are recalled from.
+            history: The bank that holds them, as an Attachment or alone; None: the one that is attached.
 
         Raises:
             BankError: A text, a label, an id, a source or a namespace does not exist in the bank, or no example fits
                 all that is given.
         """
-        if self.history_bank is None:
+        attachment = Attachment.of(history, self.history)
+        if attachment is None:
             raise ValueError("there is nothing to forget: no bank is attached, and nothing was taught")
         try:
-            from modeling_lle.entries.examples import condition
+            from modeling_lle.entries.examples import forget
         except ModuleNotFoundError as error:
             raise_missing(error)
-        where = condition(self.history_bank, texts, label, self.kind)
-        gone = self.history_bank.forget(ids, source=source, namespace=namespace, where=where)
-        _ = self.label_space
-        return gone
+        places: dict[str, Any] = {"namespace": namespace, "within": attachment.namespaces}
+        return forget(attachment.bank, texts, label, self.kind, ids=ids, source=source, **places)
+
+
+def _namespace_of(attachment: Attachment | None) -> str:
+    """The namespace that examples go to: the only one that is recalled from."""
+    namespaces = None if attachment is None else attachment.namespaces
+    if namespaces is None or DEFAULT in namespaces:
+        return DEFAULT
+    if len(namespaces) != 1:
+        raise ValueError(f"the history recalls from the namespaces {', '.join(namespaces)}: say which with namespace=")
+    return namespaces[0]

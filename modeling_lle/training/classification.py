@@ -18,7 +18,8 @@ from ..common.precision import in_precision
 from ..configuration import LLEConfig
 from ..data import check_labelled, load_labelled, split_out_of_scope
 from ..data.labelled import check_complete
-from ..history.label_rule import CALIBRATED, MULTI, SINGLE
+from ..history.label_calibration import CALIBRATED
+from ..history.label_rule import MULTI, SINGLE
 from ..models.backbone import LLEModel
 from ..models.classification import LLEClassifierOutput, LLEForSequenceClassification
 from .adversarial import AdversarialTrainer

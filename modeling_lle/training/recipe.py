@@ -14,13 +14,13 @@ from transformers import HfArgumentParser
 
 from ..configuration import LLEConfig
 from ..configuration_fields import check_keys
+from ..tasks import CLASSIFICATION, LANGUAGE, TRANSLATION
 from .arguments import ClassificationArguments, LLETrainingArguments, TranslationArguments
 
-LANGUAGE, CLASSIFICATION, TRANSLATION = "text-generation", "text-classification", "translation"
-TASKS = {
-    LANGUAGE: LLETrainingArguments,
-    CLASSIFICATION: ClassificationArguments,
-    TRANSLATION: TranslationArguments,
+ARGUMENTS = {
+    LANGUAGE.name: LLETrainingArguments,
+    CLASSIFICATION.name: ClassificationArguments,
+    TRANSLATION.name: TranslationArguments,
 }
 
 _LOCAL = {"dataloader_pin_memory", "disable_tqdm", "hub_token", "local_rank", "use_cpu"}
@@ -95,7 +95,7 @@ class Recipe:
     tokenizer: TokenizerArguments
     model: dict[str, Any]
     training: Any
-    task: str = LANGUAGE
+    task: str = LANGUAGE.name
 
     def resolved(self) -> dict[str, Any]:
         """Every value as plain types, defaults included, but for the model's, which its config.json holds.
@@ -143,9 +143,9 @@ def load_recipe(path: str | Path, settings: list[str] | None = None) -> Recipe:
 def make_recipe(values: dict[str, Any], where: str = "the recipe") -> Recipe:
     """A recipe from plain values, its keys and the model's configuration checked."""
     check_keys(_mapping(values, where), ["task", "data", "tokenizer", "model", "training"], where)
-    task = values.get("task", LANGUAGE)
-    if task not in TASKS:
-        raise ValueError(f"task in {where} is {task!r}: choose one of {', '.join(map(repr, TASKS))}")
+    task = values.get("task", LANGUAGE.name)
+    if task not in ARGUMENTS:
+        raise ValueError(f"task in {where} is {task!r}: choose one of {', '.join(map(repr, ARGUMENTS))}")
     sections = {
         name: _mapping(values.get(name) or {}, f"the section {name} of {where}")
         for name in ("data", "tokenizer", "model", "training")
@@ -157,7 +157,7 @@ def make_recipe(values: dict[str, Any], where: str = "the recipe") -> Recipe:
         data=_section(DataArguments, sections["data"], f"the section data of {where}"),
         tokenizer=_section(TokenizerArguments, sections["tokenizer"], f"the section tokenizer of {where}"),
         model=model,
-        training=_section(TASKS[task], training, f"the section training of {where}"),
+        training=_section(ARGUMENTS[task], training, f"the section training of {where}"),
         task=task,
     )
 

@@ -4,13 +4,14 @@ from typing import Any
 
 import torch
 
+from ..tasks import CLASSIFICATION, LANGUAGE, TRANSLATION
 from .classification import run_classification
 from .language import run_language
-from .recipe import CLASSIFICATION, LANGUAGE, TRANSLATION, Recipe
+from .recipe import Recipe
 from .steps import check_trackers, keep_freed_pages
 from .translation import run_translation
 
-_RUN = {LANGUAGE: run_language, CLASSIFICATION: run_classification, TRANSLATION: run_translation}
+_RUN = {LANGUAGE.name: run_language, CLASSIFICATION.name: run_classification, TRANSLATION.name: run_translation}
 
 
 def run(recipe: Recipe, rows: dict[str, Any] | None = None, resume: bool = False) -> dict[str, Any]:

@@ -26,9 +26,9 @@ from transformers import (
     TrainingArguments,
 )
 
-from ..bank.protocol import Bank
 from ..bank.files import Folder
 from ..bank.manifest import HISTORY_FOLDER
+from ..bank.protocol import Bank
 from ..common.temporary import replacing
 from ..configuration import LLEConfig
 from ..configuration_sections import SECTIONS

@@ -48,7 +48,7 @@ class LLEClassifier:
     @property
     def names(self) -> list[str]:
         """The intents that it knows now."""
-        return list(self.model.config.id2label.values())
+        return list(self.model.label_names())
 
     @property
     def bytes(self) -> int:
@@ -93,8 +93,8 @@ class LLEClassifier:
     @torch.inference_mode()
     def predict(self, text: str) -> str:
         """The label of one query, as most people would ask for it."""
-        logits = self.model(**self.tokenizer(text, return_tensors="pt")).logits
-        return self.model.config.id2label[int(logits.argmax())]
+        output = self.model(**self.tokenizer(text, return_tensors="pt"))
+        return output.label_names[int(output.logits.argmax())]
 
     def add(self, examples: Examples) -> int:
         """Teaches queries, of intents that it knows or of others."""

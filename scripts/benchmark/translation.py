@@ -25,8 +25,8 @@ from modeling_lle.data import load_pairs
 from modeling_lle.evaluation import TranslationMetric, translate, write_results
 from modeling_lle.evaluation.results import this_command
 from modeling_lle.saved import load_translator
+from modeling_lle.tasks import TRANSLATION
 from modeling_lle.training import Recipe, load_recipe, run
-from modeling_lle.training.recipe import TRANSLATION
 from modeling_lle.training.translation import training_pairs
 
 from .peers.transformer_translator import load_transformer, train_transformer
@@ -135,8 +135,8 @@ def translation(
 ) -> None:
     """LLE and a Transformer of as many parameters and minutes of training on a data set of sentence pairs."""
     loaded = load_recipe(recipe, [f"data.source={source}", *(set_ or [])])
-    if loaded.task != TRANSLATION:
-        raise ValueError(f"{recipe} is a recipe for {loaded.task}: give one for {TRANSLATION}")
+    if loaded.task != TRANSLATION.name:
+        raise ValueError(f"{recipe} is a recipe for {loaded.task}: give one for {TRANSLATION.name}")
     folder = Path(str(loaded.training.output_dir))
     peer = folder.with_name(f"{folder.name}-transformer")
     pairs = load_pairs(

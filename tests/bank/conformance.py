@@ -17,7 +17,7 @@ from modeling_lle.bank.found import Document
 from modeling_lle.bank.manifest import Added, BankError
 from modeling_lle.bank.protocol import Bank, Snapshot
 from modeling_lle.bank.segment import Segment
-from tests.tiny import make_model
+from tests.factories.language_models import make_language_model
 
 FINGERPRINT, WIDTH, VOCABULARY = "of the tests", 8, 50
 
@@ -42,17 +42,10 @@ class Subject:
     def filled(self) -> Bank:
         """Eleven entries: the documents 0 and 1 of "first" and 0 of "second" in "ann", 0 of "second" in "bob"."""
         bank = self.empty()
-        for source, namespace, outcomes, seed in CONTENT:
-            bank.append([segment(outcomes, source, namespace, seed)], namespace)
+        first, second = segment([[3, 4, 5], [6, 7]], seed=1), segment([[3, 8]], "second", seed=2)
+        bank.append([(Segment.join([first[0], second[0]]), [*first[1], *second[1]])], "ann")
+        bank.append([segment([[9, 4, 3, 11]], "second", "bob", seed=3)], "bob")
         return bank
-
-
-CONTENT = [
-    ("first", "ann", [[3, 4, 5], [6, 7]], 1),
-    ("second", "ann", [[3, 8]], 2),
-    ("second", "bob", [[9, 4, 3, 11]], 3),
-]
-WORDS = {3: "ant", 4: "bee", 5: "cow"}
 
 
 def segment(
@@ -341,7 +334,7 @@ def what_cannot_be_forgotten_is_an_error(subject: Subject, tmp_path: Path) -> No
     for given in ({"source": "frist"}, {"namespace": "eve"}, {"ids": [3, 10_000]}):
         assert bank.forget(**given, missing_ok=True) == 0  # type: ignore[arg-type]
     for nothing in ({}, {"where": {}}):
-        with pytest.raises(ValueError, match="forget what"):
+        with pytest.raises(ValueError, match="nothing to forget"):
             bank.forget(**nothing)  # type: ignore[arg-type]
     assert (bank.generation, len(bank)) == (before, 10)
 
@@ -422,11 +415,11 @@ def outcomes_of_labels_are_named(subject: Subject, tmp_path: Path) -> None:
     assert sorted(held()) == [["bee", "ant"], ["cow"]]
     check_search(bank, 3)
     with pytest.raises(BankError, match="holds labels, and a LLEForCausalLM predicts tokens"):
-        bank.check_model(make_model())
+        bank.check_model(make_language_model())
 
 
 def another_model_is_refused(subject: Subject, tmp_path: Path) -> None:
-    model = make_model()
+    model = make_language_model()
     with pytest.raises(BankError, match="was encoded by another backbone"):
         subject.filled().check_model(model)
     with pytest.raises(ValueError, match="No encoder: pass model= and tokenizer="):

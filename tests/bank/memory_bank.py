@@ -265,7 +265,7 @@ class MemoryBank(BaseBank):
         missing_ok: bool = False,
     ) -> int:
         if ids is None and source is None and namespace is None and not where:
-            raise ValueError("forget what? give ids, source, namespace or where")
+            raise ValueError("nothing to forget: give ids, source, namespace or where")
         chosen = None if ids is None else {int(number) for number in ids}
 
         def meant(text: Text) -> bool:

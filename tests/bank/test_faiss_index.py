@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from modeling_lle import HistoryBank
-from modeling_lle.bank.files import BankError, sha256
+from modeling_lle.bank.files import sha256
 from modeling_lle.bank.index_files import index_files, index_folder
 from scripts.benchmark.damage import corrupt_index_at_random, synthetic_segment
 
@@ -148,30 +148,6 @@ def test_without_faiss_the_search_is_exact(
     with caplog.at_level(logging.WARNING):
         assert torch.equal(found(bank), found(bank, "exact"))
     assert "which is slow for 3000 entries: a search index needs FAISS" in caplog.text
-
-
-def test_keys_that_stay_in_their_files(bank: HistoryBank, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("numba")
-    add(bank, 300, 2, "second")
-    queries = points(50, 0)
-    before = bank.search(queries, K)
-    monkeypatch.setattr("modeling_lle.bank.view.IN_MEMORY", 0)
-    again = HistoryBank.open(bank.folder.path)
-    found = again.search(queries, K)
-    assert len(again.snapshot().view(None, "balanced").files) == 2
-    assert torch.equal(found.ids, before.ids)
-    assert torch.equal(found.similarity, before.similarity)
-
-
-def test_a_file_that_was_truncated_while_the_bank_was_open(bank: HistoryBank, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("numba")
-    monkeypatch.setattr("modeling_lle.bank.view.IN_MEMORY", 0)
-    again = HistoryBank.open(bank.folder.path)
-    again.search(points(1, 0), K)
-    view = again.snapshot().view(None, "balanced")
-    view.files = [(file, 1 << 40) for file, _ in view.files]  # the keys would begin after the end
-    with pytest.raises(BankError, match=r"cannot read a segment: .*truncated or replaced .*: open the bank again"):
-        again.search(points(1, 1), K)
 
 
 def test_the_number_of_cells_comes_from_the_size() -> None:

@@ -14,7 +14,6 @@ import torch
 from transformers import pipeline
 
 from modeling_lle import HistoryBank, LLEForCausalLM
-from modeling_lle.bank.files import BankError
 from modeling_lle.bank.state import BankState
 from modeling_lle.pipelines.translation import LLETranslationPipeline
 from tests.factories.classifiers import make_taught_classifier
@@ -246,21 +245,6 @@ def test_a_view_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     for thread in threads:
         thread.join()
     assert len(made) == 1
-
-
-def test_a_snapshot_describes_what_it_found() -> None:
-    bank = build(TEXTS[:6], source="gone")
-    bank.add(TEXTS[6:], source="kept")
-    state = bank.snapshot()
-    found, texts = state.search(torch.eye(6)[:1], 5), state.describe([0])
-    bank.forget(source="gone")
-    bank.compact()
-    assert torch.equal(state.search(torch.eye(6)[:1], 5).ids, found.ids)
-    assert state.describe([0]) == texts
-    with pytest.raises(BankError, match="no entry 0"):
-        bank.describe([0])
-    assert bank.snapshot() is not state
-    assert not bank.refresh()  # nobody else has written: what was computed stays
 
 
 def test_what_belongs_to_an_old_state_goes_with_it(monkeypatch: pytest.MonkeyPatch) -> None:

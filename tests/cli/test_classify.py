@@ -263,7 +263,7 @@ FAULTS = [
     (["learn", "F/numbers", "a", "--label", "much"], "should be a finite number"),
     (["learn", "M", "a", "--label", "label-0", "--bank", "F/train.csv"], "cannot write to the bank"),
     (["learn", "owner/name", "a", "--label", "b"], "is no folder on this machine"),
-    (["forget", "M"], "forget what? give texts, --label, --source or --namespace"),
+    (["forget", "M"], "nothing to forget: give texts, --label, --source or --namespace"),
     (["forget", "M", "a"], "there is no bank at"),
     (["evaluate", "M", "F/train.csv", "--split", "train", "--rows", "2"], "--rows is not for the LLEForSequence"),
     (["evaluate", "F/language", "F/train.csv", "--batch-size", "2"], "--batch-size is not for the LLEForCausalLM"),

@@ -54,10 +54,10 @@ def run(*arguments: object) -> str:
 def test_train_writes_everything(folder: Path) -> None:
     files = {path.name for path in (folder / "run").iterdir()}
     assert files >= {"config.json", "model.safetensors", "tokenizer.json", "recipe.yaml", "metrics.json"}
-    assert json.loads((folder / "run" / "config.json").read_text())["num_hidden_layers"] == 1
+    assert json.loads((folder / "run" / "config.json").read_text())["backbone"]["num_hidden_layers"] == 1
     metrics = json.loads((folder / "run" / "metrics.json").read_text())
     found = metrics["calibration"]
-    assert found["after_ppl"] <= found["before_ppl"]
+    assert found["after_nats"] <= found["before_nats"]
 
 
 def test_evaluate_shows_base_and_history_and_writes_results(folder: Path) -> None:

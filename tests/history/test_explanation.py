@@ -118,5 +118,5 @@ def test_other_models_have_no_history() -> None:
     model = GPT2LMHeadModel(GPT2Config(vocab_size=11, n_embd=8, n_layer=1, n_head=1, eos_token_id=0, bos_token_id=0))
     generate = pipeline("text-generation", model=model, tokenizer=WORD_TOKENIZER)
     assert generate("a b", max_new_tokens=2)[0]["generated_text"].startswith("a b")
-    with pytest.raises(TypeError, match="return_history needs a model with a history; this is a GPT2LMHeadModel"):
+    with pytest.raises(TypeError, match="a history needs an LLE model; this is a GPT2LMHeadModel"):
         generate("a b", max_new_tokens=2, return_history=True)

@@ -223,7 +223,7 @@ def test_saved_and_loaded(scope: str, tmp_path: Path) -> None:
 
 def test_overlays_that_do_not_fit(tmp_path: Path) -> None:
     model, path = make_updating("head"), tmp_path / "own.safetensors"
-    cache, _ = model.cache_for(None, True, True, 1)
+    cache, _ = model.cache_for(None, True, True, 1, None)
     assert cache is not None
     with pytest.raises(FileNotFoundError, match="there is no overlay at"):
         Overlay.load(path, model)
@@ -262,7 +262,7 @@ def test_bfloat16(scope: str, how: str) -> None:
     with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
         got = logits_of(model.bfloat16() if how == "weights" else model, ids)
     close(got.float(), want, 0.3)
-    cache, _ = model.cache_for(None, True, True, 2)
+    cache, _ = model.cache_for(None, True, True, 2, None)
     assert cache is not None
     assert {change.dtype for change in cache.overlay.changes.values()} == {torch.float32}
 

@@ -345,16 +345,17 @@ def test_calibration_improves_what_score_measures() -> None:
     model, batches = make_language_model(30), make_repetitive_segments()
     before = perplexity(model, batches)
     metrics = model.calibrate(batches)
-    assert metrics["positions"] == 240
-    assert metrics["base_ppl"] == pytest.approx(perplexity(model, batches, "base_log_probs"), rel=1e-4)
-    assert metrics["before_ppl"] == pytest.approx(before, rel=1e-4)
-    assert metrics["after_ppl"] == pytest.approx(perplexity(model, batches), rel=1e-4)
-    assert metrics["after_ppl"] < 0.9 * before
+    assert metrics["predictions"] == 240
+    found = {side: math.exp(metrics[f"{side}_nats"]) for side in ("base", "before", "after")}
+    assert found["base"] == pytest.approx(perplexity(model, batches, "base_log_probs"), rel=1e-4)
+    assert found["before"] == pytest.approx(before, rel=1e-4)
+    assert found["after"] == pytest.approx(perplexity(model, batches), rel=1e-4)
+    assert found["after"] < 0.9 * before
     numbers = model.config.stream
     assert numbers.sharpness != STREAM_PARAMETERS["sharpness"]
     assert numbers.recency != STREAM_PARAMETERS["recency"]
     assert all(isinstance(number, float) for number in numbers.gate)
-    best = metrics["after_ppl"]
+    best = found["after"]
     for factor in (0.9, 1.1):
         model.config.stream.sharpness *= factor
         assert perplexity(model, batches) > 0.9995 * best
@@ -378,7 +379,7 @@ def test_calibration_on_a_part_of_the_text_is_repeatable() -> None:
     numbers = []
     for _ in range(2):
         model = make_language_model(30)
-        assert model.calibrate(make_repetitive_segments(), max_positions=50)["positions"] <= 70
+        assert model.calibrate(make_repetitive_segments(), max_predictions=50)["predictions"] <= 70
         numbers.append(model.config.stream)
     assert numbers[0] == numbers[1]
 

@@ -85,7 +85,7 @@ def test_the_folder_holds_all_of_it(tmp_path: Path, source: Path) -> None:
     assert json.loads((folder / "metrics.json").read_text()) == metrics
     assert metrics["train_steps"] == 4
     assert metrics["eval_perplexity"] == pytest.approx(math.exp(metrics["eval_loss"]))
-    assert {"base_ppl", "after_ppl", "positions"} <= set(metrics["calibration"])
+    assert {"base_nats", "after_nats", "predictions"} <= set(metrics["calibration"])
     again = load_recipe(folder / "recipe.yaml")
     assert again.resolved() == given.resolved()
 
@@ -163,7 +163,7 @@ def test_going_on_from_a_trained_model_with_history_in_the_loss(tmp_path: Path, 
     for name, weight in first.state_dict().items():
         torch.testing.assert_close(again.state_dict()[name], weight)
     calibrated = run(recipe(tmp_path, source, training={"output_dir": str(tmp_path / "last")}, model=model))
-    assert "after_ppl" in calibrated["calibration"]
+    assert "after_nats" in calibrated["calibration"]
 
 
 def test_texts_in_memory_and_a_saved_tokenizer(tmp_path: Path) -> None:
