@@ -30,7 +30,7 @@ import numpy as np
 import typer
 from datasets import Dataset
 
-from modeling_lle import HistoryBank
+from modeling_lle import Attachment, HistoryBank
 from modeling_lle.data import load_pairs
 from modeling_lle.entries.pairs import Memory
 from modeling_lle.evaluation import TranslationMetric, translate, write_results
@@ -132,7 +132,7 @@ def memory(
     for side, use_history in SIDES.items():
         typer.echo(f"{catalogue}: {len(texts)} sentences {side} a memory of {len(kept)}")
         translations[side] = translate(model, tokenizer, texts, beams, BATCH, use_history=use_history)
-    pairs_of_memory = Memory.of(model.history)
+    pairs_of_memory = Memory.of(Attachment(bank, tokenizer=tokenizer))
     best = [pairs_of_memory.matches(text) for text in texts]
     scores = [found[0].score if found else 0.0 for found in best]
     rows = by_band(translations, test["target"][:], scores, to_language)
