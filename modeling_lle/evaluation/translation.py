@@ -202,7 +202,7 @@ def _check(sources: list[Any], references: list[Any]) -> None:
         for side, text in zip(("source", "target"), pair, strict=True):
             if not isinstance(text, str) or not text.strip():
                 raise ValueError(
-                    f"the {side} in row {row} is {'missing' if text is None else 'blank'}: take the row out"
+                    f"the {side} in row {row} is {'missing' if text is None else 'blank'}: remove the row"
                 )
 
 
