@@ -128,7 +128,7 @@ def test_numbers(write: Callable) -> None:
     with pytest.raises(ValueError, match="leave out out_of_scope='oos'"):
         load_labelled(path, numbers=True, out_of_scope="oos")
     classes = Features(text=Value("string"), label=ClassLabel(names=["no", "yes"]))
-    with pytest.raises(ValueError, match="are classes, not numbers: leave numbers=True away"):
+    with pytest.raises(ValueError, match="are classes, not numbers: leave out numbers=True"):
         load_labelled(Dataset.from_dict({"text": ["a"], "label": [1]}, classes), numbers=True)
 
 
