@@ -43,7 +43,6 @@ ANY = {
 }
 LONG_FILES = {"history.overlay"}
 LONG_FUNCTIONS = {
-    ("cli.translate", "memory"),
     ("models.causal", "LLEForCausalLM._predict"),
 }
 
