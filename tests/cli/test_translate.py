@@ -263,7 +263,7 @@ FAULTS = [
     (["translate", "T", "F/taken.csv", "--output", "F/out.csv"], "'predicted_translation' already"),
     (["translate", "T", "a", "--namespace", "none"], "has no namespace 'none'; it has: default"),
     (["translate", "M", "a", "--namespace", "none"], "name one with --memory"),
-    (["translate", "M", "a", "--exact-matches"], "so there are no exact matches: name one with --memory"),
+    (["translate", "M", "a", "--exact-matches"], "has no memory for exact matches: name one with --memory"),
     (["translate", "M", "a", "--memory", "F/none"], "none"),
     (["translate", "F/other", "a", "--memory", "B"], "was encoded by another backbone"),
     (["translate", "F/language", "a"], "holds a LLEForCausalLM, and a translator, LLEForSeq2SeqLM, is needed"),
@@ -279,7 +279,7 @@ FAULTS = [
     (["memory", "F/other", "F/pairs.tsv", "B", *LANGUAGES], "was encoded by another backbone"),
     (["memory", "M", "F/pairs.tsv", "F/texts.txt", *LANGUAGES], "cannot write to the bank"),
     (["memory", "M", "F/pairs.tsv", *LANGUAGES, "--namespace", ""], "a namespace needs a name"),
-    (["memory", "owner/name", "F/pairs.tsv", *LANGUAGES], "say with MEMORY where its bank is to lie"),
+    (["memory", "owner/name", "F/pairs.tsv", *LANGUAGES], "give the folder of its bank with MEMORY"),
     (["bank", "build", "M", "F/texts.txt", "F/new"], "use lle memory"),
 ]
 
