@@ -231,7 +231,7 @@ def test_what_does_not_fit_is_refused() -> None:
     Path("runs/bank-ing-0/metrics.json").write_text("{}")
     write_recipe(held_out=0.2)
     recipe = ["--recipe", "recipe.yaml", "--new-classes", "0", "--seeds", "1"]
-    with pytest.raises(ValueError, match=r"bank-ing-0 knows 3 intents, which are not the 5"):
+    with pytest.raises(ValueError, match=r"bank-ing-0 knows 3 intents, not the 5"):
         run("bank-ing", *recipe, "--method", "LLE")
     with pytest.raises(ValueError, match="bank-ing-0 knows no threshold"):
         _ = LLEClassifier(Path("runs/bank-ing-0"), OLD).threshold

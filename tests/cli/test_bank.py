@@ -133,7 +133,7 @@ def test_calibrate_evaluate_and_explain_with_a_bank(folder: Path) -> None:
         ("bank info F/none", "there is no bank at"),
         ("bank add M F/more.txt B --as first", "go on with resume=True"),
         ("bank forget B", "nothing to forget"),
-        ("bank forget B --ids 3,x", "ids are numbers with commas between them"),
+        ("bank forget B --ids 3,x", "ids are comma-separated numbers"),
         ("bank forget B --where user", "write column=value"),
         ("bank forget B --where usr=ann", "no column 'usr' (did you mean 'user'?); its columns are: row, user"),
         ("bank forget B --where user=eve", "no entry for which all of this holds"),

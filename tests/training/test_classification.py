@@ -185,7 +185,7 @@ def test_every_label_is_held_out_alike() -> None:
     assert hold_out(rows(8), 0.25, seed=3)[1]["text"] == hold_out(rows(8), 0.25, seed=3)[1]["text"]
     assert sorted(hold_out(rows(4), 0.99, seed=3)[0]["label"]) == ["card", "loan", "trip"]  # none is held out whole
     for share in (1.0, -0.1):
-        with pytest.raises(ValueError, match=rf"data.held_out is {share}: it is a share between 0 and 1"):
+        with pytest.raises(ValueError, match=rf"data.held_out is {share}: give a share between 0 and 1"):
             hold_out(rows(2), share, seed=3)
 
 
@@ -246,7 +246,7 @@ def test_errors_name_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has no data\.source: set it"):
         run(recipe(tmp_path))
     splits = {"train": rows(), "validation": rows(2, [("a bike", "bike")])}
-    with pytest.raises(ValueError, match="no training text has: bike"):
+    with pytest.raises(ValueError, match="without training texts: bike"):
         run(recipe(tmp_path, data={"held_out": 0.0}), splits)
     with pytest.raises(ValueError, match="task in the recipe is 'translate'"):
         make_recipe({"task": "translate"})
