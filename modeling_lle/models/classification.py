@@ -233,8 +233,8 @@ class _Classifier(TeachableModel):
             history: As in `forward`.
 
         Returns:
-            An `Explanation` for each text, for each token in a classifier of tokens; row by row, without padding. Its
-            probabilities are values in regression.
+            An `Explanation` for each text, whose position is its row; in a classifier of tokens for each token that is
+            no padding, row by row, whose position is its column. Its probabilities are values in regression.
         """
         attachment = self.recalled_from(history, True)
         with torch.no_grad(), evaluating(self):
