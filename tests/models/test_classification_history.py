@@ -1,4 +1,4 @@
-"""Classifiers and the history that a call gives: tenants in threads, exact explanations, teaching within namespaces."""
+"""Classifiers and the history of a call: tenants in threads, exact explanations, teaching within namespaces."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor

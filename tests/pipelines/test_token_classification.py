@@ -1,4 +1,4 @@
-"""The pipelines of classifiers: labels and examples of the bank that a call names, in batches, of texts and tokens."""
+"""The token classification pipeline: labels and examples of the bank that a call names, in batches."""
 
 from typing import Any
 
@@ -7,10 +7,8 @@ import torch
 from transformers import BertConfig, BertForTokenClassification, pipeline
 
 from modeling_lle.history.attachment import Attachment
-from tests.factories.classifiers import make_classifier, make_taught_classifier
-from tests.factories.texts import VOCAB, WORD_TOKENIZER, encode_texts
-
-TEXTS = ["a b c", "d e", "g h"]
+from tests.factories.classifiers import make_classifier
+from tests.factories.texts import VOCAB, WORD_TOKENIZER
 
 
 def make_tagger() -> tuple[Any, Attachment]:
@@ -20,31 +18,6 @@ def make_tagger() -> tuple[Any, Attachment]:
     history = model.history
     model.detach_history()
     return pipeline("token-classification", model=model, tokenizer=WORD_TOKENIZER), history
-
-
-@pytest.mark.parametrize("batch_size", [1, 2])
-def test_texts_are_explained_by_the_examples_that_moved_them(batch_size: int) -> None:
-    model, known, labels = make_taught_classifier()
-    model.learn(["h h h"], ["new"], new_labels=True)
-    history = model.history
-    model.detach_history()
-    classify = pipeline("text-classification", model=model, tokenizer=WORD_TOKENIZER)
-    options = {"history": history, "return_history": True, "history_top": 99, "batch_size": batch_size}
-    results = classify([known[0], "h h h", known[1]], **options)
-    for result, text, label in zip(results, (known[0], "h h h"), (labels[0], "new"), strict=False):
-        (explained,) = result["history"]
-        assert (explained["text"], explained["prob"]) == (result["label"], pytest.approx(result["score"], abs=1e-5))
-        effects = sum(cause["effect"] for cause in explained["causes"])
-        assert explained["prob"] - explained["base_prob"] == pytest.approx(effects, abs=2e-5)
-        own = [cause for cause in explained["causes"] if cause["columns"]["text"] == text]
-        assert [(cause["outcome"], cause["columns"]["label"]) for cause in own] == [(label, label)]
-    assert {item["label"] for item in classify("h h h", top_k=None)} == set(model.trained_labels)
-    several = classify("h h h", history=history, top_k=2, return_history=True)
-    assert list(several) == ["labels", "history"]
-    raw = classify("h h h", history=history, top_k=1, function_to_apply="none")
-    assert raw[0]["score"] == pytest.approx(
-        float(model(**encode_texts("h h h"), history=history).logits.max()), abs=1e-5
-    )
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
