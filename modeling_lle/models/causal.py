@@ -215,8 +215,8 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
             )
             hidden_states, states = outputs.hidden_states, outputs.last_hidden_state
             dropped = variational_dropout(states, self.config.output_dropout, self.training)
-            first = states.shape[1] - logits_to_keep if isinstance(logits_to_keep, int) and logits_to_keep else 0
-            first = 0 if targets is not None or output_history else max(0, first)
+            kept = logits_to_keep if isinstance(logits_to_keep, int) and logits_to_keep else states.shape[1]
+            first = 0 if targets is not None or output_history else max(0, states.shape[1] - kept)
             predictions = self.predictions(states, input_ids, mask, cache, attachment, first)
         if history_loss is not None:
             stream = None if cache is None else cache.stream
@@ -226,16 +226,13 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
             logits = None if logits is None else slice_logits_to_keep(logits, logits_to_keep)
         else:
             self._record(states, input_ids, mask, cache)
-            if return_logits:
-                logits = self.lm_head(slice_logits_to_keep(dropped, logits_to_keep))
-            if targets is not None:
-                loss = head_cross_entropy(dropped, self.lm_head, targets)
+            loss = None if targets is None else head_cross_entropy(dropped, self.lm_head, targets)
+            logits = self.lm_head(slice_logits_to_keep(dropped, logits_to_keep)) if return_logits else None
         if loss is not None and measured is not None:
             loss = loss / measured.number
             if self.training:
                 loss = loss + self._penalties(states, dropped, mask) * measured.share
-        cache = cache if use_cache else None
-        return LLECausalLMOutput(loss, logits, cache, hidden_states, recalled)
+        return LLECausalLMOutput(loss, logits, cache if use_cache else None, hidden_states, recalled)
 
     def cache_for(
         self,
