@@ -269,7 +269,7 @@ def evaluate_translator_folder(
         from .pictures import save_figure
     from_language, to_language = languages_of(model_path, source_language, target_language)
     model, tokenizer = load_translator(model_path)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]  # transformers wraps it
     attach_bank(model, tokenizer, model_path, bank, namespaces)
     pairs = load_pairs(
         source,
