@@ -81,14 +81,14 @@ def test_many_pairs_are_written_in_several_segments(monkeypatch: pytest.MonkeyPa
 def test_candidates_are_the_entries_of_the_pairs_with_the_most_similar_source() -> None:
     model = attach_pairs(make_subword_translator())
     given = encode_pairs([("a cat sat on a mat", "egal"), ("zzz", "egal")])
-    keys, outcomes, ids = model.memory.candidates(given["input_ids"], given["attention_mask"], 1)
+    keys, outcomes, ids = Memory.of(model.history).candidates(given["input_ids"], given["attention_mask"], 1)
     target = SUBWORD_PAIRS_TOKENIZER(SUBWORD_PAIRS[0][1])["input_ids"]
     assert outcomes[0].tolist() == target
     assert ids[0].tolist() == list(range(len(target)))
     assert ids[1].tolist() == [-1] * len(target)
     assert keys.shape == (2, 8, len(target))
     assert keys.dtype == torch.float32
-    _, both, _ = model.memory.candidates(given["input_ids"], given["attention_mask"], 2)
+    _, both, _ = Memory.of(model.history).candidates(given["input_ids"], given["attention_mask"], 2)
     assert both[0].tolist() == target + SUBWORD_PAIRS_TOKENIZER(SUBWORD_PAIRS[3][1])["input_ids"]
 
 
@@ -96,22 +96,23 @@ def test_pairs_of_the_same_source_are_left_out_where_it_is_asked_for() -> None:
     model = attach_pairs(make_subword_translator())
     model.history_bank.add([{"source": SUBWORD_PAIRS[0][0].upper(), "target": "NEIN"}])
     given = encode_pairs([SUBWORD_PAIRS[0]])
-    _, outcomes, _ = model.memory.candidates(given["input_ids"], None, 1, leave_out=True)
+    _, outcomes, _ = Memory.of(model.history).candidates(given["input_ids"], None, 1, leave_out=True)
     assert outcomes[0].tolist() in [SUBWORD_PAIRS_TOKENIZER(target)["input_ids"] for _, target in SUBWORD_PAIRS[1:]]
 
 
 def test_padding_is_no_part_of_a_sentence() -> None:
     model = attach_pairs(make_subword_translator())
-    for_all = model.memory.candidates(*(encode_pairs()[name] for name in ("input_ids", "attention_mask")), 2)
+    memory = Memory.of(model.history)
+    for_all = memory.candidates(*(encode_pairs()[name] for name in ("input_ids", "attention_mask")), 2)
     for row, pair in enumerate(SUBWORD_PAIRS):
-        alone = model.memory.candidates(encode_pairs([pair])["input_ids"], None, 2)
+        alone = memory.candidates(encode_pairs([pair])["input_ids"], None, 2)
         size = alone[2].shape[1]
         assert torch.equal(for_all[2][row, :size], alone[2][0])
         assert bool((for_all[2][row, size:] == -1).all())
 
 
 def test_matches_name_the_pair_and_how_like_it_is() -> None:
-    memory = attach_pairs(make_subword_translator()).memory
+    memory = Memory.of(attach_pairs(make_subword_translator()).history)
     best, second = memory.matches("the cat sat on a mat", 2)
     assert (best.text, best.translation) == SUBWORD_PAIRS[0]
     assert best.score == pytest.approx(5 / 6)
@@ -124,19 +125,19 @@ def test_matches_name_the_pair_and_how_like_it_is() -> None:
 def test_of_equal_sources_the_newest_is_the_exact_match() -> None:
     model = attach_pairs(make_subword_translator())
     model.history_bank.add([{"source": SUBWORD_PAIRS[1][0], "target": "neu"}])
-    assert model.memory.matches(SUBWORD_PAIRS[1][0])[0].translation == "neu"
+    assert Memory.of(model.history).matches(SUBWORD_PAIRS[1][0])[0].translation == "neu"
     assert decoded(SUBWORD_PAIRS_TOKENIZER(SUBWORD_PAIRS[1][0])["input_ids"]) == SUBWORD_PAIRS[1][0]
 
 
 def test_what_is_forgotten_is_no_candidate() -> None:
     model = attach_pairs(make_subword_translator())
     model.history_bank.forget(where={"text": SUBWORD_PAIRS[0][0]})
-    assert len(model.memory.pairs) == 3
-    assert all(match.text != SUBWORD_PAIRS[0][0] for match in model.memory.matches(SUBWORD_PAIRS[0][0], 4))
+    assert len(Memory.of(model.history).pairs) == 3
+    assert all(match.text != SUBWORD_PAIRS[0][0] for match in Memory.of(model.history).matches(SUBWORD_PAIRS[0][0], 4))
     one_token = model.history_bank.describe([len(SUBWORD_PAIRS_TOKENIZER(SUBWORD_PAIRS[0][1])["input_ids"])])[0]
     model.history_bank.forget([one_token.id])
     given = encode_pairs([SUBWORD_PAIRS[1]])
-    _, outcomes, ids = model.memory.candidates(given["input_ids"], None, 1)
+    _, outcomes, ids = Memory.of(model.history).candidates(given["input_ids"], None, 1)
     assert outcomes[0].tolist() == SUBWORD_PAIRS_TOKENIZER(SUBWORD_PAIRS[1][1])["input_ids"][1:]
     assert one_token.id not in ids[0].tolist()
 
@@ -149,8 +150,8 @@ def test_an_empty_memory_changes_nothing() -> None:
     model.attach_history(bank, tokenizer=SUBWORD_PAIRS_TOKENIZER)
     with torch.no_grad():
         close(model(**encode_pairs()).logits, model(**encode_pairs(), use_history=False).logits.log_softmax(-1))
-    assert model.memory.matches("the cat") == []
-    assert isinstance(model.memory, Memory)
+    assert Memory.of(model.history).matches("the cat") == []
+    assert isinstance(Memory.of(model.history), Memory)
 
 
 def test_names_of_special_tokens_are_text() -> None:
