@@ -24,7 +24,7 @@ from scripts.matrix import first_example
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "modeling_lle"
-# Saves a tiny untrained model where the README's example looks for one. In the same process, since imports take longer.
+# Saves a tiny untrained model where the example of the README looks for one; in its process, to import torch once.
 PREPARE = """
 import argparse, sys, modeling_lle
 from modeling_lle import LLEConfig, LLEForCausalLM, LLETokenizer

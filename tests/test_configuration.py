@@ -35,7 +35,7 @@ from modeling_lle.configuration_sections import (
     TranslatorConfig,
     UpdateConfig,
 )
-from modeling_lle.history.rule import store_values
+from modeling_lle.history.calibration import store_values
 from modeling_lle.training.recipe import load_recipe
 from tests.factories.classifiers import make_classifier
 from tests.factories.language_models import make_language_model

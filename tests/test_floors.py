@@ -15,7 +15,7 @@ import modeling_lle
 
 ROOT = Path(modeling_lle.__file__).parent
 FLOORS = (
-    ("common",),
+    ("common", "tasks"),
     ("configuration", "kernels"),
     ("backbone",),
     ("bank",),
@@ -26,7 +26,6 @@ FLOORS = (
     ("pipelines", "saved", "tokenization"),
     ("training",),
     ("evaluation",),
-    ("tasks",),
     ("cli",),
 )
 STOREY = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
@@ -41,11 +40,8 @@ BY_STRING: set[str] = set()
 ANY = {
     "cli.calibrate": 1,
     "cli.demo": 2,
-    "entries.attribution": 1,
-    "evaluation.attention": 2,
     "evaluation.classification": 1,
     "evaluation.language": 2,
-    "evaluation.translation": 2,
     "history.explanation": 1,
     "history.overlay": 17,
     "models.arguments": 1,
@@ -56,7 +52,6 @@ LONG_FUNCTIONS = {
     ("cli.model_card", "write_model_card"),
     ("cli.translate", "memory"),
     ("models.causal", "LLEForCausalLM._predict"),
-    ("models.seq2seq", "LLEForSeq2SeqLM.forward"),
 }
 
 

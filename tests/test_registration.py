@@ -72,7 +72,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("imports", [LAZY, AFTER_TRANSFORMERS], ids=["before", "after"])
 def test_the_auto_classes_know_lle(imports: str, folder: Path) -> None:
-    command = [sys.executable, "-W", "error::DeprecationWarning:modeling_lle", "-c", imports + USE, str(folder)]
+    code = "import gc; gc.disable()\n" + imports + USE  # a tenth faster
+    command = [sys.executable, "-W", "error::DeprecationWarning:modeling_lle", "-c", code, str(folder)]
     command.append(str(folder / "translator"))
     outcome = subprocess.run(command, capture_output=True, text=True, check=False)
     assert outcome.returncode == 0, outcome.stderr

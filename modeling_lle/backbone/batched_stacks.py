@@ -1,9 +1,9 @@
-"""Several stacks of qrnn layers read as one: with a short text, most of the time goes into calls, not into arithmetic.
+"""Runs several QRNN stacks as one batch; on short texts call overhead dominates.
 
-Notable: only the matrix products remain one for each stack, with the weights where they are, so that nothing is kept
-from call to call, which a write through `.data` would make stale unseen. W x^T takes a third less than x W^T here.
-`RecurrentStack`, one after another, is the reference, and reads all that this module does not.
-Shapes: G stacks (each direction of each member), B batch, T time, D width.
+Notable: only the matrix products are computed per stack, with the weights in place, so nothing is cached between calls
+that a write through `.data` could make stale. W x^T takes a third less time than x W^T here. `RecurrentStack`, one
+stack after another, is the reference and the fallback.
+Shapes: G stacks (each direction of each member), B batch, T time, D width, M members.
 """
 
 from collections.abc import Iterable
@@ -17,19 +17,19 @@ from ..kernels.linear import is_plain
 from ..kernels.scan import gated_scan
 from .recurrence import QRNN, Members, RecurrentLayer, RecurrentStack, ResidualLayer, Seen
 
-LONGEST = 64  # B T up to which it is faster on a CPU; beyond, the larger tensors cost more than the calls
+LONGEST = 64  # largest B T for which it is faster on a CPU; beyond, larger tensors cost more than the calls
 
 
 def single_stacks(stack: RecurrentStack | Members) -> list[RecurrentStack]:
-    """The stacks of one direction: that of each member."""
+    """Returns the stacks of one direction, one per member."""
     return [stack] if isinstance(stack, RecurrentStack) else list(cast(Iterable[RecurrentStack], stack.members))
 
 
 def is_read_together(directions: tuple[RecurrentStack | Members, ...], x: Tensor) -> bool:
-    """Whether `read_together` gives, faster, what the stacks give which read texts like `x` (B, T, M D).
+    """Whether `read_together` gives the results of the stacks for texts like `x` (B, T, M D), and is faster.
 
-    A gradient, an autocast or a compiler wants the layers as they are, and so do hooks, and layers that were wrapped,
-    quantised or exchanged.
+    Gradients, autocast, compilers, hooks and modules that were wrapped, quantised or replaced need the layers as they
+    are.
     """
     if (
         x.shape[0] * x.shape[1] > LONGEST
@@ -63,9 +63,9 @@ def _is_hooked(*modules: nn.Module) -> bool:
 
 
 def read_together(stacks: list[RecurrentStack], x: Tensor, seen: Seen = None) -> Tensor:
-    """What each stack gives of its own whole texts without padding, from no state: x (G, B, T, D) float32, y alike.
+    """Runs each stack over its own texts, from the initial state and without padding: x to y, (G, B, T, D) float32.
 
-    What each layer gives is added to `seen`, if there is such a list.
+    The output of each layer is added to `seen` if that is a list.
     """
     G, B, T, D = x.shape
     depth = len(stacks[0].layers)
@@ -87,6 +87,6 @@ def read_together(stacks: list[RecurrentStack], x: Tensor, seen: Seen = None) ->
 
 
 def _normalise(norms: list[nn.RMSNorm], x: Tensor) -> Tensor:
-    """Each norm of its own part of x (G, B, T, D)."""
+    """Applies each norm to its own part of x (G, B, T, D)."""
     weights = torch.stack([norm.weight for norm in norms])
     return F.rms_norm(x, norms[0].normalized_shape, eps=norms[0].eps) * weights[:, None, None]

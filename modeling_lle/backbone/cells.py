@@ -1,8 +1,8 @@
-"""One layer of an LSTM or a GRU over a segment: torch's fused operator, one for compilers, and a form step by step.
+"""One layer of an LSTM or a GRU over a segment: torch's fused operator, one for compilers, and a stepwise form.
 
-Notable: oneDNN and cuDNN do the work wherever the weights are plain tensors. A compiler would unroll torch's operator
-over time, so it gets an opaque one. The form step by step calls modules, so that one which was wrapped by PEFT,
-quantised or hooked is honoured; it is slower. Padding at the end is read along: it changes no state.
+Notable: plain weights are run by oneDNN or cuDNN. Compilers get an opaque operator, since they would unroll torch's
+over time. The stepwise form is slower but calls modules, so it respects wrapping by PEFT, quantisation and hooks.
+Padding at the end is read too, without a change of state.
 Shapes: B batch, T time, I input width, H state width, G gates: 4 of an LSTM (input, forget, cell, output: Hochreiter
 and Schmidhuber 1997, Gers et al. 2000), 3 of a GRU (reset, update, new: Cho et al. 2014, as torch.nn.GRU).
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 
 State = tuple[Tensor, ...]  # h and c of an LSTM, h of a GRU, each (B, H)
 Weights = tuple[Tensor, Tensor, Tensor, Tensor]  # from the input (G H, I) and the state (G H, H), their biases (G H,)
-CLOSED = 1e4  # the pre-activation of an open gate, and minus that of a closed one, in every dtype
+CLOSED = 1e4  # pre-activation of an open gate, and its negative of a closed one, in every dtype
 
 
 def recur(x: Tensor, state: State, weights: Weights, lengths: Tensor | None = None) -> tuple[Tensor, State]:
@@ -29,7 +29,7 @@ def recur(x: Tensor, state: State, weights: Weights, lengths: Tensor | None = No
         lengths: (B,) int64, steps of each row before its padding; None: all.
 
     Returns:
-        y (B, T, H), without meaning at padding, and the state after each row's last step.
+        y (B, T, H), undefined at padding, and the state after each row's last step.
     """
     if lengths is not None and len(state) == 2:
         x, weights = _stand_still(x, weights, lengths)
@@ -47,7 +47,7 @@ def recur(x: Tensor, state: State, weights: Weights, lengths: Tensor | None = No
 
 
 def keep(lengths: Tensor | None, new: State, old: State) -> State:
-    """The new state where `lengths` (B,) is above 0 (None: everywhere), else the old one; in the dtypes of the old."""
+    """Returns the new state where `lengths` (B,) is above 0 (None: everywhere), else the old; in the old dtypes."""
     new = tuple(part.to(before.dtype) for part, before in zip(new, old, strict=True))
     if lengths is None:
         return new
@@ -60,7 +60,7 @@ def _cast(tensors: Any, dtype: torch.dtype) -> Any:
 
 
 def _stand_still(x: Tensor, weights: Weights, lengths: Tensor) -> tuple[Tensor, Weights]:
-    """Input and weights by which an LSTM keeps its c at padding: one more channel, which closes and opens gates."""
+    """Extends input and weights by a channel that closes and opens gates, so that an LSTM keeps its c at padding."""
     from_input, *others = weights
     padding = torch.arange(x.shape[1], device=x.device) >= lengths[:, None]
     gates = from_input.new_tensor([-CLOSED, CLOSED, 0.0, 0.0]).repeat_interleave(from_input.shape[0] // 4)
@@ -69,7 +69,7 @@ def _stand_still(x: Tensor, weights: Weights, lengths: Tensor) -> tuple[Tensor, 
 
 
 def _fused(x: Tensor, state: Any, weights: Any) -> list[Tensor]:
-    """y, and the parts of the state after the last step, by torch's operator."""
+    """Returns y and the parts of the final state, by torch's operator."""
     hidden = [part[None] for part in state]
     # With biases, one layer, no dropout, whether gradients are wanted, one direction, the batch first.
     options = True, 1, 0.0, torch.is_grad_enabled(), False, True
@@ -118,13 +118,15 @@ def _(slopes: list[Tensor], x: Tensor, state: list[Tensor], weights: list[Tensor
     return [tensor.new_empty(tensor.shape) for tensor in (x, *state, *weights)]
 
 
-Slopes = tuple[Tensor, Tensor, list[Tensor]]  # in the products of input and state (B, T, G H), and in the first state
+Slopes = tuple[
+    Tensor, Tensor, list[Tensor]
+]  # gradients of the products of input and state (B, T, G H), and of the initial state
 
 
 def _differentiate_lstm(
     slopes: list[Tensor], products: tuple[Tensor, Tensor], before: Tensor, state: list[Tensor], from_state: Tensor
 ) -> Slopes:
-    """The slopes, given those in y, h and c; `before` (B, T, H) is h before each step."""
+    """Returns the gradients, given those of y, h and c; `before` (B, T, H) is h before each step."""
     i, f, g, o = (products[0] + products[1]).chunk(4, dim=-1)
     i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
     inner = i * (1 - i), f * (1 - f), 1 - g.square(), o * (1 - o)
@@ -145,7 +147,7 @@ def _differentiate_lstm(
 def _differentiate_gru(
     slopes: list[Tensor], products: tuple[Tensor, Tensor], before: Tensor, state: list[Tensor], from_state: Tensor
 ) -> Slopes:
-    """The slopes, given those in y and h; `before` (B, T, H) is h before each step."""
+    """Returns the gradients, given those of y and h; `before` (B, T, H) is h before each step."""
     (r_x, z_x, n_x), (r_h, z_h, n_h) = (product.chunk(3, dim=-1) for product in products)
     r, z = (r_x + r_h).sigmoid(), (z_x + z_h).sigmoid()
     n = torch.addcmul(n_x, r, n_h).tanh()
@@ -185,10 +187,10 @@ _recurrence.register_autograd(_differentiate, setup_context=_save)
 def recur_by_steps(
     products: Tensor, state: State, from_state: Callable[[Tensor], Tensor], lengths: Tensor | None = None
 ) -> tuple[Tensor, State]:
-    """The definition of `recur`, for any map of the state to its products, such as a wrapped module.
+    """Runs a layer by its definition, with any map of the state to its products, such as a wrapped module.
 
     Args:
-        products: (B, T, G H) floating, those of the input.
+        products: (B, T, G H) floating, products of the input.
         state: Before the first step.
         from_state: Maps h (B, H) to (B, G H).
         lengths: As in `recur`.

@@ -1,6 +1,6 @@
-"""Pooling: one state of a text from the states of its tokens.
+"""Pooling: combines the states of a text's tokens into one state.
 
-Shapes: B batch, T time, S width of the states, M members, K width of an item.
+Shapes: B batch, T time, W width of the states (both directions of all members), D width of a member, M members.
 """
 
 import torch
@@ -10,7 +10,7 @@ from ..configuration import LLEConfig
 
 
 class Pooling(nn.Module):
-    """The ways that `config.classifier.pooling` names, side by side.
+    """Applies the poolings of the configuration and concatenates their results.
 
     Args:
         config: The configuration.
@@ -24,7 +24,7 @@ class Pooling(nn.Module):
         self.attention = nn.Linear(config.state_size, 1) if "attention" in self.ways else None
 
     def forward(self, states: Tensor, mask: Tensor | None) -> Tensor:
-        """States (B, T, S) of tokens, and their mask (B, T) bool, False at padding or None, as (B, ways * S)."""
+        """Pools states (B, T, W) with a mask (B, T) bool (False at padding; None for none) to (B, ways * W)."""
         return torch.cat([getattr(self, f"_{way}")(states, mask) for way in self.ways], dim=-1)
 
     def _last(self, states: Tensor, mask: Tensor | None) -> Tensor:
@@ -58,12 +58,12 @@ class Pooling(nn.Module):
 
 
 def apart(items: Tensor, members: int, width: int) -> Tensor:
-    """Items (..., K) once for each member, (M, ..., K), with the channels of the others set to 0.
+    """Copies items (..., C) for each member, (M, ..., C), with the channels of the other members set to 0.
 
     Args:
-        items: Floating; states of a backbone, or what was pooled of them.
+        items: Floating; states of a backbone (C = W) or pooled states (C = ways * W).
         members: M.
-        width: Of a member in one direction.
+        width: D, of a member in one direction.
     """
     if members == 1:
         return items[None]

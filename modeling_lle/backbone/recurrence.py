@@ -1,10 +1,10 @@
-"""The recurrent layers and their stack: `(x, state, mask) -> (y, state)`, and nobody else knows what a state holds.
+"""The recurrent layers and their stack: `(x, state, mask) -> (y, state)`, with a state that only they look into.
 
-Notable: lstm and gru are torch's, so oneDNN and cuDNN do the work; qrnn is one matrix product over all time steps and
-a fused scan. Their matrices are `nn.Linear` modules, so that PEFT and quantisation find them, and are read past those
-as long as they are plain. A state is a flat tuple of tensors with the batch in dim 0. Padding may lie anywhere: each
-row's valid steps are moved to its front, run with their lengths, and moved back, so a padded batch gives what its rows
-give alone. Regularisation follows AWD-LSTM (Merity et al. 2018): variational dropout, and dropped recurrent weights.
+Notable: lstm and gru are torch's, run by oneDNN and cuDNN; qrnn is one matrix product over all time steps and a fused
+scan. Their matrices are `nn.Linear` modules, which PEFT and quantisation find; while these are plain, their weights
+are read directly. A state is a flat tuple of tensors, batch first. Padding may be anywhere: each row's valid steps are
+moved to the front, run with their lengths and moved back, so a padded batch gives the results of its rows alone.
+Regularisation follows AWD-LSTM (Merity et al. 2018): variational dropout, and dropout of recurrent weights.
 Shapes: B batch, T time, D width, M members.
 """
 
@@ -28,11 +28,11 @@ from ..kernels.scan import gated_scan
 from .cells import State, Weights, keep, recur, recur_by_steps
 
 After = Callable[[int, Tensor], Tensor]
-Seen = list[Tensor] | None  # what each layer gave so far, if anybody wants to know
-FROZEN = 100.0  # the pre-activation of a forget gate that is exactly 1 in every dtype
+Seen = list[Tensor] | None  # collects the outputs of the layers; None: not wanted
+FROZEN = 100.0  # pre-activation of a forget gate that is exactly 1 in every dtype
 GATES = {"lstm": 4, "gru": 3, "qrnn": 3}
-LONGEST_MEMORY = 128.0  # time steps that the slowest channel of a new qrnn remembers
-# How the weights of a layer were called while torch.nn.LSTM and GRU held them, and how they are called now.
+LONGEST_MEMORY = 128.0  # memory of the slowest channel of a new qrnn, in time steps
+# Names of weights while torch.nn.LSTM and GRU held them, and today's.
 RENAMED = {
     "mixer.cell.weight_ih_l0": "mixer.from_input.weight",
     "mixer.cell.weight_hh_l0": "mixer.from_state.weight",
@@ -44,12 +44,12 @@ RENAMED = {
 
 
 def current_name(name: str) -> str:
-    """Today's name of a weight that an older version may have saved."""
+    """Returns today's name of a weight that an older version may have saved."""
     return _rename(name, RENAMED)
 
 
 def first_name(name: str) -> str:
-    """The name that a weight had in the first version, by which banks know it."""
+    """Returns the name of a weight in the first version, which the fingerprints of banks use."""
     return _rename(name, {new: old for old, new in RENAMED.items()})
 
 
@@ -61,7 +61,7 @@ def _rename(name: str, names: dict[str, str]) -> str:
 
 
 def variational_dropout(x: Tensor, probability: float, training: bool) -> Tensor:
-    """Drops channels of `x` (B, T, D), the same ones at all time steps of a row (Gal and Ghahramani 2016)."""
+    """Drops channels of `x` (B, T, D), the same at all time steps of a row (Gal and Ghahramani 2016)."""
     if not training or probability == 0:
         return x
     return x * F.dropout(x.new_ones(x.shape[0], 1, x.shape[2]), probability)
@@ -70,8 +70,8 @@ def variational_dropout(x: Tensor, probability: float, training: bool) -> Tensor
 def weight_dropout(weight: Tensor, probability: float, training: bool) -> Tensor:
     """Drops entries of a weight matrix and scales the others up (Merity et al. 2018, after Wan et al. 2013).
 
-    On a CPU, torch's dropout draws a number per entry, which takes longer than the matrix product; here 64 random bits
-    make four draws, so that the probability is a multiple of 1 / 65536.
+    On a CPU, torch's dropout draws a number per entry, which takes longer than the matrix product. Here 64 random bits
+    make four draws, which rounds the probability to a multiple of 1 / 65536.
     """
     if not training or probability == 0 or weight.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(weight, probability, training)
@@ -84,9 +84,9 @@ def weight_dropout(weight: Tensor, probability: float, training: bool) -> Tensor
 def dropped(
     module: nn.Module, size: tuple[int, int], probability: float, training: bool
 ) -> Callable[[Tensor], Tensor]:
-    """How a linear module maps when `weight_dropout` has dropped its own matrix, of this size, once.
+    """Returns the map of a linear module after one `weight_dropout` of its own matrix, which has this size.
 
-    Of a module that was wrapped, what was put around the matrix is not dropped.
+    In a wrapped module the parameters of the wrapper are not dropped.
     """
     if not training or probability == 0:
         return module
@@ -100,20 +100,20 @@ def dropped(
 
 
 def state_dtype(module: nn.Module, x: Tensor) -> torch.dtype:
-    """The dtype of a state which a linear module maps, for inputs like `x`."""
+    """Returns the dtype of a state that a linear module maps, for inputs like `x`."""
     weight = getattr(module, "weight", None)
     return weight.dtype if isinstance(weight, Tensor) and weight.is_floating_point() else x.dtype
 
 
 def gates_of_input(recurrence: str, input_size: int, output_size: int) -> nn.Linear:
-    """The linear map of the input to the gates; it says whose it is, because transformers initialises it by itself."""
+    """Returns the map of the input to the gates, marked with the recurrence for `init_recurrent_weights`."""
     linear = nn.Linear(input_size, GATES[recurrence] * output_size)
     linear.gates_of = recurrence  # type: ignore[assignment]
     return linear
 
 
 class TorchRecurrence(nn.Module):
-    """One layer that computes what torch.nn.LSTM or torch.nn.GRU does. State: h, and c of the lstm, each (B, size).
+    """One layer of torch.nn.LSTM or torch.nn.GRU. State: h, and for the lstm c, each (B, output_size).
 
     Args:
         kind: "lstm" or "gru".
@@ -159,7 +159,7 @@ class TorchRecurrence(nn.Module):
         return recur(x, state, weights, lengths)
 
     def _is_fast_step(self, x: Tensor) -> bool:
-        """Whether this is a training step that kernels/lstm.py runs faster than torch does: in bfloat16, on a CPU."""
+        """Whether this is a training step that kernels/lstm.py runs faster than torch: in bfloat16, on a CPU."""
         if not (self.training and torch.is_grad_enabled() and self.num_states == 2):
             return False
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
@@ -184,7 +184,7 @@ class QRNN(nn.Module):
     def __init__(self, input_size: int, output_size: int, weight_dropout: float) -> None:
         super().__init__()
         self.input_size, self.output_size, self.weight_dropout = input_size, output_size, weight_dropout
-        with torch.random.fork_rng(devices=[]):  # what nn.Linear draws is drawn again when it is initialised
+        with torch.random.fork_rng(devices=[]):  # nn.Linear's initial values are replaced later
             self.gates = gates_of_input("qrnn", 2 * input_size, output_size)  # of a step and the one before it
 
     def initial_state(self, x: Tensor) -> State:
@@ -252,7 +252,7 @@ class RecurrentLayer(GradientCheckpointingLayer):
         return y, *new
 
     def _mix(self, x: Tensor, state: State, lengths: Tensor | None) -> tuple[Tensor, State]:
-        """Runs the mixer; in 16 bits, where a CPU cannot or only slowly, in float32 between two casts."""
+        """Runs the mixer; in float32 between two casts where a CPU lacks fast 16-bit recurrences."""
         dtype = recurrence_dtype(x)
         if dtype is None:
             return self.mixer(x, state, lengths)
@@ -303,7 +303,7 @@ class GatedMLP(nn.Module):
 
 
 class _Stack(nn.Module):
-    """What reads segments of padded rows, as their valid steps alone: `_run` does."""
+    """Base of stacks: reduces padded segments to their valid steps, which `_run` of the subclass reads."""
 
     def forward(
         self,
@@ -318,15 +318,15 @@ class _Stack(nn.Module):
 
         Args:
             x: (B, T, D) floating, of members (B, T, M D).
-            state: What the call for the preceding segment returned; None for zeros.
-            mask: (B, T) bool, False for padding, wherever it lies; None if all steps are valid.
-            final: Whether the state is needed. If not, what is returned in its place has no meaning in a padded row.
-            after: What becomes of the output (B, T, D) of each layer, by its number, before the next one reads it; of
-                each time step alone, since the steps may come in another order. Not for members.
-            seen: A list to which the output of each layer is added, like x; that of the last one is y.
+            state: The state returned for the preceding segment; None for zeros.
+            mask: (B, T) bool, False at padding, anywhere; None if all steps are valid.
+            final: Whether the state is needed. If not, the returned state is undefined for padded rows.
+            after: Maps the number of a layer and its output (B, T, D) to the input of the next layer; must treat time
+                steps independently, since they may be permuted. Not for members.
+            seen: A list to which the output of each layer is added, like x; the last one is y.
 
         Returns:
-            y like x, finite but without meaning at padding, and the state after each row's last valid step.
+            y like x, finite but undefined at padding, and the state after each row's last valid step.
         """
         if mask is None or (not torch.compiler.is_compiling() and bool(mask.all())):
             return self._run(x, state, None, after, seen)
@@ -379,7 +379,7 @@ class RecurrentStack(_Stack):
 
 
 class Members(_Stack):
-    """Stacks side by side that have nothing in common: each reads and writes its own slice of the channels.
+    """Independent stacks side by side, each of which reads and writes its own slice of the channels.
 
     Args:
         config: The configuration; `classifier.members` says how many.
@@ -411,30 +411,30 @@ class Members(_Stack):
 
 
 def make_stack(config: LLEConfig) -> RecurrentStack | Members:
-    """The stack of one direction of a backbone, or those of its members."""
+    """Makes the stack of one direction of a backbone, or those of its members."""
     return RecurrentStack(config) if config.classifier.members == 1 else Members(config)
 
 
 def padding_is_last(mask: Tensor) -> bool:
-    """Whether in every row of a mask (B, T) bool, False for padding, all padding comes after the valid steps.
+    """Whether all padding (False) of a mask (B, T) bool comes after the valid steps of its row.
 
-    A compiler is told no, because it cannot know.
+    Always False under a compiler, which cannot know.
     """
     return not torch.compiler.is_compiling() and not bool((mask[:, 1:] & ~mask[:, :-1]).any())
 
 
 def _take(x: Tensor, order: Tensor) -> Tensor:
-    """The steps of x (B, T, D) in the order (B, T) of each row."""
+    """Returns the steps of x (B, T, D) in the order (B, T) of each row."""
     return x.gather(1, order[..., None].expand(-1, -1, x.shape[2]))
 
 
 def init_recurrent_weights(module: nn.Module) -> None:
-    """Initialises the parameters that `module` itself holds, but for those that were loaded.
+    """Initialises the parameters that `module` itself holds, except those that were loaded.
 
-    Matrices are uniform in +-1 / sqrt(fan-in), both of an lstm or gru by the width of its state. A gate that keeps
-    what it has makes long gradients: the forget bias of an lstm is 1 (Jozefowicz et al. 2015), and a qrnn's channels
-    start with log-spaced memory lengths of 2 to `LONGEST_MEMORY` steps (chrono initialisation, Tallec and Ollivier
-    2018).
+    Matrices are uniform in +-1 / sqrt(fan-in), where the fan-in of both matrices of an lstm or gru is the width of its
+    state. Biases favour long memory: the forget bias of an lstm is 1 (Jozefowicz et al. 2015), and the channels of a
+    qrnn start with log-spaced memory lengths of 2 to `LONGEST_MEMORY` steps (chrono initialisation, Tallec and
+    Ollivier 2018).
     """
     if isinstance(module, nn.Linear):
         gates = module.__dict__.get("gates_of")

@@ -1,7 +1,7 @@
-"""How a decoder looks at the source: multi-head attention between its recurrent layers.
+"""Multi-head attention of a decoder to the source, between its recurrent layers.
 
-Shapes: E sources, B = E * R targets, R of each source side by side, such as the beams of a search, T time steps of the
-target, N tokens of the source, D width, S width of the encoder's states, H heads.
+Shapes: E sources, B = E * G targets, G per source, side by side (such as beams), T time of the target, S tokens of the
+source, D width, W width of the encoder's states, H heads.
 """
 
 import torch
@@ -11,11 +11,11 @@ from ..configuration import LLEConfig
 
 
 class SourceAttention(nn.Module):
-    """Scaled dot-product attention of the decoder's states to those of the encoder (Vaswani et al. 2017, section 3.2).
+    """Scaled dot-product attention of decoder states to encoder states (Vaswani et al. 2017, section 3.2).
 
     Args:
         config: The configuration.
-        source_size: Width of the encoder's states, S.
+        source_size: W, width of the encoder's states.
     """
 
     def __init__(self, config: LLEConfig, source_size: int) -> None:
@@ -30,26 +30,26 @@ class SourceAttention(nn.Module):
         self.output = nn.Linear(D, D, bias=False)
 
     def read(self, source: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values (E, H, N, D / H) of the encoder's states (E, N, S)."""
+        """Returns keys and values (E, H, S, D / H) of the encoder's states (E, S, W)."""
         keys, values = self.key_value(source).unflatten(-1, (2 * self.heads, -1)).transpose(1, 2).chunk(2, dim=1)
-        return keys.contiguous(), values.contiguous()  # once, and not in each step of a search
+        return keys.contiguous(), values.contiguous()  # once, not in every step of a search
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """What the states x find in the source.
+        """Attends from the decoder's states to the source.
 
         Args:
             x: (B, T, D) floating.
             keys, values: From `read`.
-            mask: (E, N) bool, False at padding; None for none.
+            mask: (E, S) bool, False at padding; None for none.
 
         Returns:
-            (B, T, D), and how much each state looks at each token of the source, (B, H, T, N); rows sum to 1.
+            The result (B, T, D) and the attention weights (B, H, T, S), whose rows sum to 1.
         """
-        # Written out: sentences are short, and torch's fused kernel takes several times as long for them on a CPU.
+        # Written out, since torch's fused kernel takes several times as long for short sentences on a CPU.
         length = x.shape[1]
         if len(x) % len(keys):
             raise ValueError(f"{len(x)} targets cannot belong to {len(keys)} sources: give as many to each")
-        # All that look at one source are read as one: (E, R * T, D), so that its keys are read once.
+        # Targets of one source are batched as (E, G * T, D), so that its keys are read once.
         x = x.reshape(len(keys), -1, x.shape[-1])
         query = self.query(self.norm(x)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         scores = query @ keys.to(query.dtype).transpose(-1, -2) * keys.shape[-1] ** -0.5

@@ -106,7 +106,7 @@ class Sketch:
         return nearest_of_codes(parts, self.error, self.slack, queries, keys, usable, neighbours, most)
 
     def bounds(self, queries: Tensor, every_axis: bool = True) -> Tensor:
-        """Upper bounds (Q, N) float32 of the cosines with queries (Q, D) float32: the definition, for tests."""
+        """Returns upper bounds (Q, N) float32 of cosines with queries (Q, D) float32: the definition, for tests."""
         m = len(self.axes) if every_axis else self.codes.shape[1]
         p = queries @ self.axes[:m].T
         s = queries - p @ self.axes[:m]

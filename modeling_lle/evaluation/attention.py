@@ -69,7 +69,7 @@ def readable(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[tup
     pieces: list[tuple[str, slice]] = []
     before, start = "", 0
     for end in range(1, len(ids) + 1):
-        whole = tokenizer.decode(ids[:end])
+        whole = str(tokenizer.decode(list(ids[:end])))
         if whole.endswith(UNREADABLE) and end - start < LONGEST_LETTER and end < len(ids):
             continue
         pieces.append((_shown(whole[len(before) :], before), slice(start, end)))

@@ -56,17 +56,17 @@ class _StateLayer(LinearAttentionCacheLayerMixin):
 
 
 class LLECache(Cache):
-    """The recurrent state, the stream and the overlay of a batch of texts, as `past_key_values`.
+    """Backbone state, stream and overlay of a batch of texts, passed as `past_key_values`.
 
     Pass it back to continue a text; `reset` starts a new one. Rows are independent of each other.
 
     Args:
-        window: Entries that the stream keeps for each row; 0 keeps no stream.
+        window: Entries that the stream keeps per row; 0 for no stream.
 
     Attributes:
         stream: The ring buffer, or None.
-        overlay: What the test-time update has changed, an `Overlay` (history/overlay.py), or None.
-        seen_tokens: Length of what has been read, padding included.
+        overlay: The changes of the test-time update, an `Overlay` (history/overlay.py), or None.
+        seen_tokens: Tokens read so far, padding included.
     """
 
     def __init__(self, window: int = 0) -> None:
@@ -91,7 +91,7 @@ class LLECache(Cache):
 
     @property
     def batch_size(self) -> int:
-        """Rows of the batch, -1 before the first one."""
+        """Number of rows; -1 before the first segment."""
         return rows_of(self.state)
 
     def check_rows(self, rows: int) -> None:
@@ -103,7 +103,7 @@ class LLECache(Cache):
             )
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Length of what has been read, padding included."""
+        """Returns the number of tokens read so far, padding included."""
         return self.seen_tokens
 
     def _apply(self, change: Callable[[Tensor], Tensor]) -> None:
@@ -113,7 +113,7 @@ class LLECache(Cache):
                 part.apply(change)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Row i becomes a copy of row `beam_idx[i]`."""
+        """Replaces row i by row `beam_idx[i]`."""
         self._apply(lambda tensor: reorder(tensor, beam_idx))
 
     def batch_select_indices(self, indices: Tensor) -> None:
@@ -145,7 +145,7 @@ class LLECache(Cache):
                 setattr(self.stream, name, tensors[f"stream.{name}"])
 
     def reset(self) -> None:
-        """Forgets everything: the next token begins a new text."""
+        """Clears everything: the next token begins a new text."""
         self.layers[0].reset()
         self.seen_tokens = 0
         self.stream = Stream(self.window) if self.window > 0 else None
@@ -157,9 +157,9 @@ class LLECache(Cache):
 
 
 def check_cache(cache: Any) -> None:
-    """Raises a TypeError unless `cache` is an `LLECache` or None: others hold keys of attention, and no state.
+    """Raises a TypeError unless `cache` is an `LLECache` or None: other caches hold keys of attention, not a state.
 
-    An empty one is refused as well: its owner would find it empty again, and the next segment would begin a new text.
+    Empty ones are refused too: they would stay empty, and the next segment would begin a new text.
     """
     if cache is not None and not hasattr(cache, "check_rows"):  # remote code has a class of its own
         raise TypeError(

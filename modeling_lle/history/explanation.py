@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from .attachment import Attachment
+from .loss import IGNORED
 from .prediction import HistoryOutput, Prediction
 from .source import BANK, STREAM
 
@@ -220,6 +221,35 @@ def bank_cause(
         place=f"{entry.source}:{entry.row}",
         columns=entry.columns,
     )
+
+
+def explained_targets(predictions: Iterable[Prediction], targets: Tensor) -> list[Explained]:
+    """The tokens of translations with all that moved them, on the CPU, an item for each translation.
+
+    Args:
+        predictions: Consecutive blocks of predictions.
+        targets: (B, T) int64, the translations, -100 at padding.
+    """
+    columns, parts = [], []
+    for prediction in predictions:
+        own = targets[:, prediction.positions]
+        columns.append(torch.stack([prediction.base_log_probs(own), prediction.log_probs(own)]).exp())
+        parts.append(prediction.history())
+    base, mixed = torch.cat(columns, dim=-1).cpu()
+    history = {name: tensor.cpu() for name, tensor in HistoryOutput.join(parts).items()}
+    found = []
+    for row, own in enumerate(targets.cpu()):
+        real = own != IGNORED
+        found.append(
+            Explained(
+                positions=real.nonzero()[:, 0].tolist(),
+                targets=own[real],
+                base=base[row, real],
+                mixed=mixed[row, real],
+                history=HistoryOutput(**{name: tensor[row, real] for name, tensor in history.items()}),
+            )
+        )
+    return found
 
 
 def explain_targets(explained: Explained, attachment: Attachment | None, top: int) -> list[Explanation]:

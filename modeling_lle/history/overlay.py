@@ -18,33 +18,29 @@ Shapes: B batch, T time, D width, V vocabulary, E tokens of a step, R rank.
 import functools
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import save_file
+from torch import Tensor
 from torch.func import functional_call
 
 from ..backbone.recurrence import current_name
 from ..backbone.state import OpaqueState, from_named_tensors, join, named_tensors, select
 from ..bank.fingerprint import fingerprint, same_backbone
-from ..common.precision import outside_autocast
 from ..common.temporary import replacing
 from ..configuration_sections import UpdateConfig
-from ..kernels.linear import apply_linear, is_packed, is_plain, linear
+from ..kernels.linear import apply_linear, linear
 from .cache import LLECache
-from .loss import IGNORED, check_targets
+from .updatable import Updatable, change_sizes, check_updatable, pull_back, summed_gradients
+from .update_statistics import preconditioners
 
 logger = logging.getLogger(__name__)
 
 FORMAT, VERSION = "modeling_lle.overlay", 2
 _DECAYED = "decayed"  # its name in the file
-STATISTICS = "update_statistics.safetensors"  # the file beside the weights that holds the root mean squares
-FLOOR = 1e-3  # of the root mean square of a residual, a probability; of states and errors, this share of their mean
-WEIGHT_FLOOR = 1.0  # of that of a weight's gradient, as a share of the mean: most rows of an embedding are rare words
 MARGIN = 1.0  # nats a token above those of a uniform guess: from there on, the changes have done harm
 RATES = {"head": 2e-3, "low-rank": 2e-4, "all": 1e-2}  # where the configuration gives none
 EVERY = {"head": 40, "low-rank": 20, "all": 20}
@@ -52,48 +48,8 @@ LARGEST = 1e4  # of what a step may change in a weight
 NEGLIGIBLE = 1e-2  # an output that had less than this probability at every token of a step is left as it is
 RENEWAL = 1e-3  # the decay that is kept apart from the changes is multiplied into them when it gets below this
 
-_REMEDY = "collect them once with `lle statistics MODEL TRAINING_TEXT`, or model.collect_update_statistics"
-
 # A gradient; or two matrices (E, I), (E, J) whose product over E is one; or that of some rows, and their numbers (I,).
 Gradient = tuple[Tensor, Tensor | None, Tensor | None]
-
-
-def change_sizes(model: Any, numbers: UpdateConfig) -> dict[str, torch.Size]:
-    """Names and shapes of what an update of this scope changes."""
-    V, D = model.config.vocab_size, model.config.hidden_size
-    if numbers.scope == "head":
-        return {"weight": torch.Size([V, D]), "bias": torch.Size([V])}
-    if numbers.scope == "low-rank":
-        return {"map": torch.Size([D, min(numbers.rank, D)]), "bias": torch.Size([V])}
-    return {name: parameter.shape for name, parameter in model.named_parameters()}
-
-
-def check_updatable(model: Any, numbers: UpdateConfig) -> None:
-    """Raises a ValueError where a module was changed so that an update of this scope would pass it by."""
-    for name, module in model.named_modules():
-        if any(weight.is_meta for weight in module.parameters(recurse=False)):
-            raise ValueError(f"the test-time update needs the weights of {name} in memory: load it without offloading")
-        opaque = is_packed(module) or (module is model.lm_head and not is_plain(module))
-        if numbers.scope == "all" and opaque:
-            raise ValueError(
-                f"history.update.scope 'all' changes the weights themselves, but {name} was wrapped, quantised or "
-                "hooked: merge its adapters into it, or set the scope 'head'"
-            )
-
-
-def pull_back(head: nn.Module, states: Tensor, slopes: Tensor) -> Tensor:
-    """Slopes (E, D) in the states (E, D), of those in their logits (E, V)."""
-    if is_plain(head):
-        return slopes @ head.weight.to(slopes.dtype)  # type: ignore[operator]
-    if is_packed(head):
-        raise ValueError(
-            "a quantised output layer has no gradient, which history.update.scope 'low-rank' and statistics need: "
-            "collect statistics before quantising it, and set the scope 'head'"
-        )
-    with torch.enable_grad():
-        leaf = states.detach().requires_grad_()
-        logits = head(leaf)
-        return torch.autograd.grad(logits, leaf, slopes.to(logits.dtype))[0].to(slopes.dtype)
 
 
 class Overlay:
@@ -112,7 +68,7 @@ class Overlay:
             with its changes; for the scope "all" the backbone's state before them.
     """
 
-    def __init__(self, model: Any, rows: int) -> None:
+    def __init__(self, model: Updatable, rows: int) -> None:
         self.numbers: UpdateConfig = model.config.overlay
         self.rate = RATES[self.numbers.scope] if self.numbers.rate is None else self.numbers.rate
         self.every = EVERY[self.numbers.scope] if self.numbers.every is None else self.numbers.every
@@ -145,7 +101,7 @@ class Overlay:
         self.decayed, self.count, self.tokens = change(self.decayed), change(self.count), change(self.tokens)
 
     def states(
-        self, model: Any, tokens: Tensor, mask: Tensor | None, cache: LLECache
+        self, model: Updatable, tokens: Tensor, mask: Tensor | None, cache: LLECache
     ) -> Iterator[tuple[slice, Tensor]]:
         """The backbone's states of a segment in parts, between which the rows take their steps.
 
@@ -183,7 +139,7 @@ class Overlay:
             yield slice(start, min(start + size, length))
             start += size
 
-    def _read(self, model: Any, tokens: Tensor, mask: Tensor | None, state: OpaqueState) -> None:
+    def _read(self, model: Updatable, tokens: Tensor, mask: Tensor | None, state: OpaqueState) -> None:
         """Takes in the tokens (B, T) of a part, and the steps whose last outcome is now known.
 
         Args:
@@ -215,7 +171,7 @@ class Overlay:
         for name, tensor in named_tensors(state, "state").items():
             self.kept.setdefault(name, torch.zeros_like(tensor))[row] = tensor[row]
 
-    def _encode(self, model: Any, tokens: Tensor, mask: Tensor | None, cache: LLECache) -> Tensor:
+    def _encode(self, model: Updatable, tokens: Tensor, mask: Tensor | None, cache: LLECache) -> Tensor:
         """States (B, T, D) of the tokens (B, T) by the changed backbone; the cache's state moves on."""
         rows, old = [], cache.state
         for row in range(len(tokens)):
@@ -229,13 +185,13 @@ class Overlay:
         cache.seen_tokens += tokens.shape[1]
         return torch.cat([states for states, _ in rows])
 
-    def _weights(self, model: Any, row: int, prefix: str = "") -> dict[str, Tensor]:
+    def _weights(self, model: Updatable, row: int, prefix: str = "") -> dict[str, Tensor]:
         """The changed weights of a row, for the scope "all": those whose names begin with `prefix`."""
         trained = {n: own.detach() for n, own in model.named_parameters() if n.startswith(prefix)}
         factor = float(self.decayed[row])
         return {n: torch.add(own, self.changes[n][row], alpha=factor).to(own.dtype) for n, own in trained.items()}
 
-    def output(self, model: Any, states: Tensor) -> Tensor:
+    def output(self, model: Updatable, states: Tensor) -> Tensor:
         """The logits (B, T, V) of states (B, T, D), by each row's own output layer."""
         head, changes = model.lm_head, self.changes
         if self.numbers.scope == "all":
@@ -274,12 +230,12 @@ class Overlay:
             self.kept["probabilities"][row, place] = log_probs[row].detach()[own].exp()
 
     @torch.no_grad()
-    def _step(self, model: Any, row: int, outcomes: Tensor) -> None:
+    def _step(self, model: Updatable, row: int, outcomes: Tensor) -> None:
         """One step of a row on its last E predictions, whose outcomes (E,) int64 are known."""
         with torch.autocast(model.device.type, enabled=False):
             self._descend(model, row, outcomes)
 
-    def _descend(self, model: Any, row: int, outcomes: Tensor) -> None:
+    def _descend(self, model: Updatable, row: int, outcomes: Tensor) -> None:
         if self.replaces_backbone:
             nats, gradients = self._differentiate(model, row, outcomes)
         else:
@@ -305,7 +261,7 @@ class Overlay:
                 change[row] *= float(self.decayed[row])
             self.decayed[row] = 1
 
-    def _residuals(self, model: Any, row: int, outcomes: Tensor) -> tuple[float, dict[str, Gradient]]:
+    def _residuals(self, model: Updatable, row: int, outcomes: Tensor) -> tuple[float, dict[str, Gradient]]:
         """Nats a token and scaled gradients of the last E predictions, from their probabilities."""
         states, residual = self.kept["states"][row], self.kept["probabilities"][row]
         place = torch.arange(len(outcomes), device=outcomes.device), outcomes
@@ -319,7 +275,7 @@ class Overlay:
         error = pull_back(model.lm_head, states.to(model.dtype), residual) * self.scales["error"]
         return nats, {"map": (error, states @ self.scales["directions"], None), "bias": bias}
 
-    def _differentiate(self, model: Any, row: int, outcomes: Tensor) -> tuple[float, dict[str, Gradient]]:
+    def _differentiate(self, model: Updatable, row: int, outcomes: Tensor) -> tuple[float, dict[str, Gradient]]:
         """Nats a token and scaled gradients of every weight, through the last E tokens."""
         cache = LLECache()
         cache.state = select(from_named_tensors(self.kept, "state"), slice(row, row + 1))
@@ -342,7 +298,7 @@ class Overlay:
             self.numbers.decay,
         )
 
-    def save(self, path: str | Path, model: Any) -> None:
+    def save(self, path: str | Path, model: Updatable) -> None:
         """Writes the changes into a safetensors file, whole or not at all; no tokens that still wait for a step."""
         described = {"format": FORMAT, "version": str(VERSION), "scope": self.numbers.scope}
         described["fingerprint"] = fingerprint(model)
@@ -351,7 +307,7 @@ class Overlay:
             save_file({**tensors, _DECAYED: self.decayed}, partial, described)
 
     @classmethod
-    def load(cls, path: str | Path, model: Any) -> "Overlay":
+    def load(cls, path: str | Path, model: Updatable) -> "Overlay":
         """Reads what `save` wrote; set it as the `overlay` of an `LLECache`.
 
         Raises:
@@ -398,131 +354,3 @@ def _accumulate(target: Tensor, gradient: Gradient, factor: float) -> None:
         target.addmm_(left.T, right, alpha=factor)
     else:
         target.index_add_(0, rows, left.T @ right, alpha=factor)
-
-
-def summed_gradients(
-    model: Any, weights: dict[str, Tensor], tokens: Tensor, outcomes: Tensor, cache: LLECache
-) -> tuple[float, dict[str, Tensor]]:
-    """The summed nats of the outcomes (T,) after the tokens (T,), and their gradient in each of the weights."""
-    given = {"shift_labels": outcomes[None], "past_key_values": cache, "use_cache": True, "use_history": False}
-    with torch.enable_grad():
-        more = {**given, "return_logits": False, "num_items_in_batch": 1}
-        loss = functional_call(model, weights, (tokens[None],), more).loss
-        gradients = torch.autograd.grad(loss, list(weights.values()))
-    return float(loss.detach()), dict(zip(weights, gradients, strict=True))
-
-
-@torch.no_grad()
-def collect_statistics(model: Any, batches: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """What the rule of an update needs to know of training text, once for a model.
-
-    Args:
-        model: An `LLEForCausalLM` in evaluation mode.
-        batches: Consecutive segments of training text, as `LLEForCausalLM.calibrate` takes them, of one row each.
-
-    Returns:
-        Root mean squares over the tokens: "residual" (V,), of probabilities minus what came; "state" (D,); "error"
-        (D,), of the slope of the nats in the states; and "directions" (D, D), principal directions of the states,
-        scaled to unit mean square, the largest first. For the scope "all" also those of the gradient of each segment's
-        summed nats in each weight, by the names of the weights.
-    """
-    head, everything = model.lm_head, model.config.overlay.scope == "all"
-    check_updatable(model, model.config.overlay)
-    V, D = model.config.vocab_size, model.config.hidden_size
-    sums = {"residual": torch.zeros(V), "state": torch.zeros(D, D), "error": torch.zeros(D)}
-    weights = {name: parameter.detach().clone().requires_grad_() for name, parameter in model.named_parameters()}
-    squares = {name: torch.zeros_like(weight) for name, weight in weights.items()} if everything else {}
-    cache, count, segments = LLECache(), 0, 0
-    for batch in batches:
-        ids, targets = batch["input_ids"].to(model.device), batch["shift_labels"].to(model.device)
-        targets = check_targets(targets, ids.shape, V, "shift_labels")
-        before = cache.state
-        states = model.model(ids, past_key_values=cache, use_cache=False).last_hidden_state[0]
-        residual = apply_linear(head, states).float().softmax(-1)
-        used = targets[0] != IGNORED
-        residual, states = residual[used], states[used]
-        residual[torch.arange(len(residual)), targets[0, used]] -= 1
-        for name, moment in _moments(head, states, residual).items():
-            sums[name] += moment.cpu()
-        count, segments = count + len(residual), segments + 1
-        if everything:
-            own = LLECache()
-            own.state = before
-            _, gradients = summed_gradients(model, weights, ids[0], targets[0], own)
-            for name, gradient in gradients.items():
-                squares[name] += gradient.square()
-    if not count:
-        raise ValueError("the statistics of an update need training text; the batches hold none")
-    values, vectors = torch.linalg.eigh(sums["state"].double() / count)
-    directions = (vectors / values.clamp(min=1e-12).sqrt()).flip(1).float()
-    return {
-        "residual": (sums["residual"] / count).sqrt(),
-        "state": (sums["state"].diagonal() / count).sqrt(),
-        "error": (sums["error"] / count).sqrt(),
-        "directions": directions.contiguous(),
-        **{name: (square / segments).sqrt() for name, square in squares.items()},
-    }
-
-
-def read_statistics(path: str | None) -> tuple[dict[str, Tensor] | None, str | None]:
-    """The statistics in a file, and what is wrong with it, which is an error only where they are used."""
-    if path is None:
-        return None, None
-    try:
-        return load_file(path), None
-    except (SafetensorError, OSError) as error:
-        logger.warning("%s is truncated or corrupted (%s): the test-time update cannot be used", path, error)
-        return None, f"{path} is truncated or corrupted ({error})"
-
-
-def _check_statistics(model: Any, name: str, tensor: Tensor) -> None:
-    """Raises a ValueError unless this can be a statistic of the model: of its shape, finite, and no root negative."""
-    V, S = model.config.vocab_size, model.config.hidden_size
-    due: tuple[int, ...] = {"residual": (V,), "state": (S,), "error": (S,), "directions": (S, S)}.get(
-        name
-    ) or model.get_parameter(name).shape
-    if tensor.shape != due:
-        fault = f"the shape {tuple(tensor.shape)}, not {tuple(due)}"
-    elif not tensor.dtype.is_floating_point or not bool(tensor.isfinite().all()):
-        fault = "values that are not finite numbers"
-    elif name != "directions" and bool((tensor < 0).any()):
-        fault = "negative values"
-    else:
-        return
-    raise ValueError(f"the update's statistics of {name!r} ({STATISTICS}) have {fault}: {_REMEDY}")
-
-
-@outside_autocast
-def _moments(head: nn.Module, states: Tensor, residual: Tensor) -> dict[str, Tensor]:
-    """What states (n, D) and residuals (n, V) float32 add to the sums of the statistics."""
-    wide = states.to(torch.promote_types(states.dtype, torch.float32))
-    return {
-        "residual": residual.square().sum(0),
-        "state": (wide.T @ wide).float(),
-        "error": pull_back(head, states, residual).square().sum(0),
-    }
-
-
-def preconditioners(model: Any, numbers: UpdateConfig) -> dict[str, Tensor]:
-    """What each gradient is multiplied by, from the model's statistics."""
-    statistics: dict[str, Tensor] | None = model.update_statistics
-    needed = {"head": ["residual", "state"], "low-rank": ["residual", "error", "directions"]}.get(
-        numbers.scope, [name for name, _ in model.named_parameters()]
-    )
-    missing = [name for name in needed if statistics is None or name not in statistics]
-    if missing:
-        fault = getattr(model, "update_statistics_fault", None) or f"the model has no statistics of {missing[0]!r}"
-        raise ValueError(f"history.update.scope is {numbers.scope!r}, but {fault}: {_REMEDY}")
-    assert statistics is not None
-    for name in needed:
-        _check_statistics(model, name, statistics[name])
-    scales = {}
-    for name in needed:
-        rms = statistics[name].to(model.device, torch.promote_types(model.dtype, torch.float32))
-        if name == "directions":
-            scales[name] = rms[:, : numbers.rank]
-        else:
-            share = WEIGHT_FLOOR if numbers.scope == "all" else FLOOR
-            floor = FLOOR if name == "residual" else share * float(rms.mean())
-            scales[name] = (rms + floor) ** -numbers.preconditioning
-    return scales

@@ -16,16 +16,16 @@ from ..kernels.linear import linear
 
 @dataclass
 class Block:
-    """Consecutive positions of a segment, and the entries of the stream that each of them may recall.
+    """Consecutive positions of a segment, and the entries of the stream that each may recall.
 
     Attributes:
-        positions: Which positions of the segment these are.
+        positions: The positions of the segment.
         queries: (B, T, D), the normalised states of those positions.
-        keys: One or two tensors that hold the N entries' keys, side by side: (B, n, D), or (n, D) for all rows.
-        outcomes: (B, N) int64, the token that followed each key.
-        serial: (B, N) int64, the number of each entry in its row, from 0; -1 where there is none.
-        made: (B, T) int64, how many entries the row has once the token of the position has been read.
-        window: The oldest age that may be recalled.
+        keys: One or two tensors with the keys of the N entries, in order: (B, n, D), or (n, D) for all rows.
+        outcomes: (B, N) int64, the token after each key.
+        serial: (B, N) int64, the number of each entry in its row, from 0; -1 for no entry.
+        made: (B, T) int64, entries of the row after the token of the position has been read.
+        window: The largest age that may be recalled.
     """
 
     positions: slice
@@ -38,17 +38,17 @@ class Block:
 
     @property
     def age(self) -> Tensor:
-        """(B, T, N) int64, how many entries ago the entry was made, 1 for the newest one."""
+        """Ages of the entries at each position, (B, T, N) int64; 1 for the newest entry."""
         return self.made[:, :, None] - self.serial[:, None, :]
 
     @property
     def valid(self) -> Tensor:
-        """(B, T, N) bool, whether the position may recall the entry: made before it, within the window."""
+        """Whether a position may recall an entry, (B, T, N) bool: made before it and within the window."""
         age = self.age
         return (self.serial >= 0)[:, None, :] & (age >= 1) & (age <= self.window)
 
     def similarity(self) -> Tensor:
-        """The cosine similarity of every position with every entry, (B, T, N), in the dtype of the keys."""
+        """Returns the cosine of every position with every entry, (B, T, N), in the dtype of the keys."""
         if len(self.keys) == 1 or self.queries.device.type != "cpu" or self.queries.requires_grad:
             return torch.cat([self.queries @ keys.transpose(-1, -2) for keys in self.keys], dim=-1)
         similarity = self.queries.new_empty(*self.queries.shape[:2], self.outcomes.shape[1])
@@ -60,7 +60,7 @@ class Block:
         return similarity
 
     def other_rows(self) -> "Block":
-        """The same positions with the entries that this segment made in the other rows; their ages mean nothing.
+        """Returns the same positions with the entries that this segment made in the other rows; ages are undefined.
 
         The block must come from `Stream.read_whole`.
         """
@@ -78,13 +78,13 @@ class Stream:
     """A ring buffer of the last `window` entries (key, outcome) of each row.
 
     Args:
-        window: Entries kept for each row, at least 1.
+        window: Entries kept per row, at least 1.
 
     Attributes:
-        keys: (B, C, D) normalised states, C <= window: the buffer grows by doubling, then stays.
+        keys: (B, C, D) normalised states, C <= window; the buffer grows by doubling up to the window.
         outcomes: (B, C) int64 token ids.
-        count: (B,) int64, entries made so far; entry n lies in slot `n % window`.
-        pending: (B, D), the key of the newest position, whose outcome has not been seen yet.
+        count: (B,) int64, entries made so far; entry n is in slot `n % window`.
+        pending: (B, D), the key of the newest position, whose outcome is not known yet.
         has_pending: (B,) bool.
     """
 
@@ -105,15 +105,14 @@ class Stream:
         self.has_pending = torch.zeros(rows, dtype=torch.bool, device=keys.device)
 
     def read(self, states: Tensor, tokens: Tensor | None, mask: Tensor | None, block: int) -> Iterator[Block]:
-        """Yields the segment's blocks with what each may recall, and records each block after it has been read.
+        """Yields the blocks of a segment, and records each block after it was processed.
 
-        The iterator must be exhausted: what is not read is not recorded.
+        The iterator must be exhausted, else the rest is not recorded.
 
         Args:
             states: (B, T, D) floating, the backbone's states of the segment.
-            tokens: (B, T) int64, the tokens that were read; None if only their embeddings are known, which makes
-                no entries.
-            mask: (B, T) bool, False where a position is padding; None for none.
+            tokens: (B, T) int64, the tokens of the segment; None if only embeddings are known, which make no entries.
+            mask: (B, T) bool, False at padding; None for none.
             block: Positions in a block.
         """
         queries = self._queries(states.detach())
@@ -126,8 +125,7 @@ class Stream:
     def read_whole(self, states: Tensor, tokens: Tensor | None, mask: Tensor | None) -> Block:
         """Records a segment and returns it as one block that stays valid, for training.
 
-        A gradient flows into the queries and into the keys of this segment; what was carried has none. The arguments
-        are those of `read`.
+        Gradients flow into the queries and keys of this segment, not into older keys. Arguments as in `read`.
         """
         (block,) = self._advance(slice(0, states.shape[1]), self._queries(states), tokens, mask, stays=True)
         return block
@@ -141,7 +139,7 @@ class Stream:
     def _advance(
         self, part: slice, queries: Tensor, tokens: Tensor | None, mask: Tensor | None, stays: bool = False
     ) -> Iterator[Block]:
-        """Makes the entries of one block, yields what can be recalled, and writes the entries.
+        """Makes the entries of one block, yields the block, and writes the entries.
 
         Writing changes the keys of the block, unless it `stays`.
         """
@@ -152,7 +150,7 @@ class Stream:
             known = torch.zeros_like(known)
             tokens = torch.zeros_like(known, dtype=torch.long)
         rank = known.long().cumsum(1)
-        made = self.count[:, None] + rank  # entries that exist once the token of the position has been read
+        made = self.count[:, None] + rank  # entries after the token of the position has been read
         stored, self.count = self.count, self.count + rank[:, -1]
         if queries.shape[1] == 1 and not stays:
             # The new entry takes the place of the one that has just left the window.
@@ -171,7 +169,7 @@ class Stream:
         self._write(keys, tokens, known, made)
 
     def _shift(self, queries: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """For each position the key of the last real position before it, whether both exist, and the new pending."""
+        """Returns the key of the last real position before each, whether both exist, and the new pending fields."""
         before = torch.cat([self.pending[:, None], queries[:, :-1]], dim=1)
         if mask is None:
             known = torch.ones(queries.shape[:2], dtype=torch.bool, device=queries.device)
@@ -190,13 +188,13 @@ class Stream:
         return before, known, pending, self.has_pending | (last > 0)
 
     def _serial(self, stored: Tensor) -> Tensor:
-        """The number of the entry in every slot, (B, C), after `stored` entries were written; negative for none."""
+        """Returns the number of the entry in each slot, (B, C), after `stored` entries; negative for none."""
         assert self.keys is not None
         newest = stored[:, None] - 1
         return newest - (newest - torch.arange(self.keys.shape[1], device=stored.device)) % self.window
 
     def _write(self, keys: Tensor, outcomes: Tensor, known: Tensor, made: Tensor) -> None:
-        """Stores the entries that are known, as far as they are within the window."""
+        """Stores the known entries that are within the window."""
         assert self.keys is not None
         needed = min(int(self.count.max()), self.window)
         slots = self.keys.shape[1]
@@ -210,7 +208,7 @@ class Stream:
         self.outcomes[row, slot] = outcomes[row, column]
 
     def apply(self, change: Callable[[Tensor], Tensor]) -> None:
-        """Replaces every tensor by `change(tensor)`: reordering, repeating or moving the rows."""
+        """Replaces every tensor by `change(tensor)`, to reorder, repeat or move the rows."""
         if self.keys is not None:
             for name in self.tensors:
                 setattr(self, name, change(getattr(self, name)))

@@ -1,9 +1,9 @@
-"""LLEModel: the backbone, that turns tokens into the states which are keys and queries; in one direction or in both.
+"""LLEModel: the backbone, which encodes tokens into states that serve as keys and queries, in one or both directions.
 
-Notable: read in both directions, there is a stack for each, side by side, so that the one which reads forwards is that
-of a language model and can begin with its weights. The members of an ensemble lie side by side within each direction:
-a member's share of anything that has M D channels, or several times as many, is every M-th piece of D of them.
-Shapes: B batch, T time, D width of a member in a direction, M members, S width of a state.
+Notable: a bidirectional backbone has a stack per direction; the forward one equals that of a language model and can
+start from its weights. Members of an ensemble are side by side within each direction: of M D channels, or a multiple,
+a member has every M-th block of D. It implements `Backbone` (backbone/protocol.py) in one direction.
+Shapes: B batch, T time, D width of a member in a direction, M members, W width of a state.
 """
 
 from collections.abc import Callable
@@ -55,25 +55,24 @@ class LLEModel(LLEPreTrainedModel):
         output_hidden_states: bool | int | list[int] | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """Encodes a segment of text, from the state in `past_key_values` if there is one.
+        """Encodes a segment of text, starting from the state in `past_key_values` if there is one.
 
         Args:
             input_ids: (B, T) int64; or give `inputs_embeds`.
-            attention_mask: (B, >= T) of 0 and 1, its last T columns are used; where it is 0 the state stands still.
+            attention_mask: (B, >= T) of 0 and 1, whose last T columns are used; 0 leaves the state unchanged.
             past_key_values: The cache of the text so far; it is updated.
             inputs_embeds: (B, T, M D) floating.
             use_cache: Whether to make a cache where none was given.
-            after_layer: What becomes of each layer's output, as in `RecurrentStack`; of a backbone in one direction.
-            output_hidden_states: Whether to return the states of every layer, or the numbers of those to return; None:
-                as the config says.
+            after_layer: Maps the output of each layer, as `after` of `RecurrentStack`; not if bidirectional.
+            output_hidden_states: Whether to return the states of all layers, or the numbers of the layers; None: as
+                configured.
             kwargs: `return_dict` and other options of transformers.
 
         Returns:
-            `last_hidden_state` (B, T, S), `past_key_values` and, when asked for, `hidden_states`; S is M D, or 2 M D
-            for a bidirectional backbone, which has no state that another segment could go on from. `hidden_states`
-            are the embeddings as the first layer reads them (B, T, M D), what each layer reads of the one before it,
-            and last `last_hidden_state`, after the final norm: one more than layers, (B, T, S) each, positions as in
-            the input, both directions and all members side by side. They have no meaning at padding.
+            `last_hidden_state` (B, T, W), `past_key_values` and, on request, `hidden_states`. W is M D, or 2 M D for a
+            bidirectional backbone, which has no state to continue from. `hidden_states` are the input of the first
+            layer (B, T, M D), then the outputs of the layers (B, T, W), both directions and all members side by side;
+            the last is `last_hidden_state`, after the final norm. All are undefined at padding.
         """
         check_arguments(self, kwargs, *TO_BACKBONE)
         check_cache(past_key_values)
@@ -124,12 +123,12 @@ class LLEModel(LLEPreTrainedModel):
         return BaseModelOutputWithPast(states, holder, _chosen(embedded, seen, states, output_hidden_states))
 
     def _scale(self, embedded: Tensor, factors: Tensor) -> Tensor:
-        """Embedded tokens (B, T, M D), times a factor for each of them and each member (B, T, M)."""
+        """Scales embedded tokens (B, T, M D) by a factor per token and member (B, T, M)."""
         members = embedded.unflatten(-1, (self.config.classifier.members, self.config.hidden_size))
         return (members * factors[..., None].to(embedded.dtype)).flatten(-2)
 
     def _read_both_ways(self, embedded: Tensor, mask: Tensor | None, seen: Seen) -> Tensor:
-        """States (B, T, 2 M D) of whole texts, those of the forward stack first; those of each layer go to `seen`."""
+        """Returns states (B, T, 2 M D) of whole texts, the forward stack first; adds those of each layer to `seen`."""
         assert self.backward_stack is not None
         ahead: list[Tensor] = []
         back: list[Tensor] = []
@@ -149,7 +148,7 @@ class LLEModel(LLEPreTrainedModel):
         return torch.cat([forwards, backwards.flip(1)], dim=-1)
 
     def _check_ids(self, input_ids: Tensor) -> None:
-        """An index error of the embedding names neither the token nor the remedy, so this does, on a CPU."""
+        """Raises a ValueError on a CPU that names the token and the remedy, unlike the embedding's IndexError."""
         if input_ids.device.type != "cpu" or torch.compiler.is_compiling() or not input_ids.numel():
             return
         highest = int(input_ids.max())
@@ -162,13 +161,13 @@ class LLEModel(LLEPreTrainedModel):
 
 
 def _side_by_side(states: Tensor) -> Tensor:
-    """States (2 M, B, T, D) of the members in both directions, the second half in backward time, as (B, T, 2 M D)."""
+    """Turns states (2 M, B, T, D), the second half of them in reversed time, into (B, T, 2 M D)."""
     ahead, back = states.chunk(2)
     return torch.cat([*ahead, *back.flip(2)], dim=-1)
 
 
 def _chosen(embedded: Tensor, seen: Seen, last: Tensor, wanted: bool | int | list[int] | None) -> Any:
-    """The hidden states; where some are asked for by their numbers, as transformers allows, None for the others."""
+    """Returns the hidden states; if they are requested by number, as transformers allows, None for the others."""
     if seen is None:
         return None
     every = (embedded, *seen[:-1], last)
@@ -179,7 +178,7 @@ def _chosen(embedded: Tensor, seen: Seen, last: Tensor, wanted: bool | int | lis
 
 
 def segment_mask(attention_mask: Tensor | dict[str, Tensor | None] | None, length: int) -> Tensor | None:
-    """The segment's mask (B, T) bool, False at padding, or None if there is no padding in it."""
+    """Returns the mask (B, T) bool of a segment, False at padding, or None without padding."""
     if isinstance(attention_mask, dict):
         attention_mask = attention_mask["linear_attention"]
     if attention_mask is None:
@@ -197,7 +196,7 @@ def refuse_export(what: str, instead: str) -> None:
 
 
 def refuse_empty_rows(attention_mask: Tensor | dict[str, Tensor | None]) -> None:
-    """Raises a ValueError if a row holds nothing but padding: there is nothing to predict from."""
+    """Raises a ValueError if a row is all padding, with nothing to predict from."""
     if torch.compiler.is_compiling():
         return
     mask = segment_mask(attention_mask, 0 if isinstance(attention_mask, dict) else attention_mask.shape[1])

@@ -25,7 +25,7 @@ from ..history.cache import LLECache, check_cache
 from ..history.calibration import Calibration
 from ..history.explanation import Explanation, explain_tokens
 from ..history.loss import check_targets, head_cross_entropy
-from ..history.overlay import Overlay, collect_statistics
+from ..history.overlay import Overlay
 from ..history.prediction import (
     BLOCK,
     HistoryOutput,
@@ -38,6 +38,7 @@ from ..history.prediction import (
 )
 from ..history.source import BankSource, Source, StreamSource
 from ..history.training import HistoryLoss
+from ..history.update_statistics import collect_statistics
 from ..kernels.linear import apply_linear
 from .arguments import TO_BACKBONE, Packing, check_arguments
 from .backbone import LLEModel, refuse_empty_rows, refuse_export, segment_mask

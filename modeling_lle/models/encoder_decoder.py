@@ -1,8 +1,8 @@
-"""LLESeq2SeqModel: the backbone of a translator, an encoder in both directions and a decoder that looks at the source.
+"""LLESeq2SeqModel: the backbone of a translator, a bidirectional encoder and a decoder that attends to the source.
 
-Notable: what the decoder needs of a source is found once and kept as an `LLESource`, which is the encoder's output and
-which all beams of a search share. Shapes: E sources, B = E * R targets, R of each source side by side (1 but in a
-search), N tokens of the source, T of the target, D width, S width of the encoder's states, V vocabulary, H heads,
+Notable: the inputs of the decoder from a source are computed once and kept as an `LLESource`, the output of the
+encoder, which all beams of a search share. Shapes: E sources, B = E * G targets, G per source, side by side (1 except
+in a search), S tokens of the source, T of the target, D width, W width of the encoder's states, V vocabulary, H heads,
 K candidates.
 """
 
@@ -24,15 +24,15 @@ from .pretrained import LLEPreTrainedModel
 
 @dataclass
 class LLESource(ModelOutput):
-    """A batch of source sentences as the decoder needs them.
+    """A batch of encoded source sentences, the input of the decoder.
 
     Attributes:
-        last_hidden_state: (E, N, S) floating, the encoder's states.
-        mask: (E, N) bool, False at padding; None for none.
-        attention_keys, attention_values: For each decoder layer (E, H, N, D / H) floating, what it attends to.
+        last_hidden_state: (E, S, W) floating, the encoder's states.
+        mask: (E, S) bool, False at padding; None for none.
+        attention_keys, attention_values: For each decoder layer (E, H, S, D / H) floating.
         candidate_keys: (E, D, K) float32, keys of the entries that each sentence may recall; None without a memory.
-        candidate_outcomes, candidate_ids: (E, K) int64, their target tokens, and their ids in the bank; -1 for none.
-        hidden_states: With `output_hidden_states`, what the encoder's layers made, as in `LLEModel`.
+        candidate_outcomes, candidate_ids: (E, K) int64, target tokens and bank ids of the entries; -1 for none.
+        hidden_states: With `output_hidden_states`, the hidden states of the encoder, as in `LLEModel`.
     """
 
     last_hidden_state: Tensor | None = None
@@ -52,11 +52,11 @@ class LLESeq2SeqModelOutput(ModelOutput):
     Attributes:
         last_hidden_state: (B, T, D) floating, the decoder's states.
         past_key_values: The decoder's cache, if there is one.
-        decoder_hidden_states: With `output_hidden_states`, what the decoder's layers made, as in `LLEModel`.
+        decoder_hidden_states: With `output_hidden_states`, the hidden states of the decoder, as in `LLEModel`.
         decoder_attentions: None: a recurrent decoder does not attend to itself.
-        cross_attentions: With `output_attentions`, for each decoder layer (B, H, T, N) float32.
-        encoder_last_hidden_state: (E, N, S) floating.
-        encoder_hidden_states: With `output_hidden_states`, what the encoder's layers made.
+        cross_attentions: With `output_attentions`, for each decoder layer (B, H, T, S) float32.
+        encoder_last_hidden_state: (E, S, W) floating.
+        encoder_hidden_states: With `output_hidden_states`, the hidden states of the encoder.
         encoder_attentions: None: a recurrent encoder does not attend to itself.
     """
 
@@ -98,17 +98,17 @@ class LLESeq2SeqModel(LLEPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        """Those of the source."""
+        """Returns the embeddings of the source."""
         return self.encoder.embed_tokens
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replaces those of the source, and those of the target too where they are shared."""
+        """Replaces the embeddings of the source, and those of the target if they are shared."""
         self.encoder.embed_tokens = value  # type: ignore[assignment]
         if self.config.translator.share_embeddings:
             self.decoder.embed_tokens = value  # type: ignore[assignment]
 
     def _resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
-        """As in transformers, on both sides."""
+        """Resizes the embeddings of both sides."""
         for part in (self.decoder, self.encoder):
             embeddings = part.resize_token_embeddings(*args, **kwargs)
         return embeddings
@@ -120,12 +120,12 @@ class LLESeq2SeqModel(LLEPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         output_hidden_states: bool = False,
     ) -> LLESource:
-        """What the decoder needs of source sentences.
+        """Encodes source sentences.
 
         Args:
-            input_ids: (E, N) int64; or give `inputs_embeds`, (E, N, D) floating.
-            attention_mask: (E, N) of 0 and 1, 0 at padding, wherever it lies.
-            output_hidden_states: Whether to keep what each layer made.
+            input_ids: (E, S) int64; or give `inputs_embeds`, (E, S, D) floating.
+            attention_mask: (E, S) of 0 and 1, 0 at padding, which may be anywhere.
+            output_hidden_states: Whether to keep the states of all layers.
         """
         if attention_mask is not None:
             refuse_empty_rows(attention_mask)
@@ -139,7 +139,7 @@ class LLESeq2SeqModel(LLEPreTrainedModel):
         return self.source_of(outputs, attention_mask)
 
     def source_of(self, encoder_outputs: Any, attention_mask: Tensor | None) -> LLESource:
-        """What the decoder needs, given what the encoder returned, as its output or as a tuple, or an `LLESource`."""
+        """Makes an `LLESource` from an encoder's output, as an object or tuple; returns an `LLESource` as it is."""
         if isinstance(encoder_outputs, LLESource):
             return encoder_outputs
         states, *more = encoder_outputs if isinstance(encoder_outputs, tuple) else (encoder_outputs.last_hidden_state,)
@@ -172,18 +172,18 @@ class LLESeq2SeqModel(LLEPreTrainedModel):
         """Encodes source and target.
 
         Args:
-            input_ids: (E, N) int64, the source; or give `inputs_embeds` or `encoder_outputs`.
-            attention_mask: (E, N) of 0 and 1, 0 at padding, wherever it lies.
+            input_ids: (E, S) int64, the source; or give `inputs_embeds` or `encoder_outputs`.
+            attention_mask: (E, S) of 0 and 1, 0 at padding, which may be anywhere.
             decoder_input_ids: (B, T) int64, the target before each position; or give `decoder_inputs_embeds`.
             decoder_attention_mask: (B, T) of 0 and 1, 0 at padding.
-            encoder_outputs: What `read` or the encoder returned, or a tuple that begins with its states (E, N, S).
+            encoder_outputs: The result of `read` or of the encoder, or a tuple that begins with its states (E, S, W).
             past_key_values: The cache of the target so far; it is updated.
-            inputs_embeds: (E, N, D) floating.
+            inputs_embeds: (E, S, D) floating.
             decoder_inputs_embeds: (B, T, D) floating.
-            use_cache: Whether to make a cache where none was given; None: as the config says.
-            output_attentions: Whether to return the attention to the source; None: as the config says.
-            output_hidden_states: Whether to return what the layers made; None: as the config says.
-            kwargs: Other options of transformers; what would have no effect is refused.
+            use_cache: Whether to make a cache if none is given; None: as configured.
+            output_attentions: Whether to return the attention to the source; None: as configured.
+            output_hidden_states: Whether to return the states of all layers; None: as configured.
+            kwargs: Other options of transformers; those without effect are refused.
         """
         check_arguments(self, kwargs)
         if output_hidden_states is None:
@@ -218,7 +218,7 @@ class LLESeq2SeqModel(LLEPreTrainedModel):
         output_hidden_states: bool = False,
         decoder_inputs_embeds: Tensor | None = None,
     ) -> LLESeq2SeqModelOutput:
-        """Encodes targets of sources that have been read; the arguments are those of `forward`."""
+        """Encodes targets of encoded sources; arguments as in `forward`."""
         if (decoder_input_ids is None) == (decoder_inputs_embeds is None):
             raise ValueError("give the target as exactly one of decoder_input_ids and decoder_inputs_embeds")
         assert source.attention_keys is not None

@@ -25,8 +25,8 @@ from ..common.packages import raise_missing
 from ..common.temporary import replacing_files
 from ..configuration import LLEConfig
 from ..history.attachment import Attachment
-from ..history.overlay import STATISTICS, read_statistics
 from ..history.training import HistoryLoss
+from ..history.update_statistics import STATISTICS, read_statistics
 from ..kernels.linear import is_packed
 from ..shipping import ship
 

@@ -27,7 +27,7 @@ from ..configuration import LLEConfig, LLESeq2SeqConfig
 from ..history.attachment import Attachment
 from ..history.cache import LLECache, check_cache
 from ..history.calibration import Calibration
-from ..history.explanation import Explained, Explanation, explain_targets
+from ..history.explanation import Explained, Explanation, explain_targets, explained_targets
 from ..history.loss import (
     IGNORED,
     check_targets,
@@ -178,14 +178,9 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
             output_attentions = self.config.output_attentions
         if output_hidden_states is None:
             output_hidden_states = bool(self.config.output_hidden_states)
+        own: dict[str, Any] = {"inputs_embeds": inputs_embeds, "encoder_outputs": encoder_outputs, "history": history}
         source = self.read_source(
-            input_ids,
-            attention_mask,
-            use_history,
-            inputs_embeds=inputs_embeds,
-            encoder_outputs=encoder_outputs,
-            output_hidden_states=output_hidden_states,
-            history=history,
+            input_ids, attention_mask, use_history, output_hidden_states=output_hidden_states, **own
         )
         inputs, mask, labels = self._target(decoder_input_ids, decoder_inputs_embeds, decoder_attention_mask, labels)
         if use_cache is None:
@@ -194,23 +189,18 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
         outputs = self.model.decode(
             source, inputs, mask, cache, output_attentions, output_hidden_states, decoder_inputs_embeds
         )
-        whole = labels is not None or output_history  # what else there is needs every position
-        states = outputs.last_hidden_state
-        states = states if whole else slice_logits_to_keep(states, logits_to_keep)
-        if return_logits is None:
-            return_logits = labels is None or not self.training
-        if use_history and source.candidate_keys is not None:
-            predictions = self.predictions(states, source)
-            loss, logits, recalled = collect(predictions, labels, return_logits, output_history)
-        else:
-            (loss, logits), recalled = self._base_outputs(states, labels, return_logits), None
-        if loss is not None and labels is not None:
-            if num_items_in_batch is None:
-                num_items_in_batch = (labels != IGNORED).sum().clamp(min=1)
-            loss = loss / num_items_in_batch
+        loss, logits, recalled = self._outputs(
+            outputs.last_hidden_state,
+            source if use_history and source.candidate_keys is not None else None,
+            labels,
+            num_items_in_batch,
+            logits_to_keep=logits_to_keep,
+            return_logits=labels is None or not self.training if return_logits is None else return_logits,
+            output_history=output_history,
+        )
         return LLESeq2SeqOutput(
             loss=loss,
-            logits=slice_logits_to_keep(logits, logits_to_keep) if whole and logits is not None else logits,
+            logits=logits,
             past_key_values=cache if use_cache else None,
             decoder_hidden_states=outputs.decoder_hidden_states,
             cross_attentions=outputs.cross_attentions,
@@ -233,6 +223,33 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
             labels = check_targets(labels, given.shape[:2], self.config.vocab_size)
             mask = _needed(labels != IGNORED) if mask is None else mask
         return inputs, mask, labels
+
+    def _outputs(
+        self,
+        states: Tensor,
+        source: LLESource | None,
+        labels: Tensor | None,
+        items: Tensor | int | None,
+        *,
+        logits_to_keep: int | Tensor,
+        return_logits: bool,
+        output_history: bool,
+    ) -> tuple[Tensor | None, Tensor | None, HistoryOutput | None]:
+        """The loss, the logits and the history after the decoder's states (B, T, D), as far as asked for.
+
+        `source` has the candidates of a memory; None: without a memory.
+        """
+        whole = labels is not None or output_history  # the loss and the history need every position
+        states = states if whole else slice_logits_to_keep(states, logits_to_keep)
+        if source is None:
+            (loss, logits), recalled = self._base_outputs(states, labels, return_logits), None
+        else:
+            loss, logits, recalled = collect(self.predictions(states, source), labels, return_logits, output_history)
+        if loss is not None and labels is not None:
+            loss = loss / ((labels != IGNORED).sum().clamp(min=1) if items is None else items)
+        if whole and logits is not None:
+            logits = slice_logits_to_keep(logits, logits_to_keep)
+        return loss, logits, recalled
 
     def _base_outputs(
         self, states: Tensor, labels: Tensor | None, return_logits: bool
@@ -405,26 +422,7 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
             source: What `read_source` returned.
             labels: (B, T) int64, the translations, -100 at padding.
         """
-        columns, parts = [], []
-        for prediction in self.predictions(self._states(source, labels), source):
-            own = labels[:, prediction.positions]
-            columns.append(torch.stack([prediction.base_log_probs(own), prediction.log_probs(own)]).exp())
-            parts.append(prediction.history())
-        base, mixed = torch.cat(columns, dim=-1).cpu()
-        history = HistoryOutput(**{name: tensor.cpu() for name, tensor in HistoryOutput.join(parts).items()})
-        found = []
-        for row, own in enumerate(labels.cpu()):
-            real = own != IGNORED
-            found.append(
-                Explained(
-                    positions=real.nonzero()[:, 0].tolist(),
-                    targets=own[real],
-                    base=base[row, real],
-                    mixed=mixed[row, real],
-                    history=HistoryOutput(**{name: tensor[row, real] for name, tensor in history.items()}),
-                )
-            )
-        return found
+        return explained_targets(self.predictions(self._states(source, labels), source), labels)
 
     def calibrate(
         self,

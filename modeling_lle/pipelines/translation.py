@@ -206,7 +206,7 @@ class LLETranslationPipeline(Pipeline):
         from ..bank.lexical import fuzzy_match  # here, as it needs the extra "translation"
 
         model, memory = self._translator, Memory.of(attachment)
-        sources, targets = ([translations[row][side] for row in rows] for side in (1, 2))
+        _, sources, targets = zip(*(translations[row] for row in rows), strict=True)
         batch = padded(sources, targets, self._tokenizer.pad_token_id)
         ids, mask, labels = (batch[name].to(self.device) for name in ("input_ids", "attention_mask", "labels"))
         explained = model.explained(model.read_source(ids, mask, history=attachment), labels)

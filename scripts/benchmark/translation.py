@@ -25,8 +25,8 @@ from modeling_lle.data import load_pairs
 from modeling_lle.evaluation import TranslationMetric, translate, write_results
 from modeling_lle.evaluation.results import this_command
 from modeling_lle.saved import load_translator
-from modeling_lle.training import Recipe, load_recipe, run
 from modeling_lle.tasks import TRANSLATION
+from modeling_lle.training import Recipe, load_recipe, run
 from modeling_lle.training.translation import training_pairs
 
 from .peers.transformer_translator import load_transformer, train_transformer

@@ -1,5 +1,6 @@
 """A translator's memory: pairs as entries, retrieval in two stages, matches, namespaces, forgetting, bad input."""
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,9 +9,10 @@ import torch
 
 pytest.importorskip("bm25s")
 pytest.importorskip("rapidfuzz")
-from modeling_lle import HistoryBank
+from modeling_lle import HistoryBank, LLEForSeq2SeqLM
 from modeling_lle.entries import pairs as pairs_module
 from modeling_lle.entries.pairs import Memory, padded
+from modeling_lle.history.attachment import Attachment
 from tests.factories.pairs import SUBWORD_PAIRS, SUBWORD_PAIRS_TOKENIZER, encode_pairs, pair_rows
 from tests.factories.translators import attach_pairs, make_subword_translator
 
@@ -19,6 +21,12 @@ close = torch.testing.assert_close
 
 def decoded(ids: Any) -> str:
     return SUBWORD_PAIRS_TOKENIZER.decode(ids, skip_special_tokens=True)
+
+
+def memory_of(model: LLEForSeq2SeqLM) -> Memory:
+    """The memory that is attached, as it is now."""
+    assert model.history is not None
+    return Memory.of(model.history)
 
 
 def test_an_entry_is_a_target_token_with_the_state_before_it() -> None:
@@ -81,14 +89,14 @@ def test_many_pairs_are_written_in_several_segments(monkeypatch: pytest.MonkeyPa
 def test_candidates_are_the_entries_of_the_pairs_with_the_most_similar_source() -> None:
     model = attach_pairs(make_subword_translator())
     given = encode_pairs([("a cat sat on a mat", "egal"), ("zzz", "egal")])
-    keys, outcomes, ids = Memory.of(model.history).candidates(given["input_ids"], given["attention_mask"], 1)
+    keys, outcomes, ids = memory_of(model).candidates(given["input_ids"], given["attention_mask"], 1)
     target = SUBWORD_PAIRS_TOKENIZER(SUBWORD_PAIRS[0][1])["input_ids"]
     assert outcomes[0].tolist() == target
     assert ids[0].tolist() == list(range(len(target)))
     assert ids[1].tolist() == [-1] * len(target)
     assert keys.shape == (2, 8, len(target))
     assert keys.dtype == torch.float32
-    _, both, _ = Memory.of(model.history).candidates(given["input_ids"], given["attention_mask"], 2)
+    _, both, _ = memory_of(model).candidates(given["input_ids"], given["attention_mask"], 2)
     assert both[0].tolist() == target + SUBWORD_PAIRS_TOKENIZER(SUBWORD_PAIRS[3][1])["input_ids"]
 
 
@@ -96,23 +104,38 @@ def test_pairs_of_the_same_source_are_left_out_where_it_is_asked_for() -> None:
     model = attach_pairs(make_subword_translator())
     model.history_bank.add([{"source": SUBWORD_PAIRS[0][0].upper(), "target": "NEIN"}])
     given = encode_pairs([SUBWORD_PAIRS[0]])
-    _, outcomes, _ = Memory.of(model.history).candidates(given["input_ids"], None, 1, leave_out=True)
+    _, outcomes, _ = memory_of(model).candidates(given["input_ids"], None, 1, leave_out=True)
     assert outcomes[0].tolist() in [SUBWORD_PAIRS_TOKENIZER(target)["input_ids"] for _, target in SUBWORD_PAIRS[1:]]
+
+
+def test_a_memory_is_indexed_once_for_each_state_tokenizer_and_choice_of_namespaces() -> None:
+    bank = HistoryBank.build(make_subword_translator(), SUBWORD_PAIRS_TOKENIZER, pair_rows(), namespace="one")
+    bank.add(pair_rows(SUBWORD_PAIRS[:2]), namespace="two")
+    every = Attachment(bank, tokenizer=SUBWORD_PAIRS_TOKENIZER)
+    two = Attachment(bank, ("two",), SUBWORD_PAIRS_TOKENIZER)
+    assert Memory.of(every) is Memory.of(Attachment(bank, tokenizer=SUBWORD_PAIRS_TOKENIZER)) is not Memory.of(two)
+    assert Memory.of(two) is Memory.of(two.pinned())
+    assert Memory.of(Attachment(bank, tokenizer=copy.deepcopy(SUBWORD_PAIRS_TOKENIZER))) is not Memory.of(every)
+    assert [len(Memory.of(own).pairs) for own in (every, two)] == [6, 2]
+    pinned, before = two.pinned(), Memory.of(two)
+    bank.forget(namespace="two")
+    assert (Memory.of(two).pairs, Memory.of(pinned)) == ([], before)
+    with pytest.raises(ValueError, match=r"give history=Attachment\(bank, tokenizer=tokenizer\)"):
+        Memory.of(Attachment(bank))
 
 
 def test_padding_is_no_part_of_a_sentence() -> None:
     model = attach_pairs(make_subword_translator())
-    memory = Memory.of(model.history)
-    for_all = memory.candidates(*(encode_pairs()[name] for name in ("input_ids", "attention_mask")), 2)
+    for_all = memory_of(model).candidates(*(encode_pairs()[name] for name in ("input_ids", "attention_mask")), 2)
     for row, pair in enumerate(SUBWORD_PAIRS):
-        alone = memory.candidates(encode_pairs([pair])["input_ids"], None, 2)
+        alone = memory_of(model).candidates(encode_pairs([pair])["input_ids"], None, 2)
         size = alone[2].shape[1]
         assert torch.equal(for_all[2][row, :size], alone[2][0])
         assert bool((for_all[2][row, size:] == -1).all())
 
 
 def test_matches_name_the_pair_and_how_like_it_is() -> None:
-    memory = Memory.of(attach_pairs(make_subword_translator()).history)
+    memory = memory_of(attach_pairs(make_subword_translator()))
     best, second = memory.matches("the cat sat on a mat", 2)
     assert (best.text, best.translation) == SUBWORD_PAIRS[0]
     assert best.score == pytest.approx(5 / 6)
@@ -125,19 +148,19 @@ def test_matches_name_the_pair_and_how_like_it_is() -> None:
 def test_of_equal_sources_the_newest_is_the_exact_match() -> None:
     model = attach_pairs(make_subword_translator())
     model.history_bank.add([{"source": SUBWORD_PAIRS[1][0], "target": "neu"}])
-    assert Memory.of(model.history).matches(SUBWORD_PAIRS[1][0])[0].translation == "neu"
+    assert memory_of(model).matches(SUBWORD_PAIRS[1][0])[0].translation == "neu"
     assert decoded(SUBWORD_PAIRS_TOKENIZER(SUBWORD_PAIRS[1][0])["input_ids"]) == SUBWORD_PAIRS[1][0]
 
 
 def test_what_is_forgotten_is_no_candidate() -> None:
     model = attach_pairs(make_subword_translator())
     model.history_bank.forget(where={"text": SUBWORD_PAIRS[0][0]})
-    assert len(Memory.of(model.history).pairs) == 3
-    assert all(match.text != SUBWORD_PAIRS[0][0] for match in Memory.of(model.history).matches(SUBWORD_PAIRS[0][0], 4))
+    assert len(memory_of(model).pairs) == 3
+    assert all(match.text != SUBWORD_PAIRS[0][0] for match in memory_of(model).matches(SUBWORD_PAIRS[0][0], 4))
     one_token = model.history_bank.describe([len(SUBWORD_PAIRS_TOKENIZER(SUBWORD_PAIRS[0][1])["input_ids"])])[0]
     model.history_bank.forget([one_token.id])
     given = encode_pairs([SUBWORD_PAIRS[1]])
-    _, outcomes, ids = Memory.of(model.history).candidates(given["input_ids"], None, 1)
+    _, outcomes, ids = memory_of(model).candidates(given["input_ids"], None, 1)
     assert outcomes[0].tolist() == SUBWORD_PAIRS_TOKENIZER(SUBWORD_PAIRS[1][1])["input_ids"][1:]
     assert one_token.id not in ids[0].tolist()
 
@@ -150,8 +173,8 @@ def test_an_empty_memory_changes_nothing() -> None:
     model.attach_history(bank, tokenizer=SUBWORD_PAIRS_TOKENIZER)
     with torch.no_grad():
         close(model(**encode_pairs()).logits, model(**encode_pairs(), use_history=False).logits.log_softmax(-1))
-    assert Memory.of(model.history).matches("the cat") == []
-    assert isinstance(Memory.of(model.history), Memory)
+    assert memory_of(model).matches("the cat") == []
+    assert isinstance(memory_of(model), Memory)
 
 
 def test_names_of_special_tokens_are_text() -> None:

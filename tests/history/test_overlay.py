@@ -14,7 +14,9 @@ from torch.func import functional_call
 from modeling_lle import LLECache, LLEForCausalLM
 from modeling_lle.data import StreamDataset
 from modeling_lle.history import overlay as overlay_module
-from modeling_lle.history.overlay import FLOOR, RENEWAL, STATISTICS, WEIGHT_FLOOR, Overlay, change_sizes
+from modeling_lle.history.overlay import RENEWAL, Overlay
+from modeling_lle.history.updatable import change_sizes
+from modeling_lle.history.update_statistics import FLOOR, STATISTICS, WEIGHT_FLOOR
 from tests.factories.language_models import make_language_model
 from tests.factories.texts import VOCAB, make_ids
 

@@ -8,6 +8,7 @@ Each prints the logits of `IDS` as JSON, on its last line. With SITE, packages a
 TRANSLATOR is a folder with a translator and its memory, which is loaded as well.
 """
 
+import gc
 import importlib.util
 import json
 import sys
@@ -97,5 +98,6 @@ def load(source: str, copy: str, site: str | None = None, translator: str | None
 
 
 if __name__ == "__main__":
+    gc.disable()  # importing takes most of the time
     commands: dict[str, Callable[..., Any]] = {"push": push, "load": load}
     print(json.dumps(commands[sys.argv[1]](*sys.argv[2:])))

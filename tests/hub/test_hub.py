@@ -54,7 +54,8 @@ FOLDERS: dict[str, tuple[str, ...]] = {
     "models": ("arguments", "backbone", "pretrained", "targets"),
 }
 CODE = {f"{folder}_{name}.py" for folder, names in FOLDERS.items() for name in names}
-CODE |= {"configuration_lle.py", "modeling_lle.py", "shipping_lle.py", "tokenization.py"}
+CODE |= {f"configuration{part}_lle.py" for part in ("", "_fields", "_sections", "_version_1")}
+CODE |= {"modeling_lle.py", "shipping_lle.py", "tokenization.py"}
 RESULTS = {
     "command": "lle evaluate runs/cat",
     "commit": "abc1234",

@@ -1,5 +1,6 @@
 """The translation pipeline: records, batches, the memory's share in them, and other models than LLE."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import modeling_lle
 from modeling_lle import LLETokenizer
 from modeling_lle.data.text import encode_sentences
 from modeling_lle.entries.attribution import attribute
-from modeling_lle.entries.pairs import padded
+from modeling_lle.entries.pairs import Memory, padded
+from modeling_lle.history.attachment import Attachment
 from tests.factories.language_models import make_language_model
 from tests.factories.pairs import WORD_PAIRS, WORD_PAIRS_TOKENIZER
 from tests.factories.translators import make_taught_word_translator, make_word_translator
@@ -136,6 +138,8 @@ def test_shares_add_up_to_one(options: dict[str, int], history: dict[str, Any]) 
         for token in record["tokens"]:
             assert 0 <= token["base_share"] <= 1
             assert token["prob"] >= token["base_share"] * token["base_prob"] - 1e-6
+            effects = sum(cause["effect"] for cause in token["causes"]) + token["rest"]
+            assert token["prob"] - token["base_prob"] == pytest.approx(effects, abs=1e-6)
     assert (
         pipe(TEXTS[0], **options, return_history=True, history_top=2)[0]["history"]
         == (pipe(TEXTS[0], **options, **HISTORY)[0]["history"][:2])
@@ -158,7 +162,11 @@ def test_the_history_names_the_pairs() -> None:
     }
     assert pair["share"] > 0.9
     assert record["match"] == {"score": 0.5, "text": "b c d e", "translation": "y z w v"}
-    assert [token["text"] for token in record["tokens"][:4]] == ["y", "z", "w", "v"]
+    assert "".join(token["text"] for token in record["tokens"][:4]) == "y z w v"
+    cause = record["tokens"][1]["causes"][0]
+    assert (cause["where"], cause["outcome"]) == ("pairs:1 (entry 4)", " z")
+    assert cause["columns"] == {"text": "b c d e", "translation": "y z w v"}
+    assert [len(token["causes"]) for token in record["tokens"]] == [1] * len(record["tokens"])
     assert all(token["prob"] > 0.9 > token["base_prob"] for token in record["tokens"])
 
 
@@ -167,20 +175,21 @@ def test_the_history_is_that_of_the_model() -> None:
     model = make_taught_word_translator(history={})
     sources, targets = (encode_sentences(texts, WORD_PAIRS_TOKENIZER) for texts in (SOURCES[::-1], TARGETS))
     batch = padded(sources, targets, WORD_PAIRS_TOKENIZER.pad_token_id)
-    output = model(**batch, output_history=True)
+    output, memory = model(**batch, output_history=True), Memory.of(model.history)
     probs = output.logits.exp().gather(-1, batch["labels"].clamp(min=0)[..., None])[..., 0]
     plain = model(**batch, use_history=False).logits.softmax(-1).gather(-1, batch["labels"].clamp(min=0)[..., None])
-    for row, found in enumerate(attribute(model, sources, targets, WORD_PAIRS_TOKENIZER.pad_token_id)):
-        number = len(targets[row])
+    source = model.read_source(batch["input_ids"], batch["attention_mask"])
+    for row, explained in enumerate(model.explained(source, batch["labels"])):
+        number, found = len(targets[row]), attribute(explained.history, memory)
         assert found.base_share == pytest.approx(float(output.history.base_share[row, :number].mean()))
-        assert [token.prob for token in found.tokens] == pytest.approx(probs[row, :number].tolist(), rel=1e-4)
-        assert [token.base_prob for token in found.tokens] == pytest.approx(plain[row, :number, 0].tolist(), rel=1e-4)
+        assert explained.mixed.tolist() == pytest.approx(probs[row, :number].tolist(), rel=1e-4)
+        assert explained.base.tolist() == pytest.approx(plain[row, :number, 0].tolist(), rel=1e-4)
         by_pair = dict.fromkeys(found.shares, 0.0)
         shares, ids = output.history.bank_shares[row, :number].mean(0), output.history.bank_ids[row, 0]
         for share, entry in zip(shares.tolist(), ids.tolist(), strict=True):
             if entry >= 0:
                 text = model.history_bank.describe([entry])[0].columns["text"]
-                by_pair[[pair["text"] for pair in model.memory.pairs].index(text)] += share
+                by_pair[[pair["text"] for pair in memory.pairs].index(text)] += share
         assert found.shares == pytest.approx(by_pair)
 
 
@@ -196,6 +205,30 @@ def test_history_after_forgetting_and_of_namespaces() -> None:
     record = pipe("a b c", **HISTORY)[0]
     assert {pair["source"] for pair in record["history"]} == {"pairs"}
     assert "a b c" not in {pair["text"] for pair in record["history"]}
+
+
+def test_threads_with_memories_of_their_own_do_not_see_each_other() -> None:
+    model = make_taught_word_translator()
+    bank = model.history_bank
+    bank.add([{**pair, "target": "u u"} for pair in WORD_PAIRS], source="other", namespace="other")
+    model.detach_history()
+    pipe, memories = make_pipe(model), [Attachment(bank, (name,)) for name in ("default", "other")]
+    asked = {"return_match": True, "batch_size": 3, **HISTORY}
+
+    def translate(number: int) -> Any:
+        return pipe(SOURCES, history=memories[number % 2], exact_matches=number > 1, **asked)
+
+    alone = [translate(number) for number in range(4)]
+    assert texts_of(alone[0]) == texts_of(alone[2]) == TARGETS
+    assert texts_of(alone[1]) == texts_of(alone[3]) == ["u u"] * len(SOURCES)
+    assert {pair["source"] for record in alone[1] for pair in record["history"]} == {"other"}
+    assert {record["match"]["translation"] for record in alone[1]} == {"u u"}
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(translate, [0, 1, 2, 3] * 2)) == alone * 2
+    bank.forget(namespace="other")
+    (record,) = pipe("a b c", history=memories[1], exact_matches=True, **asked)  # a namespace that is gone
+    assert (record["base_share"], record["history"], record["match"]) == (1.0, [], None)
+    assert make_pipe(model, history=bank)(SOURCES) == pipe(SOURCES, history=bank) != pipe(SOURCES)
 
 
 @pytest.mark.parametrize("how", ["none", "off", "config", "no word"])
@@ -236,9 +269,11 @@ def test_a_model_of_transformers(tmp_path: Path) -> None:
     assert all(record["translation_text"] for record, text in zip(records, texts, strict=True) if text)
     assert records[2]["lost"] == ["{n}"]
     assert len(pipe("a b c", num_beams=2, num_return_sequences=2)) == 2
-    for option in ("return_history", "return_match", "exact_matches"):
+    wrong: dict[str, Any] = dict.fromkeys(("return_history", "return_match", "exact_matches"), True)
+    wrong["history"] = make_taught_word_translator().history
+    for option, value in wrong.items():
         with pytest.raises(TypeError, match="need an LLE translator; this is a MarianMTModel"):
-            pipe("a", **{option: True})
+            pipe("a", **{option: value})
 
 
 def test_what_is_refused(tmp_path: Path) -> None:
