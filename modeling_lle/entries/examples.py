@@ -281,7 +281,7 @@ def forget(
         within: The namespaces to look in, if none is given; None: all.
 
     Raises:
-        BankError: A text, a label, an id, a source or a namespace does not exist, or no example fits all that is given.
+        BankError: A text, label, id, source or namespace does not exist, or no example fits everything that is given.
         ValueError: Nothing was given.
     """
     numbers = None if ids is None else list(ids)
