@@ -177,8 +177,8 @@ def _translate(
     """What the pipeline gives for each text; equal ones are translated once."""
     from tqdm.auto import tqdm
 
+    from ..common.batches import batches
     from ..common.precision import in_precision
-    from ..entries.examples import batches
     from ..pipelines.translation import LLETranslationPipeline
     from ..saved import attach_bank, load_translator
 

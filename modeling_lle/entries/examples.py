@@ -8,7 +8,7 @@ Shapes: B batch, T time, N entries, D width.
 import difflib
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import torch
@@ -18,14 +18,12 @@ from transformers import PreTrainedTokenizerBase
 from ..bank.manifest import Added, BankError, check_names
 from ..bank.protocol import DEFAULT, Bank, Encoder, Snapshot
 from ..bank.segment import Segment
+from ..common.batches import batches
 from ..common.checks import check_unicode
 from ..common.modes import evaluating
 from ..history.label_rule import REGRESSION, SINGLE, Label, labels_in, outcome_name
 
 logger = logging.getLogger(__name__)
-
-TOKENS = 8192  # tokens of a batch, padding included, unless a single text is longer
-TEXTS = 256  # texts of a batch
 
 
 class ExampleEncoder(Encoder, Protocol):
@@ -385,26 +383,3 @@ def _places(encoded: Any, row: int, names: list[str | None]) -> list[int]:
     if missing:
         raise ValueError(f"word {missing[0]} of text {row} has a label, but the tokenizer makes no token of it")
     return [places[word] for word, name in enumerate(names) if name is not None]
-
-
-def batches(lengths: Sequence[int], most: int = TEXTS) -> Iterator[list[int]]:
-    """Yields the indices of texts in batches of similar length.
-
-    Args:
-        lengths: Number of tokens of each text.
-        most: Largest number of texts of a batch; fewer where they have more than `TOKENS` tokens, padding included.
-
-    Raises:
-        ValueError: A text has no token.
-    """
-    order = sorted(range(len(lengths)), key=lambda row: lengths[row])
-    batch: list[int] = []
-    for row in order:
-        if not lengths[row]:
-            raise ValueError(f"the tokenizer makes no token of text {row}: leave it out")
-        if batch and ((len(batch) + 1) * lengths[row] > TOKENS or len(batch) == most):
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
-        yield batch

@@ -15,12 +15,12 @@ import yaml
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from ..common.batches import batches
 from ..common.modes import Trainable, evaluating
 from ..common.precision import in_precision
 from ..data import load_pairs
 from ..data.placeholders import differences
 from ..data.text import encode_sentences
-from ..entries.examples import batches
 from ..entries.pairs import Memory
 from ..models.seq2seq import LLEForSeq2SeqLM, longest_target
 from ..saved import attach_bank, load_translator
