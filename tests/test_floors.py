@@ -40,7 +40,6 @@ BY_STRING: set[str] = set()
 ANY = {
     "cli.calibrate": 1,
     "cli.demo": 2,
-    "evaluation.classification": 1,
     "evaluation.language": 2,
     "history.explanation": 1,
     "history.overlay": 17,

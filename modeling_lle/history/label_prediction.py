@@ -76,7 +76,7 @@ class LabelPrediction:
         return whole
 
     def logits(self) -> Tensor:
-        """(..., L), such that softmax, or sigmoid, gives the probabilities of the mixture; in regression the values."""
+        """(..., L), of which softmax, or sigmoid, gives the probabilities of the mixture; in regression the values."""
         if self.found is None:
             return self.base
         return self._placed(logits_of(self._mixed[0].labels, self.kind), self._plain)

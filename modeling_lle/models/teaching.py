@@ -62,7 +62,7 @@ class TeachableModel(LLEPreTrainedModel):
         return self.space_of(Attachment.of(history, self.history if self.config.use_history else None)).names
 
     def space_of(self, attachment: Attachment | None) -> LabelSpace:
-        """The labels, with those that only the bank of an attachment knows, and what each of its outcomes says of them.
+        """The labels, with those that only the bank of an attachment knows, and what each outcome says of them.
 
         Raises:
             BankError: An outcome of the bank is no label of this kind.

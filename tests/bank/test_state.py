@@ -131,17 +131,20 @@ def test_a_classifier_beside_a_teacher(size: None) -> None:
     known = {*labels, *model.trained_labels, *(f"new-{number}" for number in range(ROUNDS))}
 
     def read() -> None:
-        history = model.history.pinned()
-        output = model(**inputs, history=history)
+        pinned = model.history.pinned()
+        output = model(**inputs, history=pinned)
         assert output.logits.shape[-1] == len(output.label_names)
-        assert output.label_names == model.label_names(history)
+        assert output.label_names == model.label_names(pinned)
         torch.testing.assert_close(output.logits.softmax(-1).sum(-1), torch.ones(2))
-        result = classify(texts[0], top_k=None, return_history=True, history_top=2)
+        result = classify(texts[0], top_k=None, return_history=True, history_top=99)
         assert {item["label"] for item in result["labels"]} <= known
         assert sum(item["score"] for item in result["labels"]) == pytest.approx(1, abs=1e-4)
         # What was taught of a label moves that label, also where another thread has renumbered the labels.
         novel = sum(item["score"] for item in result["labels"] if item["label"].startswith("new"))
-        causes = [cause for item in result["history"] for cause in item["causes"]]
+        (explained,) = result["history"]
+        assert explained["text"] == result["labels"][0]["label"]
+        assert explained["prob"] == pytest.approx(result["labels"][0]["score"], abs=1e-4)
+        causes = explained["causes"]
         assert novel <= sum(cause["share"] for cause in causes if cause["outcome"].startswith("new")) + 1e-4
 
     def change(number: int) -> None:

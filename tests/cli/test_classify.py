@@ -95,7 +95,7 @@ def test_learn_classify_and_forget(folder: Path, bank: str | None) -> None:
     )
     assert "  new  'h h h h'\n" in run(folder, "classify", "M", "h h h h", *where)
     shown = run(folder, "classify", "M", "h h h h", "--history-top", "1", "--top", "2", *where)
-    assert "new  'h h h h' (example" in shown
+    assert "new  'h h h h', taught-1:0 (entry " in shown
     assert len(shown.splitlines()) == 4
     assert "1 examples taken back" in run(folder, "forget", "M", "h h h h", "--label", "new", *where)
     assert torch.equal(predict(folder, place), taught)
@@ -138,7 +138,7 @@ def test_written_files_keep_columns_and_order(folder: Path) -> None:
         (f"{n:03}", text, label) for n, (text, label) in enumerate(zip(TEXTS, LABELS, strict=True))
     ]
     assert {row["predicted_label"] for row in rows} <= {"label-0", "label-1", "label-2", "out_of_scope"}
-    assert json.loads(rows[3]["history"])[0]["text"] == TEXTS[3]
+    assert json.loads(rows[3]["history"])[0]["causes"][0]["columns"]["text"] == TEXTS[3]
     run(folder, "classify", "M", "F/texts.txt", "--output", "F/out.jsonl", "--top", "3", "--batch-size", "2")
     lines = [json.loads(line) for line in (folder / "out.jsonl").read_text().splitlines()]
     assert [line["text"] for line in lines] == TEXTS[:5]
@@ -186,7 +186,7 @@ def test_calibrate(folder: Path) -> None:
     bank = contents(folder / "model" / "history")
     output = run(folder, "calibrate", "M", "F/held.csv", *options)
     found = json.loads(output[output.index("{") :])
-    assert found["calibration"]["texts"] == len(TEXTS)  # the last text is in the bank, and left out
+    assert found["calibration"]["predictions"] == len(TEXTS)  # the last text is in the bank, and left out
     assert found["calibration"]["after_nats"] < found["calibration"]["before_nats"]
     assert 0 <= found["classifier"]["out_of_scope"]["threshold"] < 1
     saved = json.loads((folder / "model" / "config.json").read_text())
