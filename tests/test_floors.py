@@ -49,7 +49,6 @@ ANY = {
 LONG_FILES = {"history.overlay"}
 LONG_FUNCTIONS = {
     ("cli.model_card", "write_model_card"),
-    ("cli.translate", "memory"),
     ("models.causal", "LLEForCausalLM._predict"),
 }
 

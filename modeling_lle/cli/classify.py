@@ -71,8 +71,8 @@ def _classify(
     """What the pipeline gives for each text."""
     from transformers import pipeline
 
+    from ..common.batches import batches
     from ..common.precision import in_precision
-    from ..entries.examples import batches
     from ..saved import attach_bank, load_classifier
 
     loaded, tokenizer = load_classifier(model)

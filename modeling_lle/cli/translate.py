@@ -10,12 +10,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..common.terminal import printable, printable_lines, say
 from .options import BatchSize, Column, Folder, InPrecision, Name, Namespaces, Precision, Source
+
+if TYPE_CHECKING:
+    from ..models.seq2seq import LLEForSeq2SeqLM
 
 Given = Annotated[
     str, typer.Argument(metavar="INPUT", help="A text, or a .txt, .csv, .tsv, .json, .jsonl, .po or .pot file.")
@@ -174,8 +177,8 @@ def _translate(
     """What the pipeline gives for each text; equal ones are translated once."""
     from tqdm.auto import tqdm
 
+    from ..common.batches import batches
     from ..common.precision import in_precision
-    from ..entries.examples import batches
     from ..pipelines.translation import LLETranslationPipeline
     from ..saved import attach_bank, load_translator
 
@@ -268,19 +271,25 @@ def memory(
     with in_precision(loaded, precision.value):
         added = remember(loaded, tokenizer, path, pairs, source=called, namespace=namespace, progress=True)
     seconds, bank = time.perf_counter() - begin, loaded.history_bank
+    assert bank is not None
     say(
         f"{added:,} of {len(pairs):,} pairs are new, in {seconds:.1f} s; the memory {path} has {count_pairs(bank):,} "
         f"pairs, {len(bank):,} entries."
     )
     if calibrate:
         with in_precision(loaded, precision.value):
-            found = loaded.calibrate()
-        perplexity = {side: math.exp(found[f"{side}_nats"]) for side in ("base", "before", "after")}
+            say(_fit(loaded))
         loaded.config.save_pretrained(model)
-        say(
-            f"Perplexity of its pairs, each predicted from the others: {perplexity['base']:.1f} without the memory, "
-            f"{perplexity['before']:.1f} with it, {perplexity['after']:.1f} after its numbers were fitted."
-        )
     if added:
         where = shlex.quote(str(path))
         say(f"The source is {called!r}: lle bank forget {where} --source {shlex.quote(called)} takes it back.")
+
+
+def _fit(model: "LLEForSeq2SeqLM") -> str:
+    """Fits the parameters of the rule to the attached memory; returns what to say of it."""
+    found = model.calibrate()
+    base, before, after = (math.exp(found[f"{side}_nats"]) for side in ("base", "before", "after"))
+    return (
+        f"Perplexity of its pairs, each predicted from the others: {base:.1f} without the memory, {before:.1f} with "
+        f"it, {after:.1f} after its numbers were fitted."
+    )

@@ -8,7 +8,7 @@ Shapes: B batch, T time, N entries, D width.
 import difflib
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import torch
@@ -18,14 +18,12 @@ from transformers import PreTrainedTokenizerBase
 from ..bank.manifest import Added, BankError, check_names
 from ..bank.protocol import DEFAULT, Bank, Encoder, Snapshot
 from ..bank.segment import Segment
+from ..common.batches import batches
 from ..common.checks import check_unicode
 from ..common.modes import evaluating
 from ..history.label_rule import REGRESSION, SINGLE, Label, labels_in, outcome_name
 
 logger = logging.getLogger(__name__)
-
-TOKENS = 8192  # tokens of a batch, padding included, unless a single text is longer
-TEXTS = 256  # texts of a batch
 
 
 class ExampleEncoder(Encoder, Protocol):
@@ -281,12 +279,12 @@ def forget(
         within: The namespaces to look in, if none is given; None: all.
 
     Raises:
-        BankError: A text, label, id, source or namespace does not exist, or no example fits all that is given.
+        BankError: A text, label, id, source or namespace does not exist, or no example fits everything that is given.
         ValueError: Nothing was given.
     """
     numbers = None if ids is None else list(ids)
     if all(given is None for given in (texts, label, numbers, source, namespace)):
-        raise ValueError("forget what? give texts, label, ids, source or namespace")
+        raise ValueError("nothing to forget: give texts, label, ids, source or namespace")
     with bank.writing() as state:
         places = within if namespace is None else [namespace]
         where = _condition(state, texts, label, kind, places)
@@ -294,11 +292,16 @@ def forget(
             return bank.forget(numbers, source=source, where=where)
         if len(places) == 1:
             return bank.forget(numbers, source=source, namespace=places[0], where=where)
-        held = state.held(places) or ()
-        gone = sum(bank.forget(numbers, source=source, namespace=own, where=where, missing_ok=True) for own in held)
-        if not gone:
+        chosen = [
+            entry
+            for document in state.documents(places)
+            if source in (None, document.source) and (where is None or where(document.columns))
+            for entry in document.ids
+            if numbers is None or entry in numbers
+        ]
+        if not chosen:
             raise BankError(f"the bank {state.name} has no such example in the namespaces {', '.join(places)}")
-        return gone
+        return bank.forget(chosen)
 
 
 def _condition(
@@ -385,26 +388,3 @@ def _places(encoded: Any, row: int, names: list[str | None]) -> list[int]:
     if missing:
         raise ValueError(f"word {missing[0]} of text {row} has a label, but the tokenizer makes no token of it")
     return [places[word] for word, name in enumerate(names) if name is not None]
-
-
-def batches(lengths: Sequence[int], most: int = TEXTS) -> Iterator[list[int]]:
-    """Yields the indices of texts in batches of similar length.
-
-    Args:
-        lengths: Number of tokens of each text.
-        most: Largest number of texts of a batch; fewer where they have more than `TOKENS` tokens, padding included.
-
-    Raises:
-        ValueError: A text has no token.
-    """
-    order = sorted(range(len(lengths)), key=lambda row: lengths[row])
-    batch: list[int] = []
-    for row in order:
-        if not lengths[row]:
-            raise ValueError(f"the tokenizer makes no token of text {row}: leave it out")
-        if batch and ((len(batch) + 1) * lengths[row] > TOKENS or len(batch) == most):
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
-        yield batch

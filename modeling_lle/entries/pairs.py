@@ -21,13 +21,13 @@ from ..bank.found import Document
 from ..bank.manifest import Added, BankError, check_names
 from ..bank.protocol import DEFAULT, Bank, Encoder, Snapshot
 from ..bank.segment import Segment
+from ..common.batches import batches
 from ..common.checks import check_unicode
 from ..common.modes import evaluating
 from ..common.precision import outside_autocast
 from ..data.text import encode_sentences
 from ..history.attachment import Attachment
 from ..history.loss import IGNORED
-from .examples import batches
 
 WRITTEN = 65_536  # pairs that are written together
 CANDIDATES = 16  # pairs whose fuzzy match score is computed

@@ -16,11 +16,11 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ..bank.protocol import Bank
+from ..common.batches import batches
 from ..common.modes import evaluating
 from ..common.precision import in_precision
 from ..data.labelled import OUT_OF_SCOPE, check_complete, check_known, load_labelled
 from ..data.sources import describe
-from ..entries.examples import batches
 from ..history.attachment import Attachment
 from ..history.label_rule import SINGLE
 from ..models.classification import LLEForSequenceClassification

@@ -15,12 +15,12 @@ import yaml
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from ..common.batches import batches
 from ..common.modes import Trainable, evaluating
 from ..common.precision import in_precision
 from ..data import load_pairs
 from ..data.placeholders import differences
 from ..data.text import encode_sentences
-from ..entries.examples import batches
 from ..entries.pairs import Memory
 from ..models.seq2seq import LLEForSeq2SeqLM, longest_target
 from ..saved import attach_bank, load_translator
@@ -269,7 +269,7 @@ def evaluate_translator_folder(
         from .pictures import save_figure
     from_language, to_language = languages_of(model_path, source_language, target_language)
     model, tokenizer = load_translator(model_path)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]  # transformers wraps it
     attach_bank(model, tokenizer, model_path, bank, namespaces)
     pairs = load_pairs(
         source,

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ..bank.bank import HistoryBank
 from ..bank.fingerprint import fingerprint
 from ..bank.manifest import BankError
 from ..bank.protocol import DEFAULT, Bank, EntryKind, Outcome, Snapshot
@@ -151,7 +150,11 @@ class TeachableModel(LLEPreTrainedModel):
             self.attach_history(bank, tokenizer=tokenizer)
         return added
 
-    def _make_bank(self) -> HistoryBank:
+    def _make_bank(self) -> Bank:
+        try:  # an absolute import: a saved classifier that is only used for prediction needs no bank of its own
+            from modeling_lle.bank.bank import HistoryBank
+        except ModuleNotFoundError as error:
+            raise_missing(error)
         return HistoryBank.temporary(fingerprint(self), self.key_size, self.config.vocab_size, labels=())
 
     def forget(

@@ -9,7 +9,7 @@ import torch
 from modeling_lle import HistoryBank
 from modeling_lle.bank.files import BankError
 from modeling_lle.entries import examples as examples_module
-from modeling_lle.entries.examples import batches, forget, held_out
+from modeling_lle.entries.examples import forget, held_out
 from modeling_lle.history.label_rule import SINGLE
 from tests.factories.classifiers import make_classifier, make_taught_classifier
 from tests.factories.language_models import make_language_model
@@ -87,15 +87,6 @@ def test_what_cannot_be_taken_back_is_named() -> None:
         forget(bank, None, None, SINGLE)
     assert forget(bank, ["a b", "c d"], "label-2", SINGLE) == 1
     assert [item.columns["text"] for item in bank.documents()] == ["a b"]
-
-
-def test_batches_hold_texts_of_similar_length() -> None:
-    lengths = [5, 1, 9000, 3, 4096, 4096, 4096]
-    made = list(batches(lengths))
-    assert made == [[1, 3, 0], [4, 5], [6], [2]]
-    assert list(batches([1] * 5, most=2)) == [[0, 1], [2, 3], [4]]
-    with pytest.raises(ValueError, match="the tokenizer makes no token of text 1: leave it out"):
-        list(batches([1, 0]))
 
 
 def test_two_handles_teach_a_text_one_label(tmp_path: Path) -> None:
