@@ -1,7 +1,7 @@
 """Draws the pictures of README.md and docs.
 
 python -m scripts.pictures                             those that are made from the results files (seconds)
-python -m scripts.pictures --explained runs/tiny TEXT  docs/pictures/explained.png, from a saved language model (seconds)
+python -m scripts.pictures --explained runs/tiny TEXT  docs/pictures/explained.png, from a saved model (seconds)
 
 The model of explained.png is that of the README's example, and TEXT the argparse.py of Python's standard library.
 """

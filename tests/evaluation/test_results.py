@@ -111,7 +111,7 @@ def test_a_metric_within_a_line_is_filled(folder: Path) -> None:
     filled = fill_tables(text, folder)
     assert "-->85.41<!-- end --> to <!-- metric:ptb stream_test_ppl -->75.1<!--" in filled
     assert fill_tables(filled, folder) == filled
-    with pytest.raises(ValueError, match=r"'base' in the metrics of ptb"):
+    with pytest.raises(ValueError, match="unknown key in the metrics of ptb: 'base'"):
         fill_tables("<!-- metric:ptb base --><!-- end -->", folder)
 
 
