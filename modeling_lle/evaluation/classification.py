@@ -251,7 +251,7 @@ def evaluate_classifier_folder(
         from .confusion import draw_confusion  # first, so that a missing extra costs no pass
         from .pictures import save_figure
     model, tokenizer = load_classifier(model_path)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]  # transformers wraps it
     attach_bank(model, tokenizer, model_path, bank, namespaces)
     labelled = load_labelled(
         source,

@@ -25,37 +25,30 @@ from tests.hub.hub_client import logits
 from tests.hub.hub_stand_in import HubStandIn
 
 CLIENT = Path(__file__).with_name("hub_client.py")
-OF_CLASSIFIERS = {"backbone_pooling.py", "history_label_rule.py", "kernels_labels_numba.py", "models_teaching.py"}
+OF_CLASSIFIERS = {
+    *("backbone_pooling.py", "history_label_calibration.py", "history_label_prediction.py", "history_label_rule.py"),
+    *("kernels_labels_numba.py", "models_teaching.py"),
+}
 OF_TRANSLATORS = {"backbone_source_attention.py", "models_encoder_decoder.py"}
-OF_BANKS = (
-    "bank",
-    "changes",
-    "files",
-    "fingerprint",
-    "index_files",
-    "manifest",
-    "nearest",
-    "seal",
-    "segment",
-    "sketch",
-)
+OF_BANKS = {f"bank_{name}.py" for name in ("bank", "base", "changes", "files", "index_files", "nearest", "seal")}
+OF_BANKS |= {"bank_sketch.py", "bank_state.py", "bank_view.py", "kernels_nearest_numba.py"}
 FOLDERS: dict[str, tuple[str, ...]] = {
     "backbone": ("batched_stacks", "cells", "protocol", "recurrence", "state"),
-    "bank": (
-        *("bank", "changes", "files", "fingerprint", "index_files", "manifest"),
-        *("nearest", "seal", "segment", "sketch", "state", "view"),
+    "bank": ("fingerprint", "found", "manifest", "protocol", "segment"),
+    "common": ("checks", "modes", "packages", "precision", "temporary"),
+    "history": (
+        *("attachment", "cache", "calibration", "explanation", "loss", "overlay", "prediction", "rule", "source"),
+        *("stream", "training", "updatable", "update_statistics"),
     ),
-    "common": ("checks", "precision", "temporary"),
-    "history": ("cache", "explanation", "loss", "overlay", "prediction", "rule", "stream", "training"),
     "kernels": (
-        *("available", "linear", "lstm", "lstm_numba", "nearest_numba", "numba_tools"),
+        *("available", "linear", "lstm", "lstm_numba", "numba_tools"),
         *("recall_numba", "scan", "scan_numba", "softmax_numba"),
     ),
     "models": ("arguments", "backbone", "pretrained", "targets"),
 }
 CODE = {f"{folder}_{name}.py" for folder, names in FOLDERS.items() for name in names}
 CODE |= {f"configuration{part}_lle.py" for part in ("", "_fields", "_sections", "_version_1")}
-CODE |= {"modeling_lle.py", "shipping_lle.py", "tokenization.py"}
+CODE |= {"modeling_lle.py", "shipping_lle.py", "tasks_lle.py", "tokenization.py"}
 RESULTS = {
     "command": "lle evaluate runs/cat",
     "commit": "abc1234",
