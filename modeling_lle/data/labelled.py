@@ -20,7 +20,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset
 from .rows import class_name, read_utf8
 from .sources import SPLITS, Source, check_column, describe, local_files, open_columns, pick_split
 
-OUT_OF_SCOPE = "oos"
+OUT_OF_SCOPE_LABEL = "oos"  # of rows with none of the other labels, as CLINC150 writes it
 
 _TEXT_COLUMNS = ("text", "utterance", "sentence", "query")
 _LABEL_COLUMNS = ("label", "intent", "category", "labels")
@@ -72,7 +72,7 @@ def load_labelled(
     file = _file_of_splits(source, where)
     if file is not None:
         _find_columns(text_column, label_column, ["text", "label"], where)  # refuses others that are given
-        splits = _read_splits(file, out_of_scope or OUT_OF_SCOPE)
+        splits = _read_splits(file, out_of_scope or OUT_OF_SCOPE_LABEL)
         pairs = splits[pick_split(split, splits, where)]
         texts, labels, feature = [text for text, _ in pairs], [label for _, label in pairs], None
     else:
@@ -215,7 +215,7 @@ def _make_dataset(texts: list[str | None], labels: list[Any], numbers: bool, whe
         raise ValueError(f"{where} holds {error.object!r:.80}, which is not proper Unicode: {error.reason}") from error
 
 
-def split_out_of_scope(dataset: Dataset, label: str = OUT_OF_SCOPE) -> tuple[Dataset, Dataset]:
+def split_out_of_scope(dataset: Dataset, label: str = OUT_OF_SCOPE_LABEL) -> tuple[Dataset, Dataset]:
     """Parts the rows that have a label of the data set from those that have none.
 
     Args:
@@ -278,7 +278,7 @@ def check_labelled(dataset: Dataset, *, where: str = "the data set", refuse: boo
     return sorted({row for rows, _ in found for row in rows})
 
 
-def check_known(labels: Sequence[Any], known: Sequence[str], out_of_scope: str = OUT_OF_SCOPE) -> None:
+def check_known(labels: Sequence[Any], known: Sequence[str], out_of_scope: str = OUT_OF_SCOPE_LABEL) -> None:
     """Raises a ValueError unless all labels are known or mean none of the others, and one at least is known."""
     unknown = [row for row, label in enumerate(labels) if label not in known and label != out_of_scope]
     if unknown:

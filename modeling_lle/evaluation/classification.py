@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from ..bank.protocol import Bank
 from ..common.batches import batches
 from ..common.modes import evaluating
 from ..common.precision import in_precision
-from ..data.labelled import OUT_OF_SCOPE, check_complete, check_known, load_labelled
+from ..data.labelled import OUT_OF_SCOPE_LABEL, check_complete, check_known, load_labelled
 from ..data.sources import describe
 from ..history.attachment import Attachment
 from ..history.label_rule import SINGLE
@@ -151,7 +151,7 @@ def evaluate_classifier(
     labelled: Dataset,
     batch_size: int = BATCH_SIZE,
     *,
-    out_of_scope: str = OUT_OF_SCOPE,
+    out_of_scope: str = OUT_OF_SCOPE_LABEL,
     where: str = "the data set",
     history: Attachment | Bank | None = None,
 ) -> ClassifierEvaluation:
@@ -251,7 +251,7 @@ def evaluate_classifier_folder(
         from .confusion import draw_confusion  # first, so that a missing extra costs no pass
         from .pictures import save_figure
     model, tokenizer = load_classifier(model_path)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]  # transformers wraps it
+    cast(torch.nn.Module, model).to("cuda" if torch.cuda.is_available() else "cpu")
     attach_bank(model, tokenizer, model_path, bank, namespaces)
     labelled = load_labelled(
         source,
@@ -267,7 +267,7 @@ def evaluate_classifier_folder(
             tokenizer,
             labelled,
             batch_size,
-            out_of_scope=out_of_scope or OUT_OF_SCOPE,
+            out_of_scope=out_of_scope or OUT_OF_SCOPE_LABEL,
             where=describe(source),
         )
     size = {"parameters": model.num_parameters(), **train_minutes(model_path)}

@@ -10,7 +10,7 @@ import evaluate
 import numpy as np
 from datasets import Features, Value
 
-from ..data.labelled import OUT_OF_SCOPE
+from ..data.labelled import OUT_OF_SCOPE_LABEL
 
 Names: TypeAlias = list[str | None]
 
@@ -176,7 +176,7 @@ class OutOfScopeMetric(evaluate.Metric):
         predictions: Names,
         references: Names,
         accepted: list[float | None],
-        out_of_scope: str = OUT_OF_SCOPE,
+        out_of_scope: str = OUT_OF_SCOPE_LABEL,
     ) -> dict[str, Any]:
         predicted, expected = _classes(predictions, "predictions"), _classes(references, "references")
         unclear = [i for i, taken in enumerate(accepted) if taken not in (0, 1)]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..common.temporary import replacing
-from .language import ALL, FREQUENCIES, SEEN, StreamEvaluation
+from .stream import ALL, FREQUENCIES, SEEN, StreamEvaluation
 
 try:
     from matplotlib.axes import Axes

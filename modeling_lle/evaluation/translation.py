@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 import yaml
@@ -269,7 +269,7 @@ def evaluate_translator_folder(
         from .pictures import save_figure
     from_language, to_language = languages_of(model_path, source_language, target_language)
     model, tokenizer = load_translator(model_path)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]  # transformers wraps it
+    cast(torch.nn.Module, model).to("cuda" if torch.cuda.is_available() else "cpu")
     attach_bank(model, tokenizer, model_path, bank, namespaces)
     pairs = load_pairs(
         source,

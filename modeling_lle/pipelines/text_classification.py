@@ -11,7 +11,7 @@ from ..history.explanation import as_values
 from ..history.label_rule import REGRESSION
 from .labels import history_options, only, with_labels
 
-OUT_OF_SCOPE = "out_of_scope"
+REFUSED = "out_of_scope"  # label of a refused text; data sets have `data.labelled.OUT_OF_SCOPE_LABEL`
 
 
 class LLETextClassificationPipeline(TextClassificationPipeline):
@@ -106,7 +106,7 @@ class LLETextClassificationPipeline(TextClassificationPipeline):
             score = float(model_outputs["out_of_scope"][0])
             found = {"out_of_scope": score, "mass": float(model_outputs["mass"][0])}
             if score >= self.model.config.classifier.out_of_scope.threshold:
-                refused = {"label": OUT_OF_SCOPE, "score": score}
+                refused = {"label": REFUSED, "score": score}
                 result = [refused] if isinstance(result, list) else refused
         if return_history:
             tokenizer: Any = self.tokenizer

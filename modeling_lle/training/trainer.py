@@ -14,9 +14,10 @@ from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 from transformers import (
+    PreTrainedModel,
     Trainer,
     TrainerCallback,
     TrainerControl,
@@ -56,8 +57,8 @@ class LLETrainer(Trainer):
 
     def __init__(
         self,
-        model: Any = None,
-        args: Any = None,
+        model: PreTrainedModel | nn.Module | None = None,
+        args: TrainingArguments | None = None,
         data_collator: Any = default_data_collator,
         *more: Any,
         **kwargs: Any,
@@ -97,7 +98,7 @@ class LLETrainer(Trainer):
         self._check_rows(self.train_dataset, self.args.train_batch_size)
         return super().get_train_dataloader()
 
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """As in transformers; the numbers of the rule are a group of their own."""
         given = self.optimizer is not None
         optimizer = super().create_optimizer(model)
@@ -119,7 +120,7 @@ class LLETrainer(Trainer):
 
     def compute_loss(
         self,
-        model: torch.nn.Module,
+        model: nn.Module,
         inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
@@ -147,7 +148,7 @@ class LLETrainer(Trainer):
         """Reads the evaluation stream once and returns `{prefix}_loss` (nats per token, no history) and perplexity."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         self._check_rows(dataset, self.args.eval_batch_size)
-        model = cast(torch.nn.Module, self.model)
+        model = cast(nn.Module, self.model)
         training = model.training
         model.eval()
         cache, totals = LLECache(), torch.zeros(2, dtype=torch.float64)
