@@ -1,4 +1,4 @@
-"""Measuring what a model predicts, with and without its history, and keeping the results."""
+"""Evaluation of models with and without history, and results files."""
 
 from .classification import (
     ClassifierEvaluation,

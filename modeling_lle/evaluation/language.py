@@ -1,7 +1,7 @@
-"""One streaming pass over a text: what the base gives to each token, what the history makes of it, and for which.
+"""Evaluation of language models in one streaming pass over a text.
 
-Notable: base and history are measured side by side in the same pass, with the state and the stream carried from
-segment to segment; every token is a target once. Shapes: B batch, T time, N tokens of the text, V vocabulary.
+Notable: base and history are measured in the same pass, with state and stream carried from segment to segment; every
+token is a target once. Shapes: B batch, T time, V vocabulary.
 """
 
 import time
@@ -34,23 +34,22 @@ def evaluate_stream(
     segment_length: int = SEGMENT_LENGTH,
     train_counts: np.ndarray | None = None,
 ) -> StreamEvaluation:
-    """Reads a text as a stream and measures it with and without history, in one pass, with the update in two.
+    """Reads a text as a stream and measures it with and without history: in one pass, with the update in two.
 
     Args:
-        model: An `LLEForCausalLM`.
-        tokens: The text, as `collect` returns it: each token but the first is a target.
-        rows: Readers who start at equal distances, each with a stream of its own. One reads the text as it is; more
-            are faster and remember less.
-        segment_length: Tokens that a row reads in a step; the result does not depend on it.
-        train_counts: (V,) integers, how often each type occurs in the training set, for the breakdown.
+        model: Language model.
+        tokens: Text, as returned by `collect`: each token but the first is a target.
+        rows: Readers that start at equal distances, each with its own stream; more are faster and remember less.
+        segment_length: Tokens per row and step; does not affect the result.
+        train_counts: (V,) integers, frequency of each type in the training set, for the breakdown.
 
     Raises:
         FloatingPointError: A log probability is not finite.
         TypeError: The model cannot score a stream.
-        ValueError: The text is too short, or has tokens that the model does not know.
+        ValueError: The text is too short, or has tokens outside of the vocabulary.
     """
     if not hasattr(model, "score"):
-        raise TypeError(f"a {type(model).__name__} cannot be evaluated as a stream: it takes an LLEForCausalLM")
+        raise TypeError(f"a {type(model).__name__} cannot be evaluated as a stream: give an LLEForCausalLM")
     tokens.check_vocabulary(model.config.vocab_size)
     stream = StreamDataset(tokens.ids, rows, segment_length, evaluation=True)
     training = model.training
@@ -59,7 +58,7 @@ def evaluate_stream(
     numbers = model.config.overlay
     scope, joined = numbers.scope, {}
     try:
-        if scope != "none" and model.config.use_history:  # without it first: the update changes what the base gives
+        if scope != "none" and model.config.use_history:  # first without it: the update changes the base
             numbers.scope = "none"
             plain = _read(model, stream)
             numbers.scope = scope
@@ -100,7 +99,7 @@ _COLUMNS = {
 
 
 def _read(model: LLEForCausalLM, stream: StreamDataset) -> dict[str, np.ndarray]:
-    """The `labels`, the log probabilities of the sides and the shares of the sources, (B, T) each."""
+    """`labels`, log probabilities of the sides and shares of the sources, (B, T) each."""
     segments: list[dict[str, np.ndarray]] = []
     cache = None
     for batch in DataLoader(stream, batch_size=stream.rows):
@@ -124,7 +123,7 @@ def _check_counts(train_counts: np.ndarray | None, targets: np.ndarray, vocab_si
     if train_counts is None:
         return np.bincount(targets, minlength=vocab_size)
     if train_counts.shape != (vocab_size,):
-        raise ValueError(f"train_counts must hold a number for each of the {vocab_size} types: {train_counts.shape}")
+        raise ValueError(f"train_counts must have the shape ({vocab_size},), got {train_counts.shape}")
     return train_counts
 
 
@@ -146,25 +145,25 @@ def evaluate_folder(
     output: str | Path | None = None,
     command: str | None = None,
 ) -> dict[str, Any]:
-    """Evaluates a saved model on a data set: what `lle evaluate` does.
+    """Evaluates a saved language model on a data set, as `lle evaluate` does.
 
     Args:
         model_path: Folder, or name on the Hub, of a model and its tokenizer.
-        source, name, split, text_column, sample_by: The text, as in `load_texts`.
-        train_split: Split that the frequency of types is counted on; None: the evaluated text itself.
+        source, name, split, text_column, sample_by: Text, as in `load_texts`.
+        train_split: Split for counting the frequency of types; None: the evaluated text.
         rows, segment_length: As in `evaluate_stream`.
-        limit_tokens: Read only the first rows of the data set that fit in so many tokens, one row at least.
-        bank: A bank to recall from too, as `HistoryBank.from_pretrained` takes it.
-        namespaces: The namespaces of it; None: all.
+        limit_tokens: Maximum tokens to read, in whole rows, at least one; None: all.
+        bank: Bank to recall from, as in `HistoryBank.from_pretrained`; None: none.
+        namespaces: Namespaces to recall from; None: all.
         precision: "auto", "float32" or "bfloat16", as in `resolve_precision`.
-        output: Folder for evaluation.json and evaluation.png; None: nothing is written.
-        command: Command that is written into the JSON; None: the one that runs now.
+        output: Folder for evaluation.json and evaluation.png; None: write nothing.
+        command: Command recorded in the JSON; None: the current one.
 
     Returns:
-        `metrics` and `rows` (the breakdown); what evaluation.json holds, if it is written.
+        Content of evaluation.json: `metrics` and `rows`, the breakdown.
     """
     if output is not None:
-        from .pictures import draw_evaluation, save_figure  # first, so that a missing extra costs no pass
+        from .pictures import draw_evaluation, save_figure  # first: a missing extra fails early
     tokenizer = AutoTokenizer.from_pretrained(model_path)
     model: Any = AutoModelForCausalLM.from_pretrained(model_path)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -188,7 +187,7 @@ def evaluate_folder(
 
 
 def _first(tokenized: Dataset, tokenizer: PreTrainedTokenizerBase, limit: int | None) -> TextTokens:
-    """The rows of a data set as one text, at most `limit` tokens, but one row at least."""
+    """Rows of a data set as one text of at most `limit` tokens, with at least one row."""
     if limit is not None:
         if limit < 1:
             raise ValueError(f"limit_tokens must be at least 1, got {limit}")
@@ -198,14 +197,14 @@ def _first(tokenized: Dataset, tokenizer: PreTrainedTokenizerBase, limit: int | 
 
 
 def _count(tokenized: Dataset, vocab_size: int) -> np.ndarray:
-    """How often each type occurs, (V,)."""
+    """Frequency of each type, (V,) int64."""
     tokens = collect(tokenized)
     tokens.check_vocabulary(vocab_size)
     return np.bincount(tokens.ids, minlength=vocab_size)
 
 
 def format_table(metrics: dict[str, float]) -> str:
-    """The metrics of a `StreamEvaluation` as a table for the terminal."""
+    """Metrics of a `StreamEvaluation` as a table for the terminal."""
     sides = [side for side in SIDES if f"{side}_ppl" in metrics]
     together = "history" if len(sides) == 2 else "all" if "update" in sides else "both"
     names = [together if side == "history" else side for side in sides]

@@ -1,6 +1,6 @@
 """Measurements of one streaming pass over a text: metrics, breakdown by frequency and repetition, running perplexity.
 
-Shapes: N predicted tokens, V vocabulary.
+Shapes: Q predicted tokens, V vocabulary.
 """
 
 from dataclasses import dataclass
@@ -14,26 +14,26 @@ FREQUENCIES = ("0", "1-9", "10-99", "100-999", "1,000-9,999", "10,000+")
 _FREQUENCY_EDGES = (1, 10, 100, 1000, 10000)
 SEEN = ("in the window", "before the window", "new")
 ALL = "all"
-# Without the update: the base, each source alone, both together; with it: the base that it changes, and all together.
+# Without the update: base, each source alone, both; with it: the updated base, and everything.
 SIDES = ("base", "stream", "bank", "both", "update", "history")
 
 
 @dataclass
 class StreamEvaluation:
-    """What one pass measured: arrays with an item for each target, in the order of the text.
+    """Measurements of one pass, per target in the order of the text.
 
     Attributes:
-        targets: (N,) int64, the tokens that were predicted.
-        position: (N,) int64, how many targets the token's row had before it: 0 where a row begins.
-        nats: For each of the `SIDES` (N,) float32, minus the log probability: "base", the plain output layer, and
-            "history", with all that there is; with a bank also "stream" and "bank", with that source alone; with the
-            test-time update also "update" alone, "stream" without it, and with a bank "both" without it.
-        shares: For each source (N,) float32, its share in the mixture.
-        counts: (V,) int64, how often each type occurs in the training set, or in this text if that is not known.
-        counted: "training set" or "evaluated text", where `counts` come from.
-        window: Entries that the stream keeps.
+        targets: (Q,) int64, predicted tokens.
+        position: (Q,) int64, index of the target in its row, from 0.
+        nats: For each of the `SIDES` (Q,) float32, negative log probability: "base", the plain output layer, and
+            "history", everything; with a bank also "stream" and "bank", that source alone; with the test-time update
+            also "update" alone, "stream" without it, and with a bank "both" without it.
+        shares: For each source (Q,) float32, its share in the mixture.
+        counts: (V,) int64, frequency of each type in the training set or, if unknown, in this text.
+        counted: Origin of `counts`, "training set" or "evaluated text".
+        window: Entries of the stream.
         words, bytes: Size of the text.
-        seconds: Duration of the pass; with the update, of the one with it.
+        seconds: Duration of the pass; with the update, of the second one.
     """
 
     targets: np.ndarray
@@ -49,14 +49,14 @@ class StreamEvaluation:
 
     @property
     def gain(self) -> np.ndarray:
-        """(N,) float32, the nats that the history saved; negative where it cost some."""
+        """(Q,) float32, nats saved by history; negative where it hurts."""
         return self.nats["base"] - self.nats["history"]
 
     def metrics(self) -> dict[str, float]:
-        """Flat metrics: the sides times `ppl`, `word_ppl` and `bits_per_byte`; wins and losses; shares; speed.
+        """Flat metrics: `ppl`, `word_ppl` and `bits_per_byte` of each side; wins and losses; shares; speed.
 
-        `wins` and `losses` are the shares of tokens to which the history gives more, or less, than the base; with a
-        bank, `stream_wins` and so on are those of one source alone.
+        `wins` and `losses` are the shares of tokens with a higher or lower probability than the base; with a bank,
+        `stream_wins` and so on are those of a single source.
         """
         values: dict[str, float] = {}
         for side, nats in self.nats.items():
@@ -75,12 +75,12 @@ class StreamEvaluation:
         }
 
     def breakdown(self) -> list[dict[str, Any]]:
-        """Tokens by the frequency of their type, and by whether they repeat an earlier one.
+        """Tokens grouped by frequency of their type, and by their last occurrence.
 
         Returns:
-            A row for each group that has tokens, "all" standing for every value: `frequency` (occurrences in
-            `counted`), `seen` (its last occurrence is still in the window, lies before it, or it is new), `tokens`,
-            and the means of each side's nats (`base_nats`, ...) and of `gain` (nats that the history saved).
+            A row for each non-empty group, where "all" joins groups: `frequency` (occurrences in `counted`), `seen`
+            (last occurrence in the window, before it, or none), `tokens`, and the means of each side's nats
+            (`base_nats`, ...) and of `gain` (nats saved by history).
         """
         frequency = np.digitize(self.counts[self.targets], _FREQUENCY_EDGES)
         age = ages(self.targets, self.position)
@@ -103,13 +103,13 @@ class StreamEvaluation:
         return rows
 
     def running(self, blocks: int = 200) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """The perplexity of what has been read so far, at the ends of equally long blocks of the stream.
+        """Perplexity of the text read so far, at the ends of blocks of equal length.
 
         Args:
-            blocks: At most so many blocks.
+            blocks: Maximum number of blocks.
 
         Returns:
-            Tokens that each row has read, (n,) int64, and the perplexities (n,) of each side up to there.
+            Tokens read per row at the end of each block, int64, and the perplexity of each side up to there.
         """
         length = int(self.position.max()) + 1
         size = -(-length // blocks)
@@ -134,9 +134,9 @@ def _groups(index: np.ndarray, names: tuple[str, ...]) -> list[tuple[str, np.nda
 
 
 def ages(targets: np.ndarray, position: np.ndarray) -> np.ndarray:
-    """How many tokens ago each target occurred in its row last, 0 where it had not; (N,) int64 as both arguments.
+    """Distance of each target to its last occurrence in its row, 0 without one; all (Q,) int64.
 
-    It is the age that the entry with this outcome has in the stream.
+    Equals the age of the stream's entry with this outcome.
     """
     row = (position == 0).cumsum()
     order = np.lexsort((position, targets, row))
