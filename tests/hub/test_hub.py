@@ -17,9 +17,11 @@ from packaging.requirements import Requirement
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 from transformers.dynamic_module_utils import get_imports
 
-from modeling_lle import LLEConfig, LLEForCausalLM, LLEForSequenceClassification, LLEModel, LLETokenizer
+from modeling_lle import HistoryBank, LLEConfig, LLEForCausalLM, LLEForSequenceClassification, LLEModel, LLETokenizer
 from modeling_lle.cli.model_card import write_model_card
+from tests.factories.language_models import make_language_model
 from tests.factories.pairs import WORD_PAIRS_TOKENIZER
+from tests.factories.texts import WORD_TOKENIZER, make_texts
 from tests.factories.translators import make_taught_word_translator
 from tests.hub.hub_client import logits
 from tests.hub.hub_stand_in import HubStandIn
@@ -162,7 +164,11 @@ def test_loads_with_trust_in_a_fresh_environment(folder: Path, bare_site: Path, 
     make_taught_word_translator().save_pretrained(translator, save_history=True)
     WORD_PAIRS_TOKENIZER.save_pretrained(translator)
     assert {path.name for path in translator.iterdir()} >= OF_TRANSLATORS
-    arguments = ("load", folder, copy, bare_site, translator)
+    banked = make_language_model()
+    banked.attach_history(HistoryBank.build(banked, WORD_TOKENIZER, make_texts(6, 8)))
+    banked.save_pretrained(tmp_path / "banked", save_history=True)
+    assert {path.name for path in (tmp_path / "banked").iterdir()} >= OF_BANKS
+    arguments = ("load", folder, copy, bare_site, translator, tmp_path / "banked")
     remote = run_client(*arguments, home=tmp_path, isolated=True, HF_HUB_OFFLINE="1")
     ours = logits(AutoModelForCausalLM.from_pretrained(folder))
     assert_near(remote, ours)
