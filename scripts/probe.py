@@ -85,7 +85,8 @@ def batch(texts: Sequence[str], tokenizer: LLETokenizer) -> dict[str, Tensor]:
 
 def fitted(config: Any) -> Values:
     """The parameters of a configuration that calibration and training with history fit."""
-    history, classifier = config.history, getattr(config, "classifier", None)  # since version 2 of the configuration
+    history: Any = config.history
+    classifier: Any = getattr(config, "classifier", None)  # since version 2 of the configuration
     found: Values = {}
     for section, names in FITTED.items():
         own = getattr(history, section, None) or classifier.out_of_scope

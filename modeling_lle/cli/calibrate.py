@@ -5,7 +5,7 @@ Heavy imports wait until one of them runs.
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
@@ -30,7 +30,13 @@ from .options import (
 )
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from ..data import TextTokens
+    from ..models.causal import LLEForCausalLM
+    from ..models.pretrained import LLEPreTrainedModel
+
+    Calibrated = tuple[LLEPreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]
 
 # For each task the options that only some tasks have.
 OWN_OPTIONS = {
@@ -102,7 +108,7 @@ def calibrate(
 
 def _language_model(
     model: str, source: str, bank: Path | None, namespaces: list[str] | None, options: dict[str, Any]
-) -> tuple[Any, Any, dict[str, Any]]:
+) -> "Calibrated":
     from ..bank.bank import HistoryBank
     from ..common.precision import in_precision
     from ..training import calibrate as fit
@@ -117,10 +123,10 @@ def _language_model(
 
 def _classifier(
     model: str, source: str, bank: Path | None, namespaces: list[str] | None, options: dict[str, Any]
-) -> tuple[Any, Any, dict[str, Any]]:
+) -> "Calibrated":
     from ..common.precision import in_precision
     from ..data import check_labelled, load_labelled, split_out_of_scope
-    from ..data.labelled import OUT_OF_SCOPE, check_known
+    from ..data.labelled import OUT_OF_SCOPE_LABEL, check_known
     from ..entries.examples import held_out
     from ..history.label_rule import SINGLE
     from ..saved import attach_bank, load_classifier
@@ -139,9 +145,9 @@ def _classifier(
     labelled = load_labelled(source, out_of_scope=outside_label, **options)
     check_labelled(labelled, where=source)
     labels = loaded.label_names()
-    check_known(labelled["label"][:], labels, outside_label or OUT_OF_SCOPE)
+    check_known(labelled["label"][:], labels, outside_label or OUT_OF_SCOPE_LABEL)
     labelled = labelled.select(held_out(loaded.history_bank, labelled["text"][:]))
-    inside, outside = split_out_of_scope(labelled, outside_label or OUT_OF_SCOPE)
+    inside, outside = split_out_of_scope(labelled, outside_label or OUT_OF_SCOPE_LABEL)
     if not len(inside):
         raise ValueError(f"all texts of {source} with a label are in the bank: give held-out ones")
     both = encode(inside, tokenizer, labels), encode(outside, tokenizer)
@@ -151,7 +157,7 @@ def _classifier(
 
 def _translator(
     model: str, source: str, bank: Path | None, namespaces: list[str] | None, options: dict[str, Any]
-) -> tuple[Any, Any, dict[str, Any]]:
+) -> "Calibrated":
     from ..common.precision import in_precision
     from ..data import load_pairs
     from ..entries.pairs import pair_batches
@@ -194,7 +200,7 @@ def statistics(
         model, source, name=name, split=split, text_column=text_column, sample_by=sample_by
     )
     if scope is not None:
-        loaded.config.overlay.scope = scope
+        loaded.config.overlay.scope = cast(Literal["none", "head", "low-rank", "all"], scope)
     with in_precision(loaded, precision.value):
         loaded.collect_update_statistics(segments(tokens.ids, limit_tokens, 70))
     _save(loaded, tokenizer, folder)
@@ -210,7 +216,7 @@ def _place(model: str, output: Path | None) -> Path:
 
 def _load(
     model: str, source: str, *, name: str | None, split: str, text_column: str, sample_by: Row
-) -> tuple[Any, Any, "TextTokens"]:
+) -> "tuple[LLEForCausalLM, PreTrainedTokenizerBase, TextTokens]":
     """A language model, its tokenizer, and the tokens of a split."""
     from ..data import collect, load_texts, tokenize
     from ..saved import load_language_model
@@ -222,7 +228,7 @@ def _load(
     return loaded, tokenizer, tokens
 
 
-def _save(model: Any, tokenizer: Any, folder: Path) -> None:
+def _save(model: "LLEPreTrainedModel", tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
     """Writes a model and its tokenizer, each file whole or not at all."""
     from ..common.temporary import replacing_files
     from ..models.pretrained import PARTIAL

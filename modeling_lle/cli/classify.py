@@ -69,15 +69,14 @@ def _classify(
     options: dict[str, Any],
 ) -> list[Any]:
     """What the pipeline gives for each text."""
-    from transformers import pipeline
-
     from ..common.batches import batches
     from ..common.precision import in_precision
+    from ..pipelines.text_classification import LLETextClassificationPipeline
     from ..saved import attach_bank, load_classifier
 
     loaded, tokenizer = load_classifier(model)
     attach_bank(loaded, tokenizer, model, bank_path, namespaces or None)
-    pipe = pipeline("text-classification", model=loaded, tokenizer=tokenizer)
+    pipe: Any = LLETextClassificationPipeline(model=loaded, tokenizer=tokenizer)
     results: list[Any] = [None] * len(texts)
     # Texts of similar length together, a long one alone: there are at most as many tokens as bytes.
     with in_precision(loaded, precision):
@@ -168,12 +167,13 @@ def learn(
         raise ValueError(f"{table.where} cannot be learned: {error}") from error
     seconds = time.perf_counter() - begin
     bank, several = loaded.history_bank, len({json.dumps(one) for one in labels})
+    assert bank is not None
     say(
         f"{added:,} of {len(texts):,} examples are new, of {several:,} label{'s' * (several != 1)}, in {seconds:.1f} "
         f"s; the bank {place} has {len(bank):,}."
     )
     if added:
-        name = source or bank.manifest.added[-1].source
+        name = source or max(bank.documents(), key=lambda document: document.ids[-1]).source
         where = "" if bank_path is None else f" --bank {bank_path}"
         say(f"The source is {name!r}: lle forget {model} --source {shlex.quote(name)}{where} takes it back.")
 

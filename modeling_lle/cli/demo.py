@@ -215,7 +215,7 @@ def _encoded(texts: Any, tokenizer: PreTrainedTokenizerBase, text_column: str, t
 
 
 def _measure(
-    model: Any, tokens: TextTokens, say: Callable[[str], None], picture: Path | None = None
+    model: LLEForCausalLM, tokens: TextTokens, say: Callable[[str], None], picture: Path | None = None
 ) -> dict[str, float]:
     """Reads unseen text once, prints what the history makes of it, and draws the picture."""
     evaluation = evaluate_stream(model, tokens)
@@ -229,7 +229,12 @@ def _measure(
 
 
 def _remember(
-    model: Any, tokenizer: PreTrainedTokenizerBase, texts: dict[str, Rows], column: str, folder: Path, say: Any
+    model: LLEForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: dict[str, Rows],
+    column: str,
+    folder: Path,
+    say: Callable[[str], None],
 ) -> HistoryBank:
     """Makes a bank of what the model did not learn of its training text, and fits the numbers of both sources."""
     path = folder / "bank"

@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import AutoConfig
 
 from ..common.temporary import replacing
-from ..tasks import task_of
+from ..tasks import Task, task_of
 
 TEMPLATE = Path(__file__).with_name("model_card.md")  # a link to model_cards/template.md, a copy once installed
 TAGS = ["lle", "recurrent", "cpu"]
@@ -49,13 +49,11 @@ def write_model_card(
         `ModelCard.load(path).push_to_hub(repo_id)`, or with the whole folder by `HfApi().upload_folder(...)`.
     """
     if not results.get("metrics"):
-        raise ValueError("these results hold no metrics: give the content of a file that `lle evaluate` wrote")
-    dataset_name = dataset_name or dataset
+        raise ValueError("the results hold no metrics: give the content of a file that `lle evaluate` wrote")
     config = AutoConfig.from_pretrained(folder)
     task = task_of((config.architectures or [config.model_type])[0], str(folder))
     metrics = {name: value for name, value in results["metrics"].items() if isinstance(value, int | float)}
-    types = task.metrics or {name: "perplexity" for name in metrics if name.endswith("ppl")}
-    name = repo_id.rsplit("/", maxsplit=1)[-1]
+    name, dataset_name = repo_id.rsplit("/", maxsplit=1)[-1], dataset_name or dataset
     data = ModelCardData(
         model_name=name,
         license=license,
@@ -64,20 +62,7 @@ def write_model_card(
         tags=[*TAGS, *task.tags],
         language=list(languages),
         datasets=[dataset],
-        metrics=list(dict.fromkeys(types.values())),
-        eval_results=[
-            EvalResult(
-                task_type=task.name,
-                dataset_type=dataset,
-                dataset_name=dataset_name,
-                dataset_split="test",
-                metric_type=types[metric],
-                metric_name=metric,
-                metric_value=round(value, 3),
-            )
-            for metric, value in metrics.items()
-            if metric in types
-        ],
+        **_measured(task, metrics, dataset, dataset_name),
     )
     card = ModelCard.from_template(
         data,
@@ -100,3 +85,22 @@ def write_model_card(
     with replacing(path) as partial:
         card.save(partial)
     return path
+
+
+def _measured(task: Task, metrics: Mapping[str, float], dataset: str, dataset_name: str) -> dict[str, Any]:
+    """`metrics`, the Hub's types of the metrics, and `eval_results`, the values of those that have a type."""
+    types = task.metrics or {name: "perplexity" for name in metrics if name.endswith("ppl")}
+    results = [
+        EvalResult(
+            task_type=task.name,
+            dataset_type=dataset,
+            dataset_name=dataset_name,
+            dataset_split="test",
+            metric_type=types[name],
+            metric_name=name,
+            metric_value=round(value, 3),
+        )
+        for name, value in metrics.items()
+        if name in types
+    ]
+    return {"metrics": list(dict.fromkeys(types.values())), "eval_results": results}

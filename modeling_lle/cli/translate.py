@@ -135,7 +135,7 @@ def _read_table(given: str, output: Path | None, text_column: str) -> _Document:
     texts = ["" if text is None else text for text in table.values(text_column)]
     for row, text in enumerate(texts):
         if not isinstance(text, str):
-            raise ValueError(f"the text in row {row} of {table.where} is {text!r:.80}, no string: take the row out")
+            raise ValueError(f"the text in row {row} of {table.where} is {text!r:.80}, no string: remove the row")
     if not any(text.strip() for text in texts):
         raise ValueError(f"there is nothing to translate in {table.where}: it is blank")
     names = {}

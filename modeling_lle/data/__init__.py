@@ -1,4 +1,4 @@
-"""Text, with labels, with translations or without, and the continuous streams that it is read as."""
+"""Loading of texts, labelled texts and sentence pairs, and streams for training."""
 
 from .corpus import python_corpus
 from .labelled import check_labelled, load_labelled, split_out_of_scope

@@ -1,7 +1,7 @@
-"""Gettext catalogues: PO files entry by entry, completed with no other byte changed, and compiled MO files.
+"""Gettext catalogues: PO files, read by entry and completed without changing any other byte, and compiled MO files.
 
-Notable: a PO file is kept as its lines, since polib would wrap and order it anew; it would also stop at the first
-fault, and take a text without its closing quotation mark for a whole one.
+Notable: a PO file is kept as its lines. polib would rewrap and reorder them, stop at the first fault, and accept a
+string without its closing quotation mark.
 """
 
 import codecs
@@ -22,7 +22,7 @@ except ImportError as error:
     raise ImportError('PO and MO files need polib: pip install "modeling_lle[translation]"') from error
 
 ENDINGS = (".po", ".pot")
-_COMMENT = re.compile(rb'#(?!~\s*[m"])')  # after #~ there may be a statement, which is obsolete
+_COMMENT = re.compile(rb'#(?!~\s*[m"])')  # #~ may precede an obsolete statement
 _KEYWORD = re.compile(rb"(?:#~\s*)?(msgctxt|msgid_plural|msgid|msgstr|)")
 _STRING = r'"(?:[^"\\]|\\.)*"'
 _STATEMENT = re.compile(
@@ -38,15 +38,15 @@ class Entry:
     """An entry of a PO file.
 
     Attributes:
-        line: Where its msgid stands, counted from 1.
-        context: Its msgctxt; None without one.
-        texts: Its msgid and, if it has one, its msgid_plural.
-        translations: Its msgstr, or its msgstr[0], msgstr[1] and so on; empty where it is not translated.
-        flags: Its flags, such as "fuzzy".
-        obsolete: Whether it is kept as a comment only.
-        flags_at: The place of its first line of flags among the lines of the file; None without one.
-        head_at: The place of its first line that is no comment, or of the previous msgid before it.
-        translations_at: The places of the first line of each translation, and of the one after its last.
+        line: Line of its msgid, counted from 1.
+        context: msgctxt; None without one.
+        texts: msgid and, for a plural entry, msgid_plural.
+        translations: msgstr, or msgstr[0], msgstr[1] and so on; empty where untranslated.
+        flags: Flags, such as "fuzzy".
+        obsolete: Whether it is commented out.
+        flags_at: Index of its first flags line in the file; None without flags.
+        head_at: Index of its first line that is not a comment, or of the previous msgid above it.
+        translations_at: For each translation, the index of its first line and of the line after its last.
     """
 
     line: int
@@ -61,12 +61,12 @@ class Entry:
 
     @property
     def is_header(self) -> bool:
-        """Whether it holds what is said about the file."""
+        """Whether it is the header, the metadata of the file."""
         return self.texts[0] == "" and self.context is None
 
     @property
     def in_use(self) -> bool:
-        """Whether it is neither the header nor obsolete nor fuzzy."""
+        """Whether it is neither header, obsolete nor fuzzy."""
         return not (self.is_header or self.obsolete or "fuzzy" in self.flags)
 
 
@@ -76,10 +76,10 @@ class Catalogue:
 
     Attributes:
         path: The file.
-        encoding: What its header names; UTF-8 if it names none.
-        lines: Its lines as they are, with their ends.
-        entries: Its entries in their order, with the header and the obsolete ones.
-        broken: What is wrong with those that could not be read.
+        encoding: Encoding named in the header; UTF-8 by default.
+        lines: Lines unchanged, with line ends.
+        entries: Entries in file order, header and obsolete ones included.
+        broken: Faults of the entries that could not be read.
     """
 
     path: Path
@@ -94,7 +94,7 @@ class Catalogue:
         return [entry for entry in self.entries if entry.in_use and "" in self.forms(entry)]
 
     def forms(self, entry: Entry) -> tuple[str, ...]:
-        """The translations of an entry, in the number of plural forms that the header names, if it does."""
+        """Translations of an entry, one for each plural form if the header states their number."""
         if len(entry.texts) == 1:
             return entry.translations
         header = next((entry.translations[0] for entry in self.entries if entry.is_header), "")
@@ -108,11 +108,11 @@ def read_catalogue(path: str | Path, *, skip_broken: bool = False) -> Catalogue:
 
     Args:
         path: The file.
-        skip_broken: Whether entries with faults are only named in the result.
+        skip_broken: Whether to skip faulty entries, and list their faults in the result.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is of another kind or, unless `skip_broken`, an entry has a fault: the message names the line.
+        ValueError: The file has another ending or, unless `skip_broken`, an entry is faulty (the message names it).
     """
     path = Path(path)
     check_input(path, ENDINGS)
@@ -125,7 +125,7 @@ def read_catalogue(path: str | Path, *, skip_broken: bool = False) -> Catalogue:
         except _FaultError as fault:
             broken.append(f"line {fault.place + 1} of {str(path)!r} {fault}")
             if not skip_broken:
-                raise ValueError(f"{broken[0]}: mend it") from None
+                raise ValueError(f"{broken[0]}: fix it") from None
         else:
             entries += [entry] if entry else []
     return Catalogue(path, encoding, lines, tuple(entries), tuple(broken))
@@ -138,22 +138,22 @@ def write_catalogue(
     *,
     fuzzy: bool = True,
 ) -> None:
-    """Writes a PO file with translations filled in, as a whole or not at all; nothing else in it changes.
+    """Writes a PO file with translations filled in, atomically; nothing else in it changes.
 
-    A translation begins and ends with a line break where its text does, as gettext demands. Of a plural entry, the
-    first form gets the translation of the msgid and all others that of the msgid_plural; forms that are translated
-    stay, and if the language has but one form, it gets that of the msgid_plural.
+    A translation begins and ends with a line break where its text does, as gettext demands. In a plural entry, the
+    first form gets the translation of the msgid, all others that of the msgid_plural; if the language has a single
+    form, it gets the latter. Existing translations stay.
 
     Args:
         catalogue: The file as it was read.
-        translations: For each of `catalogue.untranslated`, the translation of each of its `texts`. None leaves an
-            entry as it is, and so does a blank translation.
-        path: The file to write; None replaces the one that was read.
-        fuzzy: Whether to mark what is filled in as fuzzy, for a translator to review.
+        translations: For each of `catalogue.untranslated`, the translation of each of its `texts`. None or a blank
+            translation leaves an entry unchanged.
+        path: File to write; None: replace the one that was read.
+        fuzzy: Whether to mark filled-in translations as fuzzy, for review.
 
     Raises:
-        ValueError: The translations do not fit the entries or cannot be written in the file's encoding, or the file
-            to replace is no longer what was read.
+        ValueError: The translations do not match the entries, the file's encoding cannot express them, or the file
+            to replace has changed since it was read.
     """
     target = catalogue.path if path is None else Path(path)
     check_output(target, ENDINGS)
@@ -161,14 +161,14 @@ def write_catalogue(
     if len(translations) != len(entries):
         raise ValueError(
             f"there are {len(translations)} translations for the {len(entries)} entries of catalogue.untranslated: "
-            "give one for each, None for what is to stay as it is"
+            "give one for each, None to leave an entry unchanged"
         )
     lines = list(catalogue.lines)
     end = _line_end(lines[0]) if lines else b""
     open_ended = bool(lines) and not _line_end(lines[-1])
     if open_ended:
         lines[-1] += end
-    for entry, given in zip(reversed(entries), reversed(translations), strict=True):  # so that places stay right
+    for entry, given in zip(reversed(entries), reversed(translations), strict=True):  # last first: indices stay valid
         if given is not None:
             _fill(lines, entry, catalogue, given, fuzzy)
     content = b"".join(lines)
@@ -180,7 +180,7 @@ def write_catalogue(
 
 
 def _fill(lines: list[bytes], entry: Entry, catalogue: Catalogue, given: Sequence[str], fuzzy: bool) -> None:
-    """Puts the translations of an entry in their places among the lines, the last one first."""
+    """Inserts the translations of an entry into the lines, last one first."""
     if isinstance(given, str) or len(given) != len(entry.texts):
         raise ValueError(
             f"the entry in line {entry.line} of {str(catalogue.path)!r} has {len(entry.texts)} texts: give a list of "
@@ -210,7 +210,7 @@ def _with_breaks_of(source: str, text: str) -> str:
 
 
 def _put(lines: list[bytes], entry: Entry, form: int, text: str, catalogue: Catalogue) -> None:
-    """Writes one translation in the place of an empty one or, where there is none, after the last one."""
+    """Replaces an empty translation or, without one, inserts after the last."""
     if form < len(entry.translations_at):
         start, stop = entry.translations_at[form]
         before = lines[start].partition(b'"')[0]
@@ -222,15 +222,15 @@ def _put(lines: list[bytes], entry: Entry, form: int, text: str, catalogue: Cata
         quoted = [b'"%b"%b' % (polib.escape(part).encode(catalogue.encoding), end) for part in _parts(text)]
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"the translation {text!r:.80} cannot be written as {catalogue.encoding}, which {str(catalogue.path)!r} "
-            f"has: convert the file, for instance with msgconv --to-code=UTF-8"
+            f"the translation {text!r:.80} cannot be encoded as {catalogue.encoding}, the encoding of "
+            f"{str(catalogue.path)!r}: convert the file, for instance with msgconv --to-code=UTF-8"
         ) from error
     first, *rest = quoted if len(quoted) == 1 else [b'""' + end, *quoted]
     lines[start:stop] = [before + first, *rest]
 
 
 def _parts(text: str) -> list[str]:
-    """The lines of a text, with the line breaks."""
+    """Lines of a text, with line breaks."""
     return re.findall(r"[^\n]*\n|[^\n]+", text)
 
 
@@ -239,7 +239,7 @@ def _line_end(line: bytes) -> bytes:
 
 
 class _FaultError(ValueError):
-    """What is wrong with an entry, and at which place among the lines."""
+    """Fault of an entry, with the index of its line."""
 
     def __init__(self, place: int, wrong: str) -> None:
         super().__init__(wrong)
@@ -251,14 +251,14 @@ def _plain(line: bytes) -> bytes:
 
 
 def _keyword(line: bytes) -> str | None:
-    """The keyword of a statement, "" for one that goes on or is none; None for a comment and for a blank line."""
+    """Keyword of a statement; "" for a continued or unknown one; None for a comment or blank line."""
     plain = _plain(line)
     match = None if not plain or _COMMENT.match(plain) else _KEYWORD.match(plain)
     return match[1].decode() if match else None
 
 
 def _blocks(lines: Sequence[bytes]) -> Iterator[range]:
-    """The places of the lines of each entry and of the comments before it, whatever faults it has."""
+    """Line ranges of the entries, comments above included; faulty entries too."""
     start = 0
     seen: set[str] = set()
     for place, line in enumerate(lines):
@@ -273,7 +273,7 @@ def _blocks(lines: Sequence[bytes]) -> Iterator[range]:
 
 
 def _parse(block: range, lines: Sequence[bytes], encoding: str) -> Entry | None:
-    """The entry of a block; None if it has but comments."""
+    """Entry of a block; None if it has only comments."""
     texts: dict[str, str] = {}
     places: dict[str, tuple[int, int]] = {}
     flags: list[str] = []
@@ -292,7 +292,7 @@ def _parse(block: range, lines: Sequence[bytes], encoding: str) -> Entry | None:
         if match is None:
             raise _FaultError(
                 place,
-                f"is none of a PO file, perhaps it has two keywords, or lacks a quotation mark: {line!r:.80}",
+                f"is not valid PO (two keywords, or a missing quotation mark?): {line!r:.80}",
             )
         keyword = match["keyword"] or keyword
         if not keyword or (match["keyword"] and keyword in places):
@@ -323,7 +323,7 @@ def _parse(block: range, lines: Sequence[bytes], encoding: str) -> Entry | None:
 
 
 def _unescape(text: str, encoding: str, place: int) -> str:
-    """A text without its escapes, which are those of C; numbers stand for bytes of the file's encoding."""
+    """Decodes C escapes; numeric ones are bytes in the encoding of the file."""
 
     def character(match: re.Match[str]) -> str:
         if match["bytes"] is None:
@@ -334,7 +334,7 @@ def _unescape(text: str, encoding: str, place: int) -> str:
             return bytes(codes).decode(encoding)
         except ValueError as error:
             raise _FaultError(
-                place, f"has the escape {match['bytes']}, no character of {encoding}: {error}"
+                place, f"has the escape {match['bytes']}, which is not valid {encoding}: {error}"
             ) from error
 
     return _ESCAPE.sub(character, text)
@@ -344,11 +344,11 @@ def _decode(line: bytes, encoding: str, place: int) -> str:
     try:
         return _plain(line).decode(encoding)
     except (UnicodeDecodeError, LookupError) as error:
-        raise _FaultError(place, f"is not {encoding}, which the header should name: {error}") from error
+        raise _FaultError(place, f"is not {encoding}, the encoding of the header: {error}") from error
 
 
 def _keys_of_translations(texts: dict[str, str], places: dict[str, tuple[int, int]]) -> list[str]:
-    """The keywords of the translations of an entry, in their order, if it is whole."""
+    """Keywords of the translations of an entry, in order; raises an error if it is incomplete."""
     found = [key for key in texts if key.startswith("msgstr")]
     keys = [f"msgstr[{form}]" for form in range(len(found))] if "msgid_plural" in texts else ["msgstr"]
     if "msgid" not in texts or not found or keys != found:
@@ -361,19 +361,18 @@ def _keys_of_translations(texts: dict[str, str], places: dict[str, tuple[int, in
 
 
 def read_compiled(path: Path) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
-    """The entries of an MO file but its header: the msgid, with a msgid_plural if there is one, and its translations.
+    """Entries of an MO file without the header: msgid, msgid_plural if any, and the translations.
 
     Raises:
-        ValueError: The file is none, or was cut off.
+        ValueError: The file is invalid or truncated.
     """
     try:
         with path.open("rb") as file:
-            gettext.GNUTranslations(file)  # polib would take what is left of a file that was cut off for the whole
+            gettext.GNUTranslations(file)  # polib would accept a truncated file
         entries = polib.mofile(str(path))
     except (OSError, ValueError, LookupError, struct.error) as error:
         raise ValueError(
-            f"{str(path)!r} is no proper MO file, perhaps it was not copied as a whole: make it again with msgfmt "
-            f"({error})"
+            f"{str(path)!r} is not a valid MO file, perhaps truncated: make it again with msgfmt ({error})"
         ) from error
     return [
         ((entry.msgid, entry.msgid_plural), tuple(text for _, text in sorted(entry.msgstr_plural.items())))

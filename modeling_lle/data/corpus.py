@@ -1,4 +1,4 @@
-"""A corpus that every machine has: the source code of Python's standard library."""
+"""A corpus present on every machine: the source code of Python's standard library."""
 
 import hashlib
 import sysconfig
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from datasets import Dataset, DatasetDict
 
-# About 5 % of the bytes each, all of them present in Python 3.10 to 3.13, and none with a twin such as _pydecimal.
+# About 5 % of the bytes each; present in Python 3.10 to 3.13; without near copies such as _pydecimal.
 VALIDATION_PACKAGES = frozenset(
     {"configparser", "dataclasses", "ftplib", "gettext", "ipaddress", "pathlib", "pprint", "smtplib", "statistics"}
     | {"traceback", "uuid"}
@@ -24,17 +24,16 @@ _LEFT_OUT_FILES = {"html/entities.py", "re/_casefix.py", "stringprep.py"}
 
 
 def python_corpus(max_train_bytes: int | None = None) -> DatasetDict:
-    """The source code of the running Python's standard library, split by package.
+    """Source code of the running Python's standard library, split by package.
 
-    No package has files in two splits, so validation and test measure on packages that training has not seen.
+    Splits share no package, so validation and test measure on unseen packages.
 
     Args:
-        max_train_bytes: Bound of the training split; the packages are drawn in an order that is always the same.
-            None: all of them.
+        max_train_bytes: Maximum size of the training split, filled in a fixed order of packages; None: unlimited.
 
     Returns:
-        Splits "train", "validation" and "test" with a row for each file, sorted by path: `text`, `source` (its path in
-        the library) and `package` (its top-level package or module).
+        Splits "train", "validation" and "test" with one row per file, sorted by path: `text`, `source` (path in the
+        library) and `package` (top-level package or module).
     """
     root = Path(sysconfig.get_paths()["stdlib"])
     rows = [_read(path, root) for path in sorted(root.rglob("*.py")) if _wanted(path.relative_to(root))]
@@ -62,7 +61,7 @@ def _wanted(place: Path) -> bool:
 
 def _read(path: Path, root: Path) -> dict[str, str]:
     place = path.relative_to(root)
-    with tokenize.open(path) as file:  # honours the encoding that a source file declares
+    with tokenize.open(path) as file:  # honours the declared encoding
         return {"text": file.read(), "source": place.as_posix(), "package": place.parts[0].removesuffix(".py")}
 
 
@@ -73,7 +72,7 @@ def _split_of(package: str) -> str:
 
 
 def _at_most(rows: list[dict[str, str]], max_bytes: int) -> list[dict[str, str]]:
-    """The rows that fit in `max_bytes`, taken in an order of the packages that depends on their names only."""
+    """Rows that fit in `max_bytes`, in an order of packages that depends only on their names."""
     kept = set()
     for row in sorted(rows, key=lambda row: (hashlib.sha256(row["package"].encode()).digest(), row["source"])):
         max_bytes -= len(row["text"].encode())

@@ -1,8 +1,7 @@
 """Texts with labels, from the Hub, from files or from memory.
 
-Notable: whatever the source calls its columns and however it stores its classes, the result has the columns `text` and
-`label`, and a label is the name of a class. Texts are not changed in any way. Loading says what cannot be read;
-`check_labelled` says what is not fit to learn from.
+Notable: the result always has the columns `text` and `label`, labels are class names, texts are unchanged. Loading
+reports what cannot be read; `check_labelled` reports examples unfit for training.
 """
 
 import difflib
@@ -20,11 +19,11 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset
 from .rows import class_name, read_utf8
 from .sources import SPLITS, Source, check_column, describe, local_files, open_columns, pick_split
 
-OUT_OF_SCOPE = "oos"
+OUT_OF_SCOPE_LABEL = "oos"  # of rows with none of the other labels, as CLINC150 writes it
 
 _TEXT_COLUMNS = ("text", "utterance", "sentence", "query")
 _LABEL_COLUMNS = ("label", "intent", "category", "labels")
-_ASIDE = "oos_"  # how the splits of a JSON object begin whose rows are out of scope
+_ASIDE = "oos_"  # prefix of the splits of a JSON object with out-of-scope rows
 _NAME = r'\s*"((?:[^"\\]|\\.)*)"\s*:\s*\[\s*'
 _SPLITS_OF_PAIRS = re.compile(rf"\s*\{{(?:{_NAME}\]\s*,)*{_NAME}\[")
 _SHOWN = 10  # bad examples in a message
@@ -45,34 +44,33 @@ def load_labelled(
     """Loads one split of a data set of texts with labels.
 
     Args:
-        source: As in `load_texts`. Read as well is a .json file with an object from splits to lists of [text, label],
-            in which the splits oos_train, oos_val and oos_test hold further rows of train, val and test: those that
-            are out of scope.
+        source: As in `load_texts`, or a .json file with an object that maps splits to lists of [text, label], where
+            oos_train, oos_val and oos_test hold the out-of-scope rows of train, val and test.
         name: Configuration of a data set on the Hub.
-        split: As in `load_texts`; only files that hold one split each can be sliced.
-        text_column: Column of the texts. None takes the one that is called text, utterance, sentence or query.
-        label_column: Column of the labels. None takes the one that is called label, intent, category or labels.
-        out_of_scope: Label that means none of the others. The rows of oos_ splits have it; where no row has it, a
-            warning is logged. None is "oos", which need not occur.
-        numbers: Whether the labels are numbers to be predicted, not classes.
+        split: As in `load_texts`; slices need files of a single split.
+        text_column: Column of the texts; None: text, utterance, sentence or query.
+        label_column: Column of the labels; None: label, intent, category or labels.
+        out_of_scope: Label of out-of-scope rows, also given to oos_ splits; if no row has it, a warning is logged.
+            None: "oos", which may be absent.
+        numbers: Whether the labels are regression targets, not classes.
 
     Returns:
-        The column `text` (string) and the column `label`: the name of a class (string), the names of all classes that
-        apply where the source has lists of them, or a number (float64). What is missing is None. A name is what is
-        written in the file: of "01" in a CSV file "01", of 1 and true in JSON "1" and "true".
+        The columns `text` (string) and `label`: a class name (string), a list of class names, or a number (float64).
+        Missing values are None. Names are as written in the file: "01" in CSV stays "01", 1 and true in JSON become
+        "1" and "true".
 
     Raises:
         FileNotFoundError: `source` is neither on this machine nor on the Hub.
-        ValueError: The split or column does not exist or is not clear, there are no rows, or a row holds something
-            else than a text and a label.
+        ValueError: The split or column is missing or ambiguous, there are no rows, or a row is not a text with a
+            label.
     """
     if numbers and out_of_scope is not None:
-        raise ValueError(f"numbers have no label for what is out of scope: leave out_of_scope={out_of_scope!r} away")
+        raise ValueError(f"numbers=True has no out-of-scope label: leave out out_of_scope={out_of_scope!r}")
     where = describe(source)
     file = _file_of_splits(source, where)
     if file is not None:
         _find_columns(text_column, label_column, ["text", "label"], where)  # refuses others that are given
-        splits = _read_splits(file, out_of_scope or OUT_OF_SCOPE)
+        splits = _read_splits(file, out_of_scope or OUT_OF_SCOPE_LABEL)
         pairs = splits[pick_split(split, splits, where)]
         texts, labels, feature = [text for text, _ in pairs], [label for _, label in pairs], None
     else:
@@ -86,14 +84,14 @@ def load_labelled(
             raise ValueError(f"the text in row {row} of {where} is {text!r:.80}, not a string")
     dataset = _make_dataset(texts, _read_labels(labels, feature, numbers, where), numbers, where)
     if out_of_scope is not None and not split_out_of_scope(dataset, out_of_scope)[1]:
-        logger.warning("no row of %s has the label %r, which out_of_scope names", where, out_of_scope)
+        logger.warning("no row of %s has the out_of_scope label %r", where, out_of_scope)
     return dataset
 
 
 def _find_columns(
     text_column: str | None, label_column: str | None, columns: list[str], where: str
 ) -> tuple[str, str]:
-    """The columns that are given, or else the only ones with a usual name."""
+    """The given columns, or the only ones with a usual name."""
     text_column = _find_column(text_column, _TEXT_COLUMNS, "text", columns, columns, where)
     others = [column for column in columns if column != text_column]
     return text_column, _find_column(label_column, _LABEL_COLUMNS, "label", others, columns, where)
@@ -113,20 +111,20 @@ def _find_column(
     near = [column for column in candidates if difflib.get_close_matches(column.lower(), usual, n=1)]
     hint = f" (is it {near[0]!r}?)" if near else ""
     raise ValueError(
-        f"{where} has no column called {', '.join(usual[:-1])} or {usual[-1]}{hint}: name that of the {kind} with "
+        f"{where} has no column {', '.join(usual[:-1])} or {usual[-1]}{hint}: name the {kind} column with "
         f"{kind}_column; its columns are: {', '.join(columns)}"
     )
 
 
 def _file_of_splits(source: Source, where: str) -> Path | None:
-    """The file that holds all splits as an object of lists of pairs, if the source is one."""
+    """The file, if the source is one that maps splits to lists of pairs."""
     if isinstance(source, (Dataset, DatasetDict, IterableDataset, IterableDatasetDict)):
         return None
     files = [file for part in (local_files(source) or {}).values() for file in part]
     holding = [file for file in files if file.suffix.lower() == ".json" and _holds_splits(file)]
     if holding and len(files) > 1:
         names = ", ".join(str(file) for file in holding)
-        raise ValueError(f"{where} has other files beside one that holds all splits: give one file, such as {names}")
+        raise ValueError(f"{where} mixes a file of all splits with others: give one file, such as {names}")
     return holding[0] if holding else None
 
 
@@ -141,9 +139,9 @@ def _read_splits(file: Path, out_of_scope: str) -> dict[str, list[tuple[Any, Any
     try:
         content: dict[str, Any] = json.loads(text)
     except ValueError as error:
-        raise ValueError(f"{str(file)!r} is no proper JSON, perhaps it was not copied as a whole: {error}") from error
+        raise ValueError(f"{str(file)!r} is not valid JSON, perhaps truncated: {error}") from error
     splits: dict[str, list[tuple[Any, Any]]] = {}
-    for key in sorted(content, key=lambda key: key.startswith(_ASIDE)):  # what is out of scope comes last
+    for key in sorted(content, key=lambda key: key.startswith(_ASIDE)):  # out-of-scope rows last
         rows, aside = content[key], key.startswith(_ASIDE)
         split = key.removeprefix(_ASIDE)
         into = splits.setdefault(SPLITS.get(split, split), [])
@@ -160,11 +158,11 @@ def _read_splits(file: Path, out_of_scope: str) -> dict[str, list[tuple[Any, Any
 
 
 def _read_labels(labels: list[Any], feature: Any, numbers: bool, where: str) -> list[Any]:
-    """The labels of all rows: numbers, names, or lists of names."""
+    """Labels of all rows: numbers, names, or lists of names."""
     inner = feature.feature if isinstance(getattr(feature, "feature", None), ClassLabel) else feature
     classes = inner if isinstance(inner, ClassLabel) else None
     if numbers and classes is not None:
-        raise ValueError(f"the labels of {where} are classes, not numbers: leave numbers=True away")
+        raise ValueError(f"the labels of {where} are classes, not numbers: leave out numbers=True")
     read: list[Any] = []
     for row, label in enumerate(labels):
         try:
@@ -179,7 +177,7 @@ def _read_labels(labels: list[Any], feature: Any, numbers: bool, where: str) -> 
     kinds = {isinstance(label, list) for label in read if label is not None}
     if len(kinds) > 1:
         row = next(row for row, label in enumerate(read) if isinstance(label, list))
-        raise ValueError(f"the label in row {row} of {where} is a list, and others are not: make lists of all")
+        raise ValueError(f"the label in row {row} of {where} is a list, others are not: make all of them lists")
     return read
 
 
@@ -197,11 +195,11 @@ def _number(label: Any) -> float | None:
 
 def _class_name(label: Any, classes: ClassLabel | None) -> str | None:
     if classes is not None and label is not None:
-        return classes.int2str(label) if label >= 0 else None  # the Hub writes -1 where the label is not given away
+        return classes.int2str(label) if label >= 0 else None  # the Hub writes -1 for withheld labels
     if isinstance(label, float) and math.isfinite(label) and not label.is_integer():
-        raise ValueError("for numbers instead of classes, give numbers=True")
+        raise ValueError("for regression targets, give numbers=True")
     if isinstance(label, (list, dict)):
-        raise ValueError("it should be the name of a class, or a list of names")
+        raise ValueError("it should be a class name, or a list of class names")
     return class_name(label)
 
 
@@ -212,18 +210,18 @@ def _make_dataset(texts: list[str | None], labels: list[Any], numbers: bool, whe
     try:
         return Dataset.from_dict({"text": texts, "label": labels}, features=features)
     except UnicodeEncodeError as error:
-        raise ValueError(f"{where} holds {error.object!r:.80}, which is not proper Unicode: {error.reason}") from error
+        raise ValueError(f"{where} holds {error.object!r:.80}, which is not valid Unicode: {error.reason}") from error
 
 
-def split_out_of_scope(dataset: Dataset, label: str = OUT_OF_SCOPE) -> tuple[Dataset, Dataset]:
-    """Parts the rows that have a label of the data set from those that have none.
+def split_out_of_scope(dataset: Dataset, label: str = OUT_OF_SCOPE_LABEL) -> tuple[Dataset, Dataset]:
+    """Separates in-scope rows from out-of-scope rows.
 
     Args:
-        dataset: What `load_labelled` made.
-        label: Label that means none of the others.
+        dataset: Result of `load_labelled`.
+        label: Label of out-of-scope rows.
 
     Returns:
-        The rows that are in scope, and those that are out of scope, in their order; both may be empty.
+        In-scope rows and out-of-scope rows, each in order; both may be empty.
     """
     _check_table(dataset)
     labels = dataset.with_format(None)["label"][:]
@@ -235,27 +233,27 @@ def split_out_of_scope(dataset: Dataset, label: str = OUT_OF_SCOPE) -> tuple[Dat
 
 
 def check_labelled(dataset: Dataset, *, where: str = "the data set", refuse: bool = True) -> list[int]:
-    """Looks for examples that nothing can be learned from.
+    """Finds examples unfit for training.
 
-    These are texts that are empty, blank or no strings, labels that are missing, lists that name a class twice (such
-    as rows of zeros and ones), and texts that occur again with another class. The same text again with the same label
-    is fine, and so are two numbers for one text. A class with a single example is worth a warning in the log.
+    These are texts that are empty, blank or not strings, missing labels, lists that repeat a class (such as rows of
+    zeros and ones), and equal texts of different classes. Repeated examples and several numbers for one text are
+    fine. Classes with a single example are logged as a warning.
 
     Args:
         dataset: Rows with `text` and `label`, as `load_labelled` makes them.
-        where: What messages call the data set.
-        refuse: Whether bad examples are an error. Otherwise they are logged as a warning.
+        where: Name of the data set in messages.
+        refuse: Whether bad examples are an error; otherwise they are logged as a warning.
 
     Returns:
-        The rows of all bad examples, counted from 0 and sorted: what to leave out before training.
+        Rows of the bad examples, counted from 0, sorted; leave them out before training.
 
     Raises:
-        ValueError: There are no rows, no columns of these names or, if `refuse`, bad examples: the message names the
-            first of them with what is wrong.
+        ValueError: Rows or columns are missing or, if `refuse`, there are bad examples: the message names the first
+            ones and their faults.
     """
     _check_table(dataset)
     if not len(dataset):
-        raise ValueError(f"there is nothing to learn from in {where}: it has no rows")
+        raise ValueError(f"{where} has no rows: there is nothing to learn from")
     plain = dataset.with_format(None)
     texts, labels = plain["text"][:], plain["label"][:]
     found: list[tuple[tuple[int, ...], str]] = [
@@ -272,34 +270,34 @@ def check_labelled(dataset: Dataset, *, where: str = "the data set", refuse: boo
         message = "\n".join([f"{where} has bad examples (rows are counted from 0):", *lines, *more])
         if refuse:
             raise ValueError(
-                f"{message}\nmend them, or leave out the rows that check_labelled(..., refuse=False) returns"
+                f"{message}\nfix them, or leave out the rows that check_labelled(..., refuse=False) returns"
             )
         logger.warning("%s", message)
     return sorted({row for rows, _ in found for row in rows})
 
 
-def check_known(labels: Sequence[Any], known: Sequence[str], out_of_scope: str = OUT_OF_SCOPE) -> None:
-    """Raises a ValueError unless all labels are known or mean none of the others, and one at least is known."""
+def check_known(labels: Sequence[Any], known: Sequence[str], out_of_scope: str = OUT_OF_SCOPE_LABEL) -> None:
+    """Raises a ValueError unless every label is known or `out_of_scope`, and at least one is known."""
     unknown = [row for row, label in enumerate(labels) if label not in known and label != out_of_scope]
     if unknown:
         raise ValueError(
             f"neither the model nor a bank knows the label {labels[unknown[0]]!r} (row {unknown[0]}; "
             f"{len({str(labels[row]) for row in unknown})} such labels): teach it with learn(new_labels=True), or "
-            "name the label that means none of the others as out_of_scope"
+            "name the label of out-of-scope rows with out_of_scope"
         )
     if all(label not in known for label in labels):
         raise ValueError(f"every text has the label {out_of_scope!r}: there is nothing in scope to measure")
 
 
 def check_complete(texts: Sequence[Any], labels: Sequence[Any], where: str) -> None:
-    """Raises a ValueError for the first row without a text, or without the name of one class."""
+    """Raises a ValueError for the first row without a text or without a single class name."""
     for row, (text, label) in enumerate(zip(texts, labels, strict=True)):
         if not isinstance(text, str) or not text.strip():
             what = "missing" if text is None else "blank" if isinstance(text, str) else f"{text!r:.80}, not a string"
-            raise ValueError(f"the text in row {row} of {where} is {what}: take the row out")
+            raise ValueError(f"the text in row {row} of {where} is {what}: remove the row")
         if not isinstance(label, str) or not label.strip():
-            what = "missing" if label in (None, "") else f"{label!r:.80}, not the name of a class"
-            raise ValueError(f"the label in row {row} of {where} is {what}: take the row out")
+            what = "missing" if label in (None, "") else f"{label!r:.80}, not a class name"
+            raise ValueError(f"the label in row {row} of {where} is {what}: remove the row")
 
 
 def _check_table(dataset: Dataset) -> None:
@@ -311,7 +309,7 @@ def _check_table(dataset: Dataset) -> None:
         )
     kind = dataset.features["label"]
     if isinstance(kind, ClassLabel) or getattr(kind, "dtype", "").startswith(("int", "uint")):
-        raise ValueError("the labels are numbers of classes, not their names: load the data set with load_labelled")
+        raise ValueError("the labels are class indices, not names: load the data set with load_labelled")
 
 
 def _what_is_wrong(text: Any, label: Any) -> str | None:
@@ -327,13 +325,13 @@ def _what_is_wrong(text: Any, label: Any) -> str | None:
         return None if math.isfinite(label) else f"the label is {label}"
     several = label if isinstance(label, list) else [label]
     if not all(isinstance(one, str) and one.strip() for one in several):
-        return f"the label is {label!r:.80}, which is not the name of a class: load the data set with load_labelled"
+        return f"the label is {label!r:.80}, not a class name: load the data set with load_labelled"
     twice = next((one for one, count in Counter(several).items() if count > 1), None)
     return None if twice is None else f"the labels name {twice!r} twice"
 
 
 def _contradictions(texts: list[str], labels: list[Any], rows: list[int]) -> list[tuple[tuple[int, ...], str]]:
-    """All rows of each text that occurs with different classes."""
+    """Rows of each text that occurs with different classes."""
     by_text: dict[str, dict[Any, list[int]]] = {}
     for row in rows:
         label = labels[row]
@@ -370,4 +368,4 @@ def _warn_of_single_examples(labels: list[Any], where: str) -> None:
     if single:
         rest = f" and {len(single) - _SHOWN} more" if len(single) > _SHOWN else ""
         names = ", ".join(map(repr, single[:_SHOWN])) + rest
-        logger.warning("%d of the %d classes of %s have one example only: %s", len(single), len(counts), where, names)
+        logger.warning("%d of the %d classes of %s have a single example: %s", len(single), len(counts), where, names)

@@ -1,7 +1,7 @@
 """Sentence pairs from the Hub, files or memory.
 
-Notable: whatever holds the pairs, the result has the columns `source` and `target`, and no text is changed. A row that
-lacks one side is an error, since whoever trains on it or searches it would get it as a translation.
+Notable: the result always has the columns `source` and `target`, texts are unchanged. A row that lacks a side is an
+error, as it would be trained on or recalled as a translation.
 """
 
 import dataclasses
@@ -24,14 +24,14 @@ _KINDS = {
     **{ending: "parquet" if ending == ".parquet" else "table" for ending in KINDS if ending != ".txt"},
     **{".tmx": "tmx", ".po": "po", ".mo": "mo"},
 }
-_TRANSLATION = "translation"  # the column that the Hub has mappings from languages to texts in
+_TRANSLATION = "translation"  # column of the Hub with mappings from languages to texts
 
 logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass
 class _Pairs:
-    """The pairs that were read, and what was wrong with the others."""
+    """Pairs that were read, and faults of the others."""
 
     skip_broken: bool
     sources: list[str] = dataclasses.field(default_factory=list)
@@ -39,7 +39,7 @@ class _Pairs:
     broken: list[str] = dataclasses.field(default_factory=list)
 
     def add(self, source: Any, target: Any, place: str) -> None:
-        """Takes a pair, if both sides are texts that are not blank."""
+        """Adds a pair if neither side is missing or blank."""
         for side, text in (("source", source), ("target", target)):
             if not isinstance(text, str) or not text.strip():
                 wrong = "missing" if text is None else "blank" if isinstance(text, str) else f"{text!r:.80}, no string"
@@ -49,15 +49,15 @@ class _Pairs:
         self.targets.append(target)
 
     def refuse(self, wrong: str) -> None:
-        """Counts what is broken, or raises a ValueError if that is not skipped."""
+        """Records a fault; raises a ValueError unless faults are skipped."""
         if not self.skip_broken:
-            raise ValueError(f"{wrong}: mend it, or leave out what is broken with skip_broken=True")
+            raise ValueError(f"{wrong}: fix it, or skip faulty pairs with skip_broken=True")
         self.broken.append(wrong)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Naming:
-    """How the two sides are called: by their languages, and by columns where these are given."""
+    """Languages of both sides, and their columns if given."""
 
     languages: tuple[str, str]
     columns: tuple[str | None, str | None]
@@ -75,36 +75,35 @@ def load_pairs(
     skip_broken: bool = False,
     cache_dir: str | Path | None = None,
 ) -> Dataset:
-    """Loads one split of a data set of sentences with their translations.
+    """Loads one split of a data set of sentence pairs.
 
-    A language such as "en" also means "en-US" and "en_GB" where there is no "en" itself.
+    Without an exact match, a language such as "en" matches variants such as "en-US" and "en_GB".
 
     Args:
         source: A name on the Hub; a file, folder or glob; a mapping from splits to such paths; or a data set in
-            memory. Read are files of lines that are named by their languages (train.en and train.de: each line of one
-            is the translation of that line of the other), tables (.tsv, .csv, .json, .jsonl, .parquet), translation
-            memories (.tmx) and gettext catalogues (.po, .mo; these do not say what language a text is in). Splits are
-            found in names as in `load_texts`.
+            memory. Formats: parallel files of lines named by language (train.en, train.de), tables (.tsv, .csv,
+            .json, .jsonl, .parquet), translation memories (.tmx) and gettext catalogues (.po, .mo, which do not
+            state their languages). Splits are found in names as in `load_texts`.
         source_language: Language to translate from, such as "en".
         target_language: Language to translate to, such as "de".
         name: Configuration of a data set on the Hub.
         split: As in `load_texts`.
-        source_column: Column of the source in a table. None takes the one that is called as the language or, where
-            neither language has one, "source". A column `translation` of mappings from languages to texts goes first.
-        target_column: Likewise "target".
-        skip_broken: Whether to leave out rows that lack a side, and units and entries that cannot be read. They are
-            counted in a warning in the log; otherwise they are an error.
-        cache_dir: As in `load_texts`; only a data set on the Hub is kept there.
+        source_column: Source column of a table; None: a column `translation` of mappings from languages to texts,
+            else the column named like the language, else "source".
+        target_column: Likewise, "target".
+        skip_broken: Whether to skip rows that lack a side, and unreadable units and entries, with a warning in the
+            log; otherwise they are an error.
+        cache_dir: As in `load_texts`; used for data sets on the Hub only.
 
     Returns:
-        The columns `source` and `target` (strings), in the order of the files. What a catalogue has not translated,
-        or only roughly ("fuzzy"), and what is obsolete in it, is not among them; a plural entry gives a pair of its
-        singular and one of its plural with the second form.
+        The columns `source` and `target` (strings), in file order. Untranslated, fuzzy and obsolete entries of a
+        catalogue are left out; a plural entry yields a pair of the singular, and one of the plural with the second
+        form.
 
     Raises:
         FileNotFoundError: `source` is neither on this machine nor on the Hub.
-        ValueError: The split, language or column does not exist (the message lists those that do), something cannot
-            be read or, unless `skip_broken`, a row lacks a side.
+        ValueError: A split, language or column is missing (the message lists those available), a file is unreadable
+            or, unless `skip_broken`, a row lacks a side.
     """
     if source_language == target_language:
         raise ValueError(f"both languages are {source_language!r}: name two")
@@ -128,16 +127,16 @@ def load_pairs(
     if pairs.broken:
         total = len(pairs.broken) + len(pairs.sources)
         logger.warning(
-            "%d of %d pairs of %s are left out, the first because %s", len(pairs.broken), total, where, pairs.broken[0]
+            "%d of %d pairs of %s are skipped, the first because %s", len(pairs.broken), total, where, pairs.broken[0]
         )
     if not pairs.sources:
-        raise ValueError(f"there is no pair in {where}: nothing in it has both sides")
+        raise ValueError(f"{where} has no pairs with both sides")
     features = Features({"source": Value("string"), "target": Value("string")})
     return Dataset.from_dict({"source": pairs.sources, "target": pairs.targets}, features=features)
 
 
 def match_language(wanted: str, found: Iterable[str]) -> str | None:
-    """The first of the languages that is the wanted one or, if none is, a variety of it, such as "en-US" of "en"."""
+    """The wanted language or, if absent, its first variant, such as "en-US" of "en"; None without either."""
     wanted = _plain(wanted)
     names = list(found)
     same = [name for name in names if _plain(name) == wanted]
@@ -150,7 +149,7 @@ def _plain(language: str) -> str:
 
 
 def _read_lines(files: Sequence[Path], languages: tuple[str, str], pairs: _Pairs) -> None:
-    """Reads files of lines, two of which belong together if only the language at the end of their names differs."""
+    """Reads parallel files of lines, whose names differ only in the language at the end."""
     for stem in dict.fromkeys(file.with_suffix("") for file in files):
         sides = [stem.with_name(f"{stem.name}.{language}") for language in languages]
         names = [repr(str(side)) for side in sides]
@@ -158,7 +157,7 @@ def _read_lines(files: Sequence[Path], languages: tuple[str, str], pairs: _Pairs
             if side not in files:
                 beside = stem.parent.glob(f"{glob.escape(stem.name)}.*")
                 raise FileNotFoundError(
-                    f"{other} needs its translations in {name}: give both with a folder or a glob such as "
+                    f"{other} needs its translations in {name}: give both by a folder or a glob such as "
                     f"'{stem}.*'; languages there: {', '.join(sorted(path.suffix[1:] for path in beside))}"
                 )
         lines = [split_lines(read_utf8(side, name)) for side, name in zip(sides, names, strict=True)]
@@ -216,7 +215,7 @@ def _read_mo(file: Path, naming: _Naming, pairs: _Pairs) -> None:
 
 
 def _add_translated(texts: Sequence[str], translations: Sequence[str], pairs: _Pairs) -> None:
-    """Takes a singular with its translation and a plural with its first form, as far as they are translated."""
+    """Adds the singular, and the plural with the second form, if translated."""
     for source, target in zip(texts, translations, strict=False):
         if source.strip() and target.strip():
             pairs.add(source, target, "")
@@ -230,7 +229,7 @@ _READERS: dict[str, Callable[[Path, _Naming, _Pairs], None]] = {
 def _read_columns(
     names: list[str], values: Callable[[str], list[Any]], naming: _Naming, where: str, pairs: _Pairs
 ) -> None:
-    """Reads a table, given the names of its columns and a function that returns the values of one."""
+    """Reads a table, given its column names and a function that returns the values of a column."""
     if _TRANSLATION in names and naming.columns == (None, None):
         mappings = [value if isinstance(value, dict) else {} for value in values(_TRANSLATION)]
         found = dict.fromkeys(language for mapping in mappings for language in mapping)
@@ -243,7 +242,7 @@ def _read_columns(
 
 
 def _find_columns(names: list[str], naming: _Naming, where: str) -> list[str]:
-    """The columns of the source and of the target."""
+    """Source column and target column."""
     found = []
     for side, language, given in zip(("source", "target"), naming.languages, naming.columns, strict=True):
         if given is not None:
@@ -251,7 +250,7 @@ def _find_columns(names: list[str], naming: _Naming, where: str) -> list[str]:
         column = given or match_language(language, names) or next((n for n in names if n.lower() == side), None)
         if column is None:
             raise ValueError(
-                f"{where} has no column called {language!r} or {side!r}: name that of the {side} with {side}_column; "
+                f"{where} has no column {language!r} or {side!r}: name the {side} column with {side}_column; "
                 f"its columns are: {', '.join(names)}"
             )
         found.append(column)
@@ -259,9 +258,10 @@ def _find_columns(names: list[str], naming: _Naming, where: str) -> list[str]:
 
 
 def _pick_language(wanted: str, found: Iterable[str], where: str) -> str:
-    """As `match_language`; raises a ValueError that lists the languages if there is no such one."""
+    """As `match_language`; raises a ValueError that lists the languages if none matches."""
     names = list(found)
     language = match_language(wanted, names)
     if language is None:
-        raise ValueError(f"{where} has nothing in {wanted!r}; its languages are: {', '.join(sorted(names)) or 'none'}")
+        known = ", ".join(sorted(names)) or "none"
+        raise ValueError(f"{where} has no text in {wanted!r}; its languages are: {known}")
     return language

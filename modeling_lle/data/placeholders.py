@@ -1,7 +1,7 @@
-"""Placeholders and markup, which a translation has to keep as they are.
+"""Placeholders and markup that a translation must keep.
 
-Notable: of a message of ICU that has cases, `{n, plural, one {...} other {...}}`, the cases are texts, and a language
-has as many as it needs: what has to stay is its head, and each placeholder in the cases, however often it is there.
+Notable: the cases of an ICU message, `{n, plural, one {...} other {...}}`, are texts, and their number depends on the
+language: only the head and the set of placeholders within the cases must stay.
 """
 
 import re
@@ -9,9 +9,8 @@ from collections import Counter
 
 _NUMBER = r"(?:\.(?:\*|\d+))?(?:hh?|ll?|[Lqjzt])?"  # precision and length of printf
 _WORD = r"[A-Za-z\u00c0-\u024f\d_]"  # Chinese and Japanese have no spaces around a placeholder
-# What begins with a percent sign and has no name. After a number it is a plain one: "100%ig", "50 % d'habitants"; so
-# it is before a space or a hyphen alone: "50 % of", "100 %-ig". Of Qt's numbers those of one digit are taken, as "%50"
-# is Turkish for "50%".
+# Unnamed placeholders with a percent sign. The sign is plain after a number ("100%ig", "50 % d'habitants") and before
+# a lone space or hyphen ("50 % of", "100 %-ig"). Qt's numbers have one digit here, as "%50" is Turkish for "50%".
 _BARE = "|".join(
     [
         rf"%(?:\d+\$)?(?:[-+#0]*(?:\*|\d+)|[+#0]*){_NUMBER}[diouxXeEfFgGcrs@]",  # %d, %1$s, %5.2f
@@ -42,7 +41,7 @@ _END = re.compile(r"\s*\}")
 
 
 def placeholders(text: str) -> list[str]:
-    """The placeholders and the markup of a text, in their order.
+    """Placeholders and markup of a text, in order.
 
     >>> placeholders('<b>{name}</b> has %d new &quot;messages&quot;, 100% of %(total)s')
     ['<b>', '{name}', '</b>', '%d', '&quot;', '&quot;', '%(total)s']
@@ -51,7 +50,7 @@ def placeholders(text: str) -> list[str]:
     """
     found: list[str] = []
     closing: dict[int, int] | None = None
-    parts: list[tuple[int, int, set[str] | None]] = [(0, len(text), None)]  # what is left, the next one at the end
+    parts: list[tuple[int, int, set[str] | None]] = [(0, len(text), None)]  # parts still to scan, next one last
     while parts:
         place, end, known = parts.pop()
         after_last = place
@@ -82,7 +81,7 @@ def placeholders(text: str) -> list[str]:
 
 
 def _follows_number(text: str, match: re.Match[str], after_last: int) -> bool:
-    """Whether a percent sign belongs to the number before it, which is no placeholder that ended at `after_last`."""
+    """Whether a percent sign belongs to the number before it, which does not end a placeholder at `after_last`."""
     before = match.start()
     if match["spaced"] and before > after_last and text[before - 1] in " \u00a0\u202f":
         before -= 1
@@ -90,7 +89,7 @@ def _follows_number(text: str, match: re.Match[str], after_last: int) -> bool:
 
 
 def _closing_braces(text: str) -> dict[int, int]:
-    """The places of the braces that open, with those of the ones which close them."""
+    """Maps indices of opening braces to those of their closing braces."""
     closing, opened = {}, []
     for match in _BRACE.finditer(text):
         if match[0] == "{":
@@ -101,7 +100,7 @@ def _closing_braces(text: str) -> dict[int, int]:
 
 
 def _cases(text: str, head: re.Match[str], closing: dict[int, int]) -> tuple[str, list[tuple[int, int]], int] | None:
-    """What stands for a message with cases, where their texts lie, and where it ends; None if it is none."""
+    """Placeholder of a message with cases, spans of their texts, and its end; None if it is not one."""
     if head.start() not in closing:
         return None
     place, keys, texts = head.end(), [], []
@@ -115,14 +114,14 @@ def _cases(text: str, head: re.Match[str], closing: dict[int, int]) -> tuple[str
     end = _END.match(text, place)
     if not keys or end is None:
         return None
-    chosen = f", {' '.join(sorted(keys))}" if head["kind"] == "select" else ""  # these are no categories of a language
+    chosen = f", {' '.join(sorted(keys))}" if head["kind"] == "select" else ""  # alike in each language
     return f"{{{head['argument']}, {head['kind']}{chosen}}}", texts, end.end()
 
 
 def differences(source: str, target: str) -> tuple[list[str], list[str]]:
-    """What a translation lost, and what it added.
+    """Placeholders that a translation lost, and those that it added.
 
-    Their order makes no difference, but how often each of them occurs does.
+    Counts matter, order does not.
 
     >>> differences("%s of {total}", "{total} und {total}")
     (['%s'], ['{total}'])

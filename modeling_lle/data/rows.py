@@ -1,7 +1,7 @@
-"""Rows of CSV, TSV and JSON files as they are written there: every command that reads a table reads it here.
+"""Rows of CSV, TSV and JSON files, exactly as written; the one reader of tables.
 
-Notable: nothing is taken for a number, a date or a missing value by what it looks like: what stands in a CSV file is a
-string, and JSON says what is what. Rows are counted from 0.
+Notable: no value is guessed to be a number, date or missing: CSV values are strings, JSON values keep their types.
+Rows are counted from 0.
 """
 
 import contextlib
@@ -18,16 +18,16 @@ from ..common.checks import check_unicode
 TABLES = (".csv", ".tsv", ".json", ".jsonl")
 _PACKED = (".gz", ".bz2", ".xz", ".zip", ".zst")
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
-_BATCH = 1000  # rows of a CSV file that are read at once
+_BATCH = 1000  # rows of a CSV file read at once
 
 
 def ending(path: Path, endings: Collection[str]) -> str:
-    """How the name of a file ends, as `endings` has it: .CSV is .csv, unless both are there."""
+    """Ending of a file name, spelt as in `endings`: .CSV is .csv unless both are listed."""
     return path.suffix if path.suffix in endings else path.suffix.lower()
 
 
 def cannot_read(path: Path, endings: Collection[str]) -> ValueError:
-    """What to say of a file whose name ends with none of these."""
+    """Error for a file whose name has none of these endings."""
     packed = "unpack it, and " if path.suffix.lower() in _PACKED else ""
     return ValueError(
         f"cannot read {str(path)!r}: {packed}give a file whose name ends with one of {', '.join(endings)}"
@@ -35,7 +35,7 @@ def cannot_read(path: Path, endings: Collection[str]) -> ValueError:
 
 
 def read_utf8(path: Path, where: str) -> str:
-    """The text of a file without its byte order mark; raises a ValueError if it is not UTF-8."""
+    """Text of a file without byte order mark; raises a ValueError if it is not UTF-8."""
     content = path.read_bytes()
     try:
         return content.decode("utf-8-sig")
@@ -45,20 +45,20 @@ def read_utf8(path: Path, where: str) -> str:
 
 
 def split_lines(content: str) -> list[str]:
-    """The lines; only what ends a line in a text file does, not the other line breaks of Unicode."""
+    """Lines, split at the line ends of text files only, not at other Unicode line breaks."""
     lines = [line.removesuffix("\r") for line in content.split("\n")]
     return lines if lines[-1] else lines[:-1]
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a table.
+    """Yields the rows of a table.
 
     Args:
-        path: A file whose name ends with one of `TABLES`. Of CSV, every value is a string, None where a row has no
-            field for a column; blank lines are no rows. JSON is an object a line, or a list of them.
+        path: File with one of the endings `TABLES`. CSV values are strings, None for absent fields; blank lines are
+            skipped. JSON files hold one object per line, or a list of objects.
 
     Raises:
-        ValueError: The file is not UTF-8, or a row cannot be read: the message names both.
+        ValueError: The file is not UTF-8 or a row is unreadable: the message names file and row.
     """
     kind = ending(path, TABLES)
     with _utf8(path), path.open(encoding="utf-8-sig", newline="" if kind in (".csv", ".tsv") else "\n") as file:
@@ -69,7 +69,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_lines(path: Path, whole: bool = False) -> Iterator[str]:
-    """The lines of a text file, or with `whole` all of it as one; raises a ValueError if it is not UTF-8."""
+    """Yields lines of a text file, or with `whole` all of it at once; raises a ValueError if it is not UTF-8."""
     with _utf8(path), path.open(encoding="utf-8-sig") as file:
         if whole:
             yield file.read()
@@ -82,7 +82,7 @@ def _utf8(path: Path) -> Iterator[None]:
     try:
         yield
     except UnicodeDecodeError:
-        read_utf8(path, repr(str(path)))  # says where
+        read_utf8(path, repr(str(path)))  # names the place
         raise
 
 
@@ -91,12 +91,12 @@ def _csv_rows(file: Any, where: str, separator: str) -> Iterator[dict[str, Any]]
     header = next(lines, [])
     twice = next((name for name in header if header.count(name) > 1), None)
     if twice is not None:
-        what = f"called {twice!r}: rename one of them" if twice else "without a name: name them, or take them out"
+        what = f"called {twice!r}: rename one of them" if twice else "without a name: name them, or remove them"
         raise ValueError(f"{where} has {header.count(twice) if not twice else 'two'} columns {what}")
     number = 0
     for line in lines:
         if len(header) > 1 and len(line) == 1 and not line[0].strip():
-            continue  # a line of blanks
+            continue  # blank line
         if len(line) > len(header):
             raise ValueError(
                 f"row {number} of {where} has {len(line)} fields, its header {len(header)}: put quotation marks "
@@ -107,14 +107,14 @@ def _csv_rows(file: Any, where: str, separator: str) -> Iterator[dict[str, Any]]
 
 
 def _csv_lines(file: Any, where: str, separator: str) -> Iterator[list[str]]:
-    """The fields of every line that has some."""
+    """Fields of each line that has any."""
     reader = csv.reader(file, delimiter=separator, strict=True)
     while True:
-        limit = csv.field_size_limit(sys.maxsize)  # the module's own: else longer fields than 131,072 are an error
+        limit = csv.field_size_limit(sys.maxsize)  # global; by default, fields end at 131,072
         try:
             batch = list(itertools.islice(reader, _BATCH))
         except csv.Error as error:
-            raise ValueError(f"line {reader.line_num} of {where} is no proper CSV: {error}") from None
+            raise ValueError(f"line {reader.line_num} of {where} is not valid CSV: {error}") from None
         finally:
             csv.field_size_limit(limit)
         if not batch:
@@ -125,14 +125,14 @@ def _csv_lines(file: Any, where: str, separator: str) -> Iterator[list[str]]:
 def _json_rows(file: Any, where: str) -> Iterator[dict[str, Any]]:
     for number, (part, row) in enumerate(_json_values(file, where)):
         if not isinstance(row, dict):
-            raise ValueError(f"row {number} of {where} is {row!r:.80}: write one JSON object a line")
+            raise ValueError(f"row {number} of {where} is {row!r:.80}: write one JSON object per line")
         if "\\u" in part:
             check_unicode(row, f"row {number} of {where}")
         yield row
 
 
 def _json_values(file: Any, where: str) -> Iterator[tuple[str, Any]]:
-    """Every value with the text that it stands in."""
+    """Yields each value with its text."""
     number = 0
     for line in file:
         if not line.strip():
@@ -142,25 +142,25 @@ def _json_values(file: Any, where: str) -> Iterator[tuple[str, Any]]:
         try:
             value = json.loads(part)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"row {number} of {where} is no proper JSON: {error}") from None
+            raise ValueError(f"row {number} of {where} is not valid JSON: {error}") from None
         yield from ((part, one) for one in value) if listed else ((part, value),)
         number += 1
 
 
 def class_name(label: Any) -> str | None:
-    """The name of a class as it is written in a file: 1 in JSON is "1", and true is "true"; None stays None.
+    """Class name as written in a file: 1 in JSON is "1", true is "true"; None stays None.
 
     Raises:
-        ValueError: It is no text, whole number or truth value.
+        ValueError: It is not a string, whole number or truth value.
     """
     if isinstance(label, bool):
         return json.dumps(label)
     if isinstance(label, int):
         return str(label)
-    if isinstance(label, float) and label != label:  # what pandas has for a missing value
+    if isinstance(label, float) and label != label:  # NaN: a missing value of pandas
         return None
-    if isinstance(label, float) and label.is_integer():  # as it makes of whole numbers where one is missing
+    if isinstance(label, float) and label.is_integer():  # pandas turns whole numbers into floats where one is missing
         return str(int(label))
     if not isinstance(label, str | None):
-        raise ValueError("it should be the name of a class, a text")
+        raise ValueError("it should be a class name, a string")
     return label

@@ -1,6 +1,6 @@
-"""Where rows come from: the Hub, files or memory, and what their splits are called.
+"""Sources of rows: the Hub, files or memory, and their splits.
 
-Notable: everything that is said about a source which does not exist, or has no such split or column, is said here.
+Notable: all errors about missing sources, splits and columns are raised here.
 """
 
 import dataclasses
@@ -35,11 +35,11 @@ SPLITS = {
     "testing": "test",
 }
 KINDS = {".txt": "text", ".csv": "csv", ".tsv": "tsv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
-_PART = 50_000  # rows that are taken into Arrow at once
+_PART = 50_000  # rows converted to Arrow at once
 
 
 def describe(source: Source) -> str:
-    """What messages call a source."""
+    """Name of a source in messages."""
     return repr(str(source)) if isinstance(source, (str, Path)) else "the data set"
 
 
@@ -53,7 +53,7 @@ def open_rows(
     streaming: bool = False,
     cache_dir: str | Path | None = None,
 ) -> Rows:
-    """The rows of one split, their columns as they are; the arguments and errors are those of `load_texts`."""
+    """Rows of one split, columns unchanged; arguments and errors as in `load_texts`."""
     where = describe(source)
     if isinstance(source, (Dataset, IterableDataset)):
         if split is not None:
@@ -68,21 +68,21 @@ def open_rows(
 
 
 def open_table(source: Source, *, name: str | None, split: str | None, cache_dir: str | Path | None = None) -> Dataset:
-    """As `open_rows`, for what needs all rows at once; raises a TypeError if they are streamed."""
+    """As `open_rows`, with all rows at once; raises a TypeError if they are streamed."""
     rows = open_rows(source, name=name, split=split, cache_dir=cache_dir)
     if isinstance(rows, IterableDataset):
-        raise TypeError("streamed rows must be taken into memory first: Dataset.from_list(list(rows))")
+        raise TypeError("streamed rows must be loaded into memory first: Dataset.from_list(list(rows))")
     return rows.with_format(None)
 
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """A split by its columns.
+    """Columns of a split.
 
     Attributes:
-        names: The names of the columns.
-        values: The values of a column.
-        features: What `datasets` knows of some of them, such as the names of classes.
+        names: Column names.
+        values: Returns the values of a column.
+        features: Features known to `datasets`, such as class names.
     """
 
     names: list[str]
@@ -91,7 +91,7 @@ class Columns:
 
 
 def open_columns(source: Source, *, name: str | None, split: str | None) -> Columns:
-    """As `open_table`; what a table holds is as it is written there, whatever kinds of values a column has."""
+    """As `open_table`; values of tables are as written, even of mixed types in a column."""
     in_memory = isinstance(source, (Dataset, IterableDataset, DatasetDict, IterableDatasetDict))
     files = None if in_memory else local_files(source)
     chosen = None if files is None else _Chosen.of(files, split, describe(source))
@@ -104,7 +104,7 @@ def open_columns(source: Source, *, name: str | None, split: str | None) -> Colu
 
 
 def check_column(column: str, columns: Iterable[str], where: str) -> None:
-    """Raises a ValueError, with the near name if there is one, unless `column` is one of `columns`."""
+    """Raises a ValueError, with the nearest name, unless `column` is one of `columns`."""
     names = list(columns)
     if column not in names:
         near = difflib.get_close_matches(column, names, n=1)
@@ -113,7 +113,7 @@ def check_column(column: str, columns: Iterable[str], where: str) -> None:
 
 
 def pick_split(split: str | None, available: Iterable[str], where: str) -> str:
-    """The split of `available` that is meant by `split`."""
+    """The split of `available` that `split` names."""
     names = list(available)
     if split is None:
         if len(names) == 1:
@@ -128,7 +128,7 @@ def pick_split(split: str | None, available: Iterable[str], where: str) -> str:
 def local_files(
     source: str | Path | Mapping[str, Files], endings: Collection[str] = KINDS
 ) -> dict[str, list[Path]] | None:
-    """The files of every split whose names end with one of `endings`; None for what is a name on the Hub."""
+    """Files of each split with one of the `endings`; None for a name on the Hub."""
     if isinstance(source, Mapping):
         return {
             SPLITS.get(split, split): [path for pattern in _as_list(given) for path in _expand(pattern, endings)]
@@ -159,7 +159,7 @@ def _may_be_on_hub(source: str | Path, endings: Collection[str]) -> bool:
 
 
 def _expand(pattern: str | Path, endings: Collection[str]) -> list[Path]:
-    """The files that a path, folder or glob stands for, sorted; raises a FileNotFoundError when there are none."""
+    """Sorted files of a path, folder or glob; raises a FileNotFoundError if there are none."""
     path = Path(pattern).expanduser()
     if path.is_file():
         if ending(path, endings) not in endings:
@@ -174,7 +174,7 @@ def _expand(pattern: str | Path, endings: Collection[str]) -> list[Path]:
 
 
 def _not_found(path: Path, endings: Collection[str] = KINDS) -> str:
-    """What to say about a path without files: where it stops to exist, and the near names there."""
+    """Message for a path without files: the first missing part, and near names beside it."""
     if path.is_dir() or glob.has_magic(str(path)):
         return f"{str(path)!r} holds no file whose name ends with one of {', '.join(endings)}"
     missing = path.absolute()
@@ -186,7 +186,7 @@ def _not_found(path: Path, endings: Collection[str] = KINDS) -> str:
 
 
 def one_kind(files: Iterable[Path], kinds: Mapping[str, str], where: str) -> str:
-    """The kind that all files have by the endings of their names; raises a ValueError where they have several."""
+    """Common kind of all files by their endings; raises a ValueError if kinds differ."""
     found = {kinds[ending(file, kinds)]: file.suffix for file in files}
     if len(found) > 1:
         raise ValueError(
@@ -201,11 +201,11 @@ class _Chosen:
     """The files of a split.
 
     Attributes:
-        files: The files, all of one kind.
-        kind: Which one.
-        split: The name of the split.
-        part: What is cut out of it, such as "[:10%]", or "".
-        where: What messages call all splits.
+        files: Files of one kind.
+        kind: Their kind.
+        split: Name of the split.
+        part: Slice, such as "[:10%]", or "".
+        where: Name of the source in messages.
     """
 
     files: list[Path]
@@ -226,15 +226,15 @@ class _Chosen:
 
     @property
     def place(self) -> str:
-        """What messages call it."""
+        """Name of the split in messages."""
         return f"the split {self.split!r} of {self.where}"
 
     def rows(self, sample_by: str = "line") -> Iterator[dict[str, Any]]:
-        """Its rows, which are not cut."""
+        """Yields the rows, unsliced."""
         return _read([str(file) for file in self.files], self.kind, sample_by)
 
     def ranges(self, count: int) -> list[range]:
-        """Which of `count` rows are meant; raises a ValueError if that is none."""
+        """Ranges of the slice in `count` rows; raises a ValueError if it is empty."""
         if not count:
             raise ValueError(f"there is no text in {self.place}: its files have no rows")
         if not self.part:
@@ -255,7 +255,7 @@ def _load_files(
     chosen: _Chosen, text_column: str | None, sample_by: str, streaming: bool, cache_dir: str | Path | None
 ) -> Rows:
     if chosen.part and streaming:
-        raise ValueError(f"streamed rows cannot be sliced: leave {chosen.part} or streaming away")
+        raise ValueError(f"streamed rows cannot be sliced: leave out {chosen.part} or streaming")
     if chosen.kind == "parquet" or (chosen.kind == "text" and not streaming):
         loaded = _build(chosen, sample_by, streaming, cache_dir)
     elif streaming:
@@ -270,7 +270,7 @@ def _load_files(
 
 
 def _build(chosen: _Chosen, sample_by: str, streaming: bool, cache_dir: str | Path | None) -> Rows:
-    """Text files, or Parquet, as `datasets` reads them: their rows stay on the disk."""
+    """Text or Parquet files read by `datasets`; rows stay on disk."""
     options: dict[str, Any] = {"data_files": {chosen.split: [str(file) for file in chosen.files]}}
     options |= {"split": chosen.split, "streaming": streaming, "cache_dir": cache_dir}
     options |= {"sample_by": sample_by, "encoding": "utf-8-sig"} if chosen.kind == "text" else {}
@@ -279,7 +279,7 @@ def _build(chosen: _Chosen, sample_by: str, streaming: bool, cache_dir: str | Pa
     except (datasets.exceptions.DatasetGenerationError, pyarrow.ArrowException) as error:
         if chosen.kind == "text":
             for file in chosen.files:
-                read_utf8(file, repr(str(file)))  # says which one is not, and where
+                read_utf8(file, repr(str(file)))  # names the file and the place
         reason = str(error.__cause__ or error).strip()
         raise ValueError(f"cannot read {chosen.place}: {reason}") from error
     except ValueError as error:
@@ -289,18 +289,18 @@ def _build(chosen: _Chosen, sample_by: str, streaming: bool, cache_dir: str | Pa
 
 
 def _read(files: list[str], kind: str, sample_by: str) -> Iterator[dict[str, Any]]:
-    """The rows of files, one after another."""
+    """Yields the rows of files in order."""
     for file in files:
         if kind == "text":
             yield from ({"text": text} for text in read_lines(Path(file), whole=sample_by == "document"))
         elif kind == "json":
             yield from read_rows(Path(file))
-        else:  # an empty field is a missing one
+        else:  # an empty field is missing
             yield from ({name: value or None for name, value in row.items()} for row in read_rows(Path(file)))
 
 
 def _in_memory(chosen: _Chosen, text_column: str | None) -> Dataset:
-    """All rows; those of JSON at once, as a later one may say more of what a column holds."""
+    """All rows; JSON is converted at once, as the type of a column may depend on later rows."""
     rows, parts = chosen.rows(), []
     is_json = chosen.kind == "json"
     while part := list(itertools.islice(rows, None if is_json else _PART)):
@@ -315,12 +315,12 @@ def _in_memory(chosen: _Chosen, text_column: str | None) -> Dataset:
 
 
 def _names(rows: Iterable[dict[str, Any]]) -> list[str]:
-    """The columns of all rows, in the order in which they occur."""
+    """Columns of all rows, in order of occurrence."""
     return list(dict.fromkeys(name for row in rows for name in row))
 
 
 def _of_one_kind(values: list[Any]) -> list[Any]:
-    """The values, those that are no strings as JSON if Arrow cannot hold all of them as they are."""
+    """Values; if Arrow cannot hold them unchanged, all but strings become JSON."""
     try:
         pyarrow.array(values)
     except (pyarrow.ArrowException, OverflowError, TypeError):
@@ -329,7 +329,7 @@ def _of_one_kind(values: list[Any]) -> list[Any]:
 
 
 def check_texts(texts: Iterable[Any], column: str, where: str) -> None:
-    """Raises a ValueError for the first value that is neither a text nor missing."""
+    """Raises a ValueError for the first value that is neither a string nor missing."""
     for row, text in enumerate(texts):
         if not isinstance(text, str | None):
             raise ValueError(f"the column {column!r} of row {row} of {where} is {text!r:.80}, not text")
@@ -341,7 +341,7 @@ def _load_from_hub(
     try:
         loaded = datasets.load_dataset(source, name, split=split, streaming=streaming, cache_dir=cache_dir)
     except (datasets.exceptions.DatasetNotFoundError, ConnectionError) as error:
-        raise FileNotFoundError(f"{_not_found(Path(source))}; nor can it be had from the Hub: {error}") from error
+        raise FileNotFoundError(f"{_not_found(Path(source))}, and the Hub does not provide it: {error}") from error
     if isinstance(loaded, (DatasetDict, IterableDatasetDict)):
         return loaded[pick_split(None, loaded, repr(source))]
     return loaded

@@ -1,8 +1,8 @@
 """Continuous streams: row r of a batch continues row r of the batch before.
 
-Notable: the order of the items is (segment, row), so a plain sequential sampler and Accelerate's sharding both keep
-each row in its place, and skipping batches resumes exactly. With b rows a device on n devices, a stream has
-rows = b * n, and device p always reads the rows from p * b up to (p + 1) * b.
+Notable: items are ordered by (segment, row), so a sequential sampler and Accelerate's sharding keep each row in its
+place, and skipping batches resumes exactly. With b rows per device on n devices, a stream has rows = b * n, and device
+p reads the rows from p * b to (p + 1) * b. Shapes: T tokens of a segment.
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,23 +15,23 @@ IGNORED = -100
 
 
 class StreamDataset(Dataset):
-    """A text in memory, read by `rows` readers who start at equal distances.
+    """A text in memory, read by `rows` readers that start at equal distances.
 
     Item i is segment i // rows of row i % rows: `input_ids` (T,) and `shift_labels` (T,), the next tokens, int64.
 
-    In training all segments have the same length, and every target is read in every epoch: to fill its last segment, a
-    row runs over into the beginning of the next row, and the last row into that of the text. Each epoch starts at
-    another place, given by the seed and the epoch only, so truncated backpropagation cuts elsewhere as well.
+    In training all segments have the same length, and each epoch reads every target: the last segment of a row runs on
+    into the next row, that of the last row into the beginning of the text. Each epoch starts at another offset, given
+    by seed and epoch, so truncated backpropagation cuts at other places.
 
-    In evaluation every target is read exactly once: the last segment is shorter, and where the rows are not equally
-    long, it has an `attention_mask` (T,), and one ignored label ends the short rows.
+    In evaluation every target is read exactly once: the last segment is shorter; if rows differ in length, it has an
+    `attention_mask` (T,), and one ignored label ends the short rows.
 
     Args:
-        tokens: (N,) integers.
+        tokens: Token ids, one-dimensional, integer.
         rows: Number of rows over all devices.
-        segment_length: Length T of a segment.
+        segment_length: T.
         evaluation: Whether to read for evaluation.
-        seed: Seed of the places where the epochs of training start.
+        seed: Seed of the offsets of training epochs.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class StreamDataset(Dataset):
 
     def _check_length(self) -> None:
         if self.targets < 1:
-            raise ValueError(f"a stream needs two tokens at least, a token and the next one; got {len(self.tokens)}")
+            raise ValueError(f"a stream needs at least two tokens, got {len(self.tokens)}")
         least = self.rows * (1 if self.evaluation else self.segment_length)
         if self.targets < least:
             remedy = (
@@ -69,7 +69,7 @@ class StreamDataset(Dataset):
             )
 
     def set_epoch(self, epoch: int) -> None:
-        """Moves the start of the reading to the place that belongs to `epoch`; evaluation stays at the beginning."""
+        """Sets the offset of an epoch; evaluation always starts at 0."""
         self.offset = 0 if self.evaluation else int(np.random.default_rng((self.seed, epoch)).integers(self.targets))
 
     def __len__(self) -> int:
@@ -99,12 +99,12 @@ class StreamDataset(Dataset):
 class StreamIterableDataset(IterableDataset):
     """Documents that do not fit in memory, read by `rows` readers for training.
 
-    A row that runs dry takes the next document of the common iterator; items and order are those of `StreamDataset` in
-    training. When a row cannot fill its segment any more, the epoch ends.
+    A row that runs out of tokens takes the next document of the shared iterator; items and order are as in
+    `StreamDataset`. The epoch ends when a row cannot fill its segment.
 
     Args:
-        documents: Token ids, or mappings with `input_ids`: a list, or the streamed rows that `tokenize` returns. They
-            are iterated anew in every epoch; a `set_epoch` that they have is called.
+        documents: Token ids, or mappings with `input_ids`: a list, or streamed rows of `tokenize`, iterated once per
+            epoch; their `set_epoch`, if any, is called.
         rows: Number of rows over all devices.
         segment_length: Length T of a segment.
     """
@@ -112,13 +112,13 @@ class StreamIterableDataset(IterableDataset):
     def __init__(self, documents: Iterable, rows: int, segment_length: int) -> None:
         _check_sizes(rows, segment_length)
         if isinstance(documents, Iterator):
-            raise TypeError("documents must be iterable once an epoch: give a list or a data set, not an iterator")
+            raise TypeError("documents must be iterable once per epoch: give a list or a data set, not an iterator")
         self.documents = documents
         self.rows = rows
         self.segment_length = segment_length
 
     def set_epoch(self, epoch: int) -> None:
-        """Passes the epoch on to the documents, which may shuffle by it."""
+        """Passes the epoch to the documents, for shuffling."""
         if hasattr(self.documents, "set_epoch"):
             self.documents.set_epoch(epoch)
 
@@ -146,7 +146,7 @@ class StreamIterableDataset(IterableDataset):
             )
 
     def _fill(self, buffer: np.ndarray, documents: Iterator) -> np.ndarray:
-        """`buffer` with as many documents appended as a segment and its last target take, or as there are."""
+        """Appends documents to `buffer` until it holds a segment and its last target, or none are left."""
         parts = [buffer]
         size = len(buffer)
         while size <= self.segment_length:
@@ -161,6 +161,6 @@ class StreamIterableDataset(IterableDataset):
 
 def _check_sizes(rows: int, segment_length: int) -> None:
     if rows < 1:
-        raise ValueError(f"a stream needs one row at least, got rows={rows}")
+        raise ValueError(f"a stream needs at least one row, got rows={rows}")
     if segment_length < 1:
-        raise ValueError(f"a segment has one token at least, got segment_length={segment_length}")
+        raise ValueError(f"a segment has at least one token, got segment_length={segment_length}")

@@ -1,7 +1,6 @@
-"""Rows of text files, CSV, TSV and JSON lines as they are written there, and back into files.
+"""Reading and writing of text files, CSV, TSV and JSON lines.
 
-Notable: a file can be written again with every column as it was; it is written as a whole or not at all. Rows are
-counted from 0.
+Notable: columns survive reading and writing unchanged; files are written atomically. Rows are counted from 0.
 """
 
 import csv
@@ -26,12 +25,11 @@ _LINE_BREAKS = re.compile(r"[\r\n]+")
 
 @dataclass(frozen=True)
 class Table:
-    """Rows in their order.
+    """Rows in order.
 
     Attributes:
-        where: What messages call them.
-        rows: A mapping from columns to values for each; in a text file and for a text itself, the one column is that
-            of the text.
+        where: Name of the table in messages.
+        rows: Mappings from columns to values; a text file or a single text has only the text column.
     """
 
     where: str
@@ -39,35 +37,35 @@ class Table:
 
     @property
     def columns(self) -> list[str]:
-        """The columns of all rows, in the order in which they occur."""
+        """Columns of all rows, in order of occurrence."""
         return list(dict.fromkeys(name for row in self.rows for name in row))
 
     def values(self, column: str) -> list[Any]:
-        """The values of a column, None where a row has none; raises a ValueError if no row has it."""
+        """Values of a column, None where absent; raises a ValueError if no row has it."""
         check_column(column, self.columns, self.where)
         return [row.get(column) for row in self.rows]
 
     def texts(self, column: str) -> list[str]:
-        """The texts of a column; raises a ValueError for the first that is none, or blank."""
+        """Texts of a column; raises a ValueError for the first that is blank or not a string."""
         texts = self.values(column)
         for row, text in enumerate(texts):
             if not isinstance(text, str) or not text.strip():
                 wrong = "missing" if text is None else "blank" if isinstance(text, str) else f"{text!r:.80}, no string"
-                raise ValueError(f"the text in row {row} of {self.where} is {wrong}: take the row out")
+                raise ValueError(f"the text in row {row} of {self.where} is {wrong}: remove the row")
         return texts
 
 
 def read_table(given: str, text_column: str = "text") -> Table:
-    """Reads a file, or takes what is no file for a text.
+    """Reads a file; an argument that is not a file is a text itself.
 
     Args:
-        given: The name of a file that ends with one of `KINDS`, or a text. A text file has a text a line; a JSON file
-            an object a line, or a list of them.
-        text_column: What the column of a text file, or of a text, is called.
+        given: Name of a file with one of the endings `KINDS`, or a text. Text files hold one text per line, JSON files
+            one object per line or a list of objects.
+        text_column: Column name for text files and single texts.
 
     Raises:
-        FileNotFoundError: It looks like the name of a file, and there is none.
-        ValueError: The file is of another kind, empty, not UTF-8 or not readable, or a text is not proper Unicode.
+        FileNotFoundError: It looks like a file name, but there is no such file.
+        ValueError: The file has another ending, is empty, not UTF-8 or unreadable, or a text is not valid Unicode.
     """
     if not os.path.exists(given) and not (len(given.split()) == 1 and ending(Path(given), KINDS) in KINDS):
         check_unicode(given, "the text")
@@ -87,7 +85,7 @@ def read_table(given: str, text_column: str = "text") -> Table:
 
 
 def check_input(path: Path, endings: Sequence[str] = KINDS) -> None:
-    """Raises an error unless there is a file of this name, and the name ends with one of `endings`."""
+    """Raises an error unless the file exists and has one of the `endings`."""
     where = repr(str(path))
     if not path.exists():
         near = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.glob("*")], n=1)
@@ -97,7 +95,7 @@ def check_input(path: Path, endings: Sequence[str] = KINDS) -> None:
 
 
 def check_output(path: str | Path, endings: Sequence[str] = KINDS[1:]) -> None:
-    """Raises an error unless a file of this name, with one of `endings`, can be written; call it before the work."""
+    """Raises an error unless the file can be written and has one of the `endings`; call it before long work."""
     path = Path(path)
     if ending(path, endings) not in endings:
         raise ValueError(f"cannot write {str(path)!r}: its name should end with one of {', '.join(endings)}")
@@ -108,11 +106,11 @@ def check_output(path: str | Path, endings: Sequence[str] = KINDS[1:]) -> None:
 
 
 def write_table(path: str | Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Writes rows as CSV, TSV or JSON lines, as the ending of the name says, as a whole or not at all.
+    """Writes rows as CSV, TSV or JSON lines, by the ending of the name, atomically.
 
     Args:
-        path: The file, which is replaced if there is one; its folder must exist.
-        rows: As in a `Table`. In CSV, None is an empty field, and what is no string is written as JSON.
+        path: File, replaced if it exists; its folder must exist.
+        rows: As in a `Table`. In CSV, None is an empty field; values other than strings are written as JSON.
     """
     check_output(path)
     path = Path(path)
@@ -127,16 +125,16 @@ def write_table(path: str | Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def write_lines(path: str | Path, texts: Sequence[str]) -> None:
-    """Writes texts into a text file, each as one line whatever line breaks it has, as a whole or not at all."""
+    """Writes texts to a text file atomically, one per line; line breaks within become spaces."""
     with replacing(path) as partial:
         partial.write_bytes("".join(_LINE_BREAKS.sub(" ", text) + "\n" for text in texts).encode())
 
 
 def free_names(wanted: Sequence[str], taken: Sequence[str], where: str) -> dict[str, str]:
-    """Names of new columns; one that is taken gets "predicted_" in front.
+    """Names of new columns; a taken name is prefixed by "predicted_".
 
     Raises:
-        ValueError: Even that is taken.
+        ValueError: The prefixed name is taken, too.
     """
     names = {name: f"predicted_{name}" if name in taken else name for name in wanted}
     for name, new in names.items():
@@ -147,7 +145,7 @@ def free_names(wanted: Sequence[str], taken: Sequence[str], where: str) -> dict[
 
 def _csv_line(values: Sequence[Any], separator: str) -> str:
     line = io.StringIO()
-    writer = csv.writer(line, delimiter=separator)  # with its own line end, else a "\r" has no quotation marks
+    writer = csv.writer(line, delimiter=separator)  # with its default line end, else "\r" is not quoted
     writer.writerow(
         [v if isinstance(v, str) else "" if v is None else json.dumps(v, ensure_ascii=False) for v in values]
     )

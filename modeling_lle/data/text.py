@@ -1,7 +1,7 @@
 """Text from the Hub, from files or from memory, as token ids.
 
-Notable: a row of a data set is one line or one document; its end is the `<eos>` that `tokenize` appends. Words and
-bytes are counted before tokenisation, so perplexity per word and bits per byte mean the same for every tokenizer.
+Notable: a row is a line or a document and ends with the `<eos>` that `tokenize` appends. Words and bytes are counted
+before tokenisation, so perplexity per word and bits per byte compare across tokenizers. Shapes: T tokens of a text.
 """
 
 import dataclasses
@@ -33,23 +33,23 @@ def load_texts(
     Args:
         source: A name on the Hub; a file, folder or glob of .txt, .csv, .tsv, .json, .jsonl and .parquet files; a
             mapping from splits to such paths; or a data set in memory. The words train, valid, validation, val, dev
-            and test in the path of a file name its split; files without such a word are left out where others have
-            one, and "train" where none has.
+            and test in the path of a file name its split; files without such a word are skipped if others have one,
+            else they are "train".
         name: Configuration of a data set on the Hub.
-        split: "train", "validation" or "test", a slice such as "train[:10%]", or another split that `source` has.
-            None takes the only one.
+        split: "train", "validation" or "test", a slice such as "train[:10%]", or another split of `source`.
+            None: the only one.
         text_column: Column that holds the text.
-        sample_by: Whether a row is a line or a whole file of plain text.
-        streaming: Whether to read while iterating, for what does not fit on the disk or, of .csv, .tsv, .json and
-            .jsonl files, into memory.
-        cache_dir: Where `datasets` keeps its copy of the texts, which stays there; None: in its own cache.
+        sample_by: Whether a row of plain text is a line or a whole file.
+        streaming: Whether to read while iterating, for data that does not fit on disk or, from .csv, .tsv, .json and
+            .jsonl files, in memory.
+        cache_dir: Folder where `datasets` keeps a copy of the texts; None: its own cache.
 
     Returns:
-        The rows, with their other columns: an `IterableDataset` if they are streamed.
+        Rows with all columns; an `IterableDataset` if streamed.
 
     Raises:
         FileNotFoundError: `source` is neither on this machine nor on the Hub.
-        ValueError: The split or column does not exist (the message lists those that do), or there is no text.
+        ValueError: The split or column is missing (the message lists those available), or there is no text.
     """
     where = describe(source)
     options: dict[str, Any] = {"sample_by": sample_by, "streaming": streaming, "cache_dir": cache_dir}
@@ -72,22 +72,21 @@ def _check_rows(rows: Rows, text_column: str, where: str) -> None:
 def tokenize(
     rows: Rows, tokenizer: PreTrainedTokenizerBase, *, text_column: str = "text", num_proc: int | None = None
 ) -> Rows:
-    """Encodes texts, one row each, and ends each with the tokenizer's `<eos>` in the place of its last line break.
+    """Encodes texts, replacing a final line break by the tokenizer's `<eos>`.
 
-    Names of special tokens that occur in a text are encoded as the text that they are.
+    Names of special tokens within a text are encoded as plain text.
 
     Args:
         rows: Rows with a column `text_column`.
         tokenizer: Any tokenizer with an `eos_token`.
         text_column: Column that holds the text.
-        num_proc: Number of processes; None for one. Streamed rows are encoded as they come.
+        num_proc: Number of processes; None: one. Streamed rows are encoded lazily.
 
     Returns:
-        Rows with `input_ids` (int32), `words` (whitespace tokens and line ends) and `bytes` (of the UTF-8, line ends
-        included).
+        Rows with `input_ids` (int32), `words` (whitespace tokens and line ends) and `bytes` (UTF-8, with line ends).
     """
     if tokenizer.eos_token_id is None:
-        raise ValueError("the tokenizer needs an eos_token, which ends every row")
+        raise ValueError("the tokenizer needs an eos_token, as the end of each row")
     options: dict[str, Any] = {} if isinstance(rows, IterableDataset) else {"num_proc": num_proc, "desc": "Tokenizing"}
     return rows.map(
         _encode,
@@ -116,7 +115,7 @@ def _encode(texts: list[str], rows: list[int], tokenizer: PreTrainedTokenizerBas
 
 
 def encode_texts(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Token ids of each text, a last line break replaced by `<eos>`; names of special tokens are plain text."""
+    """Token ids of each text, final line break replaced by `<eos>`; names of special tokens are plain text."""
     encoded = tokenizer(
         [text.removesuffix("\n") for text in texts],
         add_special_tokens=False,
@@ -128,7 +127,7 @@ def encode_texts(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[l
 
 
 def encode_sentences(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Token ids of sentences, with what the tokenizer adds to each; names of special tokens are plain text."""
+    """Token ids of sentences, with the special tokens that the tokenizer adds; their names are plain text."""
     return tokenizer(texts, split_special_tokens=True, return_attention_mask=False, verbose=False)["input_ids"]
 
 
@@ -137,7 +136,7 @@ class TextTokens:
     """A tokenised text in memory.
 
     Args:
-        ids: (N,) int32, the tokens of all rows in their order, after the start token.
+        ids: (T,) int32, start token and tokens of all rows in order.
         words: Number of whitespace tokens and line ends.
         bytes: Number of bytes, line ends included.
     """
@@ -157,11 +156,11 @@ class TextTokens:
 
 
 def collect(tokenized: Dataset, start: int | None = None) -> TextTokens:
-    """Joins the rows that `tokenize` made.
+    """Joins the rows of `tokenize`.
 
     Args:
         tokenized: Rows with `input_ids`, `words` and `bytes`.
-        start: Token put before the first one, usually `<eos>`, so that each token of the text is a target once.
+        start: Token before the first one, usually `<eos>`, so that each token of the text is a target once.
     """
     if isinstance(tokenized, IterableDataset):
         raise TypeError("streamed rows cannot be collected in memory: read them with StreamIterableDataset")

@@ -1,8 +1,7 @@
-"""TMX files: the translation memories that translators exchange.
+"""TMX files, the exchange format of translation memories.
 
-Notable: the markup within a segment is kept as the text that it holds, which is that of the original document. A file
-that is no proper XML as a whole is read unit by unit, so that only the units with a fault are lost. Entities that a
-file declares are refused, as a few lines of them can stand for gigabytes.
+Notable: markup within a segment is kept as its text, which is that of the original document. Invalid XML is read unit
+by unit, so that only faulty units are lost. Declared entities are refused, as a few lines can expand to gigabytes.
 """
 
 import codecs
@@ -13,7 +12,7 @@ from typing import Any
 from xml.parsers import expat
 
 _START, _END = re.compile(rb"<tu(?=[\s>])"), re.compile(rb"</tu\s*>")
-_NO_XML = "\x01"  # a character that XML has not
+_NO_XML = "\x01"  # not a character of XML
 _ENCODING = re.compile(rb"""<\?xml[^>]*\bencoding\s*=\s*["']([\w.-]+)""")
 
 
@@ -22,8 +21,8 @@ class Unit:
     """A text in several languages.
 
     Attributes:
-        line: Where it begins, counted from 1.
-        texts: The first text of each language; a language is called as in the file.
+        line: First line, counted from 1.
+        texts: First text of each language, named as in the file.
     """
 
     line: int
@@ -34,10 +33,10 @@ def read_units(path: Path) -> tuple[list[Unit], list[str]]:
     """Reads a TMX file.
 
     Returns:
-        The units, and what is wrong with those that could not be read, or with the file around them.
+        Units, and faults of unreadable units and of the file around them.
 
     Raises:
-        ValueError: The file declares entities, or an encoding that is not known.
+        ValueError: The file declares entities or an unknown encoding.
     """
     content = _as_utf8(path)
     whole = _Parser(path)
@@ -50,23 +49,23 @@ def read_units(path: Path) -> tuple[list[Unit], list[str]]:
 
 
 def _as_utf8(path: Path) -> bytes:
-    """The bytes of an XML file in UTF-8, which stands for the encoding that it declares."""
+    """Bytes of an XML file, converted from its declared encoding to UTF-8."""
     content = path.read_bytes()
     declared = _ENCODING.match(content.removeprefix(codecs.BOM_UTF8))
     encoding = declared[1].decode().lower() if declared else "utf-8"
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         encoding = "utf-16"
-    elif encoding in ("utf-8", "utf-16"):  # what declares UTF-16 in single bytes is not in UTF-16
+    elif encoding in ("utf-8", "utf-16"):  # UTF-16 declared in single bytes cannot be true
         return content
     try:
         text = content.decode(encoding, errors="replace")
     except LookupError as error:
         raise ValueError(f"cannot read {str(path)!r}: {error}: save it as UTF-8") from error
-    return text.replace("\ufffd", _NO_XML).encode()  # so that a unit with faulty bytes is refused
+    return text.replace("\ufffd", _NO_XML).encode()  # a unit with faulty bytes is refused
 
 
 def _parse_each(content: bytes, parser: "_Parser") -> None:
-    """Parses each unit by itself; a unit goes no further than to the next one."""
+    """Parses units separately; a unit ends at the next one at the latest."""
     starts = [match.start() for match in _START.finditer(content)]
     line, counted = 1, 0
     for start, stop in zip(starts, [*starts, len(content)][1:], strict=True):
@@ -81,11 +80,11 @@ class _Parser:
     """Collects units from XML.
 
     Args:
-        path: The file that messages name.
+        path: File named in messages.
 
     Attributes:
-        units: The units so far.
-        broken: What is wrong with the others.
+        units: Units so far.
+        broken: Faults of the others.
     """
 
     def __init__(self, path: Path) -> None:
@@ -94,11 +93,11 @@ class _Parser:
         self._path = path
 
     def place(self, line: int) -> str:
-        """What messages call a unit."""
+        """Name of a unit in messages."""
         return f"the unit in line {line} of {str(self._path)!r}"
 
     def parse(self, content: bytes, first_line: int = 1) -> str | None:
-        """Takes the units of a document, or of a single unit; returns what is wrong if that is no proper XML."""
+        """Collects the units of a document, or a single unit; returns the fault if it is not valid XML."""
         self._parser = expat.ParserCreate("utf-8")
         self._parser.buffer_text = True
         self._parser.StartElementHandler = self._start
@@ -116,9 +115,7 @@ class _Parser:
         except expat.ExpatError as error:
             line = self._lines_before + error.lineno
             reason = expat.ErrorString(error.code)
-            return (
-                f"line {line} of {str(self._path)!r} is no proper XML, or not in the encoding that it names: {reason}"
-            )
+            return f"line {line} of {str(self._path)!r} is not valid XML, or not in the declared encoding: {reason}"
         return None
 
     def _start(self, name: str, attributes: dict[str, str]) -> None:
@@ -127,7 +124,7 @@ class _Parser:
         elif name == "tuv":
             self._language = attributes.get("xml:lang", attributes.get("lang"))
             if self._language is None:
-                self._wrong = "has a text of no language: it lacks xml:lang"
+                self._wrong = "has a text without a language: it lacks xml:lang"
         elif name == "seg":
             self._text = []
 
@@ -136,7 +133,7 @@ class _Parser:
             self._text.append(text)
 
     def _skipped(self, name: str, is_parameter: bool) -> None:
-        self._wrong = f"has the entity {name!r}, which is not known"
+        self._wrong = f"has the unknown entity {name!r}"
 
     def _declared(self, name: str, *about: Any) -> None:
         line = self._lines_before + self._parser.CurrentLineNumber

@@ -1,4 +1,4 @@
-"""Measuring what a model predicts, with and without its history, and keeping the results."""
+"""Evaluation of models with and without history, and results files."""
 
 from .classification import (
     ClassifierEvaluation,
@@ -6,9 +6,10 @@ from .classification import (
     evaluate_classifier_folder,
     format_classification,
 )
-from .language import StreamEvaluation, evaluate_folder, evaluate_stream, format_table
+from .language import evaluate_folder, evaluate_stream, format_table
 from .metrics import ClassificationMetric, LanguageModelMetric, OutOfScopeMetric, TranslationMetric
 from .results import read_results, write_release, write_results
+from .stream import StreamEvaluation
 from .translation import (
     TranslationEvaluation,
     evaluate_translator,

@@ -1,7 +1,6 @@
-"""The picture of where a translator looks: for each token of a translation, the tokens of its source.
+"""Picture of a translator's attention: for each target token, the weights of the source tokens.
 
-Notable: pieces of byte-level tokens that only together are a letter share a row or a column. Shapes: L layers, H
-heads, T tokens of the target, N of the source.
+Notable: byte-level pieces of one letter share a row or column.
 """
 
 from collections.abc import Sequence
@@ -18,8 +17,8 @@ from .pictures import FAINT, INK, Figure, make_figure, style
 
 CELL = 0.34  # inches
 LETTER = 0.09  # inches, width of a letter of a token
-CONTINUED = "·"  # before a token that goes on with a word
-UNREADABLE = "\ufffd"  # what part of a letter is decoded to
+CONTINUED = "·"  # before a token that continues a word
+UNREADABLE = "\ufffd"  # decoded from part of a letter
 LONGEST_LETTER = 4  # bytes
 
 
@@ -30,12 +29,12 @@ def draw_translation(
     translation: str,
     title: str | None = None,
 ) -> Figure:
-    """Draws where the decoder looks while it writes a translation, the mean over all layers and heads.
+    """Draws the attention of the decoder to the source, averaged over layers and heads.
 
     Args:
-        model: An `LLEForSeq2SeqLM`.
+        model: Translator.
         tokenizer: Its tokenizer.
-        text, translation: The sentence and its translation, be it the model's or another.
+        text, translation: A sentence and any translation of it.
         title: Title of the figure.
     """
     (source,), (target,) = (encode_sentences([side], tokenizer) for side in (text, translation))
@@ -48,15 +47,15 @@ def draw_translation(
 
 @torch.no_grad()
 def source_attention(model: LLEForSeq2SeqLM, source: list[int], target: list[int], pad_token_id: int) -> np.ndarray:
-    """How much the decoder looks at each token of the source when it predicts each of the target.
+    """Attention of the decoder to the source for each predicted target token.
 
     Args:
-        model: An `LLEForSeq2SeqLM`.
-        source, target: N and T token ids.
-        pad_token_id: Not used for a single pair, but what batches are padded with.
+        model: Translator.
+        source, target: Token ids.
+        pad_token_id: Padding of batches, unused for a single pair.
 
     Returns:
-        (T, N) float32, the mean over all layers and heads; rows sum to 1.
+        (target tokens, source tokens) float32, mean over layers and heads; rows sum to 1.
     """
     batch = {name: value.to(model.device) for name, value in padded([source], [target], pad_token_id).items()}
     with evaluating(model):
@@ -65,7 +64,7 @@ def source_attention(model: LLEForSeq2SeqLM, source: list[int], target: list[int
 
 
 def readable(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[tuple[str, slice]]:
-    """What tokens read, and which they are: several where each is only a part of a letter."""
+    """Labels of tokens with their slices; several tokens share a label if each is part of a letter."""
     pieces: list[tuple[str, slice]] = []
     before, start = "", 0
     for end in range(1, len(ids) + 1):
@@ -80,7 +79,7 @@ def readable(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[tup
 
 
 def _shown(piece: str, before: str) -> str:
-    """A piece of a text as a label: what goes on with a word is marked, and blanks are seen where there is no more."""
+    """Label of a piece of text: continuations of a word are marked, and blank pieces are made visible."""
     text = piece.strip()
     if not text:
         return repr(piece)[1:-1].replace(" ", "␣")
@@ -91,15 +90,15 @@ def _shown(piece: str, before: str) -> str:
 def draw_attention(
     weights: np.ndarray, source: Sequence[str], target: Sequence[str], title: str | None = None
 ) -> Figure:
-    """Draws how much each token of a target looks at each token of its source; the darker, the more.
+    """Draws attention weights of target tokens on source tokens; darker means more.
 
     Args:
-        weights: (T, N) floats from 0 to 1.
-        source, target: N and T labels.
+        weights: (target tokens, source tokens) floats from 0 to 1.
+        source, target: Labels of the tokens.
         title: Title of the figure.
 
     Raises:
-        ValueError: The numbers of labels and weights differ, or there are none.
+        ValueError: Numbers of labels and weights differ, or are 0.
     """
     if weights.shape != (len(target), len(source)) or not weights.size:
         raise ValueError(
@@ -133,5 +132,5 @@ def draw_attention(
     axes.spines["bottom"].set_visible(False)
     axes.tick_params(labelsize=10, colors=INK, length=0, pad=3)
     for label in [*axes.get_xticklabels(), *axes.get_yticklabels()]:
-        label.set_parse_math(False)  # a token that is a dollar sign is no formula
+        label.set_parse_math(False)  # a dollar sign is not a formula
     return figure

@@ -1,14 +1,14 @@
-"""Measuring a classifier of texts: the base alone and with its bank, side by side, and what it refuses.
+"""Evaluation of classifiers of texts: base and bank side by side, and rejection of out-of-scope texts.
 
-Notable: base and history see the same batches; texts that are out of scope count for what is refused and for nothing
-else, unless the model has a label for them. Shapes: N texts, C trained labels, L labels.
+Notable: base and history see the same batches; out-of-scope texts count for rejection only, unless the model has a
+label for them. Shapes: Q texts, L labels.
 """
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from ..bank.protocol import Bank
 from ..common.batches import batches
 from ..common.modes import evaluating
 from ..common.precision import in_precision
-from ..data.labelled import OUT_OF_SCOPE, check_complete, check_known, load_labelled
+from ..data.labelled import OUT_OF_SCOPE_LABEL, check_complete, check_known, load_labelled
 from ..data.sources import describe
 from ..history.attachment import Attachment
 from ..history.label_rule import SINGLE
@@ -34,21 +34,21 @@ BASE, HISTORY = "base", "history"
 
 @dataclass
 class ClassifierEvaluation:
-    """What one pass measured: arrays with an item for each text, in their order.
+    """Measurements of one pass, per text in order.
 
     Attributes:
-        references: (N,) the names of the right labels.
-        predictions: For "base", and with a bank for "history", (N,) the names of the predicted labels.
-        probabilities: For each side (N,) float64, the probability of the predicted label.
-        nats: For each side (N,) float64, minus the log probability of the right label, NaN where the side does not
-            know it.
-        scores: (N,) float64, the scores of "none of these".
-        labels: The L labels, the trained ones first, then those that only the bank knows.
-        trained: C.
-        threshold: The least score of a text that is refused; 1 refuses none.
-        out_of_scope: The label of the texts that have none of the labels.
-        entries: Examples of the bank; 0 without one.
-        seconds: Duration of the pass, of the base and with the bank.
+        references: (Q,) names of the correct labels.
+        predictions: For "base", and with a bank for "history", (Q,) names of the predicted labels.
+        probabilities: For each side (Q,) float64, probability of the predicted label.
+        nats: For each side (Q,) float64, negative log probability of the correct label; NaN for labels unknown to
+            the side.
+        scores: (Q,) float64, scores of "none of these".
+        labels: L labels, trained ones first, then those known to the bank only.
+        trained: Number of trained labels.
+        threshold: Least score of refused texts; 1 refuses none.
+        out_of_scope: Label of out-of-scope texts.
+        entries: Examples in the bank; 0 without one.
+        seconds: Duration of the pass over both sides.
     """
 
     references: list[str]
@@ -65,28 +65,28 @@ class ClassifierEvaluation:
 
     @property
     def last(self) -> str:
-        """The side with all that there is: "history", or "base" without a bank."""
+        """The most complete side: "history", or "base" without a bank."""
         return HISTORY if HISTORY in self.predictions else BASE
 
     @property
     def accepted(self) -> np.ndarray:
-        """(N,) bool, whether a text is not refused at the threshold."""
+        """(Q,) bool, whether a text is accepted at the threshold."""
         return (self.scores < self.threshold) | (self.threshold >= 1)
 
     @property
     def decisions(self) -> list[str]:
-        """(N,) the predictions with all that there is, `out_of_scope` for texts that are refused."""
+        """(Q,) predictions of the last side, `out_of_scope` for refused texts."""
         pairs = zip(self.predictions[self.last], self.accepted, strict=True)
         return [name if taken else self.out_of_scope for name, taken in pairs]
 
     def metrics(self) -> dict[str, float]:
         """Flat metrics.
 
-        `accuracy`, `macro_f1`, `ece` and `loss` (nats) are those of the texts in scope, as if none was refused; with
-        `base_` in front, those of the base alone, `base_loss` of the labels that it was trained on. If the bank has
-        taught labels that the base does not know: `taught_classes_accuracy`, and `old_classes_drop`, what the accuracy
-        of the others lost to them. If there are texts out of scope: `out_of_scope_recall`, `out_of_scope_precision`
-        and `in_scope_accuracy`, at the threshold. Then sizes and speed.
+        `accuracy`, `macro_f1`, `ece` and `loss` (nats) cover in-scope texts, ignoring rejection; the prefix `base_` is
+        for the base alone, where `base_loss` covers trained labels only. With labels known to the bank only:
+        `taught_classes_accuracy`, and `old_classes_drop`, the accuracy that the others lost to them. With out-of-scope
+        texts: `out_of_scope_recall`, `out_of_scope_precision` and `in_scope_accuracy` at the threshold. Then sizes
+        and speed.
         """
         known = [row for row, name in enumerate(self.references) if name in self.labels]
         references = [self.references[row] for row in known]
@@ -132,7 +132,7 @@ class ClassifierEvaluation:
         return values
 
     def breakdown(self) -> list[dict[str, Any]]:
-        """A row for each label that texts have: `label`, `texts`, and the `recall` of each side, before refusing."""
+        """A row for each label of the texts: `label`, `texts`, and the `recall` of each side before rejection."""
         references = np.array(self.references, dtype=object)
         right = {side: references == np.array(names, dtype=object) for side, names in self.predictions.items()}
         rows = []
@@ -151,27 +151,27 @@ def evaluate_classifier(
     labelled: Dataset,
     batch_size: int = BATCH_SIZE,
     *,
-    out_of_scope: str = OUT_OF_SCOPE,
+    out_of_scope: str = OUT_OF_SCOPE_LABEL,
     where: str = "the data set",
     history: Attachment | Bank | None = None,
 ) -> ClassifierEvaluation:
-    """Classifies texts with and without a bank, and measures how well.
+    """Classifies texts with and without a bank, and measures both.
 
     Args:
-        model: A classifier of one label a text.
+        model: Single-label classifier of texts.
         tokenizer: Its tokenizer.
-        labelled: The columns `text` and `label`, as `load_labelled` makes them.
-        batch_size: Texts of a batch; fewer where they are long.
-        out_of_scope: The label of texts that have none of the labels.
-        where: What messages call the texts.
-        history: The bank, as in `forward`.
+        labelled: Columns `text` and `label`, as made by `load_labelled`.
+        batch_size: Maximum texts per batch; fewer if they are long.
+        out_of_scope: Label of out-of-scope texts.
+        where: Name of the texts in messages.
+        history: Bank, as in `forward`.
 
     Raises:
-        ValueError: The model has several labels a text or values, a text is blank, a label is missing or unknown, or
-            every text is out of scope.
+        ValueError: The model is multi-label or a regression, a text is blank, a label is missing or unknown, or all
+            texts are out of scope.
     """
     if model.kind != SINGLE:
-        raise ValueError(f"only classifiers of one label a text are evaluated; the problem_type is {model.kind!r}")
+        raise ValueError(f"only single-label classifiers are evaluated; the problem_type is {model.kind!r}")
     attachment, trained = model.recalled_from(history, True), model.trained_labels
     labels = model.space_of(attachment).names
     texts, references = labelled["text"][:], labelled["label"][:]
@@ -199,7 +199,7 @@ def evaluate_classifier(
                 knows = right[rows] < log_probs.shape[1]
                 own = np.take_along_axis(log_probs, np.where(knows, right[rows], 0)[:, None], axis=1)[:, 0]
                 nats[side][rows] = np.where(knows & (right[rows] >= 0), -own, np.nan)
-            scores[rows] = output.out_of_scope.double().cpu().numpy()  # of the last side, with all that there is
+            scores[rows] = output.out_of_scope.double().cpu().numpy()  # of the last side
     return ClassifierEvaluation(
         references=references,
         predictions={side: [labels[number] for number in found] for side, found in predicted.items()},
@@ -231,27 +231,27 @@ def evaluate_classifier_folder(
     output: str | Path | None = None,
     command: str | None = None,
 ) -> dict[str, Any]:
-    """Evaluates a saved classifier on labelled texts: what `lle evaluate` does with one.
+    """Evaluates a saved classifier on labelled texts, as `lle evaluate` does.
 
     Args:
         model_path: Folder, or name on the Hub, of a model and its tokenizer.
-        source, name, split, text_column, label_column, out_of_scope: The texts, as in `load_labelled`.
-        bank: A bank to recall from; None: the one that lies with the model, if there is one.
-        namespaces: The namespaces of it; None: all.
+        source, name, split, text_column, label_column, out_of_scope: Texts, as in `load_labelled`.
+        bank: Bank to recall from; None: the bank saved with the model, if any.
+        namespaces: Namespaces to recall from; None: all.
         batch_size: As in `evaluate_classifier`.
         precision: "auto", "float32" or "bfloat16", as in `resolve_precision`.
-        output: Folder for evaluation.json and confusion.png; None: nothing is written.
-        command: Command that is written into the JSON; None: the one that runs now.
+        output: Folder for evaluation.json and confusion.png; None: write nothing.
+        command: Command recorded in the JSON; None: the current one.
 
     Returns:
-        `metrics`, with the number of `parameters`, and what metrics.json of the model says of `train_minutes`; and
-        `rows` (the breakdown): what evaluation.json holds, if it is written.
+        Content of evaluation.json: `metrics`, with `parameters` and, if known, `train_minutes`; and `rows`, the
+        breakdown.
     """
     if output is not None:
-        from .confusion import draw_confusion  # first, so that a missing extra costs no pass
+        from .confusion import draw_confusion  # first: a missing extra fails early
         from .pictures import save_figure
     model, tokenizer = load_classifier(model_path)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    cast(torch.nn.Module, model).to("cuda" if torch.cuda.is_available() else "cpu")
     attach_bank(model, tokenizer, model_path, bank, namespaces)
     labelled = load_labelled(
         source,
@@ -267,7 +267,7 @@ def evaluate_classifier_folder(
             tokenizer,
             labelled,
             batch_size,
-            out_of_scope=out_of_scope or OUT_OF_SCOPE,
+            out_of_scope=out_of_scope or OUT_OF_SCOPE_LABEL,
             where=describe(source),
         )
     size = {"parameters": model.num_parameters(), **train_minutes(model_path)}
@@ -281,7 +281,7 @@ def evaluate_classifier_folder(
 
 
 def format_classification(metrics: dict[str, float]) -> str:
-    """The metrics of a `ClassifierEvaluation` as a table for the terminal."""
+    """Metrics of a `ClassifierEvaluation` as a table for the terminal."""
     with_bank = bool(metrics["entries"])
     prefixes = {"base": "base_", "history": ""} if with_bank else {"base": ""}
     lines = [f"{'':20}" + "".join(f"{name:>12}" for name in prefixes)]
@@ -297,9 +297,9 @@ def format_classification(metrics: dict[str, float]) -> str:
     if "out_of_scope_recall" in metrics:
         lines.append(
             f"None of these: {metrics['out_of_scope_recall']:.2%} of {metrics['out_of_scope_texts']:,.0f} texts out "
-            f"of scope are refused, {metrics['out_of_scope_precision']:.2%} of what is refused is out of scope, and "
-            f"{metrics['in_scope_accuracy']:.2%} of the others are accepted and right."
-            + (" The model has no threshold: see its fit_out_of_scope()." if metrics["threshold"] >= 1 else "")
+            f"of scope are refused, {metrics['out_of_scope_precision']:.2%} of refused texts are out of scope, and "
+            f"{metrics['in_scope_accuracy']:.2%} of the others are accepted and correct."
+            + (" The model has no threshold: call its fit_out_of_scope()." if metrics["threshold"] >= 1 else "")
         )
     examples = f", a bank of {metrics['entries']:,.0f} examples" if with_bank else ""
     lines.append(

@@ -1,7 +1,7 @@
-"""The picture of a classifier's errors: which classes it takes for which.
+"""Confusion matrix of a classifier as a picture.
 
-Notable: of many classes only those are drawn that are confused most, each beside the one that it is confused with, so
-that errors lie near the diagonal; predictions of classes that are not drawn have a column of their own.
+Notable: of many classes, only those with most errors are drawn, each beside the one it is confused with, so that
+errors lie near the diagonal; predictions of other classes share a column. Shapes: Q examples, L classes.
 """
 
 import textwrap
@@ -15,8 +15,8 @@ RIGHT, WRONG, NONE = HISTORY, "#e8833a", "#f4f6f8"
 LONGEST = 36  # characters of a label
 LETTER, TITLE, MARGIN = 0.072, 0.24, 0.15  # inches: width of a letter, height of a line of the title, space around
 OTHERS, GAP = "all other classes", 0.4  # the last column, and the cells before it
-DARK = 0.62  # of the full colour, from which on white text is easier to read than black
-KEY = (0.0, 0.05, 0.25, 0.5, 1.0)  # shares in the key of the colours
+DARK = 0.62  # share of the full colour above which white text reads better than black
+KEY = (0.0, 0.05, 0.25, 0.5, 1.0)  # shares in the colour key
 
 
 def draw_confusion(
@@ -26,28 +26,27 @@ def draw_confusion(
     title: str | None = None,
     most: int = 25,
 ) -> Figure:
-    """Draws how often each class is taken for each other one.
+    """Draws the confusion matrix.
 
-    A cell has the number of its examples; the darker it is, the larger is their share of the row.
+    Cells show counts; their shade is the share of the row.
 
     Args:
-        references: Name of the right class of each example, (N,) strings.
-        predictions: Name of the predicted class, (N,) strings.
-        labels: Names of all classes, at least two. Up to `most` of them are drawn in this order.
+        references: (Q,) names of the correct classes.
+        predictions: (Q,) names of the predicted classes.
+        labels: Names of all L classes, at least two; up to `most` of them are drawn in this order.
         title: Title of the figure.
-        most: Number of classes to draw where there are more, at least two: those with most errors, be it as reference
-            or as prediction.
+        most: Maximum number of classes to draw, at least two: those with most errors, as reference or as prediction.
 
     Returns:
-        The figure: show it in a notebook, or give it to `save_figure`.
+        Figure, for a notebook or for `save_figure`.
 
     Raises:
-        ValueError: There are no examples, the two lists of names differ in length, or a name is not among `labels` or
-            there twice.
+        ValueError: There are no examples, the lists of names differ in length, or a name is missing in `labels` or
+            occurs there twice.
     """
     counts = _count(references, predictions, labels)
     if most < 2:
-        raise ValueError(f"most is {most}: a picture of confusions needs two classes at least")
+        raise ValueError(f"most is {most}: a confusion matrix needs at least two classes")
     order = _most_confused(counts, most) if len(labels) > most else list(range(len(labels)))
     drawn, totals = counts[order], counts[order].sum(axis=1, keepdims=True)
     names = [_shorten(labels[i]) for i in order]
@@ -55,7 +54,7 @@ def draw_confusion(
     if len(order) < len(labels):
         summary = f"The {len(order)} of {len(labels)} classes with most errors\n{summary} in all"
     side = float(np.clip(3.2 / len(order), 0.36, 0.8))
-    figure = make_figure(20, 20)  # until the sizes of the names are known
+    figure = make_figure(20, 20)  # until the sizes of names are known
     axes = figure.add_axes((0.5, 0.5, 0.1, 0.1))
     style(axes, summary, "predicted class", "right class")
     _draw_cells(axes, 0, drawn[:, order], totals, np.eye(len(order), dtype=bool))
@@ -74,12 +73,12 @@ def draw_confusion(
 
 
 def _count(references: Sequence[str], predictions: Sequence[str], labels: Sequence[str]) -> np.ndarray:
-    """(classes, classes) int64: examples of the class of the row that are predicted as the class of the column."""
+    """(L, L) int64: examples of the row's class that are predicted as the column's class."""
     index = {label: i for i, label in enumerate(labels)}
     if len(index) < 2 or len(index) < len(labels):
         twice = next((label for i, label in enumerate(labels) if label in labels[:i]), None)
         wrong = f"hold {twice!r} twice" if twice is not None else f"name {len(labels)} classes"
-        raise ValueError(f"labels {wrong}: they should name every class once, and two at least")
+        raise ValueError(f"labels {wrong}: name every class once, and at least two")
     if len(references) != len(predictions):
         raise ValueError(f"there are {len(references)} references but {len(predictions)} predictions")
     if len(references) == 0:
@@ -94,7 +93,7 @@ def _count(references: Sequence[str], predictions: Sequence[str], labels: Sequen
 
 
 def _most_confused(counts: np.ndarray, most: int) -> list[int]:
-    """The classes with most errors; each is followed by the one that is confused with it most."""
+    """Classes with most errors, each followed by the one most confused with it."""
     confused = counts + counts.T
     np.fill_diagonal(confused, 0)
     errors = confused.sum(axis=1)
@@ -108,7 +107,7 @@ def _most_confused(counts: np.ndarray, most: int) -> list[int]:
 
 
 def _shorten(label: str) -> str:
-    """The label in one line; its middle is left out where it is long."""
+    """Label in one line; the middle of a long one is cut out."""
     label = " ".join(label.split())
     if len(label) <= LONGEST:
         return label
@@ -116,13 +115,13 @@ def _shorten(label: str) -> str:
 
 
 def _tint(shares: np.ndarray, colour: str) -> np.ndarray:
-    """Colours of shares, (..., 3) floats; the root lets a few errors be seen."""
+    """Colours of shares, (..., 3) floats; the square root makes rare errors visible."""
     low, high = (np.frombuffer(bytes.fromhex(name[1:]), dtype=np.uint8) / 255 for name in (NONE, colour))
     return low + np.sqrt(shares)[..., None] * (high - low)
 
 
 def _draw_cells(axes: Axes, left: float, counts: np.ndarray, totals: np.ndarray, right: np.ndarray) -> None:
-    """Draws (rows, columns) counts from x = `left` on; `right` says which are no errors."""
+    """Draws (rows, columns) counts from x = `left` on; `right` marks correct predictions."""
     shares = counts / np.maximum(totals, 1)
     colours = np.where(right[..., None], _tint(shares, RIGHT), _tint(shares, WRONG))
     rows, columns = counts.shape
@@ -141,7 +140,7 @@ def _draw_cells(axes: Axes, left: float, counts: np.ndarray, totals: np.ndarray,
 
 
 def _short(count: int) -> str:
-    """The count in four characters, as many as fit into a cell; of billions, it takes more."""
+    """Count in at most four characters, the width of a cell; billions take more."""
     if count < 10_000:
         return str(count)
     return f"{count // 1000}k" if count < 1_000_000 else f"{count // 1_000_000}M"
@@ -157,11 +156,11 @@ def _name_columns(axes: Axes, ticks: list[float], names: list[str], upright: boo
     axes.spines["bottom"].set_visible(False)
     axes.tick_params(labelsize=9, pad=3)
     for label in [*axes.get_xticklabels(), *axes.get_yticklabels()]:
-        label.set_parse_math(False)  # a name with two dollar signs is no formula
+        label.set_parse_math(False)  # a name with dollar signs is not a formula
 
 
 def _draw_key(axes: Axes) -> None:
-    """Which colour is which share."""
+    """Draws the colour key."""
     heights = np.linspace(0, 1, 101)
     shares = ((heights[1:] + heights[:-1]) / 2) ** 2
     colours = np.stack([_tint(shares, RIGHT), _tint(shares, WRONG)], axis=1)
@@ -176,7 +175,7 @@ def _draw_key(axes: Axes) -> None:
 
 
 def _fit(figure: Figure, axes: Axes, across: float, down: float, title: str | None) -> None:
-    """Gives the cells their size in inches, and the figure the size that all names and the title need."""
+    """Sets the size of cells in inches, and that of the figure to fit names and title."""
     figure.set_layout_engine("none")
     width, height = figure.get_size_inches()
     axes.set_position((0.5, 0.5, across / width, down / height))

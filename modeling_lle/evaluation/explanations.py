@@ -1,4 +1,4 @@
-"""Explanations for the terminal, and as a page that needs nothing but a browser."""
+"""Explanations for the terminal, and as a self-contained HTML page."""
 
 import html
 import json
@@ -19,7 +19,7 @@ GREEN, RED, DIM, BOLD, END = "\033[32m", "\033[31m", "\033[2m", "\033[1m", "\033
 def format_explanations(
     explanations: Sequence[Explanation], tokenizer: PreTrainedTokenizerBase, colour: bool = True
 ) -> str:
-    """The explanations as lines for the terminal: each token with its probabilities, and below it its causes."""
+    """Lines for the terminal: each token with its probabilities, its causes below."""
     green, red, dim, bold, end = (GREEN, RED, DIM, BOLD, END) if colour else ("",) * 5
     lines = []
     for item in as_values(explanations, tokenizer):
@@ -27,7 +27,7 @@ def format_explanations(
         tint = green if change >= 0 else red
         lines.append(
             f"{bold}{item['text']!r:20}{end} {item['base_prob']:7.4f} -> {tint}{item['prob']:7.4f}{end}  "
-            f"{dim}({tint}{change:+.4f}{end}{dim}, the base has {item['base_share']:.0%} of the say){end}"
+            f"{dim}({tint}{change:+.4f}{end}{dim}, share of the base {item['base_share']:.0%}){end}"
         )
         for cause in item["causes"]:
             tint = green if cause["effect"] >= 0 else red
@@ -43,9 +43,9 @@ def format_explanations(
 def write_page(
     path: str | Path, explanations: Sequence[Explanation], tokenizer: PreTrainedTokenizerBase, title: str
 ) -> Path:
-    """Writes the explanations as one HTML file, which needs no other files and no network: click a token."""
+    """Writes a self-contained HTML page; clicking a token shows its causes."""
     data = json.dumps(as_values(explanations, tokenizer), ensure_ascii=False)
-    data = data.replace("<", "\\u003c")  # text may hold a closing script tag
+    data = data.replace("<", "\\u003c")  # text may contain a closing script tag
     page = PAGE.read_text(encoding="utf-8").replace("{{title}}", html.escape(title)).replace("{{tokens}}", data)
     with replacing(path) as partial:
         partial.write_text(page, encoding="utf-8")

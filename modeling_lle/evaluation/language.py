@@ -1,12 +1,11 @@
-"""One streaming pass over a text: what the base gives to each token, what the history makes of it, and for which.
+"""Evaluation of language models in one streaming pass over a text.
 
-Notable: base and history are measured side by side in the same pass, with the state and the stream carried from
-segment to segment; every token is a target once. Shapes: B batch, T time, N tokens of the text, V vocabulary.
+Notable: base and history are measured in the same pass, with state and stream carried from segment to segment; every
+token is a target once. Shapes: B batch, T time, V vocabulary.
 """
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,172 +19,37 @@ from ..bank.bank import HistoryBank
 from ..common.precision import in_precision
 from ..data import StreamDataset, TextTokens, collect, load_texts, tokenize
 from ..data.streams import IGNORED
-from .metrics import LanguageModelMetric
+from ..models.causal import LLEForCausalLM
 from .results import this_command, write_results
+from .stream import SIDES, StreamEvaluation
 
 SEGMENT_LENGTH = 256
 
-FREQUENCIES = ("0", "1-9", "10-99", "100-999", "1,000-9,999", "10,000+")
-_FREQUENCY_EDGES = (1, 10, 100, 1000, 10000)
-SEEN = ("in the window", "before the window", "new")
-ALL = "all"
-# Without the update: the base, each source alone, both together; with it: the base that it changes, and all together.
-SIDES = ("base", "stream", "bank", "both", "update", "history")
-
-
-@dataclass
-class StreamEvaluation:
-    """What one pass measured: arrays with an item for each target, in the order of the text.
-
-    Attributes:
-        targets: (N,) int64, the tokens that were predicted.
-        position: (N,) int64, how many targets the token's row had before it: 0 where a row begins.
-        nats: For each of the `SIDES` (N,) float32, minus the log probability: "base", the plain output layer, and
-            "history", with all that there is; with a bank also "stream" and "bank", with that source alone; with the
-            test-time update also "update" alone, "stream" without it, and with a bank "both" without it.
-        shares: For each source (N,) float32, its share in the mixture.
-        counts: (V,) int64, how often each type occurs in the training set, or in this text if that is not known.
-        counted: "training set" or "evaluated text", where `counts` come from.
-        window: Entries that the stream keeps.
-        words, bytes: Size of the text.
-        seconds: Duration of the pass; with the update, of the one with it.
-    """
-
-    targets: np.ndarray
-    position: np.ndarray
-    nats: dict[str, np.ndarray]
-    shares: dict[str, np.ndarray]
-    counts: np.ndarray
-    counted: Literal["training set", "evaluated text"]
-    window: int
-    words: int
-    bytes: int
-    seconds: float
-
-    @property
-    def gain(self) -> np.ndarray:
-        """(N,) float32, the nats that the history saved; negative where it cost some."""
-        return self.nats["base"] - self.nats["history"]
-
-    def metrics(self) -> dict[str, float]:
-        """Flat metrics: the sides times `ppl`, `word_ppl` and `bits_per_byte`; wins and losses; shares; speed.
-
-        `wins` and `losses` are the shares of tokens to which the history gives more, or less, than the base; with a
-        bank, `stream_wins` and so on are those of one source alone.
-        """
-        values: dict[str, float] = {}
-        for side, nats in self.nats.items():
-            metric = LanguageModelMetric(keep_in_memory=True)
-            measured = metric.compute(nats=nats, words=self.words, bytes=self.bytes)
-            values |= {f"{side}_{name}": value for name, value in measured.items()}
-            if side != "base":
-                values |= _wins_and_losses(self.nats["base"] - nats, "" if side == "history" else f"{side}_")
-        return values | {
-            **{f"mean_{source}_share": float(share.mean()) for source, share in self.shares.items()},
-            "tokens": len(self.targets),
-            "words": self.words,
-            "bytes": self.bytes,
-            "seconds": self.seconds,
-            "tokens_per_second": len(self.targets) / self.seconds,
-        }
-
-    def breakdown(self) -> list[dict[str, Any]]:
-        """Tokens by the frequency of their type, and by whether they repeat an earlier one.
-
-        Returns:
-            A row for each group that has tokens, "all" standing for every value: `frequency` (occurrences in
-            `counted`), `seen` (its last occurrence is still in the window, lies before it, or it is new), `tokens`,
-            and the means of each side's nats (`base_nats`, ...) and of `gain` (nats that the history saved).
-        """
-        frequency = np.digitize(self.counts[self.targets], _FREQUENCY_EDGES)
-        age = ages(self.targets, self.position)
-        seen = np.where(age == 0, 2, np.where(age <= self.window, 0, 1))
-        every = np.full(len(age), True)
-        rows = []
-        for frequency_name, of_frequency in [(ALL, every), *_groups(frequency, FREQUENCIES)]:
-            for seen_name, of_seen in [(ALL, every), *_groups(seen, SEEN)]:
-                group = of_frequency & of_seen
-                if group.any():
-                    rows.append(
-                        {
-                            "frequency": frequency_name,
-                            "seen": seen_name,
-                            "tokens": int(group.sum()),
-                            **{f"{side}_nats": float(nats[group].mean()) for side, nats in self.nats.items()},
-                            "gain": float(self.gain[group].mean()),
-                        }
-                    )
-        return rows
-
-    def running(self, blocks: int = 200) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """The perplexity of what has been read so far, at the ends of equally long blocks of the stream.
-
-        Args:
-            blocks: At most so many blocks.
-
-        Returns:
-            Tokens that each row has read, (n,) int64, and the perplexities (n,) of each side up to there.
-        """
-        length = int(self.position.max()) + 1
-        size = -(-length // blocks)
-        block = self.position // size
-        tokens = np.bincount(block).cumsum()
-        ends = np.minimum((np.arange(len(tokens)) + 1) * size, length)
-        return ends, {side: np.exp(np.bincount(block, weights=n).cumsum() / tokens) for side, n in self.nats.items()}
-
-
-def _wins_and_losses(gain: np.ndarray, prefix: str) -> dict[str, float]:
-    wins, losses = gain[gain > 0], -gain[gain < 0]
-    return {
-        f"{prefix}wins": len(wins) / len(gain),
-        f"{prefix}losses": len(losses) / len(gain),
-        f"{prefix}mean_win_nats": float(wins.mean()) if len(wins) else 0.0,
-        f"{prefix}mean_loss_nats": float(losses.mean()) if len(losses) else 0.0,
-    }
-
-
-def _groups(index: np.ndarray, names: tuple[str, ...]) -> list[tuple[str, np.ndarray]]:
-    return [(name, index == i) for i, name in enumerate(names)]
-
-
-def ages(targets: np.ndarray, position: np.ndarray) -> np.ndarray:
-    """How many tokens ago each target occurred in its row last, 0 where it had not; (N,) int64 as both arguments.
-
-    It is the age that the entry with this outcome has in the stream.
-    """
-    row = (position == 0).cumsum()
-    order = np.lexsort((position, targets, row))
-    same = (np.diff(targets[order]) == 0) & (np.diff(row[order]) == 0)
-    result = np.zeros_like(position)
-    result[order[1:]] = np.where(same, np.diff(position[order]), 0)
-    return result
-
 
 def evaluate_stream(
-    model: Any,
+    model: LLEForCausalLM,
     tokens: TextTokens,
     *,
     rows: int = 1,
     segment_length: int = SEGMENT_LENGTH,
     train_counts: np.ndarray | None = None,
 ) -> StreamEvaluation:
-    """Reads a text as a stream and measures it with and without history, in one pass, with the update in two.
+    """Reads a text as a stream and measures it with and without history: in one pass, with the update in two.
 
     Args:
-        model: An `LLEForCausalLM`.
-        tokens: The text, as `collect` returns it: each token but the first is a target.
-        rows: Readers who start at equal distances, each with a stream of its own. One reads the text as it is; more
-            are faster and remember less.
-        segment_length: Tokens that a row reads in a step; the result does not depend on it.
-        train_counts: (V,) integers, how often each type occurs in the training set, for the breakdown.
+        model: Language model.
+        tokens: Text, as returned by `collect`: each token but the first is a target.
+        rows: Readers that start at equal distances, each with its own stream; more are faster and remember less.
+        segment_length: Tokens per row and step; does not affect the result.
+        train_counts: (V,) integers, frequency of each type in the training set, for the breakdown.
 
     Raises:
         FloatingPointError: A log probability is not finite.
         TypeError: The model cannot score a stream.
-        ValueError: The text is too short, or has tokens that the model does not know.
+        ValueError: The text is too short, or has tokens outside of the vocabulary.
     """
     if not hasattr(model, "score"):
-        raise TypeError(f"a {type(model).__name__} cannot be evaluated as a stream: it takes an LLEForCausalLM")
+        raise TypeError(f"a {type(model).__name__} cannot be evaluated as a stream: give an LLEForCausalLM")
     tokens.check_vocabulary(model.config.vocab_size)
     stream = StreamDataset(tokens.ids, rows, segment_length, evaluation=True)
     training = model.training
@@ -194,7 +58,7 @@ def evaluate_stream(
     numbers = model.config.overlay
     scope, joined = numbers.scope, {}
     try:
-        if scope != "none" and model.config.use_history:  # without it first: the update changes what the base gives
+        if scope != "none" and model.config.use_history:  # first without it: the update changes the base
             numbers.scope = "none"
             plain = _read(model, stream)
             numbers.scope = scope
@@ -234,8 +98,8 @@ _COLUMNS = {
 }
 
 
-def _read(model: Any, stream: StreamDataset) -> dict[str, np.ndarray]:
-    """The `labels`, the log probabilities of the sides and the shares of the sources, (B, T) each."""
+def _read(model: LLEForCausalLM, stream: StreamDataset) -> dict[str, np.ndarray]:
+    """`labels`, log probabilities of the sides and shares of the sources, (B, T) each."""
     segments: list[dict[str, np.ndarray]] = []
     cache = None
     for batch in DataLoader(stream, batch_size=stream.rows):
@@ -259,7 +123,7 @@ def _check_counts(train_counts: np.ndarray | None, targets: np.ndarray, vocab_si
     if train_counts is None:
         return np.bincount(targets, minlength=vocab_size)
     if train_counts.shape != (vocab_size,):
-        raise ValueError(f"train_counts must hold a number for each of the {vocab_size} types: {train_counts.shape}")
+        raise ValueError(f"train_counts must have the shape ({vocab_size},), got {train_counts.shape}")
     return train_counts
 
 
@@ -281,25 +145,25 @@ def evaluate_folder(
     output: str | Path | None = None,
     command: str | None = None,
 ) -> dict[str, Any]:
-    """Evaluates a saved model on a data set: what `lle evaluate` does.
+    """Evaluates a saved language model on a data set, as `lle evaluate` does.
 
     Args:
         model_path: Folder, or name on the Hub, of a model and its tokenizer.
-        source, name, split, text_column, sample_by: The text, as in `load_texts`.
-        train_split: Split that the frequency of types is counted on; None: the evaluated text itself.
+        source, name, split, text_column, sample_by: Text, as in `load_texts`.
+        train_split: Split for counting the frequency of types; None: the evaluated text.
         rows, segment_length: As in `evaluate_stream`.
-        limit_tokens: Read only the first rows of the data set that fit in so many tokens, one row at least.
-        bank: A bank to recall from too, as `HistoryBank.from_pretrained` takes it.
-        namespaces: The namespaces of it; None: all.
+        limit_tokens: Maximum tokens to read, in whole rows, at least one; None: all.
+        bank: Bank to recall from, as in `HistoryBank.from_pretrained`; None: none.
+        namespaces: Namespaces to recall from; None: all.
         precision: "auto", "float32" or "bfloat16", as in `resolve_precision`.
-        output: Folder for evaluation.json and evaluation.png; None: nothing is written.
-        command: Command that is written into the JSON; None: the one that runs now.
+        output: Folder for evaluation.json and evaluation.png; None: write nothing.
+        command: Command recorded in the JSON; None: the current one.
 
     Returns:
-        `metrics` and `rows` (the breakdown); what evaluation.json holds, if it is written.
+        Content of evaluation.json: `metrics` and `rows`, the breakdown.
     """
     if output is not None:
-        from .pictures import draw_evaluation, save_figure  # first, so that a missing extra costs no pass
+        from .pictures import draw_evaluation, save_figure  # first: a missing extra fails early
     tokenizer = AutoTokenizer.from_pretrained(model_path)
     model: Any = AutoModelForCausalLM.from_pretrained(model_path)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -323,7 +187,7 @@ def evaluate_folder(
 
 
 def _first(tokenized: Dataset, tokenizer: PreTrainedTokenizerBase, limit: int | None) -> TextTokens:
-    """The rows of a data set as one text, at most `limit` tokens, but one row at least."""
+    """Rows of a data set as one text of at most `limit` tokens, with at least one row."""
     if limit is not None:
         if limit < 1:
             raise ValueError(f"limit_tokens must be at least 1, got {limit}")
@@ -333,14 +197,14 @@ def _first(tokenized: Dataset, tokenizer: PreTrainedTokenizerBase, limit: int | 
 
 
 def _count(tokenized: Dataset, vocab_size: int) -> np.ndarray:
-    """How often each type occurs, (V,)."""
+    """Frequency of each type, (V,) int64."""
     tokens = collect(tokenized)
     tokens.check_vocabulary(vocab_size)
     return np.bincount(tokens.ids, minlength=vocab_size)
 
 
 def format_table(metrics: dict[str, float]) -> str:
-    """The metrics of a `StreamEvaluation` as a table for the terminal."""
+    """Metrics of a `StreamEvaluation` as a table for the terminal."""
     sides = [side for side in SIDES if f"{side}_ppl" in metrics]
     together = "history" if len(sides) == 2 else "all" if "update" in sides else "both"
     names = [together if side == "history" else side for side in sides]

@@ -1,4 +1,4 @@
-"""Metrics as `evaluate.Metric` objects that need no Hub: make them directly, where others are loaded by name."""
+"""Metrics as `evaluate.Metric` objects; construct them directly, without the Hub. Shapes: Q predictions."""
 
 import importlib.util
 import math
@@ -10,24 +10,24 @@ import evaluate
 import numpy as np
 from datasets import Features, Value
 
-from ..data.labelled import OUT_OF_SCOPE
+from ..data.labelled import OUT_OF_SCOPE_LABEL
 
 Names: TypeAlias = list[str | None]
 
 _LARGEST_EXPONENT = 700.0  # beyond it, a float64 overflows
 _BINS = 15
-_ROUNDING = 1e-5  # by which a softmax in float32 may leave [0, 1]
+_ROUNDING = 1e-5  # tolerance for a float32 softmax outside of [0, 1]
 
 
 class LanguageModelMetric(evaluate.Metric):
     """Perplexity per token and per word, and bits per byte, of a text.
 
-    The last two do not depend on the tokenizer, so they compare models with different vocabularies.
+    The last two are independent of the tokenizer, so they compare models with different vocabularies.
 
     Args:
-        nats: Minus the log probability that the model gave to each token, (N,) floats, all at once or in batches.
-        words: Number of words that these tokens spell, given to `compute`; optional.
-        bytes: Number of bytes of their text in UTF-8, given to `compute`; optional.
+        nats: (Q,) floats, negative log probability of each token, at once or in batches.
+        words: Number of words of the text, for `compute`; optional.
+        bytes: Number of UTF-8 bytes of the text, for `compute`; optional.
 
     Returns:
         `ppl`, the perplexity per token; `word_ppl`, if `words` is given; `bits_per_byte`, if `bytes` is given.
@@ -51,7 +51,7 @@ class LanguageModelMetric(evaluate.Metric):
 
     def _compute(self, nats: np.ndarray, words: int | None = None, bytes: int | None = None) -> dict[str, Any]:
         if len(nats) == 0:
-            raise ValueError("there are no tokens to measure: add some nats first")
+            raise ValueError("no tokens to measure: add nats first")
         total = float(np.sum(nats, dtype=np.float64))
         if not math.isfinite(total):
             wrong = int(np.flatnonzero(~np.isfinite(nats))[0])
@@ -77,22 +77,21 @@ def _positive(count: int, name: str) -> int:
 class ClassificationMetric(evaluate.Metric):
     """Accuracy, macro F1 and calibration of a classifier of texts.
 
-    Macro F1 is the plain mean of the F1 of all classes that occur among the references or predictions. The expected
-    calibration error (Guo et al. 2017, equation 3) sorts the predictions by their probability into 15 bins of equal
-    width, (0, 1/15] and so on, and is the mean of the distance between the accuracy of a bin and its mean
-    probability, weighted by its size.
+    Macro F1 is the mean F1 of all classes among references and predictions. The expected calibration error (Guo et al.
+    2017, equation 3) bins predictions by probability into 15 bins of equal width, (0, 1/15] and so on; it is the mean
+    distance between accuracy and mean probability of a bin, weighted by size.
 
     Args:
-        predictions: Name of the predicted class of each example, (N,) strings, all at once or in batches.
-        references: Name of the right class, (N,) strings.
-        probabilities: Probability that the model gave to the predicted class, (N,) floats in [0, 1].
+        predictions: (Q,) strings, predicted classes, at once or in batches.
+        references: (Q,) strings, correct classes.
+        probabilities: (Q,) floats in [0, 1], probabilities of the predicted classes.
 
     Returns:
         `accuracy`, `macro_f1` and `ece`, each from 0 to 1.
 
     Raises:
-        ImportError: scikit-learn is missing, which comes with the extra `classification`.
-        ValueError: There are no examples, a class is missing, or a probability is none.
+        ImportError: scikit-learn is missing (extra `classification`).
+        ValueError: There are no examples, a class is missing, or a probability is invalid.
 
     Example:
         >>> metric = ClassificationMetric()
@@ -103,7 +102,7 @@ class ClassificationMetric(evaluate.Metric):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._f1 = _f1_score()  # first, so that a missing extra costs no evaluation
+        self._f1 = _f1_score()  # first: a missing extra fails early
         super().__init__(*args, **kwargs)
 
     def _info(self) -> evaluate.MetricInfo:
@@ -122,7 +121,7 @@ class ClassificationMetric(evaluate.Metric):
         outside = np.flatnonzero(~((shares >= -_ROUNDING) & (shares <= 1 + _ROUNDING)))
         if len(outside):
             raise ValueError(
-                f"the probability of example {outside[0]} is {shares[outside[0]]}: it should lie between 0 and 1"
+                f"the probability of example {outside[0]} is {shares[outside[0]]}: give a value between 0 and 1"
             )
         right = predicted == expected
         return {
@@ -133,24 +132,23 @@ class ClassificationMetric(evaluate.Metric):
 
 
 class OutOfScopeMetric(evaluate.Metric):
-    """How well a classifier that may reject a text tells what is out of scope, and what is left for the rest.
+    """Rejection of out-of-scope texts by a classifier, and its accuracy on in-scope texts.
 
-    A text counts as rejected if it is not accepted, or if the class that means none of the others is predicted.
+    A text is rejected if it is not accepted, or if the out-of-scope class is predicted.
 
     Args:
-        predictions: Name of the predicted class of each example, (N,) strings, all at once or in batches. It does not
-            matter where an example is rejected.
-        references: Name of the right class, (N,) strings.
-        accepted: Whether the prediction is taken, (N,) booleans; False rejects the example.
-        out_of_scope: The class that means none of the others, given to `compute`; "oos" without.
+        predictions: (Q,) strings, predicted classes, at once or in batches; ignored for rejected examples.
+        references: (Q,) strings, correct classes.
+        accepted: (Q,) booleans, False for rejected examples.
+        out_of_scope: Out-of-scope class, for `compute`; default "oos".
 
     Returns:
-        `out_of_scope_recall`, the share of what is out of scope that is rejected; `out_of_scope_precision`, the share
-        of what is rejected that is out of scope (0 if nothing is rejected); `in_scope_accuracy`, the share of what is
-        in scope that is accepted and predicted rightly.
+        `out_of_scope_recall`, the rejected share of out-of-scope examples; `out_of_scope_precision`, the out-of-scope
+        share of rejected examples (0 if there are none); `in_scope_accuracy`, the share of in-scope examples accepted
+        and predicted correctly.
 
     Raises:
-        ValueError: A class is missing, or no example is in scope, or none is out of it.
+        ValueError: A class is missing, or all examples are in scope, or all are out of scope.
 
     Example:
         >>> metric = OutOfScopeMetric()
@@ -162,10 +160,10 @@ class OutOfScopeMetric(evaluate.Metric):
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
-            description="Recall and precision of what is out of scope, and the accuracy of what is in scope.",
+            description="Recall and precision of out-of-scope rejection, and in-scope accuracy.",
             citation="",
             inputs_description=type(self).__doc__,
-            # Numbers, for a Value("bool") would take whatever is no boolean for True.
+            # Not Value("bool"), which reads other values as True.
             features=Features(
                 {"predictions": Value("string"), "references": Value("string"), "accepted": Value("float64")}
             ),
@@ -176,17 +174,17 @@ class OutOfScopeMetric(evaluate.Metric):
         predictions: Names,
         references: Names,
         accepted: list[float | None],
-        out_of_scope: str = OUT_OF_SCOPE,
+        out_of_scope: str = OUT_OF_SCOPE_LABEL,
     ) -> dict[str, Any]:
         predicted, expected = _classes(predictions, "predictions"), _classes(references, "references")
         unclear = [i for i, taken in enumerate(accepted) if taken not in (0, 1)]
         if unclear:
-            raise ValueError(f"accepted is {accepted[unclear[0]]} at example {unclear[0]}: it should be True or False")
+            raise ValueError(f"accepted is {accepted[unclear[0]]} at example {unclear[0]}: give True or False")
         outside = expected == out_of_scope
         if outside.all() or not outside.any():
             raise ValueError(
-                f"{'every' if outside.any() else 'no'} reference is {out_of_scope!r}: the metric needs examples that "
-                "are in scope and others that are not; name their class with out_of_scope="
+                f"{'every' if outside.any() else 'no'} reference is {out_of_scope!r}: the metric needs both "
+                "in-scope and out-of-scope examples; name the class of the latter with out_of_scope="
             )
         rejected = (np.array(accepted) == 0) | (predicted == out_of_scope)
         found = int((rejected & outside).sum())
@@ -206,40 +204,40 @@ def _f1_score() -> Callable[..., float]:
 
 
 def _classes(names: Names, kind: str) -> np.ndarray:
-    """The names as (N,) objects; raises a ValueError if there are none, or if one is missing."""
+    """Names as (Q,) objects; raises a ValueError if there are none, or one is missing."""
     if not names:
-        raise ValueError(f"there are no {kind} to measure: add some examples first")
+        raise ValueError(f"no {kind} to measure: add examples first")
     if None in names:
-        raise ValueError(f"there is no class in the {kind} at example {names.index(None)}: leave such examples out")
+        raise ValueError(f"the class of example {names.index(None)} is missing in the {kind}: leave out such examples")
     return np.array(names, dtype=object)
 
 
 def _calibration_error(probabilities: np.ndarray, right: np.ndarray) -> float:
-    """The expected calibration error of (N,) probabilities, float64, of predictions that are right or not."""
+    """Expected calibration error of probabilities (Q,) float64, given correctness (Q,) of the predictions."""
     bins = np.maximum(np.ceil(probabilities * _BINS).astype(int) - 1, 0)
     gaps = np.bincount(bins, weights=right - probabilities, minlength=_BINS)
     return float(np.abs(gaps).sum() / len(right))
 
 
 class TranslationMetric(evaluate.Metric):
-    """BLEU, chrF and TER of translations, by sacrebleu with its usual settings, on its scale of 100.
+    """BLEU, chrF and TER of translations, by sacrebleu with default settings, from 0 to 100.
 
     Args:
-        predictions: The translations, (N,) strings, all at once or in batches.
-        references: The right ones, (N,) strings.
-        lowercase: Whether capital letters count as small ones, given to `compute`; False without.
-        language: Language of the references, such as "ja" or "zh-TW", given to `compute`; without, their script tells
-            those that have no spaces between words.
+        predictions: (Q,) strings, translations, at once or in batches.
+        references: (Q,) strings, correct translations.
+        lowercase: Whether to ignore case, for `compute`; default False.
+        language: Language of the references, such as "ja" or "zh-TW", for `compute`; by default, languages without
+            spaces are detected by script.
 
     Returns:
-        `bleu` (tokenizer 13a, in languages without spaces the one of `bleu_tokenizer`) and `chrf` (chrF2), of which
-        more is better, and `ter`, of which less is; in Chinese and Japanese its edits are those of characters.
+        `bleu` (tokenizer 13a, without spaces between words that of `bleu_tokenizer`) and `chrf` (chrF2), higher is
+        better; `ter`, lower is better, in Chinese and Japanese over characters.
 
     Attributes:
-        signatures: After `compute`, what sacrebleu calls the settings of each of them: quote it with a number.
+        signatures: After `compute`, sacrebleu's signature of each metric; quote it with a score.
 
     Raises:
-        ImportError: sacrebleu is missing, which comes with the extra `translation`.
+        ImportError: sacrebleu is missing (extra `translation`).
         ValueError: There are no sentences, or one is missing.
 
     Example:
@@ -250,7 +248,7 @@ class TranslationMetric(evaluate.Metric):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._sacrebleu = _sacrebleu()  # first, so that a missing extra costs no translation
+        self._sacrebleu = _sacrebleu()  # first: a missing extra fails early
         self.signatures: dict[str, str] = {}
         super().__init__(*args, **kwargs)
 
@@ -267,9 +265,9 @@ class TranslationMetric(evaluate.Metric):
     ) -> dict[str, Any]:
         for kind, texts in (("predictions", predictions), ("references", references)):
             if not texts:
-                raise ValueError(f"there are no {kind} to measure: add some sentences first")
+                raise ValueError(f"no {kind} to measure: add sentences first")
             if None in texts:
-                raise ValueError(f"sentence {texts.index(None)} of the {kind} is missing: leave such pairs out")
+                raise ValueError(f"sentence {texts.index(None)} of the {kind} is missing: leave out such pairs")
         code = language_without_spaces([text for text in references if text is not None], language)
         by_character = {"normalized": True, "asian_support": True} if code in ("zh", "ja") else {}
         metrics = {
@@ -282,7 +280,7 @@ class TranslationMetric(evaluate.Metric):
         return values
 
 
-# Languages whose words are not, or not all, set apart by spaces, under each of their codes.
+# Languages without, or without reliable, spaces between words, by all of their codes.
 _WITHOUT_SPACES = {
     **{
         "zh": "zh",
@@ -320,11 +318,11 @@ _SEGMENTERS = {"ja": ("ja-mecab", ("MeCab", "ipadic")), "ko": ("ko-mecab", ("mec
 
 
 def language_without_spaces(texts: Sequence[str], language: str | None = None) -> str | None:
-    """The two letters of the language, if its words are not set apart by spaces; None for every other.
+    """Two-letter code of a language without spaces between words; None for every other.
 
     Args:
-        texts: Texts in it, by whose script it is told where the language says nothing of it.
-        language: What is known, such as "zh-TW" or "jpn_Jpan".
+        texts: Texts, for detection by script if `language` is None or unknown.
+        language: Code of the language, such as "zh-TW" or "jpn_Jpan".
 
     Example:
         >>> language_without_spaces(["犬が走る"]), language_without_spaces([], "zh-TW")
@@ -337,16 +335,16 @@ def language_without_spaces(texts: Sequence[str], language: str | None = None) -
     counts = {code: len(re.findall(f"[{script}]", text)) for code, script in _SCRIPTS.items()}
     if 2 * sum(counts.values()) <= sum(map(str.isalpha, text)):
         return None
-    if counts["ja"] * 10 > counts["zh"] + counts["ja"]:  # of Japanese, which has Chinese characters too
+    if counts["ja"] * 10 > counts["zh"] + counts["ja"]:  # Japanese has Chinese characters, too
         counts["ja"] += counts["zh"]
     return max(counts, key=lambda code: (counts[code], code == "ja"))
 
 
 def bleu_tokenizer(language: str | None) -> str:
-    """sacrebleu's tokenizer for a language that `language_without_spaces` returned, as far as it can run here.
+    """sacrebleu's tokenizer for a result of `language_without_spaces`, as far as installed.
 
-    Chinese has one of its own. Japanese and Korean have MeCab's where it is installed (`pip install "sacrebleu[ja]"`,
-    `"sacrebleu[ko]"`); without it, and for the others, a character is a token. `signatures` name the one in use.
+    Chinese has its own. Japanese and Korean use MeCab if installed (`pip install "sacrebleu[ja]"`, `"sacrebleu[ko]"`);
+    else, and for other languages, tokens are characters. `signatures` name the tokenizer in use.
     """
     if language in (None, "zh"):
         return language or "13a"

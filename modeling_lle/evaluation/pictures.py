@@ -1,4 +1,4 @@
-"""The picture of an evaluation: perplexity over the stream, and which tokens the history helps."""
+"""Picture of a stream evaluation: perplexity over the stream, and gains of history by token group."""
 
 import itertools
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..common.temporary import replacing
-from .language import ALL, FREQUENCIES, SEEN, StreamEvaluation
+from .stream import ALL, FREQUENCIES, SEEN, StreamEvaluation
 
 try:
     from matplotlib.axes import Axes
@@ -27,13 +27,13 @@ SIDE_COLOURS = {
     "update": "#e8833a",
     "history": HISTORY,
 }
-LABEL_HEIGHT = 0.115  # of the axes, with the space around it
+LABEL_HEIGHT = 0.115  # relative to the axes, with spacing
 SEEN_COLOURS = dict(zip(SEEN, (HISTORY, "#86bdf0", "#e8833a"), strict=True))
 LEAST_SHARE = 0.001  # groups with fewer tokens than this share are noise
 
 
 def draw_evaluation(evaluation: StreamEvaluation, title: str | None = None) -> Figure:
-    """Draws both panels; show the figure in a notebook, or give it to `save_figure`."""
+    """Draws both panels; the figure is for a notebook or for `save_figure`."""
     figure = make_figure(12, 4.8, title)
     left, right = figure.subplots(1, 2, gridspec_kw={"width_ratios": [1, 1.15]})
     _draw_running(left, evaluation)
@@ -42,7 +42,7 @@ def draw_evaluation(evaluation: StreamEvaluation, title: str | None = None) -> F
 
 
 def make_figure(width: float, height: float, title: str | None = None) -> Figure:
-    """An empty figure, its sides in inches."""
+    """Empty figure, sides in inches."""
     layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08, wspace=0.04)
     figure = Figure(figsize=(width, height), layout=layout, facecolor="white")
     FigureCanvasAgg(figure)
@@ -52,14 +52,14 @@ def make_figure(width: float, height: float, title: str | None = None) -> Figure
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
-    """Writes a figure to a file, whose folder is made; the ending of its name says the format."""
+    """Writes a figure to a file and makes its folder; the ending selects the format."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial:
         figure.savefig(partial, dpi=160)
 
 
 def style(axes: Axes, title: str, x: str, y: str) -> None:
-    """Sets what all panels have in common: their title and axes, grid and colours."""
+    """Sets title, axes, grid and colours of a panel."""
     axes.set_title(title, loc="left", color=INK, fontsize=12, pad=10)
     axes.set_xlabel(x, color=INK)
     axes.set_ylabel(y, color=INK)
@@ -76,7 +76,7 @@ def _draw_running(axes: Axes, evaluation: StreamEvaluation) -> None:
         axes.plot(ends, curve, color=SIDE_COLOURS[side], linewidth=2.2, solid_capstyle="round")
     axes.fill_between(ends, perplexity["history"], perplexity["base"], color=HISTORY, alpha=0.10, linewidth=0)
     style(axes, "Perplexity of the text read so far", "tokens read", "perplexity per token")
-    settled = slice(len(ends) // 20, None)  # the first tokens alone would set the scale
+    settled = slice(len(ends) // 20, None)  # else the first tokens set the scale
     shown = np.concatenate([curve[settled] for curve in perplexity.values()])
     margin = 0.15 * float(np.ptp(shown)) or 1.0
     low, high = float(shown.min()) - margin, float(shown.max()) + margin
@@ -102,7 +102,7 @@ def _draw_running(axes: Axes, evaluation: StreamEvaluation) -> None:
 
 
 def spread(heights: list[float], gap: float) -> list[float]:
-    """Moves heights between 0 and 1 apart, upwards, and down again from 1, so that `gap` lies between neighbours."""
+    """Moves heights between 0 and 1 at least `gap` apart: upwards, then down from 1."""
     order = sorted(range(len(heights)), key=lambda i: heights[i])
     placed = list(heights)
     for below, above in itertools.pairwise(order):

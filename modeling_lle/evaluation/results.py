@@ -1,7 +1,7 @@
-"""Results files: every measured number in JSON, with the command, commit and machine that made it.
+"""Results files: measurements in JSON, with command, commit and machine.
 
-Notable: files are written atomically; the tables in README, docs and model cards are filled from them. A table stands
-between two comments, of which the first says what it shows:
+Notable: files are written atomically; tables in README, docs and model cards are filled from them. A table stands
+between two comments; the first one selects its content:
 
     <!-- results:ptb,wikitext-2 base_test_ppl stream_test_ppl -->   these metrics of the two files, a column for each
     <!-- results:ptb -->                                            all metrics of ptb.json
@@ -38,16 +38,16 @@ _METRIC = re.compile(r"(<!-- metric:(\S+) (\S+) -->)[^<\n]*(<!-- end -->)")
 def write_results(
     path: str | Path, command: str, metrics: Mapping[str, float], rows: Sequence[Mapping[str, Any]] | None = None
 ) -> dict[str, Any]:
-    """Writes a results file, in one step that an interruption cannot leave half done.
+    """Writes a results file atomically.
 
     Args:
-        path: Name of the JSON file; its folder is made.
-        command: Command that makes it again.
+        path: JSON file; its folder is made.
+        command: Command that reproduces it.
         metrics: Finite numbers by flat names.
-        rows: Measurements that have more than one dimension.
+        rows: Measurements with more than one dimension.
 
     Returns:
-        What the file holds.
+        Content of the file.
     """
     for name, value in metrics.items():
         if not math.isfinite(value):
@@ -68,7 +68,7 @@ def write_results(
 
 
 def read_results(path: str | Path) -> dict[str, Any]:
-    """What a results file holds: `command`, `commit`, `environment`, `metrics` and `rows`."""
+    """Content of a results file: `command`, `commit`, `environment`, `metrics` and `rows`."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there are no results at {path}: run the command that writes them first")
@@ -83,15 +83,15 @@ def read_results(path: str | Path) -> dict[str, Any]:
 
 
 def write_release(path: str | Path, model_path: str | Path, measured: Mapping[str, Any], split: str) -> dict[str, Any]:
-    """Writes the results file of a released recipe: its size, its training time, and perplexities per word.
+    """Writes the results file of a released recipe: size, training time, and perplexities per word.
 
-    "bank" is stream and bank together, if a bank was attached; "all" is with the update as well.
+    "bank" is stream and bank together, if a bank was attached; "all" includes the update.
 
     Args:
-        path: Name of the JSON file.
-        model_path: Folder that `lle train` wrote, with its metrics.json.
-        measured: What `evaluate_folder` returned for the folder.
-        split: Split that was evaluated, for the names of the metrics.
+        path: JSON file.
+        model_path: Folder written by `lle train`, with metrics.json.
+        measured: Result of `evaluate_folder` for the folder.
+        split: Evaluated split, for the names of metrics.
     """
     trained = json.loads((Path(model_path) / "metrics.json").read_text(encoding="utf-8"))
     values = measured["metrics"]
@@ -111,14 +111,14 @@ def write_release(path: str | Path, model_path: str | Path, measured: Mapping[st
 
 
 def train_minutes(model_path: str | Path) -> dict[str, float]:
-    """`train_minutes` of a folder that `lle train` wrote; nothing where that is not known, as of some resumed runs."""
+    """`train_minutes` of a folder written by `lle train`; empty if unknown, as for some resumed runs."""
     path = Path(model_path) / "metrics.json"
     trained = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return {"train_minutes": trained["train_minutes"]} if "train_minutes" in trained else {}
 
 
 def this_command() -> str:
-    """The command that runs now, as it was typed."""
+    """The current command as typed."""
     program, *rest = sys.orig_argv
     if rest and Path(rest[0]).name == "lle":
         program, *rest = rest
@@ -126,7 +126,7 @@ def this_command() -> str:
 
 
 def commit() -> str | None:
-    """The commit of this package, followed by "-dirty" if files differ from it; None outside its repository."""
+    """Commit of this package, with "-dirty" if files differ; None outside of its repository."""
     folder = Path(__file__).parent
     if "site-packages" in folder.parts:
         return None
@@ -138,7 +138,7 @@ def commit() -> str | None:
 
 
 def environment() -> dict[str, Any]:
-    """The machine and the versions that numbers depend on."""
+    """Machine and versions that measurements depend on."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     values: dict[str, Any] = {"cpu": _cpu(), "cores": cores}
     if torch.cuda.is_available():
@@ -159,7 +159,7 @@ def _cpu() -> str:
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A Markdown table; the first column is aligned to the left, the others to the right.
+    """Markdown table; first column aligned left, others right.
 
     Example:
         >>> print(markdown_table(["", "ppl"], [["base", 85.4213], ["tokens", 82430]]))
@@ -175,7 +175,7 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def format_value(value: Any) -> str:
-    """A value as a reader wants it: numbers to four digits, thousands apart, and a dash for None."""
+    """Formats a value: numbers to four digits with thousands separators, a dash for None."""
     if value is None:
         return "-"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -186,7 +186,7 @@ def format_value(value: Any) -> str:
 
 
 def fill_tables(text: str, folder: str | Path) -> str:
-    """Replaces the tables and metrics of a Markdown text by what the results files in `folder` hold now."""
+    """Fills the tables of a Markdown text from the results files in `folder`."""
 
     def fill(match: re.Match[str]) -> str:
         begin, kind, names, keys, end = match.groups()
@@ -204,7 +204,7 @@ def fill_tables(text: str, folder: str | Path) -> str:
 
 
 def _metrics_table(files: dict[str, dict[str, Any]], keys: list[str]) -> str:
-    known = {key: None for results in files.values() for key in results["metrics"]}  # a set that keeps its order
+    known = {key: None for results in files.values() for key in results["metrics"]}  # ordered set
     check_keys(keys, known, f"the metrics of {', '.join(files)}")
     rows = [[_label(key), *(results["metrics"].get(key) for results in files.values())] for key in keys or known]
     return markdown_table(["", *files], rows)

@@ -1,14 +1,13 @@
-"""Measuring a translator: BLEU, chrF, TER and what became of placeholders, for the base alone and with its memory.
+"""Evaluation of translators, base and memory side by side: BLEU, chrF, TER and kept placeholders.
 
-Notable: sentences of similar length are translated together, and none is cut; what a number was measured with,
-sacrebleu's signature, goes with it.
+Notable: sentences of similar length share a batch, none is truncated; sacrebleu's signatures are kept with scores.
 """
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 import yaml
@@ -30,19 +29,19 @@ from .results import this_command, train_minutes, write_results
 BATCH_SIZE = 32
 BEAMS = 5
 BASE, HISTORY = "base", "history"
-EXAMPLE_WORDS = 10  # of the sentence whose attention is drawn, or as near to it as there is
+EXAMPLE_WORDS = 10  # of the sentence whose attention is drawn, or the nearest length
 
 
 @dataclass
 class TranslationEvaluation:
-    """What one pass measured, with an item for each sentence, in their order.
+    """Measurements of one pass, per sentence in order.
 
     Attributes:
-        sources, references: The sentences, and their right translations.
-        translations: For "base", and with a memory for "history", the translations.
-        scores: For each side `bleu`, `chrf` and `ter`.
-        signatures: sacrebleu's, of each of the three.
-        seconds: Of each side, for all sentences.
+        sources, references: Sentences, and their correct translations.
+        translations: Translations for "base", and with a memory for "history".
+        scores: `bleu`, `chrf` and `ter` of each side.
+        signatures: sacrebleu's signature of each metric.
+        seconds: Duration of each side.
         entries, pairs: Target tokens and sentence pairs of the memory; 0 without one.
     """
 
@@ -57,15 +56,15 @@ class TranslationEvaluation:
 
     @property
     def last(self) -> str:
-        """The side with all that there is: "history", or "base" without a memory."""
+        """The most complete side: "history", or "base" without a memory."""
         return HISTORY if HISTORY in self.translations else BASE
 
     def metrics(self) -> dict[str, float]:
         """Flat metrics.
 
         `bleu`, `chrf`, `ter`, `placeholders_lost` and `placeholders_added`, the numbers of translations that lack a
-        placeholder of their source or have one that it has not, and `sentences_per_second`; with a memory also those
-        of the base alone, with `base_` in front. Then sizes.
+        placeholder of the source or have an additional one, and `sentences_per_second`; with a memory, the prefix
+        `base_` is for the base alone. Then sizes.
         """
         values: dict[str, float] = {}
         for side, translations in self.translations.items():
@@ -81,7 +80,7 @@ class TranslationEvaluation:
         return {**values, "sentences": len(self.sources), "entries": self.entries, "pairs": self.pairs}
 
     def table(self) -> list[dict[str, Any]]:
-        """A row for each of BLEU, chrF and TER: `metric`, the value of each side, and the `signature`."""
+        """A row for each of BLEU, chrF and TER: `metric`, value of each side, and `signature`."""
         return [
             {"metric": name, **{side: own[name] for side, own in self.scores.items()}, "signature": signature}
             for name, signature in self.signatures.items()
@@ -100,7 +99,7 @@ class TextToText(Trainable, Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Device of the model."""
         ...
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
@@ -122,13 +121,13 @@ def translate(
     """Translates sentences with any encoder-decoder model.
 
     Args:
-        model: The model.
+        model: Model.
         tokenizer: Its tokenizer.
-        texts: The sentences, in any order.
-        beams: Beams of the search; 1 is greedy.
-        batch_size: Sentences of a batch; fewer where they are long.
-        use_history: Whether an attached memory takes part; None: as the model's configuration says.
-        max_new_tokens: Tokens after which a translation ends; None: `longest_target` of its batch's longest source.
+        texts: Sentences in any order.
+        beams: Beam size; 1 is greedy.
+        batch_size: Maximum sentences per batch; fewer if they are long.
+        use_history: Whether to use an attached memory; None: as configured.
+        max_new_tokens: Maximum tokens of a translation; None: `longest_target` of the longest source of the batch.
     """
     options = {} if use_history is None else {"use_history": use_history}
     translations = [""] * len(texts)
@@ -153,14 +152,14 @@ def evaluate_translator(
     lowercase: bool = False,
     target_language: str | None = None,
 ) -> TranslationEvaluation:
-    """Translates sentences without and with the memory that is attached, and measures how well.
+    """Translates sentences without and with the attached memory, and measures both.
 
     Args:
-        model: An `LLEForSeq2SeqLM`.
+        model: Translator.
         tokenizer: Its tokenizer.
-        pairs: The columns `source` and `target`, as `load_pairs` makes them.
+        pairs: Columns `source` and `target`, as made by `load_pairs`.
         beams, batch_size: As in `translate`.
-        lowercase: Whether capital letters count as small ones.
+        lowercase: Whether to ignore case.
         target_language: As `language` in `TranslationMetric`.
 
     Raises:
@@ -173,7 +172,7 @@ def evaluate_translator(
         if not bool(weight.isfinite().all()):
             raise FloatingPointError(f"{name} holds NaN or infinite values: the model cannot be measured")
     metric = TranslationMetric(keep_in_memory=True)
-    memory = None if model.history is None else Memory.of(model.history)  # its index is built once, not on the clock
+    memory = None if model.history is None else Memory.of(model.history)  # builds its index off the clock
     sides = {BASE: False} if memory is None else {BASE: False, HISTORY: True}
     translations, scores, seconds = {}, {}, {}
     for side, use_history in sides.items():
@@ -197,22 +196,22 @@ def evaluate_translator(
 
 def _check(sources: list[Any], references: list[Any]) -> None:
     if not sources:
-        raise ValueError("there are no sentence pairs to measure")
+        raise ValueError("no sentence pairs to measure")
     for row, pair in enumerate(zip(sources, references, strict=True)):
         for side, text in zip(("source", "target"), pair, strict=True):
             if not isinstance(text, str) or not text.strip():
                 raise ValueError(
-                    f"the {side} in row {row} is {'missing' if text is None else 'blank'}: take the row out"
+                    f"the {side} in row {row} is {'missing' if text is None else 'blank'}: remove the row"
                 )
 
 
 def languages_of(
     model_path: str | Path, source_language: str | None = None, target_language: str | None = None
 ) -> tuple[str, str]:
-    """Source and target language: those that are given, or those in the recipe that lies with a model.
+    """Source and target language: as given, or from the recipe saved with a model.
 
     Raises:
-        ValueError: One of them is not known.
+        ValueError: A language is unknown.
     """
     path = Path(model_path) / "recipe.yaml"
     recipe = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -220,7 +219,7 @@ def languages_of(
     source_language = source_language or trained.get("source_language")
     target_language = target_language or trained.get("target_language")
     if source_language is None or target_language is None:
-        raise ValueError(f"the languages of {model_path} are not known: give --source-language and --target-language")
+        raise ValueError(f"the languages of {model_path} are unknown: give --source-language and --target-language")
     return source_language, target_language
 
 
@@ -243,33 +242,32 @@ def evaluate_translator_folder(
     output: str | Path | None = None,
     command: str | None = None,
 ) -> dict[str, Any]:
-    """Evaluates a saved translator on sentence pairs: what `lle evaluate` does with one.
+    """Evaluates a saved translator on sentence pairs, as `lle evaluate` does.
 
     Args:
         model_path: Folder, or name on the Hub, of a model and its tokenizer.
-        source, name, split, source_column, target_column: The pairs, as in `load_pairs`.
-        source_language, target_language: Their languages; None: those of the model's recipe.
-        bank: A memory to recall from; None: the one that lies with the model, if there is one.
-        namespaces: The namespaces of it; None: all.
+        source, name, split, source_column, target_column: Pairs, as in `load_pairs`.
+        source_language, target_language: Languages; None: those of the model's recipe.
+        bank: Memory to recall from; None: the one saved with the model, if any.
+        namespaces: Namespaces to recall from; None: all.
         beams, batch_size, lowercase: As in `evaluate_translator`.
         precision: "auto", "float32" or "bfloat16", as in `resolve_precision`.
-        output: Folder for evaluation.json and attention.png; None: nothing is written.
-        command: Command that is written into the JSON; None: the one that runs now.
+        output: Folder for evaluation.json and attention.png; None: write nothing.
+        command: Command recorded in the JSON; None: the current one.
 
     Returns:
-        `metrics`, with the number of `parameters`, and what metrics.json of the model says of `train_minutes`; `rows`,
-        the scores with their signatures; and `examples`, the translations. In evaluation.json, if it is written, the
-        examples are further rows.
+        `metrics`, with `parameters` and, if known, `train_minutes`; `rows`, scores with signatures; and `examples`,
+        the translations, which evaluation.json has as further rows.
 
     Raises:
-        ValueError: The languages are not known; further as in `evaluate_translator`.
+        ValueError: A language is unknown; others as in `evaluate_translator`.
     """
     if output is not None:
-        from .attention import draw_translation  # first, so that a missing extra costs no pass
+        from .attention import draw_translation  # first: a missing extra fails early
         from .pictures import save_figure
     from_language, to_language = languages_of(model_path, source_language, target_language)
     model, tokenizer = load_translator(model_path)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]  # transformers wraps it
+    cast(torch.nn.Module, model).to("cuda" if torch.cuda.is_available() else "cpu")
     attach_bank(model, tokenizer, model_path, bank, namespaces)
     pairs = load_pairs(
         source,
@@ -296,7 +294,7 @@ def evaluate_translator_folder(
 
 
 def format_translation(metrics: dict[str, float]) -> str:
-    """The metrics of a `TranslationEvaluation` as a table for the terminal."""
+    """Metrics of a `TranslationEvaluation` as a table for the terminal."""
     with_memory = bool(metrics["entries"])
     prefixes = {"base": "base_", "history": ""} if with_memory else {"base": ""}
     lines = [f"{'':20}" + "".join(f"{name:>12}" for name in prefixes)]

@@ -27,7 +27,7 @@ class TeachableModel(LLEPreTrainedModel):
 
     def __init__(self, config: LLEConfig) -> None:
         super().__init__(config)
-        self._trained = len(names_of(config.id2label))
+        self._trained = len(names_of(self._named))
 
     @property
     def entry_kind(self) -> EntryKind[Any]:
@@ -46,8 +46,12 @@ class TeachableModel(LLEPreTrainedModel):
     @property
     def trained_labels(self) -> tuple[str, ...]:
         """The labels that the output layer was trained on, C of them, as the configuration calls them."""
-        names = self.config.id2label
-        return tuple(names[number] for number in range(self._trained))
+        return tuple(self._named[number] for number in range(self._trained))
+
+    @property
+    def _named(self) -> dict[int, str]:
+        names: Any = self.config.id2label
+        return names
 
     def label_names(self, history: Attachment | Bank | None = None) -> tuple[str, ...]:
         """The labels of the columns of `logits`, L of them: the trained ones, then those that only the bank knows.

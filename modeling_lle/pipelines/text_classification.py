@@ -11,7 +11,7 @@ from ..history.explanation import as_values
 from ..history.label_rule import REGRESSION
 from .labels import history_options, only, with_labels
 
-OUT_OF_SCOPE = "out_of_scope"
+REFUSED = "out_of_scope"  # label of a refused text; data sets have `data.labelled.OUT_OF_SCOPE_LABEL`
 
 
 class LLETextClassificationPipeline(TextClassificationPipeline):
@@ -70,18 +70,19 @@ class LLETextClassificationPipeline(TextClassificationPipeline):
         history_top: int = 3,
         **options: Any,
     ) -> Any:
-        if not hasattr(self.model, "label_names"):
+        model: Any = self.model
+        if not hasattr(model, "label_names"):
             return super()._forward(model_inputs)
         # Other threads may teach: what is told of the logits is of the state that they are made with.
-        attachment = self.model.recalled_from(history, None)
-        output = self.model(**model_inputs, history=attachment, **options)
+        attachment = model.recalled_from(history, None)
+        output = model(**model_inputs, history=attachment, **options)
         rows = len(output.logits)
         flat = {"logits": output.logits, "label_names": [output.label_names] * rows}  # taken apart item by item
         if output.out_of_scope is not None:
             flat |= {"out_of_scope": output.out_of_scope, "mass": output.mass}
         if return_history:
             own = {name: model_inputs.get(name) for name in ("input_ids", "attention_mask")}
-            flat["history"] = self.model.explain(**own, top=history_top, history=attachment)
+            flat["history"] = model.explain(**own, top=history_top, history=attachment)
         return flat
 
     def postprocess(  # type: ignore[override]
@@ -105,8 +106,9 @@ class LLETextClassificationPipeline(TextClassificationPipeline):
             score = float(model_outputs["out_of_scope"][0])
             found = {"out_of_scope": score, "mass": float(model_outputs["mass"][0])}
             if score >= self.model.config.classifier.out_of_scope.threshold:
-                refused = {"label": OUT_OF_SCOPE, "score": score}
+                refused = {"label": REFUSED, "score": score}
                 result = [refused] if isinstance(result, list) else refused
         if return_history:
-            found["history"] = as_values([only(model_outputs["history"])], self.tokenizer)
+            tokenizer: Any = self.tokenizer
+            found["history"] = as_values([only(model_outputs["history"])], tokenizer)
         return {**(result if isinstance(result, dict) else {"labels": result}), **found}

@@ -1,4 +1,4 @@
-"""Training: the Trainers, the recipes, and running them."""
+"""Training: trainers, recipes, and running them."""
 
 from .arguments import ClassificationArguments, LLETrainingArguments, TranslationArguments
 from .language import calibrate, segments

@@ -1,6 +1,6 @@
-"""Adversarial training: a classifier also learns from its texts with their embeddings moved to where it errs most.
+"""Adversarial training of classifiers: embedded texts are perturbed in the direction of the steepest loss.
 
-Shapes: B batch, T time, M members, D width of each.
+Shapes: B batch, T time, M members, D width of a member.
 """
 
 from typing import Any
@@ -11,13 +11,13 @@ from transformers import Trainer
 
 
 class AdversarialTrainer(Trainer):
-    """transformers' Trainer, whose loss is joined by that of the same batch under the worst small perturbation of the
-    embedded texts (Miyato et al. 2017, arXiv:1605.07725, equations 2 and 3), to first order.
+    """transformers' Trainer with an additional loss: that of the batch under the worst small perturbation of its
+    embeddings, to first order (Miyato et al. 2017, arXiv:1605.07725, equations 2 and 3).
 
     Args:
-        embeddings: The layer whose output is perturbed.
-        strength: Length of the perturbation of a text, as a share of the length of the embedded text.
-        members: Members of the classifier, each with its own perturbation of its slice of the embeddings.
+        embeddings: Layer whose output is perturbed.
+        strength: Norm of the perturbation of a text, relative to the norm of its embeddings.
+        members: M; each perturbs its own slice of the embeddings.
         arguments: As for the Trainer.
     """
 
@@ -32,7 +32,7 @@ class AdversarialTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The sum of both losses in training; else the loss."""
+        """Sum of both losses in training, else the plain loss."""
         if not model.training or not self.strength:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         embedded: list[Tensor] = []
@@ -52,13 +52,13 @@ class AdversarialTrainer(Trainer):
 
 
 def perturbation(loss: Tensor, embedded: Tensor, mask: Tensor, strength: float, members: int = 1) -> Tensor:
-    """What to add to embedded texts so that the loss grows fastest, (B, T, M D) floating, 0 at padding.
+    """Perturbation of embedded texts along the gradient of the loss, (B, T, M D) floating, 0 at padding.
 
     Args:
         loss: Scalar.
-        embedded: (B, T, M D) floating, which the loss was computed from.
+        embedded: (B, T, M D) floating, input of the loss.
         mask: (B, T) of 0 and 1, 0 at padding.
-        strength, members: As for the trainer.
+        strength, members: As in the trainer.
     """
     (slope,) = torch.autograd.grad(loss, embedded, retain_graph=True)
     slope, length = (

@@ -1,4 +1,4 @@
-"""transformers' TrainingArguments, with what the recipes need beyond them."""
+"""transformers' TrainingArguments, extended for recipes."""
 
 import os
 from dataclasses import dataclass, field
@@ -12,30 +12,30 @@ from .character_ngrams import SHORTEST
 
 @dataclass
 class _Arguments(TrainingArguments):
-    """transformers' TrainingArguments, in the precision that suits the hardware.
+    """transformers' TrainingArguments with a precision that suits the hardware.
 
     Args:
-        precision: "auto", bfloat16 where it is faster than float32; "float32" or "bfloat16". Where the hardware lacks
-            bfloat16, float32 is used instead, with a warning. Once made, this is the precision that is used.
-        bf16: As in transformers: true asks for bfloat16, false for float32; None leaves it to `precision`.
+        precision: "auto" (bfloat16 where it is faster), "float32" or "bfloat16"; without hardware support, float32 is
+            used with a warning. After initialisation, the precision in use.
+        bf16: As in transformers: true for bfloat16, false for float32, None to follow `precision`.
     """
 
     precision: Precision = field(
-        default="auto", metadata={"help": "auto, float32 or bfloat16; auto: what is faster on this machine."}
+        default="auto", metadata={"help": "auto, float32 or bfloat16; auto: the faster one on this machine."}
     )
     bf16: bool | None = field(  # type: ignore[assignment]
-        default=None, metadata={"help": "true asks for bfloat16, false for float32; if not given, precision decides."}
+        default=None, metadata={"help": "true for bfloat16, false for float32; by default, precision decides."}
     )
 
     def __post_init__(self) -> None:
-        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()  # or bf16 would ask for a GPU
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()  # else bf16 requires a GPU
         if self.fp16:
             self._leave_fp16()
         else:
             self._choose_precision()
         super().__post_init__()
         if not self.fp16:
-            self.mixed_precision = "bf16" if self.bf16 else "no"  # whatever the launcher of accelerate said
+            self.mixed_precision = "bf16" if self.bf16 else "no"  # overrides the launcher of accelerate
 
     def _choose_precision(self) -> None:
         device = torch.device("cpu") if self.use_cpu else torch.accelerator.current_accelerator()
@@ -60,64 +60,63 @@ class _Arguments(TrainingArguments):
 
 @dataclass
 class LLETrainingArguments(_Arguments):
-    """transformers' TrainingArguments, with what streams need.
+    """transformers' TrainingArguments for streams.
 
     Args:
-        segment_length: Tokens of a row that a step reads and backpropagates through.
-        calibration_tokens: Tokens of validation text that the numbers of the rule are fitted on after training;
-            0 keeps the defaults, or what training with history has learned.
-        history_learning_rate: Learning rate of these numbers in training with history, whatever the optimizer; the
-            schedule is that of the weights, and they do not decay.
+        segment_length: Tokens per row and step; also the length of backpropagation.
+        calibration_tokens: Validation tokens for fitting the parameters of the rule after training; 0 keeps the
+            defaults, or the parameters learned with history.
+        history_learning_rate: Learning rate of these parameters in training with history, for any optimizer; same
+            schedule as the weights, no weight decay.
     """
 
-    segment_length: int = field(default=70, metadata={"help": "Tokens of a row that a step reads."})
-    calibration_tokens: int = field(default=30000, metadata={"help": "Validation tokens to fit the rule on."})
-    history_learning_rate: float = field(default=0.03, metadata={"help": "Learning rate of the rule's numbers."})
+    segment_length: int = field(default=70, metadata={"help": "Tokens per row and step."})
+    calibration_tokens: int = field(default=30000, metadata={"help": "Validation tokens for fitting the rule."})
+    history_learning_rate: float = field(default=0.03, metadata={"help": "Learning rate of the rule's parameters."})
 
 
 @dataclass
 class ClassificationArguments(_Arguments):
-    """transformers' TrainingArguments, with what classifiers need.
+    """transformers' TrainingArguments for classifiers.
 
     Args:
-        pretraining_epochs: How often the training texts are read before, without their labels, to predict their tokens
-            in both directions (`TwoWayLanguageModel`); 0: not at all.
-        character_ngrams: Characters of the longest n-gram that embeddings of types have in common while they are
-            trained, so that words which are spelt alike learn together (`CharacterNgrams`); 0: they have none.
-        adversarial: Strength of adversarial training (`AdversarialTrainer`): how far embedded texts are moved, as a
-            share of their length; doubles the time of a step. 0: none.
-        keep_in_scope: Share of the rightly labelled validation texts that "none of these" must not refuse.
+        pretraining_epochs: Epochs of two-way language modelling on the training texts before training
+            (`TwoWayLanguageModel`); 0: none.
+        character_ngrams: Characters of the longest n-gram shared by embeddings during training, so that words of
+            similar spelling learn together (`CharacterNgrams`); 0: none.
+        adversarial: Strength of adversarial training (`AdversarialTrainer`), the relative norm of perturbations;
+            doubles the time of a step. 0: none.
+        keep_in_scope: Least share of correctly labelled validation texts that "none of these" accepts.
     """
 
     pretraining_epochs: float = field(default=0.0, metadata={"help": "Epochs as a language model; 0: none."})
     character_ngrams: int = field(default=0, metadata={"help": "Characters of the longest n-gram; 0: none."})
     adversarial: float = field(default=0.0, metadata={"help": "Strength of adversarial training; 0: none."})
-    keep_in_scope: float = field(default=0.99, metadata={"help": "Share of right texts that must not be refused."})
+    keep_in_scope: float = field(default=0.99, metadata={"help": "Least share of correctly labelled texts to accept."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("pretraining_epochs", "character_ngrams", "adversarial"):
             if getattr(self, name) < 0:
-                raise ValueError(f"training.{name} is {getattr(self, name)}: give a number from 0 on")
+                raise ValueError(f"training.{name} is {getattr(self, name)}: give a number of at least 0")
         if 0 < self.character_ngrams < SHORTEST:
             raise ValueError(
-                f"training.character_ngrams is {self.character_ngrams}: n-grams have {SHORTEST} characters or more; "
-                "0 is none"
+                f"training.character_ngrams is {self.character_ngrams}: n-grams have at least {SHORTEST} characters; "
+                "0: none"
             )
 
 
 @dataclass
 class TranslationArguments(_Arguments, Seq2SeqTrainingArguments):
-    """transformers' Seq2SeqTrainingArguments, with what translators need.
+    """transformers' Seq2SeqTrainingArguments for translators.
 
     Args:
-        max_tokens: Tokens of the longest sentence, on either side, that is trained on; pairs with a longer one are
-            left out.
+        max_tokens: Maximum tokens of a training sentence, on either side; longer pairs are left out.
     """
 
-    max_tokens: int = field(default=128, metadata={"help": "Tokens of the longest sentence that is trained on."})
+    max_tokens: int = field(default=128, metadata={"help": "Maximum tokens of a training sentence."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.max_tokens < 2:
-            raise ValueError(f"training.max_tokens is {self.max_tokens}: give a number from 2 on")
+            raise ValueError(f"training.max_tokens is {self.max_tokens}: give a number of at least 2")

@@ -1,7 +1,7 @@
-"""Embeddings of types that are spelt alike learn together, for as long as a model is trained.
+"""Shared n-gram embeddings: types of similar spelling learn together during training.
 
-Notable: the n-grams are gone after the training: the embedding matrix then holds the sums, so that a saved model has
-neither more weights nor more to compute; checkpoints hold them. Shapes: V types, G n-grams, D width.
+Notable: after training, n-grams are folded into the embedding matrix, so a saved model has no more weights or compute;
+checkpoints keep them. Shapes: V vocabulary, D width.
 """
 
 from collections import Counter
@@ -17,14 +17,14 @@ SHORTEST = 3  # characters
 
 
 class CharacterNgrams(nn.Module):
-    """Adds to the embedding of each type the mean of the vectors of its character n-grams (Bojanowski et al. 2017,
-    arXiv:1607.04606, section 3.2, of 3 characters or more; those that only one type has are left out).
+    """Adds to the embedding of each type the mean vector of its character n-grams of at least 3 characters (Bojanowski
+    et al. 2017, arXiv:1607.04606, section 3.2); n-grams of a single type are left out.
 
     Args:
-        names: The V types, as the tokenizer spells them, beginnings of words marked; "" has no n-grams.
+        names: V types as spelt by the tokenizer, with word beginnings marked; "" has no n-grams.
         longest: Characters of the longest n-gram.
         width: D.
-        scale: The vectors begin uniformly distributed between -scale and scale.
+        scale: Vectors are initialised uniformly between -scale and scale.
     """
 
     def __init__(self, names: Sequence[str], longest: int, width: int, scale: float) -> None:
@@ -40,12 +40,12 @@ class CharacterNgrams(nn.Module):
         nn.init.uniform_(self.vectors.weight, -scale, scale)
 
     def forward(self, matrix: Tensor) -> Tensor:
-        """The embedding matrix (V, D) with the n-grams, floating."""
+        """Embedding matrix (V, D) with n-grams, floating."""
         return matrix + self.vectors(self.places, self.starts)
 
 
 def ngrams(name: str, longest: int) -> list[str]:
-    """The different n-grams of a type.
+    """Distinct n-grams of a type, sorted.
 
     >>> ngrams("cards", 4)
     ['ard', 'ards', 'car', 'card', 'rds']
@@ -55,7 +55,7 @@ def ngrams(name: str, longest: int) -> list[str]:
 
 
 def add_ngrams(embeddings: nn.Embedding, tokenizer: PreTrainedTokenizerBase, longest: int, scale: float) -> None:
-    """Lets embeddings learn with n-grams until `FoldNgrams`; the tokenizer's special tokens have none."""
+    """Adds n-grams to embeddings until `FoldNgrams`; special tokens of the tokenizer have none."""
     names: Any = tokenizer.convert_ids_to_tokens(list(range(embeddings.num_embeddings)))
     special = set(tokenizer.all_special_tokens)
     spelt = ["" if name is None or name in special else name for name in names]
@@ -65,10 +65,10 @@ def add_ngrams(embeddings: nn.Embedding, tokenizer: PreTrainedTokenizerBase, lon
 
 
 class FoldNgrams(TrainerCallback):
-    """Ends the learning with n-grams with the training: the embedding matrix is what it was with them.
+    """Folds n-grams into the embedding matrix at the end of training.
 
     Args:
-        embeddings: What `add_ngrams` was given.
+        embeddings: Embeddings given to `add_ngrams`.
     """
 
     def __init__(self, embeddings: nn.Embedding) -> None:

@@ -1,8 +1,8 @@
-"""Which checkpoint a training goes on from: the newest one that is whole.
+"""Selects the checkpoint to resume from: the newest complete one.
 
-Notable: the Trainer writes a checkpoint in place, file by file: weights and tokenizer, optimizer.pt, scheduler.pt, the
-states of the random generators and of the stream, and last trainer_state.json. Only then does it remove older ones. A
-process that is killed leaves one that lacks files, or whose last file ends early.
+Notable: the Trainer writes a checkpoint in place, file by file: weights and tokenizer, optimizer.pt, scheduler.pt,
+states of random generators and stream, and last trainer_state.json; then it removes older ones. A killed process
+leaves a checkpoint with missing files, or a truncated last file.
 """
 
 import json
@@ -19,20 +19,20 @@ from .trainer import LLETrainer
 
 logger = logging.getLogger(__name__)
 
-METRICS = "metrics.json"  # a run writes it last
+METRICS = "metrics.json"  # written last by a run
 _STATE = "trainer_state.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
 def find_checkpoint(trainer: Trainer, resume: bool) -> str | None:
-    """The folder of the checkpoint that a training goes on from; None: it begins anew.
+    """Folder of the checkpoint to resume from; None: start from scratch.
 
     Args:
-        trainer: The Trainer, not yet begun.
-        resume: Whether to go on. Checkpoints that are not whole are passed over with a warning.
+        trainer: Trainer before training.
+        resume: Whether to resume. Incomplete checkpoints are skipped with a warning.
 
     Raises:
-        FileExistsError: It is to begin anew where a run that is not finished has left checkpoints.
+        FileExistsError: A new run would overwrite checkpoints of an unfinished one.
     """
     folder = Path(str(trainer.args.output_dir))
     found = _checkpoints(folder)
@@ -44,29 +44,29 @@ def find_checkpoint(trainer: Trainer, resume: bool) -> str | None:
         fault = _fault(path, trainer)
         if fault is None:
             return str(path)
-        logger.warning("%s is passed over: %s, as after an interruption while it was written", path, fault)
+        logger.warning("%s is skipped: %s, as after an interruption while it was written", path, fault)
     if found:
-        logger.warning("no checkpoint in %s is whole: the training begins anew", folder)
+        logger.warning("no complete checkpoint in %s: training starts from scratch", folder)
     return None
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    """The folders of all checkpoints, the newest first."""
+    """Folders of all checkpoints, newest first."""
     names = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
     steps = sorted((int(match[1]) for match in map(_NAME.fullmatch, names) if match), reverse=True)
     return [folder / f"checkpoint-{step}" for step in steps]
 
 
 def _give_up(folder: Path, found: list[Path]) -> None:
-    """Sees to it that no training will go on from what a finished run has left; its weights stay.
+    """Makes checkpoints of a finished run unusable for resuming; their weights stay.
 
-    Otherwise, one that is killed could go on from them, or from a mixture of both runs in one checkpoint.
+    Else a killed new run could resume from them, or from a checkpoint that mixes both runs.
     """
     resumable = [path for path in found if (path / _STATE).exists()]
     if resumable and not (folder / METRICS).exists():
         raise FileExistsError(
-            f"{folder} holds checkpoints of a run that was not finished, the newest of them {resumable[0].name}: go "
-            "on from it with --resume, remove them, or choose another training.output_dir"
+            f"{folder} holds checkpoints of an unfinished run, the newest {resumable[0].name}: resume it with "
+            "--resume, remove them, or choose another training.output_dir"
         )
     for path in resumable:
         (path / _STATE).unlink()
@@ -74,7 +74,7 @@ def _give_up(folder: Path, found: list[Path]) -> None:
 
 
 def _fault(path: Path, trainer: Trainer) -> str | None:
-    """Why a training cannot go on from a checkpoint exactly; None: it can."""
+    """Reason why training cannot resume exactly from a checkpoint; None: it can."""
     needed = [_STATE, *_weights(path)]
     if not (trainer.args.save_only_model or trainer.args.fsdp or trainer.args.deepspeed):
         needed += ["optimizer.pt", "scheduler.pt", *_process_files(path, trainer)]
@@ -90,18 +90,18 @@ def _fault(path: Path, trainer: Trainer) -> str | None:
 
 
 def _weights(path: Path) -> list[str]:
-    """Names of the files of the weights."""
+    """Names of the weight files."""
     index = path / SAFE_WEIGHTS_INDEX_NAME
     if not index.is_file():
         return [SAFE_WEIGHTS_NAME]
     try:
         return [SAFE_WEIGHTS_INDEX_NAME, *sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))]
     except (ValueError, TypeError, LookupError, AttributeError):
-        return [SAFE_WEIGHTS_INDEX_NAME]  # whose fault is found there
+        return [SAFE_WEIGHTS_INDEX_NAME]  # its fault is found when it is read
 
 
 def _process_files(path: Path, trainer: Trainer) -> list[str]:
-    """Names of the files that each process writes. The number of processes may be another one than before."""
+    """Names of the files that each process writes; the number of processes may have changed."""
     count = trainer.args.world_size
     one = (path / "rng_state.pth").exists() or (count == 1 and not (path / "rng_state_0.pth").exists())
     processes = range(1 if one else count)
@@ -111,13 +111,13 @@ def _process_files(path: Path, trainer: Trainer) -> list[str]:
 
 
 def _check_readable(path: Path) -> None:
-    """Raises an error unless a file has all its bytes, as far as its format tells."""
+    """Raises an error if a file is truncated, as far as its format tells."""
     if path.suffix == ".json":
         json.loads(path.read_text(encoding="utf-8"))
     elif path.suffix == ".safetensors":
         with safe_open(path, framework="pt"):
             pass
-    else:  # what torch.save writes
+    else:  # written by torch.save
         with zipfile.ZipFile(path) as file:
             damaged = file.testzip()
         if damaged:

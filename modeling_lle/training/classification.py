@@ -1,4 +1,4 @@
-"""Training a classifier by a recipe, and giving it its labelled examples as the first history."""
+"""Training of a classifier by a recipe; its training examples become its first bank."""
 
 import random
 from collections import defaultdict
@@ -30,11 +30,11 @@ from .pretraining import pretrain
 from .recipe import DataArguments, Recipe
 from .steps import make_config, make_tokenizer, save, train
 
-SOURCE = "training"  # of what the bank of a new classifier holds
+SOURCE = "training"  # of the entries in the bank of a new classifier
 
 
 def run_classification(recipe: Recipe, rows: dict[str, Any] | None = None, resume: bool = False) -> dict[str, Any]:
-    """Trains a classifier of texts, whose bank holds the training examples afterwards; see `run`."""
+    """Trains a classifier of texts, and builds its bank from the training examples; see `run`."""
     arguments: ClassificationArguments = recipe.training
     data = recipe.data
     _check_place(Path(str(arguments.output_dir)), resume)
@@ -54,14 +54,14 @@ def run_classification(recipe: Recipe, rows: dict[str, Any] | None = None, resum
         eval_dataset=held_out,
         processing_class=tokenizer,
         compute_metrics=_accuracy,
-        # Label smoothing of the Trainer sees nothing but `logits`, which are those of all members.
+        # The label smoothing of the Trainer sees only `logits`, which join all members.
         compute_loss_func=MemberLoss(arguments.label_smoothing_factor)
         if model.config.classifier.members > 1
         else None,
     )
     if arguments.character_ngrams:
         embeddings = model.model.embed_tokens
-        # Where the embeddings are trained already, they stay as they are.
+        # Trained embeddings get no n-grams.
         scale = 0.0 if "path" in recipe.model else model.config.initializer_range
         add_ngrams(embeddings, tokenizer, arguments.character_ngrams, scale)
         trainer.add_callback(FoldNgrams(embeddings))
@@ -72,7 +72,7 @@ def run_classification(recipe: Recipe, rows: dict[str, Any] | None = None, resum
     metrics = train(trainer, checkpoint, minutes)
     size = arguments.per_device_eval_batch_size
     given = [*((recipe.model.get("history") or {}).get("bank") or {}), *(recipe.model.get("classifier") or {})]
-    fixed = [name for name in given if name in CALIBRATED]  # what the recipe says is not fitted
+    fixed = [name for name in given if name in CALIBRATED]  # values of the recipe are not fitted
     unlabelled = encode(strangers, tokenizer)
     with in_precision(model, arguments.precision):
         model.learn(examples["text"], examples["label"], tokenizer, source=SOURCE)
@@ -85,7 +85,7 @@ def run_classification(recipe: Recipe, rows: dict[str, Any] | None = None, resum
 
 
 def _check_place(folder: Path, resume: bool) -> None:
-    """Raises a FileExistsError if a bank is there, unless it is that of a run which was killed before its end."""
+    """Raises a FileExistsError if a bank exists, except that of an unfinished run."""
     bank = Folder(folder / HISTORY_FOLDER)
     if not bank.path.exists():
         return
@@ -93,17 +93,15 @@ def _check_place(folder: Path, resume: bool) -> None:
         sources = {(added.namespace, added.source) for added in bank.read_manifest().added}
         if resume and not (folder / METRICS).exists() and sources == {("default", SOURCE)}:
             return
-        raise FileExistsError(
-            f"there is a bank at {bank.path} already: choose another training.output_dir, or remove it"
-        )
+        raise FileExistsError(f"a bank exists at {bank.path}: choose another training.output_dir, or remove it")
     bank.check_free()
 
 
 def _split(data: DataArguments, rows: dict[str, Any] | None, seed: int) -> tuple[Dataset, Dataset, Dataset]:
-    """What to train on, what to validate on, and texts out of scope; raises a ValueError where one is of no use."""
+    """Training, validation and out-of-scope texts; raises a ValueError if one is unusable."""
     examples, _ = split_out_of_scope(_load(data, "train", rows), data.out_of_scope or "")
     if not len(examples):
-        raise ValueError(f"the training split has no text in scope: each has the label {data.out_of_scope!r}")
+        raise ValueError(f"the training split has no in-scope text: all have the label {data.out_of_scope!r}")
     wrong = set(check_labelled(examples, where="the training split", refuse=False))
     if len(wrong) == len(examples):
         raise ValueError(
@@ -119,17 +117,17 @@ def _split(data: DataArguments, rows: dict[str, Any] | None, seed: int) -> tuple
         examples, validation = hold_out(examples, data.held_out, seed)
         if not len(validation):
             raise ValueError(
-                f"none of the {len(labels)} labels has two training texts, so that none can be held out: give more, "
-                "or a split to validate on with data.held_out=0 and data.validation"
+                f"none of the {len(labels)} labels has two training texts, so none can be held out: give more, or a "
+                "validation split with data.held_out=0 and data.validation"
             )
         return examples, validation, validation.select([])
     validation, strangers = split_out_of_scope(_load(data, "validation", rows), data.out_of_scope or "")
     if not len(validation):
-        raise ValueError(f"the validation split has no text in scope: each has the label {data.out_of_scope!r}")
+        raise ValueError(f"the validation split has no in-scope text: all have the label {data.out_of_scope!r}")
     check_complete(validation["text"][:], validation["label"][:], "the validation split")
     unknown = sorted(set(validation["label"]) - labels)
     if unknown:
-        raise ValueError(f"the validation split has labels that no training text has: {', '.join(unknown[:10])}")
+        raise ValueError(f"the validation split has labels without training texts: {', '.join(unknown[:10])}")
     return examples, validation, strangers
 
 
@@ -142,19 +140,20 @@ def fit_history(
     keep: float,
     fixed: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Fits the numbers of the bank on held-out texts, and "none of these" if some have none of the labels.
+    """Fits the parameters of the bank on held-out texts and, given out-of-scope texts, "none of these".
 
     Args:
-        model: The classifier, with a bank.
+        model: Classifier with a bank.
         tokenizer: Its tokenizer.
-        inside: Texts with one of its labels, as `encode` makes them.
-        outside: Texts with none of them; may be empty.
-        size: Texts of a batch.
+        inside: In-scope texts, as made by `encode`.
+        outside: Out-of-scope texts; may be empty.
+        size: Texts per batch.
         keep: As in `fit_out_of_scope`.
         fixed: As in `calibrate`.
 
     Returns:
-        `calibration` and, of texts out of scope, `out_of_scope`: what `calibrate` and `fit_out_of_scope` return.
+        `calibration`, the result of `calibrate`, and with out-of-scope texts `out_of_scope`, that of
+        `fit_out_of_scope`.
     """
     found: dict[str, Any] = {"calibration": model.calibrate(batches(inside, tokenizer, size), fixed=fixed)}
     if len(outside):
@@ -164,10 +163,11 @@ def fit_history(
 
 
 class MemberLoss:
-    """The mean of the members' losses, with the labels smoothed; in evaluation the loss of what they say together.
+    """Mean of the members' losses with label smoothing; in evaluation, the loss of their joint prediction.
 
     Args:
-        smoothing: Share of the target that all labels get alike (Szegedy et al. 2016, arXiv:1512.00567, section 7).
+        smoothing: Share of the target spread evenly over all labels (Szegedy et al. 2016, arXiv:1512.00567,
+            section 7).
     """
 
     def __init__(self, smoothing: float) -> None:
@@ -176,19 +176,19 @@ class MemberLoss:
     def __call__(
         self, outputs: LLEClassifierOutput, labels: Tensor, num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """A scalar, for the `outputs` of a batch with its labels (B,) int64."""
+        """Scalar loss of the `outputs` of a batch with labels (B,) int64."""
         each = [outputs.logits] if outputs.member_logits is None else outputs.member_logits
         losses = [self.smoother({"logits": own}, labels, num_items_in_batch=num_items_in_batch) for own in each]
         return torch.stack(losses).mean()
 
 
 def hold_out(examples: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
-    """Examples without a share of each label, and that share.
+    """Splits off a share of the examples of each label; returns the rest and the share.
 
-    Of a label with two examples or more, one at least is in either part.
+    A label with two or more examples has at least one in either part.
     """
     if not 0 < share < 1:
-        raise ValueError(f"data.held_out is {share}: it is a share between 0 and 1, or 0 where there is another split")
+        raise ValueError(f"data.held_out is {share}: give a share between 0 and 1, or 0 with a validation split")
     rows: dict[str, list[int]] = defaultdict(list)
     for row, label in enumerate(examples["label"]):
         rows[label].append(row)
@@ -205,10 +205,10 @@ def hold_out(examples: Dataset, share: float, seed: int) -> tuple[Dataset, Datas
 def make_classifier(
     values: dict[str, Any], tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]
 ) -> LLEForSequenceClassification:
-    """A new classifier with the configuration `values`, or one that begins at the model at its `path`.
+    """A classifier with the configuration `values`, initialised from the model at their `path` if given.
 
-    A language model there reads in one direction. Where the classifier reads in both, its stack for the other one
-    begins with the same weights.
+    A language model reads in one direction; the backward stack of a bidirectional classifier starts with the same
+    weights.
     """
     names = {"id2label": dict(enumerate(labels)), "label2id": {name: number for number, name in enumerate(labels)}}
     config, path = make_config(values, tokenizer, **names, problem_type=SINGLE)
@@ -232,7 +232,7 @@ def make_classifier(
 
 
 def encode(rows: Dataset, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str] | None = None) -> Dataset:
-    """Texts as the columns `input_ids` and `attention_mask`, not padded, and `labels` by their place in `labels`."""
+    """Encodes texts: `input_ids` and `attention_mask`, unpadded, and `labels`, indices into the given labels."""
     numbers = {name: number for number, name in enumerate(labels or ())}
 
     def columns(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -243,7 +243,7 @@ def encode(rows: Dataset, tokenizer: PreTrainedTokenizerBase, labels: Sequence[s
 
 
 def batches(encoded: Dataset, tokenizer: PreTrainedTokenizerBase, size: int) -> Iterator[dict[str, Tensor]]:
-    """Padded batches of at most `size` texts, as a classifier's `calibrate` and `fit_out_of_scope` take them."""
+    """Yields padded batches of at most `size` texts for `calibrate` and `fit_out_of_scope` of a classifier."""
     for start in range(0, len(encoded), size):
         yield dict(tokenizer.pad(encoded[start : start + size], return_tensors="pt"))
 
@@ -256,7 +256,7 @@ def _accuracy(predicted: EvalPrediction) -> dict[str, float]:
 
 def _load(data: DataArguments, split: str, rows: dict[str, Any] | None) -> Dataset:
     if rows is None and not data.source:
-        raise ValueError("the recipe names no texts: set data.source to a data set on the Hub or a local path")
+        raise ValueError("the recipe has no data.source: set it to a data set on the Hub or a local path")
     loaded = load_labelled(
         data.source if rows is None else DatasetDict(rows),
         name=data.name,

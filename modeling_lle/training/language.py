@@ -1,4 +1,4 @@
-"""Training a language model by a recipe, and fitting the rule's numbers on validation text."""
+"""Training of a language model by a recipe, and fitting of the rule on validation text."""
 
 import logging
 import math
@@ -26,7 +26,7 @@ def run_language(recipe: Recipe, texts: dict[str, Rows] | None = None, resume: b
     """Trains a language model; see `run`."""
     arguments: LLETrainingArguments = recipe.training
     if recipe.data.streaming and arguments.max_steps < 1:
-        raise ValueError("a streamed text has no length that is known: set training.max_steps with data.streaming")
+        raise ValueError("a streamed text has unknown length: set training.max_steps with data.streaming")
     texts = {split: _load(recipe.data, split, texts) for split in ("train", "validation")}
     tokenizer = make_tokenizer(recipe, (row[recipe.data.text_column] for row in texts["train"]))
     config, path = make_config(recipe.model, tokenizer)
@@ -62,7 +62,7 @@ def run_language(recipe: Recipe, texts: dict[str, Rows] | None = None, resume: b
 
 
 def segments(tokens: Any, limit: int, length: int) -> Iterator[dict[str, Tensor]]:
-    """At most `limit` tokens (N,) read as one row, in segments of `length`, as `calibrate` of a model takes them."""
+    """Yields at most `limit` tokens as one row in segments of `length`, for `calibrate` of a model."""
     stream = StreamDataset(tokens[: limit + 1], 1, length, evaluation=True)
     for index in range(len(stream)):
         yield {key: value[None] for key, value in stream[index].items()}
@@ -71,7 +71,7 @@ def segments(tokens: Any, limit: int, length: int) -> Iterator[dict[str, Tensor]
 def calibrate(
     model: LLEForCausalLM, tokens: Any, limit: int, segment_length: int = 256, fixed: Collection[str] = ()
 ) -> dict[str, float]:
-    """`LLEForCausalLM.calibrate` on at most `limit` tokens (N,) of held-out text, read as one row."""
+    """Runs `LLEForCausalLM.calibrate` on at most `limit` held-out tokens, one-dimensional, read as one row."""
     targets = min(len(tokens) - 1, limit)
     if targets < model.config.stream.window:
         logger.warning("calibrating on %d tokens, fewer than the window of the stream", targets)
@@ -82,7 +82,7 @@ def _load(data: DataArguments, split: str, texts: dict[str, Rows] | None) -> Row
     if texts is not None:
         return load_texts(DatasetDict(texts), split=split, text_column=data.text_column)
     if not data.source:
-        raise ValueError("the recipe names no text: set data.source to a data set on the Hub or a local path")
+        raise ValueError("the recipe has no data.source: set it to a data set on the Hub or a local path")
     return load_texts(
         data.source,
         name=data.name,
@@ -104,7 +104,7 @@ def _training_stream(
     arguments: LLETrainingArguments = recipe.training
     count = arguments.train_batch_size * arguments.world_size
     if recipe.data.streaming:
-        # Endless, so that all of it is one epoch for the Trainer, which resumes exactly within an epoch only.
+        # Endless, so that training is one epoch: the Trainer resumes exactly only within an epoch.
         documents = tokenize(rows, tokenizer, text_column=recipe.data.text_column).repeat(None)
         return StreamIterableDataset(documents, count, arguments.segment_length)
     tokens = _read(rows, tokenizer, recipe.data).ids

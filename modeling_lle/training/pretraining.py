@@ -1,4 +1,4 @@
-"""What a classifier learns of its texts before it learns their labels: to predict their words, in both directions.
+"""Pretraining of classifiers: language modelling of the training texts in both directions, without labels.
 
 Shapes: B batch, T time, D width of a member in a direction, M members, V vocabulary.
 """
@@ -20,12 +20,13 @@ from ..models.backbone import LLEModel
 
 
 class TwoWayLanguageModel(nn.Module):
-    """A language model on each stack of a backbone (Peters et al. 2018, arXiv:1802.05365, section 3.1): the one that
-    reads forwards predicts the next token, the one that reads backwards the one before; the embeddings are the output
-    layer of both. Each member of an ensemble learns on its own, with its own slice of the embeddings.
+    """A language model on each stack of a backbone (Peters et al. 2018, arXiv:1802.05365, section 3.1).
+
+    The forward stack predicts the next token, the backward stack the previous one; both use the embeddings as output
+    layer. Members of an ensemble are independent, each with its slice of the embeddings.
 
     Args:
-        backbone: The backbone; one that reads forwards only is a plain language model.
+        backbone: Backbone; with a forward stack only, a plain language model.
     """
 
     def __init__(self, backbone: LLEModel) -> None:
@@ -41,14 +42,14 @@ class TwoWayLanguageModel(nn.Module):
         num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> dict[str, Tensor]:
-        """The `loss`, in nats a predicted token, of texts.
+        """Computes the `loss` of texts in nats per predicted token.
 
         Args:
             input_ids: (B, T) int64.
             attention_mask: (B, T) of 0 and 1, 0 at padding.
-            labels: Not read: by those that `with_neighbours` makes the Trainer counts what a batch has to predict.
+            labels: Unused; labels of `with_neighbours` let the Trainer count the predictions of a batch.
             num_items_in_batch: Number of neighbours in all parts of a batch; None: in these texts.
-            kwargs: None; they tell the Trainer that the loss is divided by the number that it gives.
+            kwargs: Must be empty; their presence tells the Trainer that the loss is divided by `num_items_in_batch`.
         """
         if kwargs:
             raise TypeError(f"unexpected arguments: {', '.join(kwargs)}")
@@ -74,7 +75,7 @@ class TwoWayLanguageModel(nn.Module):
 
 
 def with_neighbours(collate: Callable[[list[Any]], Any], rows: list[Any]) -> dict[str, Tensor]:
-    """Collated rows with `labels` (B, T - 1) int64: the next token if a neighbour predicts it, else -100."""
+    """Collates rows and adds `labels` (B, T - 1) int64: the next token if a neighbour predicts it, else -100."""
     batch = collate(rows)
     real = batch["attention_mask"].bool()
     return {**batch, "labels": batch["input_ids"][:, 1:].masked_fill(~(real[:, 1:] & real[:, :-1]), IGNORED)}
@@ -87,14 +88,14 @@ def pretrain(
     arguments: TrainingArguments,
     epochs: float,
 ) -> float:
-    """Trains a backbone on texts without their labels; returns the minutes that it took.
+    """Trains a backbone in place on unlabelled texts; returns the minutes taken.
 
     Args:
-        backbone: It is changed.
-        texts: The columns `input_ids` and `attention_mask`.
-        tokenizer: The tokenizer.
-        arguments: Those of the training that comes afterwards, which hold but for what belongs to it alone.
-        epochs: How often the texts are read.
+        backbone: Backbone, changed in place.
+        texts: Columns `input_ids` and `attention_mask`.
+        tokenizer: Tokenizer.
+        arguments: Arguments of the subsequent training; its specific ones are ignored.
+        epochs: Passes over the texts.
     """
     begin = time.perf_counter()
     own: dict[str, Any] = {"num_train_epochs": epochs, "max_steps": -1, "label_smoothing_factor": 0.0}

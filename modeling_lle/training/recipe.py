@@ -1,6 +1,6 @@
-"""A run: one YAML file that says what to read, with which tokenizer, which model, and how to train it.
+"""Recipes: one YAML file with data, tokenizer, model and training of a run.
 
-Notable: unknown keys are errors that propose the nearest key; the resolved recipe is saved beside the results.
+Notable: unknown keys are errors that suggest the nearest key; the resolved recipe is saved beside the results.
 """
 
 import dataclasses
@@ -28,24 +28,24 @@ _LOCAL = {"dataloader_pin_memory", "disable_tqdm", "hub_token", "local_rank", "u
 
 @dataclasses.dataclass
 class DataArguments:
-    """Which text to read.
+    """Data of a run.
 
     Args:
-        source: A data set on the Hub, or a local file, folder or glob of text, csv, tsv, json, jsonl or parquet files;
-            for translators also of TMX, PO or MO files, or of text files that end with a language, train.en and so on.
+        source: Data set on the Hub, or local file, folder or glob of text, csv, tsv, json, jsonl or parquet files; for
+            translators also TMX, PO or MO files, or parallel files named by language (train.en, train.de).
         name: Configuration of a data set on the Hub.
         text_column: Column of the text.
         label_column: Column of the labels, for classifiers; None: the one with a usual name.
         source_language, target_language: Codes of the languages, for translators.
-        source_column, target_column: Columns of the sentences, for translators; None: those that are called like the
-            languages, or source and target.
-        out_of_scope: Label of the rows that have none of the labels, for classifiers; None: there are no such rows.
-        sample_by: Whether a row is a line or a whole file of plain text.
+        source_column, target_column: Columns of the sentences, for translators; None: those named like the languages,
+            or source and target.
+        out_of_scope: Label of out-of-scope rows, for classifiers; None: there are none.
+        sample_by: Whether a row of plain text is a line or a whole file.
         train, validation, test: Names of the splits.
-        held_out: Share of the training split that a classifier is validated with instead, drawn by the seed from each
-            label alike; 0: there is a validation split.
-        streaming: Read the training split while training, for what does not fit in memory.
-        num_proc: Processes that tokenize.
+        held_out: Share of each label of the training split held out for validation of a classifier, drawn by seed;
+            0: use the validation split.
+        streaming: Whether to read the training split while training, for data that does not fit in memory.
+        num_proc: Processes for tokenising.
     """
 
     source: str = ""
@@ -68,13 +68,13 @@ class DataArguments:
 
 @dataclasses.dataclass
 class TokenizerArguments:
-    """Which tokenizer to use.
+    """Tokenizer of a run.
 
     Args:
-        path: A saved tokenizer, a folder or a name on the Hub; None: train one on the training split.
+        path: Folder or name on the Hub of a saved tokenizer; None: train one on the training split.
         kind: "bpe", byte-level pieces, or "word", whitespace tokens as in the classic benchmarks.
-        vocab_size: Number of types; None, for words only: all.
-        lowercase: Whether capital letters are read as small ones.
+        vocab_size: V; None, for words only: all types.
+        lowercase: Whether to convert text to lower case.
     """
 
     path: str | None = None
@@ -85,10 +85,10 @@ class TokenizerArguments:
 
 @dataclasses.dataclass
 class Recipe:
-    """The sections of a run, and its task: "text-generation", "text-classification" or "translation".
+    """Sections of a run, and its task: "text-generation", "text-classification" or "translation".
 
-    `model` holds the fields of `LLEConfig`, and `path`: a trained model, a folder or a name on the Hub, to go on from.
-    Then the fields change its configuration, and the tokenizer is its own where the recipe names none.
+    `model` holds fields of `LLEConfig`, and optionally `path`: a pretrained model, a folder or a name on the
+    Hub. The fields then change its configuration, and its tokenizer is the default.
     """
 
     data: DataArguments
@@ -98,9 +98,9 @@ class Recipe:
     task: str = LANGUAGE.name
 
     def resolved(self) -> dict[str, Any]:
-        """Every value as plain types, defaults included, but for the model's, which its config.json holds.
+        """Plain values of the recipe with defaults, except defaults of the model, which are in config.json.
 
-        `make_recipe` gives the same recipe again. What belongs to this machine, or is secret, is left out.
+        `make_recipe` restores the recipe. Values specific to this machine, and secrets, are left out.
         """
         training = self.training.to_dict()
         return {
@@ -116,12 +116,12 @@ def load_recipe(path: str | Path, settings: list[str] | None = None) -> Recipe:
     """Reads a recipe.
 
     Args:
-        path: The YAML file.
-        settings: Overriding values, `section.key=value`, the value in YAML.
+        path: YAML file.
+        settings: Overrides, `section.key=value`, the value in YAML.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: A key is unknown, or a value has the wrong form; the message proposes the nearest key.
+        ValueError: A key is unknown (the message suggests the nearest one), or a value has the wrong type.
     """
     path = Path(path)
     if not path.is_file():
@@ -141,7 +141,7 @@ def load_recipe(path: str | Path, settings: list[str] | None = None) -> Recipe:
 
 
 def make_recipe(values: dict[str, Any], where: str = "the recipe") -> Recipe:
-    """A recipe from plain values, its keys and the model's configuration checked."""
+    """Recipe of plain values; checks keys and the model's configuration."""
     check_keys(_mapping(values, where), ["task", "data", "tokenizer", "model", "training"], where)
     task = values.get("task", LANGUAGE.name)
     if task not in ARGUMENTS:
@@ -176,7 +176,7 @@ def _mapping(values: Any, where: str) -> dict[str, Any]:
 
 
 def _section(cls: Any, values: dict[str, Any], where: str) -> Any:
-    """An instance of the dataclass `cls`, its keys checked, its values read as their types mean them."""
+    """Instance of the dataclass `cls`, with keys checked and values converted to their types."""
     hints = typing.get_type_hints(cls)
     check_keys(values, [field.name for field in dataclasses.fields(cls) if field.init], where)
     values = {key: _value(value, hints[key], f"{key} in {where}") for key, value in values.items()}
@@ -184,12 +184,12 @@ def _section(cls: Any, values: dict[str, Any], where: str) -> Any:
 
 
 def _value(value: Any, hint: Any, where: str) -> Any:
-    """`value` checked against the type `hint` where that is a number or a choice; other types check themselves."""
+    """Checks `value` against the type `hint` of a number or choice; other types check themselves."""
     if typing.get_origin(hint) is typing.Literal and value not in typing.get_args(hint):
         raise ValueError(f"{where} is {value!r}: choose one of {', '.join(map(repr, typing.get_args(hint)))}")
     kinds = {hint, *_members(hint)} - {type(None)}
     if value is False and str in kinds and bool not in kinds:
-        return "no"  # YAML 1.1 reads the word as false, and save_strategy means the word
+        return "no"  # YAML 1.1 reads "no" as false; save_strategy means the word
     if kinds and kinds <= {int, float} and not (value is None and hint not in kinds):
         value = _numbers(value)
         if float not in kinds and isinstance(value, float) and value.is_integer():
@@ -204,7 +204,7 @@ def _members(hint: Any) -> tuple[Any, ...]:
 
 
 def _numbers(value: Any) -> Any:
-    """YAML 1.1 reads 2e-3 as text; everybody who writes it means the number, unless it is the name of a label."""
+    """Converts 2e-3, a string in YAML 1.1, to a number, except in label names."""
     if isinstance(value, dict):
         return {key: inner if key in ("id2label", "label2id") else _numbers(inner) for key, inner in value.items()}
     if isinstance(value, list):

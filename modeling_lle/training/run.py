@@ -1,4 +1,4 @@
-"""Running a recipe: from data to a folder with a model, its tokenizer, the resolved recipe and the metrics."""
+"""Running a recipe: from data to a folder with model, tokenizer, resolved recipe and metrics."""
 
 from typing import Any
 
@@ -15,15 +15,15 @@ _RUN = {LANGUAGE.name: run_language, CLASSIFICATION.name: run_classification, TR
 
 
 def run(recipe: Recipe, rows: dict[str, Any] | None = None, resume: bool = False) -> dict[str, Any]:
-    """Trains a model by a recipe, fits its numbers of the rule on validation data, and saves all of it.
+    """Trains a model by a recipe, fits its history rule on validation data, and saves everything.
 
     Args:
-        recipe: The recipe; its task says which model it is.
-        rows: Rows in memory for "train" and "validation", instead of what `recipe.data` names.
-        resume: Whether to go on from the newest checkpoint in the output folder, if there is one.
+        recipe: Recipe; its task selects the model.
+        rows: Rows in memory for "train" and "validation", instead of `recipe.data`.
+        resume: Whether to resume from the newest checkpoint in the output folder, if any.
 
     Returns:
-        The metrics, as in the metrics.json that lies beside the weights.
+        Metrics, as in metrics.json beside the weights.
     """
     check_trackers(recipe.training)
     keep_freed_pages()

@@ -1,4 +1,4 @@
-"""What every run of a recipe does: tokenizer, configuration, training with a clock, saving all of it."""
+"""Steps of every run: tokenizer, configuration, timed training, saving."""
 
 import ctypes
 import gc
@@ -38,11 +38,11 @@ from .recipe import Recipe
 
 
 class _Clock(TrainerCallback):
-    """Counts the minutes of a training; every checkpoint keeps them, so that a resumed one counts all of them.
+    """Counts the minutes of training; checkpoints store them, so that resumed training counts on.
 
     Args:
-        checkpoint: The checkpoint that the training goes on from, if there is one.
-        minutes: What a new training has taken already.
+        checkpoint: Checkpoint to resume from, if any.
+        minutes: Minutes already spent by a new training.
     """
 
     FILE = "train_minutes.json"
@@ -54,7 +54,7 @@ class _Clock(TrainerCallback):
 
     @property
     def minutes(self) -> float | None:
-        """None if the checkpoint does not say how long it took."""
+        """Minutes so far; None if the checkpoint does not state them."""
         return None if self.before is None else self.before + (time.perf_counter() - self.start) / 60
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -69,9 +69,9 @@ def train(trainer: Trainer, checkpoint: str | None, minutes: float = 0.0) -> dic
     """Trains, evaluates, and returns the metrics of both.
 
     Args:
-        trainer: The Trainer.
-        checkpoint: What `find_checkpoint` returned.
-        minutes: What was spent before.
+        trainer: Trainer.
+        checkpoint: Result of `find_checkpoint`.
+        minutes: Minutes already spent.
     """
     model: Any = trainer.model
     clock = _Clock(checkpoint, minutes)
@@ -88,18 +88,18 @@ def train(trainer: Trainer, checkpoint: str | None, minutes: float = 0.0) -> dic
 
 
 def leave_group() -> None:
-    """Ends the process group, if this is one of several processes: call it when their work is done.
+    """Destroys the process group, if this is one of several processes; call it when their work is done.
 
-    Its threads would otherwise meet an interpreter that is ending, and end the process with an error.
+    Else its threads outlive the interpreter, and the process ends with an error.
     """
-    gc.collect()  # the model that was wrapped for the group holds on to it, in a cycle
+    gc.collect()  # the wrapped model references the group in a cycle
     PartialState().destroy_process_group()
 
 
 def save(recipe: Recipe, trainer: Trainer, metrics: dict[str, Any], bank: Bank | None = None) -> None:
     """Writes the model, the tokenizer, recipe.yaml, the bank and metrics.json into the output folder.
 
-    The last says that the run is finished: it is taken away first, and written when all else is there.
+    metrics.json marks a finished run: it is removed first and written last.
     """
     folder = Path(str(recipe.training.output_dir))
     (folder / METRICS).unlink(missing_ok=True)
@@ -107,16 +107,16 @@ def save(recipe: Recipe, trainer: Trainer, metrics: dict[str, Any], bank: Bank |
     with replacing(folder / "recipe.yaml") as partial:
         partial.write_text(yaml.safe_dump(recipe.resolved(), sort_keys=False), encoding="utf-8")
     if bank is not None:
-        Folder(folder / HISTORY_FOLDER).remove()  # what a run that was killed has made
+        Folder(folder / HISTORY_FOLDER).remove()  # left by a killed run
         bank.save_pretrained(folder / HISTORY_FOLDER)
     with replacing(folder / METRICS) as partial:
         partial.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
 
 
 def keep_freed_pages() -> None:
-    """Tells glibc to keep freed memory for the next step: else the kernel zeroes the pages of every step's buffers.
+    """Tells glibc to keep freed memory for the next step; else the kernel zeroes new pages in every step.
 
-    See `man mallopt`. Elsewhere than on glibc it does nothing.
+    See `man mallopt`. No effect without glibc.
     """
     if not (sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt")):
         return
@@ -126,14 +126,14 @@ def keep_freed_pages() -> None:
 
 
 def check_trackers(arguments: TrainingArguments) -> None:
-    """Raises an ImportError that names the extra of what `report_to` asks for and is not installed."""
+    """Raises an ImportError that names the extra of a missing tracker in `report_to`."""
     for tracker in sorted({"tensorboard", "trackio"}.intersection(arguments.report_to or [])):
         if importlib.util.find_spec(tracker) is None:
             raise ImportError(f"report_to: {tracker} needs {tracker}: pip install modeling_lle[tracking]")
 
 
 def make_tokenizer(recipe: Recipe, texts: Iterable[str], ends_texts: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer that the recipe names, that of the model it goes on from, or a new one of these training texts.
+    """Tokenizer of the recipe, of its pretrained model, or a new one trained on these texts.
 
     `ends_texts` as in `LLETokenizer.train`.
     """
@@ -146,16 +146,16 @@ def make_tokenizer(recipe: Recipe, texts: Iterable[str], ends_texts: bool = Fals
 
 @torch.no_grad()
 def begin_at_frequencies(bias: Tensor, tokens: np.ndarray) -> None:
-    """Sets the bias (V,) of an output layer to the log frequencies of its targets (N,), each type counted once more.
+    """Sets the bias (V,) of an output layer to log frequencies of its targets, one-dimensional, add-one smoothed.
 
-    Otherwise the backbone learns them first, by constant states: the cells of an lstm run into saturation and stay.
+    Else the backbone first learns them by constant states, which drives LSTM cells into saturation for good.
     """
     counts = torch.from_numpy(np.bincount(tokens, minlength=len(bias))).float() + 1
     bias.copy_((counts / counts.sum()).log())
 
 
 def _merged(saved: dict[str, Any], changes: dict[str, Any] | None) -> dict[str, Any]:
-    """The values of a section, those inside of its own sections too, with changes."""
+    """Values of a section with changes, merged recursively."""
     inner = {name: value for name, value in saved.items() if isinstance(value, dict)}
     changes = {
         name: _merged(inner[name], value) if name in inner else value for name, value in (changes or {}).items()
@@ -166,11 +166,11 @@ def _merged(saved: dict[str, Any], changes: dict[str, Any] | None) -> dict[str, 
 def make_config(
     values: dict[str, Any], tokenizer: PreTrainedTokenizerBase, **more: Any
 ) -> tuple[LLEConfig, str | None]:
-    """A configuration, and the `path` of the trained model to go on from, whose own is changed by the values.
+    """Configuration, and the `path` of the pretrained model whose configuration the values change, if given.
 
     Args:
-        values: The section `model` of a recipe.
-        tokenizer: The tokenizer.
+        values: Section `model` of a recipe.
+        tokenizer: Tokenizer.
         more: Further fields.
     """
     values = {**values, **more}
@@ -181,7 +181,7 @@ def make_config(
     else:
         saved = AutoConfig.from_pretrained(path).to_dict()
         sections = {name: _merged(saved[name], values.pop(name)) for name in SECTIONS.keys() & values.keys()}
-        config = AutoConfig.from_pretrained(path, **sections, **values)  # fields of the backbone after their section
+        config = AutoConfig.from_pretrained(path, **sections, **values)  # flat fields after their section
     if config.vocab_size < len(tokenizer):
         raise ValueError(
             f"model.vocab_size is {config.vocab_size}, but the tokenizer has {len(tokenizer)} types: "

@@ -1,9 +1,8 @@
 """LLETrainer: transformers' Trainer on continuous streams, with the recurrent state carried from step to step.
 
-Notable: the state is part of every checkpoint, so a resumed run continues exactly; each process carries the rows that
-Accelerate's sharding always gives it; evaluation sums nats over every target once, whatever the batch size. With
-`history.training` in the model's configuration the loss of training is that of the mixture, over the stream that is
-carried along, while evaluation stays without history.
+Notable: checkpoints include the state, so a resumed run continues exactly; each process carries the rows that
+Accelerate's sharding assigns to it; evaluation counts every target once for any batch size. With `history.training` in
+the configuration, the training loss is that of the mixture over the carried stream; evaluation is without history.
 """
 
 import logging
@@ -14,9 +13,10 @@ from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 from transformers import (
+    PreTrainedModel,
     Trainer,
     TrainerCallback,
     TrainerControl,
@@ -31,11 +31,11 @@ from .arguments import LLETrainingArguments
 
 logger = logging.getLogger(__name__)
 
-_NUMBERS = "numbers"  # their name in the file of the carried state
+_NUMBERS = "numbers"  # name of the rule's parameters in the file of the carried state
 
 
 class _NewEpoch(TrainerCallback):
-    """Forgets the carried state where the stream starts again."""
+    """Resets the carried state when the stream restarts."""
 
     def __init__(self, trainer: "LLETrainer") -> None:
         self.trainer = trainer
@@ -49,22 +49,22 @@ class _NewEpoch(TrainerCallback):
 class LLETrainer(Trainer):
     """Trains an LLE language model on a `StreamDataset` or `StreamIterableDataset`.
 
-    Its arguments are those of `transformers.Trainer`, but for `compute_metrics` and label smoothing: it builds no
-    logits. The rows of the data sets must be `per_device_train_batch_size` (for evaluation
-    `per_device_eval_batch_size`) times the number of processes.
+    Arguments as for `transformers.Trainer`, without `compute_metrics` and label smoothing, since no logits are built.
+    Rows of the data sets must equal `per_device_train_batch_size` (in evaluation `per_device_eval_batch_size`) times
+    the number of processes.
     """
 
     def __init__(
         self,
-        model: Any = None,
-        args: Any = None,
+        model: PreTrainedModel | nn.Module | None = None,
+        args: TrainingArguments | None = None,
         data_collator: Any = default_data_collator,
         *more: Any,
         **kwargs: Any,
     ) -> None:
         super().__init__(model, args, data_collator, *more, **kwargs)
         if self.args.label_names is None:
-            self.label_names = ["shift_labels"]  # what the streams hold, and the signature of forward does not
+            self.label_names = ["shift_labels"]  # in the streams, but not in the signature of forward
         if self.compute_metrics is not None or self.args.label_smoothing_factor:
             unused = "label_smoothing_factor" if self.compute_metrics is None else "compute_metrics"
             raise ValueError(
@@ -73,32 +73,32 @@ class LLETrainer(Trainer):
             )
         if self.args.n_gpu > 1:
             raise ValueError(
-                f"one process cannot carry the state on {self.args.n_gpu} GPUs: start a process for each of them with "
+                f"one process cannot carry the state on {self.args.n_gpu} GPUs: start one process per GPU with "
                 f"`accelerate launch --num_processes {self.args.n_gpu}`, or choose one with CUDA_VISIBLE_DEVICES"
             )
         self.carried = LLECache(0 if self.history_loss is None else self.history_loss.config.training.window)
         if self.history_loss is not None and self.args.world_size > 1 and self.is_world_process_zero():
             logger.info(
-                "training with history on %d processes: each recalls its own rows only, and those of the others not",
+                "training with history on %d processes: each recalls only its own rows",
                 self.args.world_size,
             )
         self.add_callback(_NewEpoch(self))
 
     @property
     def history_loss(self) -> HistoryLoss | None:
-        """What the model trains with where it trains with history."""
+        """Loss of training with history; None without."""
         return getattr(self.model, "history_loss", None)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         return SequentialSampler(cast(Sized, self.train_dataset if train_dataset is None else train_dataset))
 
     def get_train_dataloader(self) -> DataLoader:
-        """The segments of the training stream in their order; raises a ValueError if it has the wrong rows."""
+        """Segments of the training stream in order; raises a ValueError on a wrong number of rows."""
         self._check_rows(self.train_dataset, self.args.train_batch_size)
         return super().get_train_dataloader()
 
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """As in transformers; the numbers of the rule are a group of their own."""
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """As in transformers, with a separate group for the parameters of the rule."""
         given = self.optimizer is not None
         optimizer = super().create_optimizer(model)
         if self.history_loss is not None and not given:
@@ -119,12 +119,12 @@ class LLETrainer(Trainer):
 
     def compute_loss(
         self,
-        model: torch.nn.Module,
+        model: nn.Module,
         inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The loss of a segment that continues the one before; raises FloatingPointError if it is not finite."""
+        """Loss of a segment that continues the previous one; raises FloatingPointError if it is not finite."""
         inputs = {**inputs, "past_key_values": self.carried.detach(), "use_cache": True}
         if self.history_loss is not None:
             warm_up = self.history_loss.config.training.warm_up * self.state.max_steps
@@ -147,7 +147,7 @@ class LLETrainer(Trainer):
         """Reads the evaluation stream once and returns `{prefix}_loss` (nats per token, no history) and perplexity."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         self._check_rows(dataset, self.args.eval_batch_size)
-        model = cast(torch.nn.Module, self.model)
+        model = cast(nn.Module, self.model)
         training = model.training
         model.eval()
         cache, totals = LLECache(), torch.zeros(2, dtype=torch.float64)
@@ -172,14 +172,14 @@ class LLETrainer(Trainer):
         return metrics
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
-        """Not of a stream, whose logits are as many as its tokens times the vocabulary."""
+        """Not supported: logits of a stream have size tokens times vocabulary."""
         raise ValueError("LLETrainer predicts nothing: use evaluate() for the loss, or model.score() for each token")
 
     def _state_file(self, folder: str | Path) -> Path:
         return Path(folder) / f"stream_state_{self.args.process_index}.safetensors"
 
     def _save_rng_state(self, output_dir: str) -> None:
-        """Saves what an exact resumption needs: the random generators, what is carried, and the learned numbers."""
+        """Saves random generators, carried state and learned parameters of the rule, for exact resumption."""
         super()._save_rng_state(output_dir)
         tensors = self.carried.export()
         if self.history_loss is not None:
@@ -191,7 +191,7 @@ class LLETrainer(Trainer):
         if checkpoint is None:
             return
         tensors = self._load_numbers(checkpoint)
-        if not float(self.state.epoch or 0).is_integer():  # else the stream starts again, with nothing carried
+        if not float(self.state.epoch or 0).is_integer():  # else the stream restarts without a state
             self.carried.restore(tensors)
 
     def _load_best_model(self) -> None:
@@ -199,7 +199,7 @@ class LLETrainer(Trainer):
         self._load_numbers(str(self.state.best_model_checkpoint))
 
     def _load_numbers(self, checkpoint: str) -> dict[str, Tensor]:
-        """Sets the learned numbers to those of a checkpoint, and returns what else it says of the stream."""
+        """Loads the parameters of the rule from a checkpoint; returns the other tensors of the carried state."""
         if not self._state_file(checkpoint).is_file():
             return {}
         tensors = load_file(self._state_file(checkpoint), device=str(self.args.device))

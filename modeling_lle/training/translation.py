@@ -1,4 +1,4 @@
-"""Training a translator by a recipe."""
+"""Training of a translator by a recipe."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -35,7 +35,7 @@ def run_translation(recipe: Recipe, rows: dict[str, Any] | None = None, resume: 
         eval_dataset=encoded["validation"],
         processing_class=tokenizer,
     )
-    trainer.label_smoother = None  # the model's own loss does it
+    trainer.label_smoother = None  # done by the model's loss
     metrics = train(trainer, find_checkpoint(trainer, resume))
     model.config.use_cache = True  # the Trainer switches it off
     if trainer.is_world_process_zero():
@@ -44,7 +44,7 @@ def run_translation(recipe: Recipe, rows: dict[str, Any] | None = None, resume: 
 
 
 def training_pairs(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> dict[str, Dataset]:
-    """What a run of a recipe trains on, "train", and is validated with, "validation": `input_ids` and `labels`."""
+    """Splits "train" and "validation" of a recipe, with columns `input_ids` and `labels`."""
     return _encode(_load(recipe.data, None), tokenizer, recipe.training.max_tokens)
 
 
@@ -54,7 +54,7 @@ def _encode(pairs: dict[str, Dataset], tokenizer: PreTrainedTokenizerBase, most:
 
 
 def encode(pairs: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-    """Sentence pairs as a translator takes them: `input_ids` and `labels`."""
+    """Encodes sentence pairs as `input_ids` and `labels`."""
 
     def batch(sources: list[str], targets: list[str]) -> dict[str, list[list[int]]]:
         return {"input_ids": encode_sentences(sources, tokenizer), "labels": encode_sentences(targets, tokenizer)}
@@ -65,7 +65,7 @@ def encode(pairs: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
 
 
 def _short(encoded: Dataset, most: int) -> Dataset:
-    """The pairs of at most `most` tokens on each side; raises a ValueError if there are none."""
+    """Pairs with at most `most` tokens on each side; raises a ValueError if there are none."""
     lengths = zip(encoded["input_ids"][:], encoded["labels"][:], strict=True)
     kept = [row for row, (source, target) in enumerate(lengths) if max(len(source), len(target)) <= most]
     if not kept:
@@ -81,9 +81,9 @@ def _texts(pairs: Dataset) -> Iterator[str]:
 def _load(data: DataArguments, rows: dict[str, Any] | None) -> dict[str, Dataset]:
     languages = data.source_language, data.target_language
     if not all(languages):
-        raise ValueError("the recipe names no languages: set data.source_language and data.target_language")
+        raise ValueError("the recipe has no languages: set data.source_language and data.target_language")
     if rows is None and not data.source:
-        raise ValueError("the recipe names no sentence pairs: set data.source to a data set on the Hub or a path")
+        raise ValueError("the recipe has no data.source: set it to a data set on the Hub or a local path")
     return {
         split: load_pairs(
             data.source if rows is None else DatasetDict(rows),

@@ -35,7 +35,7 @@ import typer
 
 from modeling_lle.configuration_fields import check_keys
 from modeling_lle.data import load_labelled
-from modeling_lle.data.labelled import OUT_OF_SCOPE
+from modeling_lle.data.labelled import OUT_OF_SCOPE_LABEL
 from modeling_lle.evaluation import ClassificationMetric, OutOfScopeMetric, write_results
 from modeling_lle.evaluation.results import this_command
 from modeling_lle.training import load_recipe, run
@@ -126,7 +126,7 @@ class Comparison:
             scores = np.concatenate([answers.out_of_scope, refused.out_of_scope])
             values |= OutOfScopeMetric(keep_in_memory=True).compute(
                 predictions=np.concatenate([answers.labels, refused.labels]),
-                references=np.concatenate([test.labels, [OUT_OF_SCOPE] * len(outside)]),
+                references=np.concatenate([test.labels, [OUT_OF_SCOPE_LABEL] * len(outside)]),
                 accepted=scores < threshold,
             )
         return {**values, "bytes": classifier.bytes}

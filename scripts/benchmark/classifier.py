@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from modeling_lle import HistoryBank, LLEForSequenceClassification
 from modeling_lle.bank.manifest import HISTORY_FOLDER
-from modeling_lle.data.labelled import OUT_OF_SCOPE
+from modeling_lle.data.labelled import OUT_OF_SCOPE_LABEL
 
 from .intents import Answers, Examples
 
@@ -38,7 +38,7 @@ class LLEClassifier:
             self._copy = tempfile.TemporaryDirectory()  # lasts as long as the classifier
             HistoryBank.from_pretrained(folder).save_pretrained(self._copy.name)
             self.model.attach_history(HistoryBank.open(self._copy.name), tokenizer=self.tokenizer)
-        wrong = sorted(set(intents).symmetric_difference(set(self.names) - {OUT_OF_SCOPE}))
+        wrong = sorted(set(intents).symmetric_difference(set(self.names) - {OUT_OF_SCOPE_LABEL}))
         if wrong:
             raise ValueError(
                 f"{folder} knows {len(self.names)} intents, which are not the {len(intents)} that it should know: see "

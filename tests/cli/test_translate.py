@@ -274,7 +274,7 @@ FAULTS = [
     (["memory", "F/language", "F/pairs.tsv", *LANGUAGES], "holds a LLEForCausalLM"),
     (["memory", "M", "F/none.tsv", *LANGUAGES], "none.tsv"),
     (["memory", "M", "F/gap.tsv", *LANGUAGES], "skip_broken=True"),
-    (["memory", "M", "F/pairs.tsv", "--source-language", "en", "--target-language", "fr"], "no column called 'fr'"),
+    (["memory", "M", "F/pairs.tsv", "--source-language", "en", "--target-language", "fr"], "no column 'fr'"),
     (["memory", "M", "F/pairs.tsv", *LANGUAGES, "--split", "test"], "has no split 'test'"),
     (["memory", "F/other", "F/pairs.tsv", "B", *LANGUAGES], "was encoded by another backbone"),
     (["memory", "M", "F/pairs.tsv", "F/texts.txt", *LANGUAGES], "cannot write to the bank"),

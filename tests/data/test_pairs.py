@@ -93,7 +93,7 @@ def test_lines_are_kept_as_they_are(write: Write, tmp_path: Path) -> None:
 def test_a_language_that_is_not_there(folder: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"train.en' needs .*train.es': give .*languages there: de, en, fr$"):
         load(folder, target_language="es", split="train")
-    with pytest.raises(FileNotFoundError, match=r"train.en' needs its translations in .*train.de': give both with a"):
+    with pytest.raises(FileNotFoundError, match=r"train.en' needs its translations in .*train.de': give both by a"):
         load(folder / "train.en")
     with pytest.raises(FileNotFoundError, match=r"holds no file whose name ends with one of .xx, .yy, .csv"):
         load(folder, source_language="xx", target_language="yy")
@@ -104,7 +104,7 @@ def test_a_language_that_is_not_there(folder: Path) -> None:
 def test_lines_without_a_partner(write: Write, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write("train.en", "a\n\nc\nd\ne\nf\n")
     write("train.de", "A\nB\n \nD\n")
-    with pytest.raises(ValueError, match=r"the source in line 2 of .*train.en' and .*train.de' is blank: mend it, or"):
+    with pytest.raises(ValueError, match=r"the source in line 2 of .*train.en' and .*train.de' is blank: fix it, or"):
         load(tmp_path)
     with caplog.at_level(logging.WARNING):
         assert load(tmp_path, skip_broken=True).to_dict() == {"source": ["a", "d"], "target": ["A", "D"]}
@@ -141,7 +141,7 @@ def test_columns_that_are_given(write: Write) -> None:
     assert load(path, source_column="english")[0] == {"source": "c", "target": "b"}
     with pytest.raises(ValueError, match=r"no column 'ger' .*its columns are: en, de, english, german, translation"):
         load(path, target_column="ger")
-    with pytest.raises(ValueError, match="no column called 'es' or 'target': name that of the target with target_col"):
+    with pytest.raises(ValueError, match="no column 'es' or 'target': name the target column with target_col"):
         load(Dataset.from_dict({"en": ["a"], "de": ["b"]}), target_language="es")
 
 
@@ -152,19 +152,19 @@ def test_translations_in_memory() -> None:
     for data in (plain, typed, plain.with_format("numpy"), DatasetDict({"train": typed})):
         assert load(data).to_dict() == {"source": ["a", "b"], "target": ["A", "B"]}
     assert load(DatasetDict({"train": plain, "validation": plain.select([1])}), split="dev")["source"][:] == ["b"]
-    with pytest.raises(ValueError, match="the data set has nothing in 'es'; its languages are: de, en, fr"):
+    with pytest.raises(ValueError, match="the data set has no text in 'es'; its languages are: de, en, fr"):
         load(plain, target_language="es")
     with pytest.raises(ValueError, match="the target in row 0 of the data set is missing"):
         load(plain, target_language="fr")
     assert load(plain, target_language="fr", skip_broken=True)["target"][:] == ["bé"]
-    with pytest.raises(TypeError, match="streamed rows must be taken into memory"):
+    with pytest.raises(TypeError, match="streamed rows must be loaded into memory"):
         load(plain.to_iterable_dataset())
 
 
 def test_translations_in_a_file(write: Write) -> None:
     rows = [{"translation": {"en": "a", "de": "A"}}, {"translation": {"en": "b"}}, {"translation": "c"}]
     path = write("a.json", rows)
-    with pytest.raises(ValueError, match=r"the target in row 1 of .*a.json' is missing: mend it"):
+    with pytest.raises(ValueError, match=r"the target in row 1 of .*a.json' is missing: fix it"):
         load(path)
     assert load(path, skip_broken=True)[:] == {"source": ["a"], "target": ["A"]}
 
@@ -177,7 +177,7 @@ def test_translations_in_a_file(write: Write) -> None:
         ("a.jsonl", '{"en": "a", "de": 3}', "the target in row 0 of .*a.jsonl' is 3, no string"),
         ("a.csv", "", "a.csv': it is empty"),
         ("a.csv", b"en,de\nb\xe9,c\n", r"a.csv' is not UTF-8 \(.* at byte 7\): save it as UTF-8"),
-        ("a.jsonl", '{"en": ', "row 0 of .* is no proper JSON"),
+        ("a.jsonl", '{"en": ', "row 0 of .* is not valid JSON"),
         ("a.txt", "a", "cannot read .*a.txt': give a file whose name ends with one of .en, .de, .csv"),
     ],
 )
@@ -189,15 +189,15 @@ def test_tables_with_faults(write: Write, name: str, content: str | bytes, messa
 def test_nothing_to_read(write: Write, tmp_path: Path) -> None:
     write("train.en", "")
     write("train.de", "")
-    with pytest.raises(ValueError, match="there is no pair in"):
+    with pytest.raises(ValueError, match="has no pairs with both sides"):
         load(tmp_path)
-    with pytest.raises(ValueError, match="there is no pair in"):
+    with pytest.raises(ValueError, match="has no pairs with both sides"):
         load(write("train.csv", "en,de\na,\n"), skip_broken=True)
     with pytest.raises(ValueError, match="mixes files of the kinds lines, table: choose one kind with a glob"):
         load(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"holds no 'tain.en'; near names there: train.en"):
         load(tmp_path / "tain.en")
-    with pytest.raises(FileNotFoundError, match=r"there is no 'no_such/data': .* nor can it be had from the Hub"):
+    with pytest.raises(FileNotFoundError, match=r"there is no 'no_such/data': .* and the Hub does not provide it"):
         load("no_such/data")
     write("latin.en", b"caf\xe9\n")
     write("latin.de", "Kaffee\n")
@@ -217,12 +217,12 @@ def test_tmx(write: Write, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
     path = write("2.tmx", f"<tmx><body>\n{good[1]}</body></tmx>")
     for source in (tmp_path, f"{tmp_path}/*.tmx"):
         assert load(source).to_dict() == {"source": ["a", "b"], "target": ["A", "B"]}
-    with pytest.raises(ValueError, match=r"2.tmx' has nothing in 'es'; its languages are: DE, en, en-GB"):
+    with pytest.raises(ValueError, match=r"2.tmx' has no text in 'es'; its languages are: DE, en, en-GB"):
         load(path, target_language="es")
-    with pytest.raises(ValueError, match=r"the target in the unit in line 2 of .*2.tmx' is missing: mend it, or"):
+    with pytest.raises(ValueError, match=r"the target in the unit in line 2 of .*2.tmx' is missing: fix it, or"):
         load(write("2.tmx", f"<tmx>\n{unit(en='x')}{good[1]}</tmx>"))
     write("2.tmx", f"<tmx>\n{unit(en='x')}<tu>\n<tuv>&\n{good[1]}{unit(en='y', de='')}")
-    with pytest.raises(ValueError, match=r"the unit in line 3 of .*2.tmx' has no end: mend it, or leave out"):
+    with pytest.raises(ValueError, match=r"the unit in line 3 of .*2.tmx' has no end: fix it, or skip"):
         load(tmp_path)
     with caplog.at_level(logging.WARNING):
         assert load(tmp_path, skip_broken=True)["target"][:] == ["A", "B"]
@@ -279,12 +279,12 @@ def test_po(write: Write, caplog: pytest.LogCaptureFixture) -> None:
     assert not caplog.records
     path = write("locale/de.po", CATALOGUE + 'msgid "cut"\nmsgstr "a')
     line = CATALOGUE.count("\n") + 2
-    with pytest.raises(ValueError, match=rf"line {line} of .*de.po' is none of a PO file.*: mend it, or leave out"):
+    with pytest.raises(ValueError, match=rf"line {line} of .*de.po' is not valid PO.*: fix it, or skip"):
         load(path)
     with caplog.at_level(logging.WARNING):
         assert load(path, skip_broken=True).to_dict() == TRANSLATED
     assert "1 of 6 pairs of" in caplog.text
-    with pytest.raises(ValueError, match="there is no pair in"):
+    with pytest.raises(ValueError, match="has no pairs with both sides"):
         load(write("empty.po", 'msgid "a"\nmsgstr ""\n'))
 
 
@@ -298,7 +298,7 @@ def test_mo(write: Write, tmp_path: Path) -> None:
         expected[:-1]
     )  # polib leaves half ones out
     for options in ({}, {"skip_broken": True}):
-        with pytest.raises(ValueError, match=r"cut.mo' is no proper MO file, perhaps it was not copied as a whole"):
+        with pytest.raises(ValueError, match=r"cut.mo' is not a valid MO file, perhaps truncated"):
             load(write("cut.mo", path.read_bytes()[:-9]), **options)
 
 

@@ -192,8 +192,8 @@ def test_streamed_epoch_reaches_the_documents() -> None:
 @pytest.mark.parametrize(
     ("tokens", "rows", "segment_length", "message"),
     [
-        ([], 1, 4, "two tokens at least.* got 0"),
-        ([7], 1, 4, "two tokens at least.* got 1"),
+        ([], 1, 4, "at least two tokens, got 0"),
+        ([7], 1, 4, "at least two tokens, got 1"),
         (range(20), 4, 5, "20 tokens are too few for 4 rows of segments of 5 tokens, which take 21: use fewer rows"),
         (range(9), 0, 1, "rows=0"),
         (range(9), 1, 0, "segment_length=0"),

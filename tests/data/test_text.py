@@ -102,7 +102,7 @@ def test_wrong_paths(folder: Path) -> None:
         load_texts(folder / "ptb.tset.txt")
     with pytest.raises(FileNotFoundError, match=r"holds no file whose name ends with one of .txt"):
         load_texts(f"{folder}/*.xml")
-    with pytest.raises(FileNotFoundError, match=r"there is no 'no_such/data': .* nor can it be had from the Hub"):
+    with pytest.raises(FileNotFoundError, match=r"there is no 'no_such/data': .* and the Hub does not provide it"):
         load_texts("no_such/data", split="train")
     (folder / "data.xml").write_text("x")
     with pytest.raises(ValueError, match=r"give a file whose name ends with one of .txt"):

@@ -84,22 +84,25 @@ def test_other_encodings(path: Path, encoding: str, end: str) -> None:
     [
         (
             "<tu><tuv xml:lang='en'><seg>x & y</seg></tuv></tu>",
-            "line 7 of .*is no proper XML, .*: not well-formed",
+            "line 7 of .*is not valid XML, .*: not well-formed",
         ),
         (
             "<tu>\n<tuv xml:lang='en'>\n<seg>x</tuv></tu>",
-            "line 9 of .* is no proper XML, .*: mismatched tag",
+            "line 9 of .* is not valid XML, .*: mismatched tag",
         ),
         ("<tu><tuv xml:lang='en'><seg>x</seg></tuv>", "the unit in line 7 of .*memory.tmx' has no end"),
         ("<tu><tuv xml:lang='en'><seg>\x01</seg></tuv></tu>", "line 7 of .* not well-formed"),
         (
             "<tu><tuv xml:lang='en'><seg>&nosuch;</seg></tuv></tu>",
-            "line 7 of .* has the entity 'nosuch', which is not",
+            "line 7 of .* has the unknown entity 'nosuch'",
         ),
-        ("<tu><tuv><seg>x</seg></tuv></tu>", "the unit in line 7 of .* has a text of no language: it lacks xml:lang"),
+        (
+            "<tu><tuv><seg>x</seg></tuv></tu>",
+            "the unit in line 7 of .* has a text without a language: it lacks xml:lang",
+        ),
         ("<tu", "the unit in line 7 of .* has no end"),
-        ("</body>", "line 11 of .* is no proper XML, .*: mismatched tag"),
-        ("\x00\x00<", "line 7 of .* is no proper XML"),
+        ("</body>", "line 11 of .* is not valid XML, .*: mismatched tag"),
+        ("\x00\x00<", "line 7 of .* is not valid XML"),
     ],
 )
 def test_what_is_around_the_damage_is_read(path: Path, damage: str, message: str) -> None:
@@ -120,7 +123,7 @@ def test_bytes_that_are_not_utf_8(path: Path) -> None:
     units, broken = read_units(write(path, content))
     assert [part.texts["en"] for part in units] == ["a", "b"]
     assert "line 7 of" in broken[0]
-    assert "is no proper XML, or not in the encoding that it names: not well-formed" in broken[0]
+    assert "is not valid XML, or not in the declared encoding: not well-formed" in broken[0]
 
 
 def test_encodings_with_faults(path: Path) -> None:

@@ -9,14 +9,11 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from modeling_lle import HistoryBank, LLEConfig, LLEForCausalLM, LLETokenizer
 from modeling_lle.data import TextTokens, collect, tokenize
 from modeling_lle.evaluation import evaluate_folder, evaluate_stream, format_table, read_results
-from modeling_lle.evaluation.language import ages
 from modeling_lle.training import segments
 from scripts import evaluate as script
 
@@ -166,20 +163,6 @@ def test_breakdown_divides_the_tokens(known: bool) -> None:
     if known:
         unseen = [row["tokens"] for row in rest if row["frequency"] == "0" and row["seen"] == "all"]
         assert sum(unseen) == (evaluation.targets == 0).sum()
-
-
-@settings(max_examples=50, deadline=None)
-@given(rows=st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=20), min_size=1, max_size=4))
-def test_ages(rows: list[list[int]]) -> None:
-    expected = []
-    for row in rows:
-        last: dict[int, int] = {}
-        for place, token in enumerate(row):
-            expected.append(place - last.get(token, place))
-            last[token] = place
-    targets = np.array([token for row in rows for token in row])
-    position = np.concatenate([np.arange(len(row)) for row in rows])
-    assert ages(targets, position).tolist() == expected
 
 
 @pytest.mark.parametrize("rows", [1, 3])

@@ -250,7 +250,7 @@ def test_placeholders_are_counted_by_sentence(monkeypatch: pytest.MonkeyPatch) -
     ("sources", "targets", "message"),
     [
         ([], [], "there are no sentence pairs to measure"),
-        (["ab", " "], ["AB", "B"], "the source in row 1 is blank: take the row out"),
+        (["ab", " "], ["AB", "B"], "the source in row 1 is blank: remove the row"),
         (["ab"], [None], "the target in row 0 is missing"),
     ],
 )

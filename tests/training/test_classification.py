@@ -238,7 +238,7 @@ def test_validation_splits_of_no_use(tmp_path: Path) -> None:
             )
 
     check(["a"], ["oos"], "the validation split has no text in scope: each has the label 'oos'")
-    check(["a", "b"], ["card", None], "the label in row 1 of the validation split is missing: take the row out")
+    check(["a", "b"], ["card", None], "the label in row 1 of the validation split is missing: remove the row")
     check(["a", " "], ["card", "loan"], "the text in row 1 of the validation split is blank")
 
 
