@@ -1,6 +1,4 @@
-"""Saved classifiers and translators with the banks that lie with them: what `lle classify`, `lle learn`, `lle forget`,
-`lle translate` and `lle memory` work on.
-"""
+"""Loading of saved models with their banks, and adding to these banks, for the commands."""
 
 import contextlib
 import json
@@ -36,35 +34,35 @@ if TYPE_CHECKING:
 
 
 def task_in(model_path: str | Path) -> Task:
-    """The task of a saved model; raises a ValueError as `task_of`."""
+    """Task of a saved model; raises a ValueError as `task_of`."""
     config = AutoConfig.from_pretrained(model_path)
     return task_of((config.architectures or [config.model_type])[0], str(model_path))
 
 
 def load_language_model(model_path: str | Path) -> "tuple[LLEForCausalLM, PreTrainedTokenizerBase]":
-    """A saved language model and its tokenizer; arguments and errors as for `load_classifier`."""
+    """Loads a language model and its tokenizer; arguments and errors as for `load_classifier`."""
     return _load(model_path, LANGUAGE, AutoModelForCausalLM)
 
 
 def load_classifier(model_path: str | Path) -> "tuple[LLEForSequenceClassification, PreTrainedTokenizerBase]":
-    """A saved classifier of texts and its tokenizer.
+    """Loads a classifier of texts and its tokenizer.
 
     Args:
-        model_path: A folder, or a name on the Hub.
+        model_path: Folder, or name on the Hub.
 
     Raises:
-        ValueError: The model is another one.
+        ValueError: The model is of another task.
     """
     return _load(model_path, CLASSIFICATION, AutoModelForSequenceClassification)
 
 
 def load_translator(model_path: str | Path) -> "tuple[LLEForSeq2SeqLM, PreTrainedTokenizerBase]":
-    """A saved translator and its tokenizer; arguments and errors as for `load_classifier`."""
+    """Loads a translator and its tokenizer; arguments and errors as for `load_classifier`."""
     return _load(model_path, TRANSLATION, AutoModelForSeq2SeqLM)
 
 
 def _load(model_path: str | Path, wanted: Task, auto: Any) -> Any:
-    """The model of a task, by its Auto class, and its tokenizer; raises a ValueError if it is of another task."""
+    """Loads a model by its Auto class, and its tokenizer; raises a ValueError if it is of another task."""
     task = task_in(model_path)
     if task != wanted:
         hint = "" if task.has_commands else f"; use {task.noun} in Python"
@@ -73,18 +71,18 @@ def _load(model_path: str | Path, wanted: Task, auto: Any) -> Any:
 
 
 def bank_place(model_path: str | Path, bank: str | Path | None = None, option: str = "--bank") -> Path:
-    """The folder of the bank that is given, or of the one that lies with a model, whether there is one or not.
+    """Folder of a bank, or of the one saved with a model; it need not exist.
 
     Args:
-        model_path: A folder, or a name on the Hub.
-        bank: The bank, as `HistoryBank.from_pretrained` takes it, or None.
-        option: How the command line calls the bank.
+        model_path: Folder, or name on the Hub.
+        bank: Bank, as in `HistoryBank.from_pretrained`; None: that of the model.
+        option: Option of the command line for the bank, for messages.
 
     Raises:
-        ValueError: The model is on the Hub, where nothing can be taught.
+        ValueError: No bank is given, and the model is on the Hub, where banks cannot be changed.
     """
     if bank is None and not Path(model_path).is_dir():
-        raise ValueError(f"{model_path} is no folder on this machine: say with {option} where its bank is to lie")
+        raise ValueError(f"{model_path} is not a local folder: give the folder of its bank with {option}")
     path = Path(model_path) if bank is None else Path(bank)
     inner = path / HISTORY_FOLDER
     return inner if bank is None or (inner / MANIFEST).exists() else path
@@ -98,14 +96,14 @@ def attach_bank(
     namespaces: Sequence[str] | None = None,
     option: str = "--bank",
 ) -> None:
-    """Attaches the bank that is given, or the one that lies with a saved model, if there is one.
+    """Attaches a bank, or the one saved with the model, if any.
 
     Args:
-        model, tokenizer: What `load_classifier` or `load_translator` returned.
-        model_path: Where they were loaded from.
-        bank: The bank, as `HistoryBank.from_pretrained` takes it.
-        namespaces: The namespaces to recall from; None: all.
-        option: How the command line calls the bank.
+        model, tokenizer: Result of `load_classifier` or `load_translator`.
+        model_path: Their folder, or name on the Hub.
+        bank: Bank, as in `HistoryBank.from_pretrained`; None: that of the model.
+        namespaces: Namespaces to recall from; None: all.
+        option: Option of the command line for the bank, for messages.
 
     Raises:
         ValueError: There are namespaces but no bank.
@@ -115,7 +113,7 @@ def attach_bank(
         missing = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
         if cached_file(str(model_path), manifest, **missing) is None:
             if namespaces:
-                raise ValueError(f"no bank lies with {model_path}, so it has no namespaces: name one with {option}")
+                raise ValueError(f"{model_path} has no bank with namespaces: name one with {option}")
             return
     opened = HistoryBank.from_pretrained(model_path if bank is None else bank)
     model.attach_history(opened, namespaces, tokenizer)
@@ -129,15 +127,15 @@ def teach(
     labels: Sequence[Label],
     **options: Any,
 ) -> int:
-    """As `learn` of a classifier, into the bank at `path`, which is made if there is none; whole or not at all.
+    """Runs `learn` of a classifier atomically into the bank at `path`, which is made if it does not exist.
 
     Args:
-        model, tokenizer: What `load_classifier` returned.
-        path: The folder of the bank, which is attached to the model afterwards.
+        model, tokenizer: Result of `load_classifier`.
+        path: Folder of the bank, which is attached to the model afterwards.
         texts, labels, options: As in `learn`.
 
     Returns:
-        The number of new examples.
+        Number of new examples.
     """
     sweep(TEMPORARY)  # what a killed process left
     if (path / MANIFEST).exists():
@@ -153,17 +151,17 @@ def teach(
 def remember(
     model: "LLEForSeq2SeqLM", tokenizer: "PreTrainedTokenizerBase", path: Path, pairs: Iterable[Any], **options: Any
 ) -> int:
-    """Adds sentence pairs to the memory at `path`, which is made if there is none; whole or not at all.
+    """Adds sentence pairs atomically to the memory at `path`, which is made if it does not exist.
 
-    To a memory that is there, more than 65,536 pairs are added in parts of so many, each whole or not at all.
+    An existing memory gets more than 65,536 pairs in several atomic parts.
 
     Args:
-        model, tokenizer: What `load_translator` returned.
-        path: The folder of the memory, which is attached to the model afterwards.
-        pairs, options: As in `modeling_lle.entries.pairs.add`.
+        model, tokenizer: Result of `load_translator`.
+        path: Folder of the memory, which is attached to the model afterwards.
+        pairs, options: As in `PairEntries.add`.
 
     Returns:
-        The number of new pairs.
+        Number of new pairs.
     """
     before = 0
     sweep(TEMPORARY)  # what a killed process left
@@ -179,17 +177,17 @@ def remember(
 
 
 def count_pairs(bank: Bank) -> int:
-    """The number of sentence pairs in a bank, without those that were forgotten."""
+    """Number of sentence pairs in a bank, without forgotten ones."""
     return sum(1 for _ in bank.documents())
 
 
 def read_label(value: Any, kind: str) -> Any:
-    """A label as it stands in a file, as `learn` takes it.
+    """Converts a label from a file to a label for `learn`.
 
     Args:
-        value: A string, a number or truth value, which is called as JSON writes it, or a list of them. Where a text
-            may have several labels, a string may be a JSON list of them, or one of them.
-        kind: What the labels are.
+        value: String, number or truth value, named as JSON writes it, or a list of them. In multi-label tasks, a
+            string may be a JSON list of labels, or a single one.
+        kind: `problem_type` of the labels.
     """
     if kind == REGRESSION:
         try:

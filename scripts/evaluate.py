@@ -1,4 +1,4 @@
-"""Evaluates a saved language model on a text, with and without its history; the same as `lle evaluate`.
+"""Evaluates a saved language model on a text, with and without history; the same as `lle evaluate`.
 
     python -m scripts.evaluate runs/ptb data/ptb --train-split train --output runs/ptb/evaluation
 

@@ -1,11 +1,11 @@
-"""Tries the package on several versions of Python: installs it, runs the README's first example, and the test suite.
+"""Tests the package on several versions of Python: installs it, runs the README's first example and the test suite.
 
-python -m scripts.matrix                 3.10, 3.12 and 3.13, those that are found (some twenty minutes each)
+python -m scripts.matrix                 3.10, 3.12 and 3.13, as far as found (about twenty minutes each)
 python -m scripts.matrix 3.13 --quick    one version, without the test suite
 
-An interpreter is found as `python3.13` on the PATH, or by uv or pyenv if they are installed. Each gets an environment
-of its own in build/matrix, with the versions of constraints.txt. Needs nothing but the standard library. The exit
-status is 0 if every version that was asked for was found and passed.
+Interpreters are found as `python3.13` on the PATH, or by uv or pyenv. Each gets an environment in build/matrix, with
+the versions of constraints.txt. Needs only the standard library. The exit status is 0 if every requested version was
+found and passed.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Tries each version, prints a line for each, and returns the exit status."""
+    """Tests each version, prints a line each, and returns the exit status."""
     options = make_parser().parse_args(arguments)
     outcomes = {version: try_version(version, options.quick) for version in options.versions}
     for version, outcome in outcomes.items():
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def try_version(version: str, quick: bool) -> str:
-    """Installs and tests on one version; returns "passed", or what failed."""
+    """Installs and tests on one version; returns "passed", or the failed step."""
     interpreter = find_interpreter(version)
     if interpreter is None:
         return "no interpreter found"
@@ -66,7 +66,7 @@ def try_version(version: str, quick: bool) -> str:
 
 
 def find_interpreter(version: str) -> str | None:
-    """The interpreter of a version, on the PATH, of uv or of pyenv; None if there is none."""
+    """Interpreter of a version, from the PATH, uv or pyenv; None if there is none."""
     found = shutil.which(f"python{version}")
     if found is None and shutil.which("uv"):
         asked = subprocess.run(["uv", "python", "find", version], capture_output=True, text=True, check=False)
@@ -79,7 +79,7 @@ def find_interpreter(version: str) -> str | None:
 
 
 def first_example() -> str:
-    """The first block of Python in the README."""
+    """First block of Python in the README."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     return re.findall(r"```python\n(.*?)```", readme, re.DOTALL)[0]
 

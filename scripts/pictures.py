@@ -24,7 +24,7 @@ from scripts.explained import draw_explained
 
 ROOT = Path(__file__).resolve().parent.parent
 TITLES = {"ptb": "Penn Treebank", "wikitext-2": "WikiText-2"}
-# Where a label may stand: its distance from the point, in points, and its alignment.
+# Possible places of a label: distance from the marker, in points, and alignment.
 PLACES = [
     (9, 0, "left", "center"),
     (-9, 0, "right", "center"),
@@ -43,7 +43,7 @@ PLACES = [
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """A measurement in a panel: where it stands, what is written beside it, and how it looks."""
+    """A measurement in a panel: position, label and style."""
 
     x: float
     y: float
@@ -53,7 +53,7 @@ class Point:
 
 
 def draw_history(results: dict[str, Any]) -> Figure:
-    """Perplexity against tokens per second of the ways to learn from history, a panel a data set."""
+    """Perplexity against tokens per second of methods that learn from history, a panel per data set."""
     panels = {}
     for dataset in dict.fromkeys(row["dataset"] for row in results["rows"]):
         rows = [row for row in results["rows"] if row["dataset"] == dataset]
@@ -73,7 +73,7 @@ def draw_history(results: dict[str, Any]) -> Figure:
 
 
 def draw_banks(results: dict[str, Any]) -> Figure:
-    """The size of a bank against perplexity, for what it keeps; and speed against perplexity, for when it is asked."""
+    """Size of a bank against perplexity by selection of entries; speed against perplexity by selection of queries."""
     rows = results["rows"]
     asked = [row for row in rows if "asked" in row["bank"]]
     kept = [row for row in rows if row not in asked]
@@ -88,7 +88,7 @@ def draw_banks(results: dict[str, Any]) -> Figure:
 
 
 def _draw(panels: dict[str, list[Point]], labels: list[tuple[str, str]], logarithmic: bool) -> Figure:
-    """A panel for each title, with its points and the names of its axes."""
+    """A panel per title, with points and axis labels."""
     figure = make_figure(7 * len(panels), 5.2)
     drawn = list(zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), labels, strict=True))
     for axes, (title, points), names in drawn:
@@ -101,14 +101,14 @@ def _draw(panels: dict[str, list[Point]], labels: list[tuple[str, str]], logarit
             axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         axes.margins(x=0.3, y=0.15)
-    figure.draw_without_rendering()  # the layout is settled before the labels look for room
+    figure.draw_without_rendering()  # fixes the layout before labels are placed
     for axes, (_, points), _ in drawn:
         _label(axes, points)
     return figure
 
 
 def _label(axes: Axes, points: list[Point]) -> None:
-    """Writes beside each point, at the first of `PLACES` where the label covers nothing."""
+    """Labels each point at the first of `PLACES` where the label covers nothing."""
     centres = axes.transData.transform([(point.x, point.y) for point in points])
     taken = [Bbox([centre - 8, centre + 8]) for centre in centres]
     for place, point in enumerate(points):
@@ -128,7 +128,7 @@ def _label(axes: Axes, points: list[Point]) -> None:
                 color=point.colour,
                 fontweight="bold" if point.bold else "normal",
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
-                zorder=1.5,  # over the grid, under the points
+                zorder=1.5,  # above the grid, below the points
             )
             box = label.get_window_extent()
             inside = axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1
@@ -137,7 +137,7 @@ def _label(axes: Axes, points: list[Point]) -> None:
         taken.append(box)
 
 
-# Each picture's name, and the results file that it is drawn from.
+# Pictures, and their results files.
 PICTURES: dict[str, tuple[str, Callable[[dict[str, Any]], Figure]]] = {
     "banks": ("bank-selection", draw_banks),
     "history": ("history", draw_history),

@@ -1,7 +1,7 @@
-"""Fills the tables of docs, README.md and model cards from the results files.
+"""Fills the tables of docs, README.md and model cards from results files.
 
 python -m scripts.tables             rewrites the files (a second)
-python -m scripts.tables --check     only says which are out of date, and fails if there are any
+python -m scripts.tables --check     only lists outdated files, and fails if there are any
 """
 
 import argparse
@@ -17,13 +17,13 @@ ROOT = Path(__file__).resolve().parent.parent
 def make_parser() -> argparse.ArgumentParser:
     """The arguments of this script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="change nothing, fail if a file is out of date")
+    parser.add_argument("--check", action="store_true", help="change nothing, fail if a file is outdated")
     parser.add_argument("--root", type=Path, default=ROOT, help="folder of the repository")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Rewrites the files, prints the names of those that were out of date, and returns the exit status."""
+    """Rewrites the files, prints the outdated ones, and returns the exit status."""
     options = make_parser().parse_args(arguments)
     outdated = []
     for path in documents(options.root):
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def documents(root: Path) -> list[Path]:
-    """The Markdown files that may hold tables."""
+    """Markdown files that may contain tables."""
     return [root / "README.md", *sorted(root.glob("docs/**/*.md")), *sorted(root.glob("model_cards/*.md"))]
 
 

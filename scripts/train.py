@@ -1,9 +1,9 @@
-"""Trains a language model by a recipe: `lle train` as a script, which `accelerate launch -m scripts.train` can start.
+"""Trains a model by a recipe: `lle train` as a script, for `accelerate launch -m scripts.train`.
 
     python -m scripts.train configs/lm/smoke.yaml --set training.max_steps=20
 
-Prints the metrics, and writes the model, its tokenizer, recipe.yaml and metrics.json into `training.output_dir`. The
-smoke recipe takes ten seconds on 2 cores, and ends at an eval_perplexity of about 40 for its vocabulary of 300.
+Prints the metrics, and writes model, tokenizer, recipe.yaml and metrics.json to `training.output_dir`. The smoke
+recipe takes ten seconds on 2 cores, and reaches an eval_perplexity of about 40 with a vocabulary of 300.
 """
 
 import typer

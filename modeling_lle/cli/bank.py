@@ -15,22 +15,22 @@ from ..common.terminal import printable, say
 from ..tasks import TRANSLATION
 from .options import Column, Folder, InPrecision, Name, Precision, Row, SampleBy, Source
 
-bank = typer.Typer(help="Banks of past sequences, that a model recalls from.", no_args_is_help=True)
+bank = typer.Typer(help="Banks of past sequences for a model to recall from.", no_args_is_help=True)
 
 Path_ = Annotated[Path, typer.Argument(metavar="BANK", help="The folder of the bank.")]
 Split = Annotated[str, typer.Option(help="Split that is read.")]
-SourceName = Annotated[str | None, typer.Option("--as", help="Name of the source, by which it can be forgotten.")]
-Namespace = Annotated[str, typer.Option(help="Namespace that it goes to.")]
-KeepBelow = Annotated[float | None, typer.Option(help="Keep only what the model gives less than this probability.")]
-Keep = Annotated[list[str] | None, typer.Option(help="A further column to keep with each text; all if not given.")]
-Merge = Annotated[bool, typer.Option(help="Make duplicates within a row one entry.")]
+SourceName = Annotated[str | None, typer.Option("--as", help="Name of the source, for forgetting it.")]
+Namespace = Annotated[str, typer.Option(help="Namespace of the entries.")]
+KeepBelow = Annotated[float | None, typer.Option(help="Keep only tokens below this probability.")]
+Keep = Annotated[list[str] | None, typer.Option(help="Column to keep with each text, repeatable; by default all.")]
+Merge = Annotated[bool, typer.Option(help="Merge duplicates within a row into one entry.")]
 
 
 @contextlib.contextmanager
 def _rows(
     source: str, name: str | None, split: str, text_column: str, sample_by: Row, streaming: bool = False
 ) -> Iterator[Any]:
-    """The texts, without a copy of them that would stay in the cache of `datasets` when they are forgotten."""
+    """Yields the texts, without leaving a copy in the cache of `datasets` that forgetting would miss."""
     from ..common.temporary import TemporaryFolder
     from ..data import load_texts
 
@@ -43,7 +43,7 @@ def _load(model: str) -> tuple[Any, Any]:
     from ..saved import load_language_model, task_in
 
     if task_in(model) == TRANSLATION:
-        raise ValueError(f"{model} holds a translator, whose bank is made of sentence pairs: use lle memory")
+        raise ValueError(f"{model} holds a translator, whose bank holds sentence pairs: use lle memory")
     return load_language_model(model)
 
 
@@ -70,9 +70,9 @@ def build(
     merge: Merge = False,
     precision: InPrecision = Precision.auto,
     keep: Keep = None,
-    streaming: Annotated[bool, typer.Option(help="Read a data set that does not fit on the disk.")] = False,
+    streaming: Annotated[bool, typer.Option(help="Read a data set that does not fit on disk.")] = False,
 ) -> None:
-    """Makes a bank of a data set; interrupted, the same command goes on where it was."""
+    """Builds a bank from a data set; repeat an interrupted command to resume it."""
     from ..bank.bank import HistoryBank
     from ..bank.files import MANIFEST
     from ..common.precision import in_precision
@@ -114,7 +114,7 @@ def add(
     merge: Merge = False,
     precision: InPrecision = Precision.auto,
     keep: Keep = None,
-    resume: Annotated[bool, typer.Option(help="Go on where adding this source was interrupted.")] = False,
+    resume: Annotated[bool, typer.Option(help="Resume adding this source.")] = False,
 ) -> None:
     """Adds a data set to a bank."""
     from ..bank.bank import HistoryBank
@@ -143,13 +143,13 @@ def add(
 @bank.command()
 def forget(
     path: Path_,
-    ids: Annotated[str | None, typer.Option(help="Ids of entries, with commas: 3,17,4.")] = None,
+    ids: Annotated[str | None, typer.Option(help="Ids of entries, comma-separated: 3,17,4.")] = None,
     source: Annotated[str | None, typer.Option(help="A source.")] = None,
     namespace: Annotated[str | None, typer.Option(help="A namespace.")] = None,
-    where: Annotated[list[str] | None, typer.Option(help="column=value of a document.")] = None,
-    compact: Annotated[bool, typer.Option(help="Take the bytes from the disk at once.")] = False,
+    where: Annotated[list[str] | None, typer.Option(help="column=value of a document, repeatable.")] = None,
+    compact: Annotated[bool, typer.Option(help="Free disk space at once.")] = False,
 ) -> None:
-    """Takes back the entries for which everything that is given holds."""
+    """Forgets the entries that match all given conditions."""
     from ..bank.bank import HistoryBank
 
     opened = HistoryBank.open(path)
@@ -169,11 +169,11 @@ def _numbers(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise ValueError(f"ids are numbers with commas between them, got {text!r}") from None
+        raise ValueError(f"ids are comma-separated numbers, got {text!r}") from None
 
 
 def _conditions(opened: Any, where: list[str]) -> Any:
-    """A test of a document's columns, whose values are compared as they are written."""
+    """Predicate on a document's columns; values are compared as text."""
     from ..bank.changes import check_columns, written
 
     pairs = [condition.partition("=") for condition in where]
@@ -189,11 +189,13 @@ def search(
     model: Folder,
     path: Path_,
     text: Annotated[str, typer.Argument(help="The text so far.")],
-    neighbours: Annotated[int, typer.Option(help="How many entries.")] = 8,
-    namespace: Annotated[list[str] | None, typer.Option(help="Where to search; everywhere if not given.")] = None,
+    neighbours: Annotated[int, typer.Option(help="Entries to show.")] = 8,
+    namespace: Annotated[
+        list[str] | None, typer.Option(help="Namespace to search, repeatable; by default all.")
+    ] = None,
     precision: InPrecision = Precision.auto,
 ) -> None:
-    """Shows the entries that are nearest to the end of a text, and what followed them."""
+    """Shows the entries nearest to the end of a text, with their continuations."""
     import torch
 
     from ..bank.bank import HistoryBank
@@ -223,7 +225,7 @@ def search(
 
 @bank.command()
 def info(path: Path_) -> None:
-    """Shows what is in a bank, as JSON."""
+    """Shows the content of a bank as JSON."""
     from ..bank.bank import HistoryBank
 
     say(json.dumps(HistoryBank.open(path).info(), indent=2, ensure_ascii=False))
@@ -231,7 +233,7 @@ def info(path: Path_) -> None:
 
 @bank.command()
 def verify(path: Path_) -> None:
-    """Tests the checksum of every file."""
+    """Checks the checksum of every file."""
     from ..bank.bank import HistoryBank
 
     opened = HistoryBank.open(path)
@@ -243,7 +245,7 @@ def verify(path: Path_) -> None:
 
 @bank.command()
 def compact(path: Path_) -> None:
-    """Takes what was forgotten from the disk."""
+    """Frees the disk space of forgotten entries."""
     from ..bank.bank import HistoryBank
 
     opened = HistoryBank.open(path)
@@ -253,7 +255,7 @@ def compact(path: Path_) -> None:
 
 @bank.command("export")
 def export_(path: Path_, file: Annotated[Path, typer.Argument(help="The Parquet file to write.")]) -> None:
-    """Writes the entries and their texts into a Parquet file."""
+    """Exports entries and texts to a Parquet file."""
     from ..bank.bank import HistoryBank
     from ..bank.parquet import to_parquet
 
@@ -261,10 +263,8 @@ def export_(path: Path_, file: Annotated[Path, typer.Argument(help="The Parquet 
 
 
 @bank.command("import")
-def import_(
-    file: Annotated[Path, typer.Argument(help="A Parquet file that `lle bank export` wrote.")], path: Path_
-) -> None:
-    """Makes a bank of the entries in a Parquet file."""
+def import_(file: Annotated[Path, typer.Argument(help="Parquet file of `lle bank export`.")], path: Path_) -> None:
+    """Builds a bank from the entries in a Parquet file."""
     from ..bank.parquet import from_parquet
 
     _say_size(from_parquet(file, path))

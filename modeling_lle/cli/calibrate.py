@@ -1,7 +1,4 @@
-"""The commands `lle calibrate`, for every kind of model, and `lle statistics`.
-
-Heavy imports wait until one of them runs.
-"""
+"""Commands `lle calibrate`, for every task, and `lle statistics`. Heavy imports are deferred until they run."""
 
 import json
 from pathlib import Path
@@ -38,7 +35,7 @@ if TYPE_CHECKING:
 
     Calibrated = tuple[LLEPreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]
 
-# For each task the options that only some tasks have.
+# Options of each task that not all tasks have.
 OWN_OPTIONS = {
     LANGUAGE.name: ("text_column", "sample_by", "limit_tokens"),
     CLASSIFICATION.name: (
@@ -58,7 +55,7 @@ OWN_OPTIONS = {
         "batch_size",
     ),
 }
-Output = Annotated[Path | None, typer.Option(help="Where to save; the model's own folder if not given.")]
+Output = Annotated[Path | None, typer.Option(help="Where to save; by default the model's folder.")]
 
 
 def calibrate(
@@ -66,15 +63,15 @@ def calibrate(
     model: Folder,
     source: Source,
     name: Name = None,
-    split: Annotated[str, typer.Option(help="Split that is read: held-out text, not the test set.")] = "validation",
+    split: Annotated[str, typer.Option(help="Split to read: held-out data, not the test set.")] = "validation",
     text_column: Column = "text",
     sample_by: SampleBy = Row.line,
     limit_tokens: Annotated[int, typer.Option(help="Tokens to fit on.")] = 30000,
     label_column: LabelColumn = "label",
     out_of_scope_label: OutOfScopeLabel = None,
-    keep_in_scope: Annotated[float, typer.Option(help="Share of right texts that must not be refused.")] = 0.99,
+    keep_in_scope: Annotated[float, typer.Option(help="Least share of correctly labelled texts to accept.")] = 0.99,
     fixed: Annotated[
-        list[str] | None, typer.Option(help="sharpness, background or gate: stays as it is; repeatable.")
+        list[str] | None, typer.Option(help="Keep sharpness, background or gate unchanged; repeatable.")
     ] = None,
     source_language: Language = None,
     target_language: Language = None,
@@ -86,10 +83,10 @@ def calibrate(
     precision: InPrecision = Precision.auto,
     output: Output = None,
 ) -> None:
-    """Fits the few numbers of the history rule on held-out data, in seconds, and saves the model.
+    """Fits the parameters of the history rule on held-out data, in seconds, and saves the model.
 
-    Of a language model it reads text; of a classifier labelled texts, of which those out of scope fit the score of
-    "none of these"; of a translator sentence pairs, each of which is predicted from the memory's others.
+    A language model needs text; a classifier labelled texts, where out-of-scope ones fit the score of "none of these";
+    a translator sentence pairs, each predicted from the other pairs of the memory.
     """
     from ..saved import task_in
 
@@ -134,12 +131,10 @@ def _classifier(
 
     loaded, tokenizer = load_classifier(model)
     if loaded.kind != SINGLE:
-        raise ValueError(
-            f"only classifiers of one label a text are calibrated here; the problem_type is {loaded.kind!r}"
-        )
+        raise ValueError(f"only single-label classifiers are calibrated here; the problem_type is {loaded.kind!r}")
     attach_bank(loaded, tokenizer, model, bank, namespaces)
     if loaded.history_bank is None:
-        raise ValueError(f"no bank lies with {model}, so there is nothing to calibrate: name one with --bank")
+        raise ValueError(f"{model} has no bank to calibrate: name one with --bank")
     outside_label, precision = options.pop("out_of_scope_label"), options.pop("precision")
     size, keep, fixed = (options.pop(option) for option in ("batch_size", "keep_in_scope", "fixed"))
     labelled = load_labelled(source, out_of_scope=outside_label, **options)
@@ -168,7 +163,7 @@ def _translator(
     loaded, tokenizer = load_translator(model)
     attach_bank(loaded, tokenizer, model, bank, namespaces)
     if loaded.history_bank is None:
-        raise ValueError(f"no memory lies with {model}, so there is nothing to calibrate: name one with --bank")
+        raise ValueError(f"{model} has no memory to calibrate: name one with --bank")
     size, precision, fixed = (options.pop(option) for option in ("batch_size", "precision", "fixed"))
     pairs = load_pairs(source, source_language=sides[0], target_language=sides[1], **options)
     batches = pair_batches(pairs["source"][:], pairs["target"][:], tokenizer, size)
@@ -183,7 +178,7 @@ def statistics(
     model: Folder,
     source: Source,
     name: Name = None,
-    split: Annotated[str, typer.Option(help="Split that is read: training text.")] = "train",
+    split: Annotated[str, typer.Option(help="Split to read: training text.")] = "train",
     text_column: Column = "text",
     sample_by: SampleBy = Row.line,
     limit_tokens: Annotated[int, typer.Option(help="Tokens to read.")] = 100_000,
@@ -191,7 +186,7 @@ def statistics(
     precision: InPrecision = Precision.auto,
     output: Output = None,
 ) -> None:
-    """Collects what the test-time update needs to know of training text, once for a model, and saves it with it."""
+    """Collects statistics of training text for the test-time update, once per model, and saves them with it."""
     from ..common.precision import in_precision
     from ..training import segments
 
@@ -208,16 +203,16 @@ def statistics(
 
 
 def _place(model: str, output: Path | None) -> Path:
-    """Where to save a model."""
+    """Folder to save a model in."""
     if output is None and not Path(model).is_dir():
-        raise ValueError(f"{model} is no folder on this machine: say with --output where to save")
+        raise ValueError(f"{model} is not a local folder: give --output")
     return output or Path(model)
 
 
 def _load(
     model: str, source: str, *, name: str | None, split: str, text_column: str, sample_by: Row
 ) -> "tuple[LLEForCausalLM, PreTrainedTokenizerBase, TextTokens]":
-    """A language model, its tokenizer, and the tokens of a split."""
+    """Loads a language model, its tokenizer, and the tokens of a split."""
     from ..data import collect, load_texts, tokenize
     from ..saved import load_language_model
 
@@ -229,7 +224,7 @@ def _load(
 
 
 def _save(model: "LLEPreTrainedModel", tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
-    """Writes a model and its tokenizer, each file whole or not at all."""
+    """Writes a model and its tokenizer, each file atomically."""
     from ..common.temporary import replacing_files
     from ..models.pretrained import PARTIAL
 

@@ -1,7 +1,4 @@
-"""The command line of classifiers: `lle classify | learn | forget`; `lle evaluate` knows them too.
-
-Heavy imports wait until a command runs.
-"""
+"""Commands of classifiers: `lle classify | learn | forget`. Heavy imports are deferred until a command runs."""
 
 import json
 import math
@@ -16,8 +13,8 @@ from ..common.terminal import printable, say
 from .options import BatchSize, Column, Folder, InPrecision, LabelColumn, Namespaces, Precision
 
 Given = Annotated[str, typer.Argument(metavar="INPUT", help="A text, or a .txt, .csv, .tsv, .json or .jsonl file.")]
-OwnBank = Annotated[Path | None, typer.Option("--bank", help="The bank; that in the model's folder if not given.")]
-Namespace = Annotated[str, typer.Option(help="Namespace that they go to.")]
+OwnBank = Annotated[Path | None, typer.Option("--bank", help="Bank; by default that in the model's folder.")]
+Namespace = Annotated[str, typer.Option(help="Namespace of the examples.")]
 SHOWN = 60  # characters of a text
 
 
@@ -26,8 +23,10 @@ def classify(
     given: Given,
     text_column: Column = "text",
     top: Annotated[int, typer.Option(min=1, help="Labels to show for each text.")] = 1,
-    history_top: Annotated[int, typer.Option(min=0, help="Examples to show that moved the prediction.")] = 0,
-    out_of_scope: Annotated[bool, typer.Option("--out-of-scope", help='Whether to say "none of these".')] = False,
+    history_top: Annotated[int, typer.Option(min=0, help="Number of examples behind the prediction to show.")] = 0,
+    out_of_scope: Annotated[
+        bool, typer.Option("--out-of-scope", help='Show the score of "none of these", and reject texts.')
+    ] = False,
     bank_path: OwnBank = None,
     namespace: Namespaces = None,
     batch_size: BatchSize = 32,
@@ -68,7 +67,7 @@ def _classify(
     precision: str,
     options: dict[str, Any],
 ) -> list[Any]:
-    """What the pipeline gives for each text."""
+    """Results of the pipeline for each text."""
     from ..common.batches import batches
     from ..common.precision import in_precision
     from ..pipelines.text_classification import LLETextClassificationPipeline
@@ -78,7 +77,7 @@ def _classify(
     attach_bank(loaded, tokenizer, model, bank_path, namespaces or None)
     pipe: Any = LLETextClassificationPipeline(model=loaded, tokenizer=tokenizer)
     results: list[Any] = [None] * len(texts)
-    # Texts of similar length together, a long one alone: there are at most as many tokens as bytes.
+    # Batches of similar length; the number of bytes bounds the number of tokens.
     with in_precision(loaded, precision):
         for rows in batches([len(text.encode()) for text in texts], batch_size):
             found = pipe([texts[row] for row in rows], batch_size=len(rows), **options)
@@ -88,7 +87,7 @@ def _classify(
 
 
 def _columns(result: dict[str, Any]) -> dict[str, Any]:
-    """What is written of a result."""
+    """Columns of a result."""
     labels = result.get("labels", [result])
     columns = {"label": labels[0]["label"], "score": labels[0]["score"]}
     if "labels" in result:
@@ -102,7 +101,7 @@ def _columns(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _format(text: str, result: dict[str, Any]) -> str:
-    """A result as lines for the terminal."""
+    """Lines of a result for the terminal."""
     labels = result.get("labels", [result])
     shown = repr(text if len(text) <= SHOWN else text[: SHOWN - 3] + "...")
     lines = [f"{labels[0]['score']:.4f}  {typer.style(printable(labels[0]['label']), bold=True)}  {shown}"]
@@ -124,17 +123,17 @@ def _format(text: str, result: dict[str, Any]) -> str:
 def learn(
     model: Folder,
     given: Given,
-    label: Annotated[str | None, typer.Option(help="The label of all texts, instead of a column.")] = None,
+    label: Annotated[str | None, typer.Option(help="Label of all texts, instead of a column.")] = None,
     text_column: Column = "text",
     label_column: LabelColumn = "label",
-    new_labels: Annotated[bool, typer.Option("--new-labels", help="Labels may be new to model and bank.")] = False,
-    relabel: Annotated[bool, typer.Option("--relabel", help="Texts of the bank may get another label.")] = False,
-    source: Annotated[str | None, typer.Option(help="Name by which the examples can be taken back.")] = None,
+    new_labels: Annotated[bool, typer.Option("--new-labels", help="Allow labels new to model and bank.")] = False,
+    relabel: Annotated[bool, typer.Option("--relabel", help="Allow changing labels of texts in the bank.")] = False,
+    source: Annotated[str | None, typer.Option(help="Name of the examples, for forgetting them.")] = None,
     namespace: Namespace = "default",
     bank_path: OwnBank = None,
     precision: InPrecision = Precision.auto,
 ) -> None:
-    """Teaches a classifier examples, without training: adds them to its bank, which lasts."""
+    """Teaches a classifier examples without training: adds them to its bank, permanently."""
     from ..common.precision import in_precision
     from ..data.tables import read_table
     from ..saved import bank_place, load_classifier, read_label, teach
@@ -143,8 +142,8 @@ def learn(
     texts = table.texts(text_column)
     if label is None and label_column not in table.columns:
         if table.columns == [text_column]:
-            raise ValueError(f"which label has {table.where}? say so with --label")
-        table.values(label_column)  # says which columns there are
+            raise ValueError(f"{table.where} has no label: give --label")
+        table.values(label_column)  # raises an error that lists the columns
     values = [label] * len(texts) if label is not None else table.values(label_column)
     place = bank_place(model, bank_path)
     loaded, tokenizer = load_classifier(model)
@@ -183,13 +182,13 @@ def forget(
     given: Annotated[
         str | None, typer.Argument(metavar="[INPUT]", help="A text, or a .txt, .csv, .tsv, .json or .jsonl file.")
     ] = None,
-    label: Annotated[str | None, typer.Option(help="Only examples of this label.")] = None,
+    label: Annotated[str | None, typer.Option(help="Only examples with this label.")] = None,
     text_column: Column = "text",
     source: Annotated[str | None, typer.Option(help="Only examples of this source.")] = None,
     namespace: Annotated[str | None, typer.Option(help="Only examples in this namespace.")] = None,
     bank_path: OwnBank = None,
 ) -> None:
-    """Takes examples back for which everything that is given holds: as if they had never been taught."""
+    """Forgets examples that match all given conditions, as if they had never been taught."""
     from ..bank.bank import HistoryBank
     from ..data.tables import read_table
     from ..saved import bank_place, load_classifier, read_label
@@ -202,4 +201,4 @@ def forget(
     loaded.attach_history(bank, tokenizer=tokenizer)
     wanted = None if label is None else read_label(label, loaded.kind)
     gone = loaded.forget(texts, label=wanted, source=source, namespace=namespace)
-    say(f"{gone:,} examples taken back; the bank {bank.folder.path} has {len(bank):,}.")
+    say(f"{gone:,} example{'s' * (gone != 1)} taken back; the bank {bank.folder.path} has {len(bank):,}.")

@@ -1,7 +1,7 @@
-"""The demonstration: train a small language model, and watch it learn from what it reads, and from a bank.
+"""Demonstration: trains a small language model, then shows how it learns from the text it reads and from a bank.
 
-The corpus is the source code of the running Python's standard library, split by package, so nothing is downloaded;
-any data set of texts can take its place. How much of it is read depends on how long a training step takes here.
+The default corpus is the source code of Python's standard library, split by package, so nothing is downloaded. The
+amount of training text depends on the measured duration of a training step.
 """
 
 import statistics
@@ -32,14 +32,14 @@ TRAIN_TOKENS = 1_250_000  # at most
 TRAIN_SECONDS = 360.0
 LEAST_STEPS = 20  # of an epoch, however slow the machine is
 MEASURED_STEPS = 5
-MARGIN = 0.9  # of the time: a token is a bit less than four bytes, and the Trainer does a bit more than a step
+MARGIN = 0.9  # of the time: tokens have slightly less than four bytes, and the Trainer has overhead
 TEST_TOKENS = 60_000
 CALIBRATION_TOKENS = 30_000
-KEEP_BELOW = 0.2  # the bank keeps what the model gives less than this probability
+KEEP_BELOW = 0.2  # the bank keeps tokens below this probability
 PROMPTS = 3
 HISTORY_TOKENS = 1500
 NEW_TOKENS = 40
-# Configurations of data sets on the Hub that have no default one.
+# Configurations of data sets on the Hub without a default.
 CONFIGURATIONS = {"Salesforce/wikitext": "wikitext-2-raw-v1"}
 RECIPE: dict[str, Any] = {
     "tokenizer": {"kind": "bpe", "vocab_size": 4096},
@@ -78,7 +78,7 @@ What to try next
 
 @dataclass
 class Prompt:
-    """A place in a test document: the beginning of the document, the text just before the place, how it goes on."""
+    """A place in a test document: the text up to two lines above, the text just before, and the continuation."""
 
     source: str
     history: str
@@ -99,17 +99,17 @@ def demonstrate(
     """Trains, calibrates, measures and saves a language model, gives it a bank, and completes text with it.
 
     Args:
-        folder: Where the model, evaluation.png and metrics.json go.
-        dataset: A data set on the Hub or local files; None: Python's standard library.
+        folder: Folder for the model, evaluation.png and metrics.json.
+        dataset: Data set on the Hub or local files; None: Python's standard library.
         name: Configuration of a data set on the Hub.
         text_column: Column of the text.
-        train_tokens: About how many tokens to train on at most.
-        train_seconds: About how long training may take: on a slow machine it reads fewer tokens.
-        precision: "auto", "float32" or "bfloat16", of training and of what comes after it.
-        say: Takes the lines to print.
+        train_tokens: Approximate maximum of training tokens.
+        train_seconds: Approximate training time; slow machines read fewer tokens.
+        precision: "auto", "float32" or "bfloat16", for all steps.
+        say: Receives lines to print.
 
     Returns:
-        The metrics of the test text, as `StreamEvaluation.metrics` gives them.
+        Metrics of the test text, as in `StreamEvaluation.metrics`.
     """
     begin = time.perf_counter()
     folder = Path(folder)
@@ -121,7 +121,7 @@ def demonstrate(
     say(f"Training on {len(texts['train']):,} texts of {dataset or 'the Python standard library'} ...")
     metrics = run(recipe, {split: texts[split] for split in ("train", "validation")})
     say(
-        f"{metrics['parameters']:,} parameters trained in {metrics['train_minutes']:.1f} minutes; the rule's numbers "
+        f"{metrics['parameters']:,} parameters trained in {metrics['train_minutes']:.1f} minutes; the history rule "
         f"fitted on {metrics['calibration']['predictions']:,.0f} tokens of validation text."
     )
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -141,7 +141,7 @@ def demonstrate(
 
 
 def choose_tokens(recipe: Recipe, most: int, seconds: float, say: Callable[[str], None]) -> int:
-    """Measures a training step, and says how many tokens can be trained on in so many seconds, at most `most`."""
+    """Number of tokens to train on within `seconds`, at most `most`, by timing a training step."""
     arguments: LLETrainingArguments = recipe.training
     step = seconds_of_a_step(recipe, seconds / 20)
     in_a_step = arguments.per_device_train_batch_size * arguments.segment_length
@@ -149,9 +149,9 @@ def choose_tokens(recipe: Recipe, most: int, seconds: float, say: Callable[[str]
     tokens = min(most, max(LEAST_STEPS, steps) * in_a_step)
     lack = lack_of_bfloat16(arguments.device)
     why = "" if lack is None or arguments.precision != "float32" else f", as {lack}"
-    enough = "all that it is made for" if tokens == most else f"what fits {seconds / 60:.1f} minutes of training"
+    enough = "its maximum" if tokens == most else f"what fits {seconds / 60:.1f} minutes of training"
     if steps < LEAST_STEPS and tokens < most:
-        enough = f"the least that it needs, in more than {seconds / 60:.1f} minutes of training"
+        enough = f"its minimum, in more than {seconds / 60:.1f} minutes of training"
     say(
         f"A training step of {in_a_step:,} tokens takes {step:.2f} s on this machine, in {arguments.precision}{why}: "
         f"the demo reads {tokens:,} tokens {arguments.num_train_epochs:g} times, {enough}."
@@ -160,9 +160,9 @@ def choose_tokens(recipe: Recipe, most: int, seconds: float, say: Callable[[str]
 
 
 def seconds_of_a_step(recipe: Recipe, patience: float) -> float:
-    """The median time of a training step by a recipe, of a few steps, or of one if they would take longer than that.
+    """Median time of a few training steps of a recipe, or of one if they exceed `patience` seconds.
 
-    The first ones are not measured: kernels are compiled, and buffers get their pages.
+    The first two are warm-up: kernels are compiled, and buffers get their pages.
     """
     arguments: LLETrainingArguments = recipe.training
     keep_freed_pages()
@@ -182,13 +182,13 @@ def seconds_of_a_step(recipe: Recipe, patience: float) -> float:
         torch.nn.utils.clip_grad_norm_(model.parameters(), arguments.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
-        float(loss.detach())  # an accelerator has finished the step by then
+        float(loss.detach())  # waits for an accelerator
         times.append(time.perf_counter() - begin)
     return statistics.median(times[2:])
 
 
 def _texts(dataset: str | None, name: str | None, text_column: str, train_tokens: int) -> dict[str, Rows]:
-    """The three splits, the training split cut to about `train_tokens` at four bytes a token."""
+    """The three splits, each cut to about `train_tokens` at four bytes per token."""
     if dataset is None:
         return dict(python_corpus(max_train_bytes=4 * train_tokens))
     name = name or CONFIGURATIONS.get(dataset)
@@ -200,7 +200,7 @@ def _texts(dataset: str | None, name: str | None, text_column: str, train_tokens
 
 
 def _at_most(rows: Any, text_column: str, size: int) -> Dataset:
-    """The first rows that hold `size` characters."""
+    """The first rows with at most `size` characters."""
     total = 0
     for index, text in enumerate(rows[text_column]):
         total += len(text)
@@ -210,14 +210,14 @@ def _at_most(rows: Any, text_column: str, size: int) -> Dataset:
 
 
 def _encoded(texts: Any, tokenizer: PreTrainedTokenizerBase, text_column: str, tokens: int) -> Dataset:
-    """The first texts that hold about so many tokens, tokenised."""
+    """The first texts with about `tokens` tokens, tokenised."""
     return tokenize(_at_most(texts, text_column, 4 * tokens), tokenizer, text_column=text_column)
 
 
 def _measure(
     model: LLEForCausalLM, tokens: TextTokens, say: Callable[[str], None], picture: Path | None = None
 ) -> dict[str, float]:
-    """Reads unseen text once, prints what the history makes of it, and draws the picture."""
+    """Evaluates unseen text, prints the table, and draws the picture."""
     evaluation = evaluate_stream(model, tokens)
     measured = evaluation.metrics()
     say(format_table(measured))
@@ -236,9 +236,9 @@ def _remember(
     folder: Path,
     say: Callable[[str], None],
 ) -> HistoryBank:
-    """Makes a bank of what the model did not learn of its training text, and fits the numbers of both sources."""
+    """Builds a bank of the training tokens that the model has not learned, and calibrates both sources."""
     path = folder / "bank"
-    Folder(path).remove()  # that of an earlier demonstration
+    Folder(path).remove()  # of an earlier demonstration
     begin = time.perf_counter()
     bank = HistoryBank.build(
         model, tokenizer, texts["train"], path, text_column=column, source="training text", keep_below=KEEP_BELOW
@@ -247,14 +247,14 @@ def _remember(
     held_out = collect(_encoded(texts["validation"], tokenizer, column, CALIBRATION_TOKENS))
     calibrate(model, held_out.ids, CALIBRATION_TOKENS)
     say(
-        f"\nA bank of what the model had not learned of its training text, {len(bank):,} entries, made and calibrated "
+        f"\nA bank of the training tokens that the model had not learned, {len(bank):,} entries, built and calibrated "
         f"in {time.perf_counter() - begin:.0f} seconds."
     )
     return bank
 
 
 def choose_prompts(documents: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, column: str) -> list[Prompt]:
-    """Places in the longest test documents: a line begun, the two lines above it, and enough text to learn from."""
+    """Places in the longest test documents: a started line, two lines above it, and enough history."""
     prompts = []
     for document in sorted(documents, key=lambda row: -len(row[column]))[:PROMPTS]:
         lines = document[column].splitlines(keepends=True)
@@ -272,7 +272,7 @@ def choose_prompts(documents: list[dict[str, Any]], tokenizer: PreTrainedTokeniz
 def _complete(
     folder: Path, tokenizer: PreTrainedTokenizerBase, test: Any, column: str, say: Callable[[str], None]
 ) -> None:
-    """Completes three prompts, each without and with what stands before it in its document."""
+    """Completes prompts, each without and with the preceding text of its document."""
     generate = pipeline("text-generation", model=str(folder))
     for place in choose_prompts(list(test), tokenizer, column):
         say(f"\n{place.source}\n" + textwrap.indent(place.prompt, "    | "))

@@ -1,7 +1,4 @@
-"""The command `lle evaluate`, for every kind of model.
-
-Heavy imports wait until it runs.
-"""
+"""Command `lle evaluate`, for every task. Heavy imports are deferred until it runs."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,7 +25,7 @@ from .options import (
     refuse_other_options,
 )
 
-# For each task the options that only some tasks have.
+# Options of each task that not all tasks have.
 OWN_OPTIONS = {
     LANGUAGE.name: ("text_column", "sample_by", "train_split", "rows", "segment_length", "limit_tokens"),
     CLASSIFICATION.name: ("text_column", "label_column", "out_of_scope_label", "batch_size"),
@@ -49,21 +46,21 @@ def evaluate(
     model: Folder,
     source: Source,
     name: Name = None,
-    split: Annotated[str, typer.Option(help="Split that is read.")] = "test",
-    train_split: Annotated[str | None, typer.Option(help="Split that tells rare from frequent tokens.")] = None,
+    split: Annotated[str, typer.Option(help="Split to read.")] = "test",
+    train_split: Annotated[str | None, typer.Option(help="Split for counting token frequencies.")] = None,
     text_column: Column = "text",
     sample_by: SampleBy = Row.line,
-    rows: Annotated[int, typer.Option(help="Readers, each with a stream of its own; more are faster.")] = 1,
-    segment_length: Annotated[int, typer.Option(help="Tokens of a step; changes the speed only.")] = 256,
-    limit_tokens: Annotated[int | None, typer.Option(help="Read only about so many tokens.")] = None,
+    rows: Annotated[int, typer.Option(help="Readers, each with its own stream; more are faster.")] = 1,
+    segment_length: Annotated[int, typer.Option(help="Tokens per step; affects speed only.")] = 256,
+    limit_tokens: Annotated[int | None, typer.Option(help="Maximum tokens to read.")] = None,
     label_column: LabelColumn = "label",
     out_of_scope_label: OutOfScopeLabel = None,
     source_language: Language = None,
     target_language: Language = None,
     source_column: SideColumn = None,
     target_column: SideColumn = None,
-    beams: Annotated[int, typer.Option(min=1, help="Beams of the search; 1 is greedy.")] = 5,
-    lowercase: Annotated[bool, typer.Option("--lowercase", help="Count capital letters as small ones.")] = False,
+    beams: Annotated[int, typer.Option(min=1, help="Beam size; 1 is greedy.")] = 5,
+    lowercase: Annotated[bool, typer.Option("--lowercase", help="Ignore case.")] = False,
     batch_size: BatchSize = 32,
     bank_path: Bank = None,
     namespace: Namespaces = None,
@@ -71,10 +68,10 @@ def evaluate(
     output: Annotated[Path | None, typer.Option(help="Folder for evaluation.json and a picture.")] = None,
     results: Annotated[Path | None, typer.Option(help="Results file of a released recipe to write.")] = None,
 ) -> None:
-    """Measures a model for the base and with each source of history, side by side.
+    """Evaluates a model without history and with each source of it, side by side.
 
-    Of a language model, it shows the perplexity of a text that is read once; of a classifier, the accuracy,
-    calibration and refusals on labelled texts; of a translator, BLEU, chrF and TER on sentence pairs.
+    Language models: perplexity of a text, read once. Classifiers: accuracy, calibration and rejection on labelled
+    texts. Translators: BLEU, chrF and TER on sentence pairs.
     """
     from ..saved import task_in
 

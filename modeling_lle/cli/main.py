@@ -1,7 +1,7 @@
-"""The command line: `lle train | evaluate | calibrate | statistics | explain | card | demo`, `lle bank ...`, for
+"""Command line: `lle train | evaluate | calibrate | statistics | explain | card | demo`, `lle bank ...`, for
 classifiers `lle classify | learn | forget`, and for translators `lle translate | memory`.
 
-Heavy imports wait until a command runs, so that `lle --help` answers at once.
+Heavy imports are deferred until a command runs, so that `lle --help` answers at once.
 """
 
 import json
@@ -23,7 +23,7 @@ from .evaluate import evaluate
 from .options import Bank, Column, Folder, InPrecision, Name, Namespaces, Precision
 from .translate import memory, translate
 
-# How torch calls these errors, for which it has no class of their own on a CPU.
+# Messages of torch errors that have no class on a CPU.
 _NO_MEMORY = re.compile(
     "can't allocate memory|out of memory|bad_alloc|not enough memory|Cannot allocate memory|"
     "could not create a primitive$|can't start new thread"
@@ -56,9 +56,11 @@ def options(
 
 @app.command()
 def train(
-    recipe: Annotated[Path, typer.Argument(help="A YAML file, such as configs/lm/smoke.yaml.")],
-    set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, overrides the file.")] = None,
-    resume: Annotated[bool, typer.Option(help="Go on from the newest whole checkpoint.")] = False,
+    recipe: Annotated[Path, typer.Argument(help="YAML file, such as configs/lm/smoke.yaml.")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="section.key=value, overrides the file; repeatable.")
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="Resume from the newest complete checkpoint.")] = False,
 ) -> None:
     """Trains a model by a recipe, calibrates its history, and saves it with its tokenizer and metrics."""
     from ..training import leave_group, load_recipe, run
@@ -80,14 +82,14 @@ app.command()(statistics)
 @app.command("explain")
 def explain_(
     model: Folder,
-    text: Annotated[str, typer.Argument(help="The text, or the name of a file that holds it.")],
+    text: Annotated[str, typer.Argument(help="A text, or a file with it.")],
     bank_path: Bank = None,
     namespace: Namespaces = None,
-    top: Annotated[int, typer.Option(help="Entries to name for each token.")] = 3,
+    top: Annotated[int, typer.Option(help="Entries to show for each token.")] = 3,
     precision: InPrecision = Precision.auto,
-    output: Annotated[Path | None, typer.Option(help="An HTML page to write.")] = None,
+    output: Annotated[Path | None, typer.Option(help="HTML page to write.")] = None,
 ) -> None:
-    """Shows for each token of a text which entries moved its probability, and by exactly how much."""
+    """Shows for each token of a text the entries that changed its probability, and by how much exactly."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -102,7 +104,7 @@ def explain_(
     if bank_path is not None:
         loaded.attach_history(HistoryBank.from_pretrained(bank_path), namespace or None)
     given = read_utf8(Path(text), repr(text)) if os.path.isfile(text) else text
-    # A tokenizer of words has no line breaks: there a line is a row, which an <eos> ends.
+    # Word tokenizers have no line breaks: there, each line is a row that ends with <eos>.
     rows = [given] if tokenizer("\n", add_special_tokens=False)["input_ids"] else given.splitlines()
     tokens = [token for row in encode_texts(rows, tokenizer) for token in row]
     ids = torch.tensor([tokenizer.eos_token_id, *tokens[:-1]])
@@ -123,13 +125,13 @@ app.command()(memory)
 
 @app.command()
 def card(
-    model: Annotated[Path, typer.Argument(help="A folder that `lle train` wrote.")],
-    results: Annotated[Path, typer.Argument(help="The results file that `lle evaluate --results` wrote.")],
-    repo_id: Annotated[str, typer.Option(help="The name that the model will have on the Hub, owner/name.")],
-    dataset: Annotated[str, typer.Option(help="The name of the data set on the Hub.")],
-    prompt: Annotated[str, typer.Option(help="The text that the example completes.")] = "The",
+    model: Annotated[Path, typer.Argument(help="Folder written by `lle train`.")],
+    results: Annotated[Path, typer.Argument(help="Results file of `lle evaluate --results`.")],
+    repo_id: Annotated[str, typer.Option(help="Future name of the model on the Hub, owner/name.")],
+    dataset: Annotated[str, typer.Option(help="Name of the data set on the Hub.")],
+    prompt: Annotated[str, typer.Option(help="Text that the example completes.")] = "The",
 ) -> None:
-    """Writes the model card, README.md, into the folder of a model, from measured results and the recipe."""
+    """Writes the model card, README.md, from results and recipe into the folder of a model."""
     from ..evaluation import read_results
     from .model_card import write_model_card
 
@@ -142,27 +144,27 @@ def card(
 @app.command()
 def demo(
     dataset: Annotated[
-        str | None, typer.Option(help="A data set on the Hub or local files, instead of Python's standard library.")
+        str | None, typer.Option(help="Data set on the Hub or local files; by default Python's standard library.")
     ] = None,
     name: Name = None,
     text_column: Column = "text",
     precision: InPrecision = Precision.auto,
-    minutes: Annotated[float, typer.Option(min=0.1, help="Of training; a slow machine reads less text.")] = 6.0,
-    output: Annotated[Path, typer.Option(help="Folder of the model and the picture.")] = Path("runs/demo"),
+    minutes: Annotated[float, typer.Option(min=0.1, help="Minutes of training; slow machines read less text.")] = 6.0,
+    output: Annotated[Path, typer.Option(help="Folder for model and picture.")] = Path("runs/demo"),
 ) -> None:
-    """Trains a small model in a few minutes, and shows what it learns from the text that it reads."""
+    """Trains a small model in a few minutes, and shows how it learns from the text it reads."""
     from .demo import demonstrate
 
     demonstrate(output, dataset, name, text_column, precision=precision.value, train_seconds=60 * minutes, say=say)
 
 
 def _stop(number: int, frame: Any) -> None:
-    """Ends the process as an error does, so that nothing half made and no temporary folder is left behind."""
+    """Raises SystemExit, so that temporary and partial files are removed."""
     raise SystemExit(128 + number)
 
 
 def main() -> None:
-    """Runs the command line; an error that the user can mend is one line, not a traceback."""
+    """Runs the command line; errors that users can fix are one line, not a traceback."""
     handler = logging.StreamHandler()
     handler.setFormatter(Formatter("%(levelname)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
@@ -181,15 +183,17 @@ def main() -> None:
 
 
 def _lack(error: MemoryError | RuntimeError) -> str | None:
-    """What the machine lacks, if that is what an error of Python or torch says."""
+    """Message about lacking memory or disk space, if that caused an error of Python or torch; else None."""
     text = printable(str(error).partition("\n")[0])
     if isinstance(error, MemoryError) or _NO_MEMORY.search(text):
         return (
             f"out of memory ({text or 'an allocation failed'}): give smaller batches or fewer tokens, or use a "
-            "machine with more memory; what was being written is as it was before"
+            "machine with more memory; files being written are unchanged"
         )
     if _NOT_WRITTEN.search(text):
-        return f"a file of torch could not be written ({text}): is the disk full? Free space, and go on with --resume"
+        return (
+            f"a file of torch could not be written ({text}): is the disk full? Free space, then continue with --resume"
+        )
     return None
 
 

@@ -1,7 +1,4 @@
-"""The model card: what the Hub shows and indexes, from a template and measured results.
-
-Notable: nothing in it is typed by hand; the numbers come from a results file, the sizes from the saved configuration.
-"""
+"""Model card for the Hub, from a template, results files and the saved configuration; nothing is typed by hand."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,19 +30,19 @@ def write_model_card(
     """Writes README.md, the model card, into the folder of a saved model.
 
     Args:
-        folder: What `save_pretrained` wrote.
-        results: The content of a results file: `metrics`, and optionally `command`, `commit` and `environment`.
-        repo_id: The name that the model will have on the Hub, "owner/name".
-        dataset: The name of the data set on the Hub.
-        dataset_name: The name that people call it; None: `dataset`.
-        languages: ISO codes of the languages of the text.
-        license: The licence of the weights, by the Hub's identifier.
-        recipe: The YAML text that the model was trained with.
-        prompt: The text that the example completes, classifies or translates.
-        template: A Jinja template, for a card of another form.
+        folder: Folder written by `save_pretrained`.
+        results: Content of a results file: `metrics`, and optionally `command`, `commit` and `environment`.
+        repo_id: Future name of the model on the Hub, "owner/name".
+        dataset: Name of the data set on the Hub.
+        dataset_name: Common name of the data set; None: `dataset`.
+        languages: ISO codes of the languages.
+        license: Hub identifier of the licence of the weights.
+        recipe: YAML text of the training recipe.
+        prompt: Text that the example completes, classifies or translates.
+        template: Jinja template of the card.
 
     Returns:
-        The path of the card. `push_to_hub` leaves a card that is on the Hub already as it is, so publish it with
+        Path of the card. `push_to_hub` keeps a card that exists on the Hub, so publish it with
         `ModelCard.load(path).push_to_hub(repo_id)`, or with the whole folder by `HfApi().upload_folder(...)`.
     """
     if not results.get("metrics"):
@@ -88,7 +85,7 @@ def write_model_card(
 
 
 def _measured(task: Task, metrics: Mapping[str, float], dataset: str, dataset_name: str) -> dict[str, Any]:
-    """`metrics`, the Hub's types of the metrics, and `eval_results`, the values of those that have a type."""
+    """`metrics`, types of the metrics on the Hub, and `eval_results`, values of the typed metrics."""
     types = task.metrics or {name: "perplexity" for name in metrics if name.endswith("ppl")}
     results = [
         EvalResult(

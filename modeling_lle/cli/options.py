@@ -1,4 +1,4 @@
-"""Arguments and options that several commands of the command line share."""
+"""Arguments and options shared by several commands."""
 
 from enum import Enum
 from pathlib import Path
@@ -6,25 +6,25 @@ from typing import Annotated, Any
 
 import typer
 
-Source = Annotated[str, typer.Argument(help="A data set on the Hub, or local text, csv, json or parquet files.")]
-Folder = Annotated[str, typer.Argument(help="A folder, or a name on the Hub, with a model and its tokenizer.")]
+Source = Annotated[str, typer.Argument(help="Data set on the Hub, or local text, csv, json or parquet files.")]
+Folder = Annotated[str, typer.Argument(help="Folder, or name on the Hub, of a model with tokenizer.")]
 Name = Annotated[str | None, typer.Option(help="Configuration of a data set on the Hub.")]
-Bank = Annotated[Path | None, typer.Option("--bank", help="A bank to recall from.")]
+Bank = Annotated[Path | None, typer.Option("--bank", help="Bank to recall from.")]
 Namespaces = Annotated[
-    list[str] | None, typer.Option("--namespace", help="A namespace of the bank, repeatable; all if not given.")
+    list[str] | None, typer.Option("--namespace", help="Namespace of the bank, repeatable; by default all.")
 ]
 Column = Annotated[str, typer.Option(help="Column of the text.")]
 LabelColumn = Annotated[str, typer.Option(help="Column of the label.")]
-Language = Annotated[str | None, typer.Option(help="Such as en; that of the model's recipe if not given.")]
+Language = Annotated[str | None, typer.Option(help="Such as en; by default that of the model's recipe.")]
 SideColumn = Annotated[
-    str | None, typer.Option(help="The one that is called as the language, or as the side, if not given.")
+    str | None, typer.Option(help="Column of this side; by default the one named like the language or the side.")
 ]
-OutOfScopeLabel = Annotated[str | None, typer.Option(help="Label that means none of the others.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Texts of a batch; fewer where they are long.")]
+OutOfScopeLabel = Annotated[str | None, typer.Option(help="Label of out-of-scope rows.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Maximum texts per batch; fewer if they are long.")]
 
 
 class Precision(str, Enum):
-    """What matrix products are computed in: the names that `precision.resolve_precision` takes."""
+    """Precision of matrix products, by the names of `resolve_precision`."""
 
     auto = "auto"
     float32 = "float32"
@@ -32,12 +32,12 @@ class Precision(str, Enum):
 
 
 InPrecision = Annotated[
-    Precision, typer.Option("--precision", help="Of matrix products; auto: what is faster on this machine.")
+    Precision, typer.Option("--precision", help="Precision of matrix products; auto: the faster one on this machine.")
 ]
 
 
 class Row(str, Enum):
-    """What a row of plain text is."""
+    """Unit of plain text that makes a row."""
 
     line = "line"
     document = "document"
@@ -49,13 +49,13 @@ SampleBy = Annotated[Row, typer.Option(help="Whether a row of plain text is a li
 def refuse_other_options(
     context: typer.Context, own_options: dict[str, tuple[str, ...]], task: str, what: str
 ) -> dict[str, Any]:
-    """Raises a ValueError if an option was given that is for other tasks only; else returns those of this task.
+    """Returns the options of a task; raises a ValueError if one of other tasks was given.
 
     Args:
-        context: Of the command that runs.
-        own_options: For each task the options that only some tasks have.
-        task: The task.
-        what: What messages call the model.
+        context: Context of the running command.
+        own_options: Options of each task that not all tasks have.
+        task: Name of the task.
+        what: Name of the model in messages.
     """
     own = own_options[task]
     for option in (option for others in own_options.values() for option in others if option not in own):

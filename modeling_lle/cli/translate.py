@@ -1,7 +1,4 @@
-"""The command line of translators: `lle translate | memory`.
-
-Heavy imports wait until a command runs.
-"""
+"""Commands of translators: `lle translate | memory`. Heavy imports are deferred until a command runs."""
 
 import math
 import os
@@ -24,18 +21,18 @@ Given = Annotated[
     str, typer.Argument(metavar="INPUT", help="A text, or a .txt, .csv, .tsv, .json, .jsonl, .po or .pot file.")
 ]
 CATALOGUES = (".po", ".pot")
-COLUMNS = ("translation", "exact", "lost", "added", "base_share", "history")  # of a table that is written
+COLUMNS = ("translation", "exact", "lost", "added", "base_share", "history")  # of a written table
 SHOWN = 60  # characters of a text of the memory
 
 
 @dataclass(frozen=True)
 class _Document:
-    """What is to be translated.
+    """Texts to translate.
 
     Attributes:
-        texts: The texts, of which some may be blank.
-        places: What messages call the place of each.
-        write: Writes the file that was asked for, given the results of the pipeline.
+        texts: Texts, possibly blank.
+        places: Place of each text, for messages.
+        write: Writes the output file from the results of the pipeline.
     """
 
     texts: list[str]
@@ -47,25 +44,27 @@ def translate(
     model: Folder,
     given: Given,
     output: Annotated[
-        Path | None, typer.Option(help="The file to write: .txt, .csv, .tsv or .jsonl, of a catalogue .po.")
+        Path | None, typer.Option(help="File to write: .txt, .csv, .tsv or .jsonl; for a catalogue .po.")
     ] = None,
     text_column: Column = "text",
     memory: Annotated[
-        Path | None, typer.Option("--memory", help="The memory; that in the model's folder if not given.")
+        Path | None, typer.Option("--memory", help="Memory; by default that in the model's folder.")
     ] = None,
     namespace: Namespaces = None,
-    beams: Annotated[int, typer.Option(min=1, help="Beams of the search; 1 is fastest.")] = 5,
+    beams: Annotated[int, typer.Option(min=1, help="Beam size; 1 is fastest.")] = 5,
     batch_size: BatchSize = 32,
-    history_top: Annotated[int, typer.Option(min=0, help="Sentence pairs to show that moved a translation.")] = 0,
+    history_top: Annotated[
+        int, typer.Option(min=0, help="Number of sentence pairs behind a translation to show.")
+    ] = 0,
     exact_matches: Annotated[
-        bool, typer.Option("--exact-matches", help="Whether a source that the memory has gets its translation there.")
+        bool, typer.Option("--exact-matches", help="Use the memory's translation for sources that it holds.")
     ] = False,
     fuzzy: Annotated[
-        bool, typer.Option("--fuzzy/--no-fuzzy", help="Whether what is filled into a catalogue is marked as fuzzy.")
+        bool, typer.Option("--fuzzy/--no-fuzzy", help="Mark translations filled into a catalogue as fuzzy.")
     ] = True,
     precision: InPrecision = Precision.auto,
 ) -> None:
-    """Translates a text, or all texts of a file; of a PO catalogue those that have no translation yet."""
+    """Translates a text, or all texts of a file; in a PO catalogue, the untranslated ones."""
     document = _read(given, output, text_column, fuzzy)
     if history_top and output is not None and output.suffix.lower() in (".txt", *CATALOGUES):
         raise ValueError(f"{str(output)!r} can hold translations only: leave out --history-top, or write a .jsonl")
@@ -94,7 +93,7 @@ def translate(
 
 
 def _read(given: str, output: Path | None, text_column: str, fuzzy: bool) -> _Document:
-    """The texts of a file, or what is no file as a text; raises an error if they cannot be written to `output`."""
+    """Texts of a file, or a single text; raises an error if they cannot be written to `output`."""
     from ..data.tables import KINDS, check_input
 
     path = Path(given)
@@ -106,7 +105,7 @@ def _read(given: str, output: Path | None, text_column: str, fuzzy: bool) -> _Do
 
 
 def _read_catalogue(path: Path, output: Path | None, fuzzy: bool) -> _Document:
-    """The texts of a catalogue that have no translation."""
+    """Untranslated texts of a catalogue."""
     from ..data.catalogue import read_catalogue, write_catalogue
     from ..data.tables import check_output
 
@@ -128,7 +127,7 @@ def _read_catalogue(path: Path, output: Path | None, fuzzy: bool) -> _Document:
 
 
 def _read_table(given: str, output: Path | None, text_column: str) -> _Document:
-    """The texts of a table, of the lines of a text file, or a text itself."""
+    """Texts of a table or text file, or a single text."""
     from ..data.tables import KINDS, check_output, free_names, read_table, write_lines, write_table
 
     table = read_table(given, text_column)
@@ -174,7 +173,7 @@ def _translate(
     precision: str,
     options: dict[str, Any],
 ) -> list[dict[str, Any]]:
-    """What the pipeline gives for each text; equal ones are translated once."""
+    """Results of the pipeline for each text; equal texts are translated once."""
     from tqdm.auto import tqdm
 
     from ..common.batches import batches
@@ -185,13 +184,13 @@ def _translate(
     loaded, tokenizer = load_translator(model)
     attach_bank(loaded, tokenizer, model, memory, namespaces or None, "--memory")
     if options["exact_matches"] and loaded.history_bank is None:
-        raise ValueError(f"no memory lies with {model}, so there are no exact matches: name one with --memory")
+        raise ValueError(f"{model} has no memory for exact matches: name one with --memory")
     pipe = LLETranslationPipeline(model=loaded, tokenizer=tokenizer, task="translation")
     different = list(dict.fromkeys(texts))
     results: dict[str, dict[str, Any]] = {}
-    bar = tqdm(total=len(different), desc="Translating", unit=" texts", disable=None)  # not into a file
+    bar = tqdm(total=len(different), desc="Translating", unit=" texts", disable=None)  # hidden in files
     with bar, in_precision(loaded, precision):
-        # Texts of similar length together, a long one alone: there are at most as many tokens as bytes.
+        # Batches of similar length; the number of bytes bounds the number of tokens.
         for rows in batches([len(text.encode()) + 1 for text in different], batch_size):
             own = [different[row] for row in rows]
             results |= zip(own, pipe(own, batch_size=len(own), **options), strict=True)
@@ -200,7 +199,7 @@ def _translate(
 
 
 def _format(text: str, result: dict[str, Any]) -> str:
-    """A result as lines for the terminal."""
+    """Lines of a result for the terminal."""
     if not text.strip():
         return ""
     translation = typer.style(printable_lines(result["translation_text"]), bold=True)
@@ -222,28 +221,27 @@ def _short(text: str) -> str:
 def memory(
     model: Folder,
     source: Source,
-    source_language: Annotated[str, typer.Option(help='Language that is translated from, such as "en".')],
-    target_language: Annotated[str, typer.Option(help='Language that is translated to, such as "de".')],
+    source_language: Annotated[str, typer.Option(help='Source language, such as "en".')],
+    target_language: Annotated[str, typer.Option(help='Target language, such as "de".')],
     place: Annotated[
-        Path | None, typer.Argument(metavar="[MEMORY]", help="Its folder; that in the model's folder if not given.")
+        Path | None,
+        typer.Argument(metavar="[MEMORY]", help="Folder of the memory; by default that in the model's folder."),
     ] = None,
     name: Name = None,
-    split: Annotated[str, typer.Option(help="Split that is read.")] = "train",
+    split: Annotated[str, typer.Option(help="Split to read.")] = "train",
     source_column: Annotated[str | None, typer.Option(help="Column of the source in a table.")] = None,
     target_column: Annotated[str | None, typer.Option(help="Column of the translation in a table.")] = None,
-    source_name: Annotated[str | None, typer.Option(help="Name by which the pairs can be forgotten.")] = None,
-    namespace: Annotated[str, typer.Option(help="Namespace that they go to: a client, a domain.")] = "default",
-    skip_broken: Annotated[
-        bool, typer.Option("--skip-broken", help="Whether to leave out pairs that lack a side.")
-    ] = False,
+    source_name: Annotated[str | None, typer.Option(help="Name of the pairs, for forgetting them.")] = None,
+    namespace: Annotated[str, typer.Option(help="Namespace of the pairs: a client, a domain.")] = "default",
+    skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Skip pairs that lack a side.")] = False,
     calibrate: Annotated[
-        bool, typer.Option("--calibrate", help="Whether to fit the rule to the memory, in the model's config.json.")
+        bool, typer.Option("--calibrate", help="Fit the rule to the memory; writes the model's config.json.")
     ] = False,
     precision: InPrecision = Precision.auto,
 ) -> None:
-    """Makes a translation memory of sentence pairs, or adds to it, without training: it counts from the next text on.
+    """Builds a translation memory from sentence pairs, or adds to it, without training; effective at once.
 
-    SOURCE may be a TMX, PO or MO file too, or two files of lines that are named by their languages.
+    SOURCE may also be a TMX, PO or MO file, or parallel files of lines named by language.
     """
     from ..common.precision import in_precision
     from ..common.temporary import TemporaryFolder
@@ -251,9 +249,9 @@ def memory(
     from ..saved import bank_place, count_pairs, load_translator, remember
 
     if calibrate and not Path(model).is_dir():
-        raise ValueError(f"{model} is no folder on this machine, so what --calibrate finds cannot be kept there")
+        raise ValueError(f"{model} is not a local folder, so --calibrate cannot save there")
     path = bank_place(model, place, "MEMORY")
-    with TemporaryFolder("lle-texts-") as cache:  # a copy in the cache of `datasets` would outlast the memory
+    with TemporaryFolder("lle-texts-") as cache:  # else a copy stays in the cache of `datasets`
         pairs = load_pairs(
             source,
             source_language=source_language,
@@ -291,5 +289,5 @@ def _fit(model: "LLEForSeq2SeqLM") -> str:
     base, before, after = (math.exp(found[f"{side}_nats"]) for side in ("base", "before", "after"))
     return (
         f"Perplexity of its pairs, each predicted from the others: {base:.1f} without the memory, {before:.1f} with "
-        f"it, {after:.1f} after its numbers were fitted."
+        f"it, {after:.1f} after calibration."
     )

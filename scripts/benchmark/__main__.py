@@ -1,4 +1,4 @@
-"""Measures what the README claims, and writes model_cards/results/NAME.json; timings are ratios within one run.
+"""Measures the claims of the README, and writes model_cards/results/NAME.json; timings are ratios within one run.
 
     python -m scripts.benchmark speed                          a training step, reading and generating (4 minutes)
     python -m scripts.benchmark recurrences data/ptb           every recurrence and stack, 1 minute each (35 minutes)
@@ -7,14 +7,14 @@
     python -m scripts.benchmark selection runs/ptb data/ptb    size of a bank against perplexity; asking less often
     python -m scripts.benchmark domain runs/wikitext-2-subwords data/ptb    a model reads text of another domain
     python -m scripts.benchmark bank                           gathers the figures of banks
-    python -m scripts.benchmark history runs/ptb data/ptb      LLE against other ways to learn from what has been read
+    python -m scripts.benchmark history runs/ptb data/ptb      LLE against other methods that learn from text read
     python -m scripts.benchmark overfitting data/ptb           the gap between training and test, by size and dropout
     python -m scripts.benchmark classification data/banking77 --recipe FILE    trains and compares classifiers
-    python -m scripts.benchmark translation DATA TEST --recipe FILE    LLE and a Transformer trained as long, on pairs
+    python -m scripts.benchmark translation DATA TEST --recipe FILE    LLE and a Transformer, equal training time
     python -m scripts.benchmark memory MODEL CATALOGUE         a translator in another domain, with a memory of it
     python -m scripts.benchmark damage                         200 kills, and 500 corruptions of each kind of file
 
-Close other programs first: the machine's two cores are what is measured.
+Close other programs first: the benchmarks use all cores.
 """
 
 import typer

@@ -1,4 +1,4 @@
-"""Banks: speed and recall of the search, size against perplexity, ten million entries, a change of domain."""
+"""Banks: speed and recall of search, size against perplexity, ten million entries, a change of domain."""
 
 import itertools
 import multiprocessing
@@ -28,10 +28,10 @@ from .damage import synthetic_segment
 from .inputs import Model, Source, load_model, read_states, read_tokens
 from .timing import RESULTS, compare, ratio
 
-TOKENS = "Tokens of validation text whose perplexity is measured; the numbers are fitted on as many before them."
+TOKENS = "Validation tokens for perplexity; calibration uses as many before them."
 SETTINGS: tuple[Search, ...] = ("exact", "balanced", "fast")
 CALIBRATION_TOKENS = 30_000
-PARTS = ("search", "synthetic", "domain", "damage")  # the files whose metrics `bank` gathers, and which of them
+PARTS = ("search", "synthetic", "domain", "damage")  # files with the metrics gathered by `bank`
 GATHERED = (
     "qps_1m",
     "ppl_ratio_to_exact_1m",
@@ -50,13 +50,13 @@ GATHERED = (
 
 
 def _queries(model: Any, tokens: TextTokens) -> Tensor:
-    """The normalised states of a text, (N, D)."""
+    """Normalised states of a text, (N, D)."""
     states = torch.cat([states for states, _ in read_states(model, tokens.ids)])
     return torch.nn.functional.normalize(states, dim=-1)
 
 
 def _queries_per_second(bank: HistoryBank, queries: Tensor, neighbours: int, how: Any, repeats: int = 3) -> float:
-    batches = queries.split(BLOCK)  # as many as a model asks at once
+    batches = queries.split(BLOCK)  # batch size of a model
     bank.search(batches[0], neighbours, how=how)
     speeds = []
     for _ in range(repeats):
@@ -68,18 +68,18 @@ def _queries_per_second(bank: HistoryBank, queries: Tensor, neighbours: int, how
 
 
 def _recall(found: Tensor, true: Tensor) -> float:
-    """The share of the true neighbours (Q, K) that were found (Q, K)."""
+    """Share of the true neighbours (Q, K) among those found (Q, K)."""
     return float((found[:, :, None] == true[:, None, :]).any(1)[true >= 0].float().mean())
 
 
 def search(
     model: Model,
     source: Source,
-    exact_queries: Annotated[int, typer.Option(help="Queries whose true neighbours are found.")] = 2000,
+    exact_queries: Annotated[int, typer.Option(help="Queries for exact search.")] = 2000,
     tokens: Annotated[int, typer.Option(help=TOKENS)] = 20_000,
     output: Annotated[Path, typer.Option(help="Results file.")] = RESULTS / "bank-search.json",
 ) -> None:
-    """Exact and approximate search of a bank of the training text: queries a second, recall and perplexity."""
+    """Exact and approximate search in a bank of the training text: queries per second, recall and perplexity."""
     loaded, tokenizer = load_model(model)
     text = load_texts(source, split="train")
     neighbours = loaded.config.bank.neighbours
@@ -128,7 +128,7 @@ def _index_bytes(bank: HistoryBank) -> int:
 
 
 def _build_cost(model: Any, tokenizer: Any, text: Any, folder: Path, rows: int = 12_000, repeats: int = 5) -> float:
-    """Tokens a second of building a bank over those of the bare forward pass over the same texts in equal batches."""
+    """Speed of building a bank relative to a bare forward pass over the same texts in equal batches."""
     some = text.select(range(min(rows, len(text))))
     ids = collect(tokenize(some, tokenizer), start=tokenizer.eos_token_id).ids
     stream = StreamDataset(ids, 64, 256, evaluation=True)
@@ -154,7 +154,7 @@ def selection(
     tokens: Annotated[int, typer.Option(help=TOKENS)] = 20_000,
     output: Annotated[Path, typer.Option(help="Results file.")] = RESULTS / "bank-selection.json",
 ) -> None:
-    """The size of a bank against perplexity, for what it keeps; and the cost of asking it less often."""
+    """Size of a bank against perplexity by selection of entries, and the cost of searching less often."""
     loaded, tokenizer = load_model(model)
     text, (fit, read) = load_texts(source, split="train"), _halves(source, tokenizer, tokens)
     rows: list[dict[str, Any]] = []
@@ -179,7 +179,7 @@ def selection(
 
 
 def _halves(source: str, tokenizer: Any, tokens: int) -> tuple[np.ndarray, TextTokens]:
-    """So many tokens of validation text to fit the numbers on, and so many after them to measure."""
+    """Validation tokens for calibration, and as many after them for measurement."""
     held_out = read_tokens(source, "validation", tokenizer, 2 * tokens)
     middle = len(held_out.ids) // 2
     rest = TextTokens(held_out.ids[middle:], held_out.words // 2, held_out.bytes // 2)
@@ -187,8 +187,8 @@ def _halves(source: str, tokenizer: Any, tokens: int) -> tuple[np.ndarray, TextT
 
 
 def _measure(model: Any, bank: HistoryBank, fit: np.ndarray, tokens: TextTokens) -> dict[str, float]:
-    """What a bank holds, and what reading with it gives, once the numbers of the rule are fitted to it."""
-    calibrate(model, fit, len(fit))  # which makes an index, if there is to be one
+    """Size of a bank, and perplexity and speed with it after calibration."""
+    calibrate(model, fit, len(fit))  # builds the index, if any
     metrics = evaluate_stream(model, tokens).metrics()
     return {
         "entries": len(bank),
@@ -204,7 +204,7 @@ def domain(
     source: Annotated[str, typer.Argument(help="Text of another domain, with train, validation and test splits.")],
     output: Annotated[Path, typer.Option(help="Results file.")] = RESULTS / "bank-domain.json",
 ) -> None:
-    """A model reads the test split of another domain: alone, with its stream, with a bank of the training split."""
+    """Reads the test split of another domain without history, with the stream, and with a bank of its training split."""
     loaded, tokenizer = load_model(model)
     held_out = read_tokens(source, "validation", tokenizer, CALIBRATION_TOKENS)
     test = read_tokens(source, "test", tokenizer)
@@ -224,7 +224,7 @@ def domain(
         {"history": name, "test_ppl": measured[f"{side}_word_ppl"], "tokens_per_second": measured["tokens_per_second"]}
         for name, (measured, side) in sides.items()
     ]
-    del rows[0]["tokens_per_second"]  # the base is measured while the stream is
+    del rows[0]["tokens_per_second"]  # measured together with the stream
     metrics |= {
         f"{name}_test_ppl": row["test_ppl"] for name, row in zip(("base", "stream", "bank"), rows, strict=True)
     }
@@ -259,7 +259,7 @@ def _segments(entries: int, width: int) -> Iterator[tuple[Segment, list[Added]]]
 
 
 def _search_synthetic(path: Path, neighbours: int, queries: int, results: Any) -> None:
-    """Searches in a process of its own, so that its memory is that of a reader."""
+    """Searches in a separate process, to measure the memory of a reader."""
     bank = HistoryBank.open(path, verify=False)
     width = bank.manifest.width
     asked = _synthetic(queries, width, _centres(width), -1)
@@ -280,17 +280,17 @@ def synthetic(
     width: Annotated[int, typer.Option(help="Width of the keys.")] = 128,
     neighbours: Annotated[int, typer.Option(help="Neighbours of each query.")] = 64,
     queries: Annotated[int, typer.Option(help="Queries.")] = 10_000,
-    folder: Annotated[Path | None, typer.Option(help="Where the bank is kept; a temporary folder otherwise.")] = None,
+    folder: Annotated[Path | None, typer.Option(help="Folder of the bank; by default temporary.")] = None,
     output: Annotated[Path, typer.Option(help="Results file.")] = RESULTS / "bank-synthetic.json",
 ) -> None:
-    """Memory, speed and recall of the search of many entries, which are random points around random centres."""
+    """Memory, speed and recall of search in many entries, random points around random centres."""
     with tempfile.TemporaryDirectory() as temporary:
         path = (folder or Path(temporary)) / "bank"
         if not path.exists():
             HistoryBank.create(path, "synthetic", width, 1).append(_segments(entries, width), "default")
         context = multiprocessing.get_context("spawn")
         results = context.SimpleQueue()
-        # The first process makes the index, the second one finds it made.
+        # The first process builds the index, the second one reuses it.
         for _ in range(2):
             process = context.Process(target=_search_synthetic, args=(path, neighbours, queries, results))
             process.start()
@@ -327,7 +327,7 @@ def _true_neighbours(bank: HistoryBank, queries: Tensor, neighbours: int) -> Ten
 
 
 def bank(output: Annotated[Path, typer.Option(help="Results file.")] = RESULTS / "bank.json") -> None:
-    """Gathers the figures that search, synthetic, domain and damage have measured into one file (a second)."""
+    """Gathers the results of search, synthetic, domain and damage in one file (a second)."""
     parts = [read_results(RESULTS / f"bank-{part}.json") for part in PARTS]
     metrics = {name: value for part in parts for name, value in part["metrics"].items() if name in GATHERED}
     write_results(output, " && ".join(part["command"] for part in parts), metrics)

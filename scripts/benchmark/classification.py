@@ -4,20 +4,20 @@ Everything is fitted on train and validation data, nothing on a test split. LLE 
 seeds; its row has the median of theirs, and a row of each seed follows. A row has, where it exists,
 
     accuracy, macro_f1, ece      of the queries in scope, with none refused
-    out_of_scope_recall          share of the queries out of scope that are refused; LLE has its own threshold, a peer
-                                 that of the highest recall on validation data at which in-scope accuracy stays at
-                                 `--floor`, and none where it is below that anyway
-    out_of_scope_precision       share of what is refused that is out of scope
-    in_scope_accuracy            what is left of accuracy with that threshold, a refused query being an error
-    new_classes_accuracy         among all intents, when some were taught after the others had been learned
-    taught_classes_accuracy      the same of the queries whose intent was taught
-    old_classes_accuracy, drop   the same of the others, and how much higher it was before
-    teach_seconds_per_1000       for so many queries of new intents
-    forget_largest_difference    of a probability before teaching and after forgetting; 0 is equal bit for bit
-    seconds_training             of the fit with the chosen numbers, without the search for them
+    out_of_scope_recall          refused share of out-of-scope queries; LLE uses its own threshold, a peer the one with
+                                 the highest recall on validation data that keeps in-scope accuracy at `--floor`, or
+                                 none if accuracy is below it anyway
+    out_of_scope_precision       out-of-scope share of refused queries
+    in_scope_accuracy            accuracy at that threshold, with refused queries as errors
+    new_classes_accuracy         among all intents, after some were taught later than the others
+    taught_classes_accuracy      the same for queries of taught intents
+    old_classes_accuracy, drop   the same for the others, and its loss by teaching
+    teach_seconds_per_1000       for 1,000 queries of new intents
+    forget_largest_difference    between probabilities before teaching and after forgetting; 0: equal bit for bit
+    seconds_training             of the fit with the chosen parameters, without their search
     queries_per_second           one query at a time, all methods in turn in one run
     speed_over_encoder           the median ratio of these speeds, repetition by repetition
-    bytes                        what weights, tokenizer and bank take on disk; of the encoder, the weights
+    bytes                        weights, tokenizer and bank on disk; for the encoder, weights
     parameters                   of LLE
 """
 
@@ -70,13 +70,13 @@ Value = TypeVar("Value")
 
 
 class Measured(NamedTuple):
-    """A method, measured.
+    """Measurements of a method.
 
     Attributes:
-        values: What it reached, of `MEASURES`.
-        numbers: Those that were chosen for it.
+        values: Values of `MEASURES`.
+        numbers: Chosen parameters.
         predict: Answers one query, for the comparison of speeds.
-        seeds: The values of each seed, of which `values` has the medians; empty if there is only one.
+        seeds: Values of each seed, with medians in `values`; empty for a single seed.
     """
 
     values: Row
@@ -87,14 +87,14 @@ class Measured(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """What the methods have in common.
+    """Setting shared by all methods.
 
     Args:
-        intents: The data set.
-        floor: In-scope validation accuracy that a peer's refusals must keep.
-        new: Intents that are taught after the others; 0: none.
-        models: For each seed the folder of an LLE classifier of all intents, and that of one of the old intents, if
-            teaching it is measured.
+        intents: Data set.
+        floor: In-scope validation accuracy that a peer must keep when refusing.
+        new: Number of intents taught after the others; 0: none.
+        models: For each seed, the folders of an LLE classifier of all intents and, if teaching is measured, of one of
+            the old intents.
     """
 
     intents: Intents
@@ -104,11 +104,11 @@ class Comparison:
 
     @property
     def old_and_new(self) -> tuple[list[str], list[str]]:
-        """The intents that are learned first, and those that are taught afterwards."""
+        """Intents learned first, and intents taught afterwards."""
         return old_and_new(self.intents.names, self.new) if self.new else (self.intents.names, [])
 
     def measure(self, classifier: Classifier, threshold: float | None = None) -> Row:
-        """Reads the test split with a classifier; `threshold` is the least score that is refused, None: find it."""
+        """Evaluates a classifier on the test split; `threshold` is the least refused score, None: choose it."""
         test, outside = self.intents.test, self.intents.outside_test
         answers = classifier.answer(test.texts)
         uncertain = answers.confidences is None
@@ -138,7 +138,7 @@ class Comparison:
         return choose_threshold(known.out_of_scope, right, unknown.out_of_scope, self.floor)
 
     def teach(self, learner: Learner) -> Row:
-        """Adds the new intents to a classifier that knows the others, and measures both on the test split."""
+        """Teaches the new intents to a classifier of the others, and evaluates it on the test split."""
         test, (old, new) = self.intents.test, self.old_and_new
         before = accuracy(learner, test.of(old))
         added = self.intents.train.of(new)
@@ -154,19 +154,19 @@ class Comparison:
 
 
 def accuracy(classifier: Classifier, examples: Examples) -> float:
-    """The share of right labels."""
+    """Share of correct labels."""
     return float((classifier.answer(examples.texts).labels == examples.labels).mean())
 
 
 def timed(call: Callable[[], Value]) -> tuple[Value, float]:
-    """What a call returns, and its seconds."""
+    """Result of a call, and its seconds."""
     begin = time.perf_counter()
     value = call()
     return value, time.perf_counter() - begin
 
 
 def lle(comparison: Comparison) -> Measured:
-    """The trained classifiers, and others that are taught."""
+    """Trained LLE classifiers, and teaching of new intents."""
     intents = comparison.intents
     seeds, first = [], None
     for folder, old_folder in comparison.models:
@@ -189,14 +189,14 @@ def lle(comparison: Comparison) -> Measured:
 
 
 def train(recipe: Path, source: str, names: tuple[Path, Path | None], seed: int, left_out: Sequence[str]) -> None:
-    """Trains a classifier of all intents, and one of those that are not left out, unless they are there already.
+    """Trains a classifier of all intents, and one without some of them, unless their folders exist.
 
     Args:
-        recipe: The recipe.
-        source: The data set.
-        names: Folders of both; None: there is only the first.
-        seed: The seed of both.
-        left_out: Intents that the second does not get to see.
+        recipe: Recipe.
+        source: Data set.
+        names: Folders of both; None: only the first.
+        seed: Seed of both.
+        left_out: Intents left out of the second.
     """
     for output, without in zip(names, ((), left_out), strict=True):
         if output is None or (output / "metrics.json").is_file():
@@ -209,14 +209,14 @@ def train(recipe: Path, source: str, names: tuple[Path, Path | None], seed: int,
 
 
 def _read_without(source: str, split: str, left_out: Sequence[str]) -> Any:
-    """A split without the queries of some intents."""
+    """Split without the queries of some intents."""
     return load_labelled(source, split=split).filter(lambda label: label not in left_out, input_columns="label")
 
 
 def fitted(
     comparison: Comparison, fit: Callable[[Examples, float], Classifier], penalties: tuple[float, ...]
 ) -> Measured:
-    """A peer that is fitted with the penalty that is best on validation data, the first of equals."""
+    """A peer fitted with the penalty that is best on validation data."""
     intents = comparison.intents
     penalty = max(penalties, key=lambda number: accuracy(fit(intents.tuning, number), intents.validation))
     peer, seconds = timed(lambda: fit(intents.train, penalty))
@@ -240,7 +240,7 @@ def embedding(comparison: Comparison) -> Measured:
 
 
 def embedding_neighbours(comparison: Comparison) -> Measured:
-    """The nearest of sentence embeddings, whose numbers are chosen before the new intents come."""
+    """Nearest sentence embeddings, with parameters chosen before the new intents."""
     from .peers.sentence_embedding import EmbeddingNeighbours, SentenceEmbedding
 
     intents = comparison.intents
@@ -273,14 +273,14 @@ METHODS: dict[str, Callable[[Comparison], Measured]] = {
 def classification(
     source: Annotated[str, typer.Argument(help="Queries with intents, such as Banking77 or CLINC150.")],
     recipe: Annotated[Path | None, typer.Option(help="Recipe of an LLE classifier of these intents.")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="How often it is trained.")] = 3,
-    folder: Annotated[Path, typer.Option(help="Where to; what is there already is not trained again.")] = Path("runs"),
-    dataset: Annotated[str | None, typer.Option(help="Name of the data set; else that of its folder.")] = None,
-    floor: Annotated[float, typer.Option(help="In-scope validation accuracy that a peer's refusals keep.")] = 0.88,
-    new_classes: Annotated[int, typer.Option(min=0, help="Intents that are taught after the others.")] = 20,
-    queries: Annotated[int, typer.Option(help="Test queries that speed is measured on, one at a time.")] = 200,
-    repetitions: Annotated[int, typer.Option(help="Repetitions of that measurement.")] = 9,
-    method: Annotated[list[str] | None, typer.Option(help="Only this one; can be repeated.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of training runs.")] = 3,
+    folder: Annotated[Path, typer.Option(help="Output folder; existing models are reused.")] = Path("runs"),
+    dataset: Annotated[str | None, typer.Option(help="Name of the data set; by default its folder's.")] = None,
+    floor: Annotated[float, typer.Option(help="In-scope validation accuracy for peers to keep.")] = 0.88,
+    new_classes: Annotated[int, typer.Option(min=0, help="Number of intents taught after the others.")] = 20,
+    queries: Annotated[int, typer.Option(help="Test queries for measuring speed, one at a time.")] = 200,
+    repetitions: Annotated[int, typer.Option(help="Repetitions of the speed measurement.")] = 9,
+    method: Annotated[list[str] | None, typer.Option(help="Only this method; repeatable.")] = None,
     output: Annotated[Path | None, typer.Option(help="Results file; else model_cards/results/DATASET.json.")] = None,
 ) -> None:
     """LLE, TF-IDF with an SVM, sentence embeddings and a small encoder on a data set of intents."""

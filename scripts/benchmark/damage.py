@@ -1,4 +1,4 @@
-"""Damage to a bank: writers that are killed at random, files whose bytes change at random. The tests use it too."""
+"""Damage to banks: writers killed at random, files corrupted at random. Tests use it, too."""
 
 import multiprocessing
 import os
@@ -24,7 +24,7 @@ from modeling_lle.evaluation.results import this_command
 from .timing import RESULTS
 
 TEXTS = ["a b c d", "e f", "g h a b", "c c d", "h", "a c e g", "b d f h", "f e d"]
-INDEXED = 60_000  # entries that are searched with an index
+INDEXED = 60_000  # entries searched with an index
 WIDTH = 16
 
 
@@ -36,7 +36,7 @@ def make_writer() -> tuple[LLEForCausalLM, Any]:
 
 
 def make_bank(path: Path) -> Path:
-    """A bank of two sources, one of them forgotten in part."""
+    """A bank of two sources, one of them partly forgotten."""
     bank = HistoryBank.build(*make_writer(), TEXTS[:5], path, source="one")
     bank.add(TEXTS[5:], source="two")
     bank.forget([1, 2])
@@ -60,7 +60,7 @@ def synthetic_segment(keys: Tensor, source: str = "synthetic") -> tuple[Segment,
 
 
 def make_indexed_bank(path: Path, entries: int = INDEXED) -> Path:
-    """A bank that is large enough for a search faiss_index_module, with the faiss_index_module."""
+    """A bank large enough for a search index, with its index."""
     bank = HistoryBank.create(path, "synthetic", WIDTH, 1)
     keys = torch.randn(entries, WIDTH, generator=torch.Generator().manual_seed(0))
     bank.append([synthetic_segment(torch.nn.functional.normalize(keys, dim=-1))], "default")
@@ -69,7 +69,7 @@ def make_indexed_bank(path: Path, entries: int = INDEXED) -> Path:
 
 
 def damaged(whole: bytes, choose: random.Random) -> bytes:
-    """The bytes with one of them changed, put in, appended or left out, or cut off somewhere."""
+    """Bytes with one changed, inserted, appended or removed, or truncated."""
     data = bytearray(whole)
     at = choose.randrange(len(data))
     match choose.randrange(5):
@@ -87,7 +87,7 @@ def damaged(whole: bytes, choose: random.Random) -> bytes:
 
 
 def corrupt_at_random(path: Path, kind: str, corruptions: int, seed: int = 0) -> int:
-    """Damages a file of a bank, whose name begins with `kind`, again and again; how often it was not named."""
+    """Repeatedly damages a file of a bank by its prefix `kind`; returns how often the error did not name it."""
 
     def is_accepted(file: Path) -> bool:
         try:
@@ -102,7 +102,7 @@ def corrupt_at_random(path: Path, kind: str, corruptions: int, seed: int = 0) ->
 
 
 def corrupt_index_at_random(path: Path, corruptions: int, seed: int = 0) -> int:
-    """Damages the search index of a bank again and again; how often it was read all the same."""
+    """Repeatedly damages the search index of a bank; returns how often it was read nevertheless."""
     from modeling_lle.bank import faiss_index as faiss_index_module
 
     bank = HistoryBank.open(path)
@@ -116,7 +116,7 @@ def corrupt_index_at_random(path: Path, corruptions: int, seed: int = 0) -> int:
 
 
 def corrupt_parquet_at_random(path: Path, corruptions: int, seed: int = 0) -> int:
-    """Damages the Parquet file that a bank was exported to; how often another bank was made of it, or part of one."""
+    """Repeatedly damages an exported Parquet file; returns how often a different bank was imported."""
     from modeling_lle.bank.parquet import from_parquet, to_parquet
 
     target, file = path.with_name("imported"), path.with_suffix(".parquet")
@@ -129,7 +129,7 @@ def corrupt_parquet_at_random(path: Path, corruptions: int, seed: int = 0) -> in
             made = from_parquet(file, target)
         except BankError as error:
             return file.name not in str(error) or (target / MANIFEST).exists()
-        return not torch.equal(_keys(made), keys)  # a byte that means nothing may differ
+        return not torch.equal(_keys(made), keys)  # meaningless bytes may differ
 
     return _corrupt(file, corruptions, seed, is_accepted)
 
@@ -161,10 +161,10 @@ def _change(path: Path) -> None:
 
 
 def kill_at_random(path: Path, kills: int, seed: int = 0, longest: float = 0.2) -> tuple[int, int]:
-    """Kills a process that adds, forgets and compacts, again and again, after up to `longest` seconds of work.
+    """Repeatedly kills a process that adds, forgets and compacts, after up to `longest` seconds of work.
 
     Returns:
-        How often the bank was neither as before nor as after the change, and how often a change was under way.
+        How often the bank was neither in the state before nor after the change, and how often a change was under way.
     """
     context, choose = multiprocessing.get_context("fork"), random.Random(seed)
     before, lost, under_way = len(HistoryBank.open(path)), 0, 0
@@ -174,7 +174,7 @@ def kill_at_random(path: Path, kills: int, seed: int = 0, longest: float = 0.2) 
         process = context.Process(target=_change, args=(path,))
         process.start()
         while process.is_alive() and HistoryBank.open(path).manifest.generation == generation:
-            time.sleep(0.001)  # the first change is done: from here on it works
+            time.sleep(0.001)  # the first change is done
         time.sleep(choose.uniform(0, longest))
         os.kill(process.pid or 0, signal.SIGKILL)
         process.join()
@@ -191,11 +191,11 @@ def kill_at_random(path: Path, kills: int, seed: int = 0, longest: float = 0.2) 
 
 
 def damage(
-    kills: Annotated[int, typer.Option(help="Kills of a process that adds, forgets and compacts.")] = 200,
-    corruptions: Annotated[int, typer.Option(help="Corruptions of each kind of file.")] = 500,
+    kills: Annotated[int, typer.Option(help="Number of kills.")] = 200,
+    corruptions: Annotated[int, typer.Option(help="Corruptions per kind of file.")] = 500,
     output: Annotated[Path, typer.Option(help="Results file.")] = RESULTS / "bank-damage.json",
 ) -> None:
-    """Kills writers and corrupts files at random, and counts the banks that were lost, and the damage not noticed."""
+    """Kills writers and corrupts files at random; counts lost banks and unnoticed damage."""
     with tempfile.TemporaryDirectory() as folder:
         lost, under_way = kill_at_random(make_bank(Path(folder) / "killed"), kills)
         path = make_bank(Path(folder) / "corrupted")

@@ -1,8 +1,8 @@
-"""LLE against other ways to learn from what has been read: perplexity, speed and memory on one backbone, in one run.
+"""LLE against other methods that learn from text read: perplexity, speed and memory on one backbone, in one run.
 
-Every method is tuned on validation text, and then reads the test split once, as one row. `ppl` is per word;
-`tokens_per_second` is wall-clock time of that pass, after a warm-up; `memory_mb` is what the method adds to the model:
-the bytes of its entries and their index, of copies of the weights, and of statistics of gradients.
+Each method is tuned on validation text, then reads the test split once, as one row. `ppl` is per word;
+`tokens_per_second` is by wall clock after a warm-up; `memory_mb` is memory in addition to the model: entries, index,
+copies of weights, and statistics of gradients.
 """
 
 import dataclasses
@@ -35,14 +35,14 @@ from .peers import Datastore, DynamicEvaluation, NearestNeighbours, NeuralCache,
 from .peers.mixture import joined
 from .timing import RESULTS, Row, compare, ratio, write_rows
 
-SPEED_TOKENS, SPEED_REPEATS = 512, 7  # of the comparison of the update's speed with dynamic evaluation's
-STATISTICS_TOKENS = 50_000  # of training text, which the update's statistics are collected on
+SPEED_TOKENS, SPEED_REPEATS = 512, 7  # for comparing the speeds of update and dynamic evaluation
+STATISTICS_TOKENS = 50_000  # training tokens for the statistics of the update
 Item = TypeVar("Item")
 
 
 @dataclasses.dataclass(frozen=True)
 class Sources:
-    """A way to use LLE: the values of the config that differ, by their dotted names, and whether there is a bank."""
+    """A variant of LLE: changed values of the config by dotted names, and whether to use a bank."""
 
     changes: dict[str, Any]
     bank: bool = False
@@ -60,16 +60,16 @@ LLE: dict[str, Sources] = {
 
 
 class Comparison:
-    """What the methods have in common: a model, the texts of a data set, and how a pass is measured.
+    """Setting shared by all methods: model, texts, and measurement of a pass.
 
     Args:
         path: Folder of the model.
-        source: The data set.
-        tokens: Validation tokens to tune on.
-        dynamic_tokens: Those for dynamic evaluation, which is slow.
+        source: Data set.
+        tokens: Validation tokens for tuning.
+        dynamic_tokens: The same for dynamic evaluation, which is slow.
         test_tokens: Tokens of the test split; None: all.
-        gradient_batches: Batches of training text that the gradients' root mean squares are measured on.
-        folder: Where a bank is kept.
+        gradient_batches: Training batches for the root mean squares of gradients.
+        folder: Folder for a bank.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Comparison:
 
     @functools.cached_property
     def train(self) -> np.ndarray:
-        """The training text (N,) int32."""
+        """Token ids of the training text, one-dimensional, int32."""
         return read_tokens(self.source, "train", self.tokenizer).ids
 
     @functools.cached_property
@@ -100,7 +100,7 @@ class Comparison:
         return HistoryBank.build(self.model, self.tokenizer, texts, self.folder / "bank")
 
     def row(self, method: str, log_probs: list[Tensor], seconds: float, size: int, numbers: str) -> Row:
-        """What is kept of a pass: log P of the test tokens (T,) of each segment in nats, seconds, and bytes."""
+        """Row of a pass, from log P of the test tokens (T,) of each segment in nats, seconds, and bytes."""
         nats = -torch.cat(log_probs).numpy()
         measured: Any = LanguageModelMetric(keep_in_memory=True).compute(nats=nats, words=self.test.words)
         return {
@@ -113,10 +113,10 @@ class Comparison:
 
 
 def lle(name: str, comparison: Comparison) -> list[Row]:
-    """A way to use LLE, through the model's own interface; `calibrate` fits the numbers of its sources."""
+    """Measures a variant of LLE by the model's own interface; `calibrate` fits its sources."""
     model, _ = load_model(comparison.path)
     sources = LLE[name]
-    model.config.overlay.scope = "none"  # whatever the model was saved with
+    model.config.overlay.scope = "none"  # overrides the saved value
     for key, value in sources.changes.items():
         *sections, field = key.split(".")
         setattr(functools.reduce(getattr, sections, model.config), field, value)
@@ -124,12 +124,12 @@ def lle(name: str, comparison: Comparison) -> list[Row]:
         model.attach_history(comparison.bank)
     update = model.config.overlay
     if update.scope != "none":
-        update.rate, update.every = RATES[update.scope], EVERY[update.scope]  # so that the row says them
+        update.rate, update.every = RATES[update.scope], EVERY[update.scope]  # recorded in the row
         model.collect_update_statistics(segments(comparison.train, STATISTICS_TOKENS, 70))
     if sources.bank or (model.config.use_history and model.config.stream.window):
         calibrate(model, comparison.validation, comparison.tokens)
     ids = torch.from_numpy(comparison.validation[: model.config.stream.window + 2 * SEGMENT].astype(np.int64))[None]
-    cache = model.score(ids[:, :-1], ids[:, 1:]).past_key_values  # warms up, and fills the window
+    cache = model.score(ids[:, :-1], ids[:, 1:]).past_key_values  # warms up and fills the window
     size = tensor_bytes(cache) - tensor_bytes(cache.state)
     if sources.bank:
         index = (comparison.bank.folder.path / "index").glob("*.faiss")
@@ -143,7 +143,7 @@ def lle(name: str, comparison: Comparison) -> list[Row]:
 
 
 def _speed_over_dynamic(model: Any, comparison: Comparison) -> float:
-    """How many times as fast a model with the update reads as dynamic evaluation (SGD) does, both in turn."""
+    """Speed of reading with the update relative to dynamic evaluation (SGD), both in turn."""
     text = comparison.validation[: SPEED_TOKENS + 1]
     ids, peer = torch.from_numpy(text.astype(np.int64))[None], DynamicEvaluation(comparison.model, 1e-3, 1e-3)
 
@@ -158,7 +158,7 @@ def _speed_over_dynamic(model: Any, comparison: Comparison) -> float:
 
 
 def _numbers_of(config: Any, sources: Sources) -> str:
-    """The sections of `history` that play a part, as text."""
+    """Active sections of `history` as text."""
     used = {key.split(".")[1] for key in sources.changes if "." in key}
     used |= {"stream"} if config.use_history and config.stream.window else set()
     used |= {"bank"} if sources.bank else set()
@@ -188,7 +188,7 @@ def nearest_neighbours(name: str, comparison: Comparison) -> list[Row]:
 
 
 def dynamic_evaluation(name: str, comparison: Comparison, rms: bool) -> list[Row]:
-    """Dynamic evaluation, and with RMS also a neural cache on top of it, whose time is added to that of the pass."""
+    """Dynamic evaluation; with RMS also followed by a neural cache, whose time is added."""
     model, validation = comparison.model, comparison.validation[: comparison.dynamic_tokens + 1]
     squares = root_mean_squares(model, comparison.train, comparison.gradient_batches) if rms else None
     peer, tuned_on = DynamicEvaluation.tuned(model, validation, squares)
@@ -205,14 +205,14 @@ def dynamic_evaluation(name: str, comparison: Comparison, rms: bool) -> list[Row
 
 
 def timed(parts: Iterable[Item]) -> tuple[list[Item], float]:
-    """The items, and the seconds that they took."""
+    """Items, and the seconds that they took."""
     begin = time.perf_counter()
     items = list(parts)
     return items, time.perf_counter() - begin
 
 
 def tensor_bytes(value: Any) -> int:
-    """The bytes of the tensors in a tree of objects, sequences and mappings, each tensor once, without modules."""
+    """Bytes of distinct tensors in a tree of objects, sequences and mappings, without modules."""
     found: dict[int, Tensor] = {}
     waiting, seen = [value], set()
     while waiting:
@@ -227,7 +227,7 @@ def tensor_bytes(value: Any) -> int:
 
 
 def describe(numbers: dict[str, Any]) -> str:
-    """Numbers by their names, as a short text."""
+    """Parameters by name, as a short text."""
     parts = {
         name: " ".join(map(format_value, value)) if isinstance(value, list) else format_value(value)
         for name, value in numbers.items()
@@ -247,22 +247,20 @@ METHODS: dict[str, Callable[[str, Comparison], list[Row]]] = {
 def history(
     model: Model,
     source: Source,
-    dataset: Annotated[str | None, typer.Option(help="Its name in the results; else that of its folder.")] = None,
-    tokens: Annotated[int, typer.Option(help="Validation tokens that methods are tuned on.")] = 20_000,
-    dynamic_tokens: Annotated[int, typer.Option(help="The same of dynamic evaluation, which is slow.")] = 8_000,
+    dataset: Annotated[str | None, typer.Option(help="Name in the results; by default the folder's.")] = None,
+    tokens: Annotated[int, typer.Option(help="Validation tokens for tuning.")] = 20_000,
+    dynamic_tokens: Annotated[int, typer.Option(help="The same for dynamic evaluation, which is slow.")] = 8_000,
     test_tokens: Annotated[int | None, typer.Option(help="Read only the first tokens of the test split.")] = None,
     gradient_batches: Annotated[int, typer.Option(help="Batches of 500 training tokens for the RMS rule.")] = 300,
-    method: Annotated[list[str] | None, typer.Option(help="Only this one; can be repeated.")] = None,
-    resume: Annotated[bool, typer.Option(help="Keep what an interrupted run of this command finished.")] = False,
-    finished: Annotated[
-        Path | None, typer.Option(help="JSON lines of what is finished, in runs/ if not given.")
-    ] = None,
+    method: Annotated[list[str] | None, typer.Option(help="Only this method; repeatable.")] = None,
+    resume: Annotated[bool, typer.Option(help="Keep finished rows of an interrupted run of this command.")] = False,
+    finished: Annotated[Path | None, typer.Option(help="JSON lines of finished rows; by default in runs/.")] = None,
     output: Annotated[Path, typer.Option(help="Results file; rows of other data sets in it are kept.")] = (
         RESULTS / "history.json"
     ),
 ) -> None:
     """LLE, neural cache, kNN-LM and dynamic evaluation on one model: perplexity, speed and memory."""
-    keep_freed_pages()  # new pages for the gradients of every step would be half of dynamic evaluation's time
+    keep_freed_pages()  # else new pages for gradients take half of dynamic evaluation's time
     chosen = method or list(METHODS)
     check_keys(chosen, METHODS, "--method")
     dataset = dataset or Path(source).name
@@ -281,12 +279,12 @@ def history(
 
 
 class Finished:
-    """The rows of finished methods, kept in a file, one line a method.
+    """Rows of finished methods, kept in a file, one line per method.
 
     Args:
         path: JSON lines.
-        dataset, command: What was measured and how; `--resume` makes no difference.
-        resume: Whether to take up what the file holds of both.
+        dataset, command: Identify the rows; `--resume` is ignored.
+        resume: Whether to reuse matching rows of the file.
     """
 
     def __init__(self, path: Path, dataset: str, command: str, resume: bool) -> None:
@@ -301,7 +299,7 @@ class Finished:
                 self.add(entry["method"], entry["rows"])
 
     def add(self, method: str, rows: list[Row]) -> None:
-        """Keeps the rows of a method."""
+        """Saves the rows of a method."""
         self.rows[method] = rows
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({**self.key, "method": method, "rows": rows}) + "\n")
@@ -310,9 +308,8 @@ class Finished:
 def comparisons(rows: list[Row]) -> dict[str, float]:
     """Ratios of perplexities and speeds for each data set, as far as its rows allow.
 
-    `over_best_peer` is over the lowest perplexity that any peer reaches. The update's share of the gain of dynamic
-    evaluation is that of the nats per word which each saves; of SGD and RMS, the better one counts. The speed is over
-    that of SGD.
+    `over_best_peer` is relative to the lowest perplexity of a peer. The update's share of the gain of dynamic
+    evaluation compares nats per word saved, with the better of SGD and RMS. Speeds are relative to SGD.
     """
     metrics: dict[str, float] = {}
     for dataset in dict.fromkeys(row["dataset"] for row in rows):

@@ -1,4 +1,4 @@
-"""What the benchmarks read: a trained model, the text of a split, and the states that the model has in it."""
+"""Inputs of the benchmarks: a trained model, the text of a split, and the model's states. Shapes: T time, D width."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any
@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from modeling_lle import LLECache
 from modeling_lle.data import StreamDataset, TextTokens, collect, load_texts, tokenize
 
-Model = Annotated[str, typer.Argument(help="A folder that `lle train` wrote.")]
+Model = Annotated[str, typer.Argument(help="Folder written by `lle train`.")]
 Source = Annotated[str, typer.Argument(help="Text with train, validation and test splits.")]
-SEGMENT = 256  # positions that are read at once
-SHORT_TRAINING: dict[str, Any] = {  # of models that are trained for a comparison
+SEGMENT = 256  # positions read at once
+SHORT_TRAINING: dict[str, Any] = {  # for models trained for a comparison
     "per_device_eval_batch_size": 10,
     "adam_beta2": 0.99,
     "lr_scheduler_type": "cosine",
@@ -27,12 +27,12 @@ SHORT_TRAINING: dict[str, Any] = {  # of models that are trained for a compariso
 
 
 def load_model(model: str) -> tuple[Any, Any]:
-    """The model in evaluation mode, and its tokenizer."""
+    """Loads the model, in evaluation mode, and its tokenizer."""
     return AutoModelForCausalLM.from_pretrained(model).eval(), AutoTokenizer.from_pretrained(model)
 
 
 def read_tokens(source: str, split: str, tokenizer: Any, limit: int | None = None) -> TextTokens:
-    """The first `limit` tokens of a split, or all; of its words and bytes the same share."""
+    """First `limit` tokens of a split, or all, with the same share of its words and bytes."""
     tokens = collect(tokenize(load_texts(source, split=split), tokenizer), start=tokenizer.eos_token_id)
     share = 1.0 if limit is None else min(1.0, limit / len(tokens.ids))
     return TextTokens(tokens.ids[:limit], int(tokens.words * share), int(tokens.bytes * share))
@@ -40,7 +40,7 @@ def read_tokens(source: str, split: str, tokenizer: Any, limit: int | None = Non
 
 @torch.no_grad()
 def read_states(model: Any, ids: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
-    """Reads a text (N,) as one row, and yields states (T, D) with the tokens that followed them (T,) int64."""
+    """Reads token ids as one row, and yields states (T, D) with the tokens that followed (T,) int64."""
     stream, cache = StreamDataset(ids, 1, SEGMENT, evaluation=True), LLECache()
     for index in range(len(stream)):
         segment = stream[index]

@@ -1,9 +1,8 @@
-"""Queries and their intents, and what all classifiers of them have in common.
+"""Queries with intents, and the interface of their classifiers.
 
-Notable: nothing is fitted on a test split. Where there is no validation split, as in Banking77, a tenth of every
-intent's training queries is held out for it: numbers are chosen with the rest, and what they are chosen for then
-learns from all of them. CLINC150's out-of-scope training queries are not used, so that a classifier knows its intents
-only. Shapes: N queries.
+Notable: nothing is fitted on a test split. Without a validation split, as in Banking77, a tenth of each intent's
+training queries is held out: parameters are chosen with the rest, then the classifier learns from all queries.
+CLINC150's out-of-scope training queries are not used, so that a classifier knows its intents only. Shapes: Q queries.
 """
 
 import dataclasses
@@ -22,19 +21,19 @@ class Examples(NamedTuple):
     """Queries with their intents.
 
     Attributes:
-        texts: N queries.
-        labels: (N,) str, the names of their intents.
+        texts: Q queries.
+        labels: (Q,) str, names of their intents.
     """
 
     texts: list[str]
     labels: np.ndarray
 
     def take(self, chosen: np.ndarray) -> "Examples":
-        """Those where a mask (N,) bool is true."""
+        """Queries where a mask (Q,) bool is true."""
         return Examples([text for text, taken in zip(self.texts, chosen, strict=True) if taken], self.labels[chosen])
 
     def of(self, names: Sequence[str]) -> "Examples":
-        """Those of some intents."""
+        """Queries of some intents."""
         return self.take(np.isin(self.labels, names))
 
 
@@ -43,13 +42,13 @@ class Intents:
     """A data set.
 
     Attributes:
-        names: The names of the intents, sorted.
-        train: What a classifier learns from.
-        tuning: `train` without `validation`, for choosing numbers.
-        validation: What they are chosen on.
-        test: What is reported.
-        outside_validation: Queries of no intent, for choosing when to refuse; empty if the data set has none.
-        outside_test: Those that are reported.
+        names: Sorted names of the intents.
+        train: Training queries.
+        tuning: `train` without `validation`, for choosing parameters.
+        validation: Queries for choosing parameters.
+        test: Queries for reported results.
+        outside_validation: Out-of-scope queries for choosing thresholds; empty if there are none.
+        outside_test: Out-of-scope queries for reported results.
     """
 
     names: list[str]
@@ -62,12 +61,12 @@ class Intents:
 
 
 class Answers(NamedTuple):
-    """What a classifier says to N queries.
+    """Answers of a classifier to Q queries.
 
     Attributes:
-        labels: (N,) str, the names of intents.
-        out_of_scope: (N,) floats, the score of "none of these", as that of an LLE classifier: the highest are refused.
-        confidences: (N,) floats from 0 to 1, the probability of the label; None if the classifier gives none.
+        labels: (Q,) str, names of intents.
+        out_of_scope: (Q,) floats, score of "none of these"; the highest are refused.
+        confidences: (Q,) floats from 0 to 1, probability of the label; None without probabilities.
     """
 
     labels: np.ndarray
@@ -76,28 +75,28 @@ class Answers(NamedTuple):
 
 
 class Classifier(Protocol):
-    """What can be measured."""
+    """A classifier to measure."""
 
     @property
     def bytes(self) -> int:
-        """What it takes on disk."""
+        """Bytes on disk."""
         ...
 
     def answer(self, texts: list[str]) -> Answers:
-        """Labels and scores of N queries."""
+        """Labels and scores of Q queries."""
         ...
 
 
 class Learner(Classifier, Protocol):
-    """What can learn more intents later."""
+    """A classifier that can learn more intents later."""
 
     def add(self, examples: Examples) -> Any:
-        """Learns from more queries, of intents that it knows or of others."""
+        """Learns from more queries of known or new intents."""
         ...
 
 
 def load_intents(source: str) -> Intents:
-    """Reads a data set that `load_labelled` reads, with splits train and test, and validation if it has one."""
+    """Loads a data set for `load_labelled`, with splits train, test and optionally validation."""
     train, _ = _read(source, "train")
     outside: list[str] = []
     files = local_files(source) or {}
@@ -109,12 +108,12 @@ def load_intents(source: str) -> Intents:
     test, outside_test = _read(source, "test")
     names = sorted(set(train.labels.tolist()))
     if len(names) < 3:
-        raise ValueError(f"{source} has {len(names)} intents in its training split: at least 3 are needed")
+        raise ValueError(f"{source} has {len(names)} intents in its training split: give at least 3")
     return Intents(names, train, tuning, validation, test, outside, outside_test)
 
 
 def _read(source: str, split: str) -> tuple[Examples, list[str]]:
-    """The queries of a split that have an intent, and those that have none."""
+    """In-scope and out-of-scope queries of a split."""
     dataset = load_labelled(source, split=split)
     check_labelled(dataset, where=f"the {split} split of {source}")
     inside, outside = split_out_of_scope(dataset)
@@ -122,7 +121,7 @@ def _read(source: str, split: str) -> tuple[Examples, list[str]]:
 
 
 def _tenth(labels: np.ndarray) -> np.ndarray:
-    """A mask (N,) bool of a tenth of every label's places, at least one of each, always the same ones."""
+    """Fixed mask (Q,) bool of a tenth of the queries of each label, at least one."""
     order = np.random.default_rng(SEED).permutation(len(labels))
     mask = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
@@ -132,9 +131,9 @@ def _tenth(labels: np.ndarray) -> np.ndarray:
 
 
 def old_and_new(names: Sequence[str], new: int) -> tuple[list[str], list[str]]:
-    """The intents that are learned first, and the `new` ones that are taught afterwards.
+    """Intents learned first, and the `new` ones taught afterwards.
 
-    The old ones are the first of a permutation of the sorted names, which is always the same: of Banking77's, 57.
+    The old ones are the first of a fixed permutation of the sorted names: of Banking77's, 57.
     """
     if not 0 < new < len(names):
         raise ValueError(f"{new} of {len(names)} intents cannot be new: choose from 1 to {len(names) - 1}")

@@ -1,6 +1,6 @@
-"""Kills of what makes and saves banks: what is left is as before or as after, and the next run leaves nothing over.
+"""Kills of processes that build and save banks: the state before or after remains, and the next run cleans up.
 
-`kill_at_random` of damage.py kills writers of a bank that is there. The tests use both.
+`kill_at_random` of damage.py kills writers of an existing bank. Tests use both.
 """
 
 import functools
@@ -25,7 +25,7 @@ Drill = Callable[[Path, int, int], int]
 
 
 def kill(work: Callable[[], None], seconds: float) -> None:
-    """Runs something in a process of its own, and kills it after so many seconds if it is still at it."""
+    """Runs a function in a separate process, and kills it after the given seconds if it still runs."""
     process = multiprocessing.get_context("fork").Process(target=work)
     process.start()
     process.join(seconds)
@@ -34,20 +34,20 @@ def kill(work: Callable[[], None], seconds: float) -> None:
 
 
 def _duration(work: Callable[[], None]) -> float:
-    work()  # the first one compiles kernels
+    work()  # compiles kernels
     begin = time.perf_counter()
     work()
     return time.perf_counter() - begin
 
 
 def _is_tidy(path: Path) -> bool:
-    """Whether a bank's folder holds the bank, its lock, and nothing else."""
+    """Whether a folder holds only a bank and its lock."""
     names = {file.name for file in HistoryBank.open(path).manifest.files} | {MANIFEST, LOCK}
     return {file.name for file in path.iterdir()} == names
 
 
 def kill_builds(folder: Path, kills: int, seed: int = 0) -> int:
-    """Kills a process that builds a bank; how often the same command did not go on to the whole bank."""
+    """Kills a process that builds a bank; returns how often repeating the command did not complete it."""
     model, tokenizer = make_writer()
     choose, lost = random.Random(seed), 0
 
@@ -72,9 +72,9 @@ def kill_builds(folder: Path, kills: int, seed: int = 0) -> int:
 
 
 def kill_saves(folder: Path, kills: int, seed: int = 0) -> int:
-    """Kills a process that saves a model with its bank over older ones; how often it was not one of them, whole.
+    """Kills a process that overwrites a model with its bank; returns how often neither version was complete.
 
-    The bias of the output layer counts the versions of the model, the entries those of the bank: it is saved last.
+    The bias of the output layer counts versions of the model, entries those of the bank, which is saved last.
     """
     model, tokenizer = make_writer()
     path, choose, lost = folder / "model", random.Random(seed), 0
@@ -87,7 +87,7 @@ def kill_saves(folder: Path, kills: int, seed: int = 0) -> int:
 
     longest = _duration(save)
     for version in range(1, kills + 1):
-        bank.add(["h"])  # of two entries, the last of them an <eos>
+        bank.add(["h"])  # two entries, the last one of <eos>
         with torch.no_grad():
             model.lm_head.bias.fill_(version)
         kill(save, choose.uniform(0, 1.5 * longest))
@@ -107,7 +107,7 @@ def kill_saves(folder: Path, kills: int, seed: int = 0) -> int:
 
 
 def kill_temporary(folder: Path, kills: int, seed: int = 0) -> int:
-    """Kills a process that makes a temporary bank; how often the texts were still there after the next one."""
+    """Kills a process with a temporary bank; returns how often its texts outlived the next process."""
     model, tokenizer = make_writer()
     choose, lost, before = random.Random(seed), 0, tempfile.tempdir
     tempfile.tempdir = str(folder)

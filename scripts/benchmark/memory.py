@@ -1,21 +1,21 @@
-"""A translator in a domain that it was never trained on, without and with a memory of sentence pairs from it.
+"""A translator in an untrained domain, without and with a memory of sentence pairs of the domain.
 
-The pairs are a catalogue, such as the PO file of a program. Of those with the same source the first is kept; a tenth,
-drawn by the seed, is the test, and the others are the memory, so that no test source is in it verbatim. The first row
-is all test pairs, the others are bands of the fuzzy match between a test source and the best of the memory. A row has
+Pairs are from a catalogue, such as the PO file of a program, without repeated sources. A tenth, drawn by seed, is the
+test set, the rest is the memory, so no test source is in it verbatim. The first row is for all test pairs, others are
+for bands of the best fuzzy match in the memory. A row has
 
     sentences                               test pairs
-    bleu_without, bleu_with                 by sacrebleu; with `lowercased_` in front, capital letters count as small
+    bleu_without, bleu_with                 by sacrebleu; prefix `lowercased_`: ignoring case
     chrf_without, chrf_with                 the same
-    signature                               sacrebleu's, of BLEU with case
+    signature                               sacrebleu's for cased BLEU
 
-Metrics are those of the first row, and
+Metrics are those of the first row and
 
-    memory_pairs, build_seconds             of the memory, all its pairs encoded
-    sentences_per_second_without, _with     32 sentences in a batch; with `_1` at the end, one at a time; both in turn
-    speed_ratio                             the second over the first, the median over the repetitions
-    base_ppl, before_ppl, after_ppl         of `--calibrate`, per target token, on pairs of the memory: without it, and
-                                            with its other pairs, before and after
+    memory_pairs, build_seconds             size of the memory, and time for encoding it
+    sentences_per_second_without, _with     with batches of 32; suffix `_1`: one at a time; both in turn
+    speed_ratio                             second over first, median over repetitions
+    base_ppl, before_ppl, after_ppl         of `--calibrate`, per target token of the memory: without it, and with its
+                                            other pairs before and after
 """
 
 import functools
@@ -43,16 +43,16 @@ from .history import describe
 from .timing import RESULTS, Row, compare, ratio
 from .translation import chosen
 
-BANDS = {"85-100 %": 0.85, "70-85 %": 0.7, "50-70 %": 0.5, "below 50 %": 0.0}  # each to the one before
+BANDS = {"85-100 %": 0.85, "70-85 %": 0.7, "50-70 %": 0.5, "below 50 %": 0.0}  # up to the previous one
 SIDES = {"without": False, "with": True}
 BATCH = 32  # sentences
 
 
 def split_pairs(pairs: Dataset, test_share: float, seed: int) -> tuple[Dataset, Dataset]:
-    """The memory and the test: pairs with different sources, in an order that the seed draws.
+    """Splits pairs with distinct sources into memory and test set, by seed.
 
     Raises:
-        ValueError: One of them would be empty.
+        ValueError: One part would be empty.
     """
     first: dict[str, int] = {}
     for row, text in enumerate(pairs["source"][:]):
@@ -60,12 +60,12 @@ def split_pairs(pairs: Dataset, test_share: float, seed: int) -> tuple[Dataset, 
     rows = np.random.default_rng(seed).permutation(list(first.values()))
     tests = round(test_share * len(rows))
     if not 0 < tests < len(rows):
-        raise ValueError(f"{len(rows)} different sources cannot be split: give more pairs, or another --test-share")
+        raise ValueError(f"{len(rows)} distinct sources cannot be split: give more pairs, or another --test-share")
     return pairs.select(np.sort(rows[tests:])), pairs.select(np.sort(rows[:tests]))
 
 
 def measure(translations: dict[str, list[str]], references: list[str], language: str | None = None) -> Row:
-    """The scores of both sides, with case and without."""
+    """Scores of both sides, cased and lowercased."""
     row: Row = {"sentences": len(references)}
     for lowercase in (False, True):
         for side, found in translations.items():
@@ -81,7 +81,7 @@ def measure(translations: dict[str, list[str]], references: list[str], language:
 def by_band(
     translations: dict[str, list[str]], references: list[str], scores: list[float], language: str | None = None
 ) -> list[Row]:
-    """A row for all sentences, and one for each band of fuzzy match scores that has some."""
+    """A row for all sentences, and one for each non-empty band of fuzzy match scores."""
     rows = [{"band": "all", **measure(translations, references, language)}]
     above = np.inf
     for band, least in BANDS.items():
@@ -117,14 +117,14 @@ def memory(
     source_language: Annotated[str | None, typer.Option(help="Else that of the model's recipe.")] = None,
     target_language: Annotated[str | None, typer.Option(help="Else that of the model's recipe.")] = None,
     calibrate: Annotated[bool, typer.Option("--calibrate", help="Fit the rule to pairs of the memory.")] = False,
-    test_share: Annotated[float, typer.Option(help="Share of the pairs that are tested.")] = 0.1,
-    beams: Annotated[int, typer.Option(min=1, help="Beams of the search.")] = 5,
-    sentences: Annotated[int, typer.Option(min=1, help="Test sentences that speed is measured on.")] = 96,
-    repetitions: Annotated[int, typer.Option(min=1, help="Repetitions of that measurement.")] = 5,
+    test_share: Annotated[float, typer.Option(help="Share of pairs for the test set.")] = 0.1,
+    beams: Annotated[int, typer.Option(min=1, help="Beam size.")] = 5,
+    sentences: Annotated[int, typer.Option(min=1, help="Test sentences for measuring speed.")] = 96,
+    repetitions: Annotated[int, typer.Option(min=1, help="Repetitions of the speed measurement.")] = 5,
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
     output: Annotated[Path, typer.Option(help="Results file.")] = RESULTS / "translation-memory.json",
 ) -> None:
-    """A translator in another domain, without and with a memory of nine tenths of a catalogue."""
+    """Translator in another domain, without and with a memory of nine tenths of a catalogue."""
     from_language, to_language = languages_of(model_path, source_language, target_language)
     model, tokenizer = load_translator(model_path)
     model.eval()

@@ -1,4 +1,4 @@
-"""Whether history narrows the gap between the text that a model was trained on and other text."""
+"""Effect of history on the gap between training and test loss."""
 
 import itertools
 import math
@@ -18,7 +18,7 @@ from .inputs import SHORT_TRAINING, load_model, read_tokens
 from .timing import RESULTS, Row
 
 SHARES = (1 / 16, 1 / 4, 1.0)  # of the training text
-DROPOUTS = (0.0, 0.2, 0.4)  # of the embedded tokens, between the layers, and of the states
+DROPOUTS = (0.0, 0.2, 0.4)  # for embeddings, between layers, and for states
 MODEL = {"hidden_size": 256, "num_hidden_layers": 2, "recurrence": "lstm", "stack": "plain"}
 TRAINING = {
     **SHORT_TRAINING,
@@ -31,11 +31,11 @@ TRAINING = {
 
 def overfitting(
     source: Annotated[str, typer.Argument(help="Text with train, validation and test splits.")],
-    steps: Annotated[int, typer.Option(help="Training steps of each model.")] = 1500,
-    tokens: Annotated[int, typer.Option(help="Tokens that are read of the training and of the test text.")] = 40_000,
+    steps: Annotated[int, typer.Option(help="Training steps per model.")] = 1500,
+    tokens: Annotated[int, typer.Option(help="Tokens to read of training and test text.")] = 40_000,
     output: Annotated[Path, typer.Option(help="Results file.")] = RESULTS / "overfitting.json",
 ) -> None:
-    """The gap between the losses of training and test text, with the stream and without, over sizes and dropouts."""
+    """Gap between training and test loss, with and without the stream, by training size and dropout."""
     texts = {split: load_texts(source, split=split) for split in ("train", "validation")}
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -50,7 +50,7 @@ def overfitting(
 
 
 def _measure(source: str, texts: dict[str, Any], dropout: float, steps: int, tokens: int, folder: str) -> Row:
-    """Trains a model, and reads the beginning of its training text and of the test split."""
+    """Trains a model, and evaluates the beginnings of training text and test split."""
     dropouts = dict.fromkeys(("input_dropout", "hidden_dropout", "output_dropout"), dropout)
     recipe = {"tokenizer": {"kind": "word"}, "model": {**MODEL, **dropouts}}
     run(make_recipe({**recipe, "training": {**TRAINING, "max_steps": steps, "output_dir": folder}}), texts)

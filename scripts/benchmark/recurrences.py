@@ -1,4 +1,4 @@
-"""Which recurrence and stack gives the best perplexity for its training time."""
+"""Perplexity of recurrences and stacks for equal training time."""
 
 import tempfile
 from pathlib import Path
@@ -22,7 +22,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"recurrence": "lstm", "stack": "residual", "num_hidden_layers": 2},
     {"recurrence": "qrnn", "stack": "residual", "num_hidden_layers": 3},
 ]
-RATES = (3e-3, 8e-3)  # learning rates; the table shows the better one of each
+RATES = (3e-3, 8e-3)  # learning rates; the table shows the better one
 
 
 def recurrences(
@@ -30,7 +30,7 @@ def recurrences(
     minutes: Annotated[float, typer.Option(help="Training time of each model and learning rate.")] = 1.0,
     output: Annotated[Path, typer.Option(help="Results file.")] = RESULTS / "recurrences.json",
 ) -> None:
-    """Validation perplexity per word of every recurrence and stack after the same training time."""
+    """Validation perplexity per word of each recurrence and stack after equal training time."""
     texts = {split: load_texts(source, split=split) for split in ("train", "validation")}
     rows = []
     for kind, vocab_size in (("word", None), ("bpe", 8000)):
@@ -46,7 +46,7 @@ def recurrences(
 def _train_for(
     minutes: float, texts: dict[str, Any], tokenizer: dict[str, Any], variant: dict[str, Any], folder: str
 ) -> dict[str, float]:
-    """Trains a model for so many minutes with each learning rate: first a hundred steps to learn their duration."""
+    """Trains a model for the given minutes with each learning rate, after a hundred steps for timing."""
     dropouts = {"input_dropout": 0.2, "hidden_dropout": 0.1, "output_dropout": 0.2}
     recipe = {"tokenizer": tokenizer, "model": {"hidden_size": WIDTH, **dropouts, **variant}}
 
@@ -62,7 +62,7 @@ def _train_for(
         }
         return run(make_recipe({**recipe, "training": training}), texts)
 
-    train(10, RATES[0])  # what is loaded and compiled once is nobody's training time
+    train(10, RATES[0])  # loads and compiles off the clock
     steps = 100
     measured = train(steps, RATES[0])
     while not 0.9 < measured["train_minutes"] / minutes < 1.1:

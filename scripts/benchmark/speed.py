@@ -1,4 +1,4 @@
-"""Speed: a training step against nn.LSTM and with history, the stream's cost in reading, a long generation."""
+"""Speed: a training step against nn.LSTM and with history, reading with the stream, a long generation."""
 
 import functools
 import statistics
@@ -18,13 +18,13 @@ from modeling_lle.evaluation.results import this_command
 
 from .timing import RESULTS, compare, ratio
 
-VOCABULARY, WIDTH, LAYERS, ROWS, SEGMENT = 10_000, 512, 2, 20, 35  # the size of configs/lm/ptb.yaml
+VOCABULARY, WIDTH, LAYERS, ROWS, SEGMENT = 10_000, 512, 2, 20, 35  # as in configs/lm/ptb.yaml
 WINDOW = 2000
 TRAINING_WINDOW = 500
 
 
 class PlainLSTM(nn.Module):
-    """The peer: the same language model as most people write it, nn.LSTM and a plain cross entropy."""
+    """Peer: the usual language model with nn.LSTM and a plain cross entropy."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class PlainLSTM(nn.Module):
         self.state: tuple[Tensor, Tensor] | None = None
 
     def forward(self, ids: Tensor, targets: Tensor) -> Tensor:
-        """The mean cross entropy of `targets` (B, T) after `ids` (B, T)."""
+        """Mean cross entropy of `targets` (B, T) after `ids` (B, T)."""
         states, (h, c) = self.lstm(self.dropout(self.embedding(ids)), self.state)
         self.state = (h.detach(), c.detach())
         logits = self.output(self.dropout(states))
@@ -52,12 +52,12 @@ def lle_model(**changes: Any) -> LLEForCausalLM:
 
 
 def own_precision() -> torch.dtype:
-    """The precision that LLE chooses on this machine; a peer in bfloat16 is only measured where it is fast."""
+    """Precision of LLE on this machine; a bfloat16 peer is measured only where bfloat16 is fast."""
     return resolve_precision("auto", torch.device("cpu"))
 
 
 def training_step(model: nn.Module, precision: torch.dtype) -> Callable[[], None]:
-    """A step as a training loop takes it: forward, backward, clipping, AdamW."""
+    """A training step: forward, backward, clipping, AdamW."""
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     ids = torch.randint(VOCABULARY, (ROWS, SEGMENT + 1))
     cache = LLECache(model.config.training.window if isinstance(model, LLEForCausalLM) else 0)
@@ -77,7 +77,7 @@ def training_step(model: nn.Module, precision: torch.dtype) -> Callable[[], None
 
 
 def speed(repeats: Annotated[int, typer.Option(help="Repetitions of each measurement.")] = 15) -> None:
-    """A training step against nn.LSTM and with history, the stream's cost in reading, and generating a long text."""
+    """Training step against nn.LSTM and with history, reading with the stream, and a long generation."""
     metrics = {**_train_ratios(repeats), **_history_ratio(repeats), **_stream_cost(repeats), **_generation()}
     write_results(RESULTS / "speed.json", this_command(), metrics)
     for name, value in metrics.items():
@@ -85,7 +85,7 @@ def speed(repeats: Annotated[int, typer.Option(help="Repetitions of each measure
 
 
 def _train_ratios(repeats: int) -> dict[str, float]:
-    """The plain peer's step over LLE's, each in the same precision, and the fastest peer's over LLE's own choice."""
+    """Time of a peer's step over LLE's: in equal precision, and fastest peer over LLE's own precision."""
     own = own_precision()
     names = {torch.float32: "float32", torch.bfloat16: "bf16"}
     steps = {}
@@ -103,7 +103,7 @@ def _train_ratios(repeats: int) -> dict[str, float]:
 
 
 def _history_ratio(repeats: int) -> dict[str, float]:
-    """What a training step costs that recalls 500 entries of its row and the other rows, over one without history."""
+    """Time of a training step with history of 500 entries and other rows, over one without."""
     history = {"training": {"window": TRAINING_WINDOW}}
     steps = {
         "history": training_step(lle_model(history=history).train(), own_precision()),
@@ -114,7 +114,7 @@ def _history_ratio(repeats: int) -> dict[str, float]:
 
 
 def _stream_cost(repeats: int, segment: int = 256) -> dict[str, float]:
-    """What reading with a full window of 2,000 entries costs over reading without history."""
+    """Time of reading with a full window of 2,000 entries over reading without history."""
     costs = {}
     for rows in (1, 8):
         model = lle_model(history={"stream": {"window": WINDOW}}).eval()
@@ -137,7 +137,7 @@ def _stream_cost(repeats: int, segment: int = 256) -> dict[str, float]:
 
 
 def _generation(tokens: int = 20_000, parts: int = 10) -> dict[str, float]:
-    """Whether speed and memory stay flat while 20,000 tokens are sampled with the stream on."""
+    """Growth of time and memory while sampling 20,000 tokens with the stream."""
     model = lle_model(history={"stream": {"window": WINDOW}}).eval()
     text, cache = torch.zeros(1, 1, dtype=torch.long), None
     seconds, memory = [], []

@@ -1,4 +1,4 @@
-"""Ratios of times within one run, queries a second, and where results go."""
+"""Ratios of times within one run, queries per second, and merging of results files."""
 
 import functools
 import shlex
@@ -15,7 +15,7 @@ RESULTS = Path(__file__).resolve().parents[2] / "model_cards" / "results"
 
 
 def compare(measured: Mapping[str, Callable[[], Any]], repeats: int, warmup: int = 2) -> dict[str, list[float]]:
-    """Seconds of each callable, called in turn, so that a machine that slows down slows all of them."""
+    """Seconds of callables, called in turn, so that a slowing machine affects all alike."""
     seconds: dict[str, list[float]] = {name: [] for name in measured}
     for repeat in range(warmup + repeats):
         for name, call in measured.items():
@@ -34,9 +34,9 @@ def ratio(one: list[float], other: list[float]) -> float:
 def queries_per_second(
     predict: dict[str, Callable[[str], Any]], texts: Sequence[str], repetitions: int
 ) -> dict[str, list[float]]:
-    """Queries a second of each callable in each repetition, when it gets the texts one at a time.
+    """Queries per second of each callable in each repetition, one text at a time.
 
-    The callables take turns, each with all texts, so that `ratio` compares what ran side by side.
+    Callables take turns, each with all texts, so that `ratio` compares neighbouring runs.
     """
 
     def ask(call: Callable[[str], Any]) -> None:
@@ -50,14 +50,14 @@ def queries_per_second(
 def write_rows(
     output: Path, command: str, source: str, rows: list[Row], metrics: Callable[[list[Row]], dict[str, float]]
 ) -> None:
-    """Writes the rows of one data set, after those of others that the file holds.
+    """Writes the rows of a data set after those of others in the file.
 
     Args:
         output: Results file.
-        command: The command that made the rows; those before it that name the same source are forgotten.
-        source: Where the data set was read from.
-        rows: At least one, all with the same `dataset`.
-        metrics: What is written beside the rows, from the rows of all data sets.
+        command: Command that made the rows; replaces earlier ones with the same source.
+        source: Source of the data set.
+        rows: At least one row, all with the same `dataset`.
+        metrics: Computes metrics from the rows of all data sets.
     """
     commands = [command]
     if output.exists():

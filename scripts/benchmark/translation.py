@@ -1,12 +1,12 @@
-"""LLE and a Transformer of its size on one data set of sentence pairs: quality, speed, parameters and minutes.
+"""LLE and a Transformer of equal size on sentence pairs: quality, speed, parameters and minutes.
 
-LLE is trained by a recipe, the Transformer with LLE's tokenizer on the same pairs, in batches of the same size, for as
-many minutes; what is there already is not trained again. Neither is chosen by the test pairs. A row has
+LLE is trained by a recipe, the Transformer with LLE's tokenizer on the same pairs, in batches of equal size, for equal
+minutes; existing models are reused. Nothing is chosen by the test pairs. A row has
 
-    bleu, chrf, ter          of the test pairs, by sacrebleu, with its `signature` of BLEU
+    bleu, chrf, ter          on the test pairs, by sacrebleu, with `signature` for BLEU
     sentences_per_second_1   greedy, one sentence at a time, with both caches, in float32, both in turn in one run
     sentences_per_second_32  the same with 32 sentences in a batch
-    speed_ratio_1, _32       LLE's speed over that of the row, the median over the repetitions
+    speed_ratio_1, _32       LLE's speed over that of the row, median over repetitions
     parameters, train_minutes, train_steps
 """
 
@@ -34,13 +34,13 @@ from .peers.transformer_translator import load_transformer, train_transformer
 from .timing import RESULTS, Row, compare, ratio
 
 LLE, TRANSFORMER = "LLE", "Transformer"
-BATCHES = (1, 32)  # sentences that are translated together where speed is measured
-SEED = 0  # of the sentences that speed is measured on
+BATCHES = (1, 32)  # batch sizes for measuring speed
+SEED = 0  # of the sentences for measuring speed
 MEASURES = ("parameters", "train_minutes", "train_steps", "bleu", "chrf", "ter")
 
 
 class Translator(NamedTuple):
-    """A trained model, its tokenizer, and the metrics.json of its folder."""
+    """Trained model, tokenizer, and metrics.json of its folder."""
 
     model: Any
     tokenizer: PreTrainedTokenizerBase
@@ -48,19 +48,19 @@ class Translator(NamedTuple):
 
 
 def load(folder: Path, method: str) -> Translator:
-    """A translator from its folder."""
+    """Loads a translator from its folder."""
     model, tokenizer = (load_translator if method == LLE else load_transformer)(folder)
     return Translator(model.eval(), tokenizer, json.loads((folder / "metrics.json").read_text(encoding="utf-8")))
 
 
 def train_both(recipe: Recipe, folder: Path, minutes: float | None, learning_rate: float) -> None:
-    """Trains what is not there yet.
+    """Trains missing models.
 
     Args:
-        recipe: The recipe of LLE.
-        folder: Of the Transformer.
-        minutes: Minutes of the Transformer; None: as many as LLE took.
-        learning_rate: Peak of the Transformer.
+        recipe: Recipe of LLE.
+        folder: Folder of the Transformer.
+        minutes: Minutes of the Transformer; None: those of LLE.
+        learning_rate: Peak learning rate of the Transformer.
     """
     own = Path(str(recipe.training.output_dir))
     if not (own / "metrics.json").is_file():
@@ -71,7 +71,7 @@ def train_both(recipe: Recipe, folder: Path, minutes: float | None, learning_rat
     lle = load(own, LLE)
     minutes = lle.trained.get("train_minutes") if minutes is None else minutes
     if minutes is None:
-        raise ValueError(f"{own} does not say how long its training took: give --minutes")
+        raise ValueError(f"{own} does not state its training time: give --minutes")
     typer.echo(f"training {folder}, {minutes:.1f} minutes")
     pairs = training_pairs(recipe, lle.tokenizer)
     train_transformer(
@@ -90,7 +90,7 @@ def train_both(recipe: Recipe, folder: Path, minutes: float | None, learning_rat
 
 
 def quality(translator: Translator, pairs: Dataset, beams: int, lowercase: bool, language: str | None = None) -> Row:
-    """BLEU, chrF and TER of the test pairs, and the signature of the first."""
+    """BLEU, chrF and TER on the test pairs, and the signature of BLEU."""
     metric = TranslationMetric(keep_in_memory=True)
     found = translate(translator.model, translator.tokenizer, pairs["source"][:], beams)
     values = metric.compute(predictions=found, references=pairs["target"][:], lowercase=lowercase, language=language)
@@ -98,7 +98,7 @@ def quality(translator: Translator, pairs: Dataset, beams: int, lowercase: bool,
 
 
 def speeds(translators: dict[str, Translator], texts: list[str], repetitions: int) -> dict[str, Row]:
-    """Sentences a second of greedy search, by batch size, and LLE's speed over that of each, in turn in one run."""
+    """Sentences per second of greedy search by batch size, in turn, and LLE's speed over that of each."""
     longest = max(len(ids) for ids in translators[LLE].tokenizer(texts, verbose=False)["input_ids"])
     rows: dict[str, Row] = {name: {} for name in translators}
     for size in BATCHES:
@@ -116,25 +116,27 @@ def speeds(translators: dict[str, Translator], texts: list[str], repetitions: in
 
 
 def chosen(texts: list[str], number: int) -> list[str]:
-    """So many of the texts, at random but always the same."""
+    """A fixed random sample of the texts."""
     return [texts[place] for place in np.random.default_rng(SEED).permutation(len(texts))[:number]]
 
 
 def translation(
     source: Annotated[str, typer.Argument(metavar="DATA", help="Sentence pairs to train on, such as Multi30k.")],
-    test: Annotated[str, typer.Argument(metavar="TEST", help="Sentence pairs to measure on.")],
-    recipe: Annotated[Path, typer.Option(help="Recipe of LLE; a model in its output folder is not trained again.")],
-    minutes: Annotated[float | None, typer.Option(help="Of the Transformer's training; else those of LLE.")] = None,
-    learning_rate: Annotated[float, typer.Option(help="Peak of the Transformer's learning rate.")] = 1e-3,
+    test: Annotated[str, typer.Argument(metavar="TEST", help="Sentence pairs to evaluate on.")],
+    recipe: Annotated[Path, typer.Option(help="Recipe of LLE; a model in its output folder is reused.")],
+    minutes: Annotated[
+        float | None, typer.Option(help="Minutes of training the Transformer; by default those of LLE.")
+    ] = None,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate of the Transformer.")] = 1e-3,
     set_: Annotated[list[str] | None, typer.Option("--set", help="section.key=value of the recipe.")] = None,
     dataset: Annotated[str | None, typer.Option(help="Name of the results; else that of LLE's folder.")] = None,
-    beams: Annotated[int, typer.Option(min=1, help="Beams where quality is measured.")] = 5,
-    lowercase: Annotated[bool, typer.Option("--lowercase", help="Count capital letters as small ones.")] = False,
-    sentences: Annotated[int, typer.Option(min=1, help="Test sentences that speed is measured on.")] = 128,
-    repetitions: Annotated[int, typer.Option(min=1, help="Repetitions of that measurement.")] = 5,
+    beams: Annotated[int, typer.Option(min=1, help="Beam size for measuring quality.")] = 5,
+    lowercase: Annotated[bool, typer.Option("--lowercase", help="Ignore case.")] = False,
+    sentences: Annotated[int, typer.Option(min=1, help="Test sentences for measuring speed.")] = 128,
+    repetitions: Annotated[int, typer.Option(min=1, help="Repetitions of the speed measurement.")] = 5,
     output: Annotated[Path | None, typer.Option(help="Results file; else model_cards/results/DATASET.json.")] = None,
 ) -> None:
-    """LLE and a Transformer of as many parameters and minutes of training on a data set of sentence pairs."""
+    """LLE and a Transformer of equal parameters and training time on sentence pairs."""
     loaded = load_recipe(recipe, [f"data.source={source}", *(set_ or [])])
     if loaded.task != TRANSLATION.name:
         raise ValueError(f"{recipe} is a recipe for {loaded.task}: give one for {TRANSLATION.name}")

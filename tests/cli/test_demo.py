@@ -39,9 +39,9 @@ def test_demonstration(small: None, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("seconds", "tokens", "words"),
     [
-        (1e6, 100_000, "reads 100,000 tokens 2 times, all that it is made for"),
+        (1e6, 100_000, "reads 100,000 tokens 2 times, its maximum"),
         (60.0, 17_280, "reads 17,280 tokens 2 times, what fits 1.0 minutes of training"),  # 0.9 * 60 s / 0.1 s / 2
-        (0.1, 1_280, "2 times, the least that it needs, in more than 0.0 minutes"),  # 20 steps an epoch
+        (0.1, 1_280, "2 times, its minimum, in more than 0.0 minutes"),  # 20 steps an epoch
     ],
 )
 def test_it_reads_what_fits_the_time(

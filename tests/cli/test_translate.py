@@ -268,7 +268,7 @@ FAULTS = [
     (["translate", "F/other", "a", "--memory", "B"], "was encoded by another backbone"),
     (["translate", "F/language", "a"], "holds a LLEForCausalLM, and a translator, LLEForSeq2SeqLM, is needed"),
     (["classify", "M", "a"], "holds a LLEForSeq2SeqLM"),
-    (["calibrate", "M", "F/pairs.tsv", *LANGUAGES, "--split", "train"], "no memory lies with"),
+    (["calibrate", "M", "F/pairs.tsv", *LANGUAGES, "--split", "train"], "has no memory"),
     (["calibrate", "T", "F/pairs.tsv"], "give --source-language and --target-language"),
     (["calibrate", "T", "F/pairs.tsv", "--keep-in-scope", "1"], "--keep-in-scope is not for the LLEForSeq2SeqLM"),
     (["memory", "F/language", "F/pairs.tsv", *LANGUAGES], "holds a LLEForCausalLM"),

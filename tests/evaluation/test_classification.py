@@ -104,7 +104,7 @@ def test_a_model_with_a_label_of_its_own_for_what_is_out_of_scope() -> None:
         (["a", " "], ["label-0", "label-0"], "the text in row 1 of the data set is blank: remove the row"),
         (["a", None], ["label-0", "label-0"], "the text in row 1 of the data set is missing"),
         (["a"], [None], "the label in row 0 of the data set is missing"),
-        (["a"], [["label-0"]], "the label in row 0 of the data set is .*, not the name of a class"),
+        (["a"], [["label-0"]], "the label in row 0 of the data set is .*, not a class name"),
         (["a", "b"], ["label-0", "strange"], r"knows the label 'strange' \(row 1; 1 such labels\)"),
         (["a"], ["oos"], "every text has the label 'oos'"),
     ],

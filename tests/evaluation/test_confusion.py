@@ -137,8 +137,8 @@ def test_large_counts_are_short(count: int, text: str) -> None:
         (["a"], ["a", "b"], LABELS, 25, "1 references but 2 predictions"),
         ([], [], LABELS, 25, "there are no examples to draw"),
         (["a"], ["a"], ["a", "b", "a"], 25, "labels hold 'a' twice"),
-        (["a"], ["a"], ["a"], 25, "labels name 1 classes: they should name every class once, and two at least"),
-        (["a"], ["a"], LABELS, 1, "most is 1: a picture of confusions needs two classes at least"),
+        (["a"], ["a"], ["a"], 25, "labels name 1 classes: name every class once, and at least two"),
+        (["a"], ["a"], LABELS, 1, "most is 1: a confusion matrix needs at least two classes"),
     ],
 )
 def test_errors(references: list, predictions: list, labels: list, most: int, message: str) -> None:

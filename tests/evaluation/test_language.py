@@ -196,7 +196,7 @@ def test_mode_of_the_model_is_kept() -> None:
 
 def test_errors() -> None:
     model, tokens = make_model(), make_tokens()
-    with pytest.raises(ValueError, match="two tokens at least"):
+    with pytest.raises(ValueError, match="at least two tokens"):
         evaluate_stream(model, TextTokens(np.zeros(1, dtype=np.int32), 1, 1))
     with pytest.raises(ValueError, match="at least 71 types, the model has 50"):
         evaluate_stream(model, TextTokens(np.array([1, 70]), 1, 1))

@@ -153,12 +153,12 @@ def test_classification_is_plain_counting(rows: list[tuple[str, str, float]]) ->
     ("inputs", "message"),
     [
         ({"predictions": [], "references": [], "probabilities": []}, "no predictions to measure"),
-        ({"probabilities": [0.5, 1.5]}, "probability of example 1 is 1.5: it should lie between 0 and 1"),
+        ({"probabilities": [0.5, 1.5]}, "probability of example 1 is 1.5: give a value between 0 and 1"),
         ({"probabilities": [-0.1, 0.5]}, "probability of example 0 is -0.1"),
         ({"probabilities": [0.5, math.nan]}, "probability of example 1 is nan"),
         ({"probabilities": [0.5, None]}, "probability of example 1 is nan"),
-        ({"predictions": ["a", None]}, "no class in the predictions at example 1"),
-        ({"references": ["a", None]}, "no class in the references at example 1"),
+        ({"predictions": ["a", None]}, "the class of example 1 is missing in the predictions"),
+        ({"references": ["a", None]}, "the class of example 1 is missing in the references"),
         ({"references": ["a"]}, r"number of predictions .2. and references .1."),
         ({"references": [0, 1], "predictions": [0, 1]}, "don't match the expected format"),
     ],
@@ -202,7 +202,7 @@ def test_out_of_scope_has_any_name(out_of_scope: OutOfScopeMetric) -> None:
     inputs = {"predictions": ["a", "none"], "references": ["none", "a"], "accepted": [True, True]}
     values = out_of_scope.compute(**inputs, out_of_scope="none")
     assert values == {"out_of_scope_recall": 0.0, "out_of_scope_precision": 0.0, "in_scope_accuracy": 0.0}
-    with pytest.raises(ValueError, match=r"no reference is 'oos': .* name their class with out_of_scope="):
+    with pytest.raises(ValueError, match=r"no reference is 'oos': .* name the class of the latter with out_of_scope="):
         out_of_scope.compute(**inputs)
 
 
@@ -229,8 +229,8 @@ def test_out_of_scope_is_plain_counting(rows: list[tuple[str, str, bool]]) -> No
         ({"predictions": [], "references": [], "accepted": []}, "no predictions to measure"),
         ({"references": ["oos", "oos"]}, "every reference is 'oos'"),
         ({"references": ["a", "a"]}, "no reference is 'oos'"),
-        ({"references": ["oos", None]}, "no class in the references at example 1"),
-        ({"accepted": [True, None]}, "accepted is None at example 1: it should be True or False"),
+        ({"references": ["oos", None]}, "the class of example 1 is missing in the references"),
+        ({"accepted": [True, None]}, "accepted is None at example 1: give True or False"),
         ({"accepted": [0.7, 0.2]}, r"accepted is 0.7 at example 0"),
         ({"accepted": ["True", "False"]}, "could not convert string"),
     ],

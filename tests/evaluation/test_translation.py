@@ -249,7 +249,7 @@ def test_placeholders_are_counted_by_sentence(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     ("sources", "targets", "message"),
     [
-        ([], [], "there are no sentence pairs to measure"),
+        ([], [], "no sentence pairs to measure"),
         (["ab", " "], ["AB", "B"], "the source in row 1 is blank: remove the row"),
         (["ab"], [None], "the target in row 0 is missing"),
     ],
@@ -315,10 +315,10 @@ def test_what_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         run("classifier", "data", "--beams", "2")
     with pytest.raises(ValueError, match="a translator, LLEForSeq2SeqLM, is needed"):
         load_translator("classifier")
-    with pytest.raises(ValueError, match="no bank lies with run"):
+    with pytest.raises(ValueError, match="run has no bank"):
         run("run", "data", "--namespace", "client")
     Path("run/recipe.yaml").unlink()
-    with pytest.raises(ValueError, match="languages of run are not known: give --source-language"):
+    with pytest.raises(ValueError, match="languages of run are unknown: give --source-language"):
         run("run", "data", "--source-language", "en")
     assert "BLEU" in run("run", "data", "--source-language", "en", "--target-language", "de", "--beams", "1")
 

@@ -73,7 +73,7 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over(out: Path, caplog: pytest
     (newest / name).unlink()
     assert find_checkpoint(waiting, resume=True) == str(out / "checkpoint-4")
     faults = [f"{name} cannot be read", f"{name} is missing"]
-    assert all(f"checkpoint-6 is passed over: {fault}" in caplog.text for fault in faults)
+    assert all(f"checkpoint-6 is skipped: {fault}" in caplog.text for fault in faults)
 
 
 def test_a_changed_byte_is_found(out: Path) -> None:
@@ -88,7 +88,7 @@ def test_where_no_checkpoint_is_whole_the_training_begins_anew(out: Path, caplog
     for path in out.glob("checkpoint-*"):
         cut(path / "trainer_state.json")
     assert find_checkpoint(trainer(out), resume=True) is None
-    assert caplog.messages[-1] == f"no checkpoint in {out} is whole: the training begins anew"
+    assert caplog.messages[-1] == f"no complete checkpoint in {out}: training starts from scratch"
 
 
 def test_it_ends_with_the_same_weights(out: Path) -> None:
@@ -104,7 +104,9 @@ def test_it_ends_with_the_same_weights(out: Path) -> None:
 def test_what_is_not_finished_is_not_begun_anew(out: Path) -> None:
     """A forgotten --resume costs nothing, and no training goes on from what another one has left."""
     (out / "metrics.json").rename(out / "away")
-    with pytest.raises(FileExistsError, match=r"was not finished, the newest of them checkpoint-6: go on .*--resume"):
+    with pytest.raises(
+        FileExistsError, match=r"of an unfinished run, the newest checkpoint-6: resume it with --resume"
+    ):
         find_checkpoint(trainer(out), resume=False)
     (out / "away").rename(out / "metrics.json")
     assert find_checkpoint(trainer(out), resume=False) is None
@@ -119,7 +121,7 @@ def test_a_classifier_whose_bank_was_made_is_finished(tmp_path: Path) -> None:
     recipe.model["history"] = {"bank": {"sharpness": 5.0, "gate": [0.0, 0.0, 0.0, 0.0]}}  # not to be fitted
     recipe.model["classifier"] = {"background": 0.5}
     metrics = run(recipe, rows)
-    with pytest.raises(FileExistsError, match="there is a bank at"):
+    with pytest.raises(FileExistsError, match="a bank exists at"):
         run(recipe, rows, resume=True)
     due, entries = weights(out), len(HistoryBank.open(out / "history"))
     (out / "metrics.json").unlink()  # killed before it was written

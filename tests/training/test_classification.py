@@ -216,8 +216,8 @@ def test_contradicting_and_empty_texts_are_left_out_and_named(
         (["a", "b"], ["x", "x"], "'x' is the only label of the 2 training texts: a classifier needs two"),
         (["a", "a"], ["x", "y"], "nothing to train on: all 2 rows of the training split are bad examples"),
         (["a", "b"], [None, ""], "nothing to train on: all 2 rows"),
-        (["a", "b"], ["x", "y"], "none of the 2 labels has two training texts, so that none can be held out"),
-        (["a", "b"], ["oos", "oos"], "the training split has no text in scope: each has the label 'oos'"),
+        (["a", "b"], ["x", "y"], "none of the 2 labels has two training texts, so none can be held out"),
+        (["a", "b"], ["oos", "oos"], "the training split has no in-scope text: all have the label 'oos'"),
         (["a", "b"], [["x"], ["y"]], "the labels of the split 'train' are lists, such as .'x'.: a recipe trains"),
     ],
 )
@@ -237,13 +237,13 @@ def test_validation_splits_of_no_use(tmp_path: Path) -> None:
                 {"train": rows(2), "validation": validation},
             )
 
-    check(["a"], ["oos"], "the validation split has no text in scope: each has the label 'oos'")
+    check(["a"], ["oos"], "the validation split has no in-scope text: all have the label 'oos'")
     check(["a", "b"], ["card", None], "the label in row 1 of the validation split is missing: remove the row")
     check(["a", " "], ["card", "loan"], "the text in row 1 of the validation split is blank")
 
 
 def test_errors_name_the_remedy(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"set data\.source"):
+    with pytest.raises(ValueError, match=r"has no data\.source: set it"):
         run(recipe(tmp_path))
     splits = {"train": rows(), "validation": rows(2, [("a bike", "bike")])}
     with pytest.raises(ValueError, match="no training text has: bike"):

@@ -37,5 +37,5 @@ def test_a_streamed_text_needs_a_number_of_steps(tmp_path: Path) -> None:
 
 def test_a_recipe_without_text_is_refused(tmp_path: Path) -> None:
     recipe = make_recipe({"training": {"output_dir": str(tmp_path)}})
-    with pytest.raises(ValueError, match=r"set data\.source"):
+    with pytest.raises(ValueError, match=r"has no data\.source: set it"):
         run_language(recipe)

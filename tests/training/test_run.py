@@ -199,7 +199,7 @@ def test_the_stream_is_off(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sections", "given", "message"),
     [
-        ({}, None, "the recipe names no text: set data.source"),
+        ({}, None, "the recipe has no data.source: set it"),
         ({}, texts([]), "there is no text"),
         ({}, texts([""]), "the texts hold no words|the texts are empty"),
         ({}, texts(["a"]), "2 tokens are too few|3 tokens are too few"),

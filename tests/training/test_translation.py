@@ -122,7 +122,7 @@ def test_the_recipes_name_their_languages(language: str) -> None:
 
 def test_what_is_wrong_is_named(tmp_path: Path) -> None:
     given = {"train": pairs(), "validation": pairs()}
-    with pytest.raises(ValueError, match="names no languages"):
+    with pytest.raises(ValueError, match="has no languages"):
         run(recipe(tmp_path, data={"target_language": None}), rows=given)
     with pytest.raises(ValueError, match="names no sentence pairs"):
         run(recipe(tmp_path))

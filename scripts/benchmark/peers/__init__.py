@@ -1,8 +1,7 @@
-"""What LLE is measured against, each written from its paper: other ways to learn from what has been read.
+"""Peers of LLE, written from their papers: other methods that learn from text read.
 
-Each reads a text once, as one row, with the state carried from the first to the last token, and predicts every token
-before it takes it in. The classifiers that LLE's is measured against are in the modules linear_classifier,
-sentence_embedding and small_encoder, which need the extra "benchmark" and are imported where they are used.
+Each reads a text once, as one row with carried state, and predicts each token before reading it. Peer classifiers are
+in linear_classifier, sentence_embedding and small_encoder, which need the extra "benchmark" and are imported on use.
 """
 
 from .dynamic_evaluation import DynamicEvaluation, root_mean_squares

@@ -1,4 +1,4 @@
-"""Dynamic evaluation (Krause et al. 2018, arXiv:1709.07432): gradient steps on what has been read, with a decay.
+"""Dynamic evaluation (Krause et al. 2018, arXiv:1709.07432): gradient steps on text read, with decay.
 
 After each segment of 5 tokens, with the gradient g of its mean cross entropy,
 
@@ -9,9 +9,9 @@ where theta_0 are the trained weights, rms the root mean square of each weight's
 text, and d = rms / mean(rms), at most 1 / decay. As in the authors' code, the batches have 100 rows of 5 tokens, and
 the mean is that over the weight matrices and vectors of each one's mean.
 
-Notable: all weights change, the tied embedding included, in a copy of the model. For a fair comparison of speeds, the
-rule is one kernel over the weights, and the gradient of the few embeddings that were read is added to that of the
-output layer instead of being spread over the vocabulary. Shapes: B batch, T time, D width.
+Notable: all weights of a copy of the model change, tied embeddings included. For a fair comparison of speeds, the rule
+is one kernel over the weights, and gradients of the few embeddings read are added to those of the output layer instead
+of being spread over the vocabulary. Shapes: B batch, T time, D width.
 """
 
 import copy
@@ -34,9 +34,9 @@ from modeling_lle.kernels.numba_tools import jit, run
 from .mixture import Segment
 
 SEGMENT = 5
-ROWS = 100  # of the batches that the root mean squares are measured on
+ROWS = 100  # of the batches for root mean squares
 EPSILON = 2e-5
-# Rate and decay that the search begins with: of SGD, and of RMS (the defaults of the authors' code).
+# Initial rate and decay of the search, for SGD and RMS (defaults of the authors' code).
 BEGINNING = ((0.3, 0.002), (5e-5, 0.002))
 STEP = 1.5  # between neighbours in the search
 TOLERANCE = 1e-4  # nats per token that a better pair must save
@@ -57,7 +57,7 @@ def _rms(rate: Any, decay: Any, epsilon: Any, weight: Any, trained: Any, slope: 
 
 
 def _numbers(start: tuple[float, float], place: tuple[int, int]) -> tuple[float, float]:
-    """The pair at a place of the grid."""
+    """Pair at a position of the grid."""
     return start[0] * STEP ** place[0], start[1] * STEP ** place[1]
 
 
@@ -66,7 +66,7 @@ def _weights(model: Any) -> list[Tensor]:
 
 
 def _slopes(model: Any, ids: Tensor, targets: Tensor, cache: LLECache) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """States (B, T, D), log p of the targets (B, T), and the gradients of the mean cross entropy by each weight."""
+    """States (B, T, D), log p of the targets (B, T), and gradients of the mean cross entropy."""
     weights, table = _weights(model), model.model.embed_tokens.weight
     embedded = table.detach()[ids].requires_grad_()
     with torch.enable_grad():
@@ -80,7 +80,7 @@ def _slopes(model: Any, ids: Tensor, targets: Tensor, cache: LLECache) -> tuple[
 
 
 def root_mean_squares(model: Any, ids: np.ndarray, batches: int) -> list[Tensor]:
-    """The root mean square of each weight's gradient, over the first batches of a training text (N,) in 100 rows."""
+    """Root mean square of each weight's gradient over the first batches of a training text in 100 rows."""
     rows = max(1, min(ROWS, (len(ids) - 1) // SEGMENT))
     whole = (len(ids) - 1) // (rows * SEGMENT)
     stream = StreamDataset(ids[: whole * rows * SEGMENT + 1], rows, SEGMENT, evaluation=True)
@@ -96,13 +96,13 @@ def root_mean_squares(model: Any, ids: np.ndarray, batches: int) -> list[Tensor]
 
 
 class DynamicEvaluation:
-    """A copy of a model that goes on learning from what it reads.
+    """A copy of a model that learns from the text it reads.
 
     Args:
-        model: The trained model, which stays as it is.
+        model: Trained model, unchanged.
         rate: Learning rate.
         decay: Strength of the decay towards the trained weights.
-        rms: The `root_mean_squares` of the gradients for the RMS rule; None: SGD.
+        rms: `root_mean_squares` of the gradients, for the RMS rule; None: SGD.
     """
 
     def __init__(self, model: Any, rate: float, decay: float, rms: list[Tensor] | None = None) -> None:
@@ -118,11 +118,11 @@ class DynamicEvaluation:
 
     @property
     def bytes(self) -> int:
-        """What the copy of the weights and the root mean squares take."""
+        """Bytes of the copied weights and root mean squares."""
         return sum(tensor.nbytes for tensor in itertools.chain(_weights(self.model), self.rms or []))
 
     def read(self, ids: np.ndarray) -> Iterator[Segment]:
-        """What the model gives to a text (N,), segment by segment, each of which it then learns from."""
+        """Predictions of a text by segments, learning from each segment after its prediction."""
         stream, cache = StreamDataset(ids, 1, SEGMENT, evaluation=True), LLECache()
         for index in range(len(stream)):
             segment = stream[index]
@@ -135,10 +135,10 @@ class DynamicEvaluation:
     def tuned(
         cls, model: Any, ids: np.ndarray, rms: list[Tensor] | None = None, most: int = 20
     ) -> tuple["DynamicEvaluation", list[Segment]]:
-        """With the rate and the decay that are best on a text (N,), and what it gave to that text.
+        """Learner with the rate and decay that are best on a text, and its predictions of the text.
 
-        The search goes on with the neighbours of the best pair, on a geometric grid, until none of them is better or
-        so many pairs have been tried.
+        The search moves to neighbours of the best pair on a geometric grid, until none is better or `most` pairs have
+        been tried.
         """
         start = BEGINNING[rms is not None]
         nats: dict[tuple[int, int], float] = {}

@@ -1,12 +1,12 @@
 """A linear support vector machine on TF-IDF of words and characters, by scikit-learn.
 
-Features are single words and pairs of them, and two to five consecutive characters within a word, with the logarithm
-of their counts. Published with such features: Banking77 90.3; CLINC150, bag of words, 91.0 (Larson et al. 2019,
-arXiv:1909.02027). The out-of-scope score is minus the largest decision value, which on CLINC150's validation split
-told more queries out of scope from the others than the distance to the second largest.
+Features are word unigrams and bigrams, and character n-grams of 2 to 5 within words, with log counts. Published with
+such features: Banking77 90.3; CLINC150, bag of words, 91.0 (Larson et al. 2019, arXiv:1909.02027). The out-of-scope
+score is the negative largest decision value, which separated more out-of-scope queries of CLINC150's validation split
+than the margin to the second largest.
 
-Notable: one query must not wait for scikit-learn to turn its matrix around, so the weights are kept as float32 with
-the numbers of a feature side by side. Shapes: N queries, F features, C intents.
+Notable: weights are float32 with those of a feature contiguous, so that single queries need no transposition.
+Shapes: Q queries, L intents.
 """
 
 from typing import Any
@@ -22,14 +22,14 @@ try:
 except ImportError as error:
     raise ImportError("the linear classifier needs scikit-learn: pip install modeling_lle[benchmark]") from error
 
-PENALTIES = (0.3, 1.0, 3.0)  # of an error, C: the smaller, the stronger the regularisation
+PENALTIES = (0.3, 1.0, 3.0)  # C of scikit-learn: smaller is stronger regularisation
 
 
 class Features:
     """TF-IDF of words and characters.
 
     Args:
-        texts: The queries that they are counted on.
+        texts: Queries for the counts.
     """
 
     def __init__(self, texts: list[str]) -> None:
@@ -42,12 +42,12 @@ class Features:
             part.fit(texts)
 
     def __call__(self, texts: list[str]) -> Any:
-        """The features of N queries, a sparse matrix (N, F) float32."""
+        """Features of Q queries, a sparse matrix (Q, features) float32."""
         return scipy.sparse.hstack([part.transform(texts) for part in self.parts], format="csr")
 
     @property
     def bytes(self) -> int:
-        """Their text in UTF-8, and a float32 weight of each."""
+        """Bytes of the features' UTF-8 text, and a float32 weight each."""
         return sum(len(term.encode()) + 4 for part in self.parts for term in part.vocabulary_)
 
 
@@ -56,7 +56,7 @@ class LinearClassifier:
 
     Args:
         features: TF-IDF.
-        machine: A `LinearSVC` of at least three intents.
+        machine: `LinearSVC` of at least three intents.
     """
 
     def __init__(self, features: Features, machine: Any) -> None:
@@ -67,15 +67,15 @@ class LinearClassifier:
 
     @property
     def bytes(self) -> int:
-        """Features, weights and biases."""
+        """Bytes of features, weights and biases."""
         return self.features.bytes + self.weights.nbytes + self.biases.nbytes
 
     def decide(self, texts: list[str]) -> np.ndarray:
-        """The decision values of N queries, (N, C) float32."""
+        """Decision values of Q queries, (Q, L) float32."""
         return self.features(texts) @ self.weights + self.biases
 
     def answer(self, texts: list[str]) -> Answers:
-        """Labels of N queries, with minus their largest decision values; there are no probabilities."""
+        """Labels of Q queries with negative largest decision values, without probabilities."""
         values = self.decide(texts)
         return Answers(self.labels[values.argmax(1)], -values.max(1))
 

@@ -1,6 +1,6 @@
-"""What the plain network gives to a text, and its linear interpolation with what a peer recalls.
+"""Predictions of the plain network, and their linear interpolation with entries recalled by a peer.
 
-Shapes: T positions of a segment, N tokens of a text, D width, V vocabulary, S shares.
+Shapes: T positions of a segment, D width, V vocabulary, Q positions of all segments.
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,16 +15,16 @@ from modeling_lle.kernels.linear import linear
 
 from ..inputs import read_states
 
-SHARES = torch.arange(1, 96) / 100  # of what is recalled, for tuning
+SHARES = torch.arange(1, 96) / 100  # of recalled entries, for tuning
 
 
 class Segment(NamedTuple):
     """Consecutive positions of a text.
 
     Attributes:
-        states: (T, D) float32, what the output layer reads at each position.
-        targets: (T,) int64, the token that followed.
-        base: (T,) float32 nats, log p of the targets without what is recalled.
+        states: (T, D) float32, inputs of the output layer.
+        targets: (T,) int64, tokens that followed.
+        base: (T,) float32 nats, log p of the targets without recalled entries.
     """
 
     states: Tensor
@@ -34,14 +34,14 @@ class Segment(NamedTuple):
 
 @torch.no_grad()
 def read(model: Any, ids: np.ndarray) -> Iterator[Segment]:
-    """What the model, without any history, gives to a text (N,): every token but the first is a target."""
+    """Predictions of a text without history: each token but the first is a target."""
     for states, targets in read_states(model, ids):
         log_probs, _ = base_prediction(linear(states, model.lm_head.weight, model.lm_head.bias))
         yield Segment(states, targets, log_probs.gather(1, targets[:, None])[:, 0])
 
 
 def joined(segments: Iterable[Segment], positions: int) -> Iterator[Segment]:
-    """The same positions in segments of at least so many, but for the last one."""
+    """Joins segments to at least the given length, except the last one."""
     waiting: list[Segment] = []
     for segment in segments:
         waiting.append(segment)
@@ -53,12 +53,12 @@ def joined(segments: Iterable[Segment], positions: int) -> Iterator[Segment]:
 
 
 class Recalled(NamedTuple):
-    """What is mixed at N positions.
+    """Parts of the mixture at Q positions.
 
     Attributes:
-        base: (N,) float32 nats, log p of the targets.
-        probability: (N,) float32, what the recalled entries give to the targets.
-        some: (N,) bool, whether there were any.
+        base: (Q,) float32 nats, log p of the targets.
+        probability: (Q,) float32, probability of the targets by recalled entries.
+        some: (Q,) bool, whether there were any.
     """
 
     base: Tensor
@@ -67,12 +67,12 @@ class Recalled(NamedTuple):
 
     @classmethod
     def of(cls, segment: Segment, recall: Recall) -> "Recalled":
-        """What a recall (1, T, entries) gives to the targets of a segment."""
+        """Mixture of a recall (1, T, entries) and the targets of a segment."""
         probability = recall.probability(segment.targets[None])[0]
         return cls(segment.base, probability, recall.mass[0].isfinite())
 
     def log_probs(self, share: Tensor | float) -> Tensor:
-        """log((1 - share) p + share q), (..., N) for shares (..., 1); log p where nothing could be recalled.
+        """log((1 - share) p + share q), (..., Q) for shares (..., 1); log p without recalled entries.
 
         Grave et al. 2016, equation 6; Khandelwal et al. 2020, equation 3.
         """
@@ -80,14 +80,14 @@ class Recalled(NamedTuple):
         return torch.logaddexp(self.base + torch.log1p(-share), (share * self.probability).log())
 
     def best_share(self) -> tuple[float, float]:
-        """The one of `SHARES` that is best in the mean, and the nats per token with it."""
+        """Best of `SHARES` on average, and its nats per token."""
         nats = -self.log_probs(SHARES[:, None]).mean(1)
         best = int(nats.argmin())
         return round(float(SHARES[best]), 2), float(nats[best])
 
 
 def best_numbers(candidates: dict[Any, list[Recalled]]) -> tuple[Any, float]:
-    """The key of the candidate, and the share, that give the fewest nats over all segments."""
+    """Key of the candidate, and share, with the fewest nats over all segments."""
     results = {}
     for key, parts in candidates.items():
         results[key] = Recalled(*map(torch.cat, zip(*parts, strict=True))).best_share()

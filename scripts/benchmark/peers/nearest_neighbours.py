@@ -4,9 +4,9 @@
     p(w) = (1 - lambda) p_LM(w) + lambda p_kNN(w)                                                    (equation 3)
 
 As published: d is the Euclidean distance of raw states, k = 1024, keys are kept in float16, and FAISS searches 32 of
-4,096 cells. The keys are not quantised further, so that the distances of what is found are in full precision, which
-the authors report to be better. T is 1 in the paper; states of other networks differ in length, so it is tuned.
-Shapes: T positions of a segment, N entries, D width, k neighbours.
+4,096 cells. Keys are not quantised further, so that distances of neighbours are exact, which the authors report to be
+better. The temperature is 1 in the paper; states of other networks differ in norm, so it is tuned.
+Shapes: T positions of a segment, N entries, D width, K neighbours.
 """
 
 import math
@@ -26,13 +26,13 @@ from .mixture import Recalled, Segment, best_numbers
 
 NEIGHBOURS = 1024
 CELLS, CELLS_READ = 4096, 32
-SAMPLE_PER_CELL = 64  # keys that the cells are learned from; FAISS needs 39
-CHUNK = 65_536  # keys that are converted at once
+SAMPLE_PER_CELL = 64  # keys for learning the cells; FAISS needs 39
+CHUNK = 65_536  # keys converted at once
 TEMPERATURES = tuple(2 ** (step / 2) for step in range(-16, 5))  # relative to the mean squared distance of neighbours
 
 
 def _make_index(keys: np.ndarray) -> Any:
-    """An index of keys (N, D) float16, whose cells are learned from an even sample of them."""
+    """Index of keys (N, D) float16, with cells learned from an even sample."""
     cells = min(CELLS, 1 << int(math.log2(max(1, len(keys) // SAMPLE_PER_CELL))))
     index = faiss.index_factory(keys.shape[1], f"IVF{cells},SQfp16", faiss.METRIC_L2)
     sample = np.linspace(0, len(keys) - 1, min(len(keys), SAMPLE_PER_CELL * cells)).astype(np.int64)
@@ -44,12 +44,12 @@ def _make_index(keys: np.ndarray) -> Any:
 
 
 class Datastore:
-    """The states of a text, and the tokens that followed them, with the index that finds them.
+    """States of a text and the tokens that followed, with a search index.
 
     Args:
-        model: The network.
-        ids: (N + 1,) integers, the text, read as one stream.
-        neighbours: Entries that a search returns, k.
+        model: Network.
+        ids: (N + 1,) integers, text read as one stream.
+        neighbours: K.
     """
 
     def __init__(self, model: Any, ids: np.ndarray, neighbours: int = NEIGHBOURS) -> None:
@@ -64,12 +64,12 @@ class Datastore:
 
     @property
     def bytes(self) -> int:
-        """What the index (keys, their numbers, centres of the cells) and the outcomes take."""
+        """Bytes of the index (keys, their ids, centres of the cells) and the outcomes."""
         of_index = self.index.ntotal * (self.index.code_size + 8) + self.index.nlist * self.index.d * 4
         return of_index + self.outcomes.nbytes
 
     def search(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Squared distances of the nearest entries, whether there is one, and their outcomes, (T, k) each."""
+        """Squared distances of the nearest entries, their existence, and their outcomes, (T, K) each."""
         distances, found = map(torch.from_numpy, self.index.search(states.contiguous().numpy(), self.neighbours))
         return distances, found >= 0, self.outcomes[found.clamp(min=0)].long()
 
@@ -78,8 +78,8 @@ class NearestNeighbours:
     """The mixture of kNN-LM.
 
     Args:
-        datastore: The entries.
-        temperature: T, of the squared distances.
+        datastore: Entries.
+        temperature: Temperature of the squared distances.
         share: Weight of the neighbours in the mixture, lambda.
     """
 
@@ -87,14 +87,14 @@ class NearestNeighbours:
         self.datastore, self.temperature, self.share = datastore, temperature, share
 
     def read(self, segments: Iterable[Segment]) -> Iterator[Tensor]:
-        """log P of the targets of each segment, (T,) float32 nats."""
+        """Yields log P of the targets of each segment, (T,) float32 nats."""
         for segment in segments:
             recall = _recall(*self.datastore.search(segment.states), self.temperature)
             yield Recalled.of(segment, recall).log_probs(self.share)
 
     @classmethod
     def tuned(cls, datastore: Datastore, segments: Iterable[Segment]) -> "NearestNeighbours":
-        """With the temperature and the share that are best on a text, of a grid of both."""
+        """kNN-LM with the temperature and share of a grid that are best on a text."""
         candidates: dict[float, list[Recalled]] = defaultdict(list)
         scale = 0.0
         for segment in segments:

@@ -3,9 +3,8 @@
     p_cache(w | h_t) ∝ sum_{i < t} [x_{i+1} = w] exp(theta h_t . h_i)        (equation 3)
     p(w) = (1 - lambda) p_vocab(w) + lambda p_cache(w)                       (equation 6)
 
-Notable: LLE's kernel with raw states and no decay with age is this cache, as a softmax ignores what is common to all
-scores; so both run through the same code, and their speeds compare. Shapes: T positions of a segment, n entries,
-D width.
+Notable: LLE's kernel with raw states and without recency is this cache, as softmax ignores a common offset; both share
+code, so their speeds compare. Shapes: T positions of a segment, N entries, D width.
 """
 
 from collections import defaultdict
@@ -19,23 +18,23 @@ from modeling_lle.history.stream import Block
 
 from .mixture import Recalled, Segment, best_numbers
 
-WINDOWS = (500, 2000, 3785)  # of the paper, and of the AWD-LSTM's authors on WikiText-2
-# States of different networks differ in length: theta is searched relative to the mean of h . h, in steps of 1.4.
+WINDOWS = (500, 2000, 3785)  # of the paper, and of AWD-LSTM on WikiText-2
+# Norms of states differ between networks: theta is searched relative to the mean of h . h, in steps of 1.4.
 SHARPNESS = tuple(2 ** (step / 2) for step in range(-2, 15))
 
 
 class NeuralCache:
-    """The last states and the tokens that followed them.
+    """The last states and the tokens that followed.
 
     Args:
-        width: Width of the states, D.
-        window: Entries kept.
+        width: D.
+        window: Maximum number of entries.
         theta: Factor of the product of query and key.
         share: Weight of the cache in the mixture, lambda.
 
     Attributes:
-        keys: (n, D) float32.
-        outcomes: (n,) int64.
+        keys: (N, D) float32.
+        outcomes: (N,) int64.
     """
 
     def __init__(self, width: int, window: int, theta: float, share: float) -> None:
@@ -45,11 +44,11 @@ class NeuralCache:
 
     @property
     def bytes(self) -> int:
-        """What the entries take."""
+        """Bytes of the entries."""
         return self.keys.nbytes + self.outcomes.nbytes
 
     def _recall(self, segment: Segment, theta: float, window: int) -> Recall:
-        """What each position recalls of the entries before it, the last one made by its own token."""
+        """Recall of each position from the entries before it, up to that of its own token."""
         before, length = len(self.keys), len(segment.targets)
         block = Block(
             positions=slice(0, length),
@@ -68,7 +67,7 @@ class NeuralCache:
 
     @torch.no_grad()
     def read(self, segments: Iterable[Segment]) -> Iterator[Tensor]:
-        """log P of the targets of each segment, (T,) float32 nats."""
+        """Yields log P of the targets of each segment, (T,) float32 nats."""
         for segment in segments:
             recall = self._recall(segment, self.theta, self.window)
             self._take_in(segment)
@@ -77,7 +76,7 @@ class NeuralCache:
     @classmethod
     @torch.no_grad()
     def tuned(cls, segments: Iterable[Segment], windows: Sequence[int] = WINDOWS) -> "NeuralCache":
-        """An empty cache with the window, theta and lambda that are best on a text, of a grid of all three."""
+        """Empty cache with the window, theta and lambda of a grid that are best on a text."""
         segments = list(segments)
         states = torch.cat([segment.states for segment in segments])
         scale = 1 / float(states.square().sum(1).mean())

@@ -1,14 +1,15 @@
-"""Sentence embeddings that others trained, by wordllama: with a logistic regression, and with nearest neighbours.
+"""Pretrained sentence embeddings of wordllama, with a logistic regression, and with nearest neighbours.
 
-The embedding of a query is the mean of 256 numbers for each of its tokens, normalised. They were distilled from the
-token embeddings of large language models, so that this peer has read far more text than the data set. The nearest
-neighbours learn intents that come later by keeping their queries, with no gradient:
+The embedding of a query is the normalised mean of 256-dimensional token embeddings. They were distilled from large
+language models, so this peer has seen far more text than the data set. Nearest neighbours learn later intents by
+storing
+their queries, without gradients:
 
     p(y | query) ∝ sum over the k nearest (key, label) of [label = y] exp(sharpness cosine(query, key))
 
-Notable: wordllama's wheel holds the model, so that nothing is downloaded; its version 0.4 looks for the tokenizer in
-a folder that it does not have, and finds it if its own folder is given as the cache. The out-of-scope score is minus
-the largest logit, or minus the cosine of the nearest neighbour. Shapes: N queries, M examples, D width, C intents.
+Notable: wordllama's wheel includes the model, so nothing is downloaded; version 0.4 finds its tokenizer only if its
+own folder is given as the cache. The out-of-scope score is the negative largest logit, or the negative cosine of the
+nearest neighbour. Shapes: Q queries, N examples, D width, K neighbours, L intents.
 """
 
 import itertools
@@ -34,25 +35,25 @@ FILES = (
     FOLDER / "weights" / "l2_supercat_256.safetensors",
     FOLDER / "tokenizers" / "l2_supercat_tokenizer_config.json",
 )
-PENALTIES = (1.0, 3.0, 10.0, 30.0, 100.0)  # C: the smaller, the stronger the regularisation
+PENALTIES = (1.0, 3.0, 10.0, 30.0, 100.0)  # C of scikit-learn: smaller is stronger regularisation
 NEIGHBOURS = (1, 5, 10, 20, 40)
 SHARPNESS = (0.0, 5.0, 10.0, 20.0, 40.0)
-CHUNK = 512  # queries that are compared with all keys at once
+CHUNK = 512  # queries compared with all keys at once
 
 
 class SentenceEmbedding:
-    """The embeddings of queries."""
+    """Embeddings of queries."""
 
     def __init__(self) -> None:
         self.model = wordllama.WordLlama.load(cache_dir=FOLDER, disable_download=True)
 
     def __call__(self, texts: list[str]) -> np.ndarray:
-        """The normalised embeddings of N queries, (N, D) float32."""
+        """Normalised embeddings of Q queries, (Q, D) float32."""
         return self.model.embed(texts, norm=True)
 
     @property
     def bytes(self) -> int:
-        """The files of the weights and of the tokenizer."""
+        """Bytes of weights and tokenizer."""
         return sum(file.stat().st_size for file in FILES)
 
 
@@ -60,8 +61,8 @@ class EmbeddingClassifier:
     """A logistic regression on embeddings.
 
     Args:
-        embed: The embeddings.
-        regression: A fitted `LogisticRegression` of at least three intents.
+        embed: Embeddings.
+        regression: Fitted `LogisticRegression` of at least three intents.
     """
 
     def __init__(self, embed: SentenceEmbedding, regression: Any) -> None:
@@ -72,11 +73,11 @@ class EmbeddingClassifier:
 
     @property
     def bytes(self) -> int:
-        """Embeddings, weights and biases."""
+        """Bytes of embeddings, weights and biases."""
         return self.embed.bytes + self.weights.nbytes + self.biases.nbytes
 
     def answer(self, texts: list[str]) -> Answers:
-        """Labels of N queries, with minus their largest logits and their probabilities."""
+        """Labels of Q queries, with negative largest logits and probabilities."""
         logits = self.embed(texts) @ self.weights + self.biases
         largest = logits.max(1)
         return Answers(self.labels[logits.argmax(1)], -largest, 1 / np.exp(logits - largest[:, None]).sum(1))
@@ -88,17 +89,17 @@ class EmbeddingClassifier:
 
 
 class EmbeddingNeighbours:
-    """Queries that are kept with their intents, and asked for the nearest.
+    """Stored queries with intents, classified by nearest neighbours.
 
     Args:
-        embed: The embeddings.
-        neighbours: Entries that are asked, k.
+        embed: Embeddings.
+        neighbours: K.
         sharpness: Factor of the cosine.
 
     Attributes:
-        keys: (M, D) float32, normalised.
-        labels: (M,) int64, places in `names`.
-        names: The C intents.
+        keys: (N, D) float32, normalised.
+        labels: (N,) int64, indices in `names`.
+        names: L intents.
     """
 
     def __init__(self, embed: SentenceEmbedding, neighbours: int, sharpness: float) -> None:
@@ -109,11 +110,11 @@ class EmbeddingNeighbours:
 
     @property
     def bytes(self) -> int:
-        """Embeddings, keys and labels."""
+        """Bytes of embeddings, keys and labels."""
         return self.embed.bytes + self.keys.nbytes + self.labels.nbytes
 
     def add(self, examples: Examples) -> "EmbeddingNeighbours":
-        """Keeps queries, of intents that it has or of others; returns itself."""
+        """Stores queries of known or new intents; returns itself."""
         names = examples.labels.tolist()
         self.names = list(dict.fromkeys([*self.names, *names]))
         places = {name: place for place, name in enumerate(self.names)}
@@ -122,7 +123,7 @@ class EmbeddingNeighbours:
         return self
 
     def search(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        """The cosines of the nearest entries, highest first, and their labels, (N, k) each."""
+        """Cosines of the nearest entries, highest first, and their labels, (Q, K) each."""
         queries = torch.from_numpy(self.embed(texts))
         neighbours = min(self.neighbours, len(self.keys))
         found = [(part @ self.keys.T).topk(neighbours) for part in queries.split(CHUNK)]
@@ -130,19 +131,19 @@ class EmbeddingNeighbours:
         return cosines, self.labels[places]
 
     def vote(self, cosines: Tensor, labels: Tensor) -> Tensor:
-        """The probability of each intent (N, C) by the neighbours (N, k)."""
+        """Probabilities of intents (Q, L) by the neighbours (Q, K)."""
         shares = (self.sharpness * cosines).softmax(1)
         return shares.new_zeros(len(shares), len(self.names)).scatter_add_(1, labels, shares)
 
     def answer(self, texts: list[str]) -> Answers:
-        """Labels of N queries, with minus the cosines of the nearest entries, and the shares of the labels."""
+        """Labels of Q queries, with negative cosines of the nearest entries, and shares of the labels."""
         cosines, labels = self.search(texts)
         shares, chosen = self.vote(cosines, labels).max(1)
         return Answers(np.array(self.names)[chosen.numpy()], -cosines[:, 0].numpy(), shares.numpy())
 
     @classmethod
     def tuned(cls, embed: SentenceEmbedding, tuning: Examples, validation: Examples) -> "EmbeddingNeighbours":
-        """Without entries, with the k and the sharpness that are best on validation data when it keeps `tuning`."""
+        """Empty classifier with the K and sharpness that are best on validation data with `tuning` stored."""
         peer = cls(embed, max(NEIGHBOURS), 0.0).add(tuning)
         cosines, labels = peer.search(validation.texts)
         names = np.array(peer.names)

@@ -1,9 +1,8 @@
 """Speed and size of a small encoder of transformers: six layers of width 384, as in MiniLM (arXiv:2002.10957).
 
-Notable: its weights are random and its answers mean nothing; time and bytes are those of a trained one. So are its
-tokens: each word and each punctuation mark, at which BERT's tokenizer splits first, becomes one token whose number is
-a hash of it, between the two that BERT adds. The real tokenizer splits rare words further and looks every piece up,
-so that the real encoder is no faster. Shapes: T tokens.
+Notable: weights are random and answers meaningless; time and bytes are those of a trained model. Each word and
+punctuation mark becomes one hashed token, between the two that BERT adds. The real tokenizer splits rare words further
+and looks up each piece, so the real encoder is not faster.
 """
 
 import re
@@ -15,13 +14,13 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 VOCABULARY = 30_522
-BEGIN, END = 101, 102  # the numbers of [CLS] and [SEP]
+BEGIN, END = 101, 102  # ids of [CLS] and [SEP]
 LONGEST = 512
 _WORDS = re.compile(r"\w+|[^\w\s]")
 
 
 def made_tokens(text: str) -> list[int]:
-    """A number for each word and punctuation mark, the same for the same, between those of [CLS] and [SEP]."""
+    """Hashed id of each word and punctuation mark, between [CLS] and [SEP]."""
     words = _WORDS.findall(text.lower())[: LONGEST - 2]
     return [BEGIN, *(zlib.crc32(word.encode()) % VOCABULARY for word in words), END]
 
@@ -30,7 +29,7 @@ class SmallEncoder:
     """A randomly initialised `BertForSequenceClassification` in evaluation mode, in float32.
 
     Args:
-        intents: C.
+        intents: L.
     """
 
     def __init__(self, intents: int) -> None:
@@ -47,12 +46,12 @@ class SmallEncoder:
 
     @property
     def bytes(self) -> int:
-        """The size of the weights as `save_pretrained` writes them."""
+        """Bytes of the saved weights."""
         with tempfile.TemporaryDirectory() as folder:
             self.model.save_pretrained(folder)
             return sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
 
     @torch.inference_mode()
     def predict(self, text: str) -> int:
-        """The label of one query."""
+        """Label of one query."""
         return int(self.model(torch.tensor([made_tokens(text)])).logits.argmax())

@@ -1,12 +1,12 @@
-"""A Transformer of the same size, data, tokenizer and minutes of training: transformers' Marian, from scratch.
+"""A Transformer with equal size, data, tokenizer and training time: transformers' Marian, from scratch.
 
     rate(s) = peak * min(s / w, (1 + cos(pi * (s - w) / (1 - w))) / 2)    s: share of the minutes gone, w: warm-up
 
-Notable: its layers are those of Vaswani et al. 2017 (arXiv:1706.03762), with the sizes that published recipes take for
-so few pairs; the width of its feed-forward layers is what makes its parameters as many as LLE's. The
-rate follows the clock and not the steps, so that it ends where the minutes do, however fast the machine is. It trains
-in the fastest way that was found: attention written out and one fused loss take 52 % of the CPU time a step of torch's
-fused attention and transformers' own label smoothing, which compute the same. Shapes: B batch, T time, V vocabulary.
+Notable: layers are those of Vaswani et al. 2017 (arXiv:1706.03762), with sizes of published recipes for small data
+sets; the feed-forward width is chosen to match LLE's number of parameters. The learning rate follows the clock, not
+the steps, so that its schedule ends with the minutes on any machine. Training is the fastest found: eager attention
+and one fused loss take 52 % of the CPU time per step of torch's fused attention and transformers' label smoothing,
+with equal results. Shapes: B batch, T time, V vocabulary.
 """
 
 import json
@@ -39,20 +39,20 @@ from modeling_lle.training.arguments import TranslationArguments
 from modeling_lle.training.steps import keep_freed_pages
 
 WIDTH, LAYERS, HEADS = 256, 3, 4
-POSITIONS = 1024  # tokens of the longest text, whose positions are not learned
-ENDLESS = 1 << 30  # steps that no clock lets happen
+POSITIONS = 1024  # maximum tokens of a text; positions are fixed
+ENDLESS = 1 << 30  # never reached
 
 
 def make_transformer(tokenizer: PreTrainedTokenizerBase, parameters: int, seed: int = 0) -> MarianMTModel:
-    """An untrained Transformer whose trainable parameters are as near as possible to a number.
+    """Untrained Transformer with a number of trainable parameters as near as possible to `parameters`.
 
     Args:
-        tokenizer: Its tokenizer, for both languages.
-        parameters: That number.
-        seed: Of its weights.
+        tokenizer: Tokenizer for both languages.
+        parameters: Target number of parameters.
+        seed: Seed of the weights.
 
     Raises:
-        ValueError: The embeddings and the attention alone have more.
+        ValueError: Embeddings and attention alone have more.
     """
     sizes = []
     for width in (1, 2):
@@ -78,7 +78,7 @@ def _config(tokenizer: PreTrainedTokenizerBase, width: int) -> MarianConfig:
         decoder_ffn_dim=width,
         max_position_embeddings=POSITIONS,
         activation_function="relu",
-        dropout=0.2,  # as LLE's recipes have it: with more of it, neither is done learning after the minutes
+        dropout=0.2,  # as in LLE's recipes; with more, neither converges in time
         scale_embedding=True,
         decoder_start_token_id=tokenizer.bos_token_id,
         bos_token_id=tokenizer.bos_token_id,
@@ -89,16 +89,16 @@ def _config(tokenizer: PreTrainedTokenizerBase, width: int) -> MarianConfig:
 
 
 def trainable(model: Any) -> int:
-    """The number of its parameters; its positions are fixed, and none."""
+    """Number of trainable parameters, without the fixed positions."""
     return sum(weight.numel() for name, weight in model.named_parameters() if "embed_positions" not in name)
 
 
 class Minutes(TrainerCallback):
-    """Ends a training when its minutes are over, and says what the rate is until then.
+    """Ends training after the given minutes, and sets the learning rate by the clock.
 
     Args:
-        minutes: The minutes.
-        warm_up: Share of them in which the rate rises.
+        minutes: Minutes of training.
+        warm_up: Share of the minutes in which the rate rises.
     """
 
     def __init__(self, minutes: float, warm_up: float = 0.05) -> None:
@@ -107,11 +107,11 @@ class Minutes(TrainerCallback):
 
     @property
     def gone(self) -> float:
-        """Minutes since the training began."""
+        """Minutes since the start of training."""
         return 0.0 if self.begin is None else (time.perf_counter() - self.begin) / 60
 
     def rate(self, step: int) -> float:
-        """The learning rate now, as a share of its peak, whatever the step."""
+        """Current learning rate as a share of its peak, independent of the step."""
         share = min(self.gone / self.minutes, 1.0)
         if share < self.warm_up:
             return share / self.warm_up
@@ -126,13 +126,13 @@ class Minutes(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Stops the training when the time is over."""
+        """Stops training when time is over."""
         if self.gone >= self.minutes:
             control.should_training_stop = True
 
 
 def smoothed_loss(smoothing: float) -> Callable[..., Tensor]:
-    """What the Trainer's own label smoothing computes, as one operation; for `compute_loss_func`."""
+    """Label smoothing as in the Trainer, in one operation, for `compute_loss_func`."""
 
     def loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         logits = outputs.logits.float().flatten(0, 1)  # (B * T, V)
@@ -156,18 +156,17 @@ def train_transformer(
     precision: Precision = "auto",
     seed: int = 0,
 ) -> None:
-    """Trains a Transformer, and saves it with its tokenizer and metrics.json.
+    """Trains a Transformer, and saves it with tokenizer and metrics.json.
 
     Args:
-        folder: Where to.
-        tokenizer: Its tokenizer.
-        train, validation: `input_ids` and `labels` of sentence pairs. The loss on the latter is written down, and
-            nothing is chosen by it.
+        folder: Output folder.
+        tokenizer: Tokenizer.
+        train, validation: `input_ids` and `labels` of sentence pairs; the validation loss is reported only.
         parameters: As in `make_transformer`.
         minutes: Minutes of training.
-        learning_rate: The peak; others of AdamW as in the paper.
-        batch_size: Pairs of a step.
-        label_smoothing: As `label_smoothing_factor` in TrainingArguments.
+        learning_rate: Peak; other parameters of AdamW as in the paper.
+        batch_size: Pairs per step.
+        label_smoothing: `label_smoothing_factor` of TrainingArguments.
         precision, seed: As in a recipe.
     """
     keep_freed_pages()  # as for LLE
@@ -206,7 +205,7 @@ def train_transformer(
     trainer.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(trainer.optimizer, clock.rate)
     outcome = trainer.train()
     gone = clock.gone
-    trainer.compute_loss_func = smoothed_loss(0.0)  # the validation loss is nats a token
+    trainer.compute_loss_func = smoothed_loss(0.0)  # validation loss in nats per token
     model.config.use_cache = True  # the Trainer switches it off
     loss = trainer.evaluate()["eval_loss"]
     if not math.isfinite(loss):
@@ -223,5 +222,5 @@ def train_transformer(
 
 
 def load_transformer(folder: Path) -> tuple[MarianMTModel, PreTrainedTokenizerBase]:
-    """What `train_transformer` saved, in evaluation mode."""
+    """Loads a model of `train_transformer`, in evaluation mode."""
     return MarianMTModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
