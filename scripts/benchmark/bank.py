@@ -204,7 +204,7 @@ def domain(
     source: Annotated[str, typer.Argument(help="Text of another domain, with train, validation and test splits.")],
     output: Annotated[Path, typer.Option(help="Results file.")] = RESULTS / "bank-domain.json",
 ) -> None:
-    """Reads the test split of another domain without history, with the stream, and with a bank of its training split."""
+    """Reads the test split of another domain: base, with the stream, and with a bank of its training split."""
     loaded, tokenizer = load_model(model)
     held_out = read_tokens(source, "validation", tokenizer, CALIBRATION_TOKENS)
     test = read_tokens(source, "test", tokenizer)

@@ -97,12 +97,12 @@ def test_learn_classify_and_forget(folder: Path, bank: str | None) -> None:
     shown = run(folder, "classify", "M", "h h h h", "--history-top", "1", "--top", "2", *where)
     assert "new  'h h h h', taught-1:0 (entry " in shown
     assert len(shown.splitlines()) == 4
-    assert "1 examples taken back" in run(folder, "forget", "M", "h h h h", "--label", "new", *where)
+    assert "1 example taken back" in run(folder, "forget", "M", "h h h h", "--label", "new", *where)
     assert torch.equal(predict(folder, place), taught)
     assert "5 examples taken back" in run(folder, "forget", "M", "F/texts.txt", *where)
     gone = LABELS[5:].count("label-1")
     assert f"{gone} examples taken back" in run(folder, "forget", "M", "--label", "label-1", *where)
-    assert "examples taken back" in run(folder, "forget", "M", "--source", "mine", "--namespace", "default", *where)
+    assert "taken back" in run(folder, "forget", "M", "--source", "mine", "--namespace", "default", *where)
     assert torch.equal(predict(folder, place), predict(folder))
     after = contents(folder / "model")
     assert {name: data for name, data in after.items() if not name.startswith("history/")} == before
@@ -232,10 +232,10 @@ def test_several_labels_and_numbers(folder: Path) -> None:
     (folder / "several.csv").write_text('text,label\nd,"[""label-0"", ""label-2""]"\ne,label-1\n')
     assert "2 of 2 examples are new" in run(folder, "learn", "F/several", "F/several.jsonl")
     assert "2 of 2 examples are new" in run(folder, "learn", "F/several", "F/several.csv")
-    assert "1 examples taken back" in run(folder, "forget", "F/several", "--label", '["label-0", "label-1"]')
+    assert "1 example taken back" in run(folder, "forget", "F/several", "--label", '["label-0", "label-1"]')
     (folder / "numbers.csv").write_text("text,label\na b,3.5\nc,-1\n")
     assert "2 of 2 examples are new" in run(folder, "learn", "F/numbers", "F/numbers.csv")
-    assert "1 examples taken back" in run(folder, "forget", "F/numbers", "--label", "3.5")
+    assert "1 example taken back" in run(folder, "forget", "F/numbers", "--label", "3.5")
 
 
 FAULTS = [
