@@ -53,7 +53,7 @@ def try_version(version: str, quick: bool) -> str:
         "install": [*install, ".[test]"],
         "import": [python, "-c", "import modeling_lle; print(modeling_lle.__version__)"],
         "demo": [python, "-m", "modeling_lle.cli.main", "demo", "--minutes", "0.5", "--output", str(folder / "demo")],
-        "the README's example": [python, "-c", first_example().replace("runs/demo", str(folder / "demo"))],
+        "the README's example": [python, "-c", first_example().replace("runs/tiny", str(folder / "tiny"))],
         "tests": [python, "-m", "pytest", "-n", "2"],
     }
     for name, command in steps.items():

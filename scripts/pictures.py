@@ -1,6 +1,9 @@
-"""Draws the pictures of README.md and docs from results files.
+"""Draws the pictures of README.md and docs.
 
-python -m scripts.pictures           rewrites docs/pictures/*.png (seconds)
+python -m scripts.pictures                             those that are made from the results files (seconds)
+python -m scripts.pictures --explained runs/tiny TEXT  docs/pictures/explained.png, from a saved model (seconds)
+
+The model of explained.png is that of the README's example, and TEXT the argparse.py of Python's standard library.
 """
 
 import argparse
@@ -17,6 +20,7 @@ from matplotlib.transforms import Bbox
 
 from modeling_lle.evaluation import read_results
 from modeling_lle.evaluation.pictures import BASE, HISTORY, INK, make_figure, save_figure, style
+from scripts.explained import draw_explained
 
 ROOT = Path(__file__).resolve().parent.parent
 TITLES = {"ptb": "Penn Treebank", "wikitext-2": "WikiText-2"}
@@ -144,13 +148,21 @@ def make_parser() -> argparse.ArgumentParser:
     """The arguments of this script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=ROOT, help="folder of the repository")
+    parser.add_argument(
+        "--explained", nargs=2, type=Path, metavar=("MODEL", "TEXT"), help="draw a prediction of a model on a text"
+    )
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Draws each picture with existing results, prints progress, and returns the exit status."""
-    root = make_parser().parse_args(arguments).root
-    missing = 0
+    """Draws every picture whose results there are, prints what it does, and returns the exit status."""
+    options = make_parser().parse_args(arguments)
+    root, missing = options.root, 0
+    if options.explained:
+        path = root / "docs" / "pictures" / "explained.png"
+        save_figure(draw_explained(*options.explained), path)
+        print(path.relative_to(root))
+        return 0
     for name, (results, draw) in PICTURES.items():
         path = root / "docs" / "pictures" / f"{name}.png"
         try:

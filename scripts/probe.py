@@ -51,9 +51,11 @@ FITTED = {
 MEASURED_TIME = ("seconds", "per_second", "minutes", "runtime")  # what metrics that differ from run to run end with
 
 STREAM = {"window": 9, "sharpness": 5.0, "recency": 0.5, "gate": [-0.7, 0.4, 0.3, -0.2]}
-BANK = {"neighbours": 4, "sharpness": 6.0, "gate": [-0.5, 0.2, 0.1, -0.3], "background": 0.5, "margin": 0.05}
+BANK = {"neighbours": 4, "sharpness": 6.0, "gate": [-0.5, 0.2, 0.1, -0.3]}
+LABEL_BANK = {**BANK, "background": 0.5, "margin": 0.05}
+HEADS = {"num_attention_heads": 2}
 OFF = {"window": 0}
-SIZES = {"hidden_size": 8, "num_hidden_layers": 2, "initializer_range": 0.2, "num_attention_heads": 2}
+SIZES = {"hidden_size": 8, "num_hidden_layers": 2, "initializer_range": 0.2}
 DROPOUT = {f"{part}_dropout": 0.2 for part in ("token", "embedding", "input", "hidden", "output", "weight")}
 PENALTIES = {"activation_penalty": 2.0, "smoothness_penalty": 1.0}
 
@@ -83,8 +85,13 @@ def batch(texts: Sequence[str], tokenizer: LLETokenizer) -> dict[str, Tensor]:
 
 def fitted(config: Any) -> Values:
     """The parameters of a configuration that calibration and training with history fit."""
-    sections = {section: getattr(config.history, section) for section in FITTED}
-    return {section: {name: getattr(own, name) for name in FITTED[section]} for section, own in sections.items()}
+    history: Any = config.history
+    classifier: Any = getattr(config, "classifier", None)  # since version 2 of the configuration
+    found: Values = {}
+    for section, names in FITTED.items():
+        own = getattr(history, section, None) or classifier.out_of_scope
+        found[section] = {name: getattr(own if hasattr(own, name) else classifier, name) for name in names}
+    return found
 
 
 def step(model: Any, *inputs: dict[str, Any]) -> Values:
@@ -204,7 +211,7 @@ def generation() -> Values:
 def classifiers() -> Values:
     """Classifiers of texts and of tokens: training, what they are taught, what is out of scope, calibration."""
     names = {0: "A", 1: "B", 2: "C"}
-    own = {"bidirectional": True, "id2label": names, "history": {"bank": BANK}, "recurrence": "gru"}
+    own = {"bidirectional": True, "id2label": names, "history": {"bank": LABEL_BANK}, "recurrence": "gru"}
     whole = {"members": 2, "pooling": ["last", "mean", "max", "attention"], **own}
     texts = list(dict.fromkeys(LINES))
     taught = {text: "ABCD"[len(text) % 4] for text in texts[:12]}
@@ -246,7 +253,7 @@ def translators() -> Values:
     values: Values = {}
     for name, more in {"shared": {}, "apart": {"share_embeddings": False, "tie_word_embeddings": False}}.items():
         recurrence = "qrnn" if name == "shared" else "lstm"
-        translator = {"is_encoder_decoder": True, "model_type": "lle_seq2seq", "num_encoder_layers": 2}
+        translator = {"is_encoder_decoder": True, "model_type": "lle_seq2seq", "num_encoder_layers": 2, **HEADS}
         history = {"bank": {**BANK, "sentences": 2}}
         tokenizer = words(ends_texts=True)
         model = make(
@@ -279,7 +286,7 @@ def recipes() -> Values:
     text = Dataset.from_dict({"text": LINES})
     pairs = Dataset.from_dict({"en": [p["source"] for p in PAIRS], "de": [p["target"] for p in PAIRS]})
     languages = {"source_language": "en", "target_language": "de"}
-    translator = {"is_encoder_decoder": True, "model_type": "lle_seq2seq", "num_encoder_layers": 1}
+    translator = {"is_encoder_decoder": True, "model_type": "lle_seq2seq", "num_encoder_layers": 1, **HEADS}
     learner = {"history": {"stream": STREAM, "training": {"window": 6}}}
     two_ways = {"bidirectional": True, "id2label": names, "label2id": {name: i for i, name in names.items()}}
     kinds: dict[str, tuple[Any, Values, Values, Values, Values]] = {

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from modeling_lle.evaluation import write_results
+from modeling_lle.history.explanation import Cause, Explanation
 
 pytest.importorskip("matplotlib")
-from scripts import pictures
+from scripts import explained, pictures
 
 METHODS = {"base": (74, 5500), "LLE stream": (66, 5100), "neural cache": (66.1, 5000), "kNN-LM": (66.2, 4900)}
 
@@ -54,6 +55,45 @@ def test_banks_show_what_is_kept_and_where_it_is_asked(tmp_path: Path) -> None:
     assert texts[0] == ["everything", "duplicates merged", "probability below 0.5"]
     assert texts[1] == ["everywhere", "asked below 0.9"]
     assert [list(line.get_xdata()) for line in kept.get_lines()] == [[900], [700], [500]]
+
+
+def make_explained(age: int, before: str = "        tup = self._current_in") -> tuple[Explanation, dict[str, Any]]:
+    causes = [
+        Cause("stream", share, 0.9 * share, 7, [], [], age=age + i) for i, share in enumerate((0.3, 0.2, 0.1, 0.05))
+    ]
+    explanation = Explanation(400, 7, base_prob=0.004, prob=0.7, base_share=0.25, causes=causes, rest=0.01)
+    values = [
+        {
+            "share": cause.share,
+            "where": f"{cause.age} tokens ago",
+            "before": before,
+            "outcome": "dent",
+            "after": ", 1\nx",
+        }
+        for cause in causes
+    ]
+    return explanation, {"text": "dent", "base_prob": 0.004, "prob": 0.7, "base_share": 0.25, "causes": values}
+
+
+def test_an_explained_prediction_shows_shares_that_add_up_to_its_probability() -> None:
+    _, value = make_explained(60)
+    (axes,) = explained.draw(value, "x\n    tup = self._current_in", "argparse.py").axes
+    texts = [text.get_text() for text in axes.texts]
+    shares = ["30.0%", "20.0%", "10.0%", "5.0%", "4.9%", "0.1%"]
+    assert [text for text in texts if text in shares] == shares
+    assert sum(float(share.rstrip("%")) for share in shares) == pytest.approx(70)
+    assert "model alone  0.4%" in texts
+    assert "with history  70.0%" in texts
+    assert texts.count("tup = self._current_in") == 5
+    assert texts.count("dent") == 5
+
+
+def test_the_prediction_to_draw_is_recalled_from_some_way_back_and_has_a_line_before_it() -> None:
+    near, short, good = make_explained(3), make_explained(90, "\n  in"), make_explained(60)
+    explanations, values = zip(near, short, good, strict=True)
+    assert explained.choose(explanations, values) == 2
+    with pytest.raises(ValueError, match="give a longer text"):
+        explained.choose(explanations[:2], values[:2])
 
 
 def test_script_draws_what_there_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,7 @@ from modeling_lle import LLETokenizer
 from tests.factories.language_models import make_language_model
 
 NEEDED = ("fastapi", "uvicorn", "openai", "pydantic")  # of transformers[serving]
-SERVE = "import modeling_lle; from transformers.cli.transformers import app; app()"  # as docs/history.md has it
+SERVE = "import modeling_lle; from transformers.cli.transformers import app; app()"  # as docs/deployment.md has it
 
 pytestmark = [
     pytest.mark.server,

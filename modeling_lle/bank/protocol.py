@@ -82,11 +82,8 @@ class Encoder(Protocol):
         ...
 
 
-class Snapshot(Protocol):
-    """One immutable state of a bank; any number of threads may use it.
-
-    A search and the description of its results must come from one snapshot.
-    """
+class Described(Protocol):
+    """The contents of a bank: common to a snapshot, and to a bank, which answers from its newest one."""
 
     @property
     def name(self) -> str:
@@ -131,10 +128,6 @@ class Snapshot(Protocol):
         """The namespaces, each once and sorted; raises a BankError if one does not exist."""
         ...
 
-    def held(self, namespaces: Iterable[str] | None) -> tuple[str, ...] | None:
-        """The namespaces that still exist, for a search that skips those that are gone; None stays None."""
-        ...
-
     def search(
         self, queries: Tensor, neighbours: int, namespaces: Iterable[str] | None = None, how: Search = "balanced"
     ) -> Found:
@@ -168,6 +161,17 @@ class Snapshot(Protocol):
         """
         ...
 
+
+class Snapshot(Described, Protocol):
+    """One immutable state of a bank; any number of threads may use it.
+
+    A search and the description of its results must come from one snapshot.
+    """
+
+    def held(self, namespaces: Iterable[str] | None) -> tuple[str, ...] | None:
+        """The namespaces that still exist, for a search that skips those that are gone; None stays None."""
+        ...
+
     def entries(self, namespaces: Iterable[str] | None = None) -> Iterator[Entries]:
         """The entries of `documents(namespaces)` in the same order, in batches, with their keys."""
         ...
@@ -189,7 +193,7 @@ class Snapshot(Protocol):
         ...
 
 
-class Bank(Protocol):
+class Bank(Described, Protocol):
     """A store of entries that changes: it is read through snapshots, and written by `append` and `forget`.
 
     Attributes:
@@ -198,8 +202,6 @@ class Bank(Protocol):
 
     encoder: "tuple[Encoder, PreTrainedTokenizerBase | None] | None"
 
-    # The newest snapshot, and what it says.
-
     def snapshot(self) -> Snapshot:
         """The newest state that this process knows."""
         ...
@@ -207,65 +209,6 @@ class Bank(Protocol):
     def refresh(self) -> bool:
         """Takes in what other processes have written; returns whether there was anything."""
         ...
-
-    @property
-    def name(self) -> str:
-        """As `Snapshot.name`."""
-        ...
-
-    @property
-    def fingerprint(self) -> str:
-        """As `Snapshot.fingerprint`."""
-        ...
-
-    @property
-    def width(self) -> int:
-        """As `Snapshot.width`."""
-        ...
-
-    @property
-    def vocab_size(self) -> int:
-        """As `Snapshot.vocab_size`."""
-        ...
-
-    @property
-    def labels(self) -> tuple[str, ...] | None:
-        """As `Snapshot.labels`."""
-        ...
-
-    @property
-    def generation(self) -> int:
-        """As `Snapshot.generation`."""
-        ...
-
-    @property
-    def namespaces(self) -> list[str]:
-        """As `Snapshot.namespaces`."""
-        ...
-
-    def __len__(self) -> int:
-        """As `Snapshot.__len__`."""
-        ...
-
-    def check_namespaces(self, namespaces: Iterable[str] | str) -> tuple[str, ...]:
-        """As `Snapshot.check_namespaces`."""
-        ...
-
-    def search(
-        self, queries: Tensor, neighbours: int, namespaces: Iterable[str] | None = None, how: Search = "balanced"
-    ) -> Found:
-        """As `Snapshot.search`."""
-        ...
-
-    def describe(self, ids: Iterable[int], before: int = 16, after: int = 8) -> list[EntryText]:
-        """As `Snapshot.describe`."""
-        ...
-
-    def documents(self, namespaces: Iterable[str] | None = None) -> Iterator[Document]:
-        """As `Snapshot.documents`."""
-        ...
-
-    # Changes
 
     def check_model(self, model: Encoder) -> None:
         """Raises a BankError unless the model predicts what the bank holds, and made its keys."""

@@ -147,8 +147,7 @@ def _classifier(
         raise ValueError(f"all texts of {source} with a label are in the bank: give held-out ones")
     both = encode(inside, tokenizer, labels), encode(outside, tokenizer)
     with in_precision(loaded, precision):
-        found = fit_history(loaded, tokenizer, *both, size, keep, fixed or ())
-    return loaded, tokenizer, {**found, "classifier": loaded.config.to_dict()["classifier"]}
+        return loaded, tokenizer, fit_history(loaded, tokenizer, *both, size, keep, fixed or ())
 
 
 def _translator(

@@ -68,15 +68,14 @@ def _classify(
     options: dict[str, Any],
 ) -> list[Any]:
     """Results of the pipeline for each text."""
-    from transformers import pipeline
-
     from ..common.batches import batches
     from ..common.precision import in_precision
+    from ..pipelines.text_classification import LLETextClassificationPipeline
     from ..saved import attach_bank, load_classifier
 
     loaded, tokenizer = load_classifier(model)
     attach_bank(loaded, tokenizer, model, bank_path, namespaces or None)
-    pipe = pipeline("text-classification", model=loaded, tokenizer=tokenizer)
+    pipe: Any = LLETextClassificationPipeline(model=loaded, tokenizer=tokenizer)
     results: list[Any] = [None] * len(texts)
     # Batches of similar length; the number of bytes bounds the number of tokens.
     with in_precision(loaded, precision):
@@ -167,12 +166,13 @@ def learn(
         raise ValueError(f"{table.where} cannot be learned: {error}") from error
     seconds = time.perf_counter() - begin
     bank, several = loaded.history_bank, len({json.dumps(one) for one in labels})
+    assert bank is not None
     say(
         f"{added:,} of {len(texts):,} examples are new, of {several:,} label{'s' * (several != 1)}, in {seconds:.1f} "
         f"s; the bank {place} has {len(bank):,}."
     )
     if added:
-        name = source or bank.manifest.added[-1].source
+        name = source or max(bank.documents(), key=lambda document: document.ids[-1]).source
         where = "" if bank_path is None else f" --bank {bank_path}"
         say(f"The source is {name!r}: lle forget {model} --source {shlex.quote(name)}{where} takes it back.")
 
@@ -201,4 +201,4 @@ def forget(
     loaded.attach_history(bank, tokenizer=tokenizer)
     wanted = None if label is None else read_label(label, loaded.kind)
     gone = loaded.forget(texts, label=wanted, source=source, namespace=namespace)
-    say(f"{gone:,} examples taken back; the bank {bank.folder.path} has {len(bank):,}.")
+    say(f"{gone:,} example{'s' * (gone != 1)} taken back; the bank {bank.folder.path} has {len(bank):,}.")

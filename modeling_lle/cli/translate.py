@@ -276,18 +276,18 @@ def memory(
     )
     if calibrate:
         with in_precision(loaded, precision.value):
-            _calibrate(loaded, model)
+            say(_fit(loaded))
+        loaded.config.save_pretrained(model)
     if added:
         where = shlex.quote(str(path))
         say(f"The source is {called!r}: lle bank forget {where} --source {shlex.quote(called)} takes it back.")
 
 
-def _calibrate(model: "LLEForSeq2SeqLM", folder: str) -> None:
-    """Fits the rule to the attached memory, saves the configuration, and prints perplexities."""
+def _fit(model: "LLEForSeq2SeqLM") -> str:
+    """Fits the parameters of the rule to the attached memory; returns what to say of it."""
     found = model.calibrate()
-    perplexity = {side: math.exp(found[f"{side}_nats"]) for side in ("base", "before", "after")}
-    model.config.save_pretrained(folder)
-    say(
-        f"Perplexity of its pairs, each predicted from the others: {perplexity['base']:.1f} without the memory, "
-        f"{perplexity['before']:.1f} with it, {perplexity['after']:.1f} after calibration."
+    base, before, after = (math.exp(found[f"{side}_nats"]) for side in ("base", "before", "after"))
+    return (
+        f"Perplexity of its pairs, each predicted from the others: {base:.1f} without the memory, {before:.1f} with "
+        f"it, {after:.1f} after calibration."
     )

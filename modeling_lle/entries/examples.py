@@ -279,12 +279,12 @@ def forget(
         within: The namespaces to look in, if none is given; None: all.
 
     Raises:
-        BankError: A text, a label, an id, a source or a namespace does not exist, or no example fits all that is given.
+        BankError: A text, label, id, source or namespace does not exist, or no example fits everything that is given.
         ValueError: Nothing was given.
     """
     numbers = None if ids is None else list(ids)
     if all(given is None for given in (texts, label, numbers, source, namespace)):
-        raise ValueError("forget what? give texts, label, ids, source or namespace")
+        raise ValueError("nothing to forget: give texts, label, ids, source or namespace")
     with bank.writing() as state:
         places = within if namespace is None else [namespace]
         where = _condition(state, texts, label, kind, places)
@@ -292,11 +292,16 @@ def forget(
             return bank.forget(numbers, source=source, where=where)
         if len(places) == 1:
             return bank.forget(numbers, source=source, namespace=places[0], where=where)
-        held = state.held(places) or ()
-        gone = sum(bank.forget(numbers, source=source, namespace=own, where=where, missing_ok=True) for own in held)
-        if not gone:
+        chosen = [
+            entry
+            for document in state.documents(places)
+            if source in (None, document.source) and (where is None or where(document.columns))
+            for entry in document.ids
+            if numbers is None or entry in numbers
+        ]
+        if not chosen:
             raise BankError(f"the bank {state.name} has no such example in the namespaces {', '.join(places)}")
-        return gone
+        return bank.forget(chosen)
 
 
 def _condition(

@@ -7,6 +7,8 @@ between two comments; the first one selects its content:
     <!-- results:ptb -->                                            all metrics of ptb.json
     <!-- rows:history method ppl -->                                two columns of the rows of history.json
     <!-- end -->                                                    ends each of them
+
+Within a line, `<!-- metric:ptb base_test_ppl -->74.12<!-- end -->` holds one metric of a file.
 """
 
 import importlib.metadata
@@ -30,6 +32,7 @@ from ..configuration_fields import check_keys
 _PACKAGES = ("torch", "transformers", "modeling_lle", "numba", "flash-linear-attention")
 _KEYS = ("command", "commit", "environment", "metrics", "rows")
 _TABLE = re.compile(r"(<!-- (results|rows):(\S+)((?: \S+)*) -->\n).*?(<!-- end -->)", re.DOTALL)
+_METRIC = re.compile(r"(<!-- metric:(\S+) (\S+) -->)[^<\n]*(<!-- end -->)")
 
 
 def write_results(
@@ -191,7 +194,13 @@ def fill_tables(text: str, folder: str | Path) -> str:
         table = _metrics_table if kind == "results" else _rows_table
         return f"{begin}{table(files, keys.split())}\n{end}"
 
-    return _TABLE.sub(fill, text)
+    def fill_metric(match: re.Match[str]) -> str:
+        begin, name, key, end = match.groups()
+        metrics = read_results(Path(folder) / f"{name}.json")["metrics"]
+        check_keys([key], metrics, f"the metrics of {name}")
+        return f"{begin}{format_value(metrics[key])}{end}"
+
+    return _METRIC.sub(fill_metric, _TABLE.sub(fill, text))
 
 
 def _metrics_table(files: dict[str, dict[str, Any]], keys: list[str]) -> str:

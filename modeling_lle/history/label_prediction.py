@@ -76,7 +76,7 @@ class LabelPrediction:
         return whole
 
     def logits(self) -> Tensor:
-        """(..., L), such that softmax, or sigmoid, gives the probabilities of the mixture; in regression the values."""
+        """(..., L), of which softmax, or sigmoid, gives the probabilities of the mixture; in regression the values."""
         if self.found is None:
             return self.base
         return self._placed(logits_of(self._mixed[0].labels, self.kind), self._plain)
@@ -129,8 +129,8 @@ class LabelPrediction:
             mixed = self._mixed[0].labels
             history, votes = self._shares_of(targets), self.space.votes[self.found.outcomes.cpu()]
             votes = votes.gather(-1, targets.cpu()[:, None, None].expand(-1, votes.shape[1], 1))[..., 0]
-        own = (values.gather(-1, targets[:, None])[:, 0].float().cpu() for values in (base, mixed))
-        return Explained(positions, targets.cpu(), *own, history=history, names=self.space.names, votes=votes)
+        before, after = (values.gather(-1, targets[:, None])[:, 0].float().cpu() for values in (base, mixed))
+        return Explained(positions, targets.cpu(), before, after, history, self.space.names, votes)
 
     def _shares_of(self, targets: Tensor) -> HistoryOutput:
         """The shares in the predictions of the targets (n,), on the CPU.

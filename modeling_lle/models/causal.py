@@ -6,7 +6,7 @@ Shapes: B batch, T time, D width, V vocabulary, W window, N entries.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -64,6 +64,19 @@ class LLECausalLMOutput(ModelOutput):
     past_key_values: LLECache | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     history: HistoryOutput | None = None
+
+
+@dataclass(frozen=True)
+class _Call:
+    """The arguments of `forward` that say how to predict."""
+
+    use_cache: bool | None
+    use_history: bool | None
+    history: Attachment | Bank | None
+    output_history: bool
+    return_logits: bool | None
+    logits_to_keep: int | Tensor
+    options: dict[str, Any]
 
 
 class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
@@ -153,15 +166,14 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
         if given_labels is not None:
             own = check_targets(given_labels, (rows, length), self.config.vocab_size)
             targets = Targets(own, shift_labels is not None, mask, packing, num_items_in_batch)
-        how: dict[str, Any] = {"use_history": use_history, "output_history": output_history, "history": history}
-        how |= {"return_logits": return_logits, "options": kwargs}
+        call = _Call(use_cache, use_history, history, output_history, return_logits, logits_to_keep, kwargs)
         if packing is None:
-            more: dict[str, Any] = {"use_cache": use_cache, "logits_to_keep": logits_to_keep, **how}
-            return self._predict(input_ids, inputs_embeds, attention_mask, mask, targets, past_key_values, **more)
+            return self._predict(input_ids, inputs_embeds, attention_mask, mask, targets, past_key_values, call)
         if past_key_values is not None or use_cache:
             raise ValueError("packed documents end in the middle of a row: give no past_key_values, and no use_cache")
         tokens, embeds = (None if tensor is None else packing.split(tensor) for tensor in (input_ids, inputs_embeds))
-        output = self._predict(tokens, embeds, packing.mask, packing.mask, targets, None, use_cache=False, **how)
+        call = replace(call, use_cache=False, logits_to_keep=0)
+        output = self._predict(tokens, embeds, packing.mask, packing.mask, targets, None, call)
         for name, value in output.items():
             if name in ("logits", "hidden_states", "history"):
                 output[name] = packing.join(value)
@@ -177,33 +189,27 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
         mask: Tensor | None,
         measured: Targets | None,
         past_key_values: LLECache | None,
-        *,
-        use_cache: bool | None,
-        use_history: bool | None,
-        history: Attachment | Bank | None,
-        output_history: bool,
-        return_logits: bool | None,
-        options: dict[str, Any],
-        logits_to_keep: int | Tensor = 0,
+        call: _Call,
     ) -> LLECausalLMOutput:
         """The output for rows that hold a text each; `mask` is that of the segment, (B, T) bool or None."""
         targets = None if measured is None else measured.tokens
+        return_logits, output_history = call.return_logits, call.output_history
         if return_logits is None:
             return_logits = targets is None or not self.training
-        use_cache = self.config.use_cache if use_cache is None else use_cache
+        use_cache = self.config.use_cache if call.use_cache is None else call.use_cache
         in_loss = self.training and targets is not None and not (return_logits or output_history)
-        history_loss = self.history_loss if in_loss and use_history is not False else None
+        history_loss = self.history_loss if in_loss and call.use_history is not False else None
         if history_loss is not None and past_key_values is None and use_cache:
             past_key_values = LLECache(self.config.training.window)
         given = input_ids if inputs_embeds is None else inputs_embeds
         assert given is not None
-        attachment = self.recalled_from(history, use_history)
-        cache, with_history = self.cache_for(past_key_values, use_cache, use_history, given.shape[0], attachment)
+        attachment = self.recalled_from(call.history, call.use_history)
+        cache, with_history = self.cache_for(past_key_values, use_cache, call.use_history, given.shape[0], attachment)
         if return_logits and attention_mask is not None and (cache is None or cache.seen_tokens == 0):
             refuse_empty_rows(attention_mask)
         hidden_states = loss = logits = recalled = None
         if with_history and cache is not None and cache.overlay is not None:
-            predictions = self.read(tokens_for_update(input_ids, options), mask, cache, attachment)
+            predictions = self.read(tokens_for_update(input_ids, call.options), mask, cache, attachment)
         else:
             outputs = self.model(
                 input_ids=input_ids,
@@ -211,31 +217,29 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
                 past_key_values=cache,
                 inputs_embeds=inputs_embeds,
                 use_cache=False,
-                **options,
+                **call.options,
             )
             hidden_states, states = outputs.hidden_states, outputs.last_hidden_state
             dropped = variational_dropout(states, self.config.output_dropout, self.training)
-            first = states.shape[1] - logits_to_keep if isinstance(logits_to_keep, int) and logits_to_keep else 0
-            first = 0 if targets is not None or output_history else max(0, first)
+            kept = call.logits_to_keep
+            kept = kept if isinstance(kept, int) and kept else states.shape[1]
+            first = 0 if targets is not None or output_history else max(0, states.shape[1] - kept)
             predictions = self.predictions(states, input_ids, mask, cache, attachment, first)
         if history_loss is not None:
             stream = None if cache is None else cache.stream
             loss = history_loss(stream, states, dropped, input_ids, mask, targets, self.lm_head)
         elif with_history:
             loss, logits, recalled = collect(predictions, targets, return_logits, output_history)
-            logits = None if logits is None else slice_logits_to_keep(logits, logits_to_keep)
+            logits = None if logits is None else slice_logits_to_keep(logits, call.logits_to_keep)
         else:
             self._record(states, input_ids, mask, cache)
-            if return_logits:
-                logits = self.lm_head(slice_logits_to_keep(dropped, logits_to_keep))
-            if targets is not None:
-                loss = head_cross_entropy(dropped, self.lm_head, targets)
+            loss = None if targets is None else head_cross_entropy(dropped, self.lm_head, targets)
+            logits = self.lm_head(slice_logits_to_keep(dropped, call.logits_to_keep)) if return_logits else None
         if loss is not None and measured is not None:
             loss = loss / measured.number
             if self.training:
                 loss = loss + self._penalties(states, dropped, mask) * measured.share
-        cache = cache if use_cache else None
-        return LLECausalLMOutput(loss, logits, cache, hidden_states, recalled)
+        return LLECausalLMOutput(loss, logits, cache if use_cache else None, hidden_states, recalled)
 
     def cache_for(
         self,

@@ -104,9 +104,9 @@ class _Classifier(TeachableModel):
             input_ids: (B, T) int64; or give `inputs_embeds`.
             attention_mask: (B, T) of 0 and 1, 0 at padding, wherever it lies.
             inputs_embeds: (B, T, M D) floating, D the width of a member.
-            labels: The right labels, by their numbers in `label_names(history)`: (B,) int64, of tokens (B, T) int64 with
-                -100 where nothing counts; (B, L) of 0 and 1 where a text may have several, which floating ones make
-                the `problem_type` if the configuration has none; (B,) floating in regression.
+            labels: The right labels, by their numbers in `label_names(history)`: (B,) int64, of tokens (B, T) int64
+                with -100 where nothing counts; (B, L) of 0 and 1 where a text may have several, which floating ones
+                make the `problem_type` if the configuration has none; (B,) floating in regression.
             use_history: Whether a bank takes part; None: as the config says, but never in training mode.
             history: The bank to recall from, as an Attachment or alone; None: the one that `attach_history` set.
             output_history: Whether to return which examples moved the prediction.
@@ -233,8 +233,8 @@ class _Classifier(TeachableModel):
             history: As in `forward`.
 
         Returns:
-            An `Explanation` for each text, for each token in a classifier of tokens; row by row, without padding. Its
-            probabilities are values in regression.
+            An `Explanation` for each text, whose position is its row; in a classifier of tokens for each token that is
+            no padding, row by row, whose position is its column. Its probabilities are values in regression.
         """
         attachment = self.recalled_from(history, True)
         with torch.no_grad(), evaluating(self):

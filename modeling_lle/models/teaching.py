@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ..bank.bank import HistoryBank
 from ..bank.fingerprint import fingerprint
 from ..bank.manifest import BankError
 from ..bank.protocol import DEFAULT, Bank, EntryKind, Outcome, Snapshot
@@ -28,7 +27,7 @@ class TeachableModel(LLEPreTrainedModel):
 
     def __init__(self, config: LLEConfig) -> None:
         super().__init__(config)
-        self._trained = len(names_of(config.id2label))
+        self._trained = len(names_of(self._named))
 
     @property
     def entry_kind(self) -> EntryKind[Any]:
@@ -47,8 +46,12 @@ class TeachableModel(LLEPreTrainedModel):
     @property
     def trained_labels(self) -> tuple[str, ...]:
         """The labels that the output layer was trained on, C of them, as the configuration calls them."""
-        names = self.config.id2label
-        return tuple(names[number] for number in range(self._trained))
+        return tuple(self._named[number] for number in range(self._trained))
+
+    @property
+    def _named(self) -> dict[int, str]:
+        names: Any = self.config.id2label
+        return names
 
     def label_names(self, history: Attachment | Bank | None = None) -> tuple[str, ...]:
         """The labels of the columns of `logits`, L of them: the trained ones, then those that only the bank knows.
@@ -62,7 +65,7 @@ class TeachableModel(LLEPreTrainedModel):
         return self.space_of(Attachment.of(history, self.history if self.config.use_history else None)).names
 
     def space_of(self, attachment: Attachment | None) -> LabelSpace:
-        """The labels, with those that only the bank of an attachment knows, and what each of its outcomes says of them.
+        """The labels, with those that only the bank of an attachment knows, and what each outcome says of them.
 
         Raises:
             BankError: An outcome of the bank is no label of this kind.
@@ -151,7 +154,11 @@ class TeachableModel(LLEPreTrainedModel):
             self.attach_history(bank, tokenizer=tokenizer)
         return added
 
-    def _make_bank(self) -> HistoryBank:
+    def _make_bank(self) -> Bank:
+        try:  # an absolute import: a saved classifier that is only used for prediction needs no bank of its own
+            from modeling_lle.bank.bank import HistoryBank
+        except ModuleNotFoundError as error:
+            raise_missing(error)
         return HistoryBank.temporary(fingerprint(self), self.key_size, self.config.vocab_size, labels=())
 
     def forget(

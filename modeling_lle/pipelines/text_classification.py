@@ -70,18 +70,19 @@ class LLETextClassificationPipeline(TextClassificationPipeline):
         history_top: int = 3,
         **options: Any,
     ) -> Any:
-        if not hasattr(self.model, "label_names"):
+        model: Any = self.model
+        if not hasattr(model, "label_names"):
             return super()._forward(model_inputs)
         # Other threads may teach: what is told of the logits is of the state that they are made with.
-        attachment = self.model.recalled_from(history, None)
-        output = self.model(**model_inputs, history=attachment, **options)
+        attachment = model.recalled_from(history, None)
+        output = model(**model_inputs, history=attachment, **options)
         rows = len(output.logits)
         flat = {"logits": output.logits, "label_names": [output.label_names] * rows}  # taken apart item by item
         if output.out_of_scope is not None:
             flat |= {"out_of_scope": output.out_of_scope, "mass": output.mass}
         if return_history:
             own = {name: model_inputs.get(name) for name in ("input_ids", "attention_mask")}
-            flat["history"] = self.model.explain(**own, top=history_top, history=attachment)
+            flat["history"] = model.explain(**own, top=history_top, history=attachment)
         return flat
 
     def postprocess(  # type: ignore[override]
@@ -108,5 +109,6 @@ class LLETextClassificationPipeline(TextClassificationPipeline):
                 refused = {"label": REFUSED, "score": score}
                 result = [refused] if isinstance(result, list) else refused
         if return_history:
-            found["history"] = as_values([only(model_outputs["history"])], self.tokenizer)
+            tokenizer: Any = self.tokenizer
+            found["history"] = as_values([only(model_outputs["history"])], tokenizer)
         return {**(result if isinstance(result, dict) else {"labels": result}), **found}

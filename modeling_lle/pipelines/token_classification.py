@@ -48,18 +48,19 @@ class LLETokenClassificationPipeline(TokenClassificationPipeline):
         return_history: bool = False,
         history_top: int = 3,
     ) -> dict[str, Any]:
-        if not hasattr(self.model, "label_names"):
+        model: Any = self.model
+        if not hasattr(model, "label_names"):
             return super()._forward(model_inputs)
         # Other threads may teach: what is told of the logits is of the state that they are made with.
-        attachment = self.model.recalled_from(history, None)
+        attachment = model.recalled_from(history, None)
         outputs = super()._forward({**model_inputs, "history": attachment})
         del outputs["history"]
-        outputs["label_names"] = [self.model.label_names(attachment)] * len(outputs["logits"])
+        outputs["label_names"] = [model.label_names(attachment)] * len(outputs["logits"])
         if return_history:
             ids, mask = outputs["input_ids"], outputs.get("attention_mask")
             own = (None if mask is None else mask[row : row + 1] for row in range(len(ids)))
             outputs["history"] = [
-                tuple(self.model.explain(ids[row : row + 1], real, top=history_top, history=attachment))
+                tuple(model.explain(ids[row : row + 1], real, top=history_top, history=attachment))
                 for row, real in enumerate(own)
             ]
         return outputs
@@ -72,7 +73,8 @@ class LLETokenClassificationPipeline(TokenClassificationPipeline):
         own = self if names is None else with_labels(self, names)
         entities: Any = TokenClassificationPipeline.postprocess(own, all_outputs, *args, **rest)
         if return_history:
+            tokenizer: Any = self.tokenizer
             of_token = {item.position: item for item in only(all_outputs[0]["history"])}
             for entity in entities:
-                entity["history"] = as_values([of_token[int(entity["index"])]], self.tokenizer)
+                entity["history"] = as_values([of_token[int(entity["index"])]], tokenizer)
         return entities

@@ -29,13 +29,14 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
 
 from modeling_lle import Attachment, HistoryBank
 from modeling_lle.data import load_pairs
 from modeling_lle.entries.pairs import Memory
 from modeling_lle.evaluation import TranslationMetric, translate, write_results
 from modeling_lle.evaluation.results import this_command
-from modeling_lle.evaluation.translation import languages_of
+from modeling_lle.evaluation.translation import TextToText, languages_of
 from modeling_lle.saved import load_translator
 
 from .history import describe
@@ -92,8 +93,15 @@ def by_band(
     return rows
 
 
-def speeds(model: Any, tokenizer: Any, texts: list[str], size: int, beams: int, repetitions: int) -> dict[str, float]:
-    """Sentences per second without and with the memory, in turn, and their ratio."""
+def speeds(
+    model: TextToText,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: list[str],
+    size: int,
+    beams: int,
+    repetitions: int,
+) -> dict[str, float]:
+    """Sentences a second without and with the memory, and their ratio, in turn."""
     calls: dict[str, Callable[[], Any]] = {
         side: functools.partial(translate, model, tokenizer, texts, beams, size, use_history=use_history)
         for side, use_history in SIDES.items()
@@ -132,8 +140,8 @@ def memory(
     for side, use_history in SIDES.items():
         typer.echo(f"{catalogue}: {len(texts)} sentences {side} a memory of {len(kept)}")
         translations[side] = translate(model, tokenizer, texts, beams, BATCH, use_history=use_history)
-    pairs_of_memory = Memory.of(Attachment(bank, tokenizer=tokenizer))
-    best = [pairs_of_memory.matches(text) for text in texts]
+    matches = Memory.of(Attachment(bank, tokenizer=tokenizer)).matches
+    best = [matches(text) for text in texts]
     scores = [found[0].score if found else 0.0 for found in best]
     rows = by_band(translations, test["target"][:], scores, to_language)
     numbers = {"sharpness": model.config.bank.sharpness, "gate": model.config.bank.gate}

@@ -20,6 +20,7 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import typer
 from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
 
 from modeling_lle.data import load_pairs
 from modeling_lle.evaluation import TranslationMetric, translate, write_results
@@ -42,7 +43,7 @@ class Translator(NamedTuple):
     """Trained model, tokenizer, and metrics.json of its folder."""
 
     model: Any
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     trained: dict[str, float]
 
 

@@ -264,7 +264,7 @@ def test_names_of_labels_and_sources_go(tmp_path: Path) -> None:
     assert b"secret" not in (tmp_path / "bank.parquet").read_bytes()
     bank.compact()
     assert b"secret" not in everything_on_disk(bank.folder.path)
-    assert model.label_space.names[-2:] == ("later", "other")
+    assert model.label_names()[-2:] == ("later", "other")
     assert torch.equal(model(**ids).logits, expected)
     model.attach_history(HistoryBank.open(bank.folder.path))
     assert torch.equal(model(**ids).logits, expected)
@@ -272,7 +272,7 @@ def test_names_of_labels_and_sources_go(tmp_path: Path) -> None:
     assert model.history_bank.compact() == 0
     assert model.history_bank.manifest.generation == generation
     assert model.learn(["a a a"], ["again"], WORD_TOKENIZER, new_labels=True) == 1
-    assert model.label_space.names[-3:] == ("later", "other", "again")
+    assert model.label_names()[-3:] == ("later", "other", "again")
 
 
 @pytest.mark.parametrize("given", [{"ids": range(3)}, {"where": {"user": "ann"}}])

@@ -131,16 +131,21 @@ def test_a_classifier_beside_a_teacher(size: None) -> None:
     known = {*labels, *model.trained_labels, *(f"new-{number}" for number in range(ROUNDS))}
 
     def read() -> None:
-        state = model.history_bank.snapshot()
-        output = model(**inputs, bank_state=state)
-        assert output.logits.shape[-1] == len(model.space_of(state).names)
+        pinned = model.history.pinned()
+        output = model(**inputs, history=pinned)
+        assert output.logits.shape[-1] == len(output.label_names)
+        assert output.label_names == model.label_names(pinned)
         torch.testing.assert_close(output.logits.softmax(-1).sum(-1), torch.ones(2))
-        result = classify(texts[0], top_k=None, return_history=True, history_top=2)
+        result = classify(texts[0], top_k=None, return_history=True, history_top=99)
         assert {item["label"] for item in result["labels"]} <= known
         assert sum(item["score"] for item in result["labels"]) == pytest.approx(1, abs=1e-4)
         # What was taught of a label moves that label, also where another thread has renumbered the labels.
         novel = sum(item["score"] for item in result["labels"] if item["label"].startswith("new"))
-        assert novel <= sum(item["share"] for item in result["history"] if item["label"].startswith("new")) + 1e-4
+        (explained,) = result["history"]
+        assert explained["text"] == result["labels"][0]["label"]
+        assert explained["prob"] == pytest.approx(result["labels"][0]["score"], abs=1e-4)
+        causes = explained["causes"]
+        assert novel <= sum(cause["share"] for cause in causes if cause["outcome"].startswith("new")) + 1e-4
 
     def change(number: int) -> None:
         model.learn([texts[0] + " h"], [f"new-{number}"], WORD_TOKENIZER, new_labels=True, relabel=True)

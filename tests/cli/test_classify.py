@@ -95,14 +95,14 @@ def test_learn_classify_and_forget(folder: Path, bank: str | None) -> None:
     )
     assert "  new  'h h h h'\n" in run(folder, "classify", "M", "h h h h", *where)
     shown = run(folder, "classify", "M", "h h h h", "--history-top", "1", "--top", "2", *where)
-    assert "new  'h h h h' (example" in shown
+    assert "new  'h h h h', taught-1:0 (entry " in shown
     assert len(shown.splitlines()) == 4
-    assert "1 examples taken back" in run(folder, "forget", "M", "h h h h", "--label", "new", *where)
+    assert "1 example taken back" in run(folder, "forget", "M", "h h h h", "--label", "new", *where)
     assert torch.equal(predict(folder, place), taught)
     assert "5 examples taken back" in run(folder, "forget", "M", "F/texts.txt", *where)
     gone = LABELS[5:].count("label-1")
     assert f"{gone} examples taken back" in run(folder, "forget", "M", "--label", "label-1", *where)
-    assert "examples taken back" in run(folder, "forget", "M", "--source", "mine", "--namespace", "default", *where)
+    assert "taken back" in run(folder, "forget", "M", "--source", "mine", "--namespace", "default", *where)
     assert torch.equal(predict(folder, place), predict(folder))
     after = contents(folder / "model")
     assert {name: data for name, data in after.items() if not name.startswith("history/")} == before
@@ -138,7 +138,7 @@ def test_written_files_keep_columns_and_order(folder: Path) -> None:
         (f"{n:03}", text, label) for n, (text, label) in enumerate(zip(TEXTS, LABELS, strict=True))
     ]
     assert {row["predicted_label"] for row in rows} <= {"label-0", "label-1", "label-2", "out_of_scope"}
-    assert json.loads(rows[3]["history"])[0]["text"] == TEXTS[3]
+    assert json.loads(rows[3]["history"])[0]["causes"][0]["columns"]["text"] == TEXTS[3]
     run(folder, "classify", "M", "F/texts.txt", "--output", "F/out.jsonl", "--top", "3", "--batch-size", "2")
     lines = [json.loads(line) for line in (folder / "out.jsonl").read_text().splitlines()]
     assert [line["text"] for line in lines] == TEXTS[:5]
@@ -186,7 +186,7 @@ def test_calibrate(folder: Path) -> None:
     bank = contents(folder / "model" / "history")
     output = run(folder, "calibrate", "M", "F/held.csv", *options)
     found = json.loads(output[output.index("{") :])
-    assert found["calibration"]["texts"] == len(TEXTS)  # the last text is in the bank, and left out
+    assert found["calibration"]["predictions"] == len(TEXTS)  # the last text is in the bank, and left out
     assert found["calibration"]["after_nats"] < found["calibration"]["before_nats"]
     assert 0 <= found["classifier"]["out_of_scope"]["threshold"] < 1
     saved = json.loads((folder / "model" / "config.json").read_text())
@@ -232,10 +232,10 @@ def test_several_labels_and_numbers(folder: Path) -> None:
     (folder / "several.csv").write_text('text,label\nd,"[""label-0"", ""label-2""]"\ne,label-1\n')
     assert "2 of 2 examples are new" in run(folder, "learn", "F/several", "F/several.jsonl")
     assert "2 of 2 examples are new" in run(folder, "learn", "F/several", "F/several.csv")
-    assert "1 examples taken back" in run(folder, "forget", "F/several", "--label", '["label-0", "label-1"]')
+    assert "1 example taken back" in run(folder, "forget", "F/several", "--label", '["label-0", "label-1"]')
     (folder / "numbers.csv").write_text("text,label\na b,3.5\nc,-1\n")
     assert "2 of 2 examples are new" in run(folder, "learn", "F/numbers", "F/numbers.csv")
-    assert "1 examples taken back" in run(folder, "forget", "F/numbers", "--label", "3.5")
+    assert "1 example taken back" in run(folder, "forget", "F/numbers", "--label", "3.5")
 
 
 FAULTS = [

@@ -18,8 +18,7 @@ from modeling_lle.common.precision import (
     recurrence_dtype,
     resolve_precision,
 )
-from modeling_lle.history.label_rule import fit_labels
-from modeling_lle.models.classification import _logistic
+from modeling_lle.history.label_calibration import fit_labels, fit_scope
 from tests.factories.classifiers import make_classifier, make_taught_classifier
 from tests.factories.language_models import make_language_model
 from tests.factories.pairs import WORD_PAIRS, WORD_PAIRS_TOKENIZER
@@ -245,7 +244,7 @@ def test_a_translator_in_16_bits(recurrence: str, dtype: torch.dtype, how: str, 
 def _fit(model: Any, answered: Any) -> dict[str, float]:
     """Fits copies of the model's sections."""
     config = copy.deepcopy(model.config)
-    return fit_labels(answered, model.label_space, config.bank, config.classifier, model.kind, 5)
+    return fit_labels(answered, model.space_of(model.history), config.bank, config.classifier, model.kind, 5)
 
 
 def test_a_search_and_the_rule_are_as_exact_under_autocast() -> None:
@@ -257,14 +256,14 @@ def test_a_search_and_the_rule_are_as_exact_under_autocast() -> None:
     ]
     features = torch.randn(6, 4)
     want = model.history_bank.search(queries, 5)
-    weights = _logistic(features, features + 1, 9)
-    answered = model._answer(batches, model.history_bank.snapshot())
+    weights = fit_scope(features, features + 1, 9)
+    answered = model._answer(batches, model.history.pinned())
     fitted = _fit(model, answered)
     with torch.autocast("cpu", torch.bfloat16):
         got = model.history_bank.search(queries, 5)
         assert got.ids.equal(want.ids)
         assert got.similarity.equal(want.similarity)
-        assert _logistic(features, features + 1, 9).equal(weights)
+        assert fit_scope(features, features + 1, 9).equal(weights)
         assert _fit(model, answered) == fitted
         assert torch.is_autocast_enabled("cpu")
 

@@ -9,10 +9,9 @@ import torch
 
 pytest.importorskip("bm25s")
 pytest.importorskip("rapidfuzz")
-from modeling_lle import HistoryBank, LLEForSeq2SeqLM
+from modeling_lle import Attachment, HistoryBank, LLEForSeq2SeqLM
 from modeling_lle.entries import pairs as pairs_module
 from modeling_lle.entries.pairs import Memory, padded
-from modeling_lle.history.attachment import Attachment
 from tests.factories.pairs import SUBWORD_PAIRS, SUBWORD_PAIRS_TOKENIZER, encode_pairs, pair_rows
 from tests.factories.translators import attach_pairs, make_subword_translator
 

@@ -189,7 +189,5 @@ def test_a_threshold_needs_an_output_layer_over_tokens() -> None:
     model = make_language_model().model
     bank = HistoryBank.build(model, WORD_TOKENIZER, ["a b"])
     assert len(bank) == 3
-    with pytest.raises(
-        ValueError, match="keep_below needs a language model, whose output layer predicts tokens; got LLEModel"
-    ):
+    with pytest.raises(ValueError, match=r"keep_below needs a language model, .*; got LLEModel"):
         bank.add(["a b"], keep_below=0.5)

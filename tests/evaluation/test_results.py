@@ -106,6 +106,15 @@ def test_tables(folder: Path) -> None:
     assert fill_tables(filled, folder) == filled
 
 
+def test_a_metric_within_a_line_is_filled(folder: Path) -> None:
+    text = "from <!-- metric:ptb base_test_ppl -->?<!-- end --> to <!-- metric:ptb stream_test_ppl --><!-- end -->."
+    filled = fill_tables(text, folder)
+    assert "-->85.41<!-- end --> to <!-- metric:ptb stream_test_ppl -->75.1<!--" in filled
+    assert fill_tables(filled, folder) == filled
+    with pytest.raises(ValueError, match="unknown key in the metrics of ptb: 'base'"):
+        fill_tables("<!-- metric:ptb base --><!-- end -->", folder)
+
+
 def test_table_errors(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"'base_tets_ppl' \(did you mean 'base_test_ppl'"):
         fill_tables("<!-- results:ptb base_tets_ppl -->\n<!-- end -->", folder)

@@ -10,16 +10,15 @@ from torch import Tensor
 
 from modeling_lle.bank.found import Found
 from modeling_lle.configuration_sections import BankConfig, ClassifierConfig
+from modeling_lle.history.label_calibration import Answered, fit_labels
 from modeling_lle.history.label_rule import (
     MULTI,
     REGRESSION,
     SINGLE,
-    Answered,
     Features,
     LabelSpace,
     Mixture,
     RecalledLabels,
-    fit_labels,
     kind_of,
     label_loss,
     logits_of,

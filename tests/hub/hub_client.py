@@ -1,11 +1,12 @@
 """What the Hub tests run in processes of their own, since huggingface_hub reads its endpoint when it is imported.
 
     python hub_client.py push FOLDER REPO         where modeling_lle is installed: pushes, and loads without trust
-    python hub_client.py load SOURCE COPY [SITE [TRANSLATOR]]
+    python hub_client.py load SOURCE COPY [SITE [TRANSLATOR [BANKED]]]
                                                   where only torch and transformers are: loads with trust, saves again
 
 Each prints the logits of `IDS` as JSON, on its last line. With SITE, packages are taken from that folder alone.
-TRANSLATOR is a folder with a translator and its memory, which is loaded as well.
+TRANSLATOR is a folder with a translator and its memory, BANKED one with a language model and its bank: they are loaded
+as well.
 """
 
 import gc
@@ -57,17 +58,35 @@ def translate(source: str) -> None:
     model.generate(**inputs, max_new_tokens=3)
     state = backbone(**inputs, decoder_input_ids=inputs.input_ids)[0]
     assert state.equal(model.model(**inputs, decoder_input_ids=inputs.input_ids)[0])
-    bank = sys.modules[type(model).__module__].HistoryBank.from_pretrained(source)
     message = ""
     try:
-        model.attach_history(bank, tokenizer=tokenizer)
+        model.attach_history(open_bank(source), tokenizer=tokenizer)
     except ImportError as error:
         message = str(error)
     assert "pip install modeling_lle" in message, "a memory is attached that no module can search"
     model.generate(**inputs, max_new_tokens=3)
 
 
-def load(source: str, copy: str, site: str | None = None, translator: str | None = None) -> Any:
+def open_bank(source: str) -> Any:
+    """The bank in a saved folder, by the code that lies there."""
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    return get_class_from_dynamic_module("bank_bank.HistoryBank", source).from_pretrained(source)
+
+
+def recall(source: str) -> None:
+    """A language model recalls from the bank that lies with it."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(source, trust_remote_code=True)
+    alone = logits(model)
+    model.attach_history(open_bank(source))
+    assert logits(model) != alone
+
+
+def load(
+    source: str, copy: str, site: str | None = None, translator: str | None = None, banked: str | None = None
+) -> Any:
     if site is not None:
         sys.path.append(site)
     assert not any(map(importlib.util.find_spec, ("modeling_lle", "numba")))
@@ -90,6 +109,8 @@ def load(source: str, copy: str, site: str | None = None, translator: str | None
 
     if translator is not None:
         translate(translator)
+    if banked is not None:
+        recall(banked)
     model.save_pretrained(copy)
     tokenizer.save_pretrained(copy)
     again = AutoModelForCausalLM.from_pretrained(copy, trust_remote_code=True)

@@ -17,45 +17,40 @@ from packaging.requirements import Requirement
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 from transformers.dynamic_module_utils import get_imports
 
-from modeling_lle import LLEConfig, LLEForCausalLM, LLEForSequenceClassification, LLEModel, LLETokenizer
+from modeling_lle import HistoryBank, LLEConfig, LLEForCausalLM, LLEForSequenceClassification, LLEModel, LLETokenizer
 from modeling_lle.cli.model_card import write_model_card
+from tests.factories.language_models import make_language_model
 from tests.factories.pairs import WORD_PAIRS_TOKENIZER
+from tests.factories.texts import WORD_TOKENIZER, make_texts
 from tests.factories.translators import make_taught_word_translator
 from tests.hub.hub_client import logits
 from tests.hub.hub_stand_in import HubStandIn
 
 CLIENT = Path(__file__).with_name("hub_client.py")
-OF_CLASSIFIERS = {"backbone_pooling.py", "history_label_rule.py", "kernels_labels_numba.py", "models_teaching.py"}
+OF_CLASSIFIERS = {
+    *("backbone_pooling.py", "history_label_calibration.py", "history_label_prediction.py", "history_label_rule.py"),
+    *("kernels_labels_numba.py", "models_teaching.py"),
+}
 OF_TRANSLATORS = {"backbone_source_attention.py", "models_encoder_decoder.py"}
-OF_BANKS = (
-    "bank",
-    "changes",
-    "files",
-    "fingerprint",
-    "index_files",
-    "manifest",
-    "nearest",
-    "seal",
-    "segment",
-    "sketch",
-)
+OF_BANKS = {f"bank_{name}.py" for name in ("bank", "base", "changes", "files", "index_files", "nearest", "seal")}
+OF_BANKS |= {"bank_sketch.py", "bank_state.py", "bank_view.py", "kernels_nearest_numba.py"}
 FOLDERS: dict[str, tuple[str, ...]] = {
     "backbone": ("batched_stacks", "cells", "protocol", "recurrence", "state"),
-    "bank": (
-        *("bank", "changes", "files", "fingerprint", "index_files", "manifest"),
-        *("nearest", "seal", "segment", "sketch", "state", "view"),
+    "bank": ("fingerprint", "found", "manifest", "protocol", "segment"),
+    "common": ("checks", "modes", "packages", "precision", "temporary"),
+    "history": (
+        *("attachment", "cache", "calibration", "explanation", "loss", "overlay", "prediction", "rule", "source"),
+        *("stream", "training", "updatable", "update_statistics"),
     ),
-    "common": ("checks", "precision", "temporary"),
-    "history": ("cache", "explanation", "loss", "overlay", "prediction", "rule", "stream", "training"),
     "kernels": (
-        *("available", "linear", "lstm", "lstm_numba", "nearest_numba", "numba_tools"),
+        *("available", "linear", "lstm", "lstm_numba", "numba_tools"),
         *("recall_numba", "scan", "scan_numba", "softmax_numba"),
     ),
     "models": ("arguments", "backbone", "pretrained", "targets"),
 }
 CODE = {f"{folder}_{name}.py" for folder, names in FOLDERS.items() for name in names}
 CODE |= {f"configuration{part}_lle.py" for part in ("", "_fields", "_sections", "_version_1")}
-CODE |= {"modeling_lle.py", "shipping_lle.py", "tokenization.py"}
+CODE |= {"modeling_lle.py", "shipping_lle.py", "tasks_lle.py", "tokenization.py"}
 RESULTS = {
     "command": "lle evaluate runs/cat",
     "commit": "abc1234",
@@ -169,7 +164,11 @@ def test_loads_with_trust_in_a_fresh_environment(folder: Path, bare_site: Path, 
     make_taught_word_translator().save_pretrained(translator, save_history=True)
     WORD_PAIRS_TOKENIZER.save_pretrained(translator)
     assert {path.name for path in translator.iterdir()} >= OF_TRANSLATORS
-    arguments = ("load", folder, copy, bare_site, translator)
+    banked = make_language_model()
+    banked.attach_history(HistoryBank.build(banked, WORD_TOKENIZER, make_texts(6, 8)))
+    banked.save_pretrained(tmp_path / "banked", save_history=True)
+    assert {path.name for path in (tmp_path / "banked").iterdir()} >= OF_BANKS
+    arguments = ("load", folder, copy, bare_site, translator, tmp_path / "banked")
     remote = run_client(*arguments, home=tmp_path, isolated=True, HF_HUB_OFFLINE="1")
     ours = logits(AutoModelForCausalLM.from_pretrained(folder))
     assert_near(remote, ours)

@@ -201,7 +201,7 @@ def test_logits_are_the_mixture_and_sum_to_one() -> None:
     model, texts, _ = make_taught_classifier()
     output = model(**encode_texts(*texts[:4]), output_history=True)
     torch.testing.assert_close(output.logits.exp().sum(-1), torch.ones(4))
-    torch.testing.assert_close(output.history.base_share + output.history.shares.sum(-1), torch.ones(4))
+    torch.testing.assert_close(output.history.base_share + output.history.bank_shares.sum(-1), torch.ones(4))
     plain = model(**encode_texts(*texts[:4]), use_history=False).logits
     assert not torch.allclose(output.logits.softmax(-1), plain.softmax(-1))
 
@@ -214,19 +214,23 @@ def test_training_mode_does_not_recall() -> None:
 
 def test_a_new_label_comes_and_goes_with_its_examples() -> None:
     model, texts, _ = make_taught_classifier()
-    before = model(**encode_texts(*texts)).logits
+    before, config = model(**encode_texts(*texts)).logits, model.config.to_dict()
     classify = pipeline("text-classification", model=model, tokenizer=WORD_TOKENIZER)
     with pytest.raises(ValueError, match=r"'lable-1' of text 0.*did you mean 'label-1'.*new_labels=True"):
         model.learn(["h h h h"], ["lable-1"])
     assert model.learn(["h h h h", "g g g g"], ["new", "newer"], new_labels=True) == 2
-    assert model.config.num_labels == 5
+    assert model.label_names() == ("label-0", "label-1", "label-2", "new", "newer")
     assert classify("h h h h")[0]["label"] == "new"
-    assert model(**encode_texts("h h")).logits.shape == (1, 5)
+    output = model(**encode_texts("h h"))
+    assert output.logits.shape == (1, 5)
+    assert output.label_names == model.label_names()
+    assert model(**encode_texts("h h"), use_history=False).label_names == model.trained_labels
     torch.testing.assert_close(model(**encode_texts("h h", "a g")).logits.exp().sum(-1), torch.ones(2))
     assert model.forget(label="newer") == 1
-    assert list(model.config.id2label.values()) == ["label-0", "label-1", "label-2", "new"]
+    assert model.label_names() == ("label-0", "label-1", "label-2", "new")
     assert model.forget(["h h h h"]) == 1
-    assert (model.config.num_labels, model.config.label2id) == (3, {f"label-{i}": i for i in range(3)})
+    assert model.label_names() == model.trained_labels
+    assert model.config.to_dict() == config
     assert torch.equal(model(**encode_texts(*texts)).logits, before)
 
 
@@ -247,7 +251,7 @@ def test_relabelling_is_one_change() -> None:
     assert model.history_bank.manifest.generation == generation + 1
     assert len(model.history_bank) == len(texts)
     found = pipeline("text-classification", model=model, tokenizer=WORD_TOKENIZER)(texts[0], return_history=True)[0]
-    assert (found["history"][0]["text"], found["history"][0]["label"]) == (texts[0], other)
+    assert found["history"][0]["causes"][0]["columns"] == {"text": texts[0], "label": other}
 
 
 def test_teaching_twice_adds_nothing() -> None:
@@ -294,15 +298,16 @@ def test_what_was_taught_lasts(tmp_path: Path) -> None:
     model.learn(["h h h h"], ["new"], new_labels=True)
     due = model(**encode_texts(*texts)).logits
     model.save_pretrained(tmp_path, save_history=True)
-    assert model.config.num_labels == 4
+    assert len(model.label_names()) == 4
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
     assert (type(loaded), loaded.config.num_labels) == (LLEForSequenceClassification, 3)
     loaded.attach_history(HistoryBank.from_pretrained(tmp_path), tokenizer=WORD_TOKENIZER)
-    assert loaded.config.id2label[3] == "new"
+    assert loaded.label_names()[3] == "new"
+    assert loaded.config.num_labels == 3
     assert torch.equal(loaded(**encode_texts(*texts)).logits, due)
     assert loaded.learn(["g g g"], ["new"]) == 1  # the bank knows the label
     loaded.detach_history()
-    assert loaded.config.num_labels == 3
+    assert loaded.label_names() == loaded.trained_labels
 
 
 def test_banks_of_other_models_are_refused(tmp_path: Path) -> None:
@@ -396,7 +401,7 @@ def test_calibration_lowers_the_loss() -> None:
         for text, label in zip(texts, labels, strict=True)
     ]
     measured = model.calibrate(held)
-    assert measured["texts"] == len(held)
+    assert measured["predictions"] == len(held)
     assert measured["after_nats"] < measured["before_nats"]
     numbers, own = model.config.bank, model.config.classifier
     before = numbers.sharpness, own.background, numbers.gate
@@ -419,7 +424,7 @@ def test_calibration_on_labels_that_only_the_bank_knows() -> None:
     base = model.calibrate(held)["base_nats"]
     model.learn(["h h h h"], ["new"], new_labels=True)
     measured = model.calibrate([*held, {**encode_texts("h h h"), "labels": torch.tensor([3])}])
-    assert measured["texts"] == len(held) + 1
+    assert measured["predictions"] == len(held) + 1
     assert measured["base_nats"] == pytest.approx(base)
     several = make_classifier(problem_type="multi_label_classification")
     several.learn(["a b", "c"], [["label-0", "new"], []], WORD_TOKENIZER, new_labels=True)
@@ -432,7 +437,7 @@ def test_a_text_of_a_hundred_thousand_characters() -> None:
     long = " ".join(["a", "b"] * 25_000)
     assert model.learn([long], ["label-2"]) == 1
     found = pipeline("text-classification", model=model, tokenizer=WORD_TOKENIZER)(long, return_history=True)[0]
-    assert found["history"][0]["text"] == long
+    assert found["history"][0]["causes"][0]["columns"]["text"] == long
 
 
 def test_texts_of_all_kinds_are_taught_found_and_taken_back(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ def test_the_loss_comes_first_and_then_the_logits(members: int, of_tokens: bool)
         model.train(training)
         output = model(**batch, labels=labels, output_hidden_states=True, output_out_of_scope=True)
         names = ["loss", "logits", "member_logits", "out_of_scope", "mass", "scope_features", "hidden_states"]
+        names.append("label_names")
         assert list(output) == [name for name in names if name != "member_logits" or (training and members > 1)]
         assert output[0] is output.loss
         loss, logits, *_ = model(**batch, labels=labels, return_dict=False)
@@ -161,7 +162,7 @@ def test_a_namespace_that_was_forgotten_is_gone(compacted: bool) -> None:
     if compacted:
         bank.compact()
     assert torch.equal(model(**batch).logits, plain)
-    assert model.label_space.names == model.trained_labels
+    assert model.label_names() == model.trained_labels
     assert list(model.config.id2label.values()) == list(model.trained_labels)
     output = model(**batch, output_out_of_scope=True, output_history=True)
     assert torch.equal(output.mass, torch.full((2,), -torch.inf))
@@ -169,4 +170,4 @@ def test_a_namespace_that_was_forgotten_is_gone(compacted: bool) -> None:
     assert model.calibrate(held)["after_nats"] == pytest.approx(model.calibrate(held)["base_nats"], abs=1e-4)
     model.fit_out_of_scope(held, [dict(batch)])
     assert model.learn(["g h"], ["new"], new_labels=True, namespace="b") == 1
-    assert (*model.trained_labels, "new") == model.label_space.names
+    assert (*model.trained_labels, "new") == model.label_names()

@@ -16,9 +16,8 @@ from transformers import (
     Seq2SeqTrainingArguments,
 )
 
-from modeling_lle import HistoryBank, LLEForCausalLM, LLEForSeq2SeqLM
+from modeling_lle import Attachment, HistoryBank, LLEForCausalLM, LLEForSeq2SeqLM
 from modeling_lle.bank.files import BankError
-from modeling_lle.history.attachment import Attachment
 from modeling_lle.models.seq2seq import LLESeq2SeqModel, longest_target
 from tests.factories.language_models import make_language_model
 from tests.factories.pairs import SUBWORD_PAIRS, SUBWORD_PAIRS_TOKENIZER, encode_pairs, pair_rows

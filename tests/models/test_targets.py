@@ -54,7 +54,7 @@ def test_left_padding_is_no_target_of_score_and_calibration() -> None:
         alone = model.score(text, targets[row : row + 1, -text.shape[1] :])
         torch.testing.assert_close(scored.log_probs[row, -text.shape[1] :], alone.log_probs[0])
     fitted = model.calibrate([{"input_ids": ids, "shift_labels": targets, "attention_mask": mask}], steps=1)
-    assert fitted["positions"] == sum(LENGTHS)
+    assert fitted["predictions"] == sum(LENGTHS)
 
 
 @given(rows=st.integers(1, 3), length=st.integers(1, 9), seed=st.integers(0, 99))

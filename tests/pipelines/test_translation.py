@@ -11,11 +11,10 @@ from transformers import AutoModelForSeq2SeqLM, GenerationConfig, MarianConfig, 
 from transformers.pipelines.pt_utils import KeyDataset
 
 import modeling_lle
-from modeling_lle import LLETokenizer
+from modeling_lle import Attachment, LLETokenizer
 from modeling_lle.data.text import encode_sentences
 from modeling_lle.entries.attribution import attribute
 from modeling_lle.entries.pairs import Memory, padded
-from modeling_lle.history.attachment import Attachment
 from tests.factories.language_models import make_language_model
 from tests.factories.pairs import WORD_PAIRS, WORD_PAIRS_TOKENIZER
 from tests.factories.translators import make_taught_word_translator, make_word_translator
