@@ -233,7 +233,7 @@ def test_what_does_not_fit_is_refused() -> None:
     recipe = ["--recipe", "recipe.yaml", "--new-classes", "0", "--seeds", "1"]
     with pytest.raises(ValueError, match=r"bank-ing-0 knows 3 intents, not the 5"):
         run("bank-ing", *recipe, "--method", "LLE")
-    with pytest.raises(ValueError, match="bank-ing-0 knows no threshold"):
+    with pytest.raises(ValueError, match="bank-ing-0 has no threshold"):
         _ = LLEClassifier(Path("runs/bank-ing-0"), OLD).threshold
     for options in (["--method", "LLE"], [*recipe, "--method", "SVM"]):
         with pytest.raises(ValueError, match="trained by --recipe"):

@@ -228,7 +228,7 @@ def test_the_transformer_gets_the_minutes_of_lle(monkeypatch: pytest.MonkeyPatch
     assert options["label_smoothing"] == 0.1
     del trained["train_minutes"]
     Path("runs/tiny/metrics.json").write_text(json.dumps(trained))
-    with pytest.raises(ValueError, match="does not say how long its training took: give --minutes"):
+    with pytest.raises(ValueError, match="does not state its training time: give --minutes"):
         translation.train_both(recipe, folder, None, 1e-3)
 
 
@@ -274,7 +274,7 @@ def test_no_test_source_is_in_the_memory(domain: Dataset) -> None:
     spaced = Dataset.from_dict({"source": ["ab ", "ab", " ab", "cde"], "target": ["A", "B", "C", "D"]})
     assert sorted(target for part in memory.split_pairs(spaced, 0.5, 0) for target in part["target"]) == ["A", "D"]
     for share in (0.0, 1.0):
-        with pytest.raises(ValueError, match="64 different sources cannot be split"):
+        with pytest.raises(ValueError, match="64 distinct sources cannot be split"):
             memory.split_pairs(domain, share, 0)
 
 
@@ -332,5 +332,5 @@ def test_the_memory_is_measured(options: list[str], monkeypatch: pytest.MonkeyPa
 @pytest.mark.usefixtures("domain")
 def test_a_memory_needs_languages() -> None:
     Path("model/recipe.yaml").unlink()
-    with pytest.raises(ValueError, match="the languages of model are not known"):
+    with pytest.raises(ValueError, match="the languages of model are unknown"):
         run("memory", "model", "catalogue.tsv", "--source-language", "en")

@@ -200,9 +200,9 @@ def test_errors() -> None:
         evaluate_stream(model, TextTokens(np.zeros(1, dtype=np.int32), 1, 1))
     with pytest.raises(ValueError, match="at least 71 types, the model has 50"):
         evaluate_stream(model, TextTokens(np.array([1, 70]), 1, 1))
-    with pytest.raises(TypeError, match="a Linear cannot be evaluated as a stream: it takes an LLEForCausalLM"):
+    with pytest.raises(TypeError, match="a Linear cannot be evaluated as a stream: give an LLEForCausalLM"):
         evaluate_stream(torch.nn.Linear(2, 2), tokens)
-    with pytest.raises(ValueError, match=r"each of the 50 types: \(3,\)"):
+    with pytest.raises(ValueError, match=r"train_counts must have the shape \(50,\), got \(3,\)"):
         evaluate_stream(model, tokens, train_counts=np.ones(3, dtype=int))
     with torch.no_grad():
         model.lm_head.weight[3, 2] = math.nan

@@ -36,5 +36,5 @@ def test_the_history_has_an_item_for_each_new_token() -> None:
 def test_a_model_without_history_is_refused() -> None:
     config = GPT2Config(vocab_size=len(WORD_TOKENIZER), n_embd=8, n_layer=1, n_head=1)
     generate = modeling_lle.LLETextGenerationPipeline(model=GPT2LMHeadModel(config), tokenizer=WORD_TOKENIZER)
-    with pytest.raises(TypeError, match="return_history needs a model with a history; this is a GPT2LMHeadModel"):
+    with pytest.raises(TypeError, match="a history needs an LLE model; this is a GPT2LMHeadModel"):
         generate("a b", return_history=True)
