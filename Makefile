@@ -7,8 +7,10 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # What touches precision, kernels, the demo and training: it is tested as on an older processor too.
 BY_PROCESSOR := tests/conformance tests/training/test_arguments.py tests/training/test_trainer.py \
-	tests/common/test_precision.py tests/backbone tests/kernels tests/bank/test_nearest.py \
-	tests/history/test_loss.py tests/history/test_overlay.py tests/cli/test_demo.py
+	tests/common/test_precision.py tests/backbone/test_recurrence.py tests/backbone/test_cells.py \
+	tests/kernels/test_lstm.py tests/kernels/test_scan.py tests/kernels/test_linear.py \
+	tests/kernels/test_recall_numba.py tests/bank/test_nearest.py tests/history/test_loss.py \
+	tests/history/test_overlay.py tests/cli/test_demo.py
 
 .PHONY: demo test test-older test-bare matrix lint wheel benchmark clean
 
