@@ -94,7 +94,7 @@ class View:
         found = self.index.candidates(queries, neighbours, self.usable_share)
         if self._as_they_are:
             return found
-        segment = torch.bucketize(found, self._ends, right=True)
+        segment = torch.bucketize(found.contiguous(), self._ends, right=True)
         gone = (found < 0) | ~self._here[segment]
         return (found + self._shift[segment]).masked_fill(gone, -1)
 

@@ -185,8 +185,9 @@ def predict(
 
 def even_blocks(rows: int, length: int, widest: int) -> Iterator[slice]:
     """The positions of a segment in blocks of `block_size`."""
-    size = block_size(rows, widest)
-    return (slice(start, min(start + size, length)) for start in range(0, length, size))
+    size = block_size(rows, widest)  # in the generator: torch.export traces no size that nobody asks for
+    for start in range(0, length, size):
+        yield slice(start, min(start + size, length))
 
 
 def collect(
