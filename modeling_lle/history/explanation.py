@@ -325,6 +325,6 @@ def _texts(cause: Cause, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str, 
 
 
 def _where(cause: Cause) -> str:
-    if cause.source == "stream":
+    if cause.source == STREAM:
         return f"{cause.age:,} token{'' if cause.age == 1 else 's'} ago"
     return f"{cause.place} (entry {cause.id})"

@@ -43,6 +43,11 @@ def _hub_options(options: dict[str, Any]) -> dict[str, Any]:
     return {**found, "_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
 
 
+def _kind_of(bank: Bank) -> tuple[str, bool]:
+    """Fingerprint of a bank, and whether its outcomes are labels: banks of one kind fit the same models."""
+    return bank.fingerprint, bank.labels is not None
+
+
 class LLEPreTrainedModel(PreTrainedModel):
     """Loading, saving and initialisation of the LLE models."""
 
@@ -201,8 +206,8 @@ class LLEPreTrainedModel(PreTrainedModel):
     update_statistics: dict[str, Tensor] | None = None  # statistics of training text for the test-time update
     update_statistics_fault: str | None = None  # why those that were saved cannot be used
     history: Attachment | None = None
-    # For each fingerprint of a bank that fitted: the weights that it fitted, unless they may have changed since.
-    _fitting: dict[str, list[tuple[Tensor, int, int]] | None] | None = None
+    # For each kind of bank that fitted (`_kind_of`): the weights that it fitted, unless they may have changed since.
+    _fitting: dict[tuple[str, bool], list[tuple[Tensor, int, int]] | None] | None = None
 
     @property
     def history_bank(self) -> Bank | None:
@@ -277,7 +282,7 @@ class LLEPreTrainedModel(PreTrainedModel):
         if torch.compiler.is_compiling():
             return
         before = self._fitting or {}
-        was_fitting, known = bank.fingerprint in before, before.get(bank.fingerprint)
+        was_fitting, known = _kind_of(bank) in before, before.get(_kind_of(bank))
         if known is not None and all(own._version == count and own.data_ptr() == at for own, count, at in known):
             return
         if was_fitting and any(is_packed(module) for module in self.modules()):
@@ -297,4 +302,4 @@ class LLEPreTrainedModel(PreTrainedModel):
         """Remembers the weights as those that a bank fits, unless they are being trained."""
         counted = (own for own in self.parameters() if not own.is_meta and not own.is_inference())
         now: list[tuple[Tensor, int, int]] = [(own, own._version, own.data_ptr()) for own in counted]
-        self._fitting = {**(self._fitting or {}), bank.fingerprint: None if self.training else now}
+        self._fitting = {**(self._fitting or {}), _kind_of(bank): None if self.training else now}

@@ -15,7 +15,7 @@ import torch
 import typer
 from torch import Tensor
 
-from modeling_lle import HistoryBank, LLECache
+from modeling_lle import HistoryBank, LLECache, LLEForCausalLM
 from modeling_lle.bank.files import Added, Segment
 from modeling_lle.bank.protocol import Search
 from modeling_lle.data import StreamDataset, TextTokens, collect, load_texts, tokenize
@@ -49,7 +49,7 @@ GATHERED = (
 )
 
 
-def _queries(model: Any, tokens: TextTokens) -> Tensor:
+def _queries(model: LLEForCausalLM, tokens: TextTokens) -> Tensor:
     """Normalised states of a text, (N, D)."""
     states = torch.cat([states for states, _ in read_states(model, tokens.ids)])
     return torch.nn.functional.normalize(states, dim=-1)
@@ -127,7 +127,9 @@ def _index_bytes(bank: HistoryBank) -> int:
     return sum(path.stat().st_size for path in (bank.folder.path / "index").glob("*.faiss"))
 
 
-def _build_cost(model: Any, tokenizer: Any, text: Any, folder: Path, rows: int = 12_000, repeats: int = 5) -> float:
+def _build_cost(
+    model: LLEForCausalLM, tokenizer: Any, text: Any, folder: Path, rows: int = 12_000, repeats: int = 5
+) -> float:
     """Speed of building a bank relative to a bare forward pass over the same texts in equal batches."""
     some = text.select(range(min(rows, len(text))))
     ids = collect(tokenize(some, tokenizer), start=tokenizer.eos_token_id).ids
@@ -186,7 +188,7 @@ def _halves(source: str, tokenizer: Any, tokens: int) -> tuple[np.ndarray, TextT
     return held_out.ids[:middle], rest
 
 
-def _measure(model: Any, bank: HistoryBank, fit: np.ndarray, tokens: TextTokens) -> dict[str, float]:
+def _measure(model: LLEForCausalLM, bank: HistoryBank, fit: np.ndarray, tokens: TextTokens) -> dict[str, float]:
     """Size of a bank, and perplexity and speed with it after calibration."""
     calibrate(model, fit, len(fit))  # builds the index, if any
     metrics = evaluate_stream(model, tokens).metrics()

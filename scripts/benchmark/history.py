@@ -21,7 +21,7 @@ import typer
 from torch import Tensor
 from tqdm import tqdm
 
-from modeling_lle import HistoryBank
+from modeling_lle import HistoryBank, LLEForCausalLM
 from modeling_lle.configuration_fields import check_keys
 from modeling_lle.data import load_texts
 from modeling_lle.evaluation import LanguageModelMetric, evaluate_stream
@@ -142,7 +142,7 @@ def lle(name: str, comparison: Comparison) -> list[Row]:
     return [row]
 
 
-def _speed_over_dynamic(model: Any, comparison: Comparison) -> float:
+def _speed_over_dynamic(model: LLEForCausalLM, comparison: Comparison) -> float:
     """Speed of reading with the update relative to dynamic evaluation (SGD), both in turn."""
     text = comparison.validation[: SPEED_TOKENS + 1]
     ids, peer = torch.from_numpy(text.astype(np.int64))[None], DynamicEvaluation(comparison.model, 1e-3, 1e-3)

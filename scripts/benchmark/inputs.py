@@ -9,7 +9,7 @@ import typer
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from modeling_lle import LLECache
+from modeling_lle import LLECache, LLEForCausalLM
 from modeling_lle.data import StreamDataset, TextTokens, collect, load_texts, tokenize
 
 Model = Annotated[str, typer.Argument(help="Folder written by `lle train`.")]
@@ -39,7 +39,7 @@ def read_tokens(source: str, split: str, tokenizer: Any, limit: int | None = Non
 
 
 @torch.no_grad()
-def read_states(model: Any, ids: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
+def read_states(model: LLEForCausalLM, ids: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
     """Reads token ids as one row, and yields states (T, D) with the tokens that followed (T,) int64."""
     stream, cache = StreamDataset(ids, 1, SEGMENT, evaluation=True), LLECache()
     for index in range(len(stream)):

@@ -117,6 +117,15 @@ def test_stale_keys_are_noticed_for_every_bank_that_a_call_brings() -> None:
             logits(model, history=bank)
 
 
+def test_a_bank_of_other_outcomes_is_refused_though_its_keys_fit() -> None:
+    model = make_language_model()
+    bank = make_bank(model, 1)
+    labels = HistoryBank.temporary(bank.fingerprint, bank.width, bank.vocab_size, labels=())
+    logits(model, history=bank)
+    with pytest.raises(BankError, match="holds labels"):
+        logits(model, history=labels)
+
+
 def test_what_is_derived_is_made_once_for_a_state_and_its_namespaces() -> None:
     bank = make_bank(make_language_model(), 1)
     made: list[int] = []

@@ -172,3 +172,41 @@ def test_calibration_takes_a_sample_and_leaves_what_is_fixed() -> None:
     assert (measured["predictions"], numbers.sharpness) == (10, before[0])
     assert numbers.gate != before[1]
     assert set(measured) == {"predictions", "base_nats", "before_nats", "after_nats"}
+
+
+def test_calibration_lowers_the_loss() -> None:
+    model, texts, labels = make_taught_classifier(40)
+    held = [
+        {**encode_texts(text + " a"), "labels": torch.tensor([int(label[-1])])}
+        for text, label in zip(texts, labels, strict=True)
+    ]
+    measured = model.calibrate(held)
+    assert measured["predictions"] == len(held)
+    assert measured["after_nats"] < measured["before_nats"]
+    numbers, own = model.config.bank, model.config.classifier
+    before = numbers.sharpness, own.background, numbers.gate
+    numbers.gate = [0.0, 0.0, 0.0, 0.0]
+    model.calibrate(held, fixed=["sharpness", "background"])
+    assert (numbers.sharpness, own.background) == before[:2]
+    assert numbers.gate != [0.0, 0.0, 0.0, 0.0]
+    with pytest.raises(ValueError, match="did you mean 'sharpness'"):
+        model.calibrate(held, fixed=["sharpnes"])
+    with pytest.raises(ValueError, match="no bank is attached"):
+        make_classifier().calibrate(held)
+
+
+def test_calibration_on_labels_that_only_the_bank_knows() -> None:
+    model, texts, labels = make_taught_classifier(40)
+    held = [
+        {**encode_texts(text), "labels": torch.tensor([int(label[-1])])}
+        for text, label in zip(texts, labels, strict=True)
+    ]
+    base = model.calibrate(held)["base_nats"]
+    model.learn(["h h h h"], ["new"], new_labels=True)
+    measured = model.calibrate([*held, {**encode_texts("h h h"), "labels": torch.tensor([3])}])
+    assert measured["predictions"] == len(held) + 1
+    assert measured["base_nats"] == pytest.approx(base)
+    several = make_classifier(problem_type="multi_label_classification")
+    several.learn(["a b", "c"], [["label-0", "new"], []], WORD_TOKENIZER, new_labels=True)
+    measured = several.calibrate([{**encode_texts("a b a"), "labels": torch.tensor([[1.0, 0.0, 0.0, 1.0]])}])
+    assert measured["after_nats"] <= measured["before_nats"]

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
-from modeling_lle import LLECache
+from modeling_lle import LLECache, LLEForCausalLM
 from modeling_lle.data import StreamDataset
 from modeling_lle.kernels.numba_tools import jit, run
 
@@ -61,11 +61,13 @@ def _numbers(start: tuple[float, float], place: tuple[int, int]) -> tuple[float,
     return start[0] * STEP ** place[0], start[1] * STEP ** place[1]
 
 
-def _weights(model: Any) -> list[Tensor]:
+def _weights(model: LLEForCausalLM) -> list[Tensor]:
     return list(model.parameters())
 
 
-def _slopes(model: Any, ids: Tensor, targets: Tensor, cache: LLECache) -> tuple[Tensor, Tensor, list[Tensor]]:
+def _slopes(
+    model: LLEForCausalLM, ids: Tensor, targets: Tensor, cache: LLECache
+) -> tuple[Tensor, Tensor, list[Tensor]]:
     """States (B, T, D), log p of the targets (B, T), and gradients of the mean cross entropy."""
     weights, table = _weights(model), model.model.embed_tokens.weight
     embedded = table.detach()[ids].requires_grad_()
@@ -79,7 +81,7 @@ def _slopes(model: Any, ids: Tensor, targets: Tensor, cache: LLECache) -> tuple[
     return states.detach(), -nats.detach().view(targets.shape), slopes
 
 
-def root_mean_squares(model: Any, ids: np.ndarray, batches: int) -> list[Tensor]:
+def root_mean_squares(model: LLEForCausalLM, ids: np.ndarray, batches: int) -> list[Tensor]:
     """Root mean square of each weight's gradient over the first batches of a training text in 100 rows."""
     rows = max(1, min(ROWS, (len(ids) - 1) // SEGMENT))
     whole = (len(ids) - 1) // (rows * SEGMENT)
@@ -105,7 +107,7 @@ class DynamicEvaluation:
         rms: `root_mean_squares` of the gradients, for the RMS rule; None: SGD.
     """
 
-    def __init__(self, model: Any, rate: float, decay: float, rms: list[Tensor] | None = None) -> None:
+    def __init__(self, model: LLEForCausalLM, rate: float, decay: float, rms: list[Tensor] | None = None) -> None:
         self.rate, self.decay, self.rms = rate, decay, rms
         self.trained = [weight.detach() for weight in _weights(model)]
         self.model = copy.deepcopy(model).eval()
@@ -133,7 +135,7 @@ class DynamicEvaluation:
 
     @classmethod
     def tuned(
-        cls, model: Any, ids: np.ndarray, rms: list[Tensor] | None = None, most: int = 20
+        cls, model: LLEForCausalLM, ids: np.ndarray, rms: list[Tensor] | None = None, most: int = 20
     ) -> tuple["DynamicEvaluation", list[Segment]]:
         """Learner with the rate and decay that are best on a text, and its predictions of the text.
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from modeling_lle import LLEForCausalLM
 from modeling_lle.history.rule import Recall, base_prediction
 from modeling_lle.kernels.linear import linear
 
@@ -33,7 +34,7 @@ class Segment(NamedTuple):
 
 
 @torch.no_grad()
-def read(model: Any, ids: np.ndarray) -> Iterator[Segment]:
+def read(model: LLEForCausalLM, ids: np.ndarray) -> Iterator[Segment]:
     """Predictions of a text without history: each token but the first is a target."""
     for states, targets in read_states(model, ids):
         log_probs, _ = base_prediction(linear(states, model.lm_head.weight, model.lm_head.bias))

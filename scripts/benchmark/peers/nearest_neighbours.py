@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from modeling_lle import LLEForCausalLM
 from modeling_lle.history.rule import Recall
 
 from ..inputs import read_states
@@ -52,7 +53,7 @@ class Datastore:
         neighbours: K.
     """
 
-    def __init__(self, model: Any, ids: np.ndarray, neighbours: int = NEIGHBOURS) -> None:
+    def __init__(self, model: LLEForCausalLM, ids: np.ndarray, neighbours: int = NEIGHBOURS) -> None:
         keys = np.empty((len(ids) - 1, model.config.hidden_size), dtype=np.float16)
         self.outcomes = torch.from_numpy(np.asarray(ids[1:], dtype=np.int32))
         self.neighbours = min(neighbours, len(keys))

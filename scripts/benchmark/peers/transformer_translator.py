@@ -88,7 +88,7 @@ def _config(tokenizer: PreTrainedTokenizerBase, width: int) -> MarianConfig:
     )
 
 
-def trainable(model: Any) -> int:
+def trainable(model: torch.nn.Module) -> int:
     """Number of trainable parameters, without the fixed positions."""
     return sum(weight.numel() for name, weight in model.named_parameters() if "embed_positions" not in name)
 
