@@ -1,8 +1,8 @@
 """Sketches of texts, to notice that a model is measured or calibrated on text that it was trained on or can recall.
 
-Notable: a sketch holds hashes, no text. A long text is compared by its runs of 16 tokens, without blank tokens, so that
-it is found whether it was read by line or by document; short texts are compared as wholes. Of many hashes the smallest
-are kept, which are a random sample of the text that any other text can be compared with (Broder 1997, "On the
+Notable: a sketch holds hashes, no text. A long text is compared by its runs of 16 tokens, without blank tokens, so
+that it is found whether it was read by line or by document; short texts are compared as wholes. Of many hashes the
+smallest are kept, which are a random sample of the text that any other text can be compared with (Broder 1997, "On the
 resemblance and containment of documents"). Shapes: T tokens, N hashes.
 """
 

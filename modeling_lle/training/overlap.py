@@ -1,7 +1,7 @@
 """Notices texts that a model has seen: those it was trained on, and those that its bank holds.
 
-Notable: a figure measured on such a text says nothing about new text, and parameters fitted on it trust the history too
-much. Only the sketch of the training text is kept, in the model's folder (data/seen.py).
+Notable: a figure measured on such a text says nothing about new text, and parameters fitted on it trust the history
+too much. Only a sketch of the training text is kept, in the model's folder (data/seen.py).
 """
 
 import logging
