@@ -25,7 +25,7 @@ Files: TypeAlias = str | Path | Sequence[str | Path]
 TEXT = "text"  # the kind of a file of plain text
 TABLES = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 _BY_TOOLS = ("__pycache__", "node_modules")
-_IN_UTF8 = (TEXT, "csv", "json", "lines")  # catalogues and translation memories name their encoding
+_IN_UTF8 = (TEXT, "csv", "json")  # others name their encoding, or have a partner that would miss them
 _SHOWN = 3  # names of each reason, and kinds of files, in a summary
 
 
