@@ -12,7 +12,7 @@
     python -m scripts.benchmark classification data/banking77 --recipe FILE    trains and compares classifiers
     python -m scripts.benchmark translation DATA TEST --recipe FILE    LLE and a Transformer, equal training time
     python -m scripts.benchmark memory MODEL CATALOGUE         a translator in another domain, with a memory of it
-    python -m scripts.benchmark generation runs/generation data/wikitext-2   what recalling its own output does to a text
+    python -m scripts.benchmark generation FOLDER data/wikitext-2    what recalling its own output does to a text
     python -m scripts.benchmark damage                         200 kills, and 500 corruptions of each kind of file
 
 Close other programs first: the benchmarks use all cores.
