@@ -37,9 +37,8 @@ def generate(folder: Path, *arguments: object, given: str | None = None) -> str:
 
 def make_conversation() -> Conversation:
     model = make_language_model(50, vocab_size=len(WORD_TOKENIZER))
-    return Conversation(
-        model, WORD_TOKENIZER, {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False, **options}
-    )
+    options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+    return Conversation(model, WORD_TOKENIZER, options)
 
 
 def test_a_text_may_be_given_in_three_ways(folder: Path) -> None:
