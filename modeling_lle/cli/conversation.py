@@ -65,7 +65,7 @@ class Conversation:
         self, model: LLEForCausalLM, tokenizer: PreTrainedTokenizerBase, options: dict[str, Any], top: int = 0
     ) -> None:
         self.model, self.tokenizer, self.options, self.top = model, tokenizer, options, top
-        ends = model.generation_config.eos_token_id  # type: ignore[union-attr]
+        ends = model.generation_config.eos_token_id
         if tokenizer.eos_token_id is None:
             raise ValueError("the tokenizer needs an eos_token, after which a text begins")
         self.ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}

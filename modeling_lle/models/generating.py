@@ -25,9 +25,9 @@ class LLEGenerationMixin(GenerationMixin):
         The cache of a call goes on with the next turn: `generate(ids, past_key_values=cache)` with the whole text so
         far. The new part of it is read and makes entries; what was generated before it does not.
         """
-        output = super().generate(*args, **kwargs)
+        output: Any = super().generate(*args, **kwargs)  # type: ignore[misc]
         returned = isinstance(output, ModelOutput)
-        cache = output.get("past_key_values") if returned else kwargs.get("past_key_values")
+        cache: Any = output.get("past_key_values") if returned else kwargs.get("past_key_values")
         last = (output["sequences"] if returned else output)[:, -1]
         if hasattr(cache, "unread"):  # the beams of a cache are not those of the sequences
             cache.unread = last.clone() if len(last) == cache.batch_size else None
