@@ -141,8 +141,8 @@ class StreamConfig:
         recency: Exponent of the decay with the age of an entry: its weight is multiplied by `age ** -recency`.
         gate: Bias, and weights of the mass, of the base's entropy and of its largest log probability, in the logit
             of the share that the stream has in the mixture (the base's logit is 0).
-        generated: Whether what the model generates itself makes entries too: then it recalls its own output, and tends
-            to repeat it.
+        generated: Whether what the model generates makes entries too: it recalls its own output then, and repeats it;
+            weaker entries of it do so as well (model_cards/results/generation.json).
     """
 
     window: int = within(2000, 0, MAX_WINDOW)
