@@ -1,5 +1,5 @@
-"""Command line: `lle train | evaluate | calibrate | statistics | explain | card | demo`, `lle bank ...`, for
-classifiers `lle classify | learn | forget`, and for translators `lle translate | memory`.
+"""Command line: `lle train | evaluate | calibrate | statistics | generate | explain | card | demo`, `lle bank ...`,
+for classifiers `lle classify | learn | forget`, and for translators `lle translate | memory`.
 
 Heavy imports are deferred until a command runs, so that `lle --help` answers at once.
 """
@@ -20,6 +20,7 @@ from .bank import bank
 from .calibrate import calibrate, statistics
 from .classify import classify, forget, learn
 from .evaluate import evaluate
+from .generate import generate
 from .options import Bank, Column, Folder, InPrecision, Name, Namespaces, Precision
 from .translate import memory, translate
 
@@ -77,6 +78,7 @@ def train(
 app.command()(evaluate)
 app.command()(calibrate)
 app.command()(statistics)
+app.command()(generate)
 
 
 @app.command("explain")

@@ -110,7 +110,8 @@ def test_the_pipeline_returns_the_history(model: LLEForCausalLM) -> None:
         assert set(expected) == {"generated_text"}
         ids = WORD_TOKENIZER(text)["input_ids"]
         out = model.generate(torch.tensor([ids]), **options)[0]
-        assert record["history"] == as_values(model.explain(out, 2)[len(ids) - 1 :], WORD_TOKENIZER)
+        explanations = model.explain(out, 2, generated=len(out) - len(ids))
+        assert record["history"] == as_values(explanations[len(ids) - 1 :], WORD_TOKENIZER)
         assert len(record["history"]) == len(out) - len(ids)
 
 
