@@ -11,7 +11,12 @@ from ..tasks import CLASSIFICATION, LANGUAGE, TRANSLATION
 from .options import Bank, Folder, InPrecision, Namespaces, Precision
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from ..evaluation.explanations import Passage
+    from ..models.causal import LLEForCausalLM
+    from ..models.classification import LLEForSequenceClassification
+    from ..models.seq2seq import LLEForSeq2SeqLM
 
 LABELS = 3  # of a single text that are explained: the most probable ones
 
@@ -69,7 +74,7 @@ def _lines(given: str) -> list[str]:
     return lines
 
 
-def _text(model: Any, tokenizer: Any, given: str, top: int) -> "list[Passage]":
+def _text(model: "LLEForCausalLM", tokenizer: "PreTrainedTokenizerBase", given: str, top: int) -> "list[Passage]":
     """The tokens of a text."""
     import torch
 
@@ -82,7 +87,9 @@ def _text(model: Any, tokenizer: Any, given: str, top: int) -> "list[Passage]":
     return [Passage(model.explain(torch.tensor([tokenizer.eos_token_id, *tokens[:-1]]), top))]
 
 
-def _labels(model: Any, tokenizer: Any, given: str, top: int) -> "list[Passage]":
+def _labels(
+    model: "LLEForSequenceClassification", tokenizer: "PreTrainedTokenizerBase", given: str, top: int
+) -> "list[Passage]":
     """The label of each text; of a single text the most probable ones."""
     import torch
 
@@ -103,7 +110,9 @@ def _labels(model: Any, tokenizer: Any, given: str, top: int) -> "list[Passage]"
     return passages
 
 
-def _translations(model: Any, tokenizer: Any, given: str, top: int) -> "list[Passage]":
+def _translations(
+    model: "LLEForSeq2SeqLM", tokenizer: "PreTrainedTokenizerBase", given: str, top: int
+) -> "list[Passage]":
     """The tokens of the translation of each sentence."""
     from ..evaluation.explanations import Passage
 
@@ -114,4 +123,4 @@ def _translations(model: Any, tokenizer: Any, given: str, top: int) -> "list[Pas
     return passages
 
 
-_EXPLAIN = {LANGUAGE.name: _text, CLASSIFICATION.name: _labels, TRANSLATION.name: _translations}
+_EXPLAIN: dict[str, Any] = {LANGUAGE.name: _text, CLASSIFICATION.name: _labels, TRANSLATION.name: _translations}

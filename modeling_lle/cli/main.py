@@ -1,4 +1,4 @@
-"""Command line: `lle train | evaluate | calibrate | statistics | explain | card | demo`, `lle bank ...`, for
+"""Command line: `lle train | evaluate | calibrate | statistics | explain | card | doctor | demo`, `lle bank ...`, for
 classifiers `lle classify | learn | forget`, and for translators `lle translate | memory`.
 
 Heavy imports are deferred until a command runs, so that `lle --help` answers at once.
@@ -19,6 +19,7 @@ from .bank import bank
 from .calibrate import calibrate, statistics
 from .card import card
 from .classify import classify, forget, learn
+from .doctor import doctor
 from .evaluate import evaluate
 from .explain import explain
 from .options import Column, InPrecision, Name, Precision
@@ -85,6 +86,7 @@ app.command()(forget)
 app.command()(translate)
 app.command()(memory)
 app.command()(card)
+app.command()(doctor)
 
 
 @app.command()

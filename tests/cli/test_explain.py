@@ -116,7 +116,8 @@ def test_a_browser_moves_by_keys_and_keeps_one_tab_stop(tmp_path: Path) -> None:
         pytest.skip("no chromium")
     page = make_page(tmp_path / "page.html", 20_000)
     steps = """<script>
-      const press = (key, on) => on.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true, cancelable: true }));
+      const event = key => new KeyboardEvent("keydown", { key, bubbles: true, cancelable: true });
+      const press = (key, on) => on.dispatchEvent(event(key));
       const chosen = () => document.querySelector('[aria-selected="true"]').index, said = [];
       press("Home", text); said.push(chosen());
       press("ArrowRight", text); press("ArrowRight", text); said.push(chosen());
