@@ -1,12 +1,11 @@
-"""Command line: `lle train | evaluate | calibrate | statistics | generate | explain | card | demo`, `lle bank ...`,
-for classifiers `lle classify | learn | forget`, and for translators `lle translate | memory`.
+"""Command line: `lle train | evaluate | calibrate | statistics | generate | explain | card | doctor | demo`,
+`lle bank ...`, for classifiers `lle classify | learn | forget`, and for translators `lle translate | memory`.
 
 Heavy imports are deferred until a command runs, so that `lle --help` answers at once.
 """
 
 import json
 import logging
-import os
 import re
 import signal
 from pathlib import Path
@@ -18,10 +17,13 @@ from .. import __version__
 from ..common.terminal import Formatter, printable, printable_lines, say
 from .bank import bank
 from .calibrate import calibrate, statistics
+from .card import card
 from .classify import classify, forget, learn
+from .doctor import doctor
 from .evaluate import evaluate
+from .explain import explain
 from .generate import generate
-from .options import Bank, Column, Folder, InPrecision, Name, Namespaces, Precision
+from .options import Column, InPrecision, Name, Precision
 from .translate import memory, translate
 
 # Messages of torch errors that have no class on a CPU.
@@ -79,68 +81,14 @@ app.command()(evaluate)
 app.command()(calibrate)
 app.command()(statistics)
 app.command()(generate)
-
-
-@app.command("explain")
-def explain_(
-    model: Folder,
-    text: Annotated[str, typer.Argument(help="A text, or a file with it.")],
-    bank_path: Bank = None,
-    namespace: Namespaces = None,
-    top: Annotated[int, typer.Option(help="Entries to show for each token.")] = 3,
-    precision: InPrecision = Precision.auto,
-    output: Annotated[Path | None, typer.Option(help="HTML page to write.")] = None,
-) -> None:
-    """Shows for each token of a text the entries that changed its probability, and by how much exactly."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from ..bank.bank import HistoryBank
-    from ..common.precision import in_precision
-    from ..data.rows import read_utf8
-    from ..data.text import encode_texts
-    from ..evaluation.explanations import format_explanations, write_page
-
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    loaded: Any = AutoModelForCausalLM.from_pretrained(model)
-    if bank_path is not None:
-        loaded.attach_history(HistoryBank.from_pretrained(bank_path), namespace or None)
-    given = read_utf8(Path(text), repr(text)) if os.path.isfile(text) else text
-    # Word tokenizers have no line breaks: there, each line is a row that ends with <eos>.
-    rows = [given] if tokenizer("\n", add_special_tokens=False)["input_ids"] else given.splitlines()
-    tokens = [token for row in encode_texts(rows, tokenizer) for token in row]
-    ids = torch.tensor([tokenizer.eos_token_id, *tokens[:-1]])
-    with in_precision(loaded, precision.value):
-        explanations = loaded.explain(ids, top)
-    typer.echo(format_explanations(explanations, tokenizer))
-    if output is not None:
-        write_page(output, explanations, tokenizer, f"What {model} recalls")
-        say(f"The page is {output}.")
-
-
+app.command()(explain)
 app.command()(classify)
 app.command()(learn)
 app.command()(forget)
 app.command()(translate)
 app.command()(memory)
-
-
-@app.command()
-def card(
-    model: Annotated[Path, typer.Argument(help="Folder written by `lle train`.")],
-    results: Annotated[Path, typer.Argument(help="Results file of `lle evaluate --results`.")],
-    repo_id: Annotated[str, typer.Option(help="Future name of the model on the Hub, owner/name.")],
-    dataset: Annotated[str, typer.Option(help="Name of the data set on the Hub.")],
-    prompt: Annotated[str, typer.Option(help="Text that the example completes.")] = "The",
-) -> None:
-    """Writes the model card, README.md, from results and recipe into the folder of a model."""
-    from ..evaluation import read_results
-    from .model_card import write_model_card
-
-    recipe = model / "recipe.yaml"
-    text = recipe.read_text(encoding="utf-8") if recipe.is_file() else None
-    path = write_model_card(model, read_results(results), repo_id=repo_id, dataset=dataset, recipe=text, prompt=prompt)
-    say(f"The card is {path}.")
+app.command()(card)
+app.command()(doctor)
 
 
 @app.command()
