@@ -6,6 +6,7 @@ Rows are counted from 0.
 
 import contextlib
 import csv
+import io
 import itertools
 import json
 import sys
@@ -14,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from ..common.checks import check_unicode
+from .encoding import fault
 
 TABLES = (".csv", ".tsv", ".json", ".jsonl")
-_PACKED = (".gz", ".bz2", ".xz", ".zip", ".zst")
-_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+PACKED = (".gz", ".bz2", ".xz", ".zip", ".zst")
+_HEAD = 2**20  # bytes in which the first row is looked for
 _BATCH = 1000  # rows of a CSV file read at once
 
 
@@ -26,11 +28,12 @@ def ending(path: Path, endings: Collection[str]) -> str:
     return path.suffix if path.suffix in endings else path.suffix.lower()
 
 
-def cannot_read(path: Path, endings: Collection[str]) -> ValueError:
-    """Error for a file whose name has none of these endings."""
-    packed = "unpack it, and " if path.suffix.lower() in _PACKED else ""
+def cannot_read(path: Path, endings: Collection[str], text: bool = False) -> ValueError:
+    """Error for a file that is of no kind that is read: those with these endings and, with `text`, text files."""
+    packed = "unpack it, and " if path.suffix.lower() in PACKED else ""
+    what = "a text file, or one" if text else "a file"
     return ValueError(
-        f"cannot read {str(path)!r}: {packed}give a file whose name ends with one of {', '.join(endings)}"
+        f"cannot read {str(path)!r}: {packed}give {what} whose name ends with one of {', '.join(endings)}"
     )
 
 
@@ -40,8 +43,7 @@ def read_utf8(path: Path, where: str) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        wrong = "UTF-16" if content.startswith(_UTF_16) else f"{error.reason} at byte {error.start}"
-        raise ValueError(f"{where} is not UTF-8 ({wrong}): save it as UTF-8") from None
+        raise ValueError(f"{where} is not UTF-8 ({fault(content, error)}): save it as UTF-8") from None
 
 
 def split_lines(content: str) -> list[str]:
@@ -66,6 +68,34 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
             yield from _csv_rows(file, repr(str(path)), "\t" if kind == ".tsv" else ",")
         else:
             yield from _json_rows(file, repr(str(path)))
+
+
+def first_columns(path: Path) -> list[str] | None:
+    """Columns of the first row of a CSV, TSV or JSON file, as far as they are known.
+
+    Returns:
+        The columns; [] if they cannot be told, because the first row is very long or faulty, which readers report;
+        None for JSON that is no rows, such as an object that spans lines.
+    """
+    with path.open("rb") as file:
+        head = file.read(_HEAD).decode("utf-8-sig", errors="replace")
+    kind = ending(path, TABLES)
+    if kind in (".csv", ".tsv"):
+        separator = "\t" if kind == ".tsv" else ","
+        try:
+            return next(csv.reader(io.StringIO(head, newline=""), delimiter=separator), [])
+        except csv.Error:
+            return []
+    text = head.lstrip()
+    listed = text.startswith("[")
+    start = len(text) - len(text[1:].lstrip()) if listed else 0
+    try:
+        row, end = json.JSONDecoder().raw_decode(text, start)
+    except (ValueError, RecursionError):
+        return [] if listed or kind == ".jsonl" else None
+    if kind == ".jsonl" or (isinstance(row, dict) and (listed or "\n" not in text[start:end])):
+        return list(row) if isinstance(row, dict) else []
+    return None
 
 
 def read_lines(path: Path, whole: bool = False) -> Iterator[str]:

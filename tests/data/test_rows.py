@@ -87,8 +87,16 @@ def test_columns_of_several_kinds_and_rows_without_some(tmp_path: Path) -> None:
 
 
 FAULTS: list[tuple[str, str | bytes, str]] = [
-    ("a.csv", "text,label\na,b\n".encode("utf-16"), r"a.csv' is not UTF-8 \(UTF-16\): save it as UTF-8"),
-    ("a.txt", "one\n".encode("utf-16"), r"a.txt' is not UTF-8 \(UTF-16\): save it as UTF-8"),
+    (
+        "a.csv",
+        "text,label\na,b\n".encode("utf-16"),
+        r"a.csv' is not UTF-8 \(it looks like utf-16: .* at byte 0\): save it as UTF-8",
+    ),
+    (
+        "a.txt",
+        "one\n".encode("utf-16"),
+        r"a.txt' is not UTF-8 \(it looks like utf-16: .* at byte 0\): save it as UTF-8",
+    ),
     ("a.jsonl", b'{"text": "caf\xe9"}', r"a.jsonl' is not UTF-8 \(.* at byte 13\): save it as UTF-8"),
     ("a.csv", b"text\na\ncaf\xe9\n", r"a.csv' is not UTF-8 \(.* at byte 10\): save it as UTF-8"),
     ("a.csv", "text,label\na,b\nc,d,e\n", "row 1 of .*a.csv' has 3 fields, its header 2"),
