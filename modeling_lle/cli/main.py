@@ -6,7 +6,6 @@ Heavy imports are deferred until a command runs, so that `lle --help` answers at
 
 import json
 import logging
-import os
 import re
 import signal
 from pathlib import Path
@@ -20,8 +19,10 @@ from .bank import bank
 from .calibrate import calibrate, statistics
 from .classify import classify, forget, learn
 from .evaluate import evaluate
-from .options import Bank, Column, Folder, InPrecision, Name, Namespaces, Precision
+from .groups import Commands
+from .options import Column, Folder, InPrecision, LooseBank, Name, Namespaces, Precision
 from .translate import memory, translate
+from .wording import for_command_line
 
 # Messages of torch errors that have no class on a CPU.
 _NO_MEMORY = re.compile(
@@ -32,11 +33,13 @@ _NOT_WRITTEN = re.compile("inline_container|PytorchStreamWriter|failed writing|i
 
 app = typer.Typer(
     help="LLE, Learning from History: recurrent models that keep learning from what they read and are taught.",
+    epilog="A model of your own text: lle train --help. What a command does: lle COMMAND --help.",
+    cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-
-app.add_typer(bank, name="bank")
+# Panels of `lle --help`.
+MAKE, TRY, TEACH, FIT = "Make a model", "Use a model", "Teach without training", "Measure and adjust"
 
 
 def _say_version(wanted: bool) -> None:
@@ -54,7 +57,7 @@ def options(
     """Options of `lle` itself, before the command."""
 
 
-@app.command()
+@app.command(rich_help_panel=MAKE)
 def train(
     recipe: Annotated[Path, typer.Argument(help="YAML file, such as configs/lm/smoke.yaml.")],
     set_: Annotated[
@@ -74,39 +77,31 @@ def train(
     say(f"The model is in {loaded.training.output_dir}: lle evaluate {loaded.training.output_dir} TEXT")
 
 
-app.command()(evaluate)
-app.command()(calibrate)
-app.command()(statistics)
-
-
-@app.command("explain")
+@app.command("explain", rich_help_panel=TRY, epilog='Example: lle explain runs/mine "A text" --output page.html')
 def explain_(
     model: Folder,
-    text: Annotated[str, typer.Argument(help="A text, or a file with it.")],
-    bank_path: Bank = None,
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="A text, or a file with it.")],
+    bank_path: LooseBank = None,
     namespace: Namespaces = None,
     top: Annotated[int, typer.Option(help="Entries to show for each token.")] = 3,
     precision: InPrecision = Precision.auto,
     output: Annotated[Path | None, typer.Option(help="HTML page to write.")] = None,
 ) -> None:
     """Shows for each token of a text the entries that changed its probability, and by how much exactly."""
+    from .texts import encode_whole, read_text
+
+    given = read_text(text)
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from ..bank.bank import HistoryBank
     from ..common.precision import in_precision
-    from ..data.rows import read_utf8
-    from ..data.text import encode_texts
     from ..evaluation.explanations import format_explanations, write_page
+    from ..saved import load_language_model
 
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    loaded: Any = AutoModelForCausalLM.from_pretrained(model)
+    loaded, tokenizer = load_language_model(model)
     if bank_path is not None:
         loaded.attach_history(HistoryBank.from_pretrained(bank_path), namespace or None)
-    given = read_utf8(Path(text), repr(text)) if os.path.isfile(text) else text
-    # Word tokenizers have no line breaks: there, each line is a row that ends with <eos>.
-    rows = [given] if tokenizer("\n", add_special_tokens=False)["input_ids"] else given.splitlines()
-    tokens = [token for row in encode_texts(rows, tokenizer) for token in row]
+    tokens = encode_whole(given, tokenizer)
     ids = torch.tensor([tokenizer.eos_token_id, *tokens[:-1]])
     with in_precision(loaded, precision.value):
         explanations = loaded.explain(ids, top)
@@ -116,14 +111,21 @@ def explain_(
         say(f"The page is {output}.")
 
 
-app.command()(classify)
-app.command()(learn)
-app.command()(forget)
-app.command()(translate)
-app.command()(memory)
+app.command(rich_help_panel=TRY, epilog='Example: lle classify runs/intents "Where is my card?"')(classify)
+app.command(rich_help_panel=TRY, epilog='Example: lle translate runs/en-de "Delete the file" --bank memory')(translate)
+app.command(rich_help_panel=TEACH, epilog='Example: lle learn runs/intents "Where is my card?" --label card')(learn)
+app.command(rich_help_panel=TEACH, epilog="Example: lle forget runs/intents --source mine")(forget)
+app.command(
+    rich_help_panel=TEACH,
+    epilog="Example: lle memory runs/en-de django.po --source-language en --target-language de --source django",
+)(memory)
+app.add_typer(bank, name="bank", rich_help_panel=TEACH)
+app.command(rich_help_panel=FIT, epilog="Example: lle evaluate runs/mine texts/ --bank bank")(evaluate)
+app.command(rich_help_panel=FIT, epilog="Example: lle calibrate runs/mine held_out.txt --bank bank")(calibrate)
+app.command(rich_help_panel=FIT, epilog="Example: lle statistics runs/mine texts/ --scope head")(statistics)
 
 
-@app.command()
+@app.command(rich_help_panel=MAKE)
 def card(
     model: Annotated[Path, typer.Argument(help="Folder written by `lle train`.")],
     results: Annotated[Path, typer.Argument(help="Results file of `lle evaluate --results`.")],
@@ -141,7 +143,7 @@ def card(
     say(f"The card is {path}.")
 
 
-@app.command()
+@app.command(rich_help_panel=MAKE)
 def demo(
     dataset: Annotated[
         str | None, typer.Option(help="Data set on the Hub or local files; by default Python's standard library.")
@@ -166,13 +168,13 @@ def _stop(number: int, frame: Any) -> None:
 def main() -> None:
     """Runs the command line; errors that users can fix are one line, not a traceback."""
     handler = logging.StreamHandler()
-    handler.setFormatter(Formatter("%(levelname)s: %(message)s"))
+    handler.setFormatter(Formatter("%(levelname)s: %(message)s", for_command_line))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     signal.signal(signal.SIGTERM, _stop)
     try:
         app()
     except (FileNotFoundError, FloatingPointError, ImportError, OSError, ValueError) as error:
-        typer.secho(printable_lines(f"lle: {error}"), fg=typer.colors.RED, err=True)
+        typer.secho(printable_lines(f"lle: {for_command_line(str(error))}"), fg=typer.colors.RED, err=True)
         raise SystemExit(2) from None
     except (MemoryError, RuntimeError) as error:
         reason = _lack(error)

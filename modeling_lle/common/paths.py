@@ -4,6 +4,7 @@ Notable: a name is looked up on the Hub only if it can be one, because offline t
 """
 
 import difflib
+import os
 import re
 from collections.abc import Collection
 from pathlib import Path
@@ -24,6 +25,14 @@ def looks_like_file(text: str, endings: Collection[str] = ()) -> bool:
         return False
     ending = Path(text.strip()).suffix
     return ending in endings or ending.lower() in FILE_ENDINGS
+
+
+def names_file(text: str) -> bool:
+    """Whether a text names a file or folder: one that exists, one that is missing from a folder, or a usual name."""
+    if os.path.exists(text):
+        return True
+    folder = os.path.dirname(text)
+    return looks_like_file(text) or (len(text.split()) == 1 and bool(folder) and os.path.isdir(folder))
 
 
 def may_be_on_hub(text: str | Path, endings: Collection[str] = ()) -> bool:
