@@ -28,8 +28,8 @@ _SENTENCES = {
     "; pass missing_ok=True if that is fine": "",
     "teach it with learn(new_labels=True)": "teach it with `lle learn ... --new-labels`",
     "fix them, or leave out the rows that check_labelled(..., refuse=False) returns": "fix or remove these rows",
-    "call its fit_out_of_scope() first": "fit one with `lle calibrate MODEL DATA --out-of-scope-label NAME`, where DATA "
-    "has texts of that label too",
+    "call its fit_out_of_scope() first": "fit one with `lle calibrate MODEL DATA --out-of-scope-label NAME`, with "
+    "texts of that label in DATA",
     "open a bank that its learn() made": "name one that `lle learn` made",
     "open a bank that learn() made": "name one that `lle learn` made",
     "open a bank that HistoryBank.build made of texts": "name one that `lle bank build` made",
