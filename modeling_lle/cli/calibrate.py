@@ -358,7 +358,7 @@ def _load(
 
     loaded, tokenizer = load_language_model(model)
     column = as_trained(model, "text_column", text_column, "text")
-    unit = Row(as_trained(model, "sample_by", sample_by, Row.line)).value
+    unit: Any = Row(as_trained(model, "sample_by", sample_by, Row.line)).value
     texts = load_texts(source, name=name, split=split, text_column=column, sample_by=unit)
     tokens = collect(tokenize(texts, tokenizer, text_column=column), start=tokenizer.eos_token_id)
     tokens.check_vocabulary(loaded.config.vocab_size)
