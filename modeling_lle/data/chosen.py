@@ -16,11 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, IterableDataset, Value
 
+from ..bank.places import FILE, LINE, PROVENANCE, ROW_IN_FILE
 from .gather import TEXT, Taken
 from .lines import FEATURES, load_lines
 from .rows import check_column, numbered_rows, read_lines, read_utf8
 
-PROVENANCE = ("file", "line", "row_in_file")  # columns that say where a row comes from, counted from 1
 _PART = 50_000  # rows converted to Arrow at once
 
 
@@ -128,9 +128,9 @@ def _read(files: Sequence[tuple[str, str, str]], sample_by: str, only: str | Non
     """
     for path, name, kind in files:
         for number, row in _rows_of(Path(path), kind, sample_by):
-            place = {"file": name, ("row_in_file" if kind == "parquet" else "line"): number}
+            place = {FILE: name, (ROW_IN_FILE if kind == "parquet" else LINE): number}
             if only is not None:
-                yield {only: row["text" if kind == TEXT else only], "file": name, "line": place.get("line")}
+                yield {only: row["text" if kind == TEXT else only], FILE: name, LINE: place.get(LINE)}
             else:
                 yield row if row.keys() & set(PROVENANCE) else {**row, **place}
 
@@ -163,7 +163,7 @@ def _load_parquet(files: Sequence[Taken], split: str, cache_dir: str | Path | No
     counts = [pq.read_metadata(file.path).num_rows for file in files]
     names = pa.concat_arrays([pa.repeat(pa.scalar(file.name), n) for file, n in zip(files, counts, strict=True)])
     numbers = np.concatenate([np.arange(1, n + 1, dtype=np.int32) for n in counts])
-    places = Dataset(pa.table({"file": names, "row_in_file": numbers}))
+    places = Dataset(pa.table({FILE: names, ROW_IN_FILE: numbers}))
     return datasets.concatenate_datasets([loaded, places], axis=1)
 
 
@@ -200,10 +200,10 @@ def _alike(rows: Dataset, text_column: str, where: str) -> Dataset:
     if text_column != "text" and set(rows.column_names) == set(FEATURES):
         rows = rows.rename_column("text", text_column)
     check_column(text_column, rows.column_names, where)
-    for name in ("file", "line"):
+    for name in (FILE, LINE):
         if name not in rows.column_names:
             rows = rows.add_column(name, [None] * len(rows))
-    features = Features({text_column: FEATURES["text"], "file": FEATURES["file"], "line": FEATURES["line"]})
+    features = Features({text_column: FEATURES["text"], **{name: FEATURES[name] for name in (FILE, LINE)}})
     return rows.select_columns(list(features)).cast(features)
 
 

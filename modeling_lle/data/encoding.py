@@ -6,6 +6,7 @@ from pathlib import Path
 
 _CHECKED = 16 * 2**20  # bytes of a file that are checked before it is read
 _CHUNK = 2**20
+_TOLD = 8  # bytes by which UTF-16 without its mark is told from binary data
 _CONTROLS = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")  # as good as never in a text
 _MARKS = ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 _BEYOND_ASCII, _IN_A_ROW = re.compile(rb"[\x80-\xff]"), re.compile(rb"[\x80-\xff]{3,}")
@@ -19,10 +20,14 @@ _SCRIPTS = {
 }
 
 
-def is_utf8(path: Path) -> bool | None:
+def is_utf8(path: Path, zeros: bool = False) -> bool | None:
     """Whether a file is text in UTF-8; None: it holds no text at all but binary data.
 
     Only the first 16 MiB are checked, so that the size of a file does not matter; readers report faults further on.
+
+    Args:
+        path: The file.
+        zeros: Whether a text may have zero bytes; else they make it binary data.
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
     seen = 0
@@ -30,7 +35,7 @@ def is_utf8(path: Path) -> bool | None:
         while seen < _CHECKED and (chunk := file.read(_CHUNK)):
             seen += len(chunk)
             try:
-                if b"\0" in chunk:
+                if not zeros and b"\0" in chunk:
                     raise ValueError
                 decoder.decode(chunk, final=len(chunk) < _CHUNK)
             except ValueError:
@@ -56,7 +61,7 @@ def guess_encoding(content: bytes) -> str | None:
         if content.startswith(mark):
             return name
     even, odd = content[::2].count(0), content[1::2].count(0)
-    if max(even, odd) > 0.4 * len(content) / 2 and min(even, odd) < 0.05 * max(even, odd):
+    if len(content) >= _TOLD and max(even, odd) > 0.4 * len(content) / 2 and min(even, odd) < 0.05 * max(even, odd):
         return "utf-16-le" if odd > even else "utf-16-be"
     if len(_CONTROLS.findall(content)) > 0.001 * len(content):
         return None

@@ -25,7 +25,7 @@ Files: TypeAlias = str | Path | Sequence[str | Path]
 TEXT = "text"  # the kind of a file of plain text
 TABLES = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 _BY_TOOLS = ("__pycache__", "node_modules")
-_IN_UTF8 = (TEXT, "csv", "json", "lines")  # catalogues and translation memories name their encoding
+_IN_UTF8 = (TEXT, "csv", "json")  # others name their encoding, or have a partner that would miss them
 _SHOWN = 3  # names of each reason, and kinds of files, in a summary
 
 
@@ -122,12 +122,14 @@ def survey(
         look.at(source)
     if not look.taken:
         where = ", ".join(repr(str(source)) for source in given)
-        why = f": {reasons(look.left_out)}" if look.left_out else ""
-        raise FileNotFoundError(f"{where} holds no file that can be read{why}")
+        which = "that is text in UTF-8" if text else f"whose name ends with one of {', '.join(kinds)}"
+        why = f": {len(look.left_out)} left out, {reasons(look.left_out)}" if look.left_out else ""
+        raise FileNotFoundError(f"{where} holds no file {which}{why}")
     sizes = {file.path: file.bytes for file in look.taken}
     splits, others = find_splits(look.places, sizes)
     left_out = look.left_out + [LeftOut(path, "of no split") for path in others]
-    taken = [file for file in look.taken if file.path not in set(others)]
+    of_none = set(others)
+    taken = [file for file in look.taken if file.path not in of_none]
     return Survey(taken, left_out, splits)
 
 
@@ -213,13 +215,15 @@ class _Look:
 
     def _wrong(self, path: Path, kind: str) -> LeftOut | None:
         """Why a file cannot be read."""
+        if kind == TEXT and path.suffix.lower() in PACKED:
+            return LeftOut(path, "packed")
         if kind == TEXT and not self._text:
             return LeftOut(path, "of another kind")
-        if not path.stat().st_size:
-            return LeftOut(path, "empty")
-        found = is_utf8(path) if kind in _IN_UTF8 else True
+        if kind in (TEXT, *TABLES.values()) and not path.stat().st_size:
+            return LeftOut(path, "empty")  # while parallel files may have nothing to say, together
+        found = is_utf8(path, zeros=kind != TEXT) if kind in _IN_UTF8 else True
         if found is None:
-            return LeftOut(path, "packed" if path.suffix.lower() in PACKED else "binary")
+            return LeftOut(path, "binary")
         return None if found else LeftOut(path, "not UTF-8", f"it looks like {guess_of(path)}")
 
     def _unfit(self, path: Path, kind: str) -> LeftOut | None:

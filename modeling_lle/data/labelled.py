@@ -16,7 +16,7 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict, List, Value
 
-from .chosen import PROVENANCE
+from ..bank.places import PROVENANCE
 from .gather import Taken
 from .rows import check_column, class_name, read_utf8
 from .sources import Source, Split, describe, local_files, open_columns

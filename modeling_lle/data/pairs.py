@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict, Value
 
-from .chosen import PROVENANCE
+from ..bank.places import PROVENANCE
 from .gather import TABLES, Taken
 from .rows import check_column, read_utf8, split_lines
 from .sources import Source, Split, choose, describe, local_files, open_columns

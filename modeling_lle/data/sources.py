@@ -13,8 +13,9 @@ from typing import Any, TypeAlias
 import datasets
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
+from ..bank.places import PROVENANCE, provenance
 from ..common.paths import may_be_on_hub, not_found
-from .chosen import PROVENANCE, Chosen, names
+from .chosen import Chosen, names
 from .gather import TABLES, Files, LeftOut, Taken, reasons, survey
 from .splits import SPLITS, pick_split
 
@@ -105,7 +106,7 @@ def open_columns(
         rows = list(chosen.rows())
         rows = [rows[row] for part in chosen.ranges(len(rows)) for row in part]
         return Columns(
-            names(rows), lambda column: [row.get(column) for row in rows], {}, [_place(row) for row in rows]
+            names(rows), lambda column: [row.get(column) for row in rows], {}, [provenance(row) for row in rows]
         )
     if chosen is not None and len(chosen.kinds) > 1:
         raise ValueError(
@@ -121,16 +122,10 @@ def open_columns(
         raise TypeError("streamed rows must be loaded into memory first: Dataset.from_list(list(rows))")
     table = table.with_format(None)
     known = {column: table[column][:] for column in PROVENANCE if column in table.column_names}
-    places = [_place(dict(zip(known, values, strict=True))) for values in zip(*known.values(), strict=True)]
+    places = [provenance(dict(zip(known, values, strict=True))) for values in zip(*known.values(), strict=True)]
     return Columns(
         table.column_names, lambda column: table[column][:], table.features, places or [{} for _ in range(len(table))]
     )
-
-
-def _place(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Where a row comes from, if it says so in the usual columns."""
-    kinds = {"file": str, "line": int, "row_in_file": int}
-    return {name: row[name] for name, kind in kinds.items() if isinstance(row.get(name), kind)}
 
 
 def local_files(
@@ -170,7 +165,8 @@ def _survey(
 def warn_of_left_out(where: str, left_out: Sequence[LeftOut]) -> None:
     """Logs which files are left out, and why."""
     if left_out:
-        _warn_once(f"{len(left_out)} files of {where} are left out: {reasons(left_out)}")
+        count = "1 file" if len(left_out) == 1 else f"{len(left_out)} files"
+        _warn_once(f"{count} of {where} {'is' if len(left_out) == 1 else 'are'} left out: {reasons(left_out)}")
 
 
 @functools.lru_cache(maxsize=100)

@@ -10,7 +10,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modeling_lle.data import check_labelled, load_labelled, split_out_of_scope
+from modeling_lle.data import check_labelled, split_out_of_scope
+from modeling_lle.data import labelled as module
 
 ROWS = {"text": ["where is my card", "wo ist meine Karte?", "bye"], "label": ["card", "card", "goodbye"]}
 CLINC = {
@@ -42,6 +43,13 @@ def write(tmp_path: Path) -> Callable[[str, Any], Path]:
         return path
 
     return write
+
+
+def load_labelled(source: Any, **options: Any) -> Dataset:
+    """Texts and labels; where they come from has a test of its own."""
+    loaded = module.load_labelled(source, **options)
+    assert set(loaded.column_names) - {"text", "label"} <= {"file", "line", "row_in_file"}
+    return loaded.select_columns(["text", "label"])
 
 
 def table(**columns: list) -> Dataset:
@@ -323,3 +331,11 @@ def test_what_remains_is_good(rows: list[tuple[str | None, str | None]]) -> None
     for row, (text, label) in enumerate(rows):
         others = {other for other, fine in zip(rows, complete, strict=True) if fine and other[0] == text}
         assert (row in bad) == (not complete[row] or others != {(text, label)})
+
+
+def test_a_folder_of_tables_is_one_table_whose_rows_say_their_file_and_line(write: Callable) -> None:
+    folder = write("b.jsonl", '{"text": "x", "label": "l"}\n').parent
+    write("a.csv", "text,label\ny,l\n\nz,m\n")
+    write("notes.md", "about")
+    found = [(row["text"], row["file"], row["line"]) for row in module.load_labelled(folder)]
+    assert found == [("y", "a.csv", 2), ("z", "a.csv", 4), ("x", "b.jsonl", 1)]

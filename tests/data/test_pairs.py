@@ -54,7 +54,10 @@ def folder(write: Write, tmp_path: Path) -> Path:
 
 
 def load(source: Any, **options: Any) -> Dataset:
-    return load_pairs(source, **{"source_language": "en", "target_language": "de", **options})
+    """Sentences only; where they come from has a test of its own."""
+    loaded = load_pairs(source, **{"source_language": "en", "target_language": "de", **options})
+    assert set(loaded.column_names) - {"source", "target"} <= {"file", "line", "row_in_file"}
+    return loaded.select_columns(["source", "target"])
 
 
 def texts(*values: str, language: str) -> list[str]:
@@ -193,8 +196,8 @@ def test_nothing_to_read(write: Write, tmp_path: Path) -> None:
         load(tmp_path)
     with pytest.raises(ValueError, match="has no pairs with both sides"):
         load(write("train.csv", "en,de\na,\n"), skip_broken=True)
-    with pytest.raises(ValueError, match="mixes files of the kinds lines, table: choose one kind with a glob"):
-        load(tmp_path)
+    write("train.csv", "en,de\na,b\n")
+    assert load(tmp_path).to_dict() == {"source": ["a"], "target": ["b"]}  # parallel files and tables, together
     with pytest.raises(FileNotFoundError, match=r"holds no 'tain.en'; near names there: train.en"):
         load(tmp_path / "tain.en")
     with pytest.raises(FileNotFoundError, match=r"there is no 'no_such/data': .* and the Hub does not provide it"):
@@ -323,3 +326,24 @@ def test_without_polib(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_languages_and_their_varieties(wanted: str, found: list[str], expected: str | None) -> None:
     assert match_language(wanted, found) == expected
+
+
+def test_pairs_of_each_format_say_their_file_and_line(write: Write, tmp_path: Path) -> None:
+    write("p.en", "x\ny\n")
+    write("p.de", "X\nY\n")
+    write("t.csv", 'en,de\n"a\nb",A\nc,C\n')
+    write("l.json", '[\n {"en": "d", "de": "D"},\n {"en": "e",\n "de": "E"}, {"en": "f", "de": "F"}]')
+    units = "".join(
+        f'<tu>\n<tuv xml:lang="en"><seg>{t}</seg></tuv><tuv xml:lang="de"><seg>{t}</seg></tuv></tu>\n' for t in "gh"
+    )
+    write("m.tmx", f"<tmx><body>\n{units}</body></tmx>")
+    write("c.po", 'msgid ""\nmsgstr "Language: de\\n"\n\nmsgid "i"\nmsgstr "I"\n')
+    Dataset.from_dict({"en": ["j"], "de": ["J"]}).to_parquet(tmp_path / "q.parquet")
+    rows = list(load_pairs(tmp_path, source_language="en", target_language="de"))
+    found = {row["source"][0]: f"{row['file']}:{row['line'] or row['row_in_file']}" for row in rows}
+    assert found == {
+        **{"x": "p.en:1", "y": "p.en:2", "a": "t.csv:2", "c": "t.csv:4", "d": "l.json:2", "e": "l.json:3"},
+        **{"f": "l.json:4", "g": "m.tmx:2", "h": "m.tmx:4", "i": "c.po:4", "j": "q.parquet:1"},
+    }
+    alone = load_pairs(tmp_path / "t.csv", source_language="en", target_language="de")
+    assert alone["file"][0] == str(tmp_path / "t.csv")
