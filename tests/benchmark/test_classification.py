@@ -165,6 +165,7 @@ def write_recipe(**data: Any) -> None:
 
 
 @pytest.mark.usefixtures("folder")
+@pytest.mark.slow
 def test_rows_and_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
     write_recipe(held_out=0.2)
     methods = [part for name in ("LLE", "SVM", "small encoder") for part in ("--method", name)]
@@ -197,6 +198,7 @@ def test_rows_and_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("folder")
+@pytest.mark.slow
 def test_what_is_trained_is_not_trained_again(monkeypatch: pytest.MonkeyPatch) -> None:
     write_recipe(out_of_scope="oos")
     options = ["--recipe", "recipe.yaml", "--seeds", "1", "--method", "LLE", "--method", "SVM"]

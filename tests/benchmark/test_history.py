@@ -57,6 +57,7 @@ def run(dataset: str, *options: str) -> dict[str, Any]:
 
 
 @pytest.mark.usefixtures("folder")
+@pytest.mark.slow
 def test_every_method_has_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(history, "this_command", lambda: "compare one")
     results = run("one")

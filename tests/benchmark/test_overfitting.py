@@ -13,6 +13,7 @@ from scripts.benchmark.__main__ import app
 from tests.factories.texts import make_texts
 
 
+@pytest.mark.slow
 def test_every_size_and_dropout_has_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")

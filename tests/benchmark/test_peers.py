@@ -248,6 +248,7 @@ def test_tuning_finds_what_is_best() -> None:
     assert float(torch.cat(list(peer.read(read(model, ids)))).mean()) > plain + 0.5
 
 
+@pytest.mark.slow
 def test_rates_are_searched_until_no_neighbour_is_better() -> None:
     ids, model = np.tile(text(12), 6), make_language_model()
     peer, segments = DynamicEvaluation.tuned(model, ids, most=100)

@@ -94,6 +94,7 @@ def test_the_rate_follows_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
         assert control.should_training_stop == (minutes >= 10)
 
 
+@pytest.mark.slow
 def test_the_transformer_learns_and_is_saved(ticks: Callable[[float], None]) -> None:
     ticks(1)  # three readings a step
     train, validation = (encode(make_capitals_pairs(rows, seed=rows), TOKENIZER) for rows in (200, 20))
@@ -170,6 +171,7 @@ def write_recipe() -> None:
     Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
 
 
+@pytest.mark.slow
 def test_both_are_trained_once_and_measured(monkeypatch: pytest.MonkeyPatch, ticks: Callable[[float], None]) -> None:
     ticks(1)
     write_recipe()

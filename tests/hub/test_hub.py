@@ -178,6 +178,7 @@ def test_loads_with_trust_in_a_fresh_environment(folder: Path, bare_site: Path, 
     assert logits(AutoModelForCausalLM.from_pretrained(copy)) == ours
 
 
+@pytest.mark.server
 def test_push_and_load_over_http(folder: Path, hub: HubStandIn, tmp_path: Path) -> None:
     loaded = run_client("push", folder, "someone/cat", home=tmp_path, **access(hub))
     assert_near(loaded, logits(AutoModelForCausalLM.from_pretrained(folder)))
