@@ -65,8 +65,10 @@ def _load(model_path: str | Path, wanted: Task, auto: Any) -> Any:
     """Loads a model by its Auto class, and its tokenizer; raises a ValueError if it is of another task."""
     task = task_in(model_path)
     if task != wanted:
-        hint = "" if task.has_commands else f"; use {task.noun} in Python"
-        raise ValueError(f"{model_path} holds a {task.model}, and {wanted.noun}, {wanted.model}, is needed{hint}")
+        commands = (
+            f"use {' or '.join(f'lle {name}' for name in task.commands)}" if task.commands else "use it in Python"
+        )
+        raise ValueError(f"{model_path} holds {task.noun}, and {wanted.noun} is needed: {commands}")
     return auto.from_pretrained(model_path), AutoTokenizer.from_pretrained(model_path)
 
 

@@ -26,6 +26,7 @@ class Task:
         metrics: For the model card: the Hub's types of the metrics, by their names in results files.
         tags: For the model card.
         has_commands: Whether the command line works on its models.
+        commands: Names of the commands for its models only.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Task:
     metrics: Mapping[str, str] = field(default_factory=dict)
     tags: tuple[str, ...] = ()
     has_commands: bool = True
+    commands: tuple[str, ...] = ()
 
 
 LANGUAGE = Task(
@@ -50,6 +52,7 @@ LANGUAGE = Task(
     sections=("history.stream", "history.bank", "history.update", "history.training"),
     pipeline="modeling_lle.pipelines.text_generation.LLETextGenerationPipeline",
     tags=("neural-cache",),
+    commands=("generate", "explain", "bank"),
 )
 CLASSIFICATION = Task(
     name="text-classification",
@@ -60,6 +63,7 @@ CLASSIFICATION = Task(
     sections=("classifier", "history.bank"),
     pipeline="modeling_lle.pipelines.text_classification.LLETextClassificationPipeline",
     metrics={"accuracy": "accuracy", "macro_f1": "f1"},
+    commands=("classify", "learn", "forget"),
 )
 TOKEN_CLASSIFICATION = Task(
     name="token-classification",
@@ -81,6 +85,7 @@ TRANSLATION = Task(
     pipeline="modeling_lle.pipelines.translation.LLETranslationPipeline",
     model_type=TRANSLATOR_TYPE,
     metrics={"bleu": "bleu", "chrf": "chrf", "ter": "ter"},
+    commands=("translate", "memory"),
 )
 TASKS = (LANGUAGE, CLASSIFICATION, TOKEN_CLASSIFICATION, TRANSLATION)
 

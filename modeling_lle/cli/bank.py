@@ -11,59 +11,86 @@ from typing import Annotated, Any
 
 import typer
 
-from ..common.terminal import printable, say
-from ..tasks import TRANSLATION
-from .options import Column, Folder, InPrecision, Name, Precision, Row, SampleBy, Source
+from ..common.terminal import counted, printable, say
+from ..tasks import LANGUAGE, TRANSLATION
+from .groups import Commands
+from .options import (
+    AsJson,
+    Data,
+    Folder,
+    InPrecision,
+    Name,
+    Namespace,
+    Precision,
+    Row,
+    SampleBy,
+    SourceName,
+    TextColumn,
+    as_trained,
+)
 
-bank = typer.Typer(help="Banks of past sequences for a model to recall from.", no_args_is_help=True)
+bank = typer.Typer(
+    help="Banks of past sequences for a model to recall from: build, add, search, forget.",
+    cls=Commands,
+    no_args_is_help=True,
+)
 
 Path_ = Annotated[Path, typer.Argument(metavar="BANK", help="The folder of the bank.")]
-Split = Annotated[str, typer.Option(help="Split that is read.")]
-SourceName = Annotated[str | None, typer.Option("--as", help="Name of the source, for forgetting it.")]
-Namespace = Annotated[str, typer.Option(help="Namespace of the entries.")]
+Split = Annotated[str | None, typer.Option(help="Split to read; by default train, else the whole text.")]
 KeepBelow = Annotated[float | None, typer.Option(help="Keep only tokens below this probability.")]
 Keep = Annotated[list[str] | None, typer.Option(help="Column to keep with each text, repeatable; by default all.")]
 Merge = Annotated[bool, typer.Option(help="Merge duplicates within a row into one entry.")]
+LONGEST = 8192  # tokens of a text that are read before a search; earlier ones have left the state
+SHOWN = 20  # sources of a bank that `lle bank info` lists
+_EXAMPLE = "Example: lle bank "
 
 
 @contextlib.contextmanager
 def _rows(
-    source: str, name: str | None, split: str, text_column: str, sample_by: Row, streaming: bool = False
+    source: str, name: str | None, split: str | None, text_column: str, sample_by: str, streaming: bool = False
 ) -> Iterator[Any]:
     """Yields the texts, without leaving a copy in the cache of `datasets` that forgetting would miss."""
     from ..common.temporary import TemporaryFolder
     from ..data import load_texts
 
-    options: dict[str, Any] = {"text_column": text_column, "sample_by": sample_by.value, "streaming": streaming}
+    options: dict[str, Any] = {"text_column": text_column, "sample_by": sample_by, "streaming": streaming}
     with TemporaryFolder("lle-texts-") as cache:
-        yield load_texts(source, name=name, split=split, cache_dir=cache, **options)
+        yield load_texts(source, name=name, split=split or ("train",), cache_dir=cache, **options)
 
 
 def _load(model: str) -> tuple[Any, Any]:
     from ..saved import load_language_model, task_in
 
-    if task_in(model) == TRANSLATION:
-        raise ValueError(f"{model} holds a translator, whose bank holds sentence pairs: use lle memory")
+    task = task_in(model)
+    if task != LANGUAGE:
+        what, command = ("sentence pairs", "memory") if task == TRANSLATION else ("labelled examples", "learn")
+        raise ValueError(f"{model} holds {task.noun}, whose bank holds {what}: use lle {command}")
     return load_language_model(model)
+
+
+def _rows_as_trained(model: str, text_column: str | None, sample_by: Row | None) -> tuple[str, str]:
+    """Text column and unit of a row."""
+    unit = Row(as_trained(model, "sample_by", sample_by, Row.line))
+    return as_trained(model, "text_column", text_column, "text"), unit.value
 
 
 def _say_size(opened: Any) -> None:
     info = opened.info()
     say(
-        f"{info['path']}: {info['entries']:,} entries, {info['bytes'] / 2**20:,.1f} MiB, "
+        f"{info['path']}: {counted(info['entries'], 'entry', 'entries')}, {info['bytes'] / 2**20:,.1f} MiB, "
         f"namespaces: {', '.join(info['namespaces']) or 'none'}."
     )
 
 
-@bank.command()
+@bank.command(epilog=_EXAMPLE + "build runs/mine texts/ bank --source notes")
 def build(
     model: Folder,
-    source: Source,
+    source: Data,
     path: Path_,
     name: Name = None,
-    split: Split = "train",
-    text_column: Column = "text",
-    sample_by: SampleBy = Row.line,
+    split: Split = None,
+    text_column: TextColumn = None,
+    sample_by: SampleBy = None,
     source_name: SourceName = None,
     namespace: Namespace = "default",
     keep_below: KeepBelow = None,
@@ -78,9 +105,10 @@ def build(
     from ..common.precision import in_precision
 
     loaded, tokenizer = _load(model)
+    column, unit = _rows_as_trained(model, text_column, sample_by)
     options: dict[str, Any] = {
         "source": source_name or source,
-        "text_column": text_column,
+        "text_column": column,
         "namespace": namespace,
         "keep_below": keep_below,
         "merge": merge,
@@ -88,7 +116,7 @@ def build(
         "progress": True,
     }
     with (
-        _rows(source, name, split, text_column, sample_by, streaming) as rows,
+        _rows(source, name, split, column, unit, streaming) as rows,
         in_precision(loaded, precision.value),
     ):
         if (path / MANIFEST).exists():
@@ -99,15 +127,15 @@ def build(
     _say_size(opened)
 
 
-@bank.command()
+@bank.command(epilog=_EXAMPLE + "add runs/mine more.txt bank --source more")
 def add(
     model: Folder,
-    source: Source,
+    source: Data,
     path: Path_,
     name: Name = None,
-    split: Split = "train",
-    text_column: Column = "text",
-    sample_by: SampleBy = Row.line,
+    split: Split = None,
+    text_column: TextColumn = None,
+    sample_by: SampleBy = None,
     source_name: SourceName = None,
     namespace: Namespace = "default",
     keep_below: KeepBelow = None,
@@ -122,13 +150,14 @@ def add(
 
     opened = HistoryBank.open(path)
     loaded, tokenizer = _load(model)
-    with _rows(source, name, split, text_column, sample_by) as rows, in_precision(loaded, precision.value):
+    column, unit = _rows_as_trained(model, text_column, sample_by)
+    with _rows(source, name, split, column, unit) as rows, in_precision(loaded, precision.value):
         added = opened.add(
             rows,
             model=loaded,
             tokenizer=tokenizer,
             source=source_name or source,
-            text_column=text_column,
+            text_column=column,
             namespace=namespace,
             keep_below=keep_below,
             merge=merge,
@@ -136,16 +165,16 @@ def add(
             resume=resume,
             progress=True,
         )
-    say(f"{added:,} entries added.")
+    say(f"{counted(added, 'entry', 'entries')} added.")
     _say_size(opened)
 
 
-@bank.command()
+@bank.command(epilog=_EXAMPLE + "forget bank --source more")
 def forget(
     path: Path_,
     ids: Annotated[str | None, typer.Option(help="Ids of entries, comma-separated: 3,17,4.")] = None,
-    source: Annotated[str | None, typer.Option(help="A source.")] = None,
-    namespace: Annotated[str | None, typer.Option(help="A namespace.")] = None,
+    source: Annotated[str | None, typer.Option(help="Name under which it was added.")] = None,
+    namespace: Annotated[str | None, typer.Option(help="Only entries of this namespace.")] = None,
     where: Annotated[list[str] | None, typer.Option(help="column=value of a document, repeatable.")] = None,
     compact: Annotated[bool, typer.Option(help="Free disk space at once.")] = False,
 ) -> None:
@@ -159,7 +188,7 @@ def forget(
         namespace=namespace,
         where=_conditions(opened, where) if where else None,
     )
-    say(f"{gone:,} entries forgotten.")
+    say(f"{counted(gone, 'entry', 'entries')} forgotten.")
     if compact:
         say(f"{opened.compact() / 2**20:,.1f} MiB freed.")
     _say_size(opened)
@@ -184,11 +213,11 @@ def _conditions(opened: Any, where: list[str]) -> Any:
     return lambda columns: all(name in columns and value in written(columns[name]) for name, _, value in pairs)
 
 
-@bank.command()
+@bank.command(epilog=_EXAMPLE + 'search runs/mine bank "The text so far"')
 def search(
     model: Folder,
     path: Path_,
-    text: Annotated[str, typer.Argument(help="The text so far.")],
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="The text so far, or a file with it.")],
     neighbours: Annotated[int, typer.Option(help="Entries to show.")] = 8,
     namespace: Annotated[
         list[str] | None, typer.Option(help="Namespace to search, repeatable; by default all.")
@@ -196,19 +225,21 @@ def search(
     precision: InPrecision = Precision.auto,
 ) -> None:
     """Shows the entries nearest to the end of a text, with their continuations."""
+    from .texts import encode_whole, read_text
+
+    given = read_text(text)
     import torch
 
     from ..bank.bank import HistoryBank
     from ..bank.places import LineBreaks, place_of
     from ..common.precision import in_precision
-    from ..data.text import encode_texts
 
     opened = HistoryBank.open(path)
     loaded, tokenizer = _load(model)
     breaks = LineBreaks(tokenizer)
     opened.check_model(loaded)
     state = opened.snapshot()
-    ids = [tokenizer.eos_token_id, *encode_texts([text], tokenizer)[0][:-1]]
+    ids = [tokenizer.eos_token_id, *encode_whole(given, tokenizer)[:-1]][-LONGEST:]
     with torch.no_grad(), in_precision(loaded, precision.value):
         query = torch.nn.functional.normalize(loaded.model(torch.tensor([ids])).last_hidden_state[0, -1:], dim=-1)
     found = state.search(query, neighbours, namespace or None)
@@ -225,27 +256,43 @@ def search(
         typer.echo(f"{entry.id:>10}  {similarity:.3f}  {place}  {before}{followed}{after}")
 
 
-@bank.command()
-def info(path: Path_) -> None:
-    """Shows the content of a bank as JSON."""
+@bank.command(epilog=_EXAMPLE + "info bank")
+def info(path: Path_, as_json: AsJson = False) -> None:
+    """Shows what a bank holds: entries, sources and namespaces."""
     from ..bank.bank import HistoryBank
 
-    say(json.dumps(HistoryBank.open(path).info(), indent=2, ensure_ascii=False))
+    found = HistoryBank.open(path).info()
+    if as_json:
+        say(json.dumps(found, indent=2, ensure_ascii=False))
+        return
+    size = f"{found['bytes'] / 2**20:,.1f} MiB"
+    say(f"{found['path']}: {counted(found['entries'], 'entry', 'entries')}, {size}.")
+    if found["forgotten"]:
+        say(f"{counted(found['forgotten'], 'entry', 'entries')} forgotten; `lle bank compact` frees their space.")
+    for namespace, entries in found["namespaces"].items():
+        say(f"namespace {namespace}: {counted(entries, 'entry', 'entries')}")
+    sources = found["sources"]
+    for added in sources[:SHOWN]:
+        say(f"source {added['source']}, namespace {added['namespace']}: {counted(added['rows'], 'row')} read")
+    if len(sources) > SHOWN:
+        say(f"and {counted(len(sources) - SHOWN, 'more source')}: --json lists all of them")
+    say(f"Its model has states of width {found['width']:,} and a vocabulary of {found['vocab_size']:,} tokens.")
 
 
-@bank.command()
+@bank.command(epilog=_EXAMPLE + "verify bank")
 def verify(path: Path_) -> None:
     """Checks the checksum of every file."""
     from ..bank.bank import HistoryBank
 
     opened = HistoryBank.open(path)
     leftovers = opened.verify()
-    say(f"{opened.folder.path} is whole: {len(opened):,} entries in {len(opened.manifest.files)} files.")
+    files = counted(len(opened.manifest.files), "file")
+    say(f"{opened.folder.path} is whole: {counted(len(opened), 'entry', 'entries')} in {files}.")
     if leftovers:
         say(f"Left over from earlier changes: {', '.join(leftovers)}. `lle bank compact {path}` removes it.")
 
 
-@bank.command()
+@bank.command(epilog=_EXAMPLE + "compact bank")
 def compact(path: Path_) -> None:
     """Frees the disk space of forgotten entries."""
     from ..bank.bank import HistoryBank
@@ -255,16 +302,17 @@ def compact(path: Path_) -> None:
     _say_size(opened)
 
 
-@bank.command("export")
+@bank.command("export", epilog=_EXAMPLE + "export bank bank.parquet")
 def export_(path: Path_, file: Annotated[Path, typer.Argument(help="The Parquet file to write.")]) -> None:
     """Exports entries and texts to a Parquet file."""
     from ..bank.bank import HistoryBank
     from ..bank.parquet import to_parquet
 
-    say(f"{to_parquet(HistoryBank.open(path), file):,} entries written to {file}.")
+    written = to_parquet(HistoryBank.open(path), file)
+    say(f"{counted(written, 'entry', 'entries')} written to {file}.")
 
 
-@bank.command("import")
+@bank.command("import", epilog=_EXAMPLE + "import bank.parquet bank")
 def import_(file: Annotated[Path, typer.Argument(help="Parquet file of `lle bank export`.")], path: Path_) -> None:
     """Builds a bank from the entries in a Parquet file."""
     from ..bank.parquet import from_parquet

@@ -5,39 +5,56 @@ import math
 import shlex
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..common.terminal import printable, say
-from .options import BatchSize, Column, Folder, InPrecision, LabelColumn, Namespaces, Precision
+from ..common.terminal import counted, printable, progress, say
+from .options import (
+    Bank,
+    BatchSize,
+    Folder,
+    InPrecision,
+    LabelColumn,
+    Namespace,
+    Namespaces,
+    Precision,
+    SourceName,
+    TextColumn,
+    column_of,
+)
 
-Given = Annotated[str, typer.Argument(metavar="INPUT", help="A text, or a .txt, .csv, .tsv, .json or .jsonl file.")]
-OwnBank = Annotated[Path | None, typer.Option("--bank", help="Bank; by default that in the model's folder.")]
-Namespace = Annotated[str, typer.Option(help="Namespace of the examples.")]
+if TYPE_CHECKING:
+    from ..data.tables import Table
+
+Given = Annotated[
+    str, typer.Argument(metavar="TEXT", help="A text, or a text file, or a .csv, .tsv, .json or .jsonl file.")
+]
+NewBank = Annotated[
+    Path | None, typer.Option("--bank", metavar="FOLDER", help="Bank, made if missing; by default that in MODEL.")
+]
 SHOWN = 60  # characters of a text
 
 
 def classify(
     model: Folder,
     given: Given,
-    text_column: Column = "text",
+    text_column: TextColumn = None,
     top: Annotated[int, typer.Option(min=1, help="Labels to show for each text.")] = 1,
     history_top: Annotated[int, typer.Option(min=0, help="Number of examples behind the prediction to show.")] = 0,
     out_of_scope: Annotated[
         bool, typer.Option("--out-of-scope", help='Show the score of "none of these", and reject texts.')
     ] = False,
-    bank_path: OwnBank = None,
+    bank_path: Bank = None,
     namespace: Namespaces = None,
     batch_size: BatchSize = 32,
     precision: InPrecision = Precision.auto,
     output: Annotated[Path | None, typer.Option(help="A .csv, .tsv or .jsonl file to write.")] = None,
 ) -> None:
     """Shows the label of a text, or of each text of a file, with its probability."""
-    from ..data.tables import check_output, free_names, read_table, write_table
+    from ..data.tables import check_output, free_names, write_table
 
-    table = read_table(given, text_column)
-    texts = table.texts(text_column)
+    table, texts = _read(model, given, text_column)
     if output is not None:
         check_output(output)
     options: dict[str, Any] = {"out_of_scope": out_of_scope, "return_history": history_top > 0}
@@ -55,7 +72,17 @@ def classify(
         for row, columns in zip(table.rows, added, strict=True)
     ]
     write_table(output, rows)
-    say(f"{len(rows):,} texts classified in {output}, with the columns {', '.join(names.values())}.")
+    refused = sum(bool(result.get("refused")) for result in results)
+    told = f", {refused:,} of them as none of these" if out_of_scope else ""
+    say(f"{counted(len(rows), 'text')} classified in {output}{told}, with the columns {', '.join(names.values())}.")
+
+
+def _read(model: str, given: str, text_column: str | None) -> "tuple[Table, list[str]]":
+    """Table of texts, and its texts."""
+    from ..data.tables import read_table
+
+    table = read_table(given, text_column or "text")
+    return table, table.texts(column_of(model, "text_column", text_column, table.columns))
 
 
 def _classify(
@@ -77,12 +104,14 @@ def _classify(
     attach_bank(loaded, tokenizer, model, bank_path, namespaces or None)
     pipe: Any = LLETextClassificationPipeline(model=loaded, tokenizer=tokenizer)
     results: list[Any] = [None] * len(texts)
+    bar = progress(len(texts), "Classifying", "texts", len(texts) > 1)
     # Batches of similar length; the number of bytes bounds the number of tokens.
-    with in_precision(loaded, precision):
+    with bar, in_precision(loaded, precision):
         for rows in batches([len(text.encode()) for text in texts], batch_size):
             found = pipe([texts[row] for row in rows], batch_size=len(rows), **options)
             for row, result in zip(rows, found, strict=True):
                 results[row] = {"labels": result} if isinstance(result, list) else result
+            bar.update(len(rows))
     return results
 
 
@@ -94,7 +123,8 @@ def _columns(result: dict[str, Any]) -> dict[str, Any]:
         columns["labels"] = labels
     if "out_of_scope" in result:
         mass = result["mass"]
-        columns |= {"out_of_scope": result["out_of_scope"], "mass": mass if math.isfinite(mass) else None}
+        columns |= {name: result[name] for name in ("out_of_scope", "threshold", "refused")}
+        columns["mass"] = mass if math.isfinite(mass) else None
     if "history" in result:
         columns["history"] = result["history"]
     return columns
@@ -104,10 +134,15 @@ def _format(text: str, result: dict[str, Any]) -> str:
     """Lines of a result for the terminal."""
     labels = result.get("labels", [result])
     shown = repr(text if len(text) <= SHOWN else text[: SHOWN - 3] + "...")
-    lines = [f"{labels[0]['score']:.4f}  {typer.style(printable(labels[0]['label']), bold=True)}  {shown}"]
-    lines += [f"{label['score']:.4f}  {printable(label['label'])}" for label in labels[1:]]
+    first = printable(labels[0]["label"])
     if "out_of_scope" in result:
-        lines.append(f"  none of these: {result['out_of_scope']:.4f}")
+        sign = ">=" if result["refused"] else "<"
+        verdict = f"none of these ({result['out_of_scope']:.2f} {sign} {result['threshold']:.2f})"
+        first = verdict if result["refused"] else first
+    lines = [f"{labels[0]['score']:.4f}  {typer.style(first, bold=True)}  {shown}"]
+    lines += [f"{label['score']:.4f}  {printable(label['label'])}" for label in labels[1:]]
+    if "out_of_scope" in result and not result["refused"]:
+        lines.append(f"  not {verdict}")
     if "history" in result:
         (explained,) = result["history"]
         for cause in explained["causes"]:
@@ -124,27 +159,25 @@ def learn(
     model: Folder,
     given: Given,
     label: Annotated[str | None, typer.Option(help="Label of all texts, instead of a column.")] = None,
-    text_column: Column = "text",
-    label_column: LabelColumn = "label",
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
     new_labels: Annotated[bool, typer.Option("--new-labels", help="Allow labels new to model and bank.")] = False,
     relabel: Annotated[bool, typer.Option("--relabel", help="Allow changing labels of texts in the bank.")] = False,
-    source: Annotated[str | None, typer.Option(help="Name of the examples, for forgetting them.")] = None,
+    source: SourceName = None,
     namespace: Namespace = "default",
-    bank_path: OwnBank = None,
+    bank_path: NewBank = None,
     precision: InPrecision = Precision.auto,
 ) -> None:
     """Teaches a classifier examples without training: adds them to its bank, permanently."""
     from ..common.precision import in_precision
-    from ..data.tables import read_table
+
+    table, texts = _read(model, given, text_column)
+    column = column_of(model, "label_column", label_column, table.columns)
+    if label is None and len(table.columns) == 1:
+        raise ValueError(f"{table.where} has no label: give --label")
+    values = [label] * len(texts) if label is not None else table.values(column)
     from ..saved import bank_place, load_classifier, read_label, teach
 
-    table = read_table(given, text_column)
-    texts = table.texts(text_column)
-    if label is None and label_column not in table.columns:
-        if table.columns == [text_column]:
-            raise ValueError(f"{table.where} has no label: give --label")
-        table.values(label_column)  # raises an error that lists the columns
-    values = [label] * len(texts) if label is not None else table.values(label_column)
     place = bank_place(model, bank_path)
     loaded, tokenizer = load_classifier(model)
     begin = time.perf_counter()
@@ -169,8 +202,8 @@ def learn(
     bank, several = loaded.history_bank, len({json.dumps(one) for one in labels})
     assert bank is not None
     say(
-        f"{added:,} of {len(texts):,} examples are new, of {several:,} label{'s' * (several != 1)}, in {seconds:.1f} "
-        f"s; the bank {place} has {len(bank):,}."
+        f"{added:,} of {counted(len(texts), 'example')} {'is' if added == 1 else 'are'} new, of "
+        f"{counted(several, 'label')}, in {seconds:.1f} s; the bank {place} has {len(bank):,}."
     )
     if added:
         name = source or max(bank.documents(), key=lambda document: document.ids[-1]).source
@@ -181,25 +214,27 @@ def learn(
 def forget(
     model: Folder,
     given: Annotated[
-        str | None, typer.Argument(metavar="[INPUT]", help="A text, or a .txt, .csv, .tsv, .json or .jsonl file.")
+        str | None,
+        typer.Argument(metavar="[TEXT]", help="A text, or a text file, or a .csv, .tsv, .json or .jsonl file."),
     ] = None,
     label: Annotated[str | None, typer.Option(help="Only examples with this label.")] = None,
-    text_column: Column = "text",
-    source: Annotated[str | None, typer.Option(help="Only examples of this source.")] = None,
+    text_column: TextColumn = None,
+    source: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Only examples that were added under this name.")
+    ] = None,
     namespace: Annotated[str | None, typer.Option(help="Only examples in this namespace.")] = None,
-    bank_path: OwnBank = None,
+    bank_path: Bank = None,
 ) -> None:
     """Forgets examples that match all given conditions, as if they had never been taught."""
-    from ..bank.bank import HistoryBank
-    from ..data.tables import read_table
-    from ..saved import bank_place, load_classifier, read_label
-
     if given is None and label is None and source is None and namespace is None:
         raise ValueError("nothing to forget: give texts, --label, --source or --namespace")
-    texts = None if given is None else read_table(given, text_column).texts(text_column)
+    texts = None if given is None else _read(model, given, text_column)[1]
+    from ..bank.bank import HistoryBank
+    from ..saved import bank_place, load_classifier, read_label
+
     bank = HistoryBank.open(bank_place(model, bank_path))
     loaded, tokenizer = load_classifier(model)
     loaded.attach_history(bank, tokenizer=tokenizer)
     wanted = None if label is None else read_label(label, loaded.kind)
     gone = loaded.forget(texts, label=wanted, source=source, namespace=namespace)
-    say(f"{gone:,} example{'s' * (gone != 1)} taken back; the bank {bank.folder.path} has {len(bank):,}.")
+    say(f"{counted(gone, 'example')} taken back; the bank {bank.folder.path} has {len(bank):,}.")

@@ -5,11 +5,12 @@ from typing import Annotated, Any
 
 import typer
 
+from ..common.terminal import say
 from ..tasks import CLASSIFICATION, LANGUAGE, TRANSLATION
 from .options import (
     Bank,
     BatchSize,
-    Column,
+    Data,
     Folder,
     InPrecision,
     LabelColumn,
@@ -21,7 +22,8 @@ from .options import (
     Row,
     SampleBy,
     SideColumn,
-    Source,
+    TextColumn,
+    as_trained,
     refuse_other_options,
 )
 
@@ -39,21 +41,24 @@ OWN_OPTIONS = {
         "batch_size",
     ),
 }
+SPLITS = ("test", "validation")  # in this order
 
 
 def evaluate(
     context: typer.Context,
     model: Folder,
-    source: Source,
+    source: Data,
     name: Name = None,
-    split: Annotated[str, typer.Option(help="Split to read.")] = "test",
+    split: Annotated[
+        str | None, typer.Option(help="Split to read; by default test, else validation, else the whole text.")
+    ] = None,
     train_split: Annotated[str | None, typer.Option(help="Split for counting token frequencies.")] = None,
-    text_column: Column = "text",
-    sample_by: SampleBy = Row.line,
+    text_column: TextColumn = None,
+    sample_by: SampleBy = None,
     rows: Annotated[int, typer.Option(help="Readers, each with its own stream; more are faster.")] = 1,
     segment_length: Annotated[int, typer.Option(help="Tokens per step; affects speed only.")] = 256,
     limit_tokens: Annotated[int | None, typer.Option(help="Maximum tokens to read.")] = None,
-    label_column: LabelColumn = "label",
+    label_column: LabelColumn = None,
     out_of_scope_label: OutOfScopeLabel = None,
     source_language: Language = None,
     target_language: Language = None,
@@ -77,27 +82,33 @@ def evaluate(
 
     task = task_in(model)
     if not task.has_commands:
-        raise ValueError(f"{model} holds a {task.model}: use {task.noun} in Python")
-    options = refuse_other_options(context, OWN_OPTIONS, task.name, f"the {task.model} in {model}")
-    options |= {"name": name, "split": split, "bank": bank_path, "namespaces": namespace or None}
-    options |= {"precision": precision.value, "output": output}
+        raise ValueError(f"{model} holds {task.noun}, which no command works on: use it in Python")
+    options = refuse_other_options(context, OWN_OPTIONS, task.name, f"{model}, {task.noun}")
+    options |= {"name": name, "split": split or SPLITS, "bank": bank_path, "namespaces": namespace or None}
+    options |= {"precision": precision.value, "output": output, "progress": True}
     _EVALUATE[task.name](results, model, source, options)
 
 
 def _language_model(results: Path | None, model: str, source: str, options: dict[str, Any]) -> None:
     from ..evaluation import evaluate_folder, format_table, write_release
 
-    measured = evaluate_folder(model, source, **{**options, "sample_by": Row(options["sample_by"]).value})
-    typer.echo(format_table(measured["metrics"]))
+    options["text_column"] = as_trained(model, "text_column", options["text_column"], "text")
+    options["sample_by"] = Row(as_trained(model, "sample_by", options["sample_by"], Row.line)).value
+    measured = evaluate_folder(model, source, **options)
+    say(measured["read"])
+    say(format_table(measured["metrics"]))
     if results is not None:
-        write_release(results, model, measured, options["split"])
+        split = options["split"]
+        write_release(results, model, measured, split if isinstance(split, str) else "test")
 
 
 def _classifier(results: Path | None, model: str, source: str, options: dict[str, Any]) -> None:
     from ..evaluation import evaluate_classifier_folder, format_classification
 
+    options |= {column: as_trained(model, column, options[column]) for column in ("text_column", "label_column")}
     measured = evaluate_classifier_folder(model, source, out_of_scope=options.pop("out_of_scope_label"), **options)
-    typer.echo(format_classification(measured["metrics"]))
+    say(measured["read"])
+    say(format_classification(measured["metrics"]))
     _write(results, measured)
 
 
@@ -105,7 +116,8 @@ def _translator(results: Path | None, model: str, source: str, options: dict[str
     from ..evaluation import evaluate_translator_folder, format_translation
 
     measured = evaluate_translator_folder(model, source, **options)
-    typer.echo(format_translation(measured["metrics"]))
+    say(measured["read"])
+    say(format_translation(measured["metrics"]))
     _write(results, measured)
 
 

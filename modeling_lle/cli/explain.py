@@ -7,7 +7,7 @@ import typer
 
 from ..common.terminal import printable, say
 from ..tasks import CLASSIFICATION, LANGUAGE, TRANSLATION
-from .options import Bank, Folder, InPrecision, Namespaces, Precision
+from .options import Folder, InPrecision, LooseBank, Namespaces, Precision
 from .texts import encode_whole, read_text
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ LABELS = 3  # of a single text that are explained: the most probable ones
 def explain(
     model: Folder,
     text: Annotated[str, typer.Argument(help="A text, or a file with it; of several texts or sentences, one a line.")],
-    bank_path: Bank = None,
+    bank_path: LooseBank = None,
     namespace: Namespaces = None,
     top: Annotated[int, typer.Option(min=1, help="Entries to show for each token or label.")] = 3,
     precision: InPrecision = Precision.auto,

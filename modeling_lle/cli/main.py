@@ -23,8 +23,10 @@ from .doctor import doctor
 from .evaluate import evaluate
 from .explain import explain
 from .generate import generate
+from .groups import Commands
 from .options import Column, InPrecision, Name, Precision
 from .translate import memory, translate
+from .wording import for_command_line
 
 # Messages of torch errors that have no class on a CPU.
 _NO_MEMORY = re.compile(
@@ -35,11 +37,13 @@ _NOT_WRITTEN = re.compile("inline_container|PytorchStreamWriter|failed writing|i
 
 app = typer.Typer(
     help="LLE, Learning from History: recurrent models that keep learning from what they read and are taught.",
+    epilog="A model of your own text: lle train --help. What a command does: lle COMMAND --help.",
+    cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-
-app.add_typer(bank, name="bank")
+# Panels of `lle --help`.
+MAKE, TRY, TEACH, FIT = "Make a model", "Use a model", "Teach without training", "Measure and adjust"
 
 
 def _say_version(wanted: bool) -> None:
@@ -57,7 +61,7 @@ def options(
     """Options of `lle` itself, before the command."""
 
 
-@app.command()
+@app.command(rich_help_panel=MAKE)
 def train(
     recipe: Annotated[Path, typer.Argument(help="YAML file, such as configs/lm/smoke.yaml.")],
     set_: Annotated[
@@ -77,21 +81,25 @@ def train(
     say(f"The model is in {loaded.training.output_dir}: lle evaluate {loaded.training.output_dir} TEXT")
 
 
-app.command()(evaluate)
-app.command()(calibrate)
-app.command()(statistics)
-app.command()(generate)
-app.command()(explain)
-app.command()(classify)
-app.command()(learn)
-app.command()(forget)
-app.command()(translate)
-app.command()(memory)
-app.command()(card)
-app.command()(doctor)
+app.command(rich_help_panel=TRY, epilog='Example: lle generate runs/mine "Once upon a time" --bank bank')(generate)
+app.command(rich_help_panel=TRY, epilog='Example: lle explain runs/mine "A text" --output page.html')(explain)
+app.command(rich_help_panel=TRY, epilog='Example: lle classify runs/intents "Where is my card?"')(classify)
+app.command(rich_help_panel=TRY, epilog='Example: lle translate runs/en-de "Delete the file" --bank memory')(translate)
+app.command(rich_help_panel=TEACH, epilog='Example: lle learn runs/intents "Where is my card?" --label card')(learn)
+app.command(rich_help_panel=TEACH, epilog="Example: lle forget runs/intents --source mine")(forget)
+app.command(
+    rich_help_panel=TEACH,
+    epilog="Example: lle memory runs/en-de django.po --source-language en --target-language de --source django",
+)(memory)
+app.add_typer(bank, name="bank", rich_help_panel=TEACH)
+app.command(rich_help_panel=FIT, epilog="Example: lle evaluate runs/mine texts/ --bank bank")(evaluate)
+app.command(rich_help_panel=FIT, epilog="Example: lle calibrate runs/mine held_out.txt --bank bank")(calibrate)
+app.command(rich_help_panel=FIT, epilog="Example: lle statistics runs/mine texts/ --scope head")(statistics)
+app.command(rich_help_panel=MAKE, epilog="Example: lle card runs/mine")(card)
+app.command(rich_help_panel=MAKE, epilog="Example: lle doctor")(doctor)
 
 
-@app.command()
+@app.command(rich_help_panel=MAKE)
 def demo(
     dataset: Annotated[
         str | None, typer.Option(help="Data set on the Hub or local files; by default Python's standard library.")
@@ -116,13 +124,13 @@ def _stop(number: int, frame: Any) -> None:
 def main() -> None:
     """Runs the command line; errors that users can fix are one line, not a traceback."""
     handler = logging.StreamHandler()
-    handler.setFormatter(Formatter("%(levelname)s: %(message)s"))
+    handler.setFormatter(Formatter("%(levelname)s: %(message)s", for_command_line))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     signal.signal(signal.SIGTERM, _stop)
     try:
         app()
     except (FileNotFoundError, FloatingPointError, ImportError, OSError, ValueError) as error:
-        typer.secho(printable_lines(f"lle: {error}"), fg=typer.colors.RED, err=True)
+        typer.secho(printable_lines(f"lle: {for_command_line(str(error))}"), fg=typer.colors.RED, err=True)
         raise SystemExit(2) from None
     except (MemoryError, RuntimeError) as error:
         reason = _lack(error)

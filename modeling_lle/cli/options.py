@@ -1,26 +1,54 @@
 """Arguments and options shared by several commands."""
 
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-Source = Annotated[str, typer.Argument(help="Data set on the Hub, or local text, csv, json or parquet files.")]
-Folder = Annotated[str, typer.Argument(help="Folder, or name on the Hub, of a model with tokenizer.")]
+from ..common.remembered import remembered
+from .places import find_bank, find_model
+
+Data = Annotated[
+    str, typer.Argument(metavar="DATA", help="Files, a folder, a glob, or the name of a data set on the Hub.")
+]
+Folder = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help="Folder of a model, or its name on the Hub.", callback=find_model),
+]
 Name = Annotated[str | None, typer.Option(help="Configuration of a data set on the Hub.")]
-Bank = Annotated[Path | None, typer.Option("--bank", help="Bank to recall from.")]
+Bank = Annotated[
+    Path | None,
+    typer.Option(
+        "--bank", metavar="FOLDER", help="Bank to recall from; by default that in MODEL.", callback=find_bank
+    ),
+]
+LooseBank = Annotated[
+    Path | None,
+    typer.Option("--bank", metavar="FOLDER", help="Bank to recall from; by default none.", callback=find_bank),
+]
 Namespaces = Annotated[
     list[str] | None, typer.Option("--namespace", help="Namespace of the bank, repeatable; by default all.")
 ]
+Namespace = Annotated[str, typer.Option(help="Namespace of what is added, such as a user or a project.")]
+SourceName = Annotated[
+    str | None, typer.Option("--source", metavar="NAME", help="Name of what is added, by which it can be forgotten.")
+]
 Column = Annotated[str, typer.Option(help="Column of the text.")]
-LabelColumn = Annotated[str, typer.Option(help="Column of the label.")]
-Language = Annotated[str | None, typer.Option(help="Such as en; by default that of the model's recipe.")]
+TextColumn = Annotated[
+    str | None, typer.Option("--text-column", help="Column of the text; by default that of the training, or text.")
+]
+LabelColumn = Annotated[
+    str | None, typer.Option("--label-column", help="Column of the label; by default that of the training, or label.")
+]
+Language = Annotated[str | None, typer.Option(help="Such as en; by default that of the training.")]
 SideColumn = Annotated[
     str | None, typer.Option(help="Column of this side; by default the one named like the language or the side.")
 ]
 OutOfScopeLabel = Annotated[str | None, typer.Option(help="Label of out-of-scope rows.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Maximum texts per batch; fewer if they are long.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 class Precision(str, Enum):
@@ -43,7 +71,35 @@ class Row(str, Enum):
     document = "document"
 
 
-SampleBy = Annotated[Row, typer.Option(help="Whether a row of plain text is a line or a whole document.")]
+SampleBy = Annotated[
+    Row | None,
+    typer.Option(
+        "--sample-by", help="Whether a row of plain text is a line or a whole document; by default as in training."
+    ),
+]
+
+
+def as_trained(model: str, name: str, given: Any, usual: Any = None) -> Any:
+    """An option as given; else as the recipe of a model has it in its section `data`; else as usual."""
+    if given is not None:
+        return given
+    found = remembered(model).get(name, usual)
+    # Recipes have "text" and "label" by default, where any usual name of a column is looked for.
+    return usual if found == {"text_column": "text", "label_column": "label"}.get(name) else found
+
+
+def column_of(model: str, name: str, given: str | None, columns: Sequence[str]) -> str:
+    """The text column or label column of a table: as given, as in the training if the table has it, or as usual.
+
+    Args:
+        model: Folder of the model.
+        name: "text_column" or "label_column".
+        given: The option.
+        columns: Columns of the table.
+    """
+    usual = name.removesuffix("_column")
+    found = as_trained(model, name, given, usual)
+    return found if given is not None or found in columns else usual
 
 
 def refuse_other_options(

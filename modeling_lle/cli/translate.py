@@ -1,7 +1,7 @@
 """Commands of translators: `lle translate | memory`. Heavy imports are deferred until a command runs."""
 
-import math
 import os
+import random
 import shlex
 import time
 from collections.abc import Callable
@@ -11,18 +11,39 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..common.terminal import printable, printable_lines, say
-from .options import BatchSize, Column, Folder, InPrecision, Name, Namespaces, Precision, Source
+from ..common.paths import names_file
+from ..common.terminal import counted, printable, printable_lines, progress, say
+from .options import (
+    Bank,
+    BatchSize,
+    Data,
+    Folder,
+    InPrecision,
+    Name,
+    Namespace,
+    Namespaces,
+    Precision,
+    SourceName,
+    TextColumn,
+)
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from ..models.seq2seq import LLEForSeq2SeqLM
 
 Given = Annotated[
-    str, typer.Argument(metavar="INPUT", help="A text, or a .txt, .csv, .tsv, .json, .jsonl, .po or .pot file.")
+    str,
+    typer.Argument(
+        metavar="TEXT",
+        help="A text, or a text file, or a .csv, .tsv, .json or .jsonl file, or a .po or .pot catalogue.",
+    ),
 ]
 CATALOGUES = (".po", ".pot")
 COLUMNS = ("translation", "exact", "lost", "added", "base_share", "history")  # of a written table
 SHOWN = 60  # characters of a text of the memory
+BATCH = 32  # pairs of a batch of calibration
+PLACES = 5  # of texts without a translation
 
 
 @dataclass(frozen=True)
@@ -46,10 +67,8 @@ def translate(
     output: Annotated[
         Path | None, typer.Option(help="File to write: .txt, .csv, .tsv or .jsonl; for a catalogue .po.")
     ] = None,
-    text_column: Column = "text",
-    memory: Annotated[
-        Path | None, typer.Option("--memory", help="Memory; by default that in the model's folder.")
-    ] = None,
+    text_column: TextColumn = None,
+    bank_path: Bank = None,
     namespace: Namespaces = None,
     beams: Annotated[int, typer.Option(min=1, help="Beam size; 1 is fastest.")] = 5,
     batch_size: BatchSize = 32,
@@ -65,13 +84,13 @@ def translate(
     precision: InPrecision = Precision.auto,
 ) -> None:
     """Translates a text, or all texts of a file; in a PO catalogue, the untranslated ones."""
-    document = _read(given, output, text_column, fuzzy)
+    document = _read(given, output, text_column or "text", fuzzy)
     if history_top and output is not None and output.suffix.lower() in (".txt", *CATALOGUES):
         raise ValueError(f"{str(output)!r} can hold translations only: leave out --history-top, or write a .jsonl")
     options: dict[str, Any] = {"num_beams": beams, "exact_matches": exact_matches}
     options |= {"return_history": True, "history_top": history_top} if history_top else {}
     begin = time.perf_counter()
-    results = _translate(model, document.texts, memory, namespace, batch_size, precision.value, options)
+    results = _translate(model, document.texts, bank_path, namespace, batch_size, precision.value, options)
     seconds = time.perf_counter() - begin
     if output is None:
         for text, result in zip(document.texts, results, strict=True):
@@ -84,8 +103,18 @@ def translate(
         changed += bool(wrong)
         if wrong:
             say(f"{place}: the translation {' and '.join(wrong)}", err=True)
+    given_texts = sum(bool(text.strip()) for text in document.texts)
+    empty = [
+        place
+        for place, text, result in zip(document.places, document.texts, results, strict=True)
+        if text.strip() and not result["translation_text"].strip()
+    ]
+    if empty:
+        more = f" and {len(empty) - PLACES:,} more" if len(empty) > PLACES else ""
+        say(f"no translation of {', '.join(empty[:PLACES])}{more}", err=True)
     exact = sum("exact" in result for result in results)
-    said = [f"{sum(bool(text.strip()) for text in document.texts):,} texts translated in {seconds:.1f} s"]
+    said = [f"{counted(given_texts - len(empty), 'text')} translated in {seconds:.1f} s"]
+    said += [f"{len(empty):,} of {given_texts:,} left empty"] if empty else []
     said += [f"{exact:,} of them from the memory"] if exact_matches else []
     said += [f"{changed:,} with other placeholders"] if changed else []
     said += [f"in {output}"] if output is not None else []
@@ -94,12 +123,8 @@ def translate(
 
 def _read(given: str, output: Path | None, text_column: str, fuzzy: bool) -> _Document:
     """Texts of a file, or a single text; raises an error if they cannot be written to `output`."""
-    from ..data.tables import KINDS, check_input
-
     path = Path(given)
-    if os.path.exists(given):
-        check_input(path, (*KINDS, *CATALOGUES))
-    if path.suffix.lower() in CATALOGUES and (os.path.exists(given) or len(given.split()) == 1):
+    if path.suffix.lower() in CATALOGUES and names_file(given):
         return _read_catalogue(path, output, fuzzy)
     return _read_table(given, output, text_column)
 
@@ -167,28 +192,28 @@ def _is_same(output: Path, given: str | Path) -> bool:
 def _translate(
     model: str,
     texts: list[str],
-    memory: Path | None,
+    bank_path: Path | None,
     namespaces: list[str] | None,
     batch_size: int,
     precision: str,
     options: dict[str, Any],
 ) -> list[dict[str, Any]]:
     """Results of the pipeline for each text; equal texts are translated once."""
-    from tqdm.auto import tqdm
-
     from ..common.batches import batches
     from ..common.precision import in_precision
     from ..pipelines.translation import LLETranslationPipeline
     from ..saved import attach_bank, load_translator
 
     loaded, tokenizer = load_translator(model)
-    attach_bank(loaded, tokenizer, model, memory, namespaces or None, "--memory")
+    attach_bank(loaded, tokenizer, model, bank_path, namespaces or None)
     if options["exact_matches"] and loaded.history_bank is None:
-        raise ValueError(f"{model} has no memory for exact matches: name one with --memory")
+        raise ValueError(
+            f"{model} has no memory for exact matches: name one with --bank, or make it with `lle memory`"
+        )
     pipe = LLETranslationPipeline(model=loaded, tokenizer=tokenizer, task="translation")
     different = list(dict.fromkeys(texts))
     results: dict[str, dict[str, Any]] = {}
-    bar = tqdm(total=len(different), desc="Translating", unit=" texts", disable=None)  # hidden in files
+    bar = progress(len(different), "Translating", "texts", len(different) > 1)
     with bar, in_precision(loaded, precision):
         # Batches of similar length; the number of bytes bounds the number of tokens.
         for rows in batches([len(text.encode()) + 1 for text in different], batch_size):
@@ -220,19 +245,19 @@ def _short(text: str) -> str:
 
 def memory(
     model: Folder,
-    source: Source,
+    source: Data,
     source_language: Annotated[str, typer.Option(help='Source language, such as "en".')],
     target_language: Annotated[str, typer.Option(help='Target language, such as "de".')],
     place: Annotated[
         Path | None,
-        typer.Argument(metavar="[MEMORY]", help="Folder of the memory; by default that in the model's folder."),
+        typer.Argument(metavar="[BANK]", help="Folder of the memory, made if missing; by default that in MODEL."),
     ] = None,
     name: Name = None,
-    split: Annotated[str, typer.Option(help="Split to read.")] = "train",
+    split: Annotated[str | None, typer.Option(help="Split to read; by default train, else all pairs.")] = None,
     source_column: Annotated[str | None, typer.Option(help="Column of the source in a table.")] = None,
     target_column: Annotated[str | None, typer.Option(help="Column of the translation in a table.")] = None,
-    source_name: Annotated[str | None, typer.Option(help="Name of the pairs, for forgetting them.")] = None,
-    namespace: Annotated[str, typer.Option(help="Namespace of the pairs: a client, a domain.")] = "default",
+    source_name: SourceName = None,
+    namespace: Namespace = "default",
     skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Skip pairs that lack a side.")] = False,
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="Fit the rule to the memory; writes the model's config.json.")
@@ -241,7 +266,7 @@ def memory(
 ) -> None:
     """Builds a translation memory from sentence pairs, or adds to it, without training; effective at once.
 
-    SOURCE may also be a TMX, PO or MO file, or parallel files of lines named by language.
+    DATA may also be a TMX, PO or MO file, or parallel files of lines named by language.
     """
     from ..common.precision import in_precision
     from ..common.temporary import TemporaryFolder
@@ -250,14 +275,14 @@ def memory(
 
     if calibrate and not Path(model).is_dir():
         raise ValueError(f"{model} is not a local folder, so --calibrate cannot save there")
-    path = bank_place(model, place, "MEMORY")
+    path = bank_place(model, place, "BANK")
     with TemporaryFolder("lle-texts-") as cache:  # else a copy stays in the cache of `datasets`
         pairs = load_pairs(
             source,
             source_language=source_language,
             target_language=target_language,
             name=name,
-            split=split,
+            split=split or ("train",),
             source_column=source_column,
             target_column=target_column,
             skip_broken=skip_broken,
@@ -271,23 +296,27 @@ def memory(
     seconds, bank = time.perf_counter() - begin, loaded.history_bank
     assert bank is not None
     say(
-        f"{added:,} of {len(pairs):,} pairs are new, in {seconds:.1f} s; the memory {path} has {count_pairs(bank):,} "
-        f"pairs, {len(bank):,} entries."
+        f"{added:,} of {counted(len(pairs), 'pair')} {'is' if added == 1 else 'are'} new, in {seconds:.1f} s; the "
+        f"memory {path} has {counted(count_pairs(bank), 'pair')}, {counted(len(bank), 'entry', 'entries')}."
     )
     if calibrate:
         with in_precision(loaded, precision.value):
-            say(_fit(loaded))
+            say("\n".join(_fit(loaded, tokenizer)))
         loaded.config.save_pretrained(model)
     if added:
         where = shlex.quote(str(path))
         say(f"The source is {called!r}: lle bank forget {where} --source {shlex.quote(called)} takes it back.")
 
 
-def _fit(model: "LLEForSeq2SeqLM") -> str:
+def _fit(model: "LLEForSeq2SeqLM", tokenizer: "PreTrainedTokenizerBase") -> list[str]:
     """Fits the parameters of the rule to the attached memory; returns what to say of it."""
-    found = model.calibrate()
-    base, before, after = (math.exp(found[f"{side}_nats"]) for side in ("base", "before", "after"))
-    return (
-        f"Perplexity of its pairs, each predicted from the others: {base:.1f} without the memory, {before:.1f} with "
-        f"it, {after:.1f} after calibration."
-    )
+    from ..entries.pairs import Memory
+    from ..models.seq2seq import OWN_PAIRS
+    from .calibrate import fit_pairs
+
+    assert model.history is not None
+    pairs = Memory.of(model.history).pairs
+    chosen = random.Random(0).sample(pairs, min(OWN_PAIRS, len(pairs)))
+    sources, targets = ([str(pair[side]) for pair in chosen] for side in ("text", "translation"))
+    outcome, lines = fit_pairs(model, tokenizer, sources, targets, BATCH)
+    return [*outcome.lines(), "", *lines]

@@ -28,11 +28,17 @@ def looks_like_file(text: str, endings: Collection[str] = ()) -> bool:
 
 
 def names_file(text: str) -> bool:
-    """Whether a text names a file or folder: one that exists, one that is missing from a folder, or a usual name."""
+    """Whether a text names a file or folder: one that exists, a usual name, or one that resembles a file beside it."""
     if os.path.exists(text):
         return True
-    folder = os.path.dirname(text)
-    return looks_like_file(text) or (len(text.split()) == 1 and bool(folder) and os.path.isdir(folder))
+    if len(text.split()) != 1 or "\0" in text:
+        return False
+    folder, name = os.path.split(text)
+    if looks_like_file(text) or (folder and os.path.isdir(folder)):
+        return True
+    return bool(
+        not folder and re.fullmatch(r"[\w-]+\.\w{1,5}", name) and difflib.get_close_matches(name, os.listdir(), 1, 0.8)
+    )
 
 
 def may_be_on_hub(text: str | Path, endings: Collection[str] = ()) -> bool:

@@ -7,7 +7,6 @@ import csv
 import difflib
 import io
 import json
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.checks import check_unicode
-from ..common.paths import looks_like_file
+from ..common.paths import names_file
 from ..common.temporary import replacing
 from .encoding import is_utf8
 from .rows import TABLES, cannot_read, check_column, ending, numbered_rows, read_utf8, split_lines
@@ -77,7 +76,7 @@ def read_table(given: str, text_column: str = "text") -> Table:
         FileNotFoundError: It looks like a file name, but there is no such file.
         ValueError: The file is binary, empty, not UTF-8 or unreadable, or a text is not valid Unicode.
     """
-    if not os.path.exists(given) and not looks_like_file(given):
+    if not names_file(given):
         check_unicode(given, "the text")
         return Table("the text", [{text_column: given}])
     path = Path(given)

@@ -19,14 +19,16 @@ from ..bank.protocol import Bank
 from ..common.batches import batches
 from ..common.modes import evaluating
 from ..common.precision import in_precision
+from ..common.terminal import counted
+from ..common.terminal import progress as progress_bar
 from ..data.labelled import OUT_OF_SCOPE_LABEL, check_complete, check_known, load_labelled
-from ..data.sources import describe
+from ..data.sources import Split, describe
 from ..history.attachment import Attachment
 from ..history.label_rule import SINGLE
 from ..models.classification import LLEForSequenceClassification
 from ..saved import attach_bank, load_classifier
 from .metrics import ClassificationMetric, OutOfScopeMetric
-from .results import this_command, train_minutes, write_results
+from .results import describe_files, this_command, train_minutes, write_results
 
 BATCH_SIZE = 32
 BASE, HISTORY = "base", "history"
@@ -154,6 +156,7 @@ def evaluate_classifier(
     out_of_scope: str = OUT_OF_SCOPE_LABEL,
     where: str = "the data set",
     history: Attachment | Bank | None = None,
+    progress: bool = False,
 ) -> ClassifierEvaluation:
     """Classifies texts with and without a bank, and measures both.
 
@@ -165,6 +168,7 @@ def evaluate_classifier(
         out_of_scope: Label of out-of-scope texts.
         where: Name of the texts in messages.
         history: Bank, as in `forward`.
+        progress: Whether to show a progress bar on a terminal.
 
     Raises:
         ValueError: The model is multi-label or a regression, a text is blank, a label is missing or unknown, or all
@@ -185,7 +189,7 @@ def evaluate_classifier(
     nats = {side: np.full(len(texts), np.nan) for side in sides}
     scores = np.zeros(len(texts))
     begin = time.perf_counter()
-    with evaluating(model):
+    with evaluating(model), progress_bar(len(texts), "Evaluating", "texts", progress) as bar:
         encoded = tokenizer(texts, return_attention_mask=False)["input_ids"]
         for rows in batches([len(ids) for ids in encoded], batch_size):
             batch = tokenizer.pad({"input_ids": [encoded[row] for row in rows]}, return_tensors="pt").to(model.device)
@@ -200,6 +204,7 @@ def evaluate_classifier(
                 own = np.take_along_axis(log_probs, np.where(knows, right[rows], 0)[:, None], axis=1)[:, 0]
                 nats[side][rows] = np.where(knows & (right[rows] >= 0), -own, np.nan)
             scores[rows] = output.out_of_scope.double().cpu().numpy()  # of the last side
+            bar.update(len(rows))
     return ClassifierEvaluation(
         references=references,
         predictions={side: [labels[number] for number in found] for side, found in predicted.items()},
@@ -220,9 +225,9 @@ def evaluate_classifier_folder(
     source: Any,
     *,
     name: str | None = None,
-    split: str | None = "test",
-    text_column: str = "text",
-    label_column: str = "label",
+    split: Split = ("test", "validation"),
+    text_column: str | None = None,
+    label_column: str | None = None,
     out_of_scope: str | None = None,
     bank: str | Path | None = None,
     namespaces: Sequence[str] | None = None,
@@ -230,6 +235,7 @@ def evaluate_classifier_folder(
     precision: str = "auto",
     output: str | Path | None = None,
     command: str | None = None,
+    progress: bool = False,
 ) -> dict[str, Any]:
     """Evaluates a saved classifier on labelled texts, as `lle evaluate` does.
 
@@ -242,10 +248,11 @@ def evaluate_classifier_folder(
         precision: "auto", "float32" or "bfloat16", as in `resolve_precision`.
         output: Folder for evaluation.json and confusion.png; None: write nothing.
         command: Command recorded in the JSON; None: the current one.
+        progress: As in `evaluate_classifier`.
 
     Returns:
         Content of evaluation.json: `metrics`, with `parameters` and, if known, `train_minutes`; and `rows`, the
-        breakdown.
+        breakdown. And `read`, a line on what was read.
     """
     if output is not None:
         from .confusion import draw_confusion  # first: a missing extra fails early
@@ -269,6 +276,7 @@ def evaluate_classifier_folder(
             batch_size,
             out_of_scope=out_of_scope or OUT_OF_SCOPE_LABEL,
             where=describe(source),
+            progress=progress,
         )
     size = {"parameters": model.num_parameters(), **train_minutes(model_path)}
     results: dict[str, Any] = {"metrics": {**size, **evaluation.metrics()}, "rows": evaluation.breakdown()}
@@ -277,7 +285,7 @@ def evaluate_classifier_folder(
         results = write_results(output / "evaluation.json", command or this_command(), **results)
         names = list(dict.fromkeys([*evaluation.labels, *evaluation.references, *evaluation.decisions]))
         save_figure(draw_confusion(evaluation.references, evaluation.decisions, names), output / "confusion.png")
-    return results
+    return {**results, "read": f"{counted(len(labelled), 'text')} of {describe_files(labelled, source)}."}
 
 
 def format_classification(metrics: dict[str, float]) -> str:
@@ -296,14 +304,19 @@ def format_classification(metrics: dict[str, float]) -> str:
         lines.append(f"Labels that only the bank knows: accuracy {metrics['taught_classes_accuracy']:.2%}{others}.")
     if "out_of_scope_recall" in metrics:
         lines.append(
-            f"None of these: {metrics['out_of_scope_recall']:.2%} of {metrics['out_of_scope_texts']:,.0f} texts out "
-            f"of scope are refused, {metrics['out_of_scope_precision']:.2%} of refused texts are out of scope, and "
+            f"None of these: {metrics['out_of_scope_recall']:.2%} of "
+            f"{counted(metrics['out_of_scope_texts'], 'text')} out of scope are refused, "
+            f"{metrics['out_of_scope_precision']:.2%} of refused texts are out of scope, and "
             f"{metrics['in_scope_accuracy']:.2%} of the others are accepted and correct."
-            + (" The model has no threshold: call its fit_out_of_scope()." if metrics["threshold"] >= 1 else "")
+            + (
+                " The model has no threshold yet: `lle calibrate` with texts out of scope fits one."
+                if metrics["threshold"] >= 1
+                else ""
+            )
         )
-    examples = f", a bank of {metrics['entries']:,.0f} examples" if with_bank else ""
+    examples = f", a bank of {counted(metrics['entries'], 'example')}" if with_bank else ""
     lines.append(
-        f"{metrics['texts']:,.0f} texts, {metrics['labels']:,.0f} labels{examples}: {metrics['seconds']:.1f} s, "
-        f"{metrics['texts_per_second']:,.0f} texts/s."
+        f"{counted(metrics['texts'], 'text')}, {counted(metrics['labels'], 'label')}{examples}: "
+        f"{metrics['seconds']:.1f} s, {metrics['texts_per_second']:,.0f} texts/s."
     )
     return "\n".join(lines)

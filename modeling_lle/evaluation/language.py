@@ -17,10 +17,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from ..bank.bank import HistoryBank
 from ..common.precision import in_precision
+from ..common.terminal import counted
+from ..common.terminal import progress as progress_bar
 from ..data import StreamDataset, TextTokens, collect, load_texts, tokenize
+from ..data.sources import Split
 from ..data.streams import IGNORED
 from ..models.causal import LLEForCausalLM
-from .results import this_command, write_results
+from .results import describe_files, this_command, write_results
 from .stream import SIDES, StreamEvaluation
 
 SEGMENT_LENGTH = 256
@@ -33,6 +36,7 @@ def evaluate_stream(
     rows: int = 1,
     segment_length: int = SEGMENT_LENGTH,
     train_counts: np.ndarray | None = None,
+    progress: bool = False,
 ) -> StreamEvaluation:
     """Reads a text as a stream and measures it with and without history: in one pass, with the update in two.
 
@@ -42,6 +46,7 @@ def evaluate_stream(
         rows: Readers that start at equal distances, each with its own stream; more are faster and remember less.
         segment_length: Tokens per row and step; does not affect the result.
         train_counts: (V,) integers, frequency of each type in the training set, for the breakdown.
+        progress: Whether to show a progress bar on a terminal.
 
     Raises:
         FloatingPointError: A log probability is not finite.
@@ -60,12 +65,12 @@ def evaluate_stream(
     try:
         if scope != "none" and model.config.use_history:  # first without it: the update changes the base
             numbers.scope = "none"
-            plain = _read(model, stream)
+            plain = _read(model, stream, progress)
             numbers.scope = scope
             both = "both" if "bank" in plain else "stream"
             joined = {both if name == "history" else name: values for name, values in plain.items()}
             begin = time.perf_counter()
-        read = _read(model, stream)
+        read = _read(model, stream, progress)
         joined = {**read, **joined, "update": read["base"]} if joined else read
     finally:
         numbers.scope = scope
@@ -98,10 +103,11 @@ _COLUMNS = {
 }
 
 
-def _read(model: LLEForCausalLM, stream: StreamDataset) -> dict[str, np.ndarray]:
+def _read(model: LLEForCausalLM, stream: StreamDataset, progress: bool) -> dict[str, np.ndarray]:
     """`labels`, log probabilities of the sides and shares of the sources, (B, T) each."""
     segments: list[dict[str, np.ndarray]] = []
     cache = None
+    bar = progress_bar(stream.targets, "Evaluating", "tokens", progress)
     for batch in DataLoader(stream, batch_size=stream.rows):
         output = model.score(
             **{name: tensor.to(model.device) for name, tensor in batch.items()}, past_key_values=cache
@@ -115,7 +121,9 @@ def _read(model: LLEForCausalLM, stream: StreamDataset) -> dict[str, np.ndarray]
                 "in float32"
             )
         labels = batch["shift_labels"].numpy()
+        bar.update(int((labels != IGNORED).sum()))
         segments.append({"labels": labels, **{name: values.cpu().numpy() for name, values in scores.items()}})
+    bar.close()
     return {name: np.concatenate([segment[name] for segment in segments], axis=1) for name in segments[0]}
 
 
@@ -132,7 +140,7 @@ def evaluate_folder(
     source: Any,
     *,
     name: str | None = None,
-    split: str | None = "test",
+    split: Split = ("test", "validation"),
     train_split: str | None = None,
     text_column: str = "text",
     sample_by: Literal["line", "document"] = "line",
@@ -144,6 +152,7 @@ def evaluate_folder(
     precision: str = "auto",
     output: str | Path | None = None,
     command: str | None = None,
+    progress: bool = False,
 ) -> dict[str, Any]:
     """Evaluates a saved language model on a data set, as `lle evaluate` does.
 
@@ -158,9 +167,10 @@ def evaluate_folder(
         precision: "auto", "float32" or "bfloat16", as in `resolve_precision`.
         output: Folder for evaluation.json and evaluation.png; None: write nothing.
         command: Command recorded in the JSON; None: the current one.
+        progress: As in `evaluate_stream`.
 
     Returns:
-        Content of evaluation.json: `metrics` and `rows`, the breakdown.
+        Content of evaluation.json: `metrics` and `rows`, the breakdown; and `read`, a line on what was read.
     """
     if output is not None:
         from .pictures import draw_evaluation, save_figure  # first: a missing extra fails early
@@ -170,20 +180,26 @@ def evaluate_folder(
     if bank is not None:
         model.attach_history(HistoryBank.from_pretrained(bank), namespaces)
 
-    def read(part: str | None) -> Dataset:
+    def load(part: Split) -> Dataset:
         texts = load_texts(source, name=name, split=part, text_column=text_column, sample_by=sample_by)
+        assert isinstance(texts, Dataset)  # not streamed
+        return texts
+
+    def encode(texts: Dataset) -> Dataset:
         return tokenize(texts, tokenizer, text_column=text_column)
 
-    tokens = _first(read(split), tokenizer, limit_tokens)
-    counts = _count(read(train_split), model.config.vocab_size) if train_split else None
+    texts = load(split)
+    tokens = _first(encode(texts), tokenizer, limit_tokens)
+    counts = _count(encode(load(train_split)), model.config.vocab_size) if train_split else None
     with in_precision(model, precision):
-        evaluation = evaluate_stream(model, tokens, rows=rows, segment_length=segment_length, train_counts=counts)
+        options: dict[str, Any] = {"rows": rows, "segment_length": segment_length, "train_counts": counts}
+        evaluation = evaluate_stream(model, tokens, progress=progress, **options)
     results: dict[str, Any] = {"metrics": evaluation.metrics(), "rows": evaluation.breakdown()}
     if output is not None:
         output = Path(output)
         results = write_results(output / "evaluation.json", command or this_command(), **results)
         save_figure(draw_evaluation(evaluation), output / "evaluation.png")
-    return results
+    return {**results, "read": f"{counted(len(tokens.ids) - 1, 'token')} of {describe_files(texts, source)}."}
 
 
 def _first(tokenized: Dataset, tokenizer: PreTrainedTokenizerBase, limit: int | None) -> TextTokens:

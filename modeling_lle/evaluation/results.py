@@ -24,12 +24,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 
 from ..common.machine import cores, processor
 from ..common.temporary import replacing
+from ..common.terminal import counted
 from ..configuration_fields import check_keys
+from ..data.sources import Source, describe
 
 _PACKAGES = ("torch", "transformers", "modeling_lle", "numba", "flash-linear-attention")
+_SHOWN = 3  # names of files in a message
 _KEYS = ("command", "commit", "environment", "metrics", "rows")
 _TABLE = re.compile(r"(<!-- (results|rows):(\S+)((?: \S+)*) -->\n).*?(<!-- end -->)", re.DOTALL)
 _METRIC = re.compile(r"(<!-- metric:(\S+) (\S+) -->)[^<\n]*(<!-- end -->)")
@@ -115,6 +119,16 @@ def train_minutes(model_path: str | Path) -> dict[str, float]:
     path = Path(model_path) / "metrics.json"
     trained = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return {"train_minutes": trained["train_minutes"]} if "train_minutes" in trained else {}
+
+
+def describe_files(rows: Dataset, source: Source) -> str:
+    """Names what rows were read from: the files if they are known, else the source, with its split."""
+    if "file" not in rows.column_names:
+        return f"{describe(source)}{f', split {rows.split}' if rows.split else ''}"
+    files = rows.unique("file")
+    shown = ", ".join(map(str, files[:_SHOWN]))
+    more = f" and {counted(len(files) - _SHOWN, 'more file')}" if len(files) > _SHOWN else ""
+    return f"{shown}{more}"
 
 
 def this_command() -> str:

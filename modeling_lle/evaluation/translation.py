@@ -10,21 +10,24 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
-import yaml
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ..common.batches import batches
 from ..common.modes import Trainable, evaluating
 from ..common.precision import in_precision
+from ..common.remembered import remembered
+from ..common.terminal import counted
+from ..common.terminal import progress as progress_bar
 from ..data import load_pairs
 from ..data.placeholders import differences
+from ..data.sources import Split
 from ..data.text import encode_sentences
 from ..entries.pairs import Memory
 from ..models.seq2seq import LLEForSeq2SeqLM, longest_target
 from ..saved import attach_bank, load_translator
 from .metrics import TranslationMetric
-from .results import this_command, train_minutes, write_results
+from .results import describe_files, this_command, train_minutes, write_results
 
 BATCH_SIZE = 32
 BEAMS = 5
@@ -117,6 +120,7 @@ def translate(
     *,
     use_history: bool | None = None,
     max_new_tokens: int | None = None,
+    progress: bool = False,
 ) -> list[str]:
     """Translates sentences with any encoder-decoder model.
 
@@ -128,17 +132,19 @@ def translate(
         batch_size: Maximum sentences per batch; fewer if they are long.
         use_history: Whether to use an attached memory; None: as configured.
         max_new_tokens: Maximum tokens of a translation; None: `longest_target` of the longest source of the batch.
+        progress: Whether to show a progress bar on a terminal.
     """
     options = {} if use_history is None else {"use_history": use_history}
     translations = [""] * len(texts)
     encoded = encode_sentences(list(texts), tokenizer) if texts else []
-    with evaluating(model):
+    with evaluating(model), progress_bar(len(texts), "Translating", "sentences", progress) as bar:
         for rows in batches([len(ids) for ids in encoded], batch_size):
             batch = tokenizer.pad({"input_ids": [encoded[row] for row in rows]}, return_tensors="pt").to(model.device)
             most = max_new_tokens or longest_target(batch["input_ids"].shape[1])
             found = model.generate(**batch, **options, num_beams=beams, do_sample=False, max_new_tokens=most)
             for row, text in zip(rows, tokenizer.batch_decode(found, skip_special_tokens=True), strict=True):
                 translations[row] = text
+            bar.update(len(rows))
     return translations
 
 
@@ -151,6 +157,7 @@ def evaluate_translator(
     *,
     lowercase: bool = False,
     target_language: str | None = None,
+    progress: bool = False,
 ) -> TranslationEvaluation:
     """Translates sentences without and with the attached memory, and measures both.
 
@@ -161,6 +168,7 @@ def evaluate_translator(
         beams, batch_size: As in `translate`.
         lowercase: Whether to ignore case.
         target_language: As `language` in `TranslationMetric`.
+        progress: As in `translate`.
 
     Raises:
         ValueError: There are no pairs, or a sentence is missing or blank.
@@ -177,7 +185,8 @@ def evaluate_translator(
     translations, scores, seconds = {}, {}, {}
     for side, use_history in sides.items():
         begin = time.perf_counter()
-        translations[side] = translate(model, tokenizer, sources, beams, batch_size, use_history=use_history)
+        options: dict[str, Any] = {"use_history": use_history, "progress": progress}
+        translations[side] = translate(model, tokenizer, sources, beams, batch_size, **options)
         seconds[side] = time.perf_counter() - begin
         scores[side] = metric.compute(
             predictions=translations[side], references=references, lowercase=lowercase, language=target_language
@@ -213,9 +222,7 @@ def languages_of(
     Raises:
         ValueError: A language is unknown.
     """
-    path = Path(model_path) / "recipe.yaml"
-    recipe = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    trained = recipe.get("data") or {}
+    trained = remembered(model_path)
     source_language = source_language or trained.get("source_language")
     target_language = target_language or trained.get("target_language")
     if source_language is None or target_language is None:
@@ -228,7 +235,7 @@ def evaluate_translator_folder(
     source: Any,
     *,
     name: str | None = None,
-    split: str | None = "test",
+    split: Split = ("test", "validation"),
     source_language: str | None = None,
     target_language: str | None = None,
     source_column: str | None = None,
@@ -241,6 +248,7 @@ def evaluate_translator_folder(
     precision: str = "auto",
     output: str | Path | None = None,
     command: str | None = None,
+    progress: bool = False,
 ) -> dict[str, Any]:
     """Evaluates a saved translator on sentence pairs, as `lle evaluate` does.
 
@@ -254,10 +262,11 @@ def evaluate_translator_folder(
         precision: "auto", "float32" or "bfloat16", as in `resolve_precision`.
         output: Folder for evaluation.json and attention.png; None: write nothing.
         command: Command recorded in the JSON; None: the current one.
+        progress: As in `translate`.
 
     Returns:
-        `metrics`, with `parameters` and, if known, `train_minutes`; `rows`, scores with signatures; and `examples`,
-        the translations, which evaluation.json has as further rows.
+        `metrics`, with `parameters` and, if known, `train_minutes`; `rows`, scores with signatures; `examples`, the
+        translations, which evaluation.json has as further rows; and `read`, a line on what was read.
 
     Raises:
         ValueError: A language is unknown; others as in `evaluate_translator`.
@@ -279,9 +288,8 @@ def evaluate_translator_folder(
         target_column=target_column,
     )
     with in_precision(model, precision):
-        evaluation = evaluate_translator(
-            model, tokenizer, pairs, beams, batch_size, lowercase=lowercase, target_language=to_language
-        )
+        options: dict[str, Any] = {"lowercase": lowercase, "target_language": to_language, "progress": progress}
+        evaluation = evaluate_translator(model, tokenizer, pairs, beams, batch_size, **options)
     metrics = {"parameters": model.num_parameters(), **train_minutes(model_path), **evaluation.metrics()}
     rows, examples = evaluation.table(), evaluation.examples()
     if output is not None:
@@ -290,7 +298,8 @@ def evaluate_translator_folder(
         chosen = min(examples, key=lambda row: abs(len(row["source"].split()) - EXAMPLE_WORDS))
         figure = draw_translation(model, tokenizer, chosen["source"], chosen["translation"])
         save_figure(figure, output / "attention.png")
-    return {"metrics": metrics, "rows": rows, "examples": examples}
+    read = f"{counted(len(pairs), 'pair')} of {describe_files(pairs, source)}."
+    return {"metrics": metrics, "rows": rows, "examples": examples, "read": read}
 
 
 def format_translation(metrics: dict[str, float]) -> str:
@@ -308,5 +317,5 @@ def format_translation(metrics: dict[str, float]) -> str:
     ):
         cells = [metrics[prefix + key] for prefix in prefixes.values()]
         lines.append(f"{label:20}" + "".join(f"{cell:>12,.{digits}f}" for cell in cells))
-    memory = f", a memory of {metrics['pairs']:,.0f} pairs" if with_memory else ""
-    return "\n".join([*lines, "", f"{metrics['sentences']:,.0f} sentences{memory}."])
+    memory = f", a memory of {counted(metrics['pairs'], 'pair')}" if with_memory else ""
+    return "\n".join([*lines, "", f"{counted(metrics['sentences'], 'sentence')}{memory}."])

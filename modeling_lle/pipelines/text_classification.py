@@ -19,9 +19,10 @@ class LLETextClassificationPipeline(TextClassificationPipeline):
 
     `history` is the bank to recall from, as an Attachment or alone; None: the one that `attach_history` set. Labels
     that only the bank knows are named as it names them.
-    With `out_of_scope=True`, each result has its score of "none of these" under `out_of_scope` and the bank's `mass`
-    (-inf without a bank), and a text whose score reaches the threshold that `fit_out_of_scope` found gets the label
-    "out_of_scope" with that score. With `return_history=True`, each result has under `history` a list of one item, as
+    With `out_of_scope=True`, each result has its score of "none of these" under `out_of_scope`, the `threshold` that
+    `fit_out_of_scope` found, whether the score reaches it as `refused`, and the bank's `mass` (-inf without a bank). A
+    refused text gets the label "out_of_scope" with that score.
+    With `return_history=True`, each result has under `history` a list of one item, as
     `as_values` makes it of an `Explanation` of the most probable label: its probability by the base and with history,
     the base's share, and the `history_top` examples of the largest effects with their `share`, their `outcome` (the
     label) and, under `columns`, their `text` and `label`. The effects add up to the change. With `top_k`, either makes
@@ -104,10 +105,12 @@ class LLETextClassificationPipeline(TextClassificationPipeline):
         found: dict[str, Any] = {}
         if out_of_scope:
             score = float(model_outputs["out_of_scope"][0])
-            found = {"out_of_scope": score, "mass": float(model_outputs["mass"][0])}
-            if score >= self.model.config.classifier.out_of_scope.threshold:
-                refused = {"label": REFUSED, "score": score}
-                result = [refused] if isinstance(result, list) else refused
+            threshold = float(self.model.config.classifier.out_of_scope.threshold)
+            found = {"out_of_scope": score, "threshold": threshold, "refused": score >= threshold}
+            found["mass"] = float(model_outputs["mass"][0])
+            if found["refused"]:
+                refusal = {"label": REFUSED, "score": score}
+                result = [refusal] if isinstance(result, list) else refusal
         if return_history:
             tokenizer: Any = self.tokenizer
             found["history"] = as_values([only(model_outputs["history"])], tokenizer)

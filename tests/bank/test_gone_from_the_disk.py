@@ -64,7 +64,7 @@ def test_texts(folder: Path, kind: str, command: str) -> None:
     give(folder / f"private.{kind}", rows)
     if command == "add":
         HistoryBank.build(make_language_model(), tokenizer, make_texts(3, 4), folder / "bank")
-    run(folder, f"bank {command} M F/private.{kind} B --as {WORDS['source']}")
+    run(folder, f"bank {command} M F/private.{kind} B --source {WORDS['source']}")
     (folder / f"private.{kind}").unlink()
     tokens = torch.tensor(tokenizer(SECRET, add_special_tokens=False)["input_ids"], dtype=torch.int32)
     traces = [tokens.numpy().tobytes(), SECRET.encode()]
@@ -95,7 +95,7 @@ def test_sentence_pairs(folder: Path, kind: str) -> None:
     give(folder / f"private.{kind}", [{"source": "ab cde zyx", "target": "AB CDE ZYX"}])
     give(folder / f"other.{kind}", [{"source": "ab", "target": "AB"}])
     for name, source in (("private", WORDS["source"]), ("other", "kept")):
-        run(folder, f"memory M F/{name}.{kind} B --source-language en --target-language de --source-name {source}")
+        run(folder, f"memory M F/{name}.{kind} B --source-language en --target-language de --source {source}")
     (folder / f"private.{kind}").unlink()
     assert b"ab cde zyx" in written(folder)
     run(folder, f"bank forget B --source {WORDS['source']} --compact")

@@ -38,9 +38,9 @@ def run(folder: Path, command: str) -> str:
 
 def test_build_add_search_forget_and_compact(folder: Path) -> None:
     entries = sum(len(text.split()) + 1 for text in TEXTS)
-    assert f"{entries} entries" in run(folder, "bank build M F/train.json B --as first")
-    assert "8 entries added" in run(folder, "bank add M F/more.txt B --as more --namespace mine")
-    info = json.loads(run(folder, "bank info B"))
+    assert f"{entries} entries" in run(folder, "bank build M F/train.json B --source first")
+    assert "8 entries added" in run(folder, "bank add M F/more.txt B --source more --namespace mine")
+    info = json.loads(run(folder, "bank info B --json"))
     assert info["entries"] == entries + 8
     assert {item["source"]: item["rows"] for item in info["sources"]} == {"first": 20, "more": 2}
     found = run(folder, "bank search M B a --neighbours 3 --namespace mine")
@@ -49,7 +49,7 @@ def test_build_add_search_forget_and_compact(folder: Path) -> None:
     assert "is whole" in run(folder, "bank verify B")
     mine = sum(len(text.split()) + 1 for text in TEXTS[1::2])
     assert f"{mine} entries forgotten" in run(folder, "bank forget B --where user=ann")
-    assert "1 entries forgotten" in run(folder, f"bank forget B --ids {entries}")
+    assert "1 entry forgotten" in run(folder, f"bank forget B --ids {entries}")
     assert "MiB freed" in run(folder, "bank compact B")
     assert "7 entries forgotten" in run(folder, "bank forget B --source more --compact")
     assert len(HistoryBank.open(folder / "bank")) == entries - mine
@@ -64,8 +64,8 @@ def test_the_precision_is_passed_on_to_the_thread_that_encodes(folder: Path, mon
         return segment(*arguments)
 
     monkeypatch.setattr(texts_module, "_encode", watched)
-    run(folder, "bank build M F/train.json B --as first --precision float32")
-    run(folder, "bank add M F/more.txt B --as more --precision bfloat16")
+    run(folder, "bank build M F/train.json B --source first --precision float32")
+    run(folder, "bank add M F/more.txt B --source more --precision bfloat16")
     run(folder, "bank search M B a --precision float32")
     assert seen == ["float32", "bfloat16", "float32"]
     assert inside == [False, True]
@@ -111,13 +111,19 @@ def test_parquet_and_back(folder: Path) -> None:
 
 def test_calibrate_evaluate_and_explain_with_a_bank(folder: Path) -> None:
     run(folder, "bank build M F/train.json B")
-    output = run(folder, "calibrate M F/train.json --split train --bank B --output F/fitted")
+    (folder / "new.txt").write_text("\n".join(make_texts(20, 6, seed=8)))
+    output = run(folder, "calibrate M F/new.txt --bank B --output F/fitted --json")
     fitted = json.loads(output[output.index("{") :])
     saved = json.loads((folder / "fitted" / "config.json").read_text())["history"]
-    assert fitted["bank"] == saved["bank"]
-    assert saved["bank"]["sharpness"] != make_language_model().config.bank.sharpness
-    output = run(folder, "evaluate F/fitted F/more.txt --split train --bank B")
-    assert output.split()[:5] == ["base", "stream", "bank", "both", "ratio"]
+    kept = "before" if fitted["kept_old_values"] else "after"
+    assert fitted["parameters"]["bank.gate"][kept] == saved["bank"]["gate"]
+    assert fitted["parameters"]["stream.recency"][kept] == saved["stream"]["recency"]
+    assert fitted["parameters"]["bank.sharpness"]["after"] != fitted["parameters"]["bank.sharpness"]["before"]
+    assert set(fitted["held_out"]["after"]) == {"nats", "base_nats", "perplexity", "base_perplexity"}
+    output = run(folder, "evaluate F/fitted F/more.txt --bank B")
+    first, second, *_ = output.splitlines()
+    assert first.endswith(" of more.txt.")
+    assert second.split() == ["base", "stream", "bank", "both", "ratio"]
     output = run(folder, "explain M F/more.txt --bank B --top 2 --output F/page.html")
     assert "train.json:" in output
     assert "tokens ago" in output
@@ -131,7 +137,7 @@ def test_calibrate_evaluate_and_explain_with_a_bank(folder: Path) -> None:
     ("arguments", "message"),
     [
         ("bank info F/none", "there is no bank at"),
-        ("bank add M F/more.txt B --as first", "go on with resume=True"),
+        ("bank add M F/more.txt B --source first", "go on with --resume"),
         ("bank forget B", "nothing to forget"),
         ("bank forget B --ids 3,x", "ids are comma-separated numbers"),
         ("bank forget B --where user", "write column=value"),
@@ -143,7 +149,9 @@ def test_calibrate_evaluate_and_explain_with_a_bank(folder: Path) -> None:
         ("bank forget B --source nothing", "no source 'nothing'; it has: first"),
         ("bank search M B a --namespace x", "no namespace 'x'"),
         ("bank import F/more.txt F/other", "more.txt is no Parquet file"),
-        ("explain M text --bank F/none", "none"),
+        ("explain M text --bank F/none", "`lle bank build` makes one"),
+        ("explain M F/none.txt", "holds no 'none.txt'"),
+        ("bank add M F/more.txt B --as first", "there is no --as: use --source"),
     ],
 )
 def test_errors_are_one_line(
@@ -153,7 +161,7 @@ def test_errors_are_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run(folder, "bank build M F/train.json B --as first")
+    run(folder, "bank build M F/train.json B --source first")
     names = {"M": folder / "model", "B": folder / "bank"}
     words = [str(names.get(word, word)).replace("F/", f"{folder}/") for word in arguments.split()]
     monkeypatch.setattr("sys.argv", ["lle", *words])

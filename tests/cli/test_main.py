@@ -23,10 +23,11 @@ LINES = [f"the cat {n % 7} sat on the mat {n % 3} and the dog {n % 5} slept\n" f
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Text files, a recipe and what `lle train` made of them."""
     folder = tmp_path_factory.mktemp("cli")
+    (folder / "texts").mkdir()
     for split, lines in (("train", LINES), ("valid", LINES[:100]), ("test", LINES[100:160])):
-        (folder / f"{split}.txt").write_text("".join(lines))
+        (folder / "texts" / f"{split}.txt").write_text("".join(lines))
     recipe = {
-        "data": {"source": str(folder)},
+        "data": {"source": str(folder / "texts")},
         "tokenizer": {"kind": "word"},
         "model": {"hidden_size": 16, "history": {"stream": {"window": 100}}},
         "training": {
@@ -62,7 +63,7 @@ def test_train_writes_everything(folder: Path) -> None:
 
 def test_evaluate_shows_base_and_history_and_writes_results(folder: Path) -> None:
     results = folder / "results" / "cat.json"
-    output = run("evaluate", folder / "run", folder, "--output", folder / "seen", "--results", results)
+    output = run("evaluate", folder / "run", folder / "texts", "--output", folder / "seen", "--results", results)
     assert "perplexity / word" in output
     assert (folder / "seen" / "evaluation.png").stat().st_size > 10_000
     measured = json.loads((folder / "seen" / "evaluation.json").read_text())["metrics"]
@@ -74,7 +75,7 @@ def test_evaluate_shows_base_and_history_and_writes_results(folder: Path) -> Non
 
 def test_card_is_written_from_results(folder: Path) -> None:
     results = folder / "cat.json"
-    run("evaluate", folder / "run", folder, "--results", results)
+    run("evaluate", folder / "run", folder / "texts", "--results", results)
     run("card", folder / "run", results, "--repo-id", "someone/cat", "--dataset", "someone/cats")
     card = (folder / "run" / "README.md").read_text()
     assert "library_name: transformers" in card
@@ -82,17 +83,24 @@ def test_card_is_written_from_results(folder: Path) -> None:
 
 
 def test_calibrate_saves_the_numbers(folder: Path) -> None:
-    output = run("calibrate", folder / "run", folder, "--output", folder / "calibrated", "--limit-tokens", 500)
-    saved = json.loads((folder / "calibrated" / "config.json").read_text())["history"]["stream"]
-    assert json.loads(output[output.index("{") :])["stream"] == saved
+    place = folder / "calibrated"
+    options = ("calibrate", folder / "run", folder / "texts", "--output", place, "--limit-tokens", 500)
+    output = run(*options, "--json")
+    found = json.loads(output[output.index("{") :])
+    saved = json.loads((place / "config.json").read_text())["history"]["stream"]
+    kept = "before" if found["kept_old_values"] else "after"
+    assert found["parameters"]["stream.sharpness"][kept] == saved["sharpness"]
+    shown = run(*options)
+    assert re.search(r"stream.gate +(-?[\d.e+-]+ ){4}", shown)
+    assert re.search(r"Perplexity of the \d+ tokens after the \d+ tokens that were fitted on: ", shown)
 
 
 def test_statistics_switch_the_update_on(folder: Path) -> None:
-    output = run("statistics", folder / "run", folder, "--scope", "head", "--output", folder / "updating")
+    output = run("statistics", folder / "run", folder / "texts", "--scope", "head", "--output", folder / "updating")
     assert "history.update.scope is 'head'" in output
     results = folder / "updating.json"
     shutil.copy(folder / "run" / "metrics.json", folder / "updating")
-    output = run("evaluate", folder / "updating", folder, "--results", results)
+    output = run("evaluate", folder / "updating", folder / "texts", "--results", results)
     assert re.search(r"base +stream +update +all +ratio", output)
     released = json.loads(results.read_text())["metrics"]
     assert {"base_test_ppl", "stream_test_ppl", "update_test_ppl", "all_test_ppl"} <= set(released)
@@ -113,9 +121,9 @@ def test_the_precision_is_passed_on(folder: Path, monkeypatch: pytest.MonkeyPatc
     seen = record_precisions(monkeypatch)
     place = folder / "precision"
     for command in (
-        ("evaluate", folder / "run", folder),
-        ("calibrate", folder / "run", folder, "--output", place, "--limit-tokens", 100),
-        ("statistics", folder / "run", folder, "--scope", "all", "--output", place, "--limit-tokens", 100),
+        ("evaluate", folder / "run", folder / "texts"),
+        ("calibrate", folder / "run", folder / "texts", "--output", place, "--limit-tokens", 100),
+        ("statistics", folder / "run", folder / "texts", "--scope", "all", "--output", place, "--limit-tokens", 100),
         ("explain", folder / "run", "the cat"),
     ):
         for precision in ("float32", "bfloat16"):
@@ -143,7 +151,7 @@ def test_errors_are_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    names = {"recipe": folder / "recipe.yaml", "run": folder / "run", "folder": folder}
+    names = {"recipe": folder / "recipe.yaml", "run": folder / "run", "folder": folder / "texts"}
     monkeypatch.setattr("sys.argv", ["lle", *(argument.format(**names) for argument in arguments)])
     with pytest.raises(SystemExit) as stopped:
         cli.main()

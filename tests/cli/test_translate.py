@@ -100,9 +100,9 @@ def test_a_text_is_printed(folder: Path) -> None:
     printed, said = run(folder, "translate", "T", "a b c %s")
     assert printed == "a b c %s -> x y\n"
     assert said.splitlines()[0] == "the text: the translation lost %s"
-    assert said.splitlines()[1].startswith("1 texts translated in ")
+    assert said.splitlines()[1].startswith("1 text translated in ")
     assert said.endswith(" s, 1 with other placeholders.\n")
-    printed, _ = run(folder, "translate", "M", "d e", "--memory", "B", "--history-top", "1", "--beams", "1")
+    printed, _ = run(folder, "translate", "M", "d e", "--bank", "B", "--history-top", "1", "--beams", "1")
     first, pair, base = printed.splitlines()
     assert first == "d e -> y z w v"
     assert pair.endswith("'b c d e' -> 'y z w v' (match 0.50, pairs:1)")
@@ -192,13 +192,13 @@ def test_a_memory_is_made_added_to_and_forgotten(folder: Path) -> None:
     (folder / "more.jsonl").write_text(
         '{"source": "a b c", "target": "u u"}\n{"source": "a b c", "target": "x y"}\n{"source": "d", "target": ""}\n'
     )
-    add = ["memory", "M", "F/more.jsonl", *LANGUAGES, "--skip-broken", "--source-name", "more"]
+    add = ["memory", "M", "F/more.jsonl", *LANGUAGES, "--skip-broken", "--source", "more"]
     assert "2 of 2 pairs are new" in run(folder, *add, "--namespace", "mine")[0]
     assert "0 of 2 pairs are new" in run(folder, *add, "--namespace", "mine")[0]
     assert "1 of 2 pairs are new" in run(folder, *add)[0]
     assert run(folder, "translate", "M", "a b c", "--namespace", "mine", "--exact-matches")[0] == "a b c -> x y\n"
     assert run(folder, "translate", "M", "a b c", "--exact-matches")[0] == "a b c -> u u\n"
-    info = json.loads(run(folder, "bank", "info", "F/model/history")[0])
+    info = json.loads(run(folder, "bank", "info", "F/model/history", "--json")[0])
     assert sorted(info["namespaces"]) == ["default", "mine"]
     assert {(item["namespace"], item["source"]) for item in info["sources"]} == {
         ("default", f"{folder}/pairs.tsv"),
@@ -220,7 +220,7 @@ def test_a_memory_elsewhere(folder: Path) -> None:
     before = contents(folder / "model")
     printed, _ = run(folder, "memory", "M", "F/pairs.tsv", "F/new/one", *LANGUAGES)
     assert f"lle bank forget {folder}/new/one --source" in printed
-    assert run(folder, "translate", "M", "h", "--memory", "F/new/one")[0] == "h -> v u y x\n"
+    assert run(folder, "translate", "M", "h", "--bank", "F/new/one")[0] == "h -> v u y x\n"
     assert contents(folder / "model") == before
 
 
@@ -233,13 +233,17 @@ def test_a_memory_that_fails_is_not_there(folder: Path, monkeypatch: pytest.Monk
 
 
 def test_calibrate(folder: Path) -> None:
-    output, _ = run(folder, "calibrate", "T", "F/pairs.tsv", *LANGUAGES, "--split", "train", "--output", "F/fitted")
+    options = ["F/pairs.tsv", *LANGUAGES, "--json"]
+    output, _ = run(folder, "calibrate", "T", *options, "--output", "F/fitted")
     found = json.loads(output[output.index("{") :])
-    assert found["after_nats"] <= found["before_nats"]
+    assert (found["fitted_on"], found["measured_on"]) == ("4 pairs", "1 pair")
     saved = json.loads((folder / "fitted" / "config.json").read_text())["history"]["bank"]
-    assert saved == found["bank"] != make_word_translator(history=TRUSTED_MEMORY).config.to_dict()["history"]["bank"]
-    other, _ = run(folder, "calibrate", "M", "F/pairs.tsv", *LANGUAGES, "--split", "train", "--bank", "B")
-    assert json.loads(other[other.index("{") :])["bank"] == saved
+    kept = "before" if found["kept_old_values"] else "after"
+    assert saved["gate"] == found["parameters"]["bank.gate"][kept]
+    other, _ = run(folder, "calibrate", "M", *options, "--bank", "B")
+    assert json.loads(other[other.index("{") :])["held_out"] == found["held_out"]
+    shown, _ = run(folder, "memory", "T", "F/pairs.tsv", *LANGUAGES, "--calibrate")
+    assert "that were not fitted on, each predicted from other pairs: " in shown
 
 
 FAULTS = [
@@ -250,8 +254,8 @@ FAULTS = [
     (["translate", "T", "F/blank.txt"], "it is blank"),
     (["translate", "T", "  "], "there is nothing to translate in the text"),
     (["translate", "T", "F/latin.txt"], "is not UTF-8"),
-    (["translate", "T", "F/app.mo"], "give a file whose name ends with"),
-    (["translate", "T", "F/model"], "give a file whose name ends with"),
+    (["translate", "T", "F/app.mo"], "app.mo'"),
+    (["translate", "T", "F/model"], "cannot read"),
     (["translate", "T", "F/broken.po"], "line 5 of"),
     (["translate", "T", "F/pairs.tsv"], "has no column 'text'"),
     (["translate", "T", "F/numbers.jsonl"], "the text in row 1 of"),
@@ -262,24 +266,25 @@ FAULTS = [
     (["translate", "T", "a", "--output", "F/out.txt", "--history-top", "1"], "can hold translations only"),
     (["translate", "T", "F/taken.csv", "--output", "F/out.csv"], "'predicted_translation' already"),
     (["translate", "T", "a", "--namespace", "none"], "has no namespace 'none'; it has: default"),
-    (["translate", "M", "a", "--namespace", "none"], "name one with --memory"),
-    (["translate", "M", "a", "--exact-matches"], "has no memory for exact matches: name one with --memory"),
-    (["translate", "M", "a", "--memory", "F/none"], "none"),
-    (["translate", "F/other", "a", "--memory", "B"], "was encoded by another backbone"),
-    (["translate", "F/language", "a"], "holds a LLEForCausalLM, and a translator, LLEForSeq2SeqLM, is needed"),
-    (["classify", "M", "a"], "holds a LLEForSeq2SeqLM"),
+    (["translate", "M", "a", "--namespace", "none"], "name one with --bank"),
+    (["translate", "M", "a", "--exact-matches"], "has no memory for exact matches: name one with --bank"),
+    (["translate", "M", "a", "--bank", "F/none"], "`lle memory` of sentence pairs"),
+    (["translate", "M", "a", "--memory", "B"], "there is no --memory: use --bank"),
+    (["translate", "F/other", "a", "--bank", "B"], "was encoded by another backbone"),
+    (["translate", "F/language", "a"], "holds a language model, and a translator is needed: use lle generate"),
+    (["classify", "M", "a"], "holds a translator, and a classifier of texts is needed: use lle translate"),
     (["calibrate", "M", "F/pairs.tsv", *LANGUAGES, "--split", "train"], "has no memory"),
     (["calibrate", "T", "F/pairs.tsv"], "give --source-language and --target-language"),
-    (["calibrate", "T", "F/pairs.tsv", "--keep-in-scope", "1"], "--keep-in-scope is not for the LLEForSeq2SeqLM"),
-    (["memory", "F/language", "F/pairs.tsv", *LANGUAGES], "holds a LLEForCausalLM"),
+    (["calibrate", "T", "F/pairs.tsv", "--keep-in-scope", "1"], "taught, a translator: leave it out"),
+    (["memory", "F/language", "F/pairs.tsv", *LANGUAGES], "holds a language model"),
     (["memory", "M", "F/none.tsv", *LANGUAGES], "none.tsv"),
-    (["memory", "M", "F/gap.tsv", *LANGUAGES], "skip_broken=True"),
+    (["memory", "M", "F/gap.tsv", *LANGUAGES], "--skip-broken"),
     (["memory", "M", "F/pairs.tsv", "--source-language", "en", "--target-language", "fr"], "no column 'fr'"),
     (["memory", "M", "F/pairs.tsv", *LANGUAGES, "--split", "test"], "has no split 'test'"),
     (["memory", "F/other", "F/pairs.tsv", "B", *LANGUAGES], "was encoded by another backbone"),
     (["memory", "M", "F/pairs.tsv", "F/texts.txt", *LANGUAGES], "cannot write to the bank"),
     (["memory", "M", "F/pairs.tsv", *LANGUAGES, "--namespace", ""], "a namespace needs a name"),
-    (["memory", "owner/name", "F/pairs.tsv", *LANGUAGES], "give the folder of its bank with MEMORY"),
+    (["memory", "owner/name", "F/pairs.tsv", *LANGUAGES], "give the folder of its bank with BANK"),
     (["bank", "build", "M", "F/texts.txt", "F/new"], "use lle memory"),
 ]
 
@@ -305,6 +310,7 @@ def test_faults_are_one_line_and_change_nothing(
     (folder / "taken.csv").write_text("text,translation,predicted_translation\na,b,c\n")
     (folder / "gap.tsv").write_text("en\tde\na\t\n")
     before = contents(folder)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: None)  # the Hub has owner/name
     monkeypatch.setattr("sys.argv", ["lle", *places(folder, arguments)])
     with pytest.raises(SystemExit) as stopped:
         cli.main()

@@ -74,9 +74,9 @@ def test_translators(tmp_path: Path) -> None:
     save(tmp_path, make_translator(tokenizer), tokenizer)
     (tmp_path / "pairs.json").write_text(json.dumps({"source": "ab", "target": EVIL}))
     languages = "--source-language", "en", "--target-language", "de"
-    shown(tmp_path, "memory", "M", str(tmp_path / "pairs.json"), "B", *languages, "--source-name", EVIL)
+    shown(tmp_path, "memory", "M", str(tmp_path / "pairs.json"), "B", *languages, "--source", EVIL)
     told = shown(
-        tmp_path, "translate", "M", "ab", "--memory", "B", "--exact-matches", "--beams", "1", "--history-top", "1"
+        tmp_path, "translate", "M", "ab", "--bank", "B", "--exact-matches", "--beams", "1", "--history-top", "1"
     )
     assert SHOWN in told
 

@@ -306,12 +306,12 @@ def test_the_command_reads_the_memory_that_lies_with_the_model() -> None:
 
 @pytest.mark.usefixtures("folder")
 def test_what_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match=r"--label-column is not for the LLEForSeq2SeqLM in run: leave it out"):
+    with pytest.raises(ValueError, match=r"--label-column is not for run, a translator: leave it out"):
         run("run", "data", "--label-column", "label")
-    with pytest.raises(ValueError, match=r"--text-column is not for the LLEForSeq2SeqLM"):
+    with pytest.raises(ValueError, match=r"--text-column is not for run, a translator"):
         run("run", "data", "--text-column", "text")
     make_classifier().save_pretrained("classifier")
-    with pytest.raises(ValueError, match=r"--beams is not for the LLEForSequenceClassification in classifier"):
+    with pytest.raises(ValueError, match=r"--beams is not for classifier, a classifier of texts"):
         run("classifier", "data", "--beams", "2")
     with pytest.raises(ValueError, match="a translator, LLEForSeq2SeqLM, is needed"):
         load_translator("classifier")
