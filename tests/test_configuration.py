@@ -206,10 +206,10 @@ def test_sections_are_checked_and_converted_whenever_they_are_set() -> None:
 
 def test_saving_and_loading(tmp_path: Path) -> None:
     history = {
-        "stream": {"window": 9, "sharpness": 3, "recency": 0, "gate": [1, 2.5, 3, 4]},
+        "stream": {"window": 9, "sharpness": 3, "recency": 0, "gate": [1, 2.5, 3, 4], "generated": True},
         "bank": {"neighbours": 8, "sharpness": 2.5, "gate": [1, 2, 3, 4], "skip_above": 0.5, "search": "fast"},
         "update": {"scope": "low-rank", "every": 7, "rate": 0.5, "decay": 0.1, "momentum": 0.2}
-        | {"preconditioning": 1.0, "rank": 5},
+        | {"preconditioning": 1.0, "rank": 5, "generated": True},
         "training": {"window": 5, "other_rows": False, "warm_up": 0.5, "sharpness": 2, "gate": [4, 3, 2, 1]},
     }
     classifier = {"members": 2, "pooling": ["last"], "background": 0.7, "margin": 0.02}
