@@ -35,5 +35,12 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from . import corpus, gather, labelled, pairs, streams, text
 
-    modules = (corpus, gather, labelled, pairs, streams, text)
-    return next(vars(module)[name] for module in modules if name in vars(module))
+    homes = {
+        corpus: ("python_corpus",),
+        gather: ("Survey", "survey"),
+        labelled: ("check_labelled", "load_labelled", "split_out_of_scope"),
+        pairs: ("load_pairs",),
+        streams: ("StreamDataset", "StreamIterableDataset"),
+        text: ("TextTokens", "collect", "load_texts", "tokenize"),
+    }
+    return next(getattr(module, name) for module, names in homes.items() if name in names)

@@ -32,7 +32,7 @@ class DataArguments:
     """Data of a run.
 
     Args:
-        source: Data set on the Hub, or local file, folder or glob: any text files, and csv, tsv, json, jsonl or parquet
+        source: Data set on the Hub, or local file, folder or glob: any text files, csv, tsv, json, jsonl or parquet
             tables; for translators also TMX, PO or MO files, or parallel files named by language (train.en, train.de).
         name: Configuration of a data set on the Hub.
         text_column: Column of the text.

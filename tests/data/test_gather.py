@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from modeling_lle import data
 from modeling_lle.data import load_texts, survey
 from modeling_lle.data.encoding import guess_encoding
 
@@ -94,6 +95,11 @@ def test_a_path_that_does_not_exist_is_an_error_at_once(tmp_path: Path, monkeypa
     for missing in ("texts/b", "texts/a.md", "notes.txt", "./texst", "/no/such"):
         with pytest.raises(FileNotFoundError, match=r"there is no .* holds no '(?!.*Hub)"):
             load_texts(missing)
+
+
+def test_every_name_of_the_package_is_there() -> None:
+    for name in data.__all__:
+        assert getattr(data, name).__module__.startswith("modeling_lle.data."), name
 
 
 def test_encodings_are_guessed() -> None:
