@@ -141,12 +141,15 @@ class StreamConfig:
         recency: Exponent of the decay with the age of an entry: its weight is multiplied by `age ** -recency`.
         gate: Bias, and weights of the mass, of the base's entropy and of its largest log probability, in the logit
             of the share that the stream has in the mixture (the base's logit is 0).
+        generated: Whether what the model generates makes entries too: it recalls its own output then, and repeats it;
+            weaker entries of it do so as well (model_cards/results/generation.json).
     """
 
     window: int = within(2000, 0, MAX_WINDOW)
     sharpness: float | int = within(14.0, 0.0, MAX_FITTED)
     recency: float | int = within(0.3, 0.0, MAX_FITTED)
     gate: list[float | int] = four_numbers(lambda: [-1.5, 0.3, 0.3, 0.3])  # noqa: RUF009
+    generated: bool = False
 
 
 @strict
@@ -181,6 +184,7 @@ class UpdateConfig:
         momentum: Share of the previous step that goes into the next one.
         preconditioning: Exponent of the root mean square that gradients are divided by.
         rank: Rank of the map, for the scope "low-rank".
+        generated: Whether steps are taken on what the model generates itself too.
     """
 
     scope: Literal["none", "head", "low-rank", "all"] = "none"
@@ -190,6 +194,7 @@ class UpdateConfig:
     momentum: float | int = within(0.0, 0.0, 0.999)
     preconditioning: float | int = within(0.5, 0.0, 1.0)
     rank: int = within(128, 1, MAX_WIDTH)
+    generated: bool = False
 
 
 @strict

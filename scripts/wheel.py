@@ -9,6 +9,7 @@ example of the README trains its model (a minute); modeling_lle comes from the w
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -50,6 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if missing:
                 print(f"{path.name} lacks these files, or holds others: {', '.join(missing)}", file=sys.stderr)
                 return 1
+            links = relative_links(description(path))
+            if links:
+                print(f"the description of {path.name} has links that PyPI does not follow: {links}", file=sys.stderr)
+                return 1
+        run([sys.executable, "-m", "twine", "check", "--strict", *map(str, built)], folder)
         (wheel,) = (path for path in built if path.suffix == ".whl")
         try_wheel(wheel, folder)
         options.output.mkdir(parents=True, exist_ok=True)
@@ -81,6 +87,18 @@ def differing_files(path: Path) -> list[str]:
     files = (file for file in (ROOT / PACKAGE).rglob("*") if file.is_file() and "__pycache__" not in file.parts)
     expected = {file.relative_to(ROOT).as_posix(): file.read_bytes() for file in files}
     return sorted(name for name, content in expected.items() if contents.get(name) != content)
+
+
+def description(path: Path) -> str:
+    """The text that PyPI shows of a wheel or source distribution."""
+    contents = read_wheel(path) if path.suffix == ".whl" else read_source(path)
+    names = (name for name in contents if name == "PKG-INFO" or name.endswith(".dist-info/METADATA"))
+    return contents[next(names)].decode().partition("\n\n")[2]
+
+
+def relative_links(text: str) -> list[str]:
+    """The links and pictures of a Markdown text that lead to files beside it."""
+    return [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if not re.match("https?://|mailto:", link)]
 
 
 def read_wheel(path: Path) -> dict[str, bytes]:

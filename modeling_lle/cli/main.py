@@ -1,5 +1,5 @@
-"""Command line: `lle train | evaluate | calibrate | statistics | explain | card | demo`, `lle bank ...`, for
-classifiers `lle classify | learn | forget`, and for translators `lle translate | memory`.
+"""Command line: `lle train | evaluate | calibrate | statistics | generate | explain | card | doctor | demo`,
+`lle bank ...`, for classifiers `lle classify | learn | forget`, and for translators `lle translate | memory`.
 
 Heavy imports are deferred until a command runs, so that `lle --help` answers at once.
 """
@@ -17,10 +17,14 @@ from .. import __version__
 from ..common.terminal import Formatter, printable, printable_lines, say
 from .bank import bank
 from .calibrate import calibrate, statistics
+from .card import card
 from .classify import classify, forget, learn
+from .doctor import doctor
 from .evaluate import evaluate
+from .explain import explain
+from .generate import generate
 from .groups import Commands
-from .options import Column, Folder, InPrecision, LooseBank, Name, Namespaces, Precision
+from .options import Column, InPrecision, Name, Precision
 from .translate import memory, translate
 from .wording import for_command_line
 
@@ -77,40 +81,8 @@ def train(
     say(f"The model is in {loaded.training.output_dir}: lle evaluate {loaded.training.output_dir} TEXT")
 
 
-@app.command("explain", rich_help_panel=TRY, epilog='Example: lle explain runs/mine "A text" --output page.html')
-def explain_(
-    model: Folder,
-    text: Annotated[str, typer.Argument(metavar="TEXT", help="A text, or a file with it.")],
-    bank_path: LooseBank = None,
-    namespace: Namespaces = None,
-    top: Annotated[int, typer.Option(help="Entries to show for each token.")] = 3,
-    precision: InPrecision = Precision.auto,
-    output: Annotated[Path | None, typer.Option(help="HTML page to write.")] = None,
-) -> None:
-    """Shows for each token of a text the entries that changed its probability, and by how much exactly."""
-    from .texts import encode_whole, read_text
-
-    given = read_text(text)
-    import torch
-
-    from ..bank.bank import HistoryBank
-    from ..common.precision import in_precision
-    from ..evaluation.explanations import format_explanations, write_page
-    from ..saved import load_language_model
-
-    loaded, tokenizer = load_language_model(model)
-    if bank_path is not None:
-        loaded.attach_history(HistoryBank.from_pretrained(bank_path), namespace or None)
-    tokens = encode_whole(given, tokenizer)
-    ids = torch.tensor([tokenizer.eos_token_id, *tokens[:-1]])
-    with in_precision(loaded, precision.value):
-        explanations = loaded.explain(ids, top)
-    typer.echo(format_explanations(explanations, tokenizer))
-    if output is not None:
-        write_page(output, explanations, tokenizer, f"What {model} recalls")
-        say(f"The page is {output}.")
-
-
+app.command(rich_help_panel=TRY, epilog='Example: lle generate runs/mine "Once upon a time" --bank bank')(generate)
+app.command(rich_help_panel=TRY, epilog='Example: lle explain runs/mine "A text" --output page.html')(explain)
 app.command(rich_help_panel=TRY, epilog='Example: lle classify runs/intents "Where is my card?"')(classify)
 app.command(rich_help_panel=TRY, epilog='Example: lle translate runs/en-de "Delete the file" --bank memory')(translate)
 app.command(rich_help_panel=TEACH, epilog='Example: lle learn runs/intents "Where is my card?" --label card')(learn)
@@ -123,24 +95,8 @@ app.add_typer(bank, name="bank", rich_help_panel=TEACH)
 app.command(rich_help_panel=FIT, epilog="Example: lle evaluate runs/mine texts/ --bank bank")(evaluate)
 app.command(rich_help_panel=FIT, epilog="Example: lle calibrate runs/mine held_out.txt --bank bank")(calibrate)
 app.command(rich_help_panel=FIT, epilog="Example: lle statistics runs/mine texts/ --scope head")(statistics)
-
-
-@app.command(rich_help_panel=MAKE)
-def card(
-    model: Annotated[Path, typer.Argument(help="Folder written by `lle train`.")],
-    results: Annotated[Path, typer.Argument(help="Results file of `lle evaluate --results`.")],
-    repo_id: Annotated[str, typer.Option(help="Future name of the model on the Hub, owner/name.")],
-    dataset: Annotated[str, typer.Option(help="Name of the data set on the Hub.")],
-    prompt: Annotated[str, typer.Option(help="Text that the example completes.")] = "The",
-) -> None:
-    """Writes the model card, README.md, from results and recipe into the folder of a model."""
-    from ..evaluation import read_results
-    from .model_card import write_model_card
-
-    recipe = model / "recipe.yaml"
-    text = recipe.read_text(encoding="utf-8") if recipe.is_file() else None
-    path = write_model_card(model, read_results(results), repo_id=repo_id, dataset=dataset, recipe=text, prompt=prompt)
-    say(f"The card is {path}.")
+app.command(rich_help_panel=MAKE, epilog="Example: lle card runs/mine")(card)
+app.command(rich_help_panel=MAKE, epilog="Example: lle doctor")(doctor)
 
 
 @app.command(rich_help_panel=MAKE)

@@ -14,7 +14,6 @@ Within a line, `<!-- metric:ptb base_test_ppl -->74.12<!-- end -->` holds one me
 import importlib.metadata
 import json
 import math
-import os
 import platform
 import re
 import shlex
@@ -27,6 +26,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 
+from ..common.machine import cores, processor
 from ..common.temporary import replacing
 from ..common.terminal import counted
 from ..configuration_fields import check_keys
@@ -153,8 +153,7 @@ def commit() -> str | None:
 
 def environment() -> dict[str, Any]:
     """Machine and versions that measurements depend on."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    values: dict[str, Any] = {"cpu": _cpu(), "cores": cores}
+    values: dict[str, Any] = {"cpu": processor(), "cores": cores()}
     if torch.cuda.is_available():
         values["gpu"] = torch.cuda.get_device_name()
     values["python"] = platform.python_version()
@@ -164,12 +163,6 @@ def environment() -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return values
-
-
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    names = re.findall(r"^model name\s*: (.*)$", info.read_text(), re.MULTILINE) if info.is_file() else []
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -66,6 +66,8 @@ class LLECache(Cache):
     Attributes:
         stream: The ring buffer, or None.
         overlay: The changes of the test-time update, an `Overlay` (history/overlay.py), or None.
+        unread: (B,) int64, the tokens that `generate` chose last and did not read any more, or None: if the next
+            segment begins with them, they are known as the model's own output.
         seen_tokens: Tokens read so far, padding included.
     """
 
@@ -75,6 +77,7 @@ class LLECache(Cache):
         self.seen_tokens = 0
         self.stream = Stream(window) if window > 0 else None
         self.overlay: Any = None
+        self.unread: Tensor | None = None
 
     @property
     def _layer(self) -> _StateLayer:
@@ -111,6 +114,7 @@ class LLECache(Cache):
         for part in (self.stream, self.overlay):
             if part is not None:
                 part.apply(change)
+        self.unread = None if self.unread is None else change(self.unread)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Replaces row i by row `beam_idx[i]`."""
@@ -132,6 +136,8 @@ class LLECache(Cache):
     def export(self) -> dict[str, Tensor]:
         """Returns its tensors by name, for `restore`."""
         tensors = named_tensors(self.state, "state")
+        if self.unread is not None:
+            tensors["unread"] = self.unread
         if self.stream is not None and self.stream.keys is not None:
             tensors |= {f"stream.{name}": getattr(self.stream, name) for name in Stream.tensors}
         return tensors
@@ -140,6 +146,7 @@ class LLECache(Cache):
         """Continues where the cache that exported the tensors was; both must have the same window."""
         self.reset()
         self.state = from_named_tensors(tensors, "state")
+        self.unread = tensors.get("unread")
         if self.stream is not None and "stream.keys" in tensors:
             for name in Stream.tensors:
                 setattr(self.stream, name, tensors[f"stream.{name}"])
@@ -149,7 +156,7 @@ class LLECache(Cache):
         self.layers[0].reset()
         self.seen_tokens = 0
         self.stream = Stream(self.window) if self.window > 0 else None
-        self.overlay = None
+        self.overlay = self.unread = None
 
     def crop(self, tokens_to_remove: int) -> None:
         """A recurrent state cannot go back."""

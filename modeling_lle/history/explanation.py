@@ -6,6 +6,7 @@ example that may have several labels, or its value in regression. Each term is t
 Shapes: B batch, T time, N entries, n predictions.
 """
 
+import bisect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -153,13 +154,18 @@ def _side_by_side(explained: Explained) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def explain_tokens(
-    text: Tensor, read: Callable[[Tensor], Iterable[Prediction]], attachment: Attachment | None, top: int
+    text: Tensor,
+    made: Tensor,
+    read: Callable[[slice], Iterable[Prediction]],
+    attachment: Attachment | None,
+    top: int,
 ) -> list[Explanation]:
     """Explains every token of a text but the first.
 
     Args:
         text: (T,) int64.
-        read: Predictions for the next segment (1, n) int64 of the text.
+        made: (T,) bool, whether a token made an entry of the stream when it was read; the first one never does.
+        read: Predictions for the next segment of the text, whose positions it is given.
         attachment: The bank that they recall from, pinned, or None.
         top: Entries to name for each token.
     """
@@ -167,15 +173,16 @@ def explain_tokens(
     def cause(position: int, source: str, share: float, effect: float, identity: int) -> Cause:
         if source == BANK:
             return bank_cause(attachment, share, effect, identity)
-        at = position - identity  # the entry of age a has as its outcome the token that stood a places before
+        at = places[bisect.bisect_left(places, position) - identity]  # the newest entry before it has the age 1
         before, after = text[max(0, at - CONTEXT) : at], text[at + 1 : min(position, at + 1 + CONTEXT)]
-        return Cause(STREAM, share, effect, int(text[at]), before.tolist(), after.tolist(), age=identity)
+        return Cause(STREAM, share, effect, int(text[at]), before.tolist(), after.tolist(), age=position - at)
 
+    places = (made[1:].nonzero()[:, 0] + 1).tolist()
     found: list[Explanation] = []
     for start in range(0, len(text) - 1, SEGMENT):
         stop = min(start + SEGMENT, len(text) - 1)
         targets = text[None, start + 1 : stop + 1]
-        for prediction in read(text[None, start:stop]):
+        for prediction in read(slice(start, stop)):
             own, first = targets[:, prediction.positions], start + prediction.positions.start + 1
             explained = Explained(
                 positions=range(first, first + own.shape[1]),

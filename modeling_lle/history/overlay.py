@@ -10,8 +10,10 @@ the rule of dynamic evaluation (Krause et al. 2018, arXiv:1709.07432, equations 
 changes: a row's changes are added to the weights for this row only, decay towards what was trained, and go with the
 cache. Scopes: "head" is the matrix and bias of the output layer; "low-rank" is its bias, and a map of rank R on the
 states before it; "all" is every weight, differentiated through the tokens of the step from the state before them.
-Notable: an output whose probability was negligible at all tokens of a step is left out of it, and the decay is kept as
-one factor for each row, so that a step on the head touches some hundred rows of its matrix.
+Notable: a token that the model generated itself is read, but is no outcome that a step learns from, unless
+`history.update.generated` asks for it; an output whose probability was negligible at all tokens of a step is left out
+of it, and the decay is kept as one factor for each row, so that a step on the head touches some hundred rows of its
+matrix.
 Shapes: B batch, T time, D width, V vocabulary, E tokens of a step, R rank.
 """
 
@@ -34,6 +36,7 @@ from ..common.temporary import replacing
 from ..configuration_sections import UpdateConfig
 from ..kernels.linear import apply_linear, linear
 from .cache import LLECache
+from .loss import IGNORED
 from .updatable import Updatable, change_sizes, check_updatable, pull_back, summed_gradients
 from .update_statistics import preconditioners
 
@@ -63,7 +66,8 @@ class Overlay:
         changes: For each weight that is changed (B, ...) floating, the difference to what was trained, over `decayed`.
         decayed: (B,) float64, the factor of a row's changes.
         count: (B,) int64, predictions of the row since its last step.
-        tokens: (B, E) int64, the tokens that they were made from; the outcome of each is the next one.
+        tokens: (B, E) int64, the tokens that they were made from.
+        outcomes: (B, E) int64, the same tokens as the outcome of the one before, -100 for one that teaches nothing.
         kept: What the step needs of them: "states" (B, E, D) and "probabilities" (B, E, V) of the plain output layer
             with its changes; for the scope "all" the backbone's state before them.
     """
@@ -82,6 +86,7 @@ class Overlay:
         self.decayed = torch.ones(rows, dtype=torch.float64)
         self.count = torch.zeros(rows, dtype=torch.long)
         self.tokens = torch.zeros(rows, self.every, dtype=torch.long)
+        self.outcomes = torch.zeros(rows, self.every, dtype=torch.long)
         self.kept: dict[str, Tensor] = {}
         if not self.replaces_backbone:
             size = (rows, self.every)
@@ -98,10 +103,11 @@ class Overlay:
         for tensors in (self.changes, self.velocity, self.kept):
             for name, tensor in tensors.items():
                 tensors[name] = change(tensor)
-        self.decayed, self.count, self.tokens = change(self.decayed), change(self.count), change(self.tokens)
+        for name in ("decayed", "count", "tokens", "outcomes"):
+            setattr(self, name, change(getattr(self, name)))
 
     def states(
-        self, model: Updatable, tokens: Tensor, mask: Tensor | None, cache: LLECache
+        self, model: Updatable, tokens: Tensor, outcomes: Tensor | None, mask: Tensor | None, cache: LLECache
     ) -> Iterator[tuple[slice, Tensor]]:
         """The backbone's states of a segment in parts, between which the rows take their steps.
 
@@ -110,6 +116,7 @@ class Overlay:
         Args:
             model: The model.
             tokens: (B, T) int64.
+            outcomes: (B, T) int64, the same, -100 for one that teaches nothing; None if none does.
             mask: (B, T) bool, False at padding, or None.
             cache: The cache, whose state moves on.
 
@@ -118,9 +125,10 @@ class Overlay:
         """
         if not self.replaces_backbone:
             whole = model.model(tokens, mask, past_key_values=cache, use_cache=False).last_hidden_state
+        outcomes = torch.full_like(tokens, IGNORED) if outcomes is None else outcomes
         for part in self._parts(tokens.shape[1], mask):
             ids, own_mask = tokens[:, part], None if mask is None else mask[:, part]
-            self._read(model, ids, own_mask, cache.state)
+            self._read(model, ids, outcomes[:, part], own_mask, cache.state)
             yield part, self._encode(model, ids, own_mask, cache) if self.replaces_backbone else whole[:, part]
 
     def _parts(self, length: int, mask: Tensor | None) -> Iterator[slice]:
@@ -139,28 +147,32 @@ class Overlay:
             yield slice(start, min(start + size, length))
             start += size
 
-    def _read(self, model: Updatable, tokens: Tensor, mask: Tensor | None, state: OpaqueState) -> None:
+    def _read(
+        self, model: Updatable, tokens: Tensor, outcomes: Tensor, mask: Tensor | None, state: OpaqueState
+    ) -> None:
         """Takes in the tokens (B, T) of a part, and the steps whose last outcome is now known.
 
         Args:
             model: The model.
             tokens: (B, T) int64.
+            outcomes: (B, T) int64, as in `states`.
             mask: (B, T) bool, False at padding.
             state: The backbone's state before the part.
         """
-        tokens = tokens.cpu()
+        tokens, outcomes = tokens.cpu(), outcomes.cpu()
         real = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask.cpu()
         for row in range(len(tokens)):
-            own = tokens[row, real[row]]
+            own, taught = tokens[row, real[row]], outcomes[row, real[row]]
             if not len(own):
                 continue
             count = int(self.count[row])
             if count == self.every:
-                self._step(model, row, torch.cat([self.tokens[row, 1:], own[:1]]).to(model.device))
+                self._step(model, row, torch.cat([self.outcomes[row, 1:], taught[:1]]).to(model.device))
                 self.count[row] = count = 0
             if count == 0 and self.replaces_backbone:
                 self._keep_state(row, state)
             self.tokens[row, count : count + len(own)] = own
+            self.outcomes[row, count : count + len(own)] = taught
             self.count[row] = count + len(own)
 
     def _keep_state(self, row: int, state: OpaqueState) -> None:
@@ -231,7 +243,9 @@ class Overlay:
 
     @torch.no_grad()
     def _step(self, model: Updatable, row: int, outcomes: Tensor) -> None:
-        """One step of a row on its last E predictions, whose outcomes (E,) int64 are known."""
+        """One step of a row on its last E predictions, whose outcomes (E,) int64 are known; -100 teaches nothing."""
+        if not bool((outcomes != IGNORED).any()):
+            return
         with torch.autocast(model.device.type, enabled=False):
             self._descend(model, row, outcomes)
 
@@ -264,6 +278,9 @@ class Overlay:
     def _residuals(self, model: Updatable, row: int, outcomes: Tensor) -> tuple[float, dict[str, Gradient]]:
         """Nats a token and scaled gradients of the last E predictions, from their probabilities."""
         states, residual = self.kept["states"][row], self.kept["probabilities"][row]
+        taught = outcomes != IGNORED
+        if not bool(taught.all()):
+            states, residual, outcomes = states[taught], residual[taught], outcomes[taught]
         place = torch.arange(len(outcomes), device=outcomes.device), outcomes
         nats = float(-residual[place].log().mean())
         residual[place] -= 1  # the slope of the nats in the logits
@@ -282,7 +299,9 @@ class Overlay:
         weights = {name: weight.requires_grad_() for name, weight in self._weights(model, row).items()}
         nats, gradients = summed_gradients(model, weights, self.tokens[row].to(model.device), outcomes, cache)
         scaled = {name: gradient.to(self.scales[name]) * self.scales[name] for name, gradient in gradients.items()}
-        return nats / len(outcomes), {name: (gradient, None, None) for name, gradient in scaled.items()}
+        return nats / int((outcomes != IGNORED).sum()), {
+            name: (gradient, None, None) for name, gradient in scaled.items()
+        }
 
     def _undo(self, row: int, nats: float) -> None:
         for tensors in (self.changes, self.velocity):

@@ -32,7 +32,7 @@ class HistoryOutput(ModelOutput):
         base_share: (B, T) float32, the base's share of the mixture, g_0.
         shares: (B, T, N) float32, each entry's share: P(y) = base_share * p(y) + sum of the shares with outcome y.
         outcomes: (B, T, N) int64, the token that followed each entry; its share is 0 where there is no entry.
-        ages: (B, T, N) int64, how many tokens ago the entry was made, 1 for the newest.
+        ages: (B, T, N) int64, ages of the entries, 1 for the newest.
         bank_shares, bank_outcomes: (B, T, K), the same of the entries of the bank, if one is attached.
         bank_ids: (B, T, K) int64, ids of those entries, -1 where there is none.
     """

@@ -142,9 +142,9 @@ class StreamSource:
         self.stream, self.numbers = stream, numbers
         self._block: Block | None = None
 
-    def blocks(self, states: Tensor, tokens: Tensor | None, mask: Tensor | None, size: int) -> Iterator[slice]:
+    def blocks(self, states: Tensor, outcomes: Tensor | None, mask: Tensor | None, size: int) -> Iterator[slice]:
         """The positions of each block of a segment, which `recall` is for; see `Stream.read`."""
-        for block in self.stream.read(states, tokens, mask, size):
+        for block in self.stream.read(states, outcomes, mask, size):
             self._block = block
             yield block.positions
 

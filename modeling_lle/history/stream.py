@@ -1,8 +1,9 @@
 """The stream: a ring buffer with the entries of the recent text of each row.
 
 Notable: the entry of a position is made when the next token arrives, so a prediction cannot recall what it predicts;
-each row counts its own entries, so padding changes nothing; nothing is written in place into a tensor that a gradient
-may still need. Shapes: B batch, T time, N entries, D width, C slots of the buffer.
+each row counts its own entries, so padding changes nothing, and neither do tokens that make none, as those that the
+model generated itself; nothing is written in place into a tensor that a gradient may still need. Shapes: B batch,
+T time, N entries, D width, C slots of the buffer.
 """
 
 from collections.abc import Callable, Iterator
@@ -104,14 +105,14 @@ class Stream:
         self.pending = keys.new_zeros(rows, width)
         self.has_pending = torch.zeros(rows, dtype=torch.bool, device=keys.device)
 
-    def read(self, states: Tensor, tokens: Tensor | None, mask: Tensor | None, block: int) -> Iterator[Block]:
+    def read(self, states: Tensor, outcomes: Tensor | None, mask: Tensor | None, block: int) -> Iterator[Block]:
         """Yields the blocks of a segment, and records each block after it was processed.
 
         The iterator must be exhausted, else the rest is not recorded.
 
         Args:
             states: (B, T, D) floating, the backbone's states of the segment.
-            tokens: (B, T) int64, the tokens of the segment; None if only embeddings are known, which make no entries.
+            outcomes: (B, T) int64, the tokens of the segment, -100 for one that makes no entry; None if none does.
             mask: (B, T) bool, False at padding; None for none.
             block: Positions in a block.
         """
@@ -119,15 +120,15 @@ class Stream:
         block = min(block, self.window)
         for start in range(0, states.shape[1], block):
             part = slice(start, min(start + block, states.shape[1]))
-            own_tokens = None if tokens is None else tokens[:, part]
-            yield from self._advance(part, queries[:, part], own_tokens, None if mask is None else mask[:, part])
+            own = None if outcomes is None else outcomes[:, part]
+            yield from self._advance(part, queries[:, part], own, None if mask is None else mask[:, part])
 
-    def read_whole(self, states: Tensor, tokens: Tensor | None, mask: Tensor | None) -> Block:
+    def read_whole(self, states: Tensor, outcomes: Tensor | None, mask: Tensor | None) -> Block:
         """Records a segment and returns it as one block that stays valid, for training.
 
         Gradients flow into the queries and keys of this segment, not into older keys. Arguments as in `read`.
         """
-        (block,) = self._advance(slice(0, states.shape[1]), self._queries(states), tokens, mask, stays=True)
+        (block,) = self._advance(slice(0, states.shape[1]), self._queries(states), outcomes, mask, stays=True)
         return block
 
     def _queries(self, states: Tensor) -> Tensor:
@@ -137,7 +138,7 @@ class Stream:
         return queries
 
     def _advance(
-        self, part: slice, queries: Tensor, tokens: Tensor | None, mask: Tensor | None, stays: bool = False
+        self, part: slice, queries: Tensor, outcomes: Tensor | None, mask: Tensor | None, stays: bool = False
     ) -> Iterator[Block]:
         """Makes the entries of one block, yields the block, and writes the entries.
 
@@ -146,27 +147,30 @@ class Stream:
         assert self.keys is not None
         keys, known, pending, self.has_pending = self._shift(queries, mask)
         self.pending = pending.detach()
-        if tokens is None:
+        if outcomes is None:
             known = torch.zeros_like(known)
-            tokens = torch.zeros_like(known, dtype=torch.long)
+            outcomes = torch.zeros_like(known, dtype=torch.long)
+        else:
+            known = known & (outcomes >= 0)
+            outcomes = outcomes.clamp(min=0)  # kernels and scatters take no -100, even where there is no entry
         rank = known.long().cumsum(1)
         made = self.count[:, None] + rank  # entries after the token of the position has been read
         stored, self.count = self.count, self.count + rank[:, -1]
         if queries.shape[1] == 1 and not stays:
             # The new entry takes the place of the one that has just left the window.
-            self._write(keys, tokens, known, made)
+            self._write(keys, outcomes, known, made)
             yield Block(part, queries, [self.keys], self.outcomes, self._serial(self.count), made, self.window)
             return
         yield Block(
             part,
             queries,
             [self.keys.clone() if stays else self.keys, keys],
-            torch.cat([self.outcomes, tokens], dim=1),
+            torch.cat([self.outcomes, outcomes], dim=1),
             torch.cat([self._serial(stored), (made - 1).masked_fill(~known, -1)], dim=1),
             made,
             self.window,
         )
-        self._write(keys, tokens, known, made)
+        self._write(keys, outcomes, known, made)
 
     def _shift(self, queries: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Returns the key of the last real position before each, whether both exist, and the new pending fields."""

@@ -161,3 +161,13 @@ def _borders(name: str, borders: Tensor, rows: int, length: int) -> Tensor:
     inner = borders[(borders > 0) & (borders < length)]
     starts[0, inner.long()] = True
     return starts
+
+
+def tokens_for_update(input_ids: Tensor | None, options: dict[str, Any]) -> Tensor:
+    """The tokens; raises a ValueError for what forward does not do while the test-time update changes the weights."""
+    if input_ids is None or options.get("output_hidden_states"):
+        raise ValueError(
+            "the test-time update reads tokens and returns no hidden states: give input_ids, and no "
+            "output_hidden_states; or switch it off with use_history=False or history.update.scope='none'"
+        )
+    return input_ids

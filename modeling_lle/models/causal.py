@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationMixin
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
@@ -40,8 +39,10 @@ from ..history.source import BankSource, Source, StreamSource
 from ..history.training import HistoryLoss
 from ..history.update_statistics import collect_statistics
 from ..kernels.linear import apply_linear
-from .arguments import TO_BACKBONE, Packing, check_arguments
+from .arguments import TO_BACKBONE, Packing, check_arguments, tokens_for_update
 from .backbone import LLEModel, refuse_empty_rows, refuse_export, segment_mask
+from .generating import LLEGenerationMixin, outcomes, own_output
+from .penalties import penalties
 from .pretrained import LLEPreTrainedModel
 from .targets import Targets, without_padding
 
@@ -76,10 +77,11 @@ class _Call:
     output_history: bool
     return_logits: bool | None
     logits_to_keep: int | Tensor
+    generated: int | Tensor
     options: dict[str, Any]
 
 
-class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
+class LLEForCausalLM(LLEPreTrainedModel, LLEGenerationMixin):
     """A language model that keeps learning from the text that it reads.
 
     Args:
@@ -128,6 +130,7 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         return_logits: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        generated: int | Tensor = 0,
         **kwargs: Any,
     ) -> LLECausalLMOutput:
         """Predicts the next token at every position, and measures the loss if labels are given.
@@ -148,6 +151,8 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
             return_logits: Whether to build the logits; None: unless this is a training step with labels.
             num_items_in_batch: What the summed loss is divided by: the targets of all batches that a step of the
                 optimizer adds up, counted as the Trainer does, in `labels[:, 1:]`; None: those of this batch.
+            generated: Which tokens the model generated itself, (B, >= T) bool, whose last T columns are used, or how
+                many at the end; they make no entries, unless `history.stream.generated` asks for it. `generate` tells.
             kwargs: `shift_labels` (B, T) int64, the token after each position, overrules `labels`. It is no parameter,
                 because the Trainer asks every batch for those that are named like labels. `position_ids`, `seq_idx`
                 or `cu_seq_lens_q` of packed documents (`DataCollatorWithFlattening`), each of which begins anew.
@@ -166,11 +171,13 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
         if given_labels is not None:
             own = check_targets(given_labels, (rows, length), self.config.vocab_size)
             targets = Targets(own, shift_labels is not None, mask, packing, num_items_in_batch)
-        call = _Call(use_cache, use_history, history, output_history, return_logits, logits_to_keep, kwargs)
+        call = _Call(use_cache, use_history, history, output_history, return_logits, logits_to_keep, generated, kwargs)
         if packing is None:
             return self._predict(input_ids, inputs_embeds, attention_mask, mask, targets, past_key_values, call)
-        if past_key_values is not None or use_cache:
-            raise ValueError("packed documents end in the middle of a row: give no past_key_values, and no use_cache")
+        if past_key_values is not None or use_cache or isinstance(generated, Tensor) or generated:
+            raise ValueError(
+                "packed documents end in the middle of a row: give no past_key_values, use_cache or generated"
+            )
         tokens, embeds = (None if tensor is None else packing.split(tensor) for tensor in (input_ids, inputs_embeds))
         call = replace(call, use_cache=False, logits_to_keep=0)
         output = self._predict(tokens, embeds, packing.mask, packing.mask, targets, None, call)
@@ -209,7 +216,8 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
             refuse_empty_rows(attention_mask)
         hidden_states = loss = logits = recalled = None
         if with_history and cache is not None and cache.overlay is not None:
-            predictions = self.read(tokens_for_update(input_ids, call.options), mask, cache, attachment)
+            tokens = tokens_for_update(input_ids, call.options)
+            predictions = self.read(tokens, mask, cache, attachment, call.generated)
         else:
             outputs = self.model(
                 input_ids=input_ids,
@@ -224,21 +232,22 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
             kept = call.logits_to_keep
             kept = kept if isinstance(kept, int) and kept else states.shape[1]
             first = 0 if targets is not None or output_history else max(0, states.shape[1] - kept)
-            predictions = self.predictions(states, input_ids, mask, cache, attachment, first)
+            entries = self._entries(input_ids, call.generated, cache)
+            predictions = self.predictions(states, entries, mask, cache, attachment, first)
         if history_loss is not None:
             stream = None if cache is None else cache.stream
-            loss = history_loss(stream, states, dropped, input_ids, mask, targets, self.lm_head)
+            loss = history_loss(stream, states, dropped, entries, mask, targets, self.lm_head)
         elif with_history:
             loss, logits, recalled = collect(predictions, targets, return_logits, output_history)
             logits = None if logits is None else slice_logits_to_keep(logits, call.logits_to_keep)
         else:
-            self._record(states, input_ids, mask, cache)
+            self._record(states, entries, mask, cache)
             loss = None if targets is None else head_cross_entropy(dropped, self.lm_head, targets)
             logits = self.lm_head(slice_logits_to_keep(dropped, call.logits_to_keep)) if return_logits else None
         if loss is not None and measured is not None:
             loss = loss / measured.number
             if self.training:
-                loss = loss + self._penalties(states, dropped, mask) * measured.share
+                loss = loss + penalties(self.config, states, dropped, mask) * measured.share
         return LLECausalLMOutput(loss, logits, cache if use_cache else None, hidden_states, recalled)
 
     def cache_for(
@@ -271,44 +280,32 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
         attention_mask: Tensor | dict[str, Tensor | None] | None,
         cache: LLECache,
         attachment: Attachment | None,
+        generated: int | Tensor = 0,
     ) -> Iterator[Prediction]:
         """Predictions with history for the tokens (B, T) of a segment, block by block; the cache takes it in.
 
         Each must have been used before the next one is asked for. They recall from `attachment`, which is pinned.
         """
         mask, overlay = segment_mask(attention_mask, input_ids.shape[1]), cache.overlay
+        own = own_output(generated, input_ids, cache)
+        entries = outcomes(input_ids, own, self.config.stream.generated)
         if overlay is None:
             states = self.model(input_ids, attention_mask, past_key_values=cache, use_cache=False).last_hidden_state
-            yield from self.predictions(states, input_ids, mask, cache, attachment)
+            yield from self.predictions(states, entries, mask, cache, attachment)
             return
-        for part, states in overlay.states(self, input_ids, mask, cache):
-            ids, own_mask = input_ids[:, part], None if mask is None else mask[:, part]
+        taught = outcomes(input_ids, own, self.config.overlay.generated)
+        for part, states in overlay.states(self, input_ids, taught, mask, cache):
+            ids, own_mask = (None if tensor is None else tensor[:, part] for tensor in (entries, mask))
             for prediction in self.predictions(states, ids, own_mask, cache, attachment, output=overlay.output):
                 overlay.remember(states, prediction.positions, prediction.base, own_mask)
                 start, stop = prediction.positions.start, prediction.positions.stop
                 prediction.positions = slice(part.start + start, part.start + stop)
                 yield prediction
 
-    def _penalties(self, states: Tensor, dropped: Tensor, mask: Tensor | None) -> Tensor:
-        """Activation and temporal activation regularisation (Merity et al. 2018, arXiv:1708.02182, section 4.6).
-
-        Means over what is real in states and dropped states (B, T, D), by `mask` (B, T) bool or None.
-        """
-        penalty = states.new_zeros((), dtype=torch.float32)
-        if self.config.activation_penalty:
-            real = dropped if mask is None else dropped[mask]
-            penalty = penalty + self.config.activation_penalty * real.float().square().mean()
-        if self.config.smoothness_penalty:
-            steps = states.float().diff(dim=1)
-            steps = steps if mask is None else steps[mask[:, 1:] & mask[:, :-1]]
-            if steps.numel():
-                penalty = penalty + self.config.smoothness_penalty * steps.square().mean()
-        return penalty
-
     def predictions(
         self,
         states: Tensor,
-        tokens: Tensor | None,
+        entries: Tensor | None,
         mask: Tensor | None,
         cache: LLECache | None,
         attachment: Attachment | None,
@@ -319,7 +316,7 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
 
         Args:
             states: (B, T, D) floating, the backbone's states of the segment.
-            tokens: (B, T) int64, or None.
+            entries: (B, T) int64, the tokens, -100 for one that makes no entry; None if none does.
             mask: (B, T) bool, False at padding, or None.
             cache: The cache whose stream is recalled; None: no stream.
             attachment: The bank to recall from, pinned; None: no bank.
@@ -333,7 +330,7 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
         blocks = even_blocks(rows, length, widest)
         if stream is not None:
             own = StreamSource(stream, self.config.stream)
-            blocks = own.blocks(states, tokens, mask, block_size(rows, widest))
+            blocks = own.blocks(states, entries, mask, block_size(rows, widest))
             sources.append(own)
         if attachment is not None:
             sources.append(BankSource(attachment, self.config.bank))
@@ -343,19 +340,33 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
 
         return predict(states, logits, sources, (positions for positions in blocks if positions.stop > first))
 
-    def _record(self, states: Tensor, tokens: Tensor | None, mask: Tensor | None, cache: LLECache | None) -> None:
+    def _entries(self, tokens: Tensor | None, generated: int | Tensor, cache: LLECache | None) -> Tensor | None:
+        """The tokens (B, T) that make entries of the stream, as `predictions` takes them."""
+        if tokens is None:
+            return None
+        return outcomes(tokens, own_output(generated, tokens, cache), self.config.stream.generated)
+
+    def _record(self, states: Tensor, entries: Tensor | None, mask: Tensor | None, cache: LLECache | None) -> None:
         """Takes a segment into the stream, if there is one, that is predicted without it."""
         if cache is not None and cache.stream is not None:
-            for _ in cache.stream.read(states, tokens, mask, BLOCK):
+            for _ in cache.stream.read(states, entries, mask, BLOCK):
                 pass
 
-    def explain(self, input_ids: Tensor, top: int = 5, history: Attachment | Bank | None = None) -> list[Explanation]:
+    def explain(
+        self,
+        input_ids: Tensor,
+        top: int = 5,
+        history: Attachment | Bank | None = None,
+        generated: int | Tensor = 0,
+    ) -> list[Explanation]:
         """Which entries moved the prediction of each token of a text, and by exactly how much.
 
         Args:
             input_ids: (T,) int64, or (1, T).
             top: Entries to name for each token.
             history: As in `forward`.
+            generated: As in `forward`, (1, T) bool or how many at the end: the entries are those that these tokens
+                were generated with.
 
         Returns:
             An `Explanation` for each token but the first.
@@ -367,7 +378,14 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
         with torch.no_grad(), evaluating(self):
             cache, _ = self.cache_for(None, True, True, 1, attachment)
             assert cache is not None
-            return explain_tokens(text, lambda ids: self.read(ids, None, cache, attachment), attachment, top)
+            own = own_output(generated, text[None], None)
+            own = torch.full_like(text[None], own, dtype=torch.bool) if isinstance(own, bool) else own
+            made = torch.ones_like(own[0]) if self.config.stream.generated else ~own[0]
+
+            def read(part: slice) -> Iterator[Prediction]:
+                return self.read(text[None, part], None, cache, attachment, own[:, part])
+
+            return explain_tokens(text, made, read, attachment, top)
 
     def collect_update_statistics(self, batches: Iterable[dict[str, Tensor]]) -> None:
         """Collects what the rule of the test-time update needs to know of training text; saved with the model.
@@ -406,8 +424,8 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
             predictions = self.read(input_ids, mask, cache, attachment)
         else:
             states = self.model(input_ids, mask, past_key_values=cache, use_cache=False).last_hidden_state
-            self._record(states, input_ids, mask, cache)
-            predictions = self.predictions(states, input_ids, mask, None, None)
+            self._record(states, self._entries(input_ids, 0, cache), mask, cache)
+            predictions = self.predictions(states, None, mask, None, None)
         parts = [prediction.scores(targets[:, prediction.positions]) for prediction in predictions]
         columns = {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}
         return ScoreOutput(**columns, past_key_values=cache)
@@ -467,13 +485,3 @@ class LLEForCausalLM(LLEPreTrainedModel, GenerationMixin):
         if self.history_loss is not None:
             self.history_loss.load()
         return metrics
-
-
-def tokens_for_update(input_ids: Tensor | None, options: dict[str, Any]) -> Tensor:
-    """The tokens; raises a ValueError for what forward does not do while the test-time update changes the weights."""
-    if input_ids is None or options.get("output_hidden_states"):
-        raise ValueError(
-            "the test-time update reads tokens and returns no hidden states: give input_ids, and no "
-            "output_hidden_states; or switch it off with use_history=False or history.update.scope='none'"
-        )
-    return input_ids

@@ -59,7 +59,8 @@ class LLETextGenerationPipeline(TextGenerationPipeline):
             for record, sequence in zip(records, model_outputs["generated_sequence"][0], strict=True):
                 prompt = 0 if given is None else given.shape[-1]
                 padding = int((sequence[:prompt] != tokenizer.pad_token_id).long().argmax()) if prompt else 0
-                explanations = model.explain(sequence[padding:], history_top, history)
+                text = sequence[padding:]
+                explanations = model.explain(text, history_top, history, len(sequence) - prompt)
                 new = [item for item in explanations if item.position >= prompt - padding]
                 record["history"] = as_values(new, tokenizer)
         return records

@@ -137,8 +137,8 @@ def _stream_cost(repeats: int, segment: int = 256) -> dict[str, float]:
 
 
 def _generation(tokens: int = 20_000, parts: int = 10) -> dict[str, float]:
-    """Growth of time and memory while sampling 20,000 tokens with the stream."""
-    model = lle_model(history={"stream": {"window": WINDOW}}).eval()
+    """Growth of time and memory while sampling 20,000 tokens, which fill the stream."""
+    model = lle_model(history={"stream": {"window": WINDOW, "generated": True}}).eval()
     text, cache = torch.zeros(1, 1, dtype=torch.long), None
     seconds, memory = [], []
     for _ in range(parts):

@@ -177,7 +177,7 @@ def test_greedy_generation_is_what_full_passes_give(recurrence: str, history: bo
     want = ids
     for _ in range(8):
         with torch.no_grad():
-            logits = model(want, use_history=history).logits
+            logits = model(want, use_history=history, generated=want.shape[1] - 5).logits
         want = torch.cat([want, logits[:, -1:].argmax(-1)], dim=1)
     assert torch.equal(generate(model, ids, use_history=history), want)
     assert torch.equal(generate(model, ids, use_history=history, use_cache=False), want)
@@ -226,7 +226,7 @@ def test_beam_search_finds_the_scores_of_full_passes(history: bool) -> None:
     )
     sequences = output.sequences
     with torch.no_grad():
-        log_probs = model(sequences, use_history=history).logits.log_softmax(-1)
+        log_probs = model(sequences, use_history=history, generated=8).logits.log_softmax(-1)
     chosen = log_probs[:, 5:-1].gather(-1, sequences[:, 6:, None])[..., 0].sum(1)
     torch.testing.assert_close(output.sequences_scores, chosen, atol=1e-4, rtol=0.0)
 

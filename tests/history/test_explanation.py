@@ -79,8 +79,11 @@ def test_the_page_holds_everything_and_no_markup_of_the_text(model: LLEForCausal
     assert "<title>A &lt;title&gt; &amp; more</title>" in page
     assert page.count("</script>") == 2  # the two of the page itself
     assert not re.findall(r"(?:src|href)=|https?://", page)
-    held = re.search(r'id="tokens">(.*?)</script>', page, re.DOTALL)
-    assert json.loads(held.group(1)) == as_values(explanations, WORD_TOKENIZER)
+    held = re.search(r'id="explained">(.*?)</script>', page, re.DOTALL)
+    (passage,) = json.loads(held.group(1))["passages"]
+    for shown in (cause for token in passage["tokens"] for cause in token["causes"]):
+        assert shown.pop("age", None) is None or shown["source"] == "stream"
+    assert passage["tokens"] == as_values(explanations, WORD_TOKENIZER)
 
 
 def test_tokens_keep_the_spaces_between_them(model: LLEForCausalLM) -> None:
@@ -110,7 +113,8 @@ def test_the_pipeline_returns_the_history(model: LLEForCausalLM) -> None:
         assert set(expected) == {"generated_text"}
         ids = WORD_TOKENIZER(text)["input_ids"]
         out = model.generate(torch.tensor([ids]), **options)[0]
-        assert record["history"] == as_values(model.explain(out, 2)[len(ids) - 1 :], WORD_TOKENIZER)
+        explanations = model.explain(out, 2, generated=len(out) - len(ids))
+        assert record["history"] == as_values(explanations[len(ids) - 1 :], WORD_TOKENIZER)
         assert len(record["history"]) == len(out) - len(ids)
 
 

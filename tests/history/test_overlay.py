@@ -45,8 +45,12 @@ def logits_of(model: LLEForCausalLM, ids: Tensor, **options: Any) -> Tensor:
     return model(ids, **options).logits
 
 
-def reference(model: LLEForCausalLM, ids: Tensor) -> Tensor:
-    """Log probabilities (T, V) of the base with the update of one text (T,), token by token, with full gradients."""
+def reference(model: LLEForCausalLM, ids: Tensor, generated: Tensor | None = None) -> Tensor:
+    """Log probabilities (T, V) of the base with the update of one text (T,), token by token, with full gradients.
+
+    Tokens that are `generated` (T,) bool teach nothing.
+    """
+    taught = torch.ones_like(ids, dtype=torch.bool) if generated is None else ~generated
     numbers, statistics = model.config.overlay, model.update_statistics
     assert statistics is not None
     trained = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -79,15 +83,16 @@ def reference(model: LLEForCausalLM, ids: Tensor) -> Tensor:
 
     output, state, before, since = [], None, None, 0
     for t in range(len(ids)):
-        if t and t % numbers.every == 0:
+        learned = taught[since + 1 : t + 1]
+        if t and t % numbers.every == 0 and bool(learned.any()):
             own = {name: change.clone().requires_grad_() for name, change in changes.items()}
             log_probs, _ = base(ids[since:t], before, own)
-            nats = -log_probs[torch.arange(t - since), ids[since + 1 : t + 1]].sum()
+            nats = -log_probs[torch.arange(t - since), ids[since + 1 : t + 1]][learned].sum()
             for name, gradient in zip(own, torch.autograd.grad(nats, list(own.values())), strict=True):
                 velocity[name] = numbers.momentum * velocity[name] + gradient / rms(name) ** numbers.preconditioning
                 kept = (1 - numbers.decay) ** numbers.every * changes[name]
                 changes[name] = kept - float(numbers.rate or 0) * velocity[name]
-            since = t
+        since = t if t % numbers.every == 0 else since
         if t == since:
             before = None if state is None else tuple(part.clone() for part in state)
         with torch.no_grad():
@@ -275,8 +280,28 @@ def test_generates(scope: str) -> None:
     for options in ({"do_sample": False}, {"num_beams": 3, "do_sample": False}):
         output = model.generate(ids, max_new_tokens=8, **options)
         assert output.shape == (2, 17)
-    greedy = model.generate(ids[:1], max_new_tokens=8, do_sample=False)
-    assert torch.equal(logits_of(model, greedy)[:, 8:-1].argmax(-1), greedy[:, 9:])
+    for generated in (8, 0):
+        model.config.overlay.generated = model.config.stream.generated = not generated
+        greedy = model.generate(ids[:1], max_new_tokens=8, do_sample=False)
+        assert torch.equal(logits_of(model, greedy, generated=generated)[:, 8:-1].argmax(-1), greedy[:, 9:])
+
+
+@every_scope
+def test_it_does_not_learn_from_own_output(scope: str) -> None:
+    model, ids = make_updating(scope, window=0), make_ids(1, 26)
+    generated = torch.arange(26) % 13 > 3  # the second step has nothing to learn from
+    generated[3 * EVERY :] &= torch.arange(26)[3 * EVERY :] != 18
+    got = logits_of(model, ids, generated=generated[None])
+    close(got[0].log_softmax(-1), reference(model, ids[0], generated), 1e-4)
+    assert (got - logits_of(model, ids)).abs().max() > 0.01
+    cache = LLECache(0)
+    parts = [
+        logits_of(model, ids[:, t : t + 1], past_key_values=cache, use_cache=True, generated=int(generated[t]))
+        for t in range(26)
+    ]
+    close(torch.cat(parts, dim=1), got, 1e-4)
+    model.config.overlay.generated = True
+    close(logits_of(model, ids, generated=generated[None]), logits_of(model, ids))
 
 
 def test_statistics_are_needed_and_saved(tmp_path: Path) -> None:

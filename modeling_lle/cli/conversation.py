@@ -1,0 +1,163 @@
+"""A text that a model and a user write in turns, at a terminal.
+
+Notable: the cache goes from turn to turn, so that each token is read once; what the user writes makes entries of the
+history, and what the model generates makes none. Control characters that a model generates are escaped.
+"""
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import typer
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList, TextStreamer
+
+from ..common.terminal import printable_lines, say
+from ..data.text import encode_texts
+from ..evaluation.explanations import format_explanations
+from ..history.cache import LLECache
+from ..models.causal import LLEForCausalLM
+
+HELP = "Type a text, and the model goes on with it; Enter alone goes on. /reset begins anew, /quit or Ctrl-D ends."
+RESET, QUIT, SHOW_HELP = "/reset", "/quit", "/help"
+
+
+class _Printer(TextStreamer):
+    """Prints new tokens as soon as they form words, but not the tokens that end a text."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, ends: set[int]) -> None:
+        super().__init__(tokenizer, skip_prompt=True)
+        self.ends = ends
+
+    def put(self, value: Tensor) -> None:
+        """As in the base class."""
+        if self.next_tokens_are_prompt or int(value[-1]) not in self.ends:
+            super().put(value)
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Prints a part of the text."""
+        typer.echo(printable_lines(text), nl=stream_end)
+
+
+class _Stop(StoppingCriteria):
+    """Ends the generation after the next token once it is `asked`."""
+
+    asked = False
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
+        """Whether each row ends, (B,) bool."""
+        return torch.full((len(input_ids),), self.asked, dtype=torch.bool, device=input_ids.device)
+
+
+class Conversation:
+    """A text that grows by turns, and the state of the model that has read it.
+
+    Args:
+        model: The language model.
+        tokenizer: Its tokenizer.
+        options: Those of `generate`.
+        top: Entries to show for each generated token; 0 shows none.
+    """
+
+    def __init__(
+        self, model: LLEForCausalLM, tokenizer: PreTrainedTokenizerBase, options: dict[str, Any], top: int = 0
+    ) -> None:
+        self.model, self.tokenizer, self.options, self.top = model, tokenizer, options, top
+        ends = model.generation_config.eos_token_id
+        if tokenizer.eos_token_id is None:
+            raise ValueError("the tokenizer needs an eos_token, after which a text begins")
+        self.ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+        self.has_line_breaks = bool(tokenizer("\n", add_special_tokens=False)["input_ids"])
+        self.reset()
+
+    def reset(self) -> None:
+        """Begins a new text, as in training after an <eos>."""
+        self.tokens: list[int] = [self.tokenizer.eos_token_id]
+        self.generated: list[bool] = [False]
+        self.cache: LLECache | None = None
+
+    def write(self, text: str) -> None:
+        """Adds a text of the user; after a turn of the model it begins on a new line."""
+        if self.generated[-1] and self.tokens[-1] not in self.ends and text:
+            text = "\n" + text
+        # Word tokenizers have no line breaks: there, a line ends with <eos>, as in training.
+        lines = [text] if self.has_line_breaks else text.split("\n")
+        encoded = encode_texts([f"{line}\n" for line in lines], self.tokenizer)
+        new = [token for line in encoded for token in line][:-1]
+        self.tokens += new
+        self.generated += [False] * len(new)
+
+    def go_on(self, stop: StoppingCriteria | None = None) -> None:
+        """Generates the next turn, prints it, and then the entries behind it."""
+        ids = torch.tensor([self.tokens], device=self.model.device)
+        streamed = self.options.get("num_beams", 1) == 1
+        printer = _Printer(self.tokenizer, self.ends)
+        output: Any = self.model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            past_key_values=self.cache,
+            streamer=printer if streamed else None,
+            stopping_criteria=None if stop is None else StoppingCriteriaList([stop]),
+            pad_token_id=self.tokenizer.eos_token_id,
+            return_dict_in_generate=True,
+            **self.options,
+        )
+        new = output.sequences[0, len(self.tokens) :].tolist()
+        self.cache = output.past_key_values
+        self.tokens += new
+        self.generated += [True] * len(new)
+        if not streamed:
+            shown = [token for token in new if token not in self.ends]
+            printer.on_finalized_text(str(self.tokenizer.decode(shown)), stream_end=True)
+        if self.top:
+            text, own = torch.tensor(self.tokens), torch.tensor([self.generated])
+            explanations = self.model.explain(text, self.top, generated=own)[-len(new) :]
+            typer.echo(format_explanations(explanations, self.tokenizer))
+
+
+def talk(conversation: Conversation) -> None:
+    """Reads turns from the standard input until it ends; Ctrl-C ends the generation of a turn."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  edits and recalls lines of `input`
+    say(HELP, err=True)
+    first = conversation.tokens[:]
+    while True:
+        try:
+            text = input("> ")
+        except EOFError:
+            say("")
+            return
+        except KeyboardInterrupt:
+            say("\n(/quit or Ctrl-D ends)", err=True)
+            continue
+        command = text.strip()
+        if command == QUIT:
+            return
+        if command == SHOW_HELP:
+            say(HELP, err=True)
+        elif command == RESET:
+            conversation.reset()
+            conversation.tokens, conversation.generated = first[:], [False] * len(first)
+        else:
+            conversation.write(text)
+            with _interruptible() as stop:
+                conversation.go_on(stop)
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[StoppingCriteria]:
+    """Yields what ends a generation at Ctrl-C; a second one raises KeyboardInterrupt."""
+    stop = _Stop()
+
+    def interrupt(number: int, frame: Any) -> None:
+        if stop.asked:
+            raise KeyboardInterrupt
+        stop.asked = True
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)
