@@ -38,7 +38,9 @@ if TYPE_CHECKING:
 
     from ..data import TextTokens
     from ..models.causal import LLEForCausalLM
+    from ..models.classification import LLEForSequenceClassification
     from ..models.pretrained import LLEPreTrainedModel
+    from ..models.seq2seq import LLEForSeq2SeqLM
     from .held_out import Measured, Outcome
 
     Calibrated = tuple[LLEPreTrainedModel, PreTrainedTokenizerBase, Outcome, list[str]]
@@ -196,7 +198,7 @@ def _classifier(
 
 
 def _fit_classifier(
-    model: Any,
+    model: "LLEForSequenceClassification",
     tokenizer: "PreTrainedTokenizerBase",
     inside: "Dataset",
     outside: "Dataset",
@@ -268,7 +270,7 @@ def _translator(
 
 
 def fit_pairs(
-    model: Any,
+    model: "LLEForSeq2SeqLM",
     tokenizer: "PreTrainedTokenizerBase",
     sources: "Sequence[str]",
     targets: "Sequence[str]",

@@ -4,7 +4,7 @@ Notable: labels that the base was trained on and labels that only examples taugh
 predicts the latter, so one figure for both would hide what the history adds, or make it seem to hurt.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,10 +15,14 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
+    from ..models.classification import LLEForSequenceClassification
+
 GROUPS = {"trained": "labels of the training", "taught": "labels of examples only", "all": "all"}
 
 
-def measure_labelled(model: Any, tokenizer: "PreTrainedTokenizerBase", labelled: "Dataset", size: int) -> Measured:
+def measure_labelled(
+    model: "LLEForSequenceClassification", tokenizer: "PreTrainedTokenizerBase", labelled: "Dataset", size: int
+) -> Measured:
     """Measures a classifier on texts with labels that model or bank know.
 
     The values have for each of `GROUPS` with texts their number, `texts`, and the accuracies `base` and `history`,
@@ -57,7 +61,11 @@ def accuracy_lines(outcome: Outcome) -> list[str]:
 
 
 def refusal_lines(
-    model: Any, tokenizer: "PreTrainedTokenizerBase", inside: "Dataset", outside: "Dataset", before: float
+    model: "LLEForSequenceClassification",
+    tokenizer: "PreTrainedTokenizerBase",
+    inside: "Dataset",
+    outside: "Dataset",
+    before: float,
 ) -> list[str]:
     """One line on what is refused as "none of these" at the new threshold, and one on the threshold."""
     from datasets import concatenate_datasets

@@ -7,11 +7,14 @@ no better there than the old ones, or that went off to huge values, are not kept
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..common.terminal import counted
+
+if TYPE_CHECKING:
+    from ..models.pretrained import LLEPreTrainedModel
 
 HELD_OUT = 0.2  # share of the texts
 LEAST = 10  # tokens or pairs of which a part can be held out
@@ -81,10 +84,10 @@ def _shown(value: Any) -> str:
     return " ".join(f"{number:.3g}" for number in (value if isinstance(value, list) else [value]))
 
 
-def parameters(model: Any) -> dict[str, Any]:
+def parameters(model: "LLEPreTrainedModel") -> dict[str, Any]:
     """Parameters of the history of a model, as far as they are fitted, by name."""
-    config = model.config
-    sections = {"bank": config.bank} if model.history_bank is not None else {}
+    config: Any = model.config
+    sections: dict[str, Any] = {"bank": config.bank} if model.history_bank is not None else {}
     if model.outcome == "token" and hasattr(config, "stream") and config.stream.window:
         sections = {"stream": config.stream, **sections}
     found = {
@@ -96,7 +99,7 @@ def parameters(model: Any) -> dict[str, Any]:
     return {**found, "classifier.background": config.classifier.background} if model.outcome == "label" else found
 
 
-def _restore(model: Any, values: dict[str, Any]) -> None:
+def _restore(model: "LLEPreTrainedModel", values: dict[str, Any]) -> None:
     for place, value in values.items():
         section, name = place.split(".")
         setattr(getattr(model.config, section), name, value)
@@ -128,10 +131,11 @@ def hold_out_tokens(ids: np.ndarray, end: int, limit: int) -> tuple[np.ndarray, 
     return ids[: border + 1], ids[border : border + 1 + max(1, limit // 4)]
 
 
-def measure_tokens(model: Any, batches: Iterable[dict[str, Any]]) -> Measured:
+def measure_tokens(model: "LLEPreTrainedModel", batches: Iterable[dict[str, Any]]) -> Measured:
     """Nats of held-out text with and without history, by a descent of no steps, which changes nothing."""
     values = parameters(model)
-    found = model.calibrate(batches, steps=0, max_predictions=_ALL)
+    own: Any = model  # each head has a calibrate
+    found = own.calibrate(batches, steps=0, max_predictions=_ALL)
     _restore(model, values)
     base, history = found["base_nats"], found["before_nats"]
     return Measured(
@@ -156,7 +160,7 @@ def perplexity_line(before: Measured, after: Measured, of: str) -> str:
 
 
 def fit_and_measure(
-    model: Any,
+    model: "LLEPreTrainedModel",
     fit: Callable[[], Any],
     measure: Callable[[], Measured],
     fitted_on: str,

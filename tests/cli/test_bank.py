@@ -122,7 +122,7 @@ def test_calibrate_evaluate_and_explain_with_a_bank(folder: Path) -> None:
     assert set(fitted["held_out"]["after"]) == {"nats", "base_nats", "perplexity", "base_perplexity"}
     output = run(folder, "evaluate F/fitted F/more.txt --bank B")
     first, second, *_ = output.splitlines()
-    assert first.endswith(" of more.txt.")
+    assert first.endswith("more.txt.")
     assert second.split() == ["base", "stream", "bank", "both", "ratio"]
     output = run(folder, "explain M F/more.txt --bank B --top 2 --output F/page.html")
     assert "train.json:" in output

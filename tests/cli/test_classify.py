@@ -253,7 +253,10 @@ FAULTS = [
     (["classify", "M", "F/taken.csv", "--output", "F/out.csv"], "the columns 'label' and 'predicted_label' already"),
     (["classify", "M", "a", "--bank", "F/none"], "none"),
     (["classify", "M", "a", "--namespace", "ann"], "has no bank"),
-    (["classify", "F/several", "a", "--out-of-scope"], "fit one with `lle calibrate MODEL DATA --out-of-scope-label NAME`"),
+    (
+        ["classify", "F/several", "a", "--out-of-scope"],
+        "fit one with `lle calibrate MODEL DATA --out-of-scope-label NAME`",
+    ),
     (["classify", "F/tokens", "a"], "holds a classifier of tokens, and a classifier of texts is needed: use it in"),
     (["classify", "F/language", "a"], "holds a language model, and a classifier of texts is needed: use lle"),
     (["learn", "F/language", "a", "--label", "b"], "holds a language model"),
@@ -269,7 +272,10 @@ FAULTS = [
     (["learn", "owner/name", "a", "--label", "b"], "is not a local folder"),
     (["forget", "M"], "nothing to forget: give texts, --label, --source or --namespace"),
     (["forget", "M", "a"], "there is no bank at"),
-    (["evaluate", "M", "F/train.csv", "--split", "train", "--rows", "2"], "model, a classifier of texts: leave it out"),
+    (
+        ["evaluate", "M", "F/train.csv", "--split", "train", "--rows", "2"],
+        "model, a classifier of texts: leave it out",
+    ),
     (["evaluate", "F/language", "F/train.csv", "--batch-size", "2"], "language, a language model: leave it out"),
     (["evaluate", "F/tokens", "F/test.csv"], "holds a classifier of tokens"),
     (["evaluate", "F/several", "F/test.csv"], "only single-label classifiers"),

@@ -32,7 +32,9 @@ def test_only_what_may_be_on_the_hub_is_looked_up_there(
     (tmp_path / "runs" / "mine" / "config.json").touch()
     assert "holds no 'mien'; near names there: mine" in run(monkeypatch, capsys, "classify", "runs/mien", "a")
     assert "did you mean 'runs/mine'?" in run(monkeypatch, capsys, "evaluate", "runs", "texts")
-    assert "there is no bank at '/nobank'" in run(monkeypatch, capsys, "explain", "runs/mine", "a", "--bank", "/nobank")
+    assert "there is no bank at '/nobank'" in run(
+        monkeypatch, capsys, "explain", "runs/mine", "a", "--bank", "/nobank"
+    )
     assert "there is no bank at 'runs'" in run(monkeypatch, capsys, "translate", "runs/mine", "a", "--bank", "runs")
     assert not asked
     assert "the Hub does not answer (no route)" in run(monkeypatch, capsys, "calibrate", "owner/name", "texts")

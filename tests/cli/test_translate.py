@@ -195,7 +195,7 @@ def test_a_memory_is_made_added_to_and_forgotten(folder: Path) -> None:
     add = ["memory", "M", "F/more.jsonl", *LANGUAGES, "--skip-broken", "--source", "more"]
     assert "2 of 2 pairs are new" in run(folder, *add, "--namespace", "mine")[0]
     assert "0 of 2 pairs are new" in run(folder, *add, "--namespace", "mine")[0]
-    assert "1 of 2 pairs are new" in run(folder, *add)[0]
+    assert "1 of 2 pairs is new" in run(folder, *add)[0]
     assert run(folder, "translate", "M", "a b c", "--namespace", "mine", "--exact-matches")[0] == "a b c -> x y\n"
     assert run(folder, "translate", "M", "a b c", "--exact-matches")[0] == "a b c -> u u\n"
     info = json.loads(run(folder, "bank", "info", "F/model/history", "--json")[0])
