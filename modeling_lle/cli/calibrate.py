@@ -128,7 +128,9 @@ def _language_model(
 ) -> "Calibrated":
     from ..bank.bank import HistoryBank
     from ..common.precision import in_precision
+    from ..data.sources import describe
     from ..training import segments
+    from ..training.overlap import Seen
     from .held_out import fit_and_measure, hold_out_tokens, measure_tokens, perplexity_line
 
     limit, precision = options.pop("limit_tokens"), options.pop("precision")
@@ -140,6 +142,7 @@ def _language_model(
         lines = [f"The text is shorter than the stream's window of {counted(window, 'token')}: more text fits better."]
     if bank is not None:
         loaded.attach_history(HistoryBank.from_pretrained(bank), namespaces)
+    Seen(model, loaded.history, tokenizer).tell(tokens.ids, describe(source))
 
     def fit() -> None:
         with progress(len(fitted) - 1, "Calibrating", "tokens") as bar:
@@ -170,9 +173,11 @@ def _classifier(
     from ..common.precision import in_precision
     from ..data import check_labelled, load_labelled, split_out_of_scope
     from ..data.labelled import OUT_OF_SCOPE_LABEL, check_known
+    from ..data.sources import describe
     from ..entries.examples import held_out
     from ..history.label_rule import SINGLE
     from ..saved import attach_bank, load_classifier
+    from ..training.overlap import Seen
 
     loaded, tokenizer = load_classifier(model)
     if loaded.kind != SINGLE:
@@ -189,7 +194,11 @@ def _classifier(
     check_labelled(labelled, where=source)
     strange = outside_label or OUT_OF_SCOPE_LABEL
     check_known(labelled["label"][:], loaded.label_names(), strange)
-    labelled = labelled.select(held_out(loaded.history_bank, labelled["text"][:]))
+    Seen(model, None).tell(labelled["text"][:], describe(source))
+    new = held_out(loaded.history_bank, labelled["text"][:])
+    if len(new) < len(labelled):
+        say(f"{counted(len(labelled) - len(new), 'text')} that the bank has left out.", err=True)
+    labelled = labelled.select(new)
     inside, outside = split_out_of_scope(labelled, strange)
     if not len(inside):
         raise ValueError(f"all texts of {source} with a label are in the bank: give held-out ones")
@@ -251,8 +260,10 @@ def _translator(
 ) -> "Calibrated":
     from ..common.precision import in_precision
     from ..data import load_pairs
+    from ..data.sources import describe
     from ..evaluation.translation import languages_of
     from ..saved import attach_bank, load_translator
+    from ..training.overlap import Seen
 
     sides = languages_of(model, options.pop("source_language"), options.pop("target_language"))
     loaded, tokenizer = load_translator(model)
@@ -261,6 +272,7 @@ def _translator(
         raise ValueError(f"{model} has no memory to calibrate: make one with `lle memory`, or name one with --bank")
     size, precision, fixed = (options.pop(option) for option in ("batch_size", "precision", "fixed"))
     pairs = load_pairs(source, source_language=sides[0], target_language=sides[1], **options)
+    Seen(model, None).tell(pairs["source"][:], describe(source))
     with in_precision(loaded, precision):
         return (
             loaded,

@@ -27,6 +27,7 @@ from ..history.attachment import Attachment
 from ..history.label_rule import SINGLE
 from ..models.classification import LLEForSequenceClassification
 from ..saved import attach_bank, load_classifier
+from ..training.overlap import Seen
 from .metrics import ClassificationMetric, OutOfScopeMetric
 from .results import describe_files, this_command, train_minutes, write_results
 
@@ -268,6 +269,7 @@ def evaluate_classifier_folder(
         label_column=label_column,
         out_of_scope=out_of_scope,
     )
+    Seen(model_path, model.history).tell(labelled["text"][:], describe(source))
     with in_precision(model, precision):
         evaluation = evaluate_classifier(
             model,

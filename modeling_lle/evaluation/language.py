@@ -20,9 +20,10 @@ from ..common.precision import in_precision
 from ..common.terminal import counted
 from ..common.terminal import progress as progress_bar
 from ..data import StreamDataset, TextTokens, collect, load_texts, tokenize
-from ..data.sources import Split
+from ..data.sources import Split, describe
 from ..data.streams import IGNORED
 from ..models.causal import LLEForCausalLM
+from ..training.overlap import Seen
 from .results import describe_files, this_command, write_results
 from .stream import SIDES, StreamEvaluation
 
@@ -190,6 +191,7 @@ def evaluate_folder(
 
     texts = load(split)
     tokens = _first(encode(texts), tokenizer, limit_tokens)
+    Seen(model_path, model.history, tokenizer).tell(tokens.ids, describe(source))
     counts = _count(encode(load(train_split)), model.config.vocab_size) if train_split else None
     with in_precision(model, precision):
         options: dict[str, Any] = {"rows": rows, "segment_length": segment_length, "train_counts": counts}

@@ -21,11 +21,12 @@ from ..common.terminal import counted
 from ..common.terminal import progress as progress_bar
 from ..data import load_pairs
 from ..data.placeholders import differences
-from ..data.sources import Split
+from ..data.sources import Split, describe
 from ..data.text import encode_sentences
 from ..entries.pairs import Memory
 from ..models.seq2seq import LLEForSeq2SeqLM, longest_target
 from ..saved import attach_bank, load_translator
+from ..training.overlap import Seen
 from .metrics import TranslationMetric
 from .results import describe_files, this_command, train_minutes, write_results
 
@@ -287,6 +288,7 @@ def evaluate_translator_folder(
         source_column=source_column,
         target_column=target_column,
     )
+    Seen(model_path, model.history).tell(pairs["source"][:], describe(source))
     with in_precision(model, precision):
         options: dict[str, Any] = {"lowercase": lowercase, "target_language": to_language, "progress": progress}
         evaluation = evaluate_translator(model, tokenizer, pairs, beams, batch_size, **options)
