@@ -4,7 +4,6 @@ classifiers `lle classify | learn | forget`, and for translators `lle translate 
 Heavy imports are deferred until a command runs, so that `lle --help` answers at once.
 """
 
-import json
 import logging
 import os
 import re
@@ -21,6 +20,7 @@ from .calibrate import calibrate, statistics
 from .classify import classify, forget, learn
 from .evaluate import evaluate
 from .options import Bank, Column, Folder, InPrecision, Name, Namespaces, Precision
+from .train import train
 from .translate import memory, translate
 
 # Messages of torch errors that have no class on a CPU.
@@ -54,26 +54,7 @@ def options(
     """Options of `lle` itself, before the command."""
 
 
-@app.command()
-def train(
-    recipe: Annotated[Path, typer.Argument(help="YAML file, such as configs/lm/smoke.yaml.")],
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="section.key=value, overrides the file; repeatable.")
-    ] = None,
-    resume: Annotated[bool, typer.Option(help="Resume from the newest complete checkpoint.")] = False,
-) -> None:
-    """Trains a model by a recipe, calibrates its history, and saves it with its tokenizer and metrics."""
-    from ..training import leave_group, load_recipe, run
-
-    loaded = load_recipe(recipe, set_)
-    metrics = run(loaded, resume=resume)
-    leave_group()
-    if loaded.training.process_index > 0:
-        return
-    say(json.dumps(metrics, indent=2))
-    say(f"The model is in {loaded.training.output_dir}: lle evaluate {loaded.training.output_dir} TEXT")
-
-
+app.command()(train)
 app.command()(evaluate)
 app.command()(calibrate)
 app.command()(statistics)
