@@ -3,9 +3,10 @@
 Shapes: Q queries, K neighbours, N entries, T tokens of a document, D width.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -37,6 +38,7 @@ class EntryText:
         before: Token ids up to the entry's key, the oldest first; -1 where one was forgotten, as in `after`.
         outcome: The outcome of the entry.
         after: Token ids after the outcome.
+        since: (T,) int32, the tokens of its document from the second one to the key, -1 where one was forgotten.
     """
 
     id: int
@@ -47,6 +49,7 @@ class EntryText:
     before: list[int]
     outcome: int
     after: list[int]
+    since: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int32), compare=False, repr=False)
 
 
 @dataclass(slots=True)

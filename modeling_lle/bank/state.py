@@ -286,6 +286,7 @@ class BankState:
                     before=tokens[max(begin, position - before) : position].tolist(),
                     outcome=int(tokens[position]),
                     after=tokens[position + 1 : min(end, position + 1 + after)].tolist(),
+                    since=tokens[begin + 1 : position],
                 )
             )
         return texts

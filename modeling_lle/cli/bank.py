@@ -199,11 +199,13 @@ def search(
     import torch
 
     from ..bank.bank import HistoryBank
+    from ..bank.places import LineBreaks, place_of
     from ..common.precision import in_precision
     from ..data.text import encode_texts
 
     opened = HistoryBank.open(path)
     loaded, tokenizer = _load(model)
+    breaks = LineBreaks(tokenizer)
     opened.check_model(loaded)
     state = opened.snapshot()
     ids = [tokenizer.eos_token_id, *encode_texts([text], tokenizer)[0][:-1]]
@@ -218,7 +220,7 @@ def search(
             printable(tokenizer.decode([token for token in tokens if token >= 0]).replace("\n", " "))
             for tokens in (entry.before, [entry.outcome], entry.after)
         )
-        place = printable(f"{entry.source}:{entry.row}")
+        place = printable(place_of(entry.source, entry.row, entry.columns, breaks.count(entry.since)))
         followed = typer.style(outcome, bold=True, fg=typer.colors.GREEN)
         typer.echo(f"{entry.id:>10}  {similarity:.3f}  {place}  {before}{followed}{after}")
 

@@ -161,6 +161,7 @@ def learn(
                 relabel=relabel,
                 source=source,
                 namespace=namespace,
+                places=table.places,
             )
     except ValueError as error:
         raise ValueError(f"{table.where} cannot be learned: {error}") from error

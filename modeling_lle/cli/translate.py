@@ -207,7 +207,7 @@ def _format(text: str, result: dict[str, Any]) -> str:
     if "history" in result:
         lines += [
             f"  {pair['share']:+.4f}  {_short(pair['text'])} -> {_short(pair['translation'])} "
-            f"(match {pair['match']:.2f}, {printable(pair['source'])}, row {pair['row']})"
+            f"(match {pair['match']:.2f}, {printable(pair['where'])})"
             for pair in result["history"]
         ]
         lines.append(f"  {result['base_share']:+.4f}  the base")

@@ -1,7 +1,7 @@
 """Texts with labels, from the Hub, from files or from memory.
 
-Notable: the result always has the columns `text` and `label`, labels are class names, texts are unchanged. Loading
-reports what cannot be read; `check_labelled` reports examples unfit for training.
+Notable: the result always has the columns `text` and `label`, labels are class names, texts are unchanged; rows of
+files say where they come from. Loading reports what cannot be read, `check_labelled` examples unfit for training.
 """
 
 import difflib
@@ -10,23 +10,28 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict, List, Value
 
-from .rows import class_name, read_utf8
-from .sources import SPLITS, Source, check_column, describe, local_files, open_columns, pick_split
+from ..bank.places import PROVENANCE
+from .gather import Taken
+from .rows import check_column, class_name, read_utf8
+from .sources import Source, Split, describe, local_files, open_columns
+from .splits import SPLITS, pick_split
 
 OUT_OF_SCOPE_LABEL = "oos"  # of rows with none of the other labels, as CLINC150 writes it
 
-_TEXT_COLUMNS = ("text", "utterance", "sentence", "query")
-_LABEL_COLUMNS = ("label", "intent", "category", "labels")
+# Usual names.
+TEXT_COLUMNS = ("text", "utterance", "sentence", "query")
+LABEL_COLUMNS = ("label", "intent", "category", "labels")
 _ASIDE = "oos_"  # prefix of the splits of a JSON object with out-of-scope rows
 _NAME = r'\s*"((?:[^"\\]|\\.)*)"\s*:\s*\[\s*'
 _SPLITS_OF_PAIRS = re.compile(rf"\s*\{{(?:{_NAME}\]\s*,)*{_NAME}\[")
 _SHOWN = 10  # bad examples in a message
+_IN_MEMORY = (Dataset, DatasetDict, IterableDataset, IterableDatasetDict)
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +40,7 @@ def load_labelled(
     source: Source,
     *,
     name: str | None = None,
-    split: str | None = None,
+    split: Split = None,
     text_column: str | None = None,
     label_column: str | None = None,
     out_of_scope: str | None = None,
@@ -44,8 +49,8 @@ def load_labelled(
     """Loads one split of a data set of texts with labels.
 
     Args:
-        source: As in `load_texts`, or a .json file with an object that maps splits to lists of [text, label], where
-            oos_train, oos_val and oos_test hold the out-of-scope rows of train, val and test.
+        source: As in `load_texts`, but files are tables, or a .json file with an object that maps splits to lists of
+            [text, label], where oos_train, oos_val and oos_test hold the out-of-scope rows of train, val and test.
         name: Configuration of a data set on the Hub.
         split: As in `load_texts`; slices need files of a single split.
         text_column: Column of the texts; None: text, utterance, sentence or query.
@@ -57,7 +62,8 @@ def load_labelled(
     Returns:
         The columns `text` (string) and `label`: a class name (string), a list of class names, or a number (float64).
         Missing values are None. Names are as written in the file: "01" in CSV stays "01", 1 and true in JSON become
-        "1" and "true".
+        "1" and "true". Rows of files also have the columns `file` (string) and, except in files of splits, `line`
+        (int32), in which they begin, counted from 1; of Parquet `file` and `row_in_file` (int32).
 
     Raises:
         FileNotFoundError: `source` is neither on this machine nor on the Hub.
@@ -67,22 +73,26 @@ def load_labelled(
     if numbers and out_of_scope is not None:
         raise ValueError(f"numbers=True has no out-of-scope label: leave out out_of_scope={out_of_scope!r}")
     where = describe(source)
-    file = _file_of_splits(source, where)
+    files = None if isinstance(source, _IN_MEMORY) else local_files(source, text=False)
+    file = None if files is None else _file_of_splits(files, where)
     if file is not None:
         _find_columns(text_column, label_column, ["text", "label"], where)  # refuses others that are given
-        splits = _read_splits(file, out_of_scope or OUT_OF_SCOPE_LABEL)
+        splits = _read_splits(file.path, out_of_scope or OUT_OF_SCOPE_LABEL)
         pairs = splits[pick_split(split, splits, where)]
         texts, labels, feature = [text for text, _ in pairs], [label for _, label in pairs], None
+        places: list[dict[str, Any]] = [{"file": file.name}] * len(pairs)
     else:
-        rows = open_columns(source, name=name, split=split)
+        rows = open_columns(source, name=name, split=split, files=files)
         text_column, label_column = _find_columns(text_column, label_column, rows.names, where)
         texts, labels, feature = rows.values(text_column), rows.values(label_column), rows.features.get(label_column)
+        places = rows.places
     if not texts:
         raise ValueError(f"there is no text in {where}: it has no rows")
     for row, text in enumerate(texts):
         if not isinstance(text, str | None):
             raise ValueError(f"the text in row {row} of {where} is {text!r:.80}, not a string")
-    dataset = _make_dataset(texts, _read_labels(labels, feature, numbers, where), numbers, where)
+    read = _read_labels(labels, feature, numbers, where)
+    dataset = _make_dataset({"text": texts, "label": read, **_columns_of(places)}, numbers, where)
     if out_of_scope is not None and not split_out_of_scope(dataset, out_of_scope)[1]:
         logger.warning("no row of %s has the out_of_scope label %r", where, out_of_scope)
     return dataset
@@ -92,9 +102,9 @@ def _find_columns(
     text_column: str | None, label_column: str | None, columns: list[str], where: str
 ) -> tuple[str, str]:
     """The given columns, or the only ones with a usual name."""
-    text_column = _find_column(text_column, _TEXT_COLUMNS, "text", columns, columns, where)
+    text_column = _find_column(text_column, TEXT_COLUMNS, "text", columns, columns, where)
     others = [column for column in columns if column != text_column]
-    return text_column, _find_column(label_column, _LABEL_COLUMNS, "label", others, columns, where)
+    return text_column, _find_column(label_column, LABEL_COLUMNS, "label", others, columns, where)
 
 
 def _find_column(
@@ -116,14 +126,18 @@ def _find_column(
     )
 
 
-def _file_of_splits(source: Source, where: str) -> Path | None:
+def _columns_of(places: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Columns of where rows come from, without those that no row has."""
+    columns = {name: [place.get(name) for place in places] for name in PROVENANCE}
+    return {name: values for name, values in columns.items() if any(value is not None for value in values)}
+
+
+def _file_of_splits(files: Mapping[str, list[Taken]], where: str) -> Taken | None:
     """The file, if the source is one that maps splits to lists of pairs."""
-    if isinstance(source, (Dataset, DatasetDict, IterableDataset, IterableDatasetDict)):
-        return None
-    files = [file for part in (local_files(source) or {}).values() for file in part]
-    holding = [file for file in files if file.suffix.lower() == ".json" and _holds_splits(file)]
-    if holding and len(files) > 1:
-        names = ", ".join(str(file) for file in holding)
+    every = [file for part in files.values() for file in part]
+    holding = [file for file in every if file.path.suffix.lower() == ".json" and _holds_splits(file.path)]
+    if holding and len(every) > 1:
+        names = ", ".join(str(file.path) for file in holding)
         raise ValueError(f"{where} mixes a file of all splits with others: give one file, such as {names}")
     return holding[0] if holding else None
 
@@ -203,12 +217,13 @@ def _class_name(label: Any, classes: ClassLabel | None) -> str | None:
     return class_name(label)
 
 
-def _make_dataset(texts: list[str | None], labels: list[Any], numbers: bool, where: str) -> Dataset:
-    several = any(isinstance(label, list) for label in labels)
+def _make_dataset(columns: dict[str, list[Any]], numbers: bool, where: str) -> Dataset:
+    several = any(isinstance(label, list) for label in columns["label"])
     kind = Value("float64") if numbers else List(Value("string")) if several else Value("string")
-    features = Features({"text": Value("string"), "label": kind})
+    kinds = {"text": Value("string"), "label": kind, "file": Value("string")}
+    features = Features({name: kinds.get(name, Value("int32")) for name in columns})
     try:
-        return Dataset.from_dict({"text": texts, "label": labels}, features=features)
+        return Dataset.from_dict(columns, features=features)
     except UnicodeEncodeError as error:
         raise ValueError(f"{where} holds {error.object!r:.80}, which is not valid Unicode: {error.reason}") from error
 

@@ -7,7 +7,7 @@ error, as it would be trained on or recalled as a translation.
 import dataclasses
 import glob
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict, Value
 
-from .rows import read_utf8, split_lines
-from .sources import KINDS, Source, check_column, describe, local_files, one_kind, open_table, pick_split
+from ..bank.places import PROVENANCE
+from .gather import TABLES, Taken
+from .rows import check_column, read_utf8, split_lines
+from .sources import Source, Split, choose, describe, local_files, open_columns
 from .tables import read_table
 from .tmx import read_units
 
-_KINDS = {
-    **{ending: "parquet" if ending == ".parquet" else "table" for ending in KINDS if ending != ".txt"},
-    **{".tmx": "tmx", ".po": "po", ".mo": "mo"},
-}
+_KINDS = {**TABLES, ".tmx": "tmx", ".po": "po", ".mo": "mo"}
 _TRANSLATION = "translation"  # column of the Hub with mappings from languages to texts
 
 logger = logging.getLogger(__name__)
@@ -36,10 +35,17 @@ class _Pairs:
     skip_broken: bool
     sources: list[str] = dataclasses.field(default_factory=list)
     targets: list[str] = dataclasses.field(default_factory=list)
+    places: list[Mapping[str, Any]] = dataclasses.field(default_factory=list)
     broken: list[str] = dataclasses.field(default_factory=list)
 
-    def add(self, source: Any, target: Any, place: str) -> None:
-        """Adds a pair if neither side is missing or blank."""
+    def add(self, source: Any, target: Any, place: str, columns: Mapping[str, Any]) -> None:
+        """Adds a pair if neither side is missing or blank.
+
+        Args:
+            source, target: The sides.
+            place: Where it is, for messages.
+            columns: Where it is: its `file`, `line` or `row_in_file`, as far as they are known.
+        """
         for side, text in (("source", source), ("target", target)):
             if not isinstance(text, str) or not text.strip():
                 wrong = "missing" if text is None else "blank" if isinstance(text, str) else f"{text!r:.80}, no string"
@@ -47,6 +53,17 @@ class _Pairs:
                 return
         self.sources.append(source)
         self.targets.append(target)
+        self.places.append(columns)
+
+    def dataset(self) -> Dataset:
+        """The pairs as a table."""
+        columns: dict[str, list[Any]] = {"source": self.sources, "target": self.targets}
+        for name in PROVENANCE:
+            values = [place.get(name) for place in self.places]
+            columns |= {name: values} if any(value is not None for value in values) else {}
+        texts = ("source", "target", "file")
+        features = Features({name: Value("string" if name in texts else "int32") for name in columns})
+        return Dataset.from_dict(columns, features=features)
 
     def refuse(self, wrong: str) -> None:
         """Records a fault; raises a ValueError unless faults are skipped."""
@@ -69,7 +86,7 @@ def load_pairs(
     source_language: str,
     target_language: str,
     name: str | None = None,
-    split: str | None = None,
+    split: Split = None,
     source_column: str | None = None,
     target_column: str | None = None,
     skip_broken: bool = False,
@@ -96,9 +113,10 @@ def load_pairs(
         cache_dir: As in `load_texts`; used for data sets on the Hub only.
 
     Returns:
-        The columns `source` and `target` (strings), in file order. Untranslated, fuzzy and obsolete entries of a
-        catalogue are left out; a plural entry yields a pair of the singular, and one of the plural with the second
-        form.
+        The columns `source` and `target` (strings), in file order, and of files `file` and `line` as in
+        `load_labelled`: in parallel files those of the source, in catalogues the line of the msgid. Untranslated,
+        fuzzy and obsolete entries of a catalogue are left out; a plural entry yields a pair of the singular, and one
+        of the plural with the second form.
 
     Raises:
         FileNotFoundError: `source` is neither on this machine nor on the Hub.
@@ -112,18 +130,19 @@ def load_pairs(
     pairs = _Pairs(skip_broken)
     kinds = {**{f".{language}": "lines" for language in naming.languages}, **_KINDS}
     in_memory = isinstance(source, (Dataset, DatasetDict, IterableDataset, IterableDatasetDict))
-    files = None if in_memory else local_files(source, kinds)
+    files = None if in_memory else local_files(source, kinds=kinds, text=False)
     if files is None:
-        rows = open_table(source, name=name, split=split, cache_dir=cache_dir)
-        _read_columns(rows.column_names, lambda column: rows[column][:], naming, where, pairs)
+        rows = open_columns(source, name=name, split=split, cache_dir=cache_dir)
+        _read_columns(rows.names, rows.values, naming, where, pairs, rows.places)
     else:
-        picked = pick_split(split, files, where)
-        kind = one_kind(files[picked], kinds, f"the split {picked!r} of {where}")
-        if kind == "lines":
-            _read_lines(files[picked], naming.languages, pairs)
-        else:
-            for file in files[picked]:
-                _READERS[kind](file, naming, pairs)
+        chosen = choose(files, split, where)
+        if chosen.part:
+            raise ValueError(f"cannot slice {where} by {split!r}: sentence pairs of files are read as a whole")
+        lines = [file for file in chosen.files if file.kind == "lines"]
+        _read_lines(lines, naming.languages, pairs)
+        for file in chosen.files:
+            if file.kind != "lines":
+                _READERS[file.kind](file, naming, pairs)
     if pairs.broken:
         total = len(pairs.broken) + len(pairs.sources)
         logger.warning(
@@ -131,8 +150,7 @@ def load_pairs(
         )
     if not pairs.sources:
         raise ValueError(f"{where} has no pairs with both sides")
-    features = Features({"source": Value("string"), "target": Value("string")})
-    return Dataset.from_dict({"source": pairs.sources, "target": pairs.targets}, features=features)
+    return pairs.dataset()
 
 
 def match_language(wanted: str, found: Iterable[str]) -> str | None:
@@ -148,13 +166,14 @@ def _plain(language: str) -> str:
     return language.lower().replace("_", "-")
 
 
-def _read_lines(files: Sequence[Path], languages: tuple[str, str], pairs: _Pairs) -> None:
+def _read_lines(files: Sequence[Taken], languages: tuple[str, str], pairs: _Pairs) -> None:
     """Reads parallel files of lines, whose names differ only in the language at the end."""
-    for stem in dict.fromkeys(file.with_suffix("") for file in files):
+    called = {file.path: file.name for file in files}
+    for stem in dict.fromkeys(path.with_suffix("") for path in called):
         sides = [stem.with_name(f"{stem.name}.{language}") for language in languages]
         names = [repr(str(side)) for side in sides]
         for side, name, other in zip(sides, names, reversed(names), strict=True):
-            if side not in files:
+            if side not in called:
                 beside = stem.parent.glob(f"{glob.escape(stem.name)}.*")
                 raise FileNotFoundError(
                     f"{other} needs its translations in {name}: give both by a folder or a glob such as "
@@ -162,29 +181,32 @@ def _read_lines(files: Sequence[Path], languages: tuple[str, str], pairs: _Pairs
                 )
         lines = [split_lines(read_utf8(side, name)) for side, name in zip(sides, names, strict=True)]
         for number, (source, target) in enumerate(zip(*lines, strict=False), start=1):
-            pairs.add(source, target, f"line {number} of {names[0]} and {names[1]}")
+            place = {"file": called[sides[0]], "line": number}
+            pairs.add(source, target, f"line {number} of {names[0]} and {names[1]}", place)
         (fewer, shorter), (more, longer) = sorted(zip(map(len, lines), names, strict=True))
         for number in range(fewer + 1, more + 1):
             pairs.refuse(f"line {number} of {longer} has no translation, as {shorter} ends with line {fewer}")
 
 
-def _read_table(file: Path, naming: _Naming, pairs: _Pairs) -> None:
-    table = read_table(str(file))
-    _read_columns(table.columns, table.values, naming, table.where, pairs)
+def _read_table(file: Taken, naming: _Naming, pairs: _Pairs) -> None:
+    table = read_table(str(file.path))
+    places = [{"file": file.name, "line": line} for line in table.lines]
+    _read_columns(table.columns, table.values, naming, table.where, pairs, places)
 
 
-def _read_parquet(file: Path, naming: _Naming, pairs: _Pairs) -> None:
-    where = repr(str(file))
+def _read_parquet(file: Taken, naming: _Naming, pairs: _Pairs) -> None:
+    where = repr(str(file.path))
     try:
-        table = pq.read_table(file)
+        table = pq.read_table(file.path)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"cannot read {where}: {error}") from error
-    _read_columns(table.column_names, lambda column: table[column].to_pylist(), naming, where, pairs)
+    places = [{"file": file.name, "row_in_file": row} for row in range(1, len(table) + 1)]
+    _read_columns(table.column_names, lambda column: table[column].to_pylist(), naming, where, pairs, places)
 
 
-def _read_tmx(file: Path, naming: _Naming, pairs: _Pairs) -> None:
-    where = repr(str(file))
-    units, broken = read_units(file)
+def _read_tmx(file: Taken, naming: _Naming, pairs: _Pairs) -> None:
+    where = repr(str(file.path))
+    units, broken = read_units(file.path)
     for wrong in broken:
         pairs.refuse(wrong)
     found = dict.fromkeys(language for unit in units for language in unit.texts)
@@ -193,43 +215,51 @@ def _read_tmx(file: Path, naming: _Naming, pairs: _Pairs) -> None:
     for unit in units:
         keys = [match_language(language, unit.texts) for language in naming.languages]
         source, target = (None if key is None else unit.texts[key] for key in keys)
-        pairs.add(source, target, f"the unit in line {unit.line} of {where}")
+        pairs.add(source, target, f"the unit in line {unit.line} of {where}", {"file": file.name, "line": unit.line})
 
 
-def _read_po(file: Path, naming: _Naming, pairs: _Pairs) -> None:
+def _read_po(file: Taken, naming: _Naming, pairs: _Pairs) -> None:
     from .catalogue import read_catalogue
 
-    catalogue = read_catalogue(file, skip_broken=True)
+    catalogue = read_catalogue(file.path, skip_broken=True)
     for wrong in catalogue.broken:
         pairs.refuse(wrong)
     for entry in catalogue.entries:
         if entry.in_use:
-            _add_translated(entry.texts, entry.translations, pairs)
+            _add_translated(entry.texts, entry.translations, pairs, {"file": file.name, "line": entry.line})
 
 
-def _read_mo(file: Path, naming: _Naming, pairs: _Pairs) -> None:
+def _read_mo(file: Taken, naming: _Naming, pairs: _Pairs) -> None:
     from .catalogue import read_compiled
 
-    for texts, translations in read_compiled(file):
-        _add_translated(texts, translations, pairs)
+    for texts, translations in read_compiled(file.path):
+        _add_translated(texts, translations, pairs, {"file": file.name})
 
 
-def _add_translated(texts: Sequence[str], translations: Sequence[str], pairs: _Pairs) -> None:
+def _add_translated(
+    texts: Sequence[str], translations: Sequence[str], pairs: _Pairs, columns: Mapping[str, Any]
+) -> None:
     """Adds the singular, and the plural with the second form, if translated."""
     for source, target in zip(texts, translations, strict=False):
         if source.strip() and target.strip():
-            pairs.add(source, target, "")
+            pairs.add(source, target, "", columns)
 
 
-_READERS: dict[str, Callable[[Path, _Naming, _Pairs], None]] = {
-    **{"table": _read_table, "parquet": _read_parquet, "tmx": _read_tmx, "po": _read_po, "mo": _read_mo}
+_READERS: dict[str, Callable[[Taken, _Naming, _Pairs], None]] = {
+    **{"csv": _read_table, "json": _read_table, "parquet": _read_parquet},
+    **{"tmx": _read_tmx, "po": _read_po, "mo": _read_mo},
 }
 
 
 def _read_columns(
-    names: list[str], values: Callable[[str], list[Any]], naming: _Naming, where: str, pairs: _Pairs
+    names: list[str],
+    values: Callable[[str], list[Any]],
+    naming: _Naming,
+    where: str,
+    pairs: _Pairs,
+    places: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Reads a table, given its column names and a function that returns the values of a column."""
+    """Reads a table: its column names, a function that returns the values of a column, and where its rows are."""
     if _TRANSLATION in names and naming.columns == (None, None):
         mappings = [value if isinstance(value, dict) else {} for value in values(_TRANSLATION)]
         found = dict.fromkeys(language for mapping in mappings for language in mapping)
@@ -237,8 +267,8 @@ def _read_columns(
         sides = [[mapping.get(key) for mapping in mappings] for key in keys]
     else:
         sides = [values(column) for column in _find_columns(names, naming, where)]
-    for row, (source, target) in enumerate(zip(*sides, strict=True)):
-        pairs.add(source, target, f"row {row} of {where}")
+    for row, (source, target, place) in enumerate(zip(*sides, places, strict=True)):
+        pairs.add(source, target, f"row {row} of {where}", place)
 
 
 def _find_columns(names: list[str], naming: _Naming, where: str) -> list[str]:

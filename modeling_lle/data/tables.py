@@ -10,16 +10,17 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..common.checks import check_unicode
+from ..common.paths import looks_like_file
 from ..common.temporary import replacing
-from .rows import TABLES, cannot_read, ending, read_rows, read_utf8, split_lines
-from .sources import check_column
+from .encoding import is_utf8
+from .rows import TABLES, cannot_read, check_column, ending, numbered_rows, read_utf8, split_lines
 
-KINDS = (".txt", *TABLES)
+KINDS = (".txt", *TABLES)  # of the files that are written; any text file is read
 _LINE_BREAKS = re.compile(r"[\r\n]+")
 
 
@@ -30,10 +31,19 @@ class Table:
     Attributes:
         where: Name of the table in messages.
         rows: Mappings from columns to values; a text file or a single text has only the text column.
+        file: Name of the file; None for a text.
+        lines: The line of the file in which each row begins, counted from 1; empty for a text.
     """
 
     where: str
     rows: list[dict[str, Any]]
+    file: str | None = None
+    lines: list[int] = field(default_factory=list)
+
+    @property
+    def places(self) -> list[dict[str, Any]]:
+        """For each row its `file` and `line`; nothing for a text."""
+        return [{"file": self.file, "line": line} for line in self.lines] if self.lines else [{} for _ in self.rows]
 
     @property
     def columns(self) -> list[str]:
@@ -59,39 +69,42 @@ def read_table(given: str, text_column: str = "text") -> Table:
     """Reads a file; an argument that is not a file is a text itself.
 
     Args:
-        given: Name of a file with one of the endings `KINDS`, or a text. Text files hold one text per line, JSON files
-            one object per line or a list of objects.
+        given: Name of a file, or a text. JSON files hold one object per line or a list of objects; any file that is
+            no table (.csv, .tsv, .json, .jsonl) is read as text, one per line.
         text_column: Column name for text files and single texts.
 
     Raises:
         FileNotFoundError: It looks like a file name, but there is no such file.
-        ValueError: The file has another ending, is empty, not UTF-8 or unreadable, or a text is not valid Unicode.
+        ValueError: The file is binary, empty, not UTF-8 or unreadable, or a text is not valid Unicode.
     """
-    if not os.path.exists(given) and not (len(given.split()) == 1 and ending(Path(given), KINDS) in KINDS):
+    if not os.path.exists(given) and not looks_like_file(given):
         check_unicode(given, "the text")
         return Table("the text", [{text_column: given}])
     path = Path(given)
     where = repr(str(path))
-    check_input(path)
-    if ending(path, KINDS) == ".txt":
-        rows: list[dict[str, Any]] = [{text_column: line} for line in split_lines(read_utf8(path, where))]
+    check_input(path, None)
+    if ending(path, TABLES) in TABLES:
+        numbered = list(numbered_rows(path))
+    elif is_utf8(path) is None:
+        raise cannot_read(path, TABLES, text=True)
     else:
-        rows = list(read_rows(path))
-    if not rows:
+        texts = split_lines(read_utf8(path, where))
+        numbered = [(line, {text_column: text}) for line, text in enumerate(texts, start=1)]
+    if not numbered:
         raise ValueError(
             f"there is no text in {where}: it {'has no rows' if read_utf8(path, where).strip() else 'is empty'}"
         )
-    return Table(where, rows)
+    return Table(where, [row for _, row in numbered], str(given), [line for line, _ in numbered])
 
 
-def check_input(path: Path, endings: Sequence[str] = KINDS) -> None:
-    """Raises an error unless the file exists and has one of the `endings`."""
+def check_input(path: Path, endings: Sequence[str] | None) -> None:
+    """Raises an error unless the file exists and has one of the `endings`; None: any."""
     where = repr(str(path))
     if not path.exists():
         near = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.glob("*")], n=1)
         raise FileNotFoundError(f"there is no file {where}" + (f" (did you mean {near[0]!r}?)" if near else ""))
-    if ending(path, endings) not in endings or not path.is_file():
-        raise cannot_read(path, endings)
+    if not path.is_file() or (endings is not None and ending(path, endings) not in endings):
+        raise cannot_read(path, endings or TABLES, text=endings is None)
 
 
 def check_output(path: str | Path, endings: Sequence[str] = KINDS[1:]) -> None:

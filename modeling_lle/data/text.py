@@ -12,7 +12,9 @@ import numpy as np
 from datasets import Dataset, Features, IterableDataset, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from .sources import Rows, Source, check_column, check_texts, describe, open_rows
+from .chosen import check_texts
+from .rows import check_column
+from .sources import Rows, Source, Split, describe, open_rows
 
 _STRINGS = (Value("string"), Value("large_string"))
 _ENCODED = Features({"input_ids": List(Value("int32")), "words": Value("int64"), "bytes": Value("int64")})
@@ -22,7 +24,7 @@ def load_texts(
     source: Source,
     *,
     name: str | None = None,
-    split: str | None = None,
+    split: Split = None,
     text_column: str = "text",
     sample_by: Literal["line", "document"] = "line",
     streaming: bool = False,
@@ -31,13 +33,16 @@ def load_texts(
     """Loads one split of a data set of texts.
 
     Args:
-        source: A name on the Hub; a file, folder or glob of .txt, .csv, .tsv, .json, .jsonl and .parquet files; a
-            mapping from splits to such paths; or a data set in memory. The words train, valid, validation, val, dev
-            and test in the path of a file name its split; files without such a word are skipped if others have one,
-            else they are "train".
+        source: A name on the Hub; a file, folder or glob, or several; a mapping from splits to such paths; or a data
+            set in memory. Any file that is text in UTF-8 is read as text, whatever its ending; .csv, .tsv, .json,
+            .jsonl and .parquet files are tables. Other files of a folder, hidden ones and tables without the column
+            are left out, which is logged. Files or folders called train, valid, validation, val, dev or test are
+            splits if all files belong to one, or if there is a train split and the splits hold most of the text;
+            else all files are one text.
         name: Configuration of a data set on the Hub.
-        split: "train", "validation" or "test", a slice such as "train[:10%]", or another split of `source`.
-            None: the only one.
+        split: "train", "validation" or "test", a slice such as "train[:10%]", or another split of `source`; names in
+            order of preference, of which the first is read that there is; None: the only one. A source without
+            splits is read as a whole, also as "train".
         text_column: Column that holds the text.
         sample_by: Whether a row of plain text is a line or a whole file.
         streaming: Whether to read while iterating, for data that does not fit on disk or, from .csv, .tsv, .json and
@@ -45,7 +50,9 @@ def load_texts(
         cache_dir: Folder where `datasets` keeps a copy of the texts; None: its own cache.
 
     Returns:
-        Rows with all columns; an `IterableDataset` if streamed.
+        Rows with all columns; an `IterableDataset` if streamed. Rows of files have the columns `file` and `line`, in
+        which they begin, counted from 1; of Parquet `file` and `row_in_file`. A table with such a column keeps it.
+        Rows of files of several kinds have no other columns.
 
     Raises:
         FileNotFoundError: `source` is neither on this machine nor on the Hub.

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..bank.manifest import Added, BankError, check_names
+from ..bank.places import provenance
 from ..bank.protocol import DEFAULT, Bank, Encoder, Snapshot
 from ..bank.segment import Segment
 from ..common.batches import batches
@@ -85,7 +86,7 @@ class ExampleEntries:
 
         Args:
             bank: The bank.
-            rows: Mappings with a text and a label.
+            rows: Mappings with a text and a label; `file`, `line` and `row_in_file` are kept with them.
             model: The classifier that encodes.
             tokenizer: Its tokenizer.
             text_column, label_column: Their columns.
@@ -97,7 +98,7 @@ class ExampleEntries:
         """
         self.check(bank)
         check_names([("namespace", namespace)] if source is None else [("namespace", namespace), ("source", source)])
-        texts, labels = _columns(rows, text_column, label_column)
+        (texts, labels), places = _columns(rows, text_column, label_column)
         before = bank.snapshot()
         known = (
             None
@@ -116,15 +117,16 @@ class ExampleEntries:
                 segment, names = _segment(model, tokenizer, [examples.items[i] for i in chosen])
             source = source or state.free_source("taught")
             first = state.added(namespace, source).rows
-            for row, document in enumerate(segment.documents, start=first):
-                document |= {"source": source, "row": row}
+            for row, (document, example) in enumerate(zip(segment.documents, chosen, strict=True), start=first):
+                document |= {"source": source, "row": row, **places[example]}
             added = [Added(namespace, source, first + len(chosen))]
             return bank.append([(segment, added)], namespace, names, replaced) if chosen else 0
 
 
-def _columns(rows: Iterable[Any], *names: str) -> list[list[Any]]:
-    """The values of columns; raises a ValueError if a row lacks one."""
+def _columns(rows: Iterable[Any], *names: str) -> tuple[list[list[Any]], list[dict[str, Any]]]:
+    """The values of columns, and where each row comes from; raises a ValueError if a row lacks a column."""
     columns: list[list[Any]] = [[] for _ in names]
+    places: list[dict[str, Any]] = []
     for number, row in enumerate(rows):
         if not isinstance(row, Mapping):
             raise ValueError(
@@ -134,7 +136,8 @@ def _columns(rows: Iterable[Any], *names: str) -> list[list[Any]]:
             if name not in row:
                 raise ValueError(f"row {number} has no column {name!r}; its columns are: {', '.join(row)}")
             values.append(row[name])
-    return columns
+        places.append(provenance(row))
+    return columns, places
 
 
 def _known(state: Snapshot, model: ExampleEncoder, namespaces: Iterable[str] | None) -> set[str]:

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..bank.found import Document
 from ..bank.manifest import Added, BankError, check_names
+from ..bank.places import place_of, provenance
 from ..bank.protocol import DEFAULT, Bank, Encoder, Snapshot
 from ..bank.segment import Segment
 from ..common.batches import batches
@@ -44,6 +45,7 @@ class Match:
         score: Fuzzy match score of the sources, in [0, 1]; 1 only if they are equal.
         text, translation: Source and target of the pair.
         source, row: Where it was added.
+        where: The same as it is shown: "file:line" or, if that is unknown, "source:row".
     """
 
     score: float
@@ -51,6 +53,7 @@ class Match:
     translation: str
     source: str
     row: int
+    where: str = ""
 
 
 class PairEncoder(Encoder, Protocol):
@@ -97,7 +100,7 @@ class PairEntries:
 
         Args:
             bank: The bank.
-            rows: Mappings with a source and a target.
+            rows: Mappings with a source and a target; `file`, `line` and `row_in_file` are kept with them.
             model: The translator that encodes.
             tokenizer: Its tokenizer.
             source_column, target_column: Their columns.
@@ -134,28 +137,32 @@ def _check_pair(document: Document, bank: Bank | Snapshot) -> None:
 
 @dataclass(frozen=True)
 class _Pair:
-    """A sentence pair, and its row."""
+    """A sentence pair, its row, and where that comes from."""
 
     row: int
     text: str
     translation: str
+    columns: Mapping[str, Any]
 
 
-def _new_pairs(state: Snapshot, pairs: Iterable[tuple[str, str]], namespace: str, first: int) -> list[_Pair]:
+def _new_pairs(
+    state: Snapshot, pairs: Iterable[tuple[str, str, Mapping[str, Any]]], namespace: str, first: int
+) -> list[_Pair]:
     """The pairs that a namespace does not have, each once; their rows are counted from `first`."""
     seen = set()
     for document in state.documents([namespace]):
         _check_pair(document, state)
         seen.add((document.columns["text"], document.columns["translation"]))
     new: list[_Pair] = []
-    for row, pair in enumerate(pairs, start=first):
-        if pair not in seen:
-            seen.add(pair)
-            new.append(_Pair(row, *pair))
+    for row, (text, translation, columns) in enumerate(pairs, start=first):
+        if (text, translation) not in seen:
+            seen.add((text, translation))
+            new.append(_Pair(row, text, translation, columns))
     return new
 
 
-def _pairs(dataset: Iterable[Any], source_column: str, target_column: str) -> list[tuple[str, str]]:
+def _pairs(dataset: Iterable[Any], source_column: str, target_column: str) -> list[tuple[str, str, Mapping[str, Any]]]:
+    """The sides of each pair, and where it comes from."""
     pairs = []
     for number, row in enumerate(dataset):
         if not isinstance(row, Mapping):
@@ -166,7 +173,7 @@ def _pairs(dataset: Iterable[Any], source_column: str, target_column: str) -> li
             if not isinstance(row[name], str) or not row[name].strip():
                 raise ValueError(f"the column {name!r} of row {number} is {row[name]!r}, not a sentence: leave it out")
             check_unicode(row[name], f"the column {name!r} of row {number}")
-        pairs.append((row[source_column], row[target_column]))
+        pairs.append((row[source_column], row[target_column], provenance(row)))
     if not pairs:
         raise ValueError("there is no sentence pair to add")
     return pairs
@@ -198,7 +205,8 @@ def _segment(
         tokens=torch.tensor([id for target in targets for id in (model.start_token_id, *target)], dtype=torch.int32),
         starts=first + torch.arange(len(first)),
         documents=[
-            {"source": source, "row": pair.row, "text": pair.text, "translation": pair.translation} for pair in pairs
+            {"source": source, "row": pair.row, **pair.columns, "text": pair.text, "translation": pair.translation}
+            for pair in pairs
         ],
     )
 
@@ -236,7 +244,8 @@ class Memory:
         namespaces: Namespaces to recall from, those that do not exist being skipped; None: all.
 
     Attributes:
-        pairs: For each pair its `source`, `row`, `text`, `translation` and other columns, the oldest first.
+        pairs: For each pair its `source`, `row`, `text`, `translation` and other columns, and `where` it comes from,
+            the oldest first.
         keys, outcomes, ids: (N, D) bfloat16, (N,) int64 and (N,) int64 ascending, the entries of all pairs.
         first: Index of the first entry of each pair, and N at the end.
         exact: Index of the newest pair with a source.
@@ -269,7 +278,8 @@ class Memory:
         sizes: list[int] = []
         for document in state.documents(namespaces):
             _check_pair(document, state)
-            self.pairs.append({"source": document.source, "row": document.row, **document.columns})
+            where = place_of(document.source, document.row, document.columns)
+            self.pairs.append({"source": document.source, "row": document.row, **document.columns, "where": where})
             sizes.append(len(document.ids))
         keys, outcomes, ids = [torch.zeros(0, state.width, dtype=torch.bfloat16)], [NONE], [NONE]
         for batch in state.entries(namespaces):
@@ -340,7 +350,5 @@ class Memory:
             chosen = [self.exact[text], *(pair for pair in chosen if pair != self.exact[text])]
         scored = [(self._fuzzy_match(text, self.pairs[pair]["text"]), pair) for pair in chosen]
         best = sorted(scored, key=lambda item: -item[0])[:number]
-        return [
-            Match(score, *(self.pairs[pair][name] for name in ("text", "translation", "source", "row")))
-            for score, pair in best
-        ]
+        names = ("text", "translation", "source", "row", "where")
+        return [Match(score, *(self.pairs[pair][name] for name in names)) for score, pair in best]

@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..bank.changes import plain
 from ..bank.manifest import Added, BankError, check_names
+from ..bank.places import LINE, PROVENANCE, LineBreaks
 from ..bank.protocol import DEFAULT, Bank, Encoder, Snapshot
 from ..bank.segment import Segment
 from ..common.checks import check_unicode
@@ -99,7 +100,7 @@ class TextEntries:
             text_column: Column of the text.
             source: Name of the source, by which it can be forgotten; None: the next of "added-1", "added-2", ...
             namespace: The namespace to add to.
-            columns: Other columns to keep with each row; None: all. NumPy and torch scalars are kept as plain values.
+            columns: Other columns to keep with each row, beside `file`, `line` and `row_in_file`; None: all. NumPy and torch scalars are kept as plain values.
             keep_below: Keep only outcomes to which the model gives less than this probability.
             merge: Whether to merge entries of one row with the same outcome and the same 16 tokens before it.
             resume: Whether to continue an interrupted import of this source; the rows must come in the same order.
@@ -117,7 +118,7 @@ class TextEntries:
         training, device = model.training, model.device.type
         # Autocast is per thread: the segments are encoded in another thread, with the caller's setting.
         autocast = torch.autocast(device, torch.get_autocast_dtype(device), enabled=torch.is_autocast_enabled(device))
-        encode = autocast(_encode)
+        encode, breaks = autocast(_encode), LineBreaks(tokenizer)
         model.eval()
         try:
             with bank.writing() as state:  # nobody else can take the name of the source from here on
@@ -130,7 +131,10 @@ class TextEntries:
                     )
                 parts = _parts(texts, tokenizer, before, getattr(rows, "num_rows", None), progress)
                 segments = (
-                    (encode(model, buffer, keep_below, merge, source), [Added(namespace, source, done, tokens)])
+                    (
+                        encode(model, buffer, keep_below, merge, source, breaks),
+                        [Added(namespace, source, done, tokens)],
+                    )
                     for buffer, done, tokens in _ahead(_buffers(parts, before))
                 )
                 return bank.append(_ahead(segments), namespace)
@@ -166,9 +170,11 @@ def _rows(dataset: Iterable[Any], text_column: str, columns: Iterable[str] | Non
         if not isinstance(values[text_column], str):
             kind = type(values[text_column]).__name__
             raise ValueError(f"the column {text_column!r} of row {number} holds {kind}, not text")
-        names = [name for name in values if name != text_column] if wanted is None else wanted
+        others = [name for name in values if name != text_column]
+        names = others if wanted is None else list(dict.fromkeys([*wanted, *(n for n in PROVENANCE if n in others)]))
         check_unicode(values[text_column], f"the text of row {number}")
         kept = {name: _plain(values[name], name, number) for name in names}
+        kept = {name: value for name, value in kept.items() if name not in PROVENANCE or value is not None}
         check_unicode(kept, f"row {number}")
         clash = {"source", "row"} & set(kept)
         yield values[text_column], {(f"{name}_" if name in clash else name): value for name, value in kept.items()}
@@ -233,7 +239,14 @@ def _buffers(parts: Iterable[_Part], before: Added) -> Iterator[tuple[list[_Part
 
 
 @torch.no_grad()
-def _encode(model: TextEncoder, parts: list[_Part], keep_below: float | None, merge: bool, source: str) -> Segment:
+def _encode(
+    model: TextEncoder,
+    parts: list[_Part],
+    keep_below: float | None,
+    merge: bool,
+    source: str,
+    breaks: LineBreaks,
+) -> Segment:
     """Encodes parts as a segment; the bank gives the ids."""
     lengths = [part.end - part.begin for part in parts]
     total = sum(lengths)
@@ -265,9 +278,17 @@ def _encode(model: TextEncoder, parts: list[_Part], keep_below: float | None, me
         copies=torch.from_numpy(copies),
         tokens=torch.from_numpy(tokens.astype(np.int32)),
         starts=torch.from_numpy(starts.astype(np.int64)),
-        documents=[{"source": source, "row": part.row, **part.columns} for part in parts],
+        documents=[_document(part, source, breaks) for part in parts],
     )
     return segment if len(chosen) == total else segment.without(torch.zeros(len(segment), dtype=torch.bool))
+
+
+def _document(part: _Part, source: str, breaks: LineBreaks) -> dict[str, Any]:
+    """Document of a part; one within a row has the line in which it begins."""
+    columns = dict(part.columns)
+    if part.begin and isinstance(columns.get(LINE), int):
+        columns[LINE] += breaks.count(torch.from_numpy(part.tokens[1 : part.begin + 1]))
+    return {"source": source, "row": part.row, **columns}
 
 
 def _start(part: _Part) -> np.ndarray:

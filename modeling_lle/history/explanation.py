@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..bank.places import LINE, LineBreaks, line_of, place_of
 from .attachment import Attachment
 from .loss import IGNORED
 from .prediction import HistoryOutput, Prediction
@@ -36,8 +37,9 @@ class Cause:
         before, after: Token ids around the outcome, the oldest first; those of the example before it, for labels.
         age: In the stream, how many tokens ago it was made.
         id: In the bank, its id.
-        place: In the bank, its source and row, "source:row".
+        place: In the bank, the place of its document: "file:line" or, if it is unknown, "source:row".
         columns: In the bank, the columns of its document.
+        since: In a bank of texts, the tokens of its document before it, by which its own line is counted.
     """
 
     source: str
@@ -51,6 +53,7 @@ class Cause:
     id: int | None = None
     place: str | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
+    since: Tensor | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -218,8 +221,9 @@ def bank_cause(
         entry.after,
         name=None if names is None else names[entry.outcome],
         id=identity,
-        place=f"{entry.source}:{entry.row}",
+        place=place_of(entry.source, entry.row, entry.columns),
         columns=entry.columns,
+        since=entry.since if names is None else None,
     )
 
 
@@ -256,7 +260,7 @@ def explain_targets(explained: Explained, attachment: Attachment | None, top: in
     """Explains the tokens of a translation by entries of the memory that it recalls from, pinned, or None."""
 
     def cause(position: int, source: str, share: float, effect: float, identity: int) -> Cause:
-        return bank_cause(attachment, share, effect, identity)
+        return replace(bank_cause(attachment, share, effect, identity), since=None)  # a pair is in one place
 
     return explain_outcomes(explained, cause, top)
 
@@ -270,23 +274,24 @@ def as_values(explanations: Sequence[Explanation], tokenizer: PreTrainedTokenize
         `after`, and the `columns` of its document if it has any.
     """
     before = [None, *explanations][: len(explanations)]
+    breaks = LineBreaks(tokenizer)
     return [
         {
             "text": _text(item, previous, tokenizer) if item.name is None else item.name,
             "base_prob": item.base_prob,
             "prob": item.prob,
             "base_share": item.base_share,
-            "causes": [_cause_values(cause, tokenizer) for cause in item.causes],
+            "causes": [_cause_values(cause, tokenizer, breaks) for cause in item.causes],
             "rest": item.rest,
         }
         for previous, item in zip(before, explanations, strict=True)
     ]
 
 
-def _cause_values(cause: Cause, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def _cause_values(cause: Cause, tokenizer: PreTrainedTokenizerBase, breaks: LineBreaks) -> dict[str, Any]:
     texts = dict(zip(("before", "outcome", "after"), _texts(cause, tokenizer), strict=True))
     columns = {"columns": dict(cause.columns)} if cause.columns else {}
-    where = {"source": cause.source, "where": _where(cause), "effect": cause.effect, "share": cause.share}
+    where = {"source": cause.source, "where": _where(cause, breaks), "effect": cause.effect, "share": cause.share}
     return {**where, **texts, **columns}
 
 
@@ -324,7 +329,8 @@ def _texts(cause: Cause, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str, 
     return before, decode(tokenizer, [cause.outcome]), decode(tokenizer, cause.after)
 
 
-def _where(cause: Cause) -> str:
+def _where(cause: Cause, breaks: LineBreaks) -> str:
     if cause.source == STREAM:
         return f"{cause.age:,} token{'' if cause.age == 1 else 's'} ago"
-    return f"{cause.place} (entry {cause.id})"
+    further = 0 if cause.since is None or LINE not in cause.columns else breaks.count(cause.since)
+    return f"{line_of(cause.columns, further) or cause.place} (entry {cause.id})"

@@ -4,7 +4,7 @@ Notable: what is taught lasts as long as the bank, which `save_pretrained(save_h
 which lies in a folder of its own; a text has one label at a time; examples are added whole or not at all.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -105,6 +105,7 @@ class TeachableModel(LLEPreTrainedModel):
         relabel: bool = False,
         source: str | None = None,
         namespace: str | None = None,
+        places: Iterable[Mapping[str, Any]] | None = None,
         history: Attachment | Bank | None = None,
     ) -> int:
         """Teaches examples: adds them to the bank that is attached, or to a new temporary one, without a gradient.
@@ -118,6 +119,7 @@ class TeachableModel(LLEPreTrainedModel):
             relabel: Whether texts that are in the bank with another label get the new one; else they are an error.
             source: Name of the source, by which it can be forgotten; None: the next of "taught-1", "taught-2", ...
             namespace: The namespace that they go to; None: the one that is recalled from, "default" where all are.
+            places: Where each text comes from, mappings with `file` and `line`, which explanations show.
             history: The bank to teach, as an Attachment or alone; None: the one that is attached.
 
         Returns:
@@ -140,7 +142,12 @@ class TeachableModel(LLEPreTrainedModel):
         bank.refresh()  # what others have taught or taken back counts
         added = self.entry_kind.add(
             bank,
-            [{"text": text, "label": label} for text, label in zip(texts, labels, strict=True)],
+            [
+                {**place, "text": text, "label": label}
+                for text, label, place in zip(
+                    texts, labels, [{}] * len(texts) if places is None else places, strict=True
+                )
+            ],
             self,
             tokenizer,
             new_labels=new_labels,

@@ -53,10 +53,10 @@ def run_classification(recipe: Recipe, rows: dict[str, Any] | None = None, resum
     fixed = [name for name in given if name in CALIBRATED]  # values of the recipe are not fitted
     unlabelled = encode(splits["out_of_scope"], tokenizer)
     with in_precision(model, arguments.precision):
-        model.learn(examples["text"], examples["label"], tokenizer, source=SOURCE)
+        model.learn(examples["text"], examples["label"], tokenizer, source=SOURCE, places=examples)
         metrics |= fit_history(model, tokenizer, held_out, unlabelled, size, arguments.keep_in_scope, fixed)
         if recipe.data.held_out:
-            model.learn(validation["text"], validation["label"], tokenizer, source=SOURCE)
+            model.learn(validation["text"], validation["label"], tokenizer, source=SOURCE, places=validation)
     if trainer.is_world_process_zero():
         save(recipe, trainer, metrics, model.history_bank)
     return metrics

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import yaml
 from transformers import HfArgumentParser
 
+from ..common.remembered import remembered as remembered
 from ..configuration import LLEConfig
 from ..configuration_fields import check_keys
 from ..tasks import CLASSIFICATION, LANGUAGE, TRANSLATION

@@ -122,6 +122,7 @@ class MemorySnapshot:
                     list(text.tokens[max(0, place - before) : place]),
                     entry.outcome,
                     list(text.tokens[place + 1 : place + 1 + after]),
+                    torch.tensor(text.tokens[1:place], dtype=torch.int32),
                 )
             )
         return found

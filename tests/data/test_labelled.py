@@ -10,7 +10,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modeling_lle.data import check_labelled, load_labelled, split_out_of_scope
+from modeling_lle.data import check_labelled, split_out_of_scope
+from modeling_lle.data import labelled as module
 
 ROWS = {"text": ["where is my card", "wo ist meine Karte?", "bye"], "label": ["card", "card", "goodbye"]}
 CLINC = {
@@ -42,6 +43,13 @@ def write(tmp_path: Path) -> Callable[[str, Any], Path]:
         return path
 
     return write
+
+
+def load_labelled(source: Any, **options: Any) -> Dataset:
+    """Texts and labels; where they come from has a test of its own."""
+    loaded = module.load_labelled(source, **options)
+    assert set(loaded.column_names) - {"text", "label"} <= {"file", "line", "row_in_file"}
+    return loaded.select_columns(["text", "label"])
 
 
 def table(**columns: list) -> Dataset:

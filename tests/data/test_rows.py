@@ -44,14 +44,20 @@ def table(name: str, columns: tuple[str, str], values: list[str]) -> str:
 @pytest.mark.parametrize("mark", [b"", BOM])
 def test_whoever_reads_a_table_gets_what_is_written(tmp_path: Path, cache: Path, name: str, mark: bytes) -> None:
     path = write(tmp_path / name, mark + table(name.lower(), ("text", "label"), WORDS).encode())
-    assert load_labelled(path).to_dict() == {"text": WORDS, "label": WORDS}
+    first = 1 if name.lower().endswith("l") else 2
+    places = {"file": [str(path)] * len(WORDS), "line": list(range(first, first + len(WORDS)))}
+    assert load_labelled(path).to_dict() == {"text": WORDS, "label": WORDS, **places}
     due = [{"text": word, "label": word} for word in WORDS]
-    assert list(load_texts(path)) == list(load_texts(path, streaming=True)) == read_table(str(path)).rows == due
-    assert list(read_rows(path)) == due
+    placed = [{**row, "file": str(path), "line": line} for line, row in enumerate(due, start=first)]
+    assert list(load_texts(path)) == list(load_texts(path, streaming=True)) == placed
+    assert list(read_rows(path)) == read_table(str(path)).rows == due
+    assert read_table(str(path)).lines == places["line"]
     pairs = write(tmp_path / f"pairs{name}", mark + table(name.lower(), ("en", "de"), WORDS).encode())
     assert load_pairs(pairs, source_language="en", target_language="de").to_dict() == {
         "source": WORDS,
         "target": WORDS,
+        **places,
+        "file": [str(pairs)] * len(WORDS),
     }
     assert not any(file.stat().st_size for file in cache.rglob("*") if file.is_file())  # no text lies there
 
@@ -59,10 +65,12 @@ def test_whoever_reads_a_table_gets_what_is_written(tmp_path: Path, cache: Path,
 @pytest.mark.parametrize("name", ["a.txt", "A.TXT"])
 def test_the_mark_before_a_text_file_is_no_text(tmp_path: Path, name: str) -> None:
     path = write(tmp_path / name, BOM + b"one\r\n\ntwo")
-    due = [{"text": "one"}, {"text": ""}, {"text": "two"}]
-    assert list(load_texts(path)) == list(load_texts(path, streaming=True)) == read_table(str(path)).rows == due
+    assert read_table(str(path)).rows == [{"text": "one"}, {"text": ""}, {"text": "two"}]
+    due = [{"text": text, "file": str(path), "line": line} for line, text in enumerate(("one", "", "two"), start=1)]
+    assert list(load_texts(path)) == list(load_texts(path, streaming=True)) == due
     for streaming in (False, True):
-        assert list(load_texts(path, sample_by="document", streaming=streaming)) == [{"text": "one\n\ntwo"}]
+        document = {"text": "one\n\ntwo", "file": str(path), "line": 1}
+        assert list(load_texts(path, sample_by="document", streaming=streaming)) == [document]
     assert list(read_lines(path)) == ["one", "", "two"]
 
 
@@ -87,8 +95,16 @@ def test_columns_of_several_kinds_and_rows_without_some(tmp_path: Path) -> None:
 
 
 FAULTS: list[tuple[str, str | bytes, str]] = [
-    ("a.csv", "text,label\na,b\n".encode("utf-16"), r"a.csv' is not UTF-8 \(UTF-16\): save it as UTF-8"),
-    ("a.txt", "one\n".encode("utf-16"), r"a.txt' is not UTF-8 \(UTF-16\): save it as UTF-8"),
+    (
+        "a.csv",
+        "text,label\na,b\n".encode("utf-16"),
+        r"a.csv' is not UTF-8 \(it looks like utf-16: .* at byte 0\): save it as UTF-8",
+    ),
+    (
+        "a.txt",
+        "one\n".encode("utf-16"),
+        r"a.txt' is not UTF-8 \(it looks like utf-16: .* at byte 0\): save it as UTF-8",
+    ),
     ("a.jsonl", b'{"text": "caf\xe9"}', r"a.jsonl' is not UTF-8 \(.* at byte 13\): save it as UTF-8"),
     ("a.csv", b"text\na\ncaf\xe9\n", r"a.csv' is not UTF-8 \(.* at byte 10\): save it as UTF-8"),
     ("a.csv", "text,label\na,b\nc,d,e\n", "row 1 of .*a.csv' has 3 fields, its header 2"),
@@ -99,8 +115,8 @@ FAULTS: list[tuple[str, str | bytes, str]] = [
     ("a.jsonl", '{"text": "a"}\n3\n', "row 1 of .*a.jsonl' is 3: write one JSON object per line"),
     ("a.json", '[{"text": "a"}, 3]', "row 1 of .*a.json' is 3"),
     ("a.jsonl", '{"text": "a"}\n{"text": "\\ud800"}', r"row 1 of .*a.jsonl' holds '\\ud800', which is no proper"),
-    ("a.csv.gz", "", r"cannot read .*a.csv.gz': unpack it, and give a file whose name ends with one of .txt"),
-    ("a.xls", "", r"cannot read .*a.xls': give a file whose name ends with one of .txt"),
+    ("a.csv.gz", "\0", r"cannot read .*a.csv.gz': unpack it, and give a text file, or one whose name ends with"),
+    ("a.xls", "\0", r"cannot read .*a.xls': give a text file, or one whose name ends with one of .csv"),
 ]
 
 

@@ -1,12 +1,9 @@
 """Where rows come from: splits by their names, columns, files of one kind."""
 
-from pathlib import Path
-
 import pytest
 
-from modeling_lle.data.sources import check_column, one_kind, pick_split
-
-KINDS = {".txt": "text", ".csv": "csv"}
+from modeling_lle.data.rows import check_column
+from modeling_lle.data.splits import pick_split
 
 
 def test_a_split_may_be_called_by_its_other_name() -> None:
@@ -24,9 +21,3 @@ def test_a_misspelt_column_proposes_the_near_one() -> None:
     check_column("text", ["text", "label"], "data")
     with pytest.raises(ValueError, match="did you mean 'text'"):
         check_column("txet", ["text", "label"], "data")
-
-
-def test_files_of_a_split_are_of_one_kind() -> None:
-    assert one_kind([Path("a.csv"), Path("b.csv")], KINDS, "data") == "csv"
-    with pytest.raises(ValueError, match="data"):
-        one_kind([Path("a.csv"), Path("b.txt")], KINDS, "data")

@@ -92,7 +92,7 @@ def test_an_interrupted_file_leaves_the_old_one(tmp_path: Path) -> None:
         ("a.jsonl", '{"text": "a"}\n{"text": ', "row 1 of .* is not valid JSON"),
         ("a.jsonl", '"a"', "row 0 of .* is 'a': write one JSON object per line"),
         ("a.jsonl", '{"text": "\\ud800"}', r"row 0 of .* holds '\\ud800', which is no proper Unicode"),
-        ("a.log", "a", "give a file whose name ends with one of .txt"),
+        ("a.log", "a\0", "give a text file, or one whose name ends with one of .csv"),
     ],
 )
 def test_files_with_faults(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
@@ -105,7 +105,7 @@ def test_names_with_faults(tmp_path: Path) -> None:
     write(tmp_path / "test.csv", "text\na\n")
     with pytest.raises(FileNotFoundError, match=r"no file .*tset.csv' .did you mean 'test.csv'"):
         read_table(str(tmp_path / "tset.csv"))
-    with pytest.raises(ValueError, match="give a file whose name ends with"):
+    with pytest.raises(ValueError, match="give a text file, or one whose name ends with"):
         read_table(str(tmp_path))
     with pytest.raises(ValueError, match=r"the text holds .*no proper Unicode"):
         read_table("caf\udce9")

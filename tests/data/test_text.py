@@ -100,13 +100,13 @@ def test_in_memory() -> None:
 def test_wrong_paths(folder: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"holds no 'ptb.tset.txt'; near names there: ptb.test.txt"):
         load_texts(folder / "ptb.tset.txt")
-    with pytest.raises(FileNotFoundError, match=r"holds no file whose name ends with one of .txt"):
+    with pytest.raises(FileNotFoundError, match=r"no file matches '.*/\*.xml'"):
         load_texts(f"{folder}/*.xml")
     with pytest.raises(FileNotFoundError, match=r"there is no 'no_such/data': .* and the Hub does not provide it"):
         load_texts("no_such/data", split="train")
-    (folder / "data.xml").write_text("x")
-    with pytest.raises(ValueError, match=r"give a file whose name ends with one of .txt"):
-        load_texts(folder / "data.xml")
+    (folder / "data.bin").write_bytes(b"x\0")
+    with pytest.raises(ValueError, match=r"give a text file, or one whose name ends with one of .csv"):
+        load_texts(folder / "data.bin")
 
 
 def test_wrong_splits(folder: Path) -> None:
@@ -114,9 +114,6 @@ def test_wrong_splits(folder: Path) -> None:
         load_texts(folder, split="dev2")
     with pytest.raises(ValueError, match="several splits, name one of them: test, train, validation"):
         load_texts(folder)
-    (folder / "train.csv").write_text("text\nx\n")
-    with pytest.raises(ValueError, match="mixes files of the kinds csv, text"):
-        load_texts(folder, split="train")
 
 
 @pytest.mark.parametrize(
@@ -135,7 +132,10 @@ def test_empty_files(tmp_path: Path, name: str, content: str) -> None:
     [
         (b"text,label\na,b\na,b,c\n", "row 1 of .*data.csv' has 3 fields, its header 2: put quotation marks"),
         (b"text,label\nyes, please,a\nno, thanks,b\n", "row 0 of .* has 3 fields, its header 2: put quotation marks"),
-        ("text\né".encode("latin1"), "data.csv' is not UTF-8 .unexpected end of data at byte 5.: save it as"),
+        (
+            "text\né".encode("latin1"),
+            "data.csv' is not UTF-8 .it looks like cp1252: unexpected end of data at byte 5.: save",
+        ),
     ],
 )
 def test_broken_tables(tmp_path: Path, content: bytes, message: str) -> None:
