@@ -52,6 +52,6 @@ def test_an_archive_of_all_files_is_complete(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["lle.whl", "lle.tar.gz"])
 def test_a_data_file_that_is_missing_or_differs_is_named(tmp_path: Path, name: str) -> None:
     files = {**PACKAGE, "modeling_lle/evaluation/explanation.html": b"other"}
-    del files["modeling_lle/cli/model_card.md"]
-    lacking = ["modeling_lle/cli/model_card.md", "modeling_lle/evaluation/explanation.html"]
+    del files["modeling_lle/training/model_card.md"]
+    lacking = ["modeling_lle/evaluation/explanation.html", "modeling_lle/training/model_card.md"]
     assert wheel.differing_files(make_archive(tmp_path / name, files)) == lacking

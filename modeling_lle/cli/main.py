@@ -17,6 +17,7 @@ from .. import __version__
 from ..common.terminal import Formatter, printable, printable_lines, say
 from .bank import bank
 from .calibrate import calibrate, statistics
+from .card import card
 from .classify import classify, forget, learn
 from .evaluate import evaluate
 from .options import Bank, Column, Folder, InPrecision, Name, Namespaces, Precision
@@ -102,24 +103,7 @@ app.command()(learn)
 app.command()(forget)
 app.command()(translate)
 app.command()(memory)
-
-
-@app.command()
-def card(
-    model: Annotated[Path, typer.Argument(help="Folder written by `lle train`.")],
-    results: Annotated[Path, typer.Argument(help="Results file of `lle evaluate --results`.")],
-    repo_id: Annotated[str, typer.Option(help="Future name of the model on the Hub, owner/name.")],
-    dataset: Annotated[str, typer.Option(help="Name of the data set on the Hub.")],
-    prompt: Annotated[str, typer.Option(help="Text that the example completes.")] = "The",
-) -> None:
-    """Writes the model card, README.md, from results and recipe into the folder of a model."""
-    from ..evaluation import read_results
-    from .model_card import write_model_card
-
-    recipe = model / "recipe.yaml"
-    text = recipe.read_text(encoding="utf-8") if recipe.is_file() else None
-    path = write_model_card(model, read_results(results), repo_id=repo_id, dataset=dataset, recipe=text, prompt=prompt)
-    say(f"The card is {path}.")
+app.command()(card)
 
 
 @app.command()

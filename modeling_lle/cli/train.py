@@ -258,8 +258,11 @@ def _kept(folder: Path) -> str:
 def _finish(recipe: "Recipe", plan: "Plan | None") -> dict[str, float]:
     """Measures on what was held out, and writes the model card."""
     from ..evaluation.held_out import measure_held_out
+    from ..training.model_card import write_model_card
 
-    return measure_held_out(recipe, None if plan is None else plan.tests)
+    figures = measure_held_out(recipe, None if plan is None else plan.tests)
+    write_model_card(_folder(recipe))
+    return figures
 
 
 def _report(recipe: "Recipe", metrics: dict[str, Any], figures: dict[str, float]) -> None:

@@ -255,11 +255,10 @@ def _plan_language(wanted: _Wanted) -> Plan:
     }
     recipe = wanted.recipe(LANGUAGE.name, {**settings, "data": data})
     model: Any = LLEForCausalLM(LLEConfig(**{"vocab_size": len(tokenizer), **settings["model"]}))
-    documents = (
-        len(files)
-        if all(file.kind == "text" for file in files)
-        else max(len(files), round(len(texts) * _more(total, texts)))
-    )
+    more = total / max(1, sum(len(text.encode()) for text in texts))  # than was sampled
+    documents = len(files)
+    if not all(file.kind == "text" for file in files):
+        documents = max(documents, round(len(texts) * max(1.0, more)))
     return Plan(
         recipe,
         wanted.found,

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 from transformers.dynamic_module_utils import get_imports
 
 from modeling_lle import HistoryBank, LLEConfig, LLEForCausalLM, LLEForSequenceClassification, LLEModel, LLETokenizer
-from modeling_lle.cli.model_card import write_model_card
+from modeling_lle.training.model_card import write_model_card
 from tests.factories.language_models import make_language_model
 from tests.factories.pairs import WORD_PAIRS_TOKENIZER
 from tests.factories.texts import WORD_TOKENIZER, make_texts
@@ -70,7 +70,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     LLEForCausalLM(config).save_pretrained(path)
     tokenizer.save_pretrained(path)
     write_model_card(
-        path, RESULTS, repo_id="someone/cat", dataset="someone/mats", recipe="model:\n  hidden_size: 16\n"
+        path,
+        RESULTS,
+        repo_id="someone/cat",
+        dataset="someone/mats",
+        languages=["en"],
+        license="apache-2.0",
+        recipe="model:\n  hidden_size: 16\n",
     )
     return path
 

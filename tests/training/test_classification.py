@@ -12,12 +12,12 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from modeling_lle import HistoryBank, LLEConfig, LLEForCausalLM, LLETokenizer
-from modeling_lle.cli.model_card import write_model_card
 from modeling_lle.configuration_sections import ClassifierConfig
 from modeling_lle.models.classification import LLEClassifierOutput
 from modeling_lle.training import Recipe, load_recipe, make_recipe, run
 from modeling_lle.training.classification import MemberLoss, batches, encode, make_classifier
 from modeling_lle.training.held_out import hold_out_labelled
+from modeling_lle.training.model_card import write_model_card
 
 WORDS = {"card": ["card", "chip", "pin"], "loan": ["loan", "rate", "debt"], "trip": ["taxi", "train", "plane"]}
 SMOKE = Path(__file__).parents[2] / "configs" / "classification" / "smoke.yaml"

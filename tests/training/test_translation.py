@@ -11,8 +11,8 @@ from datasets import Dataset
 from huggingface_hub import ModelCard
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from modeling_lle.cli.model_card import write_model_card
 from modeling_lle.training import Recipe, load_recipe, make_recipe, run
+from modeling_lle.training.model_card import write_model_card
 from modeling_lle.training.translation import encode
 from tests.factories.pairs import SUBWORD_PAIRS, SUBWORD_PAIRS_TOKENIZER
 
