@@ -212,7 +212,7 @@ def _estimate(plan: "Plan") -> list[str]:
         f"a vocabulary of at most {recipe.tokenizer.vocab_size:,}"
     )
     lines.append(
-        f"training: {tokens}{plan.epochs:.3g} times, about {plan.steps:,} steps of {plan.seconds_of_a_step:.2g} s: "
+        f"training: {tokens}{_times(plan.epochs)}, about {plan.steps:,} steps of {plan.seconds_of_a_step:.2g} s: "
         f"{_minutes(plan.minutes)}, and some for fitting and measuring"
     )
     lines.append(f"output: {recipe.training.output_dir}")
@@ -221,6 +221,10 @@ def _estimate(plan: "Plan") -> list[str]:
 
 def _count(number: int, unit: str) -> str:
     return f"{number:,} {unit if number != 1 else unit.removesuffix('s')}"
+
+
+def _times(epochs: float) -> str:
+    return "read once" if epochs == 1 else f"read {epochs:.3g} times"
 
 
 def _minutes(minutes: float) -> str:

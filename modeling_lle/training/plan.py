@@ -7,13 +7,13 @@ and on how much is read (`sizes` has the tables). The recipe is complete: run ag
 import dataclasses
 import glob
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..configuration import LLEConfig
 from ..data import load_labelled, load_pairs
-from ..data.gather import TABLES, Files, Survey, survey
+from ..data.gather import TABLES, Files, Survey, Taken, survey
 from ..models.causal import LLEForCausalLM
 from ..tasks import CLASSIFICATION, LANGUAGE, TRANSLATION
 from ..tokenization import LLETokenizer
@@ -39,6 +39,7 @@ from .sizes import (
 LEAST_BYTES = 1_000  # of text to train a language model on
 LEAST_PAIRS = 20
 SAMPLE = 1_000_000  # bytes on which the tokenizer of the estimate is trained
+SAMPLE_TEXTS, CHARACTERS = 100, 20_000  # texts, and their beginnings, on which tokens are counted
 SAMPLE_ROWS = 2_000  # rows on which a step is measured
 HELD_OUT = 0.1  # share to validate on, and again to measure on; at most:
 HELD_OUT_BYTES = 200_000
@@ -226,13 +227,7 @@ def _plan_language(wanted: _Wanted) -> Plan:
     share = min(HELD_OUT, HELD_OUT_BYTES / total)
     shares = _shares(wanted.found, share)
     size = total * (1 - sum(shares.values()))
-    amount = amount_of(size)
-    tokenizer = LLETokenizer.train(texts, amount.vocab_size)
-    some = random.Random(wanted.seed).sample(texts, min(len(texts), 100))
-    some = [text[:20_000] for text in some]
-    tokens_of_some = sum(map(len, tokenizer(some, verbose=False)["input_ids"]))
-    per_token = max(1.0, sum(len(text.encode()) for text in some) / max(1, tokens_of_some))
-    settings, step, passes = _measured_sizes(wanted, amount, size / per_token)
+    amount, settings, step, passes, per_token = _choose(wanted, size, texts)
     tokens = size / per_token
     epochs = min(float(amount.epochs), passes)
     data: dict[str, Any] = {"sample_by": "document", **shares}
@@ -254,16 +249,12 @@ def _plan_language(wanted: _Wanted) -> Plan:
         **_checkpoints(steps, step),
     }
     recipe = wanted.recipe(LANGUAGE.name, {**settings, "data": data})
-    model: Any = LLEForCausalLM(LLEConfig(**{"vocab_size": len(tokenizer), **settings["model"]}))
-    more = total / max(1, sum(len(text.encode()) for text in texts))  # than was sampled
-    documents = len(files)
-    if not all(file.kind == "text" for file in files):
-        documents = max(documents, round(len(texts) * max(1.0, more)))
+    model: Any = LLEForCausalLM(LLEConfig(**{"vocab_size": amount.vocab_size, **settings["model"]}))
     return Plan(
         recipe,
         wanted.found,
         None,
-        documents,
+        _documents(files, texts),
         "documents",
         read,
         int(tokens),
@@ -276,7 +267,40 @@ def _plan_language(wanted: _Wanted) -> Plan:
     )
 
 
-def _measured_sizes(wanted: _Wanted, amount: Amount, tokens: float) -> tuple[dict[str, Any], float, float]:
+def _documents(files: Sequence[Taken], texts: Sequence[str]) -> int:
+    """Number of documents, estimated by a sample of the texts where there are tables."""
+    if all(file.kind == "text" for file in files):
+        return len(files)
+    more = sum(file.bytes for file in files) / max(1, sum(len(text.encode()) for text in texts))
+    return max(len(files), round(len(texts) * max(1.0, more)))
+
+
+def _choose(
+    wanted: _Wanted, size: float, texts: Sequence[str]
+) -> tuple[Amount, dict[str, dict[str, Any]], float, float, float]:
+    """Amount, settings, seconds of a step, passes, and bytes of a token, for `size` bytes of text.
+
+    What can be read in the time counts as the amount: of a large text a slow machine reads little, and that takes a
+    small vocabulary and a small model.
+    """
+    amount = amount_of(size)
+    while True:
+        per_token = _bytes_of_a_token(texts, amount.vocab_size, wanted.seed)
+        settings, step, passes = _measured_size(wanted, amount, size / per_token)
+        smaller = amount_of(min(1.0, passes) * size)
+        if smaller.bytes >= amount.bytes:
+            return amount, settings, step, passes, per_token
+        amount = smaller
+
+
+def _bytes_of_a_token(texts: Sequence[str], vocab_size: int, seed: int) -> float:
+    tokenizer = LLETokenizer.train(texts, vocab_size)
+    some = [text[:CHARACTERS] for text in random.Random(seed).sample(texts, min(len(texts), SAMPLE_TEXTS))]
+    tokens = sum(map(len, tokenizer(some, verbose=False)["input_ids"]))
+    return max(1.0, sum(len(text.encode()) for text in some) / max(1, tokens))
+
+
+def _measured_size(wanted: _Wanted, amount: Amount, tokens: float) -> tuple[dict[str, Any], float, float]:
     """Settings of the first size of an amount for which the time suffices, its seconds of a step, and its passes."""
     for size in amount.sizes:
         settings = language_settings(amount, size)

@@ -77,6 +77,7 @@ def train(trainer: Trainer, checkpoint: str | None, minutes: float = 0.0) -> dic
         minutes: Minutes already spent.
     """
     model: Any = trainer.model
+    model._keys_to_ignore_on_save = list(model.all_tied_weights_keys)  # checkpoints lack them, which is no fault
     stream = getattr(trainer.args, "segment_length", None)
     show_progress(trainer, "Training", stream or 1, "tokens" if stream else "texts")
     clock = _Clock(checkpoint, minutes)
