@@ -19,6 +19,7 @@ from ..models.seq2seq import LLEForSeq2SeqLM
 from . import classification, translation
 from .arguments import ClassificationArguments, LLETrainingArguments
 from .pretraining import pretrain
+from .progress import show_progress
 from .recipe import Recipe
 from .steps import keep_freed_pages, make_config, make_tokenizer
 
@@ -151,4 +152,5 @@ def _short(recipe: Recipe, folder: str) -> Recipe:
 
 def _time(trainer: Trainer, clock: _Clock) -> None:
     trainer.add_callback(clock)
+    show_progress(trainer, "Measuring", 1, "rows")  # silent: `_short` says so
     trainer.train()

@@ -308,7 +308,7 @@ def _measured_size(wanted: _Wanted, amount: Amount, tokens: float) -> tuple[dict
         step = seconds_of_a_step(recipe, PATIENCE * wanted.seconds)
         in_a_step = recipe.training.per_device_train_batch_size * recipe.training.segment_length
         passes = wanted.seconds / step * in_a_step / tokens
-        if passes >= amount.least_epochs:
+        if passes >= size.least_passes:
             break
     return settings, step, passes
 
