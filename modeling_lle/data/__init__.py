@@ -1,9 +1,8 @@
 """Loading of texts, labelled texts and sentence pairs, and streams for training.
 
-Notable: names are imported when they are used, so that reading a small file need not wait for `datasets`.
+Notable: modules are imported when a name is used, so that reading a small file need not wait for `datasets`.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,16 +12,6 @@ if TYPE_CHECKING:
     from .pairs import load_pairs
     from .streams import StreamDataset, StreamIterableDataset
     from .text import TextTokens, collect, load_texts, tokenize
-
-_MODULES = {
-    "corpus": ("python_corpus",),
-    "gather": ("Survey", "survey"),
-    "labelled": ("check_labelled", "load_labelled", "split_out_of_scope"),
-    "pairs": ("load_pairs",),
-    "streams": ("StreamDataset", "StreamIterableDataset"),
-    "text": ("TextTokens", "collect", "load_texts", "tokenize"),
-}
-_HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "StreamDataset",
@@ -42,6 +31,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+    from . import corpus, gather, labelled, pairs, streams, text
+
+    modules = (gather, labelled, pairs, streams, text, corpus)  # corpus last: it has the tokenize of Python
+    return next(vars(module)[name] for module in modules if name in vars(module))

@@ -128,7 +128,8 @@ def survey(
     sizes = {file.path: file.bytes for file in look.taken}
     splits, others = find_splits(look.places, sizes)
     left_out = look.left_out + [LeftOut(path, "of no split") for path in others]
-    taken = [file for file in look.taken if file.path not in set(others)]
+    of_none = set(others)
+    taken = [file for file in look.taken if file.path not in of_none]
     return Survey(taken, left_out, splits)
 
 

@@ -165,7 +165,8 @@ def _survey(
 def warn_of_left_out(where: str, left_out: Sequence[LeftOut]) -> None:
     """Logs which files are left out, and why."""
     if left_out:
-        _warn_once(f"{len(left_out)} files of {where} are left out: {reasons(left_out)}")
+        count = "1 file" if len(left_out) == 1 else f"{len(left_out)} files"
+        _warn_once(f"{count} of {where} {'is' if len(left_out) == 1 else 'are'} left out: {reasons(left_out)}")
 
 
 @functools.lru_cache(maxsize=100)

@@ -163,7 +163,7 @@ def _new_pairs(
 
 def _pairs(dataset: Iterable[Any], source_column: str, target_column: str) -> list[tuple[str, str, Mapping[str, Any]]]:
     """The sides of each pair, and where it comes from."""
-    pairs = []
+    pairs: list[tuple[str, str, Mapping[str, Any]]] = []
     for number, row in enumerate(dataset):
         if not isinstance(row, Mapping):
             raise ValueError(f"row {number} is {type(row).__name__}: give mappings with a source and a target")

@@ -100,7 +100,8 @@ class TextEntries:
             text_column: Column of the text.
             source: Name of the source, by which it can be forgotten; None: the next of "added-1", "added-2", ...
             namespace: The namespace to add to.
-            columns: Other columns to keep with each row, beside `file`, `line` and `row_in_file`; None: all. NumPy and torch scalars are kept as plain values.
+            columns: Other columns to keep with each row, beside `file`, `line` and `row_in_file`; None: all. NumPy and
+                torch scalars are kept as plain values.
             keep_below: Keep only outcomes to which the model gives less than this probability.
             merge: Whether to merge entries of one row with the same outcome and the same 16 tokens before it.
             resume: Whether to continue an interrupted import of this source; the rows must come in the same order.

@@ -39,10 +39,11 @@ class LLETranslationPipeline(Pipeline):
         history: The memory to recall from, as an Attachment or a bank; None: the one that `attach_history` set. All
             that a call returns is of one state of it.
         return_history: Puts under `history` the `history_top` sentence pairs (3) that moved the translation most:
-            their `text`, `translation`, `share`, fuzzy match score `match`, `source`, `row` and `where` they come from. Shares are means over
-            the tokens of the translation; those of all pairs and the `base_share` add up to one. Under `tokens` lies
-            an item for each token that was generated, as `as_values` makes it of an `Explanation`: its text, its
-            probability by the base and with the memory, and the `history_top` entries of the largest effects.
+            their `text`, `translation`, `share`, fuzzy match score `match`, `source`, `row` and `where` they come
+            from. Shares are means over the tokens of the translation; those of all pairs and the `base_share` add up
+            to one. Under `tokens` lies an item for each token that was generated, as `as_values` makes it of an
+            `Explanation`: its text, its probability by the base and with the memory, and the `history_top` entries of
+            the largest effects.
         return_match: Puts under `match` the `text`, `translation` and `score` of the pair with the best fuzzy match
             score, None without a pair that shares a word.
         exact_matches: Takes the translation of a source that the memory has as it is, and puts True under `exact`.

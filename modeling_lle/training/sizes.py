@@ -109,8 +109,8 @@ class Amount:
     epochs: int
 
 
-# Measured on one loaded core of an EPYC (Zen 3) with code and documentation of Python packages, by documents not trained
-# on, in bits per byte alone / with history, each pair in about the same time:
+# Measured on one loaded core of an EPYC (Zen 3) with code and documentation of Python packages, by unseen documents,
+# in bits per byte alone / with history, each pair in about the same time:
 #   30 kB: width 128, V 512: 2.98 / 1.65; V 320: 2.88 / 1.69; width 256, V 512: 3.29 / 1.62, which overfits
 #   300 kB: width 256, V 1024: 2.06 / 1.30; V 2048: 2.07 / 1.33; width 384, 2 layers, V 2048: 2.29 / 1.50
 #   3 MB: width 256, V 4096: 2.42 / 1.47; width 384, 2 layers: 2.51 / 1.54; with V 2048, width 256: 2.45 / 1.48;

@@ -45,7 +45,7 @@ def test_build_add_search_forget_and_compact(folder: Path) -> None:
     assert {item["source"]: item["rows"] for item in info["sources"]} == {"first": 20, "more": 2}
     found = run(folder, "bank search M B a --neighbours 3 --namespace mine")
     assert len(found.splitlines()) == 3
-    assert all("more:" in line for line in found.splitlines())
+    assert all("more.txt:" in line for line in found.splitlines())
     assert "is whole" in run(folder, "bank verify B")
     mine = sum(len(text.split()) + 1 for text in TEXTS[1::2])
     assert f"{mine} entries forgotten" in run(folder, "bank forget B --where user=ann")
@@ -135,7 +135,10 @@ def test_calibrate_evaluate_and_explain_with_a_bank(folder: Path) -> None:
         ("bank forget B", "nothing to forget"),
         ("bank forget B --ids 3,x", "ids are comma-separated numbers"),
         ("bank forget B --where user", "write column=value"),
-        ("bank forget B --where usr=ann", "no column 'usr' (did you mean 'user'?); its columns are: row, user"),
+        (
+            "bank forget B --where usr=ann",
+            "no column 'usr' (did you mean 'user'?); its columns are: file, line, row, user",
+        ),
         ("bank forget B --where user=eve", "no entry for which all of this holds"),
         ("bank forget B --source nothing", "no source 'nothing'; it has: first"),
         ("bank search M B a --namespace x", "no namespace 'x'"),

@@ -105,7 +105,7 @@ def test_a_text_is_printed(folder: Path) -> None:
     printed, _ = run(folder, "translate", "M", "d e", "--memory", "B", "--history-top", "1", "--beams", "1")
     first, pair, base = printed.splitlines()
     assert first == "d e -> y z w v"
-    assert pair.endswith("'b c d e' -> 'y z w v' (match 0.50, pairs, row 1)")
+    assert pair.endswith("'b c d e' -> 'y z w v' (match 0.50, pairs:1)")
     assert base == "  +0.0000  the base"
     assert contents(folder) == before
 

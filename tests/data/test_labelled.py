@@ -331,3 +331,11 @@ def test_what_remains_is_good(rows: list[tuple[str | None, str | None]]) -> None
     for row, (text, label) in enumerate(rows):
         others = {other for other, fine in zip(rows, complete, strict=True) if fine and other[0] == text}
         assert (row in bad) == (not complete[row] or others != {(text, label)})
+
+
+def test_a_folder_of_tables_is_one_table_whose_rows_say_their_file_and_line(write: Callable) -> None:
+    folder = write("b.jsonl", '{"text": "x", "label": "l"}\n').parent
+    write("a.csv", "text,label\ny,l\n\nz,m\n")
+    write("notes.md", "about")
+    found = [(row["text"], row["file"], row["line"]) for row in module.load_labelled(folder)]
+    assert found == [("y", "a.csv", 2), ("z", "a.csv", 4), ("x", "b.jsonl", 1)]

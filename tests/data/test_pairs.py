@@ -326,3 +326,24 @@ def test_without_polib(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_languages_and_their_varieties(wanted: str, found: list[str], expected: str | None) -> None:
     assert match_language(wanted, found) == expected
+
+
+def test_pairs_of_each_format_say_their_file_and_line(write: Write, tmp_path: Path) -> None:
+    write("p.en", "x\ny\n")
+    write("p.de", "X\nY\n")
+    write("t.csv", 'en,de\n"a\nb",A\nc,C\n')
+    write("l.json", '[\n {"en": "d", "de": "D"},\n {"en": "e",\n "de": "E"}, {"en": "f", "de": "F"}]')
+    units = "".join(
+        f'<tu>\n<tuv xml:lang="en"><seg>{t}</seg></tuv><tuv xml:lang="de"><seg>{t}</seg></tuv></tu>\n' for t in "gh"
+    )
+    write("m.tmx", f"<tmx><body>\n{units}</body></tmx>")
+    write("c.po", 'msgid ""\nmsgstr "Language: de\\n"\n\nmsgid "i"\nmsgstr "I"\n')
+    Dataset.from_dict({"en": ["j"], "de": ["J"]}).to_parquet(tmp_path / "q.parquet")
+    rows = list(load_pairs(tmp_path, source_language="en", target_language="de"))
+    found = {row["source"][0]: f"{row['file']}:{row['line'] or row['row_in_file']}" for row in rows}
+    assert found == {
+        **{"x": "p.en:1", "y": "p.en:2", "a": "t.csv:2", "c": "t.csv:4", "d": "l.json:2", "e": "l.json:3"},
+        **{"f": "l.json:4", "g": "m.tmx:2", "h": "m.tmx:4", "i": "c.po:4", "j": "q.parquet:1"},
+    }
+    alone = load_pairs(tmp_path / "t.csv", source_language="en", target_language="de")
+    assert alone["file"][0] == str(tmp_path / "t.csv")

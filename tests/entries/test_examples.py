@@ -3,11 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from modeling_lle import HistoryBank
 from modeling_lle.bank.files import BankError
+from modeling_lle.bank.places import place_of
 from modeling_lle.entries import examples as examples_module
 from modeling_lle.entries.examples import forget, held_out
 from modeling_lle.history.label_rule import SINGLE
@@ -57,6 +59,20 @@ def test_rows_that_are_no_examples_are_named() -> None:
     assert len(bank) == 2
     assert bank.add([{"text": "a b", "label": "new"}], new_labels=True, relabel=True) == 1
     assert sorted(item.columns["label"] for item in bank.documents()) == ["label-2", "new"]
+
+
+def test_examples_keep_where_they_come_from() -> None:
+    model = make_classifier()
+    model.learn(["a b", "c d"], ["label-0", "label-2"], WORD_TOKENIZER, places=[{"file": "t.csv", "line": 2}, {}])
+    bank = model.history_bank
+    rows = [{"text": "e f", "label": "label-1", "file": "u.csv", "line": np.int32(7), "other": 1}]
+    assert bank.add(rows) == 1
+    placed = [{"file": "t.csv", "line": 2}, {}, {"file": "u.csv", "line": 7}]
+    assert [{**item.columns, "text": "", "label": ""} for item in bank.documents()] == [
+        {"text": "", "label": "", **place} for place in placed
+    ]
+    found = [place_of(item.source, item.row, item.columns) for item in bank.documents()]
+    assert found == ["t.csv:2", "taught-1:1", "u.csv:7"]
 
 
 def test_a_bank_of_tokens_takes_no_examples() -> None:

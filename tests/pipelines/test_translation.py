@@ -155,6 +155,7 @@ def test_the_history_names_the_pairs() -> None:
         "text": "b c d e",
         "translation": "y z w v",
         "share": pytest.approx(pair["share"]),
+        "where": "pairs:1",
         "match": 0.5,
         "source": "pairs",
         "row": 1,
