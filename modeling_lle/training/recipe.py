@@ -32,8 +32,8 @@ class DataArguments:
     """Data of a run.
 
     Args:
-            source: Data set on the Hub, or local file, folder or glob, or a list of local ones, of text, csv, tsv, json,
-            jsonl or parquet files; for translators also TMX, PO or MO files, or parallel files named by language
+            source: Data set on the Hub, or local file, folder or glob, or a list of local ones: any text files, and csv,
+            tsv, json, jsonl or parquet tables; for translators also TMX, PO or MO files, or parallel files named by language
             (train.en, train.de).
             name: Configuration of a data set on the Hub.
         text_column: Column of the text.
