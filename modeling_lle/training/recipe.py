@@ -32,10 +32,10 @@ class DataArguments:
     """Data of a run.
 
     Args:
-            source: Data set on the Hub, or local file, folder or glob, or a list of local ones: any text files, and csv,
-            tsv, json, jsonl or parquet tables; for translators also TMX, PO or MO files, or parallel files named by language
-            (train.en, train.de).
-            name: Configuration of a data set on the Hub.
+            source: Data set on the Hub, or local file, folder or glob, or a list of local ones: any text files, and
+            tables (csv, tsv, json, jsonl, parquet); for translators also TMX, PO or MO files, or parallel files named
+            by language (train.en, train.de).
+        name: Configuration of a data set on the Hub.
         text_column: Column of the text.
         label_column: Column of the labels, for classifiers; None: the one with a usual name.
         source_language, target_language: Codes of the languages, for translators.
