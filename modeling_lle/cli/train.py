@@ -171,7 +171,7 @@ def _planned(
     """The recipe for files: planned, or that of the run to resume; it is in the output folder from now on."""
     from ..training import plan
     from ..training.checkpoints import newest_checkpoint
-    from ..training.plan import default_output
+    from ..training.planning import default_output
     from ..training.steps import write_recipe
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:

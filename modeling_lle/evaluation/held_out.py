@@ -61,11 +61,11 @@ def _test_rows(recipe: Recipe, split: str | None) -> Dataset | None:
     if recipe.task == CLASSIFICATION.name:
         text_column = None if data.text_column == "text" else data.text_column
         return load_labelled(data.source, split=split, text_column=text_column, label_column=data.label_column)
-    languages = {"source_language": str(data.source_language), "target_language": str(data.target_language)}
     return load_pairs(
         data.source,
         split=split,
-        **languages,
+        source_language=str(data.source_language),
+        target_language=str(data.target_language),
         source_column=data.source_column,
         target_column=data.target_column,
     )

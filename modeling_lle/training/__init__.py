@@ -2,7 +2,7 @@
 
 from .arguments import ClassificationArguments, LLETrainingArguments, TranslationArguments
 from .language import calibrate, segments
-from .plan import Plan, plan
+from .planning import Plan, plan
 from .recipe import Recipe, load_recipe, make_recipe
 from .run import run
 from .steps import leave_group

@@ -18,7 +18,7 @@ def lle(*arguments: object) -> str:
 
 
 def test_files_become_a_model_by_a_recipe_that_gives_it_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("modeling_lle.training.plan.seconds_of_a_step", lambda recipe, patience: 0.2)
+    monkeypatch.setattr("modeling_lle.training.planning.seconds_of_a_step", lambda recipe, patience: 0.2)
     folder, out = tmp_path / "notes", tmp_path / "out"
     folder.mkdir()
     for number in range(12):

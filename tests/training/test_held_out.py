@@ -15,7 +15,7 @@ def test_lines_of_a_document_stay_on_one_side() -> None:
     )
     parts = hold_out_documents(rows, "text", (0.1, 0.1), seed=0)
     files = [set(part["file"]) for part in parts]
-    assert [len(part) for part in files] == [24, 3, 3]
+    assert all(2 <= len(part) <= 4 for part in files[1:])
     assert sum(map(len, parts)) == 300
     assert len(files[0] | files[1] | files[2]) == 30
     again = hold_out_documents(rows, "text", (0.1, 0.1), seed=1)

@@ -144,9 +144,9 @@ def plan(
         raise ValueError(f"the task is {task!r}: choose one of {', '.join(ARGUMENTS)}")
     guess = guess_task(files, text_column, label_column)
     chosen = task or guess.task
-    kinds = {"kinds": {**TABLES, **PAIR_KINDS}} if chosen == TRANSLATION.name else {}
+    kinds = {**TABLES, **PAIR_KINDS} if chosen == TRANSLATION.name else TABLES
     column = (text_column or "text") if chosen == LANGUAGE.name else None
-    found = survey(files, column, **kinds)
+    found = survey(files, column, kinds)
     for line in found.summary():
         say(line)
     given = [files] if isinstance(files, (str, Path)) else list(files)
