@@ -2,7 +2,7 @@
 
     python -m scripts.train configs/lm/smoke.yaml --set training.max_steps=20
 
-Prints the metrics, and writes model, tokenizer, recipe.yaml and metrics.json to `training.output_dir`. The smoke
+Prints a summary, and writes model, tokenizer, recipe.yaml and metrics.json to `training.output_dir`. The smoke
 recipe takes ten seconds on 2 cores, and reaches an eval_perplexity of about 40 with a vocabulary of 300.
 """
 

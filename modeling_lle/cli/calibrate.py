@@ -195,10 +195,7 @@ def _classifier(
     strange = outside_label or OUT_OF_SCOPE_LABEL
     check_known(labelled["label"][:], loaded.label_names(), strange)
     Seen(model, None).tell(labelled["text"][:], describe(source))
-    new = held_out(loaded.history_bank, labelled["text"][:])
-    if len(new) < len(labelled):
-        say(f"{counted(len(labelled) - len(new), 'text')} that the bank has left out.", err=True)
-    labelled = labelled.select(new)
+    labelled = labelled.select(held_out(loaded.history_bank, labelled["text"][:]))
     inside, outside = split_out_of_scope(labelled, strange)
     if not len(inside):
         raise ValueError(f"all texts of {source} with a label are in the bank: give held-out ones")

@@ -4,7 +4,6 @@ The default corpus is the source code of Python's standard library, split by pac
 amount of training text depends on the measured duration of a training step.
 """
 
-import statistics
 import textwrap
 import time
 from collections.abc import Callable
@@ -12,27 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, pipeline
 
 from ..bank.bank import HistoryBank
 from ..bank.files import Folder
-from ..common.precision import in_precision, lack_of_bfloat16
-from ..configuration import LLEConfig
+from ..common.precision import in_precision
 from ..data import TextTokens, collect, load_texts, python_corpus, tokenize
 from ..data.text import Rows
 from ..evaluation import evaluate_stream, format_table
-from ..history.cache import LLECache
 from ..models.causal import LLEForCausalLM
-from ..training import LLETrainingArguments, Recipe, calibrate, make_recipe, run
-from ..training.steps import keep_freed_pages
+from ..training import calibrate, make_recipe, run
+from ..training.measure import choose_tokens
 
 TRAIN_TOKENS = 1_250_000  # at most
 TRAIN_SECONDS = 360.0
-LEAST_STEPS = 20  # of an epoch, however slow the machine is
-MEASURED_STEPS = 5
-MARGIN = 0.9  # of the time: tokens have slightly less than four bytes, and the Trainer has overhead
 TEST_TOKENS = 60_000
 CALIBRATION_TOKENS = 30_000
 KEEP_BELOW = 0.2  # the bank keeps tokens below this probability
@@ -71,7 +64,7 @@ What to try next
   lle evaluate {folder} FILES --output {folder}    how much the history helps on your own text
   lle explain {folder} FILE --bank {folder}/bank --output page.html    which entries moved each prediction
   lle bank add {folder} FILES {folder}/bank --as mine    the bank learns your texts; `lle bank forget` takes them back
-  lle train configs/lm/smoke.yaml --set data.source=FILES    a model of your own text
+  lle train --data FILES    a model of your own texts, in ten minutes
   README.md    the same from Python, with pipeline() and generate()
 """
 
@@ -138,53 +131,6 @@ def demonstrate(
     say(NEXT.format(folder=folder))
     say(f"Done in {(time.perf_counter() - begin) / 60:.1f} minutes.")
     return measured
-
-
-def choose_tokens(recipe: Recipe, most: int, seconds: float, say: Callable[[str], None]) -> int:
-    """Number of tokens to train on within `seconds`, at most `most`, by timing a training step."""
-    arguments: LLETrainingArguments = recipe.training
-    step = seconds_of_a_step(recipe, seconds / 20)
-    in_a_step = arguments.per_device_train_batch_size * arguments.segment_length
-    steps = int(MARGIN * seconds / step / arguments.num_train_epochs)
-    tokens = min(most, max(LEAST_STEPS, steps) * in_a_step)
-    lack = lack_of_bfloat16(arguments.device)
-    why = "" if lack is None or arguments.precision != "float32" else f", as {lack}"
-    enough = "its maximum" if tokens == most else f"what fits {seconds / 60:.1f} minutes of training"
-    if steps < LEAST_STEPS and tokens < most:
-        enough = f"its minimum, in more than {seconds / 60:.1f} minutes of training"
-    say(
-        f"A training step of {in_a_step:,} tokens takes {step:.2f} s on this machine, in {arguments.precision}{why}: "
-        f"the demo reads {tokens:,} tokens {arguments.num_train_epochs:g} times, {enough}."
-    )
-    return tokens
-
-
-def seconds_of_a_step(recipe: Recipe, patience: float) -> float:
-    """Median time of a few training steps of a recipe, or of one if they exceed `patience` seconds.
-
-    The first two are warm-up: kernels are compiled, and buffers get their pages.
-    """
-    arguments: LLETrainingArguments = recipe.training
-    keep_freed_pages()
-    size = recipe.tokenizer.vocab_size
-    assert size is not None
-    model: Any = LLEForCausalLM(LLEConfig(**{"vocab_size": size, **recipe.model}))
-    model.to(arguments.device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)
-    ids = torch.randint(size, (arguments.per_device_train_batch_size, arguments.segment_length + 1))
-    ids, cache = ids.to(arguments.device), LLECache()
-    times: list[float] = []
-    while len(times) < 2 + MEASURED_STEPS and (len(times) < 3 or sum(times) < patience):
-        begin = time.perf_counter()
-        with in_precision(model, arguments.precision):
-            loss = model(ids[:, :-1], shift_labels=ids[:, 1:], past_key_values=cache.detach(), use_cache=True).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), arguments.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        float(loss.detach())  # waits for an accelerator
-        times.append(time.perf_counter() - begin)
-    return statistics.median(times[2:])
 
 
 def _texts(dataset: str | None, name: str | None, text_column: str, train_tokens: int) -> dict[str, Rows]:

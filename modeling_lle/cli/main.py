@@ -4,7 +4,6 @@
 Heavy imports are deferred until a command runs, so that `lle --help` answers at once.
 """
 
-import json
 import logging
 import re
 import signal
@@ -25,6 +24,7 @@ from .explain import explain
 from .generate import generate
 from .groups import Commands
 from .options import Column, InPrecision, Name, Precision
+from .train import train
 from .translate import memory, translate
 from .wording import for_command_line
 
@@ -61,26 +61,7 @@ def options(
     """Options of `lle` itself, before the command."""
 
 
-@app.command(rich_help_panel=MAKE)
-def train(
-    recipe: Annotated[Path, typer.Argument(help="YAML file, such as configs/lm/smoke.yaml.")],
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="section.key=value, overrides the file; repeatable.")
-    ] = None,
-    resume: Annotated[bool, typer.Option(help="Resume from the newest complete checkpoint.")] = False,
-) -> None:
-    """Trains a model by a recipe, calibrates its history, and saves it with its tokenizer and metrics."""
-    from ..training import leave_group, load_recipe, run
-
-    loaded = load_recipe(recipe, set_)
-    metrics = run(loaded, resume=resume)
-    leave_group()
-    if loaded.training.process_index > 0:
-        return
-    say(json.dumps(metrics, indent=2))
-    say(f"The model is in {loaded.training.output_dir}: lle evaluate {loaded.training.output_dir} TEXT")
-
-
+app.command(rich_help_panel=MAKE, epilog="Example: lle train --data notes/ --minutes 10")(train)
 app.command(rich_help_panel=TRY, epilog='Example: lle generate runs/mine "Once upon a time" --bank bank')(generate)
 app.command(rich_help_panel=TRY, epilog='Example: lle explain runs/mine "A text" --output page.html')(explain)
 app.command(rich_help_panel=TRY, epilog='Example: lle classify runs/intents "Where is my card?"')(classify)

@@ -24,8 +24,9 @@ from .splits import SPLITS, pick_split
 
 OUT_OF_SCOPE_LABEL = "oos"  # of rows with none of the other labels, as CLINC150 writes it
 
-_TEXT_COLUMNS = ("text", "utterance", "sentence", "query")
-_LABEL_COLUMNS = ("label", "intent", "category", "labels")
+# Usual names.
+TEXT_COLUMNS = ("text", "utterance", "sentence", "query")
+LABEL_COLUMNS = ("label", "intent", "category", "labels")
 _ASIDE = "oos_"  # prefix of the splits of a JSON object with out-of-scope rows
 _NAME = r'\s*"((?:[^"\\]|\\.)*)"\s*:\s*\[\s*'
 _SPLITS_OF_PAIRS = re.compile(rf"\s*\{{(?:{_NAME}\]\s*,)*{_NAME}\[")
@@ -101,9 +102,9 @@ def _find_columns(
     text_column: str | None, label_column: str | None, columns: list[str], where: str
 ) -> tuple[str, str]:
     """The given columns, or the only ones with a usual name."""
-    text_column = _find_column(text_column, _TEXT_COLUMNS, "text", columns, columns, where)
+    text_column = _find_column(text_column, TEXT_COLUMNS, "text", columns, columns, where)
     others = [column for column in columns if column != text_column]
-    return text_column, _find_column(label_column, _LABEL_COLUMNS, "label", others, columns, where)
+    return text_column, _find_column(label_column, LABEL_COLUMNS, "label", others, columns, where)
 
 
 def _find_column(

@@ -18,6 +18,7 @@ class _Arguments(TrainingArguments):
         precision: "auto" (bfloat16 where it is faster), "float32" or "bfloat16"; without hardware support, float32 is
             used with a warning. After initialisation, the precision in use.
         bf16: As in transformers: true for bfloat16, false for float32, None to follow `precision`.
+        keep_checkpoints: Whether checkpoints stay when training is finished; otherwise they only serve to resume it.
     """
 
     precision: Precision = field(
@@ -25,6 +26,9 @@ class _Arguments(TrainingArguments):
     )
     bf16: bool | None = field(  # type: ignore[assignment]
         default=None, metadata={"help": "true for bfloat16, false for float32; by default, precision decides."}
+    )
+    keep_checkpoints: bool = field(
+        default=True, metadata={"help": "Whether checkpoints stay when training is finished."}
     )
 
     def __post_init__(self) -> None:

@@ -8,6 +8,7 @@ leaves a checkpoint with missing files, or a truncated last file.
 import json
 import logging
 import re
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from safetensors import SafetensorError, safe_open
 from transformers import Trainer
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from ..bank.files import Folder
+from ..bank.manifest import HISTORY_FOLDER
 from .trainer import LLETrainer
 
 logger = logging.getLogger(__name__)
@@ -48,6 +51,34 @@ def find_checkpoint(trainer: Trainer, resume: bool) -> str | None:
     if found:
         logger.warning("no complete checkpoint in %s: training starts from scratch", folder)
     return None
+
+
+def newest_checkpoint(folder: str | Path) -> Path | None:
+    """Newest checkpoint that was written to its end, from which an unfinished run can be resumed; None: none."""
+    found = _checkpoints(Path(folder))
+    return next((path for path in found if (path / _STATE).is_file()), None)
+
+
+def remove_checkpoints(folder: str | Path) -> None:
+    """Removes all checkpoints of a folder."""
+    for path in _checkpoints(Path(folder)):
+        shutil.rmtree(path)
+
+
+def holds_run(folder: str | Path) -> bool:
+    """Whether a folder holds a trained model, or checkpoints of a run."""
+    folder = Path(folder)
+    return any((folder / name).is_file() for name in (METRICS, SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)) or bool(
+        _checkpoints(folder)
+    )
+
+
+def remove_run(folder: str | Path) -> None:
+    """Removes checkpoints, metrics and bank of an earlier run; its other files are replaced by the next one."""
+    folder = Path(folder)
+    remove_checkpoints(folder)
+    (folder / METRICS).unlink(missing_ok=True)
+    Folder(folder / HISTORY_FOLDER).remove()
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -1,7 +1,5 @@
 """Training of a classifier by a recipe; its training examples become its first bank."""
 
-import random
-from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +7,7 @@ from typing import Any
 import torch
 from datasets import Dataset, DatasetDict, Value
 from torch import Tensor
-from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedTokenizerBase
+from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedTokenizerBase, Trainer
 from transformers.trainer_pt_utils import LabelSmoother
 
 from ..bank.files import MANIFEST, Folder
@@ -26,6 +24,7 @@ from .adversarial import AdversarialTrainer
 from .arguments import ClassificationArguments
 from .character_ngrams import FoldNgrams, add_ngrams
 from .checkpoints import METRICS, find_checkpoint
+from .held_out import at_most, check_shares, hold_out_labelled
 from .pretraining import pretrain
 from .recipe import DataArguments, Recipe
 from .steps import make_config, make_tokenizer, save, train
@@ -36,35 +35,14 @@ SOURCE = "training"  # of the entries in the bank of a new classifier
 def run_classification(recipe: Recipe, rows: dict[str, Any] | None = None, resume: bool = False) -> dict[str, Any]:
     """Trains a classifier of texts, and builds its bank from the training examples; see `run`."""
     arguments: ClassificationArguments = recipe.training
-    data = recipe.data
     _check_place(Path(str(arguments.output_dir)), resume)
-    examples, validation, strangers = _split(data, rows, arguments.seed)
+    splits = labelled_splits(recipe, rows)
+    examples, validation = splits["train"], splits["validation"]
     tokenizer = make_tokenizer(recipe, examples["text"])
     labels = sorted(set(examples["label"]))
     model = make_classifier(recipe.model, tokenizer, labels)
     encoded, held_out = (encode(rows, tokenizer, labels) for rows in (examples, validation))
-    trainer = AdversarialTrainer(
-        model.model.embed_tokens,
-        arguments.adversarial,
-        model.config.classifier.members,
-        model=model,
-        args=arguments,
-        data_collator=DataCollatorWithPadding(tokenizer),
-        train_dataset=encoded,
-        eval_dataset=held_out,
-        processing_class=tokenizer,
-        compute_metrics=_accuracy,
-        # The label smoothing of the Trainer sees only `logits`, which join all members.
-        compute_loss_func=MemberLoss(arguments.label_smoothing_factor)
-        if model.config.classifier.members > 1
-        else None,
-    )
-    if arguments.character_ngrams:
-        embeddings = model.model.embed_tokens
-        # Trained embeddings get no n-grams.
-        scale = 0.0 if "path" in recipe.model else model.config.initializer_range
-        add_ngrams(embeddings, tokenizer, arguments.character_ngrams, scale)
-        trainer.add_callback(FoldNgrams(embeddings))
+    trainer = make_trainer(recipe, model, tokenizer, encoded, held_out)
     minutes, checkpoint = 0.0, find_checkpoint(trainer, resume)
     if arguments.pretraining_epochs and checkpoint is None:
         texts = encoded.remove_columns("labels")
@@ -73,15 +51,48 @@ def run_classification(recipe: Recipe, rows: dict[str, Any] | None = None, resum
     size = arguments.per_device_eval_batch_size
     given = [*((recipe.model.get("history") or {}).get("bank") or {}), *(recipe.model.get("classifier") or {})]
     fixed = [name for name in given if name in CALIBRATED]  # values of the recipe are not fitted
-    unlabelled = encode(strangers, tokenizer)
+    unlabelled = encode(splits["out_of_scope"], tokenizer)
     with in_precision(model, arguments.precision):
         model.learn(examples["text"], examples["label"], tokenizer, source=SOURCE, places=examples)
         metrics |= fit_history(model, tokenizer, held_out, unlabelled, size, arguments.keep_in_scope, fixed)
-        if data.held_out:
+        if recipe.data.held_out:
             model.learn(validation["text"], validation["label"], tokenizer, source=SOURCE, places=validation)
     if trainer.is_world_process_zero():
         save(recipe, trainer, metrics, model.history_bank)
     return metrics
+
+
+def make_trainer(
+    recipe: Recipe,
+    model: LLEForSequenceClassification,
+    tokenizer: PreTrainedTokenizerBase,
+    encoded: Dataset,
+    held_out: Dataset,
+) -> Trainer:
+    """Trainer of a classifier by a recipe, on texts encoded by `encode`; gives its embeddings n-grams if wanted."""
+    arguments: ClassificationArguments = recipe.training
+    members = model.config.classifier.members
+    trainer = AdversarialTrainer(
+        model.model.embed_tokens,
+        arguments.adversarial,
+        members,
+        model=model,
+        args=arguments,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        train_dataset=encoded,
+        eval_dataset=held_out,
+        processing_class=tokenizer,
+        compute_metrics=_accuracy,
+        # The label smoothing of the Trainer sees only `logits`, which join all members.
+        compute_loss_func=MemberLoss(arguments.label_smoothing_factor) if members > 1 else None,
+    )
+    if arguments.character_ngrams:
+        embeddings = model.model.embed_tokens
+        # Trained embeddings get no n-grams.
+        scale = 0.0 if "path" in recipe.model else model.config.initializer_range
+        add_ngrams(embeddings, tokenizer, arguments.character_ngrams, scale)
+        trainer.add_callback(FoldNgrams(embeddings))
+    return trainer
 
 
 def _check_place(folder: Path, resume: bool) -> None:
@@ -97,8 +108,17 @@ def _check_place(folder: Path, resume: bool) -> None:
     bank.check_free()
 
 
-def _split(data: DataArguments, rows: dict[str, Any] | None, seed: int) -> tuple[Dataset, Dataset, Dataset]:
-    """Training, validation and out-of-scope texts; raises a ValueError if one is unusable."""
+def labelled_splits(recipe: Recipe, rows: dict[str, Any] | None = None) -> dict[str, Dataset]:
+    """Labelled texts of a recipe, or rows in memory, by split.
+
+    Returns:
+        "train", "validation" and "out_of_scope" texts, the last for "none of these", and "test" with
+        `data.held_out_test`.
+
+    Raises:
+        ValueError: A split is unusable.
+    """
+    data, seed = recipe.data, recipe.training.seed
     examples, _ = split_out_of_scope(_load(data, "train", rows), data.out_of_scope or "")
     if not len(examples):
         raise ValueError(f"the training split has no in-scope text: all have the label {data.out_of_scope!r}")
@@ -108,19 +128,25 @@ def _split(data: DataArguments, rows: dict[str, Any] | None, seed: int) -> tuple
             f"nothing to train on: all {len(wrong)} rows of the training split are bad examples, see above"
         )
     examples = examples.select([row for row in range(len(examples)) if row not in wrong])
+    examples = at_most(examples, data.max_rows, seed)
     labels = set(examples["label"])
     if len(labels) == 1:
         raise ValueError(
             f"{labels.pop()!r} is the only label of the {len(examples)} training texts: a classifier needs two"
         )
-    if data.held_out > 0:
-        examples, validation = hold_out(examples, data.held_out, seed)
+    test: dict[str, Dataset] = {}
+    if data.held_out_test:
+        check_shares((data.held_out, data.held_out_test))
+        examples, test["test"] = hold_out_labelled(examples, data.held_out_test, seed, least=0)
+    if data.held_out:
+        share = data.held_out / (1 - data.held_out_test)
+        examples, validation = hold_out_labelled(examples, share, seed)
         if not len(validation):
             raise ValueError(
                 f"none of the {len(labels)} labels has two training texts, so none can be held out: give more, or a "
                 "validation split with data.held_out=0 and data.validation"
             )
-        return examples, validation, validation.select([])
+        return {"train": examples, "validation": validation, "out_of_scope": validation.select([]), **test}
     validation, strangers = split_out_of_scope(_load(data, "validation", rows), data.out_of_scope or "")
     if not len(validation):
         raise ValueError(f"the validation split has no in-scope text: all have the label {data.out_of_scope!r}")
@@ -128,7 +154,7 @@ def _split(data: DataArguments, rows: dict[str, Any] | None, seed: int) -> tuple
     unknown = sorted(set(validation["label"]) - labels)
     if unknown:
         raise ValueError(f"the validation split has labels without training texts: {', '.join(unknown[:10])}")
-    return examples, validation, strangers
+    return {"train": examples, "validation": validation, "out_of_scope": strangers, **test}
 
 
 def fit_history(
@@ -180,26 +206,6 @@ class MemberLoss:
         each = [outputs.logits] if outputs.member_logits is None else outputs.member_logits
         losses = [self.smoother({"logits": own}, labels, num_items_in_batch=num_items_in_batch) for own in each]
         return torch.stack(losses).mean()
-
-
-def hold_out(examples: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
-    """Splits off a share of the examples of each label; returns the rest and the share.
-
-    A label with two or more examples has at least one in either part.
-    """
-    if not 0 < share < 1:
-        raise ValueError(f"data.held_out is {share}: give a share between 0 and 1, or 0 with a validation split")
-    rows: dict[str, list[int]] = defaultdict(list)
-    for row, label in enumerate(examples["label"]):
-        rows[label].append(row)
-    chosen: set[int] = set()
-    draw = random.Random(seed)
-    for label in sorted(rows):
-        if len(rows[label]) > 1:
-            count = min(max(1, round(share * len(rows[label]))), len(rows[label]) - 1)
-            chosen.update(draw.sample(rows[label], count))
-    kept = [row for row in range(len(examples)) if row not in chosen]
-    return examples.select(kept), examples.select(sorted(chosen))
 
 
 def make_classifier(

@@ -3,9 +3,9 @@
 import logging
 import math
 from collections.abc import Collection, Iterator
-from typing import Any
+from typing import Any, cast
 
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -15,6 +15,8 @@ from ..data.text import Rows
 from ..models.causal import LLEForCausalLM
 from .arguments import LLETrainingArguments
 from .checkpoints import find_checkpoint
+from .held_out import hold_out_documents
+from .reading import read_some
 from .recipe import DataArguments, Recipe
 from .steps import begin_at_frequencies, make_config, make_tokenizer, save, train
 from .trainer import LLETrainer
@@ -27,7 +29,7 @@ def run_language(recipe: Recipe, texts: dict[str, Rows] | None = None, resume: b
     arguments: LLETrainingArguments = recipe.training
     if recipe.data.streaming and arguments.max_steps < 1:
         raise ValueError("a streamed text has unknown length: set training.max_steps with data.streaming")
-    texts = {split: _load(recipe.data, split, texts) for split in ("train", "validation")}
+    texts = text_splits(recipe, texts)
     tokenizer = make_tokenizer(recipe, (row[recipe.data.text_column] for row in texts["train"]))
     config, path = make_config(recipe.model, tokenizer)
     model = LLEForCausalLM(config) if path is None else LLEForCausalLM.from_pretrained(path, config=config)
@@ -76,6 +78,38 @@ def calibrate(
     if targets < model.config.stream.window:
         logger.warning("calibrating on %d tokens, fewer than the window of the stream", targets)
     return model.calibrate(segments(tokens, limit, segment_length), fixed=fixed)
+
+
+def text_splits(recipe: Recipe, texts: dict[str, Rows] | None = None) -> dict[str, Rows]:
+    """Texts of a recipe, or rows in memory, by split.
+
+    Returns:
+        "train" and "validation", and "test" with `data.held_out_test`.
+
+    Raises:
+        ValueError: A split is unusable.
+    """
+    data = recipe.data
+    shares = (data.held_out, data.held_out_test)
+    if data.streaming and any(shares):
+        raise ValueError("a streamed text cannot be held out of: leave out data.streaming, or set data.held_out=0")
+    training = (
+        _load(data, "train", texts)
+        if texts is not None or data.max_bytes is None
+        else read_some(data.source, data.text_column, data.max_bytes, recipe.training.seed)
+    )
+    if not any(shares):
+        return {"train": training, "validation": _load(data, "validation", texts)}
+    parts = hold_out_documents(cast(Dataset, training), data.text_column, shares, recipe.training.seed)
+    found: dict[str, Rows] = dict(zip(("train", "validation", "test"), parts, strict=True))
+    if not data.held_out:
+        found["validation"] = _load(data, "validation", texts)
+    if not data.held_out_test:
+        del found["test"]
+    empty = [split for split, rows in found.items() if not len(cast(Dataset, rows))]
+    if empty:
+        raise ValueError(f"the text is too short to hold any of it out: the part for {empty[0]!r} is empty")
+    return found
 
 
 def _load(data: DataArguments, split: str, texts: dict[str, Rows] | None) -> Rows:

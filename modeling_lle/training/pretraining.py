@@ -6,17 +6,18 @@ Shapes: B batch, T time, D width of a member in a direction, M members, V vocabu
 import dataclasses
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 
 from ..backbone.recurrence import variational_dropout
 from ..history.loss import IGNORED, linear_cross_entropy
 from ..models.backbone import LLEModel
+from .progress import show_progress
 
 
 class TwoWayLanguageModel(nn.Module):
@@ -87,6 +88,7 @@ def pretrain(
     tokenizer: PreTrainedTokenizerBase,
     arguments: TrainingArguments,
     epochs: float,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> float:
     """Trains a backbone in place on unlabelled texts; returns the minutes taken.
 
@@ -96,6 +98,7 @@ def pretrain(
         tokenizer: Tokenizer.
         arguments: Arguments of the subsequent training; its specific ones are ignored.
         epochs: Passes over the texts.
+        callbacks: Of the Trainer.
     """
     begin = time.perf_counter()
     own: dict[str, Any] = {"num_train_epochs": epochs, "max_steps": -1, "label_smoothing_factor": 0.0}
@@ -105,6 +108,8 @@ def pretrain(
         args=dataclasses.replace(arguments, **own),
         data_collator=functools.partial(with_neighbours, DataCollatorWithPadding(tokenizer)),
         train_dataset=texts,
+        callbacks=list(callbacks),
     )
+    show_progress(trainer, "Pretraining", 1, "texts")
     trainer.train()
     return (time.perf_counter() - begin) / 60

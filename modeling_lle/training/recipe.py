@@ -32,8 +32,9 @@ class DataArguments:
     """Data of a run.
 
     Args:
-        source: Data set on the Hub, or local file, folder or glob: any text files, csv, tsv, json, jsonl or parquet
-            tables; for translators also TMX, PO or MO files, or parallel files named by language (train.en, train.de).
+        source: Data set on the Hub, or local file, folder or glob, or a list of local ones: any text files, and
+            tables (csv, tsv, json, jsonl, parquet); for translators also TMX, PO or MO files, or parallel files named
+            by language (train.en, train.de).
         name: Configuration of a data set on the Hub.
         text_column: Column of the text.
         label_column: Column of the labels, for classifiers; None: the one with a usual name.
@@ -43,13 +44,19 @@ class DataArguments:
         out_of_scope: Label of out-of-scope rows, for classifiers; None: there are none.
         sample_by: Whether a row of plain text is a line or a whole file.
         train, validation, test: Names of the splits.
-        held_out: Share of each label of the training split held out for validation of a classifier, drawn by seed;
-            0: use the validation split.
+        held_out: Share of the training split held out for validation, drawn by seed: of the bytes, by whole document,
+            for language models (a file, or a row of a table; a single document is cut into contiguous parts), of each
+            label for classifiers, of the pairs for translators; 0: use the validation split.
+        held_out_test: Share held out likewise for a final measurement: neither trained on nor fitted on.
+        max_bytes: Bytes of text to read at most, held-out text included, for language models; the files are drawn by
+            seed. None: all.
+        max_rows: Rows of the training split to read at most, drawn by seed, for classifiers and translators. None:
+            all.
         streaming: Whether to read the training split while training, for data that does not fit in memory.
         num_proc: Processes for tokenising.
     """
 
-    source: str = ""
+    source: str | list[str] = ""
     name: str | None = None
     text_column: str = "text"
     label_column: str | None = None
@@ -63,6 +70,9 @@ class DataArguments:
     validation: str = "validation"
     test: str = "test"
     held_out: float = 0.0
+    held_out_test: float = 0.0
+    max_bytes: int | None = None
+    max_rows: int | None = None
     streaming: bool = False
     num_proc: int | None = None
 

@@ -33,8 +33,11 @@ from ..common.temporary import replacing
 from ..configuration import LLEConfig
 from ..configuration_sections import SECTIONS
 from ..tokenization import LLETokenizer
-from .checkpoints import METRICS
+from .checkpoints import METRICS, remove_checkpoints
+from .progress import show_progress
 from .recipe import Recipe
+
+RECIPE = "recipe.yaml"
 
 
 class _Clock(TrainerCallback):
@@ -74,6 +77,9 @@ def train(trainer: Trainer, checkpoint: str | None, minutes: float = 0.0) -> dic
         minutes: Minutes already spent.
     """
     model: Any = trainer.model
+    model._keys_to_ignore_on_save = list(model.all_tied_weights_keys)  # checkpoints lack them, which is no fault
+    stream = getattr(trainer.args, "segment_length", None)
+    show_progress(trainer, "Training", stream or 1, "tokens" if stream else "texts")
     clock = _Clock(checkpoint, minutes)
     trainer.add_callback(clock)
     outcome = trainer.train(resume_from_checkpoint=checkpoint)
@@ -104,13 +110,20 @@ def save(recipe: Recipe, trainer: Trainer, metrics: dict[str, Any], bank: Bank |
     folder = Path(str(recipe.training.output_dir))
     (folder / METRICS).unlink(missing_ok=True)
     trainer.save_model()
-    with replacing(folder / "recipe.yaml") as partial:
-        partial.write_text(yaml.safe_dump(recipe.resolved(), sort_keys=False), encoding="utf-8")
+    write_recipe(recipe)
     if bank is not None:
         Folder(folder / HISTORY_FOLDER).remove()  # left by a killed run
         bank.save_pretrained(folder / HISTORY_FOLDER)
     with replacing(folder / METRICS) as partial:
         partial.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    if not recipe.training.keep_checkpoints:
+        remove_checkpoints(folder)
+
+
+def write_recipe(recipe: Recipe) -> None:
+    """Writes recipe.yaml into the output folder, which must exist."""
+    with replacing(Path(str(recipe.training.output_dir)) / RECIPE) as partial:
+        partial.write_text(yaml.safe_dump(recipe.resolved(), sort_keys=False), encoding="utf-8")
 
 
 def keep_freed_pages() -> None:

@@ -12,6 +12,7 @@ from ..data.text import encode_sentences
 from ..models.seq2seq import LLEForSeq2SeqLM
 from .arguments import TranslationArguments
 from .checkpoints import find_checkpoint
+from .held_out import at_most, hold_out_pairs
 from .recipe import DataArguments, Recipe
 from .steps import begin_at_frequencies, make_config, make_tokenizer, save, train
 
@@ -19,23 +20,14 @@ from .steps import begin_at_frequencies, make_config, make_tokenizer, save, trai
 def run_translation(recipe: Recipe, rows: dict[str, Any] | None = None, resume: bool = False) -> dict[str, Any]:
     """Trains a translator with one tokenizer for both languages; see `run`."""
     arguments: TranslationArguments = recipe.training
-    pairs = _load(recipe.data, rows)
+    pairs = pair_splits(recipe, rows)
     tokenizer = make_tokenizer(recipe, _texts(pairs["train"]), ends_texts=True)
     config, path = make_config(recipe.model, tokenizer, is_encoder_decoder=True)
     model = LLEForSeq2SeqLM(config) if path is None else LLEForSeq2SeqLM.from_pretrained(path, config=config)
     encoded = _encode(pairs, tokenizer, arguments.max_tokens)
     if path is None:
         begin_at_frequencies(model.lm_head.bias, np.concatenate(encoded["train"]["labels"][:]))
-    model.label_smoothing = arguments.label_smoothing_factor
-    trainer = Seq2SeqTrainer(
-        model=model,
-        args=arguments,
-        data_collator=DataCollatorForSeq2Seq(tokenizer, model),
-        train_dataset=encoded["train"],
-        eval_dataset=encoded["validation"],
-        processing_class=tokenizer,
-    )
-    trainer.label_smoother = None  # done by the model's loss
+    trainer = make_trainer(recipe, model, tokenizer, encoded)
     metrics = train(trainer, find_checkpoint(trainer, resume))
     model.config.use_cache = True  # the Trainer switches it off
     if trainer.is_world_process_zero():
@@ -43,13 +35,30 @@ def run_translation(recipe: Recipe, rows: dict[str, Any] | None = None, resume: 
     return metrics
 
 
+def make_trainer(
+    recipe: Recipe, model: LLEForSeq2SeqLM, tokenizer: PreTrainedTokenizerBase, encoded: dict[str, Dataset]
+) -> Seq2SeqTrainer:
+    """Trainer of a translator by a recipe, on "train" and "validation" pairs as made by `encode`."""
+    model.label_smoothing = recipe.training.label_smoothing_factor
+    trainer = Seq2SeqTrainer(
+        model=model,
+        args=recipe.training,
+        data_collator=DataCollatorForSeq2Seq(tokenizer, model),
+        train_dataset=encoded["train"],
+        eval_dataset=encoded["validation"],
+        processing_class=tokenizer,
+    )
+    trainer.label_smoother = None  # done by the model's loss
+    return trainer
+
+
 def training_pairs(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> dict[str, Dataset]:
     """Splits "train" and "validation" of a recipe, with columns `input_ids` and `labels`."""
-    return _encode(_load(recipe.data, None), tokenizer, recipe.training.max_tokens)
+    return _encode(pair_splits(recipe), tokenizer, recipe.training.max_tokens)
 
 
 def _encode(pairs: dict[str, Dataset], tokenizer: PreTrainedTokenizerBase, most: int) -> dict[str, Dataset]:
-    encoded = {split: encode(part, tokenizer) for split, part in pairs.items()}
+    encoded = {split: encode(pairs[split], tokenizer) for split in ("train", "validation")}
     return {**encoded, "train": _short(encoded["train"], most)}
 
 
@@ -78,21 +87,38 @@ def _texts(pairs: Dataset) -> Iterator[str]:
         yield from pairs[side]
 
 
-def _load(data: DataArguments, rows: dict[str, Any] | None) -> dict[str, Dataset]:
-    languages = data.source_language, data.target_language
-    if not all(languages):
+def pair_splits(recipe: Recipe, rows: dict[str, Any] | None = None) -> dict[str, Dataset]:
+    """Sentence pairs of a recipe, or rows in memory, by split.
+
+    Returns:
+        "train" and "validation", and "test" with `data.held_out_test`.
+
+    Raises:
+        ValueError: The recipe lacks source or languages, or a split is unusable.
+    """
+    data, seed = recipe.data, recipe.training.seed
+    if not all((data.source_language, data.target_language)):
         raise ValueError("the recipe has no languages: set data.source_language and data.target_language")
     if rows is None and not data.source:
         raise ValueError("the recipe has no data.source: set it to a data set on the Hub or a local path")
-    return {
-        split: load_pairs(
-            data.source if rows is None else DatasetDict(rows),
-            name=data.name if rows is None else None,
-            split=getattr(data, split) if rows is None else split,
-            source_language=str(data.source_language),
-            target_language=str(data.target_language),
-            source_column=data.source_column,
-            target_column=data.target_column,
-        )
-        for split in ("train", "validation")
-    }
+    training = at_most(_load(data, "train", rows), data.max_rows, seed)
+    if not data.held_out:
+        validation = _load(data, "validation", rows)
+        test = {}
+        if data.held_out_test:
+            training, test["test"] = hold_out_pairs(training, (data.held_out_test,), seed)
+        return {"train": training, "validation": validation, **test}
+    training, validation, tested = hold_out_pairs(training, (data.held_out, data.held_out_test), seed)
+    return {"train": training, "validation": validation, **({"test": tested} if data.held_out_test else {})}
+
+
+def _load(data: DataArguments, split: str, rows: dict[str, Any] | None) -> Dataset:
+    return load_pairs(
+        data.source if rows is None else DatasetDict(rows),
+        name=data.name if rows is None else None,
+        split=getattr(data, split) if rows is None else split,
+        source_language=str(data.source_language),
+        target_language=str(data.target_language),
+        source_column=data.source_column,
+        target_column=data.target_column,
+    )

@@ -15,7 +15,8 @@ from modeling_lle import HistoryBank, LLEConfig, LLEForCausalLM, LLETokenizer
 from modeling_lle.configuration_sections import ClassifierConfig
 from modeling_lle.models.classification import LLEClassifierOutput
 from modeling_lle.training import Recipe, load_recipe, make_recipe, run
-from modeling_lle.training.classification import MemberLoss, batches, encode, hold_out, make_classifier
+from modeling_lle.training.classification import MemberLoss, batches, encode, make_classifier
+from modeling_lle.training.held_out import hold_out_labelled
 from modeling_lle.training.model_card import write_model_card
 
 WORDS = {"card": ["card", "chip", "pin"], "loan": ["loan", "rate", "debt"], "trip": ["taxi", "train", "plane"]}
@@ -177,16 +178,20 @@ def test_it_can_begin_at_a_language_model(tmp_path: Path) -> None:
 
 
 def test_every_label_is_held_out_alike() -> None:
-    kept, held = hold_out(rows(8, [("alone", "rare")]), 0.25, seed=3)
+    kept, held = hold_out_labelled(rows(8, [("alone", "rare")]), 0.25, seed=3)
     assert sorted(held["label"]) == ["card"] * 2 + ["loan"] * 2 + ["trip"] * 2
     assert len(kept) == 19
     assert not set(kept["text"]) & set(held["text"])
-    assert hold_out(rows(8), 0.25, seed=3)[1]["text"] != hold_out(rows(8), 0.25, seed=4)[1]["text"]
-    assert hold_out(rows(8), 0.25, seed=3)[1]["text"] == hold_out(rows(8), 0.25, seed=3)[1]["text"]
-    assert sorted(hold_out(rows(4), 0.99, seed=3)[0]["label"]) == ["card", "loan", "trip"]  # none is held out whole
+    assert hold_out_labelled(rows(8), 0.25, seed=3)[1]["text"] != hold_out_labelled(rows(8), 0.25, seed=4)[1]["text"]
+    assert hold_out_labelled(rows(8), 0.25, seed=3)[1]["text"] == hold_out_labelled(rows(8), 0.25, seed=3)[1]["text"]
+    assert sorted(hold_out_labelled(rows(4), 0.99, seed=3)[0]["label"]) == [
+        "card",
+        "loan",
+        "trip",
+    ]  # none is held out whole
     for share in (1.0, -0.1):
         with pytest.raises(ValueError, match=rf"data.held_out is {share}: give a share between 0 and 1"):
-            hold_out(rows(2), share, seed=3)
+            hold_out_labelled(rows(2), share, seed=3)
 
 
 def test_batches_are_padded() -> None:

@@ -237,6 +237,8 @@ def test_the_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     with pytest.raises(SystemExit) as ended:
         script.main()
     assert not ended.value.code
-    assert '"train_steps": 3' in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "3 steps." in said
+    assert f"lle evaluate {tmp_path} FILES" in said
     assert (tmp_path / "metrics.json").is_file()
     assert isinstance(AutoModelForCausalLM.from_pretrained(tmp_path), transformers.PreTrainedModel)
