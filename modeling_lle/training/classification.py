@@ -58,7 +58,7 @@ def run_classification(recipe: Recipe, rows: dict[str, Any] | None = None, resum
         if recipe.data.held_out:
             model.learn(validation["text"], validation["label"], tokenizer, source=SOURCE, places=validation)
     if trainer.is_world_process_zero():
-        save(recipe, trainer, metrics, model.history_bank)
+        save(recipe, trainer, metrics, model.history_bank, read=examples["text"])
     return metrics
 
 

@@ -59,7 +59,8 @@ def run_language(recipe: Recipe, texts: dict[str, Rows] | None = None, resume: b
             metrics["calibration"] = calibrate(model, validation.ids, arguments.calibration_tokens)
     model.config.use_cache = True  # the Trainer switches it off
     if trainer.is_world_process_zero():
-        save(recipe, trainer, metrics)
+        read = training.tokens if isinstance(training, StreamDataset) else None
+        save(recipe, trainer, metrics, read=read)
     return metrics
 
 

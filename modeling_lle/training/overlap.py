@@ -85,13 +85,16 @@ class Seen:
         return sketches
 
 
-def save_sketch(folder: Path, text: np.ndarray | Iterable[str], tokenizer: PreTrainedTokenizerBase) -> None:
-    """Writes the sketch of a training text into a model's folder, or removes an older one if the text is too short.
+def save_sketch(folder: Path, text: np.ndarray | Iterable[str] | None, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Writes the sketch of a training text into a model's folder, or removes an older one if there is none to write.
 
     Args:
         folder: The folder of the model.
-        text, tokenizer: (T,) token ids and their tokenizer, or whole texts.
+        text, tokenizer: (T,) token ids and their tokenizer, or whole texts; None: unknown.
     """
+    if text is None:
+        (folder / SKETCH).unlink(missing_ok=True)
+        return
     is_one = isinstance(text, np.ndarray)
     hashes = run_hashes(text, blank_tokens(tokenizer), KEPT + 1) if is_one else text_hashes(text)
     if len(hashes):

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ from ..configuration import LLEConfig
 from ..configuration_sections import SECTIONS
 from ..tokenization import LLETokenizer
 from .checkpoints import METRICS, remove_checkpoints
+from .overlap import save_sketch
 from .progress import show_progress
 from .recipe import Recipe
 
@@ -102,15 +103,27 @@ def leave_group() -> None:
     PartialState().destroy_process_group()
 
 
-def save(recipe: Recipe, trainer: Trainer, metrics: dict[str, Any], bank: Bank | None = None) -> None:
-    """Writes the model, the tokenizer, recipe.yaml, the bank and metrics.json into the output folder.
+def save(
+    recipe: Recipe,
+    trainer: Trainer,
+    metrics: dict[str, Any],
+    bank: Bank | None = None,
+    *,
+    read: np.ndarray | Iterable[str] | None,
+) -> None:
+    """Writes the model, the tokenizer, recipe.yaml, a sketch, the bank and metrics.json into the output folder.
 
     metrics.json marks a finished run: it is removed first and written last.
+
+    Args:
+        recipe, trainer, metrics, bank: Those of the run.
+        read: What was trained on, for the sketch, as in `save_sketch`; None if it was streamed.
     """
     folder = Path(str(recipe.training.output_dir))
     (folder / METRICS).unlink(missing_ok=True)
     trainer.save_model()
     write_recipe(recipe)
+    save_sketch(folder, read, cast(PreTrainedTokenizerBase, trainer.processing_class))
     if bank is not None:
         Folder(folder / HISTORY_FOLDER).remove()  # left by a killed run
         bank.save_pretrained(folder / HISTORY_FOLDER)

@@ -31,7 +31,7 @@ def run_translation(recipe: Recipe, rows: dict[str, Any] | None = None, resume: 
     metrics = train(trainer, find_checkpoint(trainer, resume))
     model.config.use_cache = True  # the Trainer switches it off
     if trainer.is_world_process_zero():
-        save(recipe, trainer, metrics)
+        save(recipe, trainer, metrics, read=pairs["train"]["source"])
     return metrics
 
 
