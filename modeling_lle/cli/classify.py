@@ -137,12 +137,12 @@ def _format(text: str, result: dict[str, Any]) -> str:
     first = printable(labels[0]["label"])
     if "out_of_scope" in result:
         sign = ">=" if result["refused"] else "<"
-        verdict = f"none of these ({result['out_of_scope']:.2f} {sign} {result['threshold']:.2f})"
-        first = verdict if result["refused"] else first
+        compared = f"{result['out_of_scope']:.2f} {sign} {result['threshold']:.2f}"
+        first = f"none of these ({compared})" if result["refused"] else first
     lines = [f"{labels[0]['score']:.4f}  {typer.style(first, bold=True)}  {shown}"]
     lines += [f"{label['score']:.4f}  {printable(label['label'])}" for label in labels[1:]]
     if "out_of_scope" in result and not result["refused"]:
-        lines.append(f"  not {verdict}")
+        lines.append(f"  accepted (score of none of these: {compared})")
     if "history" in result:
         (explained,) = result["history"]
         for cause in explained["causes"]:

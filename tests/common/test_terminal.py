@@ -54,7 +54,7 @@ def test_banks_and_explanations(tmp_path: Path) -> None:
     save(tmp_path, model, tokenizer)
     bank = HistoryBank.build(model, tokenizer, make_texts(5, 5), tmp_path / "bank", source=EVIL, namespace=EVIL)
     assert SHOWN in shown(tmp_path, "bank", "search", "M", "B", "a b")
-    assert json.loads(shown(tmp_path, "bank", "info", "B"))["sources"][0]["source"] == EVIL
+    assert json.loads(shown(tmp_path, "bank", "info", "B", "--json"))["sources"][0]["source"] == EVIL
     assert SHOWN in shown(tmp_path, "bank", "compact", "B")
     assert SHOWN in shown(tmp_path, "explain", "M", "a b a b", "--bank", "B")
     model.attach_history(bank)

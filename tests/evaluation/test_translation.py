@@ -232,7 +232,7 @@ def test_with_a_memory_both_sides_are_measured() -> None:
     assert metrics["placeholders_added"] > metrics["base_placeholders_added"]
     table = format_translation(metrics)
     assert re.search(r"base +history", table)
-    assert "a memory of 1 pairs" in table
+    assert "a memory of 1 pair" in table
     model.detach_history()
     assert evaluate_translator(model, tokenizer, told, beams=1).scores["base"] == seen.scores["base"]
 
@@ -313,7 +313,7 @@ def test_what_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     make_classifier().save_pretrained("classifier")
     with pytest.raises(ValueError, match=r"--beams is not for classifier, a classifier of texts"):
         run("classifier", "data", "--beams", "2")
-    with pytest.raises(ValueError, match="a translator, LLEForSeq2SeqLM, is needed"):
+    with pytest.raises(ValueError, match="a translator is needed: use lle classify"):
         load_translator("classifier")
     with pytest.raises(ValueError, match="run has no bank"):
         run("run", "data", "--namespace", "client")
