@@ -213,11 +213,12 @@ def _fit_classifier(
     fixed: "Sequence[str]",
 ) -> "tuple[Outcome, list[str]]":
     """Fits the bank of a classifier on texts with a label and, given others, its score of "none of these"."""
-    from ..training.classification import batches, encode, hold_out
+    from ..training.classification import batches, encode
+    from ..training.held_out import hold_out_labelled
     from .classifier_report import accuracy_lines, measure_labelled, refusal_lines
     from .held_out import HELD_OUT, SEED, fit_and_measure
 
-    fitted, rest = hold_out(inside, HELD_OUT, SEED)
+    fitted, rest = hold_out_labelled(inside, HELD_OUT, SEED)
     lines = []
     if not len(rest):  # each label has a single text
         fitted = rest = inside

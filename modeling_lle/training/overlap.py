@@ -95,8 +95,10 @@ def save_sketch(folder: Path, text: np.ndarray | Iterable[str] | None, tokenizer
     if text is None:
         (folder / SKETCH).unlink(missing_ok=True)
         return
-    is_one = isinstance(text, np.ndarray)
-    hashes = run_hashes(text, blank_tokens(tokenizer), KEPT + 1) if is_one else text_hashes(text)
+    if isinstance(text, np.ndarray):
+        hashes = run_hashes(text, blank_tokens(tokenizer), KEPT + 1)
+    else:
+        hashes = text_hashes(text)
     if len(hashes):
         Sketch.of(hashes).save(folder / SKETCH)
     else:

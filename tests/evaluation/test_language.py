@@ -231,6 +231,7 @@ def test_folder(folder: Path, tmp_path: Path) -> None:
     tokens = sum(len(line.split()) + 1 for line in LINES)
     assert results["metrics"]["tokens"] == results["metrics"]["words"] == tokens
     assert results["metrics"]["base_ppl"] == pytest.approx(results["metrics"]["base_word_ppl"])
+    assert results.pop("read") == f"{tokens} tokens of the data set."
     assert read_results(tmp_path / "out" / "evaluation.json") == results
     assert results["command"] == "lle evaluate"
     assert (tmp_path / "out" / "evaluation.png").read_bytes().startswith(b"\x89PNG")
