@@ -95,10 +95,8 @@ def save_sketch(folder: Path, text: np.ndarray | Iterable[str] | None, tokenizer
     if text is None:
         (folder / SKETCH).unlink(missing_ok=True)
         return
-    if isinstance(text, np.ndarray):
-        hashes = run_hashes(text, blank_tokens(tokenizer), KEPT + 1)
-    else:
-        hashes = text_hashes(text)
+    runs = isinstance(text, np.ndarray)
+    hashes = run_hashes(np.asarray(text), blank_tokens(tokenizer), KEPT + 1) if runs else text_hashes(text)
     if len(hashes):
         Sketch.of(hashes).save(folder / SKETCH)
     else:
