@@ -19,6 +19,7 @@ from .bank.bank import TEMPORARY, HistoryBank
 from .bank.files import MANIFEST
 from .bank.manifest import HISTORY_FOLDER
 from .bank.protocol import Bank
+from .common.remembered import remembered
 from .common.temporary import sweep
 from .data.rows import class_name
 from .history.label_rule import MULTI, REGRESSION, Label
@@ -70,6 +71,22 @@ def _load(model_path: str | Path, wanted: Task, auto: Any) -> Any:
         )
         raise ValueError(f"{model_path} holds {task.noun}, and {wanted.noun} is needed: {commands}")
     return auto.from_pretrained(model_path), AutoTokenizer.from_pretrained(model_path)
+
+
+def languages_of(
+    model_path: str | Path, source_language: str | None = None, target_language: str | None = None
+) -> tuple[str, str]:
+    """Source and target language: as given, or from the recipe saved with a model.
+
+    Raises:
+        ValueError: A language is unknown.
+    """
+    trained = remembered(model_path)
+    source_language = source_language or trained.get("source_language")
+    target_language = target_language or trained.get("target_language")
+    if source_language is None or target_language is None:
+        raise ValueError(f"the languages of {model_path} are unknown: give --source-language and --target-language")
+    return source_language, target_language
 
 
 def bank_place(model_path: str | Path, bank: str | Path | None = None, option: str = "--bank") -> Path:

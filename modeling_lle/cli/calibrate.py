@@ -259,8 +259,7 @@ def _translator(
     from ..common.precision import in_precision
     from ..data import load_pairs
     from ..data.sources import describe
-    from ..evaluation.translation import languages_of
-    from ..saved import attach_bank, load_translator
+    from ..saved import attach_bank, languages_of, load_translator
     from ..training.overlap import Seen
 
     sides = languages_of(model, options.pop("source_language"), options.pop("target_language"))

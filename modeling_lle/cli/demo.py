@@ -63,7 +63,7 @@ NEXT = """
 What to try next
   lle evaluate {folder} FILES --output {folder}    how much the history helps on your own text
   lle explain {folder} FILE --bank {folder}/bank --output page.html    which entries moved each prediction
-  lle bank add {folder} FILES {folder}/bank --source mine    the bank learns your texts; `lle bank forget` takes them back
+  lle bank add {folder} FILES {folder}/bank --source mine    the bank learns your texts, until `lle bank forget`
   lle train --data FILES    a model of your own texts, in ten minutes
   README.md    the same from Python, with pipeline() and generate()
 """

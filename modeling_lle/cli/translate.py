@@ -19,6 +19,7 @@ from .options import (
     Data,
     Folder,
     InPrecision,
+    Language,
     Name,
     Namespace,
     Namespaces,
@@ -246,12 +247,12 @@ def _short(text: str) -> str:
 def memory(
     model: Folder,
     source: Data,
-    source_language: Annotated[str, typer.Option(help='Source language, such as "en".')],
-    target_language: Annotated[str, typer.Option(help='Target language, such as "de".')],
     place: Annotated[
         Path | None,
         typer.Argument(metavar="[BANK]", help="Folder of the memory, made if missing; by default that in MODEL."),
     ] = None,
+    source_language: Language = None,
+    target_language: Language = None,
     name: Name = None,
     split: Annotated[str | None, typer.Option(help="Split to read; by default train, else all pairs.")] = None,
     source_column: Annotated[str | None, typer.Option(help="Column of the source in a table.")] = None,
@@ -271,16 +272,17 @@ def memory(
     from ..common.precision import in_precision
     from ..common.temporary import TemporaryFolder
     from ..data import load_pairs
-    from ..saved import bank_place, count_pairs, load_translator, remember
+    from ..saved import bank_place, count_pairs, languages_of, load_translator, remember
 
     if calibrate and not Path(model).is_dir():
         raise ValueError(f"{model} is not a local folder, so --calibrate cannot save there")
     path = bank_place(model, place, "BANK")
+    sides = languages_of(model, source_language, target_language)
     with TemporaryFolder("lle-texts-") as cache:  # else a copy stays in the cache of `datasets`
         pairs = load_pairs(
             source,
-            source_language=source_language,
-            target_language=target_language,
+            source_language=sides[0],
+            target_language=sides[1],
             name=name,
             split=split or ("train",),
             source_column=source_column,

@@ -16,7 +16,6 @@ from transformers import PreTrainedTokenizerBase
 from ..common.batches import batches
 from ..common.modes import Trainable, evaluating
 from ..common.precision import in_precision
-from ..common.remembered import remembered
 from ..common.terminal import counted
 from ..common.terminal import progress as progress_bar
 from ..data import load_pairs
@@ -25,7 +24,7 @@ from ..data.sources import Split, describe
 from ..data.text import encode_sentences
 from ..entries.pairs import Memory
 from ..models.seq2seq import LLEForSeq2SeqLM, longest_target
-from ..saved import attach_bank, load_translator
+from ..saved import attach_bank, languages_of, load_translator
 from ..training.overlap import Seen
 from .metrics import TranslationMetric
 from .results import describe_files, this_command, train_minutes, write_results
@@ -213,22 +212,6 @@ def _check(sources: list[Any], references: list[Any]) -> None:
                 raise ValueError(
                     f"the {side} in row {row} is {'missing' if text is None else 'blank'}: remove the row"
                 )
-
-
-def languages_of(
-    model_path: str | Path, source_language: str | None = None, target_language: str | None = None
-) -> tuple[str, str]:
-    """Source and target language: as given, or from the recipe saved with a model.
-
-    Raises:
-        ValueError: A language is unknown.
-    """
-    trained = remembered(model_path)
-    source_language = source_language or trained.get("source_language")
-    target_language = target_language or trained.get("target_language")
-    if source_language is None or target_language is None:
-        raise ValueError(f"the languages of {model_path} are unknown: give --source-language and --target-language")
-    return source_language, target_language
 
 
 def evaluate_translator_folder(

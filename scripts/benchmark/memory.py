@@ -36,8 +36,8 @@ from modeling_lle.data import load_pairs
 from modeling_lle.entries.pairs import Memory
 from modeling_lle.evaluation import TranslationMetric, translate, write_results
 from modeling_lle.evaluation.results import this_command
-from modeling_lle.evaluation.translation import TextToText, languages_of
-from modeling_lle.saved import load_translator
+from modeling_lle.evaluation.translation import TextToText
+from modeling_lle.saved import languages_of, load_translator
 
 from .history import describe
 from .timing import RESULTS, Row, compare, ratio
