@@ -36,7 +36,7 @@ OF_BANKS = {f"bank_{name}.py" for name in ("bank", "base", "changes", "files", "
 OF_BANKS |= {"bank_sketch.py", "bank_state.py", "bank_view.py", "kernels_nearest_numba.py"}
 FOLDERS: dict[str, tuple[str, ...]] = {
     "backbone": ("batched_stacks", "cells", "protocol", "recurrence", "state"),
-    "bank": ("fingerprint", "found", "manifest", "protocol", "segment"),
+    "bank": ("fingerprint", "found", "manifest", "places", "protocol", "segment"),
     "common": ("checks", "modes", "packages", "precision", "temporary"),
     "history": (
         *("attachment", "cache", "calibration", "explanation", "loss", "overlay", "prediction", "rule", "source"),
@@ -46,7 +46,7 @@ FOLDERS: dict[str, tuple[str, ...]] = {
         *("available", "linear", "lstm", "lstm_numba", "numba_tools"),
         *("recall_numba", "scan", "scan_numba", "softmax_numba"),
     ),
-    "models": ("arguments", "backbone", "pretrained", "targets"),
+    "models": ("arguments", "backbone", "generating", "penalties", "pretrained", "targets"),
 }
 CODE = {f"{folder}_{name}.py" for folder, names in FOLDERS.items() for name in names}
 CODE |= {f"configuration{part}_lle.py" for part in ("", "_fields", "_sections", "_version_1")}

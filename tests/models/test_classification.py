@@ -387,7 +387,7 @@ def test_out_of_scope() -> None:
     assert results[0]["out_of_scope"] == pytest.approx(scored.out_of_scope.item(), abs=1e-4)
     assert results[0]["mass"] == pytest.approx(scored.mass.item(), abs=1e-4)
     best = classify(texts[0], out_of_scope=True, top_k=2)
-    assert set(best) == {"labels", "out_of_scope", "mass"}
+    assert set(best) == {"labels", "out_of_scope", "mass", "threshold", "refused"}
     right = [r["label"] == label for r, label in zip(results[:-1], labels, strict=True)]
     assert sum(right) / len(right) == pytest.approx(measured["in_scope_accuracy"])
     with pytest.raises(ValueError, match="no text out of scope"):
