@@ -4,6 +4,7 @@
 Heavy imports are deferred until a command runs, so that `lle --help` answers at once.
 """
 
+import gc
 import logging
 import re
 import signal
@@ -104,6 +105,7 @@ def _stop(number: int, frame: Any) -> None:
 
 def main() -> None:
     """Runs the command line; errors that users can fix are one line, not a traceback."""
+    gc.set_threshold(200_000, 20, 20)  # passes over what is being imported take a third of the imports' time
     handler = logging.StreamHandler()
     handler.setFormatter(Formatter("%(levelname)s: %(message)s", for_command_line))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
