@@ -196,7 +196,8 @@ def _estimate(plan: "Plan") -> list[str]:
     lines = []
     if plan.guess is not None:
         others = " or ".join(task.value for task in TaskName if task.value != recipe.task)
-        lines.append(f"task: {recipe.task}, as {plan.guess.why}; for another, give --task {others}")
+        columns = ", or name others with --text-column and --label-column" if plan.guess.text_column else ""
+        lines.append(f"task: {recipe.task}, as {plan.guess.why}; for another, give --task {others}{columns}")
     held = [f"{recipe.data.held_out:.1%} to fit on" if recipe.data.held_out else ""]
     held += [f"{recipe.data.held_out_test:.1%} for the final figure" if recipe.data.held_out_test else ""]
     kept = " and ".join(part for part in held if part)

@@ -1,17 +1,19 @@
 """What can be trained on given files: a language model, a classifier or a translator."""
 
+import itertools
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..data.gather import TABLES, Files, survey
 from ..data.labelled import LABEL_COLUMNS, TEXT_COLUMNS
-from ..data.rows import first_columns
+from ..data.rows import first_columns, read_rows
 from ..data.tmx import read_units
 from ..tasks import CLASSIFICATION, LANGUAGE, TRANSLATION
 
@@ -31,6 +33,21 @@ _LANGUAGE = re.compile(r"([a-z]{2})([-_][a-z]{2,4})?", re.IGNORECASE)
 _HEADER = re.compile(rb'"Language: *([A-Za-z_-]+)')
 _SOURCE_OF_TMX = re.compile(rb"""<header\b[^>]*\bsrclang\s*=\s*["']([\w-]+)""")
 _HEAD = 2**14  # bytes in which headers are looked for
+_ROWS = 1000  # of a table whose values are looked at
+_LEAST_WORDS = 2  # mean number of words of texts
+_LEAST_EXAMPLES = 5  # mean number of rows of a label
+_NAMES_OF_LABELS = (
+    "class",
+    "topic",
+    "component",
+    "department",
+    "type",
+    "tag",
+    "sentiment",
+    "target",
+    "product",
+    "queue",
+)
 
 
 @dataclass(frozen=True)
@@ -41,11 +58,14 @@ class Guess:
         task: Its name, as in `tasks`.
         why: What the files have that suits the task.
         languages: Source and target language, as far as the files state them.
+        text_column, label_column: Columns of tables that were chosen by their values; None: those with a usual name.
     """
 
     task: str
     why: str
     languages: tuple[str | None, str | None] = (None, None)
+    text_column: str | None = None
+    label_column: str | None = None
 
 
 def guess_task(files: Files, text_column: str | None = None, label_column: str | None = None) -> Guess:
@@ -56,7 +76,7 @@ def guess_task(files: Files, text_column: str | None = None, label_column: str |
         text_column, label_column: Columns that tables must have for labelled texts; None: those with a usual name.
 
     Raises:
-        FileNotFoundError, ValueError: As `survey`.
+        FileNotFoundError, ValueError: As `survey`; or several columns may hold the labels.
     """
     taken = survey(files, None, {**TABLES, **PAIR_KINDS}).taken
     kinds = {file.kind for file in taken}
@@ -74,6 +94,8 @@ def guess_task(files: Files, text_column: str | None = None, label_column: str |
             return Guess(TRANSLATION.name, f"the columns are {', '.join(columns)}", (languages[0], languages[1]))
         if _has(columns, text_column, TEXT_COLUMNS) and _has(columns, label_column, LABEL_COLUMNS):
             return Guess(CLASSIFICATION.name, f"the columns are {', '.join(columns)}")
+        if text_column is None and not _has(columns, None, TEXT_COLUMNS):
+            return _by_values(taken[0].path, label_column)
     return Guess(LANGUAGE.name, "the files hold text")
 
 
@@ -85,6 +107,45 @@ def is_language(name: str) -> bool:
 
 def _has(columns: Sequence[str], given: str | None, usual: Sequence[str]) -> bool:
     return given in columns if given is not None else any(column.lower() in usual for column in columns)
+
+
+def _by_values(path: Path, label_column: str | None) -> Guess:
+    """Guess for a table without usual names, by its first rows.
+
+    Texts are the column of the longest values, most of which differ; labels are a column of few different values.
+    """
+    rows = _first_rows(path)
+    values = {
+        column: [str(row[column]) for row in rows if row.get(column) not in (None, "")]
+        for column in dict.fromkeys(column for row in rows for column in row)
+    }
+    words = {column: sum(len(text.split()) for text in own) / max(1, len(own)) for column, own in values.items()}
+    texts = [name for name, own in values.items() if words[name] >= _LEAST_WORDS and 2 * len(set(own)) > len(own)]
+    if not texts:
+        raise ValueError(
+            f"no column of {str(path)!r} looks like texts ({', '.join(values)}): name one with text_column"
+        )
+    text = max(texts, key=lambda name: words[name])
+    few = [name for name, own in values.items() if name != text and 1 < len(set(own)) <= len(own) / _LEAST_EXAMPLES]
+    labels = [label_column] if label_column in values else [name for name in few if words[name] < words[text]]
+    named = [name for name in labels if name.lower() in (*LABEL_COLUMNS, *_NAMES_OF_LABELS)]
+    labels = named if len(named) == 1 else labels
+    if len(labels) > 1:
+        raise ValueError(
+            f"the labels of {str(path)!r} may be in the columns {', '.join(labels)}: name one with label_column"
+        )
+    if not labels:
+        return Guess(LANGUAGE.name, f"the column {text!r} holds texts, and none holds labels", text_column=text)
+    number = len(set(values[str(labels[0])]))
+    why = f"the column {text!r} holds texts and {labels[0]!r} labels, {number} in the first {len(rows)} rows"
+    return Guess(CLASSIFICATION.name, why, text_column=text, label_column=labels[0])
+
+
+def _first_rows(path: Path) -> list[dict[str, Any]]:
+    if path.suffix.lower() == ".parquet":
+        batch = next(pq.ParquetFile(path).iter_batches(_ROWS), None)
+        return [] if batch is None else batch.to_pylist()
+    return list(itertools.islice(read_rows(path), _ROWS))
 
 
 def _columns(path: Path) -> list[str]:

@@ -129,7 +129,7 @@ def plan(
         task: "text-generation", "text-classification" or "translation"; None: as the files suggest.
         minutes: Time for training on this machine, whose speed is measured, and for what belongs to it.
         output: Folder of the model; None: runs/ and the name of the first file.
-        text_column, label_column: Columns of tables; None: those with usual names.
+        text_column, label_column: Columns of tables; None: those with usual names, else those whose values suit.
         source_language, target_language: For translators; None: as the files state them.
         precision: "auto", "float32" or "bfloat16".
         seed: Of the split and of the training.
@@ -144,6 +144,7 @@ def plan(
         raise ValueError(f"the task is {task!r}: choose one of {', '.join(ARGUMENTS)}")
     guess = guess_task(files, text_column, label_column)
     chosen = task or guess.task
+    text_column, label_column = text_column or guess.text_column, label_column or guess.label_column
     kinds = {**TABLES, **PAIR_KINDS} if chosen == TRANSLATION.name else TABLES
     column = (text_column or "text") if chosen == LANGUAGE.name else None
     found = survey(files, column, kinds)
