@@ -258,6 +258,7 @@ def evaluate_classifier_folder(
     if output is not None:
         from .confusion import draw_confusion  # first: a missing extra fails early
         from .pictures import save_figure
+    ClassificationMetric(keep_in_memory=True)  # first: a missing extra fails early
     model, tokenizer = load_classifier(model_path)
     cast(torch.nn.Module, model).to("cuda" if torch.cuda.is_available() else "cpu")
     attach_bank(model, tokenizer, model_path, bank, namespaces)
