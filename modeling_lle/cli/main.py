@@ -6,8 +6,10 @@ Heavy imports are deferred until a command runs, so that `lle --help` answers at
 
 import gc
 import logging
+import os
 import re
 import signal
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -106,6 +108,9 @@ def _stop(number: int, frame: Any) -> None:
 def main() -> None:
     """Runs the command line; errors that users can fix are one line, not a traceback."""
     gc.set_threshold(200_000, 20, 20)  # passes over what is being imported take a third of the imports' time
+    if not sys.stderr.isatty():  # bars of the libraries would fill a file; these are read when they are imported
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     handler = logging.StreamHandler()
     handler.setFormatter(Formatter("%(levelname)s: %(message)s", for_command_line))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
