@@ -1,6 +1,7 @@
 """Command `lle train`: by a recipe, or on files without one. Heavy imports are deferred until the command runs."""
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..common.terminal import say
+from ..common.terminal import counted, say
 from ..tasks import CLASSIFICATION, LANGUAGE, TRANSLATION
 from .options import Language
 
@@ -182,6 +183,7 @@ def _planned(
     if resume and newest_checkpoint(folder) is not None and written.is_file():
         tell(f"The training in {folder} goes on by its recipe, {written}; {newest_checkpoint(folder)} is the newest.")
         return _loaded(written, settings, folder), None
+    logging.getLogger("modeling_lle.data.sources").setLevel(logging.ERROR)  # what is left out is said by the plan
     made = plan(files, output=folder, **given, say=tell)
     for line in _estimate(made):
         tell(line)
@@ -201,7 +203,9 @@ def _estimate(plan: "Plan") -> list[str]:
     held = [f"{recipe.data.held_out:.1%} to fit on" if recipe.data.held_out else ""]
     held += [f"{recipe.data.held_out_test:.1%} for the final figure" if recipe.data.held_out_test else ""]
     kept = " and ".join(part for part in held if part)
-    lines.append(f"data: {_count(plan.documents, plan.unit)}{f'; held out: {kept}' if kept else ''}")
+    lines.append(
+        f"data: {counted(plan.documents, plan.unit.removesuffix('s'))}{f'; held out: {kept}' if kept else ''}"
+    )
     if plan.read < 1:
         lines.append(f"{plan.read:.1%} of the text is read, drawn by seed: what fits the time (--minutes)")
     size = f", {plan.parameters:,} parameters" if plan.parameters else ""
@@ -218,10 +222,6 @@ def _estimate(plan: "Plan") -> list[str]:
     )
     lines.append(f"output: {recipe.training.output_dir}")
     return lines
-
-
-def _count(number: int, unit: str) -> str:
-    return f"{number:,} {unit if number != 1 else unit.removesuffix('s')}"
 
 
 def _times(epochs: float) -> str:
@@ -284,26 +284,26 @@ def _report(recipe: "Recipe", metrics: dict[str, Any], figures: dict[str, float]
 
 
 def _unseen(figures: dict[str, float], unit: str) -> str:
-    return f"On {_count(int(figures['documents']), unit)} that were neither trained on nor fitted on: "
+    return f"On {counted(figures['documents'], unit)} that were neither trained on nor fitted on: "
 
 
 def _language(metrics: dict[str, Any], figures: dict[str, float]) -> str:
     if figures:
         alone, both = figures["base_ppl"], figures["history_ppl"]
-        return f"{_unseen(figures, 'documents')}perplexity {alone:,.1f} alone, {both:,.1f} with history."
+        return f"{_unseen(figures, 'document')}perplexity {alone:,.1f} alone, {both:,.1f} with history."
     alone = metrics["eval_perplexity"]
     return f"On the validation text: perplexity {alone:,.1f} alone; the history is fitted on it."
 
 
 def _classifier(metrics: dict[str, Any], figures: dict[str, float]) -> str:
     if figures:
-        return f"{_unseen(figures, 'texts')}accuracy {figures['accuracy']:.1%}."
+        return f"{_unseen(figures, 'text')}accuracy {figures['accuracy']:.1%}."
     return f"On the validation texts, on which the rule is fitted: accuracy {metrics['eval_accuracy']:.1%}."
 
 
 def _translator(metrics: dict[str, Any], figures: dict[str, float]) -> str:
     if figures:
-        return f"{_unseen(figures, 'pairs')}BLEU {figures['bleu']:.1f}, chrF {figures['chrf']:.1f}."
+        return f"{_unseen(figures, 'pair')}BLEU {figures['bleu']:.1f}, chrF {figures['chrf']:.1f}."
     return f"On the validation pairs: a loss of {metrics['eval_loss']:.2f} nats a token."
 
 
