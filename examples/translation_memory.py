@@ -91,9 +91,8 @@ new = [pair for pair in new if pair["source"] not in asked]
 memory = HistoryBank.build(model, tokenizer, new, f"{folder}/memory", source="gate")
 model.attach_history(memory, tokenizer=tokenizer)
 fitted = model.calibrate()
-print(
-    f"{len(new)} pairs: {fitted['base_nats']:.2f} nats a token without them, {fitted['after_nats']:.2f} with the others"
-)
+alone, others = fitted["base_nats"], fitted["after_nats"]
+print(f"{len(new)} pairs: {alone:.2f} nats a token without them, {others:.2f} with the others")
 for text in (*asked, "the cow sings in the barn", "the cat sleeps at the gate"):
     show(text)
 

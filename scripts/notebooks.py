@@ -1,7 +1,7 @@
 """Makes the notebooks of examples from their scripts, and runs them.
 
 python -m scripts.notebooks             rewrites the notebooks, with what the cells print (minutes)
-python -m scripts.notebooks --check     only lists notebooks whose cells are not their script's, and fails if there are any
+python -m scripts.notebooks --check     only lists notebooks that differ from their script, and fails if there are any
 
 A script is cut into cells at its lines `# %%`, and `# %% [markdown]` for text; its docstring is the first cell.
 """

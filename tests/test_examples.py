@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from scripts import notebooks
 
 ROOT = Path(__file__).resolve().parent.parent
