@@ -109,13 +109,14 @@ class Amount:
     epochs: int
 
 
-# Measured on one loaded core of an EPYC (Zen 3) with code and documentation of Python packages, by unseen documents,
-# in bits per byte alone / with history, each pair in about the same time:
+# Measured once each on a loaded core of an EPYC (Zen 3) with code and documentation of Python packages, by unseen
+# documents, in bits per byte alone / with history; the runs took 89 to 224 seconds, so that small differences say little:
 #   30 kB: width 128, V 512: 2.98 / 1.65; V 320: 2.88 / 1.69; width 256, V 512: 3.29 / 1.62, which overfits
-#   300 kB: width 256, V 1024: 2.06 / 1.30; V 2048: 2.07 / 1.33; width 384, 2 layers, V 2048: 2.29 / 1.50
-#   3 MB: width 256, V 4096: 2.42 / 1.47; width 384, 2 layers: 2.51 / 1.54; with V 2048, width 256: 2.45 / 1.48;
-#     width 128: 2.35 / 1.45; width 256 with batches of 16 rows instead of 32, in twice the steps: 2.21 / 1.36
-# So few passes want a small model, a small vocabulary and small batches. The thresholds in between are interpolated.
+#   300 kB: width 256, V 1024: 2.06 / 1.30 in 123 s; V 2048: 2.07 / 1.33 in 178 s; width 384, 2 layers: 2.29 / 1.50
+#   3 MB, 32 rows: width 256, V 4096: 2.42 / 1.47 in 147 s; width 384, 2 layers: 2.51 / 1.54 in 224 s; with V 2048
+#     width 256: 2.45 / 1.48 in 87 s, width 128: 2.35 / 1.45 in 89 s; width 256 with 16 rows, which read 1.9 times as
+#     many tokens: 2.21 / 1.36 in 104 s
+# The rows for 20 kB and for more than 5 MB, and the thresholds, are not measured.
 AMOUNTS = (
     Amount(20_000, 320, (Size(128, 1),), 0.3, 2, 16),
     Amount(100_000, 512, (Size(128, 1),), 0.3, 4, 16),
