@@ -110,7 +110,7 @@ class Amount:
 
 
 # Measured once each on a loaded core of an EPYC (Zen 3) with code and documentation of Python packages, by unseen
-# documents, in bits per byte alone / with history; the runs took 89 to 224 seconds, so that small differences say little:
+# documents, in bits per byte alone / with history; small differences say little:
 #   30 kB: width 128, V 512: 2.98 / 1.65; V 320: 2.88 / 1.69; width 256, V 512: 3.29 / 1.62, which overfits
 #   300 kB: width 256, V 1024: 2.06 / 1.30 in 123 s; V 2048: 2.07 / 1.33 in 178 s; width 384, 2 layers: 2.29 / 1.50
 #   3 MB, 32 rows: width 256, V 4096: 2.42 / 1.47 in 147 s; width 384, 2 layers: 2.51 / 1.54 in 224 s; with V 2048
