@@ -266,7 +266,10 @@ def _finish(recipe: "Recipe", plan: "Plan | None") -> dict[str, float]:
     from ..training.model_card import write_model_card
 
     figures = measure_held_out(recipe, None if plan is None else plan.tests)
-    write_model_card(_folder(recipe))
+    try:
+        write_model_card(_folder(recipe))
+    except FileExistsError as error:  # README.md and MODEL_CARD.md are both somebody's own
+        _stderr(f"No model card was written: {error}.")
     return figures
 
 
