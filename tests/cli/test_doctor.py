@@ -46,4 +46,4 @@ def test_it_knows_every_extra_that_users_install() -> None:
     project = (root / "pyproject.toml").read_text(encoding="utf-8")
     section = project.split("[project.optional-dependencies]")[1].split("[project.scripts]")[0]
     extras = re.findall(r"^(\w+) = \[", section, re.MULTILINE)
-    assert set(extras) - {"benchmark", "examples", "lint", "test", "wheel"} == set(EXTRAS)
+    assert set(extras) - {"all", "benchmark", "lint", "test", "wheel"} == set(EXTRAS)
