@@ -258,7 +258,6 @@ def evaluate_classifier_folder(
     if output is not None:
         from .confusion import draw_confusion  # first: a missing extra fails early
         from .pictures import save_figure
-    ClassificationMetric(keep_in_memory=True)  # first: a missing extra fails early
     model, tokenizer = load_classifier(model_path)
     cast(torch.nn.Module, model).to("cuda" if torch.cuda.is_available() else "cpu")
     attach_bank(model, tokenizer, model_path, bank, namespaces)
@@ -270,6 +269,8 @@ def evaluate_classifier_folder(
         label_column=label_column,
         out_of_scope=out_of_scope,
     )
+    if model.kind == SINGLE:
+        ClassificationMetric(keep_in_memory=True)  # a missing extra fails before the texts are read
     Seen(model_path, model.history).tell(labelled["text"][:], describe(source))
     with in_precision(model, precision):
         evaluation = evaluate_classifier(

@@ -259,7 +259,6 @@ def evaluate_translator_folder(
         from .attention import draw_translation  # first: a missing extra fails early
         from .pictures import save_figure
     from_language, to_language = languages_of(model_path, source_language, target_language)
-    TranslationMetric(keep_in_memory=True)  # first: a missing extra fails early
     model, tokenizer = load_translator(model_path)
     cast(torch.nn.Module, model).to("cuda" if torch.cuda.is_available() else "cpu")
     attach_bank(model, tokenizer, model_path, bank, namespaces)
