@@ -28,6 +28,7 @@ from .options import (
     TextColumn,
     as_trained,
     refuse_other_options,
+    task_of_command,
 )
 
 if TYPE_CHECKING:
@@ -105,12 +106,8 @@ def calibrate(
     a translator sentence pairs, each predicted from the other pairs of the memory. A fifth of DATA is not fitted on,
     and shows whether the new values are better; if they are not, the old ones are kept.
     """
-    from ..saved import task_in
-
     folder = _place(model, output)
-    task = task_in(model)
-    if not task.has_commands:
-        raise ValueError(f"{model} holds {task.noun}, which no command works on: use it in Python")
+    task = task_of_command(model)
     options = refuse_other_options(context, OWN_OPTIONS, task.name, f"{model}, {task.noun}")
     options |= {"name": name, "split": split or SPLITS, "precision": precision.value}
     loaded, tokenizer, outcome, lines = _CALIBRATE[task.name](model, source, bank_path, namespace or None, options)

@@ -23,6 +23,7 @@ from ..evaluation import evaluate_stream, format_table
 from ..models.causal import LLEForCausalLM
 from ..training import calibrate, make_recipe, run
 from ..training.measure import choose_tokens
+from ..training.sizes import LANGUAGE_TRAINING
 
 TRAIN_TOKENS = 1_250_000  # at most
 TRAIN_SECONDS = 360.0
@@ -44,19 +45,12 @@ RECIPE: dict[str, Any] = {
         "output_dropout": 0.1,
     },
     "training": {
+        **LANGUAGE_TRAINING,
         "num_train_epochs": 2,
         "per_device_train_batch_size": 32,
         "per_device_eval_batch_size": 16,
-        "segment_length": 64,
-        "learning_rate": 4e-3,
-        "adam_beta2": 0.99,
-        "weight_decay": 0.05,
-        "lr_scheduler_type": "cosine",
-        "warmup_steps": 0.05,
-        "max_grad_norm": 0.5,
         "save_strategy": "no",
         "logging_steps": 100,
-        "seed": 0,
     },
 }
 NEXT = """

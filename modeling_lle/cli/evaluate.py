@@ -25,6 +25,7 @@ from .options import (
     TextColumn,
     as_trained,
     refuse_other_options,
+    task_of_command,
 )
 
 # Options of each task that not all tasks have.
@@ -78,11 +79,7 @@ def evaluate(
     Language models: perplexity of a text, read once. Classifiers: accuracy, calibration and rejection on labelled
     texts. Translators: BLEU, chrF and TER on sentence pairs.
     """
-    from ..saved import task_in
-
-    task = task_in(model)
-    if not task.has_commands:
-        raise ValueError(f"{model} holds {task.noun}, which no command works on: use it in Python")
+    task = task_of_command(model)
     options = refuse_other_options(context, OWN_OPTIONS, task.name, f"{model}, {task.noun}")
     options |= {"name": name, "split": split or SPLITS, "bank": bank_path, "namespaces": namespace or None}
     options |= {"precision": precision.value, "output": output, "progress": True}

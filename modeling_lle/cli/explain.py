@@ -7,7 +7,7 @@ import typer
 
 from ..common.terminal import printable, say
 from ..tasks import CLASSIFICATION, LANGUAGE, TRANSLATION
-from .options import Folder, InPrecision, LooseBank, Namespaces, Precision
+from .options import Folder, InPrecision, LooseBank, Namespaces, Precision, task_of_command
 from .texts import encode_whole, read_text
 
 if TYPE_CHECKING:
@@ -37,11 +37,9 @@ def explain(
     """
     from ..common.precision import in_precision
     from ..evaluation.explanations import format_explanations, format_totals, write_page
-    from ..saved import attach_bank, load_classifier, load_language_model, load_translator, task_in
+    from ..saved import attach_bank, load_classifier, load_language_model, load_translator
 
-    task = task_in(model)
-    if not task.has_commands:
-        raise ValueError(f"{model} holds a {task.model}: use {task.noun} in Python")
+    task = task_of_command(model)
     loaders: dict[str, Any] = {
         LANGUAGE.name: load_language_model,
         CLASSIFICATION.name: load_classifier,

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..common.remembered import remembered
+from ..tasks import Task
 from .places import find_bank, find_model
 
 Data = Annotated[
@@ -100,6 +101,16 @@ def column_of(model: str, name: str, given: str | None, columns: Sequence[str]) 
     usual = name.removesuffix("_column")
     found = as_trained(model, name, given, usual)
     return found if given is not None or found in columns else usual
+
+
+def task_of_command(model: str) -> Task:
+    """Task of a saved model; raises a ValueError if no command works on models of it."""
+    from ..saved import task_in
+
+    task = task_in(model)
+    if not task.has_commands:
+        raise ValueError(f"{model} holds {task.noun}, which no command works on: use it in Python")
+    return task
 
 
 def refuse_other_options(
