@@ -243,7 +243,8 @@ class LLEForCausalLM(LLEPreTrainedModel, LLEGenerationMixin):
         else:
             self._record(states, entries, mask, cache)
             loss = None if targets is None else head_cross_entropy(dropped, self.lm_head, targets)
-            logits = self.lm_head(slice_logits_to_keep(dropped, call.logits_to_keep)) if return_logits else None
+            wanted = slice_logits_to_keep(dropped, call.logits_to_keep)
+            logits = apply_linear(self.lm_head, wanted) if return_logits else None
         if loss is not None and measured is not None:
             loss = loss / measured.number
             if self.training:
