@@ -265,7 +265,6 @@ class RecurrentLayer(GradientCheckpointingLayer):
             y, new = torch.func.functional_call(self.mixer, weights, wide)
         return y.to(narrow), tuple(part.to(old.dtype) for part, old in zip(new, state, strict=True))
 
-
     def _reads_narrow(self, x: Tensor) -> bool:
         """Whether the mixer reads its bfloat16 weights as they are, for x (B, T, D): in a step of a few rows."""
         if torch.compiler.is_compiling() or torch.is_grad_enabled() or self.training or x.dtype != torch.bfloat16:

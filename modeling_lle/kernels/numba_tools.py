@@ -29,7 +29,9 @@ MIN_PARALLEL = 1 << 16  # elements below which a thread costs more than it saves
 # No "nnan" and "ninf": NaN and infinity keep their meaning. A division that cannot raise an exception vectorises.
 jit = functools.partial(njit, nogil=True, cache=True, error_model="numpy", fastmath={"contract", "nsz"})
 # Sums may be reordered too, so that those of a product vectorise; a sum is the same wherever it is computed.
-jit_sums = functools.partial(njit, nogil=True, cache=True, error_model="numpy", fastmath={"contract", "nsz", "reassoc"})
+jit_sums = functools.partial(
+    njit, nogil=True, cache=True, error_model="numpy", fastmath={"contract", "nsz", "reassoc"}
+)
 
 
 def load(value: Any) -> Any:
