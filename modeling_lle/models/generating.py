@@ -85,7 +85,7 @@ class LLEGenerationMixin(GenerationMixin):
             return False
         if attention_mask is not None and not bool(attention_mask.all()):
             return False
-        given = {name: value for name, value in options.items() if value is not None and name not in OF_FORWARD}
+        given = {name: value for name, value in options.items() if name not in OF_FORWARD}
         config, unknown = self._prepare_stream(input_ids, given)
         return not unknown and refusal(config) is None
 
@@ -102,7 +102,7 @@ class LLEGenerationMixin(GenerationMixin):
         model._prepare_special_tokens(config, device=tokens.device)
         config = model._prepare_generated_length(config, *lengths, "input_ids", tokens.shape[1], tokens)
         model._validate_generated_length(config, tokens.shape[1], lengths[0])
-        return config, list(unknown)
+        return config, [name for name, value in unknown.items() if value is not None]
 
     def _update_model_kwargs_for_generation(
         self,

@@ -110,7 +110,7 @@ def refusal(config: GenerationConfig) -> str | None:
 
 
 def one_text(input_ids: Tensor | Sequence[int]) -> Tensor:
-    """Returns the tokens of a prompt as (1, T) int64; raises a ValueError unless it is one text of a token at least."""
+    """Returns the tokens of a prompt as (1, T) int64; raises a ValueError unless it is one text that is not empty."""
     tokens = torch.as_tensor(input_ids, dtype=torch.long)
     if tokens.dim() > 2 or tokens.dim() < 1 or (tokens.dim() == 2 and len(tokens) != 1):
         raise ValueError(
