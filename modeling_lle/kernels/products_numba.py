@@ -40,5 +40,5 @@ def products(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     bias = torch.zeros(O) if bias is None else bias
     expect(bias, "bias (O,)", (O,), torch.float32, torch.bfloat16)
     y, own = torch.empty(O, R), as_array(x.float().contiguous())
-    run(lambda *parts: _products(*parts, own), weight.contiguous(), bias.contiguous(), y)
+    run(lambda *parts, own=own: _products(*parts, own), weight.contiguous(), bias.contiguous(), y)
     return (y.view(1, O) if R == 1 else y.t().contiguous()).to(x.dtype)
