@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+from onnx import TensorProto
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -32,10 +33,8 @@ def make_gpt2(parameters: int, vocabulary: int, positions: int) -> GPT2LMHeadMod
         return (vocabulary + positions) * width + LAYERS * (12 * width**2 + 13 * width) + 2 * width
 
     heads = min(range(1, 100), key=lambda number: abs(size(number) - parameters))
-    config = GPT2Config(
-        vocab_size=vocabulary, n_positions=positions, n_embd=heads * HEAD, n_layer=LAYERS, n_head=heads
-    )
-    config.bos_token_id = config.eos_token_id = None
+    sizes = {"n_positions": positions, "n_embd": heads * HEAD, "n_layer": LAYERS, "n_head": heads}
+    config = GPT2Config(vocab_size=vocabulary, bos_token_id=0, eos_token_id=0, **sizes)
     return GPT2LMHeadModel(config).eval()
 
 
@@ -50,7 +49,9 @@ def session(path: Path, threads: int) -> onnxruntime.InferenceSession:
 def quantised(path: Path) -> Path:
     """Quantises the weights of a graph to int8, beside it."""
     target = path.with_stem(f"{path.stem}_quantized")
-    quantize_dynamic(path, target, per_channel=True, reduce_range=True, weight_type=QuantType.QInt8)
+    options = {"DefaultTensorType": TensorProto.FLOAT}  # of what operators of Microsoft's return
+    weights = {"per_channel": True, "reduce_range": True, "weight_type": QuantType.QInt8}
+    quantize_dynamic(path, target, **weights, extra_options=options)
     return target
 
 
@@ -103,8 +104,6 @@ class ExportedGPT2:
         binding = self.session.io_binding()
         binding.bind_cpu_input("input_ids", np.array([ids], dtype=np.int64))
         binding.bind_cpu_input("positions", np.arange(self.length, total, dtype=np.int64))
-        binding.bind_cpu_input("last", np.array([total - 1], dtype=np.int32))
-        binding.bind_cpu_input("total", np.array(total, dtype=np.int32))
         for number, buffer in enumerate(self.buffers):  # read and written in place
             binding.bind_ortvalue_input(f"past.{number}", buffer)
             binding.bind_ortvalue_output(f"present.{number}", buffer)
@@ -118,8 +117,11 @@ def _write_gpt2(model: GPT2LMHeadModel, path: Path) -> None:
     graph, body, config = Graph(model), model.transformer, model.config
     ids = graph.input("input_ids", "int64", [1, "sequence"])
     positions = graph.input("positions", "int64", ["sequence"])
-    last, total = graph.input("last", "int32", [1]), graph.input("total", "int32", [])
-    x = graph.add("Add", *(graph.add("Gather", graph.weight(e.weight), i) for e, i in ((body.wte, ids), (body.wpe, positions))))
+    end = graph.add("Gather", positions, graph.ints(-1))  # the last position
+    last = graph.add("Cast", end, to=TensorProto.INT32)
+    total = graph.squeeze(graph.add("Add", last, graph.constant(np.array([1], dtype=np.int32))), 0)
+    words = graph.add("Gather", graph.weight(body.wte.weight), ids)
+    x = graph.add("Add", words, graph.add("Gather", graph.weight(body.wpe.weight), positions))
     shape = [1, config.n_head, config.n_positions, HEAD]
     presents = []
     for number, block in enumerate(body.h):
@@ -135,10 +137,10 @@ def _write_gpt2(model: GPT2LMHeadModel, path: Path) -> None:
         inner = _product(graph, _norm(graph, block.ln_2, x), block.mlp.c_fc.weight, block.mlp.c_fc.bias)
         inner = graph.add("FastGelu", inner, domain=MICROSOFT)
         x = graph.add("Add", x, _product(graph, inner, block.mlp.c_proj.weight, block.mlp.c_proj.bias))
-    end = graph.add("Gather", _norm(graph, body.ln_f, x), graph.constant(np.int64(-1)), axis=1)
+    final = graph.add("Gather", _norm(graph, body.ln_f, x), graph.constant(np.int64(-1)), axis=1)
     for number, present in enumerate(presents):
         graph.output(present, "float32", shape, f"present.{number}")
-    logits = _product(graph, end, model.lm_head.weight.T, name="lm_head.transposed")
+    logits = _product(graph, final, model.lm_head.weight.T, name="lm_head.transposed")
     graph.output(logits, "float32", [1, config.vocab_size], "logits")
     graph.save(path)
 
