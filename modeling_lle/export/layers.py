@@ -1,8 +1,9 @@
 """The layers of LLE models as nodes of an ONNX graph; `stack` is what heads call.
 
-Notable: lstm and gru are the operators of ONNX, which serve a step and a whole text at the same speed as kernels of
-their own would; only the order of the gates differs from torch's. The qrnn is one product and a scan by doubling
-(Hillis and Steele 1986), whose loop is not entered for a single step. Padding is at the end of each row.
+Notable: lstm and gru are the operators of ONNX, which run a step as fast as single operators would, and whole texts
+faster; only the order of the gates differs from torch's. The qrnn is one product and the operator Scan, which at a
+width of 512 takes 0.05 ms for a step and 5 us for each further one; doubling (Hillis and Steele 1986) takes 0.03 ms
+for a step, but from 20 steps on nearly twice as long as Scan. Padding is at the end of each row.
 Shapes: B batch, T time, D width, G gates.
 """
 
@@ -12,6 +13,7 @@ from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
+from onnx import numpy_helper
 from torch import Tensor, nn
 
 from ..backbone.recurrence import QRNN, GatedMLP, RecurrentLayer, RecurrentStack, ResidualLayer, TorchRecurrence
@@ -157,11 +159,7 @@ def qrnn(
     """Runs a qrnn over x (B, T, I); arguments and results as of `lstm_or_gru`."""
     if padding is not None and backwards:
         x = graph.add("Mul", x, padding.mask)  # the step before a row's last token, read from its end, is zero
-    if state:
-        last = graph.unsqueeze(state[0], 1)
-    else:
-        step = graph.add("Slice", x, graph.ints(0), graph.ints(1), graph.ints(1))
-        last = graph.add("Mul", step, graph.constant(np.float32(0)))
+    last = graph.unsqueeze(state[0] if state else zeros(graph, x, module.input_size), 1)
     around = graph.add("Concat", *((x, last) if backwards else (last, x)), axis=1)
     if backwards:
         others = graph.add("Slice", around, graph.ints(1), graph.ints(END), graph.ints(1))
@@ -171,7 +169,7 @@ def qrnn(
     mask = padding.mask if padding is not None else None
     y, c = gated_scan(graph, gates, module.output_size, state[1] if state else None, mask, backwards)
     place = graph.constant(np.int64(0 if backwards else -1))
-    return y, [graph.add("Gather", around, place, axis=1), graph.add("Gather", c, place, axis=1)]
+    return y, [graph.add("Gather", around, place, axis=1), c]
 
 
 def gated_scan(
@@ -193,51 +191,39 @@ def gated_scan(
         backwards: Whether to run from the end.
 
     Returns:
-        h and c, (..., T, D).
+        h (..., T, D), and c after the last step (..., D), undefined with padding.
     """
     z, f, o = graph.split(gates, [size] * 3)
     f = graph.add("Sigmoid", f)
-    update = graph.add("Mul", graph.add("Sub", graph.constant(np.float32(1)), f), graph.add("Tanh", z))
+    terms = graph.add("Mul", graph.add("Sub", graph.constant(np.float32(1)), f), graph.add("Tanh", z))
     if mask is not None:
-        update = graph.add("Mul", update, mask)
-    kept, c = _doubled(graph, f, update, backwards)
-    if state is not None:
-        c = graph.add("Add", c, graph.add("Mul", kept, graph.unsqueeze(state, -2)))
-    return graph.add("Mul", graph.add("Sigmoid", o), c), c
-
-
-def _doubled(graph: Graph, factors: str, terms: str, backwards: bool) -> tuple[str, str]:
-    """Returns all a_t = f_t a_{t-1} and c_t = f_t c_{t-1} + x_t, (..., T, D), from a = 1 and c = 0 on.
-
-    In turn, each position joins what the position 1, 2, 4, ... steps before it has gathered.
-    """
-    length = graph.length(terms, -2)
+        terms = graph.add("Mul", terms, mask)
+    before = zeros(graph, gates, size) if state is None else state
     body = graph.body()
-    body.input(body.fresh("turn"), "int64", [])
-    body.input(body.fresh("again"), "bool", [])
-    shift = body.input(body.fresh("shift"), "int64", [1])
-    f, x = (body.input(body.fresh(hint), "float32", None) for hint in ("factors", "terms"))
-    axis, zero = body.ints(-2), body.ints(0)
-    if backwards:
-        before = [body.add("Slice", part, shift, body.ints(END), axis) for part in (f, x)]
-        pads = body.add("Concat", zero, shift, axis=0)
-    else:
-        stop = body.add("Neg", shift)
-        before = [body.add("Slice", part, zero, stop, axis) for part in (f, x)]
-        pads = body.add("Concat", shift, zero, axis=0)
-    neutral = (body.constant(np.float32(1)), body.constant(np.float32(0)))
-    f_before, x_before = (body.add("Pad", part, pads, own, axis) for part, own in zip(before, neutral, strict=True))
-    x_new = body.add("Add", x, body.add("Mul", f, x_before))
-    f_new = body.add("Mul", f, f_before)
-    shift_new = body.add("Add", shift, shift)
-    body.output(body.squeeze(body.add("Less", shift_new, length), 0), "bool", [])
-    body.output(shift_new, "int64", [1])
-    body.output(f_new, "float32", None)
-    body.output(x_new, "float32", None)
-    first = graph.ints(1)
-    several = graph.squeeze(graph.add("Less", first, length), 0)
-    _, kept, c = graph.add_several(3, "Loop", "", several, first, factors, terms, body=body.proto())
-    return kept, c
+    c, factor, term = (body.input(body.fresh(hint), "float32", None) for hint in ("c", "factor", "term"))
+    c = body.add("Add", body.add("Mul", factor, c), term)
+    body.output(c, "float32", None)
+    body.output(c, "float32", None, body.fresh("each"))
+    ways = [int(backwards)]
+    last, each = graph.add_several(
+        2,
+        "Scan",
+        *(before, f, terms),
+        body=body.proto(),
+        num_scan_inputs=2,
+        scan_input_axes=[-2, -2],
+        scan_output_axes=[-2],
+        scan_input_directions=ways * 2,
+        scan_output_directions=ways,
+    )
+    return graph.add("Mul", graph.add("Sigmoid", o), each), last
+
+
+def zeros(graph: Graph, like: str, size: int) -> str:
+    """Returns zeros (..., size) float32 for a value (..., T, D)."""
+    rows = graph.add("Shape", like, start=0, end=-2)
+    shape = graph.add("Concat", rows, graph.ints(size), axis=0)
+    return graph.add("ConstantOfShape", shape, value=numpy_helper.from_array(np.zeros(1, np.float32)))
 
 
 # Stacks
