@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .core import HERE, TINY, Bank, Model, RunError, features, gate, log_softmax, np, recall, run_command, to_bfloat16
+from .core import HERE, TINY, Bank, Model, RunError, features, gate, log_softmax, from_bfloat16, np, recall, run_command, to_bfloat16
 
 try:
     import fcntl
@@ -62,6 +62,8 @@ class Classifier(Model):
     A text is first of a label that only examples have, as far as it is nearer to them than to the others by `margin`
     and than `background`; with what is left over, the examples of the other labels join the base by the rule.
     """
+
+    tasks = ("text-classification", "token-classification")
 
     def classify(self, texts: Sequence[str], use_history: bool = True, top: int = 3) -> list[Any]:
         """For each text, or each of its tokens, the `label` with its `score`, the `scores` of all labels, the share of
@@ -107,7 +109,7 @@ class Classifier(Model):
         labels = scope = base
         mass = -np.inf
         if use_history and self.bank:
-            names, votes, outcomes = self._space_of_bank()
+            names, votes, outcomes = self._space()
             cosines, index = (part[0] for part in self.bank.search(key[None], numbers["neighbours"]))
             said, scores = votes[outcomes[index]], numbers["sharpness"] * (cosines - 1)
             strange = said[:, len(base) :].any(1) & (own["kind"] == SINGLE)
@@ -161,13 +163,13 @@ class Classifier(Model):
             source: A name by which they can be forgotten.
         """
         kind = self.export["classifier"]["kind"]
-        if self.task == "token-classification":
+        if self.export["task"] == "token-classification":
             raise RunError("words are taught with modeling_lle: use `learn` there, and export the model again")
         given = dict(zip(texts, (outcome(label, kind) for label in labels), strict=True))
         with _writing(self.folder / "bank"):
             self._read_bank()
             known = {text: name for text, name, _ in self.bank.arrays["examples"]} if self.bank else {}
-            names = set(self._space_of_bank()[0])
+            names = set(self._space()[0])
             for text, name in given.items():
                 unknown = set(json.loads(name) if kind == MULTI else [name]) - names
                 if unknown and not new_labels and kind != REGRESSION:
@@ -177,7 +179,7 @@ class Classifier(Model):
             new = [text for text, name in given.items() if known.get(text) != name]
             if new:
                 keys = np.concatenate([self._run(new[start : start + 32])[1] for start in range(0, len(new), 32)])
-                kept = [text not in new for text in known]
+                kept = [text not in new for text, _, _ in self.bank.arrays["examples"]] if self.bank else []
                 self._replace_bank(kept, to_bfloat16(keys), [[text, given[text], source] for text in new])
         return len(new)
 
@@ -200,3 +202,84 @@ class Classifier(Model):
             self._replace_bank(kept, np.zeros((0, self.export["width"]), np.uint16), [])
         return len(kept) - sum(kept)
 
+    def _read_bank(self) -> None:
+        """Takes in what others have taught."""
+        self.bank = Bank.read(self.folder / "bank")
+
+    def _replace_bank(self, kept: Sequence[bool], keys: np.ndarray, examples: list[list[str]]) -> None:
+        """Writes the entries that are kept and new ones; bank.json, which is replaced last, names the new files."""
+        folder, arrays = self.folder / "bank", dict(self.bank.arrays if self.bank is not None else {})
+        before, own = arrays.get("keys", keys[:0])[np.flatnonzero(kept)], arrays.get("examples", [])
+        about = {"generation": 0, "files": {}} if self.bank is None else dict(self.bank.about)
+        arrays["keys"] = np.concatenate([before, keys])
+        arrays["examples"] = [*(example for example, stays in zip(own, kept, strict=True) if stays), *examples]
+        if "codes" in arrays:
+            along = from_bfloat16(keys) @ arrays["axes"].T / arrays["steps"]
+            codes = np.clip(np.rint(along), -127, 127).astype(np.int8)
+            arrays["codes"] = np.concatenate([arrays["codes"][np.flatnonzero(kept)], codes])
+        about["generation"] += 1
+        old, about["files"] = about["files"], {}
+        for name, value in arrays.items():
+            is_array = isinstance(value, np.ndarray)
+            about["files"][name] = f"{name}-{about['generation']}.{'npy' if is_array else 'json'}"
+            if is_array:
+                np.save(folder / about["files"][name], value)
+            else:
+                (folder / about["files"][name]).write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
+        written = folder / "bank.json.new"
+        written.write_text(json.dumps(about), encoding="utf-8")
+        os.replace(written, folder / "bank.json")
+        self._read_bank()
+        for file in old.values():
+            with contextlib.suppress(OSError):  # Windows keeps files that another program has mapped
+                (folder / file).unlink()
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Makes the folder of a bank, and keeps other programs from writing into it."""
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as file:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def load(folder: str | Path = HERE, int8: bool = False, threads: int = 1) -> Classifier:
+    """The classifier in a folder; arguments as for `Model`. Raises a RunError if it cannot be run."""
+    return Classifier(folder, int8, threads)
+
+
+def _add_commands(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
+    add("classify", "label texts").add_argument("text", nargs="+")
+    learn = add("learn", "teach examples of a label")
+    learn.add_argument("text", nargs="+")
+    learn.add_argument("--label", required=True, help="their label; where a text may have several, a JSON list")
+    learn.add_argument("--new-labels", action="store_true", help="take in a label that the model does not know")
+    learn.add_argument("--relabel", action="store_true", help="change the label of texts that were taught before")
+    learn.add_argument("--source", default="taught", help="a name by which to forget them")
+    forget = add("forget", "take examples back")
+    forget.add_argument("text", nargs="*")
+    forget.add_argument("--label", help="those of this label")
+    forget.add_argument("--source", help="those of this source")
+
+
+def _answer(model: Classifier, given: argparse.Namespace) -> Any:
+    if given.command == "classify":
+        return model.classify(given.text, not given.no_history)
+    label = given.label
+    if label is not None and model.export["classifier"]["kind"] != SINGLE:
+        label = json.loads(label)
+    if given.command == "learn":
+        options = {"new_labels": given.new_labels, "relabel": given.relabel, "source": given.source}
+        return f"Learned {model.learn(given.text, [label] * len(given.text), **options)} examples."
+    return f"Forgot {model.forget(given.text or None, label, given.source)} examples."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    return run_command(Classifier, _add_commands, _answer, __doc__, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -23,6 +23,7 @@ HERE = Path(__file__).resolve().parent
 FORMAT = 1
 CANDIDATES = 512  # entries whose exact similarity is computed, at least
 HASHED = 1 << 26  # bytes; of larger files only the size is checked when a model is loaded
+SMALL = 1 << 20  # bytes; larger files of a bank are mapped
 TINY = np.finfo(np.float32).tiny
 
 
@@ -30,15 +31,15 @@ class RunError(ValueError):
     """What cannot be run, and what to do about it."""
 
 
-def read_export(folder: Path, task: str) -> dict[str, Any]:
+def read_export(folder: Path, tasks: Sequence[str]) -> dict[str, Any]:
     """What export.json says of a folder, whose files are checked.
 
     Raises:
-        RunError: The folder holds no exported model of the task, or a file is missing, truncated or changed.
+        RunError: The folder holds no exported model of these tasks, or a file is missing, truncated or changed.
     """
     try:
         export = json.loads((folder / "export.json").read_text(encoding="utf-8"))
-        known = export["format"] == FORMAT and export["task"] == task
+        known = export["format"] == FORMAT and export["task"] in tasks
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{folder} holds no exported model ({error}): export one with `lle export`") from None
     if not known:
@@ -77,11 +78,11 @@ class Model:
         export: What export.json says.
     """
 
-    task = ""  # as transformers calls it
+    tasks: tuple[str, ...] = ()  # as transformers calls them
 
     def __init__(self, folder: str | Path = HERE, int8: bool = False, threads: int = 1) -> None:
         self.folder = Path(folder)
-        self.export = export = read_export(self.folder, self.task)
+        self.export = export = read_export(self.folder, self.tasks)
         self.tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
@@ -183,7 +184,8 @@ class Bank:
             path = folder / file
             try:
                 is_array = file.endswith(".npy")
-                arrays[name] = np.load(path, "r") if is_array else json.loads(path.read_text(encoding="utf-8"))
+                mapped: Any = "r" if path.stat().st_size > SMALL else None
+                arrays[name] = np.load(path, mapped) if is_array else json.loads(path.read_text(encoding="utf-8"))
             except (OSError, ValueError) as error:
                 raise RunError(f"{path} is missing or damaged ({error}): copy the bank again") from None
         return cls(folder, about, arrays)
@@ -277,7 +279,7 @@ def run_command(
     given = parser.parse_args(arguments)
     try:
         if given.command == "check":
-            check(Path(given.folder), read_export(Path(given.folder), model_class.task), sys.maxsize)
+            check(Path(given.folder), read_export(Path(given.folder), model_class.tasks), sys.maxsize)
             result: Any = "All files are as they were exported."
         else:
             result = answer(model_class(given.folder, given.int8, given.threads), given)

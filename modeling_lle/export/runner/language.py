@@ -74,7 +74,7 @@ class Text:
 class LanguageModel(Model):
     """Goes on with texts, and scores them."""
 
-    task = "text-generation"
+    tasks = ("text-generation",)
 
     def begin(self, use_history: bool = True) -> Text:
         """A new text."""
