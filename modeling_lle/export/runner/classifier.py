@@ -24,7 +24,21 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .core import HERE, TINY, Bank, Model, RunError, features, gate, log_softmax, from_bfloat16, np, recall, run_command, to_bfloat16
+from .core import (
+    HERE,
+    TINY,
+    Bank,
+    Model,
+    RunError,
+    features,
+    from_bfloat16,
+    gate,
+    log_softmax,
+    np,
+    recall,
+    run_command,
+    to_bfloat16,
+)
 
 try:
     import fcntl

@@ -1,7 +1,7 @@
 """What the runners of all tasks share: files, tokenizer and graphs, the bank, and the rule of the history in NumPy.
 
-Notable: `runner_source` (export/source.py) joins this file and that of a task to the one file run.py, so neither imports
-anything but the standard library, onnxruntime, numpy and tokenizers.
+Notable: `runner_source` (export/source.py) joins this file and that of a task to the one file run.py, so neither
+imports anything but the standard library, onnxruntime, numpy and tokenizers.
 """
 
 import argparse
@@ -166,7 +166,7 @@ class Bank:
     """Entries in a folder: keys (N, D) in bfloat16, mapped from their file, and an int8 index of large banks.
 
     The index has keys along their m principal axes: `codes` (N, m) int8 with their `steps` (m,). In a very large bank
-    the entries lie in lists of near ones, whose `centroids` (C, m) say which are read for a query. What the codes
+    the entries lie in lists of near ones, and by `centroids` (C, m + 1) some are chosen for a query. What the codes
     choose is compared by the keys themselves.
     """
 
@@ -213,7 +213,7 @@ class Bank:
         if "starts" not in self.arrays:
             return np.sort(_largest(codes.astype(np.float32) @ weights, number))
         starts = self.arrays["starts"]
-        lists = np.sort(_largest(self.arrays["centroids"] @ along, self.about["probes"]))
+        lists = np.sort(_largest(self.arrays["centroids"] @ np.append(along, np.float32(1)), self.about["probes"]))
         ranges = [range(starts[place], starts[place + 1]) for place in lists]
         near = np.concatenate([codes[own.start : own.stop] for own in ranges]).astype(np.float32) @ weights
         index = np.concatenate([np.arange(own.start, own.stop) for own in ranges])

@@ -51,7 +51,7 @@ class Memory:
         return {source: place for place, (source, _, _) in enumerate(self.pairs)}
 
     def similar(self, text: str, number: int) -> list[int]:
-        """At most `number` pairs that share a word with a text, the most similar by BM25 first, ties by their order."""
+        """At most `number` pairs that share a word with a text, the most similar by BM25 first."""
         scores = np.zeros(len(self.pairs), np.float32)
         for word in _WORD.findall(text.lower()):
             if (place := self._words.get(word)) is not None:
@@ -142,9 +142,7 @@ class Translator(Model):
             scores = step(last, rows) + np.array([[score] for score, _ in running])
             flat = scores.ravel()
             order = np.argsort(-flat, kind="stable")[:keep] if keep >= len(flat) else _best(flat, keep)
-            options = [
-                (float(flat[place]), place // scores.shape[1], int(place % scores.shape[1])) for place in order
-            ]
+            options = [(float(flat[place]), place // scores.shape[1], int(place % scores.shape[1])) for place in order]
             ends = [token in end or length == most for _, _, token in options]
             for (score, row, token), ended in list(zip(options, ends, strict=True))[:beams]:
                 if ended:
