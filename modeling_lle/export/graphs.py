@@ -1,16 +1,26 @@
 """`write_graphs`: the ONNX graphs of a model, under the names of the Hub."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ..models.causal import LLEForCausalLM
 from ..models.pretrained import LLEPreTrainedModel
+from ..models.seq2seq import LLEForSeq2SeqLM
 from .errors import ExportError
 from .language_models import write_language_model
+from .translators import write_decoder, write_encoder
 
 FOLDER = "onnx"
-Files = dict[str, dict[str, str]]  # by graph and kind of weights, relative to the exported folder
+KINDS = {"float32": "", "int8": "_quantized"}  # and what the names of their files end with
+# By model: for each graph the beginning of its file's name, and what writes it, given a model, a path and `int8`.
+WRITERS: dict[type[LLEPreTrainedModel], dict[str, tuple[str, Callable[[Any, Path, bool], None]]]] = {
+    LLEForCausalLM: {"model": ("model", write_language_model)},
+    LLEForSeq2SeqLM: {"encoder": ("encoder_model", write_encoder), "decoder": ("decoder_model", write_decoder)},
+}
+Files = dict[str, dict[str, str]]  # by graph and kind of weights; relative to the exported folder
 
 
 def write_graphs(model: LLEPreTrainedModel, folder: Path, int8: bool) -> Files:
@@ -29,19 +39,20 @@ def write_graphs(model: LLEPreTrainedModel, folder: Path, int8: bool) -> Files:
     """
     check_exportable(model)
     (folder / FOLDER).mkdir(exist_ok=True)
-    kinds = {"float32": ""} | ({"int8": "_quantized"} if int8 else {})
-    files: Files = {"model": {}}
-    for kind, suffix in kinds.items():
-        name = f"{FOLDER}/model{suffix}.onnx"
-        if not isinstance(model, LLEForCausalLM):
-            raise ExportError(f"a {type(model).__name__} cannot be exported")
-        write_language_model(model, folder / name, kind == "int8")
-        files["model"][kind] = name
+    files: Files = {}
+    for graph, (begin, write) in WRITERS[type(model)].items():
+        for kind in list(KINDS)[: 1 + int8]:
+            name = f"{FOLDER}/{begin}{KINDS[kind]}.onnx"
+            write(model, folder / name, kind == "int8")
+            files.setdefault(graph, {})[kind] = name
     return files
 
 
 def check_exportable(model: LLEPreTrainedModel) -> None:
     """Raises an ExportError if the model is one that graphs cannot express, whatever its layers are."""
+    if type(model) not in WRITERS:
+        names = ", ".join(own.__name__ for own in WRITERS)
+        raise ExportError(f"a {type(model).__name__} cannot be exported: these models can be, {names}")
     for name, parameter in model.named_parameters():
         if parameter.dtype != torch.float32:
             dtype = str(parameter.dtype).removeprefix("torch.")
