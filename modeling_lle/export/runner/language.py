@@ -1,6 +1,6 @@
 """Runs an exported LLE language model: it goes on with texts, and scores them.
 
-It needs no torch: `pip install onnxruntime numpy tokenizers`. The folder `bank`, if there is one, has what is recalled.
+It needs no torch: `pip install onnxruntime numpy tokenizers`. The folder `bank` has what is recalled, if anything.
 
     python run.py generate "Once upon a time" --max-new-tokens 50 --sample --seed 1
     python run.py score "A text of which each token is scored"

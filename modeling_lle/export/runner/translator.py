@@ -191,7 +191,7 @@ class _Decoder:
         self._numbers, self._entries = numbers["bank"], None
         if memory is not None:
             text = model.tokenizer.decode(ids, skip_special_tokens=True)
-            keys, outcomes = memory.candidates(text, numbers["sentences"])
+            keys, outcomes = memory.candidates(text, self._numbers["sentences"])
             self._entries = (keys, outcomes) if len(outcomes) else None
 
     def __call__(self, last: np.ndarray, rows: np.ndarray) -> np.ndarray:
