@@ -18,6 +18,7 @@ from ..backbone.state import tensors_of
 from ..common.modes import evaluating
 from ..history.cache import LLECache
 from ..models.causal import LLEForCausalLM
+from ..models.classification import LLEForSequenceClassification, LLEForTokenClassification
 from ..models.pretrained import LLEPreTrainedModel
 from ..models.seq2seq import LLEForSeq2SeqLM
 from .errors import ExportError
@@ -101,7 +102,7 @@ def random_ids(model: LLEPreTrainedModel, rows: int, length: int, seed: int) -> 
 
 def random_batches(model: LLEPreTrainedModel) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields random tokens and masks (B, T) int64: single rows, and rows with padding at the end."""
-    for seed, lengths in enumerate(([1], [9], [4, 7, 1])):
+    for seed, lengths in enumerate(([1], [9], [4, 7, 1], [2, 5])):
         mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
         yield random_ids(model, len(lengths), max(lengths), seed), mask.to(model.device)
 
@@ -143,6 +144,19 @@ def _translator_results(model: LLEForSeq2SeqLM, run: Run) -> Results:
             yield "decoder", found, _kept(right, seed % 2)
 
 
+def _classifier_results(model: LLEForSequenceClassification | LLEForTokenClassification, run: Run) -> Results:
+    for place, (ids, mask) in enumerate(random_batches(model)):
+        if place % 2:  # padding may come first as well
+            ids, mask = ids.flip(1), mask.flip(1)
+        found = run("model", {"input_ids": arrays(ids), "attention_mask": arrays(mask)})
+        logits, keys = model(ids, mask, use_history=False).logits, model.encode(ids, mask)
+        right = {"logits": logits, "keys": keys}
+        if model.pooling is None:  # nothing is said of padding
+            right = {name: part * mask[..., None] for name, part in right.items()}
+            found = {name: part * arrays(mask)[..., None] for name, part in found.items()}
+        yield "model", found, {name: arrays(part) for name, part in right.items()}
+
+
 def _step_outputs(model: LLEForCausalLM | LLEForSeq2SeqLM, states: Tensor, cache: LLECache) -> Arrays:
     """The outputs after states (B, T, D) of a decoder, which `cache` has taken in."""
     outputs = {"logits": model.lm_head(states), "keys": torch.nn.functional.normalize(states, dim=-1)}
@@ -175,5 +189,7 @@ def arrays(tensor: Tensor) -> NDArray[Any]:
 
 _RESULTS: dict[type[LLEPreTrainedModel], Callable[[Any, Run], Results]] = {
     LLEForCausalLM: _language_model_results,
+    LLEForSequenceClassification: _classifier_results,
+    LLEForTokenClassification: _classifier_results,
     LLEForSeq2SeqLM: _translator_results,
 }

@@ -7,8 +7,10 @@ from typing import Any
 import torch
 
 from ..models.causal import LLEForCausalLM
+from ..models.classification import LLEForSequenceClassification, LLEForTokenClassification
 from ..models.pretrained import LLEPreTrainedModel
 from ..models.seq2seq import LLEForSeq2SeqLM
+from .classifiers import write_classifier
 from .errors import ExportError
 from .language_models import write_language_model
 from .translators import write_decoder, write_encoder
@@ -18,6 +20,8 @@ KINDS = {"float32": "", "int8": "_quantized"}  # and what the names of their fil
 # By model: for each graph the beginning of its file's name, and what writes it, given a model, a path and `int8`.
 WRITERS: dict[type[LLEPreTrainedModel], dict[str, tuple[str, Callable[[Any, Path, bool], None]]]] = {
     LLEForCausalLM: {"model": ("model", write_language_model)},
+    LLEForSequenceClassification: {"model": ("model", write_classifier)},
+    LLEForTokenClassification: {"model": ("model", write_classifier)},
     LLEForSeq2SeqLM: {"encoder": ("encoder_model", write_encoder), "decoder": ("decoder_model", write_decoder)},
 }
 Files = dict[str, dict[str, str]]  # by graph and kind of weights; relative to the exported folder
