@@ -1,0 +1,1 @@
+"""Export: models as folders of ONNX graphs that run without torch."""
