@@ -27,9 +27,7 @@ from .layers import Padding, embed, gated_scan, linear, normalise, plain_linear,
 LOWEST = np.float32(np.finfo(np.float32).min)
 
 
-def write_classifier(
-    model: LLEForSequenceClassification | LLEForTokenClassification, path: Path, int8: bool
-) -> None:
+def write_classifier(model: LLEForSequenceClassification | LLEForTokenClassification, path: Path, int8: bool) -> None:
     """Writes the graph of a classifier without its history.
 
     Inputs: `input_ids` and `attention_mask` (B, T) int64, 0 at padding, which follows the tokens. Outputs: `logits` (B, C) float32, of tokens

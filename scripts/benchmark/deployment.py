@@ -73,7 +73,9 @@ def deployment(
     intents: Annotated[str, typer.Option(help="Its labelled texts, with a test split.")] = "data/banking77",
     translator: Annotated[Path | None, typer.Option(help="Folder of a translator.")] = None,
     sentences: Annotated[str, typer.Option(help="Its test pairs.")] = "data/multi30k/test_2016_flickr.*",
-    before: Annotated[Path | None, typer.Option(help="Checkout whose `generate` is the measure; else this one.")] = None,
+    before: Annotated[
+        Path | None, typer.Option(help="Checkout whose `generate` is the measure; else this one.")
+    ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads of every form.")] = 1,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds in which the forms take turns.")] = 9,
     tokens: Annotated[int, typer.Option(min=3, help="Tokens generated in a round.")] = 48,
@@ -125,7 +127,14 @@ def _sizes(model: Any, runners: dict[str, Any]) -> dict[str, Row]:
 
 
 def _language(
-    texts: str, before: Path | None, threads: int, rounds: int, tokens: int, limit: int | None, folder: Path, home: Path
+    texts: str,
+    before: Path | None,
+    threads: int,
+    rounds: int,
+    tokens: int,
+    limit: int | None,
+    folder: Path,
+    home: Path,
 ) -> Results:
     """Rows and metrics of a language model in `folder`, exported to `home`."""
     model, tokenizer = load_language_model(folder)
@@ -137,7 +146,9 @@ def _language(
     quality |= {name: runner.score(text.ids.tolist()) for name, runner in runners.items()}
     for form in (model, *runners.values()):
         deployed.without_end(form)
-    seconds = {False: {}, True: {}} | _language_seconds(model, runners, text.ids, before, folder, rounds, tokens, threads)
+    seconds = {False: {}, True: {}} | _language_seconds(
+        model, runners, text.ids, before, folder, rounds, tokens, threads
+    )
     starts = _starts(folder, home, tokenizer.decode(text.ids[:PROMPT]), threads)
     sizes = {STREAM if name == TORCH else name: own for name, own in _sizes(model, runners).items()}
     rows = []
@@ -147,14 +158,25 @@ def _language(
             row |= milliseconds(seconds[True][name], "_with_history")
         if name in quality:
             own = quality[name]
-            row |= {"quality": own["base_perplexity"], "quality_with_history": own["perplexity"], "measure": "perplexity"}
+            row |= {
+                "quality": own["base_perplexity"],
+                "quality_with_history": own["perplexity"],
+                "measure": "perplexity",
+            }
         rows.append({**row, **sizes.get(name, {}), **starts.get(name, {})})
     contexts, growth = _contexts(runners[INT8], text.ids, tokens)
     return rows + contexts, {**_language_metrics(seconds, quality), **_start_metrics(starts), **growth}
 
 
 def _language_seconds(
-    model: Any, runners: dict[str, Any], ids: np.ndarray, before: Path | None, folder: Path, rounds: int, tokens: int, threads: int
+    model: Any,
+    runners: dict[str, Any],
+    ids: np.ndarray,
+    before: Path | None,
+    folder: Path,
+    rounds: int,
+    tokens: int,
+    threads: int,
 ) -> dict[bool, dict[str, list[float]]]:
     """Seconds of a token by form, without and with the stream; GPT-2 and the floor are in both."""
     window = model.config.stream.window
@@ -288,9 +310,7 @@ def _classifier(
     }
 
 
-def _seconds_each(
-    calls: dict[str, Callable[[str], Any]], texts: list[str], rounds: int
-) -> dict[str, list[float]]:
+def _seconds_each(calls: dict[str, Callable[[str], Any]], texts: list[str], rounds: int) -> dict[str, list[float]]:
     """Mean seconds of a text in each round, by form; forms take turns."""
 
     def ask(call: Callable[[str], Any]) -> None:

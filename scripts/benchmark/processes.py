@@ -33,7 +33,9 @@ class Start(NamedTuple):
     megabytes: float
 
 
-def measure_starts(programs: Mapping[str, Sequence[str]], repeats: int, environment: Mapping[str, str]) -> dict[str, Start]:
+def measure_starts(
+    programs: Mapping[str, Sequence[str]], repeats: int, environment: Mapping[str, str]
+) -> dict[str, Start]:
     """Runs programs in turn, and once before to fill the cache of files.
 
     Args:
