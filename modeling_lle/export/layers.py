@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from ..backbone.recurrence import QRNN, GatedMLP, RecurrentLayer, RecurrentStack, ResidualLayer, TorchRecurrence
 from ..kernels.linear import is_plain
 from .errors import ExportError
-from .graph import Graph, array_of
+from .graph import MICROSOFT, Graph, array_of
+from .quantised import by_rows, product, product_of_blocks, rows_of_blocks
 
 # Where torch's gates stand in the order of ONNX: input, output, forget, cell; update, reset, new.
 ORDER = {4: (0, 3, 1, 2), 3: (1, 0, 2)}
@@ -68,17 +69,29 @@ def embed(graph: Graph, module: nn.Module, ids: str) -> str:
     """Embeds ids (B, T) int64 as (B, T, D) float32."""
     if type(module) is not nn.Embedding:
         raise ExportError(f"{graph.name_of(module)} is a {type(module).__name__}: load the model without it")
+    if graph.int8:
+        return rows_of_blocks(graph, ids, array_of(module.weight), graph.name_of(module.weight))
     return graph.add("Gather", graph.weight(module.weight), ids)
 
 
 def linear(graph: Graph, module: nn.Module, x: str) -> str:
     """Applies a linear module to x (B, T, I), as (B, T, O) float32."""
     own = plain_linear(graph, module)
-    flat = graph.reshape(x, -1, own.in_features)
-    bias = [] if own.bias is None else [graph.weight(own.bias)]
-    product = graph.add("Gemm", flat, graph.weight(own.weight), *bias, transB=1)
+    bias = None if own.bias is None else graph.weight(own.bias)
+    if graph.int8:
+        return product(graph, x, array_of(own.weight), graph.name_of(own.weight), bias)
+    y = graph.add("Gemm", graph.reshape(x, -1, own.in_features), graph.weight(own.weight), bias or "", transB=1)
     lengths = graph.add("Shape", x, start=0, end=2)
-    return graph.add("Reshape", product, graph.add("Concat", lengths, graph.ints(own.out_features), axis=0))
+    return graph.add("Reshape", y, graph.add("Concat", lengths, graph.ints(own.out_features), axis=0))
+
+
+def output_layer(graph: Graph, module: nn.Module, x: str) -> str:
+    """Applies the output layer, as `linear`; its matrix may be the embedding's, and is then stored once."""
+    own = plain_linear(graph, module)
+    if not graph.int8:
+        return linear(graph, own, x)
+    bias = None if own.bias is None else graph.weight(own.bias)
+    return product_of_blocks(graph, x, array_of(own.weight), graph.name_of(own.weight), bias)
 
 
 def rms_norm(graph: Graph, module: nn.Module, x: str) -> str:
@@ -129,20 +142,30 @@ def lstm_or_gru(
     """
     from_input, from_state = plain_linear(graph, module.from_input), plain_linear(graph, module.from_state)
     name = graph.name_of(module)
-    matrices = [
-        graph.constant(_in_order(own.weight, module.gates)[None], f"{name}.{kind}.weight")
-        for kind, own in (("from_input", from_input), ("from_state", from_state))
-    ]
+    matrices = [_in_order(own.weight, module.gates) for own in (from_input, from_state)]
+    names = [f"{name}.{own}.weight" for own in ("from_input", "from_state")]
     biases = [_in_order(own.bias, module.gates) for own in (from_input, from_state)]
+    if graph.int8 and module.num_states == 1:
+        return _gru_in_int8(graph, name, x, state, padding, backwards, matrices, biases)
     bias = graph.constant(np.concatenate(biases)[None], f"{name}.bias")
     lengths = "" if padding is None else padding.lengths
     before = [graph.unsqueeze(part, 0) for part in state]
-    given = [graph.add("Transpose", x, perm=[1, 0, 2]), *matrices, bias, lengths, *before]
+    by_time = graph.add("Transpose", x, perm=[1, 0, 2])
     options = {"hidden_size": module.output_size, "direction": "reverse" if backwards else "forward"}
-    if module.num_states == 2:
-        y, *after = graph.add_several(3, "LSTM", *given, **options)
+    if graph.int8:
+        values, scales = zip(*map(by_rows, matrices), strict=True)
+        stored = [graph.constant(own.T[None], f"{key}.int8") for own, key in zip(values, names, strict=True)]
+        factors = [graph.constant(own[None], f"{key}.scales") for own, key in zip(scales, names, strict=True)]
+        zero = graph.constant(np.zeros((1, values[0].shape[0]), np.int8))
+        given = [by_time, *stored, bias, lengths, *(before or ["", ""]), "", factors[0], zero, factors[1], zero]
+        y, *after = graph.add_several(3, "DynamicQuantizeLSTM", *given, domain=MICROSOFT, **options)
     else:
-        y, *after = graph.add_several(2, "GRU", *given, linear_before_reset=1, **options)
+        stored = [graph.constant(own[None], key) for own, key in zip(matrices, names, strict=True)]
+        given = [by_time, *stored, bias, lengths, *before]
+        if module.num_states == 1:
+            y, *after = graph.add_several(2, "GRU", *given, linear_before_reset=1, **options)
+        else:
+            y, *after = graph.add_several(3, "LSTM", *given, **options)
     y = graph.add("Transpose", graph.squeeze(y, 1), perm=[1, 0, 2])
     return y, [graph.squeeze(part, 0) for part in after]
 
@@ -151,6 +174,35 @@ def _in_order(weight: Tensor, gates: int) -> NDArray[np.float32]:
     """Returns a matrix or bias (G H, ...) with its gates in the order of ONNX."""
     parts = np.split(array_of(weight), gates)
     return np.concatenate([parts[place] for place in ORDER[gates]])
+
+
+def _gru_in_int8(
+    graph: Graph,
+    name: str,
+    x: str,
+    state: Sequence[str],
+    padding: Padding | None,
+    backwards: bool,
+    matrices: list[NDArray[np.float32]],
+    biases: list[NDArray[np.float32]],
+) -> tuple[str, list[str]]:
+    """Runs a GRU, for which onnxruntime has no operator in int8, over x (B, T, I); results as of `lstm_or_gru`."""
+    size = len(matrices[1]) // 3
+    of_input = product(graph, x, matrices[0], f"{name}.from_input.weight", graph.constant(biases[0]))
+    body = graph.body()
+    h, products = body.input(body.fresh("h"), "float32", None), body.input(body.fresh("products"), "float32", None)
+    of_state = product(body, h, matrices[1], f"{name}.from_state.weight", body.constant(biases[1]))
+    (open_x, new_x), (open_h, new_h) = (body.split(part, [2 * size, size]) for part in (products, of_state))
+    update, reset = body.split(body.add("Sigmoid", body.add("Add", open_x, open_h)), [size, size])
+    new = body.add("Tanh", body.add("Add", new_x, body.add("Mul", reset, new_h)))
+    after = body.add("Add", new, body.add("Mul", update, body.add("Sub", h, new)))
+    scanned = [of_input]
+    if padding is not None and backwards:  # so that the state is zero where the text begins, read from its end
+        after = body.add("Mul", after, body.input(body.fresh("mask"), "float32", None))
+        scanned.append(padding.mask)
+    before = state[0] if state else zeros(graph, x, size)
+    last, y = scan(graph, body, [before], [after], scanned, after, backwards)
+    return y, [last]
 
 
 def qrnn(
@@ -201,22 +253,40 @@ def gated_scan(
     before = zeros(graph, gates, size) if state is None else state
     body = graph.body()
     c, factor, term = (body.input(body.fresh(hint), "float32", None) for hint in ("c", "factor", "term"))
-    c = body.add("Add", body.add("Mul", factor, c), term)
-    body.output(c, "float32", None)
-    body.output(c, "float32", None, body.fresh("each"))
-    ways = [int(backwards)]
-    last, each = graph.add_several(
-        2,
-        "Scan",
-        *(before, f, terms),
-        body=body.proto(),
-        num_scan_inputs=2,
-        scan_input_axes=[-2, -2],
-        scan_output_axes=[-2],
-        scan_input_directions=ways * 2,
-        scan_output_directions=ways,
-    )
+    after = body.add("Add", body.add("Mul", factor, c), term)
+    last, each = scan(graph, body, [before], [after], [f, terms], after, backwards)
     return graph.add("Mul", graph.add("Sigmoid", o), each), last
+
+
+def scan(
+    graph: Graph,
+    body: Graph,
+    before: Sequence[str],
+    after: Sequence[str],
+    inputs: Sequence[str],
+    y: str,
+    backwards: bool,
+) -> list[str]:
+    """Runs a body over the last axis but one of inputs (..., T, D).
+
+    Args:
+        graph: The graph.
+        body: One step; its inputs are the parts of the state (..., D), then a step of each of `inputs`.
+        before: The state before the first step.
+        after: The names of the state after a step, in the body.
+        inputs: What is run over.
+        y: The name of the output of a step (..., D), in the body.
+        backwards: Whether to run from the end.
+
+    Returns:
+        The state after the last step, and the outputs (..., T, D).
+    """
+    for part in after:
+        body.output(part, "float32", None)
+    body.output(y, "float32", None, body.fresh("each"))
+    ways = {"scan_input_directions": [int(backwards)] * len(inputs), "scan_output_directions": [int(backwards)]}
+    axes = {"scan_input_axes": [-2] * len(inputs), "scan_output_axes": [-2], "num_scan_inputs": len(inputs)}
+    return graph.add_several(len(before) + 1, "Scan", *before, *inputs, body=body.proto(), **axes, **ways)
 
 
 def zeros(graph: Graph, like: str, size: int) -> str:
