@@ -22,7 +22,8 @@ from ..configuration import LLEConfig
 from ..models.backbone import LLEModel
 from ..models.classification import LLEForSequenceClassification, LLEForTokenClassification
 from .graph import Graph, array_of
-from .layers import Padding, embed, gated_scan, linear, normalise, plain_linear, stack
+from .layers import Padding, embed, gated_scan, normalise, output_layer, plain_linear, stack
+from .quantised import product
 
 LOWEST = np.float32(np.finfo(np.float32).min)
 
@@ -127,16 +128,19 @@ def _gates(graph: Graph, layers: Sequence[RecurrentLayer], x: str) -> str:
     before = graph.add("Pad", x, graph.ints(0, 0, 1, 0, 0, 0, -1, 0))  # a negative pad removes
     pairs = graph.add("Concat", before, x, axis=-1)
     linears = [plain_linear(graph, cast(QRNN, layer.mixer).gates) for layer in layers]
-    matrices = [array_of(own.weight).T for own in linears]
+    matrices = [array_of(own.weight) for own in linears]
     norms = [array_of(layer.mixer_norm.weight) for layer in layers if isinstance(layer, ResidualLayer)]
     if norms:
-        matrices = [own * np.tile(norm, 2)[:, None] for own, norm in zip(matrices, norms, strict=True)]
+        matrices = [own * np.tile(norm, 2) for own, norm in zip(matrices, norms, strict=True)]
     name = graph.name_of(linears[0])
     biases = graph.constant(np.stack([array_of(own.bias) for own in linears])[:, None, None], f"{name}.biases")
-    parts = graph.split(pairs, [1] * len(linears), axis=0)
-    products = [
-        graph.add("MatMul", part, graph.constant(own, f"{name}.matrix.{number}"))
-        for number, (part, own) in enumerate(zip(parts, matrices, strict=True))
+    if graph.int8:
+        return product(graph, pairs, np.stack(matrices)[:, None], f"{name}.matrices", biases)
+    products = [  # single ones are faster in float32: onnxruntime packs their matrices only once
+        graph.add("MatMul", part, graph.constant(np.ascontiguousarray(own.T), f"{name}.matrix.{number}"))
+        for number, (part, own) in enumerate(
+            zip(graph.split(pairs, [1] * len(linears), axis=0), matrices, strict=True)
+        )
     ]
     return graph.add("Add", graph.add("Concat", *products, axis=0), biases)
 
@@ -212,5 +216,5 @@ def _hidden(graph: Graph, x: str, padding: Padding) -> str:
 def _classified(graph: Graph, module: nn.Module, items: str, of_tokens: bool) -> str:
     """Applies the output layer to items (B, key_size), of tokens (B, T, key_size)."""
     if of_tokens:
-        return linear(graph, module, items)
-    return graph.squeeze(linear(graph, module, graph.unsqueeze(items, 1)), 1)
+        return output_layer(graph, module, items)
+    return graph.squeeze(output_layer(graph, module, graph.unsqueeze(items, 1)), 1)
