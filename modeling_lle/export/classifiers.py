@@ -31,9 +31,9 @@ LOWEST = np.float32(np.finfo(np.float32).min)
 def write_classifier(model: LLEForSequenceClassification | LLEForTokenClassification, path: Path, int8: bool) -> None:
     """Writes the graph of a classifier without its history.
 
-    Inputs: `input_ids` and `attention_mask` (B, T) int64, 0 at padding, which follows the tokens. Outputs: `logits` (B, C) float32, of tokens
-    (B, T, C); `keys` (B, key_size) float32, of tokens (B, T, key_size): the normalised states, which are keys and
-    queries.
+    Inputs: `input_ids` and `attention_mask` (B, T) int64, 0 at padding, which follows the tokens. Outputs: `logits`
+    (B, C) float32, of tokens (B, T, C); `keys` (B, key_size) float32, of tokens (B, T, key_size): the normalised
+    states, which are keys and queries.
 
     Args:
         model: In float32.

@@ -13,6 +13,7 @@
     python -m scripts.benchmark translation DATA TEST --recipe FILE    LLE and a Transformer, equal training time
     python -m scripts.benchmark memory MODEL CATALOGUE         a translator in another domain, with a memory of it
     python -m scripts.benchmark generation FOLDER data/wikitext-2    what recalling its own output does to a text
+    python -m scripts.benchmark deployment --language-model FOLDER    every form of the three heads, and their peers
     python -m scripts.benchmark damage                         200 kills, and 500 corruptions of each kind of file
 
 Close other programs first: the benchmarks use all cores.
@@ -23,6 +24,7 @@ import typer
 from .bank import bank, domain, search, selection, synthetic
 from .classification import classification
 from .damage import damage
+from .deployment import deployment
 from .generation import generation
 from .history import history
 from .memory import memory
@@ -47,6 +49,7 @@ for command in (
     translation,
     memory,
     generation,
+    deployment,
 ):
     app.command()(command)
 

@@ -11,8 +11,8 @@ Heads whose folder is not given are left out. A row is a form of a head, and has
 Rows of the form "context T" are the runner in int8 after T tokens, with the stream; `grown_megabytes` is the memory
 that it took while reading them. Metrics are ratios of times within this run:
 
-    stream_speed_over_generate, int8_ratio_eager    over `generate` of the checkout that --before names; with the suffix
-                                                    _history both with the full stream
+    stream_speed_over_generate, int8_ratio_eager    over `generate` of the checkout that --before names; with the
+                                                    suffix _history both with the full stream
     generate_ratio_gpt2, ..._history                model.stream over `generate` of GPT-2 after 1,000 tokens
     step_over_floor, onnx_step_over_floor           over the time of reading the weights (deployed.py)
     int8_ppl_ratio, ..._history                     perplexity in int8 over that in torch
@@ -20,7 +20,8 @@ that it took while reading them. Metrics are ratios of times within this run:
     classifier_int8_over_minilm_int8                texts per second over those of all-MiniLM-L6-v2
     classifier_int8_accuracy_drop                   percentage points
     translator_int8_bleu_drop                       BLEU
-    context_time_ratio, context_megabytes           a token after the longest context over one after the shortest; growth
+    context_time_ratio, context_megabytes           a token after the longest context over one after the shortest;
+                                                    the most memory that reading a longer one than that took
 """
 
 import functools
@@ -51,6 +52,7 @@ from .timing import RESULTS, Row, compare, ratio
 from .translation import chosen
 
 TORCH = "torch"
+FORMS = (STREAM, FLOAT32, INT8)  # of LLE, which are started in processes of their own
 ENCODER = "all-MiniLM-L6-v2"
 PROMPT = 64  # tokens before a text without history: their number changes nothing
 GPT2_CONTEXT = 1000  # tokens

@@ -163,7 +163,7 @@ class ExportedEncoder:
         self.tokenizer.no_padding()
         with tempfile.TemporaryDirectory() as temporary:
             path = Path(temporary) / "model.onnx"
-            _write_bert(model, path)
+            write_bert(model, path)
             path = quantised(path) if int8 else path
             self.bytes = path.stat().st_size
             self.session = session(path, threads)
@@ -182,7 +182,7 @@ def encoder_folder() -> Path:
     return Path(package.origin).parent / "model"
 
 
-def _write_bert(model: Any, path: Path) -> None:
+def write_bert(model: Any, path: Path) -> None:
     graph, config, own = Graph(model), model.config, model.embeddings
     ids = graph.input("input_ids", "int64", [1, "sequence"])
     words = graph.add("Gather", graph.weight(own.word_embeddings.weight), ids)
