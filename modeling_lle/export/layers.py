@@ -59,8 +59,8 @@ def plain_linear(graph: Graph, module: nn.Module) -> nn.Linear:
     """
     if not is_plain(module):
         raise ExportError(
-            f"{graph.name_of(module)}, of the type {type(module).__name__}, was wrapped, quantised or hooked: merge what "
-            "was added (PEFT: merge_and_unload), or load the model without it"
+            f"{graph.name_of(module)}, of the type {type(module).__name__}, was wrapped, quantised or hooked: merge "
+            "what was added (PEFT: merge_and_unload), or load the model without it"
         )
     return cast(nn.Linear, module)
 
