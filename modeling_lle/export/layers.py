@@ -43,9 +43,9 @@ class Padding:
     @classmethod
     def of(cls, graph: Graph, attention_mask: str) -> "Padding":
         """Makes it from a mask (B, T) int64 of 0 and 1."""
-        mask = graph.unsqueeze(graph.add("Cast", attention_mask, to=1), 2)
+        mask = graph.unsqueeze(graph.cast(attention_mask, "float32"), 2)
         total = graph.add("ReduceSum", attention_mask, graph.ints(1), keepdims=0)
-        return cls(mask, graph.add("Cast", total, to=6))
+        return cls(mask, graph.cast(total, "int32"))
 
 
 # Maps without a state
@@ -59,8 +59,8 @@ def plain_linear(graph: Graph, module: nn.Module) -> nn.Linear:
     """
     if not is_plain(module):
         raise ExportError(
-            f"{graph.name_of(module)} is a {type(module).__name__} that was wrapped, quantised or hooked: merge what "
-            "was added (PEFT: merge_and_unload), or load the model without it"
+            f"{graph.name_of(module)}, of the type {type(module).__name__}, was wrapped, quantised or hooked: merge "
+            "what was added (PEFT: merge_and_unload), or load the model without it"
         )
     return cast(nn.Linear, module)
 

@@ -42,7 +42,7 @@ def product(graph: Graph, x: str, weight: Floats, name: str, bias: str | None = 
     scales = scales if weight.ndim == 2 else scales[..., None, :]
     x_values, x_scale, x_zero = graph.add_several(3, "DynamicQuantizeLinear", x)
     matrix = graph.constant(np.ascontiguousarray(values.swapaxes(-1, -2)), f"{name}.int8")
-    counted = graph.add("Cast", graph.add("MatMulInteger", x_values, matrix, x_zero), to=1)
+    counted = graph.cast(graph.add("MatMulInteger", x_values, matrix, x_zero), "float32")
     y = graph.add("Mul", counted, graph.add("Mul", x_scale, graph.constant(scales, f"{name}.scales")))
     return y if bias is None else graph.add("Add", y, bias)
 
@@ -68,7 +68,7 @@ def rows_of_blocks(graph: Graph, ids: str, weight: Floats, name: str) -> str:
     """Looks up rows of a matrix (O, I) that is stored in blocks: ids (B, T) int64 to (B, T, I) float32."""
     values, scales = blocks(graph, weight, name)
     O, I = weight.shape  # noqa: E741
-    found = graph.add("Cast", graph.add("Gather", values, ids), to=1)
+    found = graph.cast(graph.add("Gather", values, ids), "float32")
     scale = graph.add("Gather", graph.reshape(scales, O, -1, 1), ids)
     centred = graph.add("Sub", found, graph.constant(np.float32(ZERO)))
     rows = graph.reshape(graph.add("Mul", centred, scale), 0, 0, -1)

@@ -82,7 +82,7 @@ def write_decoder(model: LLEForSeq2SeqLM, path: Path, int8: bool) -> None:
     own = cast(RecurrentStack, decoder.stack)
     sizes = state_sizes(own)
     state = [graph.input(f"state.{place}", "float32", ["batch_size", size]) for place, size in enumerate(sizes)]
-    real = graph.add("Cast", graph.unsqueeze(graph.unsqueeze(mask, 1), 1), to=9)
+    real = graph.cast(graph.unsqueeze(graph.unsqueeze(mask, 1), 1), "bool")
 
     def attend(place: int, x: str) -> str:
         return graph.add("Add", x, _attend(graph, attentions[place], x, sources[0][place], sources[1][place], real))
