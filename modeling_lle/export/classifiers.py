@@ -24,9 +24,7 @@ from .layers import END, Padding, embed, gated_scan, linear, normalise, plain_li
 LOWEST = np.float32(np.finfo(np.float32).min)
 
 
-def write_classifier(
-    model: LLEForSequenceClassification | LLEForTokenClassification, path: Path, int8: bool
-) -> None:
+def write_classifier(model: LLEForSequenceClassification | LLEForTokenClassification, path: Path, int8: bool) -> None:
     """Writes the graph of a classifier without its history.
 
     Inputs: `input_ids` and `attention_mask` (B, T) int64, 0 at padding. Outputs: `logits` (B, C) float32, of tokens
@@ -204,7 +202,9 @@ def _attention(graph: Graph, module: Pooling, states: str, padding: Padding) -> 
     apart = graph.reshape(states, 0, 0, directions, members, width)
     own = plain_linear(graph, module.attention)
     weight = array_of(own.weight).reshape(directions, members, width)
-    scores = graph.add("ReduceSum", graph.add("Mul", apart, graph.constant(weight, "pooling.weight")), graph.ints(2, 4))
+    scores = graph.add(
+        "ReduceSum", graph.add("Mul", apart, graph.constant(weight, "pooling.weight")), graph.ints(2, 4)
+    )
     scores = graph.add("Add", scores, graph.constant(array_of(own.bias), "pooling.bias"))  # (B, T, 1, M, 1)
     mask = graph.add("Unsqueeze", padding.mask, graph.ints(3, 4))
     weights = graph.add("Softmax", _hidden(graph, scores, mask), axis=1)
