@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
-from onnx import TensorProto
 from torch import nn
 
 from ..backbone.batched_stacks import single_stacks
@@ -74,7 +73,7 @@ def _read(graph: Graph, backbone: LLEModel, embedded: str, padding: Padding) -> 
 
 def _reversed(graph: Graph, x: str, padding: Padding) -> str:
     """Reverses the tokens of each row of x (B, T, C); its padding stays where it is."""
-    lengths = graph.add("Cast", padding.lengths, to=TensorProto.INT64)
+    lengths = graph.cast(padding.lengths, "int64")
     return graph.add("ReverseSequence", x, lengths, batch_axis=0, time_axis=1)
 
 
@@ -174,8 +173,8 @@ def _last(graph: Graph, module: Pooling, states: str, padding: Padding) -> str:
     one = graph.constant(np.int64(1))
     length = graph.squeeze(graph.length(states, 2), 0)
     places = graph.add("Range", one, graph.add("Add", length, one), one)
-    lengths = graph.unsqueeze(graph.add("Cast", padding.lengths, to=TensorProto.INT64), 1)
-    chosen = graph.add("Cast", graph.add("Equal", places, lengths), to=TensorProto.FLOAT)  # (B, T)
+    lengths = graph.unsqueeze(graph.cast(padding.lengths, "int64"), 1)
+    chosen = graph.cast(graph.add("Equal", places, lengths), "float32")  # (B, T)
     return graph.add("ReduceSum", graph.add("Mul", states, graph.unsqueeze(chosen, 2)), graph.ints(2))
 
 
@@ -209,7 +208,7 @@ def _attention(graph: Graph, module: Pooling, states: str, padding: Padding) -> 
 
 def _hidden(graph: Graph, x: str, padding: Padding) -> str:
     """Sets x (G, B, T, ...) to the lowest number at padding."""
-    real = graph.add("Cast", padding.mask, to=TensorProto.BOOL)
+    real = graph.cast(padding.mask, "bool")
     return graph.add("Where", real, x, graph.constant(LOWEST))
 
 

@@ -4,7 +4,6 @@ Notable: the folder appears when everything in it is written and compared with t
 """
 
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -151,8 +150,3 @@ def _check_tokenizer(model: LLEPreTrainedModel, tokenizer: PreTrainedTokenizerBa
             f"the tokenizer has {len(tokenizer)} tokens, and the model knows {model.config.vocab_size}: give the "
             "tokenizer that the model was trained with"
         )
-
-
-def folder_size(folder: Path, files: Iterable[str]) -> int:
-    """Bytes of files in a folder together."""
-    return sum((folder / name).stat().st_size for name in files)

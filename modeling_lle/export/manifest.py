@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from .. import __version__
 from ..bank.files import sha256
 from ..bank.fingerprint import fingerprint
-from ..history.label_rule import kind_of
+from ..history.label_rule import kind_of, names_of
 from ..models.pretrained import LLEPreTrainedModel
 from ..tasks import LANGUAGE, TRANSLATION, Task
 from .errors import ExportError
@@ -88,15 +88,15 @@ def _generation(model: LLEPreTrainedModel, task: Task) -> dict[str, Any]:
     return {name: given[name] for name in known if name in given}
 
 
-def _classifier(model: Any, task: Task) -> dict[str, Any] | None:
+def _classifier(model: LLEPreTrainedModel, task: Task) -> dict[str, Any] | None:
     """Labels and numbers of a classifier; None for other models."""
     if "classifier" not in task.sections:
         return None
-    own = model.config.classifier
-    labels = [model.config.id2label[number] for number in range(len(model.config.id2label))]
+    config: Any = model.config
+    own, labels = config.classifier, names_of(config.id2label)
     return {
         "labels": labels,
-        "kind": model.config.problem_type or kind_of(len(labels)),
+        "kind": config.problem_type or kind_of(len(labels)),
         "background": own.background,
         "margin": own.margin,
         "out_of_scope": dataclasses.asdict(own.out_of_scope),

@@ -224,7 +224,7 @@ class Classifier(Model):
         """Writes the entries that are kept and new ones; bank.json, which is replaced last, names the new files."""
         folder, arrays = self.folder / "bank", dict(self.bank.arrays if self.bank is not None else {})
         before, own = arrays.get("keys", keys[:0])[np.flatnonzero(kept)], arrays.get("examples", [])
-        about = {"generation": 0, "files": {}} if self.bank is None else dict(self.bank.about)
+        about: dict[str, Any] = {"generation": 0, "files": {}} if self.bank is None else dict(self.bank.about)
         arrays["keys"] = np.concatenate([before, keys])
         arrays["examples"] = [*(example for example, stays in zip(own, kept, strict=True) if stays), *examples]
         if "codes" in arrays:

@@ -148,7 +148,7 @@ class LanguageModel(Model):
         text, ids = self.begin(use_history) if text is None else text, self.checked(ids)
         own = self.export["generation"]
         given = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-        options = {name: own.get(name) if value is None else value for name, value in given.items()}
+        options: dict[str, Any] = {name: own.get(name) if value is None else value for name, value in given.items()}
         sample = own.get("do_sample", False) if do_sample is None else do_sample
         random = np.random.default_rng(seed)
         for start in range(0, len(ids), BLOCK):

@@ -135,7 +135,7 @@ class Translator(Model):
         step, end = _Decoder(self, ids, beams, memory), self.tokens["eos"]
         penalty = self.export["generation"].get("length_penalty", 1.0)
         keep = max(2, 1 + len(end)) * beams
-        running = [(0.0, [])] + [(NEVER, [])] * (beams - 1)
+        running: list[tuple[float, list[int]]] = [(0.0, []), *[(NEVER, [])] * (beams - 1)]
         finished: list[tuple[float, list[int]]] = []
         rows, last = np.zeros(beams, np.int64), np.full(beams, self.tokens["bos"])
         for length in range(1, most + 1):
