@@ -108,7 +108,7 @@ def make_lle(vocabulary: int, width: int, window: int = 0, **changes: Any) -> LL
     """Untrained LLE of two residual LSTM layers, with a stream of `window` entries."""
     sizes = {"vocab_size": vocabulary, "hidden_size": width, "num_hidden_layers": 2}
     values = {"recurrence": "lstm", "stack": "residual", "history": {"stream": {"window": window}}, **changes}
-    dropouts = {name: 0.0 for name in ("input_dropout", "hidden_dropout", "output_dropout")}
+    dropouts = dict.fromkeys(("input_dropout", "hidden_dropout", "output_dropout"), 0.0)
     return LLEForCausalLM(LLEConfig(**sizes, **dropouts, **values))
 
 

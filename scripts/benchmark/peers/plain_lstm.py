@@ -19,6 +19,7 @@ class PlainLSTM(nn.Module):
     ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, width)
+        nn.init.uniform_(self.embedding.weight, -0.1, 0.1)  # torch's own is for embeddings that are not tied
         self.lstm = nn.LSTM(width, width, layers, batch_first=True, dropout=between)
         self.dropout = nn.Dropout(dropout)
         self.output = nn.Linear(width, vocabulary)
