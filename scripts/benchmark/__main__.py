@@ -14,6 +14,7 @@
     python -m scripts.benchmark memory MODEL CATALOGUE         a translator in another domain, with a memory of it
     python -m scripts.benchmark generation FOLDER data/wikitext-2    what recalling its own output does to a text
     python -m scripts.benchmark deployment --language-model FOLDER    every form of the three heads, and their peers
+    python -m scripts.benchmark peers data/wikitext-2 FOLDER    LLE and transformers' models of equal size (3 hours)
     python -m scripts.benchmark damage                         200 kills, and 500 corruptions of each kind of file
 
 Close other programs first: the benchmarks use all cores.
@@ -27,6 +28,7 @@ from .damage import damage
 from .deployment import deployment
 from .generation import generation
 from .history import history
+from .language_models import peers
 from .memory import memory
 from .overfitting import overfitting
 from .recurrences import recurrences
@@ -50,6 +52,7 @@ for command in (
     memory,
     generation,
     deployment,
+    peers,
 ):
     app.command()(command)
 

@@ -124,7 +124,7 @@ def gpt2_forms(ids: Sequence[int], tokens: int, parameters: int, vocabulary: int
     """GPT-2 of equal size after a prompt, with its cache: transformers' `generate`, and onnxruntime."""
     from .peers.exported import ExportedGPT2, make_gpt2
 
-    model = make_gpt2(parameters, vocabulary, len(ids) + tokens)
+    model = make_gpt2(vocabulary, parameters, len(ids) + tokens)
     forms: dict[str, Round] = {f"{GPT2}, {GENERATE}": functools.partial(timed_generate, model, ids, tokens)}
     for name, int8 in ((FLOAT32, False), (INT8, True)):
         exported = ExportedGPT2(model, threads, int8)
