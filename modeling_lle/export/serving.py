@@ -19,13 +19,13 @@ def describe_for_servers(file: Path, config: LLEConfig) -> None:
         file: config.json, which is replaced.
         config: The configuration that it holds.
     """
-    values = json.loads(file.read_text(encoding="utf-8"))
+    values, labels = json.loads(file.read_text(encoding="utf-8")), config.id2label or {}
     values |= {
         "hidden_size": config.hidden_size,
         "num_hidden_layers": config.num_hidden_layers,
         "max_position_embeddings": LONGEST,
-        "id2label": {str(number): name for number, name in config.id2label.items()},
-        "label2id": {name: number for number, name in config.id2label.items()},
+        "id2label": {str(number): name for number, name in labels.items()},
+        "label2id": {name: number for number, name in labels.items()},
     }
     for name in ("pad_token_id", "eos_token_id", "bos_token_id"):  # a null is not read as a missing number
         if values.get(name) is None:

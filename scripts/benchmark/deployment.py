@@ -148,10 +148,8 @@ def _language(
     quality |= {name: runner.score(text.ids.tolist()) for name, runner in runners.items()}
     for form in (model, *runners.values()):
         deployed.without_end(form)
-    seconds = {False: {}, True: {}} | _language_seconds(
-        model, runners, text.ids, before, folder, rounds, tokens, threads
-    )
-    starts = _starts(folder, home, tokenizer.decode(text.ids[:PROMPT]), threads)
+    seconds = _language_seconds(model, runners, text.ids, before, folder, rounds, tokens, threads)
+    starts = _starts(folder, home, str(tokenizer.decode(text.ids[:PROMPT])), threads)
     sizes = {STREAM if name == TORCH else name: own for name, own in _sizes(model, runners).items()}
     rows = []
     for name in seconds[False]:
@@ -285,7 +283,7 @@ def _classifier(
 
     calls: dict[str, Callable[[str], Any]] = {
         TORCH: with_torch,
-        **{name: lambda text, own=runner: own.classify([text])[0]["label"] for name, runner in runners.items()},
+        **{name: functools.partial(_label, runner) for name, runner in runners.items()},
     }
     accuracy = {
         name: 100 * float(np.mean([call(text) == label for text, label in zip(texts, labels, strict=True)]))
@@ -310,6 +308,10 @@ def _classifier(
         "classifier_int8_ratio_eager": ratio(seconds[TORCH], seconds[INT8]),
         "classifier_int8_accuracy_drop": accuracy[TORCH] - accuracy[INT8],
     }
+
+
+def _label(runner: Any, text: str) -> str:
+    return runner.classify([text])[0]["label"]
 
 
 def _seconds_each(calls: dict[str, Callable[[str], Any]], texts: list[str], rounds: int) -> dict[str, list[float]]:

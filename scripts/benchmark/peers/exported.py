@@ -121,7 +121,8 @@ def _cache_shape(config: GPT2Config) -> list[int]:
 
 
 def _write_gpt2(model: GPT2LMHeadModel, path: Path) -> None:
-    graph, body, config = Graph(model), model.transformer, model.config
+    graph, config = Graph(model), model.config
+    body: Any = model.transformer
     ids = graph.input("input_ids", "int64", [1, "sequence"])
     positions = graph.input("positions", "int64", ["sequence"])
     end = graph.add("Gather", positions, graph.ints(-1))  # the last position
