@@ -27,6 +27,7 @@ from .graphs import KINDS, Files
 # Largest difference, relative to the largest value of an output where that is above 1: in int8 a wrong graph differs
 # by more than rounding does, too.
 TOLERANCE = {"float32": 1e-3, "int8": 0.5}
+NEEDED = "onnxruntime 1.23"  # whose 8-bit MatMulNBits the graphs in int8 use
 SEGMENTS = ((1, (1, 7, 1)), (3, (5, 1, 8)))  # batch sizes, and the lengths of successive segments
 Arrays = dict[str, NDArray[Any]]
 Run = Callable[[str, Arrays], Arrays]  # a graph, by its name, over inputs
@@ -91,7 +92,10 @@ def open_graph(path: Path) -> onnxruntime.InferenceSession:
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the classes of onnxruntime's errors are its own
-        raise ExportError(f"onnxruntime {onnxruntime.__version__} cannot load {path.name}: {error}") from error
+        raise ExportError(
+            f"onnxruntime {onnxruntime.__version__} cannot load {path.name}: install {NEEDED} or newer, or, if it is "
+            f"that, report this: {error}"
+        ) from error
 
 
 def random_ids(model: LLEPreTrainedModel, rows: int, length: int, seed: int) -> Tensor:

@@ -24,6 +24,7 @@ MOST_BYTES = 2**31 - 2**20  # a protocol buffer holds less than 2 GiB
 TYPES = {
     "float32": TensorProto.FLOAT,
     "int64": TensorProto.INT64,
+    "int32": TensorProto.INT32,
     "bool": TensorProto.BOOL,
 }
 
@@ -114,6 +115,10 @@ class Graph:
         """Returns the name of a parameter of the model, which is stored once, as it is."""
         return self.constant(array_of(parameter), self.name_of(parameter))
 
+    def cast(self, x: str, dtype: str) -> str:
+        """Converts a value to another type."""
+        return self.add("Cast", x, to=TYPES[dtype])
+
     def reshape(self, x: str, *shape: int) -> str:
         """Reshapes a value; -1 is inferred, 0 keeps the length of that axis."""
         return self.add("Reshape", x, self.ints(*shape))
@@ -125,10 +130,6 @@ class Graph:
     def unsqueeze(self, x: str, axis: int) -> str:
         """Adds an axis of the length 1."""
         return self.add("Unsqueeze", x, self.ints(axis))
-
-    def length(self, x: str, axis: int) -> str:
-        """Returns the length of an axis, (1,) int64."""
-        return self.add("Shape", x, start=axis, end=axis + 1 if axis != -1 else None)
 
     def split(self, x: str, sizes: Sequence[int], axis: int = -1) -> list[str]:
         """Cuts a value into parts of these lengths."""

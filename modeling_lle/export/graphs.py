@@ -56,7 +56,7 @@ def check_exportable(model: LLEPreTrainedModel) -> None:
     """Raises an ExportError if the model is one that graphs cannot express, whatever its layers are."""
     if type(model) not in WRITERS:
         names = ", ".join(own.__name__ for own in WRITERS)
-        raise ExportError(f"a {type(model).__name__} cannot be exported: these models can be, {names}")
+        raise ExportError(f"{type(model).__name__} cannot be exported: these models can be, {names}")
     for name, parameter in model.named_parameters():
         if parameter.dtype != torch.float32:
             dtype = str(parameter.dtype).removeprefix("torch.")

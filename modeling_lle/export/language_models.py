@@ -9,7 +9,7 @@ from typing import cast
 from ..backbone.recurrence import RecurrentStack
 from ..models.causal import LLEForCausalLM
 from .graph import Graph
-from .layers import embed, last_positions, linear, normalise, stack, state_sizes
+from .layers import embed, last_positions, normalise, output_layer, stack, state_sizes
 
 
 def write_language_model(model: LLEForCausalLM, path: Path, int8: bool) -> None:
@@ -31,7 +31,7 @@ def write_language_model(model: LLEForCausalLM, path: Path, int8: bool) -> None:
     sizes = state_sizes(own)
     state = [graph.input(f"state.{place}", "float32", ["batch_size", size]) for place, size in enumerate(sizes)]
     states, new = stack(graph, own, embed(graph, model.model.embed_tokens, ids), state)
-    logits = linear(graph, model.lm_head, last_positions(graph, states, kept))
+    logits = output_layer(graph, model.lm_head, last_positions(graph, states, kept))
     graph.output(logits, "float32", ["batch_size", "kept_length", model.config.vocab_size], "logits")
     keys = normalise(graph, states)
     graph.output(keys, "float32", ["batch_size", "sequence_length", model.config.hidden_size], "keys")

@@ -14,7 +14,7 @@ from ..backbone.recurrence import RecurrentStack
 from ..backbone.source_attention import SourceAttention
 from ..models.seq2seq import LLEForSeq2SeqLM
 from .graph import Graph
-from .layers import Padding, embed, last_positions, linear, normalise, rms_norm, stack, state_sizes
+from .layers import Padding, embed, last_positions, linear, normalise, output_layer, rms_norm, stack, state_sizes
 
 LOWEST = np.finfo(np.float32).min  # of a score at padding
 
@@ -82,13 +82,13 @@ def write_decoder(model: LLEForSeq2SeqLM, path: Path, int8: bool) -> None:
     own = cast(RecurrentStack, decoder.stack)
     sizes = state_sizes(own)
     state = [graph.input(f"state.{place}", "float32", ["batch_size", size]) for place, size in enumerate(sizes)]
-    real = graph.add("Cast", graph.unsqueeze(graph.unsqueeze(mask, 1), 1), to=9)
+    real = graph.cast(graph.unsqueeze(graph.unsqueeze(mask, 1), 1), "bool")
 
     def attend(place: int, x: str) -> str:
         return graph.add("Add", x, _attend(graph, attentions[place], x, sources[0][place], sources[1][place], real))
 
     states, new = stack(graph, own, embed(graph, decoder.embed_tokens, ids), state, after=attend)
-    logits = linear(graph, model.lm_head, last_positions(graph, states, kept))
+    logits = output_layer(graph, model.lm_head, last_positions(graph, states, kept))
     graph.output(logits, "float32", ["batch_size", "kept_length", model.config.vocab_size], "logits")
     keys = normalise(graph, states)
     graph.output(keys, "float32", ["batch_size", "sequence_length", model.config.hidden_size], "keys")
