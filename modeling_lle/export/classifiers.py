@@ -1,25 +1,28 @@
 """The graph of a classifier, of texts or of tokens, with the inputs and outputs that servers of the Hub expect.
 
 Notable: the directions and members of a qrnn are independent stacks of equal size, which run as one batch, since a
-short text spends its time in calls. Padding may be anywhere, as in the model: tokens are moved to the front first.
+short text spends its time in calls. States stay in the order of reading, in which the last one of each direction has
+read the whole text. Padding is at the end of each row.
 Shapes: B batch, T time, D width of a member, G stacks (both directions of all members), W width of the states,
 C labels.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import cast
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import nn
 
 from ..backbone.batched_stacks import single_stacks
 from ..backbone.pooling import Pooling
 from ..backbone.recurrence import QRNN, RecurrentLayer, RecurrentStack, ResidualLayer
+from ..configuration import LLEConfig
+from ..models.backbone import LLEModel
 from ..models.classification import LLEForSequenceClassification, LLEForTokenClassification
 from .graph import Graph, array_of
-from .layers import END, Padding, embed, gated_scan, linear, normalise, plain_linear, stack
+from .layers import Padding, embed, gated_scan, normalise, output_layer, plain_linear, stack
+from .quantised import product
 
 LOWEST = np.float32(np.finfo(np.float32).min)
 
@@ -27,9 +30,9 @@ LOWEST = np.float32(np.finfo(np.float32).min)
 def write_classifier(model: LLEForSequenceClassification | LLEForTokenClassification, path: Path, int8: bool) -> None:
     """Writes the graph of a classifier without its history.
 
-    Inputs: `input_ids` and `attention_mask` (B, T) int64, 0 at padding. Outputs: `logits` (B, C) float32, of tokens
-    (B, T, C); `keys` (B, key_size) float32, of tokens (B, T, key_size): the normalised states, which are keys and
-    queries.
+    Inputs: `input_ids` and `attention_mask` (B, T) int64, 0 at padding, which follows the tokens. Outputs: `logits`
+    (B, C) float32, of tokens (B, T, C); `keys` (B, key_size) float32, of tokens (B, T, key_size): the normalised
+    states, which are keys and queries.
 
     Args:
         model: In float32.
@@ -39,15 +42,12 @@ def write_classifier(model: LLEForSequenceClassification | LLEForTokenClassifica
     graph, config = Graph(model, int8), model.config
     sizes: list[int | str] = ["batch_size", "sequence_length"]
     ids = graph.input("input_ids", "int64", sizes)
-    mask = graph.input("attention_mask", "int64", sizes)
-    order = _tokens_first(graph, mask)
-    ids, mask = (graph.add("GatherElements", part, order, axis=1) for part in (ids, mask))
-    padding = Padding.of(graph, mask)
-    items = _states(graph, model, embed(graph, model.model.embed_tokens, ids), padding)
+    padding = Padding.of(graph, graph.input("attention_mask", "int64", sizes))
+    states = _read(graph, model.model, embed(graph, model.model.embed_tokens, ids), padding)
     if model.pooling is not None:
-        items, sizes = _pooled(graph, model.pooling, items, padding), sizes[:1]
+        items, sizes = _pooled(graph, model.pooling, states, padding), sizes[:1]
     else:
-        items = _moved_back(graph, items, order)
+        items = _aligned(graph, states, config, padding)
     members = config.classifier.members
     said = items if members == 1 else graph.add("Mul", items, graph.constant(np.float32(1 / members)))
     logits = _classified(graph, model.classifier, said, model.pooling is None)
@@ -56,40 +56,39 @@ def write_classifier(model: LLEForSequenceClassification | LLEForTokenClassifica
     graph.save(path)
 
 
-def _tokens_first(graph: Graph, mask: str) -> str:
-    """Returns the order (B, T) int64 of the positions of each row that puts tokens before padding."""
-    length = graph.length(mask, 1)
-    places = graph.add("Range", graph.constant(np.int64(0)), graph.squeeze(length, 0), graph.constant(np.int64(1)))
-    early = graph.add("Sub", graph.add("Mul", mask, length), places)
-    return graph.add_several(2, "TopK", early, length, axis=1, largest=1, sorted=1)[1]
-
-
-def _moved_back(graph: Graph, states: str, order: str) -> str:
-    """Returns states (B, T, W) at the positions that their tokens had before `_tokens_first`."""
-    length = graph.length(order, 1)
-    back = graph.add_several(2, "TopK", order, length, axis=1, largest=0, sorted=1)[1]
-    return graph.add("GatherND", states, graph.unsqueeze(back, 2), batch_dims=1)
-
-
-def _states(
-    graph: Graph,
-    model: LLEForSequenceClassification | LLEForTokenClassification,
-    embedded: str,
-    padding: Padding,
-) -> str:
-    """Runs the backbone over embedded tokens (B, T, M D): states (B, T, W), those of each direction in turn."""
-    backbone = model.model
+def _read(graph: Graph, backbone: LLEModel, embedded: str, padding: Padding) -> str:
+    """Runs the stacks over embedded tokens (B, T, M D): (G, B, T, D), those that read backwards in their order."""
     ahead = single_stacks(backbone.stack)
     back = [] if backbone.backward_stack is None else single_stacks(backbone.backward_stack)
-    if len(ahead + back) > 1 and all(map(_is_batched, ahead + back)):
-        return _batched(graph, ahead, back, embedded, padding)
-    members = graph.split(embedded, [model.config.hidden_size] * len(ahead)) if len(ahead) > 1 else [embedded]
-    each = [stack(graph, own, x, padding=padding)[0] for own, x in zip(ahead, members, strict=True)]
+    stacks, both = ahead + back, embedded
     if back:
-        each += [
-            stack(graph, own, x, padding=padding, backwards=True)[0] for own, x in zip(back, members, strict=True)
-        ]
-    return each[0] if len(each) == 1 else graph.add("Concat", *each, axis=-1)
+        both = graph.add("Concat", embedded, _reversed(graph, embedded, padding), axis=-1)
+    apart = _apart(graph, both, len(stacks), backbone.config.hidden_size)
+    if len(stacks) > 1 and all(map(_is_batched, stacks)):
+        return _read_together(graph, stacks, apart)
+    parts = graph.split(apart, [1] * len(stacks), axis=0)
+    read = [stack(graph, own, graph.squeeze(x, 0))[0] for own, x in zip(stacks, parts, strict=True)]
+    return graph.add("Concat", *(graph.unsqueeze(y, 0) for y in read), axis=0)
+
+
+def _reversed(graph: Graph, x: str, padding: Padding) -> str:
+    """Reverses the tokens of each row of x (B, T, C); its padding stays where it is."""
+    lengths = graph.cast(padding.lengths, "int64")
+    return graph.add("ReverseSequence", x, lengths, batch_axis=0, time_axis=1)
+
+
+def _apart(graph: Graph, x: str, parts: int, size: int) -> str:
+    """Turns x (B, T, G D) into (G, B, T, D)."""
+    return graph.add("Transpose", graph.reshape(x, 0, 0, parts, size), perm=[2, 0, 1, 3])
+
+
+def _aligned(graph: Graph, states: str, config: LLEConfig, padding: Padding) -> str:
+    """Turns states (G, B, T, D), each in the order of reading, into (B, T, W) in the order of the text."""
+    joined = graph.reshape(graph.add("Transpose", states, perm=[1, 2, 0, 3]), 0, 0, config.state_size)
+    if not config.bidirectional:
+        return joined
+    ahead, back = graph.split(joined, [config.state_size // 2] * 2)
+    return graph.add("Concat", ahead, _reversed(graph, back, padding), axis=-1)
 
 
 # Several qrnn stacks as one batch
@@ -100,7 +99,7 @@ def _layers(module: RecurrentStack) -> list[RecurrentLayer]:
 
 
 def _is_batched(module: RecurrentStack) -> bool:
-    """Whether a stack is one that `_batched` runs: qrnn layers of one width, without an MLP."""
+    """Whether a stack is one that `_read_together` runs: qrnn layers of one width, without an MLP."""
     return all(
         type(layer.mixer) is QRNN
         and layer.mixer.input_size == layer.mixer.output_size
@@ -109,116 +108,112 @@ def _is_batched(module: RecurrentStack) -> bool:
     )
 
 
-def _batched(
-    graph: Graph, ahead: list[RecurrentStack], back: list[RecurrentStack], embedded: str, padding: Padding
-) -> str:
-    """Runs stacks over embedded tokens (B, T, M D), each over its member: states (B, T, G D).
-
-    The stacks in `back` read each row from its end. Tokens are before padding, so what follows them changes nothing.
-    """
-    stacks = ahead + back
-    both = embedded
-    if back:
-        lengths = graph.add("Cast", padding.lengths, to=7)
-        reverse = {"batch_axis": 0, "time_axis": 1}
-        both = graph.add("Concat", embedded, graph.add("ReverseSequence", embedded, lengths, **reverse), axis=-1)
-    size = _layers(stacks[0])[0].mixer.output_size
-    x = graph.add("Transpose", graph.reshape(both, 0, 0, len(stacks), size), perm=[2, 0, 1, 3])  # (G, B, T, D)
-    for number, layers in enumerate(zip(*map(_layers, stacks), strict=True)):
-        mixers = [cast(QRNN, layer.mixer) for layer in layers]
+def _read_together(graph: Graph, stacks: list[RecurrentStack], x: str) -> str:
+    """Runs each stack over its own x, (G, B, T, D), as `read_together` of backbone/batched_stacks.py does."""
+    for layers in zip(*map(_layers, stacks), strict=True):
         residual = [layer for layer in layers if isinstance(layer, ResidualLayer)]
-        own = _norms(graph, [layer.mixer_norm for layer in residual], x) if residual else x
-        gates = _gates(graph, mixers, own, f"layers.{number}.gates")
-        y, _ = gated_scan(graph, gates, size)
+        own = _scaled(graph, x, residual[0].mixer_norm) if residual else x
+        y, _ = gated_scan(graph, _gates(graph, layers, own), layers[0].mixer.output_size)
         x = graph.add("Add", x, y) if residual else y
-    norms = [module.norm for module in stacks]
-    x = _norms(graph, norms, x) if isinstance(norms[0], nn.RMSNorm) else x
-    states = graph.reshape(graph.add("Transpose", x, perm=[1, 2, 0, 3]), 0, 0, len(stacks) * size)
-    if not back:
-        return states
-    first, last = graph.split(states, [len(ahead) * size, len(back) * size])
-    return graph.add("Concat", first, graph.add("ReverseSequence", last, lengths, **reverse), axis=-1)
+    norms = [module.norm for module in stacks if isinstance(module.norm, nn.RMSNorm)]
+    if not norms:
+        return x
+    weights = np.stack([array_of(norm.weight) for norm in norms])[:, None, None]
+    return graph.add("Mul", _scaled(graph, x, norms[0]), graph.constant(weights, f"{graph.name_of(norms[0])}.weights"))
 
 
-def _gates(graph: Graph, mixers: list[QRNN], x: str, name: str) -> str:
-    """Pre-activations (G, B, T, 3 D) of the gates for x (G, B, T, D)."""
+def _gates(graph: Graph, layers: Sequence[RecurrentLayer], x: str) -> str:
+    """Pre-activations (G, B, T, 3 D) of the gates for x (G, B, T, D); their matrices take in the norms' weights."""
     before = graph.add("Pad", x, graph.ints(0, 0, 1, 0, 0, 0, -1, 0))  # a negative pad removes
     pairs = graph.add("Concat", before, x, axis=-1)
-    linears = [plain_linear(graph, mixer.gates) for mixer in mixers]
-    weights = graph.constant(np.stack([array_of(own.weight).T for own in linears])[:, None], f"{name}.weight")
-    biases = graph.constant(np.stack([array_of(own.bias) for own in linears])[:, None, None], f"{name}.bias")
-    return graph.add("Add", graph.add("MatMul", pairs, weights), biases)
+    linears = [plain_linear(graph, cast(QRNN, layer.mixer).gates) for layer in layers]
+    matrices = [array_of(own.weight) for own in linears]
+    norms = [array_of(layer.mixer_norm.weight) for layer in layers if isinstance(layer, ResidualLayer)]
+    if norms:
+        matrices = [own * np.tile(norm, 2) for own, norm in zip(matrices, norms, strict=True)]
+    name = graph.name_of(linears[0])
+    biases = graph.constant(np.stack([array_of(own.bias) for own in linears])[:, None, None], f"{name}.biases")
+    if graph.int8:
+        return product(graph, pairs, np.stack(matrices)[:, None], f"{name}.matrices", biases)
+    products = [  # single ones are faster in float32: onnxruntime packs their matrices only once
+        graph.add("MatMul", part, graph.constant(np.ascontiguousarray(own.T), f"{name}.matrix.{number}"))
+        for number, (part, own) in enumerate(
+            zip(graph.split(pairs, [1] * len(linears), axis=0), matrices, strict=True)
+        )
+    ]
+    return graph.add("Add", graph.add("Concat", *products, axis=0), biases)
 
 
-def _norms(graph: Graph, modules: list[nn.Module], x: str) -> str:
-    """Applies an RMS norm to each part of x (G, B, T, D)."""
-    own = cast(list[nn.RMSNorm], modules)
+def _scaled(graph: Graph, x: str, norm: nn.RMSNorm) -> str:
+    """Applies an RMS norm to x (..., D), without its weight."""
+    ones = graph.constant(np.ones(norm.weight.shape, dtype=np.float32))  # so that onnxruntime fuses the nodes
     square = graph.add("Pow", x, graph.constant(np.float32(2)))
     mean = graph.add("ReduceMean", square, graph.ints(-1))
-    root = graph.add("Sqrt", graph.add("Add", mean, graph.constant(np.float32(own[0].eps))))
-    weights: NDArray[np.float32] = np.stack([array_of(norm.weight) for norm in own])[:, None, None]
-    return graph.add("Mul", graph.add("Div", x, root), graph.constant(weights, f"{graph.name_of(own[0])}.batched"))
+    root = graph.add("Sqrt", graph.add("Add", mean, graph.constant(np.float32(norm.eps))))
+    return graph.add("Mul", graph.add("Div", x, root), ones)
 
 
 # Pooling and the output layer
 
 
 def _pooled(graph: Graph, module: Pooling, states: str, padding: Padding) -> str:
-    """Pools states (B, T, W), whose tokens are before padding, to (B, ways * W)."""
+    """Pools states (G, B, T, D), each in the order of reading, to (B, ways * W)."""
     ways = {"last": _last, "mean": _mean, "max": _max, "attention": _attention}
-    parts = [ways[way](graph, module, states, padding) for way in module.ways]
-    return parts[0] if len(parts) == 1 else graph.add("Concat", *parts, axis=-1)
+    parts = [ways[way](graph, module, states, padding) for way in module.ways]  # (G, B, 1, D) each
+    joined = parts[0] if len(parts) == 1 else graph.add("Concat", *parts, axis=2)
+    width = len(parts) * _stacks(module) * module.width
+    return graph.reshape(graph.add("Transpose", joined, perm=[1, 2, 0, 3]), 0, width)
+
+
+def _stacks(module: Pooling) -> int:
+    return (1 + module.bidirectional) * module.members
 
 
 def _last(graph: Graph, module: Pooling, states: str, padding: Padding) -> str:
-    lengths = graph.add("Cast", padding.lengths, to=7)
-    places = graph.unsqueeze(graph.add("Sub", lengths, graph.constant(np.int64(1))), 1)
-    last = graph.add("GatherND", states, places, batch_dims=1)
-    if not module.bidirectional:
-        return last
-    half = module.members * module.width
-    first = graph.add("Gather", states, graph.constant(np.int64(0)), axis=1)
-    return graph.add(
-        "Concat",
-        graph.add("Slice", last, graph.ints(0), graph.ints(half), graph.ints(-1)),
-        graph.add("Slice", first, graph.ints(half), graph.ints(END), graph.ints(-1)),
-        axis=-1,
-    )
+    one = graph.constant(np.int64(1))
+    length = graph.squeeze(graph.length(states, 2), 0)
+    places = graph.add("Range", one, graph.add("Add", length, one), one)
+    lengths = graph.unsqueeze(graph.cast(padding.lengths, "int64"), 1)
+    chosen = graph.cast(graph.add("Equal", places, lengths), "float32")  # (B, T)
+    return graph.add("ReduceSum", graph.add("Mul", states, graph.unsqueeze(chosen, 2)), graph.ints(2))
 
 
 def _mean(graph: Graph, module: Pooling, states: str, padding: Padding) -> str:
-    total = graph.add("ReduceSum", graph.add("Mul", states, padding.mask), graph.ints(1), keepdims=0)
-    return graph.add("Div", total, graph.add("ReduceSum", padding.mask, graph.ints(1), keepdims=0))
+    total = graph.add("ReduceSum", graph.add("Mul", states, padding.mask), graph.ints(2))
+    return graph.add("Div", total, graph.add("ReduceSum", padding.mask, graph.ints(1)))
 
 
 def _max(graph: Graph, module: Pooling, states: str, padding: Padding) -> str:
-    return graph.add("ReduceMax", _hidden(graph, states, padding.mask), graph.ints(1), keepdims=0)
+    return graph.add("ReduceMax", _hidden(graph, states, padding), graph.ints(2))
 
 
 def _attention(graph: Graph, module: Pooling, states: str, padding: Padding) -> str:
     assert module.attention is not None
-    members, width = module.members, module.width
-    directions = 1 + module.bidirectional
-    apart = graph.reshape(states, 0, 0, directions, members, width)
     own = plain_linear(graph, module.attention)
-    weight = array_of(own.weight).reshape(directions, members, width)
-    scores = graph.add(
-        "ReduceSum", graph.add("Mul", apart, graph.constant(weight, "pooling.weight")), graph.ints(2, 4)
-    )
-    scores = graph.add("Add", scores, graph.constant(array_of(own.bias), "pooling.bias"))  # (B, T, 1, M, 1)
-    mask = graph.add("Unsqueeze", padding.mask, graph.ints(3, 4))
-    weights = graph.add("Softmax", _hidden(graph, scores, mask), axis=1)
-    mixed = graph.add("ReduceSum", graph.add("Mul", apart, weights), graph.ints(1), keepdims=0)
-    return graph.reshape(mixed, 0, directions * members * width)
+    weight = graph.constant(array_of(own.weight).reshape(_stacks(module), 1, 1, module.width), "pooling.weight")
+    said = graph.add("ReduceSum", graph.add("Mul", states, weight), graph.ints(-1), keepdims=0)  # (G, B, T)
+    if module.bidirectional:  # a score is of a position in the text, so those of the way back are reversed
+        by_text = graph.add("Transpose", said, perm=[1, 2, 0])
+        ahead, back = graph.split(by_text, [module.members] * 2)
+        by_text = graph.add("Add", ahead, _reversed(graph, back, padding))
+    else:
+        by_text = graph.add("Transpose", said, perm=[1, 2, 0])
+    scores = graph.add("Add", by_text, graph.constant(array_of(own.bias), "pooling.bias"))  # (B, T, M)
+    weights = graph.add("Softmax", _hidden(graph, scores, padding), axis=1)
+    if module.bidirectional:
+        weights = graph.add("Concat", weights, _reversed(graph, weights, padding), axis=-1)
+    each = graph.unsqueeze(graph.add("Transpose", weights, perm=[2, 0, 1]), 3)
+    return graph.add("ReduceSum", graph.add("Mul", states, each), graph.ints(2))
 
 
-def _hidden(graph: Graph, x: str, mask: str) -> str:
-    """Sets x to the lowest number where the mask, float32, is 0."""
-    return graph.add("Where", graph.add("Cast", mask, to=9), x, graph.constant(LOWEST))
+def _hidden(graph: Graph, x: str, padding: Padding) -> str:
+    """Sets x (G, B, T, ...) to the lowest number at padding."""
+    real = graph.cast(padding.mask, "bool")
+    return graph.add("Where", real, x, graph.constant(LOWEST))
 
 
 def _classified(graph: Graph, module: nn.Module, items: str, of_tokens: bool) -> str:
     """Applies the output layer to items (B, key_size), of tokens (B, T, key_size)."""
     if of_tokens:
-        return linear(graph, module, items)
-    return graph.squeeze(linear(graph, module, graph.unsqueeze(items, 1)), 1)
+        return output_layer(graph, module, items)
+    return graph.squeeze(output_layer(graph, module, graph.unsqueeze(items, 1)), 1)

@@ -14,10 +14,11 @@ from ..common.modes import evaluating
 from ..common.temporary import TemporaryFolder
 from ..history.attachment import Attachment
 from ..models.pretrained import LLEPreTrainedModel
-from ..tasks import Task, task_of
+from ..tasks import CLASSIFICATION, TOKEN_CLASSIFICATION, Task, task_of
 from .bank_files import write_bank
 from .errors import ExportError
 from .manifest import describe, write_manifest
+from .serving import describe_for_servers
 from .source import runner_source
 
 PARTIAL = ".lle-exporting-"  # prefix of the folder in which an export is written
@@ -127,6 +128,8 @@ def _write_configuration(model: LLEPreTrainedModel, tokenizer: PreTrainedTokeniz
     values = model.config.to_dict() | {"architectures": [type(model).__name__]}
     values.pop("auto_map", None)
     type(model.config).from_dict(values).save_pretrained(folder)
+    if task_of(type(model).__name__) in (CLASSIFICATION, TOKEN_CLASSIFICATION):
+        describe_for_servers(folder / "config.json", model.config)
     own = getattr(model, "generation_config", None)
     if model.can_generate() and own is not None:
         own.save_pretrained(folder)

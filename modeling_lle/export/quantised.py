@@ -34,10 +34,14 @@ def _scales(weight: Floats, most: int) -> Floats:
 
 
 def product(graph: Graph, x: str, weight: Floats, name: str, bias: str | None = None) -> str:
-    """Multiplies x (..., I) with a matrix (O, I) of this name in int8, as (..., O) float32."""
+    """Multiplies x (..., I) with a matrix (O, I) of this name in int8, as (..., O) float32.
+
+    Several matrices (..., O, I) multiply parts of x (..., n, I) each.
+    """
     values, scales = by_rows(weight)
+    scales = scales if weight.ndim == 2 else scales[..., None, :]
     x_values, x_scale, x_zero = graph.add_several(3, "DynamicQuantizeLinear", x)
-    matrix = graph.constant(np.ascontiguousarray(values.T), f"{name}.int8")
+    matrix = graph.constant(np.ascontiguousarray(values.swapaxes(-1, -2)), f"{name}.int8")
     counted = graph.cast(graph.add("MatMulInteger", x_values, matrix, x_zero), "float32")
     y = graph.add("Mul", counted, graph.add("Mul", x_scale, graph.constant(scales, f"{name}.scales")))
     return y if bias is None else graph.add("Add", y, bias)

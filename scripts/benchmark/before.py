@@ -4,6 +4,7 @@ Notable: the process runs this file with the other checkout first on its path, s
 benchmarks. It answers one request a line, so that its rounds can take turns with those of this process.
 """
 
+import itertools
 import json
 import os
 import subprocess
@@ -31,7 +32,7 @@ class Clock:
     def seconds(self) -> list[float]:
         """Seconds of each token but the first, whose time is that of reading the prompt."""
         chosen = self.times[1:]
-        return [after - before for before, after in zip(chosen[:-1], chosen[1:], strict=True)]
+        return [after - before for before, after in itertools.pairwise(chosen)]
 
 
 def timed_generate(model: Any, ids: Sequence[int], tokens: int, **options: Any) -> list[float]:

