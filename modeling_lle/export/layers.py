@@ -9,7 +9,7 @@ Shapes: B batch, T time, D width, G gates.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -151,7 +151,7 @@ def lstm_or_gru(
     lengths = "" if padding is None else padding.lengths
     before = [graph.unsqueeze(part, 0) for part in state]
     by_time = graph.add("Transpose", x, perm=[1, 0, 2])
-    options = {"hidden_size": module.output_size, "direction": "reverse" if backwards else "forward"}
+    options: dict[str, Any] = {"hidden_size": module.output_size, "direction": "reverse" if backwards else "forward"}
     if graph.int8:
         values, scales = zip(*map(by_rows, matrices), strict=True)
         stored = [graph.constant(own.T[None], f"{key}.int8") for own, key in zip(values, names, strict=True)]
@@ -284,9 +284,14 @@ def scan(
     for part in after:
         body.output(part, "float32", None)
     body.output(y, "float32", None, body.fresh("each"))
-    ways = {"scan_input_directions": [int(backwards)] * len(inputs), "scan_output_directions": [int(backwards)]}
-    axes = {"scan_input_axes": [-2] * len(inputs), "scan_output_axes": [-2], "num_scan_inputs": len(inputs)}
-    return graph.add_several(len(before) + 1, "Scan", *before, *inputs, body=body.proto(), **axes, **ways)
+    options: dict[str, Any] = {
+        "num_scan_inputs": len(inputs),
+        "scan_input_axes": [-2] * len(inputs),
+        "scan_output_axes": [-2],
+        "scan_input_directions": [int(backwards)] * len(inputs),
+        "scan_output_directions": [int(backwards)],
+    }
+    return graph.add_several(len(before) + 1, "Scan", *before, *inputs, body=body.proto(), **options)
 
 
 def zeros(graph: Graph, like: str, size: int) -> str:
