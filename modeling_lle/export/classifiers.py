@@ -171,7 +171,7 @@ def _stacks(module: Pooling) -> int:
 
 def _last(graph: Graph, module: Pooling, states: str, padding: Padding) -> str:
     one = graph.constant(np.int64(1))
-    length = graph.squeeze(graph.length(states, 2), 0)
+    length = graph.squeeze(graph.add("Shape", states, start=2, end=3), 0)
     places = graph.add("Range", one, graph.add("Add", length, one), one)
     lengths = graph.unsqueeze(graph.cast(padding.lengths, "int64"), 1)
     chosen = graph.cast(graph.add("Equal", places, lengths), "float32")  # (B, T)

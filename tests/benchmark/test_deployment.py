@@ -60,10 +60,7 @@ def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
 @pytest.mark.slow
 def test_every_form_of_a_language_model_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     start = {"start_seconds": 1.0, "memory_megabytes": 100.0}
-    family = exported.FAMILIES[exported.GPT2]
-    monkeypatch.setattr(
-        exported, "make_gpt2", lambda vocabulary, _, length: family.make(vocabulary, 16, length).eval()
-    )
+    monkeypatch.setattr(exported, "matched_width", lambda *arguments: 16)
     monkeypatch.setattr(deployment, "_starts", lambda *arguments: dict.fromkeys(deployment.FORMS, start))
     model = save(make_language_model(), tmp_path / "model")
     Path("test.txt").write_text("\n".join(make_texts(20, 8, seed=1)) + "\n")
@@ -121,7 +118,7 @@ def test_another_checkout_generates_in_a_process_of_its_own(tmp_path: Path) -> N
 
 def test_gpt2_as_a_graph_goes_on_from_its_cache() -> None:
     torch.manual_seed(0)
-    model = exported.FAMILIES[exported.GPT2].make(20, 16, 16).eval()
+    model = exported.gpt2_of_width(20, 16, 16)
     graph, ids = exported.ExportedGPT2(model, threads=1), [3, 1, 4, 1, 5, 9]
     with torch.no_grad():
         right = model(torch.tensor([ids])).logits[0].numpy()

