@@ -21,7 +21,7 @@ except ImportError as error:
 
 HERE = Path(__file__).resolve().parent
 FORMAT = 1
-CANDIDATES = 512  # entries whose exact similarity is computed, at least
+CANDIDATES = 1024  # entries whose exact similarity is computed, at least
 HASHED = 1 << 26  # bytes; of larger files only the size is checked when a model is loaded
 SMALL = 1 << 20  # bytes; larger files of a bank are mapped
 TINY = np.finfo(np.float32).tiny
