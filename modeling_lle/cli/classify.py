@@ -170,15 +170,14 @@ def learn(
 ) -> None:
     """Teaches a classifier examples without training: adds them to its bank, permanently."""
     from ..common.precision import in_precision
+    from ..saved import bank_place, load_classifier, read_label, teach
 
+    place = bank_place(model, bank_path)
     table, texts = _read(model, given, text_column)
     column = column_of(model, "label_column", label_column, table.columns)
     if label is None and len(table.columns) == 1:
         raise ValueError(f"{table.where} has no label: give --label")
     values = [label] * len(texts) if label is not None else table.values(column)
-    from ..saved import bank_place, load_classifier, read_label, teach
-
-    place = bank_place(model, bank_path)
     loaded, tokenizer = load_classifier(model)
     begin = time.perf_counter()
     labels = [read_label(value, loaded.kind) for value in values]

@@ -48,6 +48,8 @@ def _tell(folder: Path) -> None:
     for files in values["graphs"].values():
         for file in files.values():
             say(f"{folder / file}: {_megabytes((folder / file).stat().st_size)}")
+    for file in values.get("programs", {}).values():
+        say(f"{folder / file}: {_megabytes((folder / file).stat().st_size)}")
     if values["entries"]:
         size = sum(file.stat().st_size for file in (folder / BANK).iterdir())
         say(f"{folder / BANK}: {_megabytes(size)}, {values['entries']:,} entries")

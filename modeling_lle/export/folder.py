@@ -99,8 +99,12 @@ def _write(
     attachment: Attachment | None,
     programs: bool,
 ) -> None:
-    graphs, difference = _write_graphs(model, folder, int8)
-    values: dict[str, Any] = describe(model, tokenizer, task) | {"graphs": graphs, "largest_difference": difference}
+    values = describe(model, tokenizer, task)  # first, as it takes no time to refuse something
+    values["graphs"], values["largest_difference"] = _write_graphs(model, folder, int8)
+    if programs:
+        from .programs import write_programs  # here, as it imports a great deal of torch
+
+        values["programs"] = write_programs(model, folder)
     _write_configuration(model, tokenizer, folder)
     entries = 0 if attachment is None else write_bank(attachment, task, folder / BANK)
     said = f", what is recalled in `{BANK}/`, which holds the texts that it was made of" if entries else ""

@@ -20,6 +20,11 @@ FORMAT = 1
 FILE = "export.json"
 SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "max_new_tokens")
 SEARCH = ("num_beams", "length_penalty", "early_stopping", "max_new_tokens")
+# What `generate` takes where neither the call nor the model sets it.
+USUAL = {
+    **{"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0},
+    **{"num_beams": 1, "length_penalty": 1.0, "early_stopping": False},
+}
 # What a generation configuration may hold that changes no token.
 WITHOUT_EFFECT = (
     *("use_cache", "return_dict_in_generate", "output_attentions", "output_hidden_states", "output_scores"),
@@ -74,18 +79,17 @@ def _generation(model: LLEPreTrainedModel, task: Task) -> dict[str, Any]:
         return {}
     known = SAMPLING if task == LANGUAGE else SEARCH
     given = {name: value for name, value in own.to_diff_dict().items() if value is not None}
-    usual = {"num_beams": 1, "do_sample": False}
     unknown = [
         name
         for name, value in given.items()
-        if name not in known and name not in WITHOUT_EFFECT and usual.get(name) != value
+        if name not in known and name not in WITHOUT_EFFECT and USUAL.get(name) != value
     ]
     if unknown:
         raise ExportError(
             f"run.py has no {', '.join(unknown)}, which the generation configuration sets: set "
             f"model.generation_config.{unknown[0]} = None, or generation_config.json in the model's folder likewise"
         )
-    return {name: given[name] for name in known if name in given}
+    return {name: given.get(name, USUAL.get(name)) for name in known}
 
 
 def _classifier(model: LLEPreTrainedModel, task: Task) -> dict[str, Any] | None:

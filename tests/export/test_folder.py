@@ -55,6 +55,12 @@ def test_nothing_is_left_of_an_export_that_fails(tmp_path: Path, monkeypatch: py
     assert list(tmp_path.iterdir()) == []
 
 
+def test_programs_are_written_where_they_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("modeling_lle.export.programs.write_programs", lambda model, folder: {"model": str(folder)})
+    folder = export(make_language_model(), WORD_TOKENIZER, tmp_path / "out", programs=True)
+    assert set(json.loads((folder / "export.json").read_text())["programs"]) == {"model"}
+
+
 def test_banks_of_other_models_and_empty_ones_are_refused(tmp_path: Path) -> None:
     model, other = make_language_model(), make_language_model(hidden_size=5)
     bank = HistoryBank.build(other, WORD_TOKENIZER, [{"text": "a b c"}])

@@ -21,7 +21,7 @@ except ImportError as error:
 
 HERE = Path(__file__).resolve().parent
 FORMAT = 1
-CANDIDATES = 512  # entries whose exact similarity is computed, at least
+CANDIDATES = 1024  # entries whose exact similarity is computed, at least
 HASHED = 1 << 26  # bytes; of larger files only the size is checked when a model is loaded
 SMALL = 1 << 20  # bytes; larger files of a bank are mapped
 TINY = np.finfo(np.float32).tiny
@@ -185,7 +185,8 @@ class Bank:
             try:
                 is_array = file.endswith(".npy")
                 mapped: Any = "r" if path.stat().st_size > SMALL else None
-                arrays[name] = np.load(path, mapped) if is_array else json.loads(path.read_text(encoding="utf-8"))
+                value = np.load(path, mapped) if is_array else json.loads(path.read_text(encoding="utf-8"))
+                arrays[name] = np.asarray(value) if is_array else value  # parts of a memmap are slow to make
             except (OSError, ValueError) as error:
                 raise RunError(f"{path} is missing or damaged ({error}): copy the bank again") from None
         return cls(folder, about, arrays)
@@ -214,9 +215,9 @@ class Bank:
             return np.sort(_largest(codes.astype(np.float32) @ weights, number))
         starts = self.arrays["starts"]
         lists = np.sort(_largest(self.arrays["centroids"] @ np.append(along, np.float32(1)), self.about["probes"]))
-        ranges = [range(starts[place], starts[place + 1]) for place in lists]
-        near = np.concatenate([codes[own.start : own.stop] for own in ranges]).astype(np.float32) @ weights
-        index = np.concatenate([np.arange(own.start, own.stop) for own in ranges])
+        ranges = list(zip(starts[lists].tolist(), starts[lists + 1].tolist(), strict=True))
+        near = np.concatenate([codes[start:stop] for start, stop in ranges]).astype(np.float32) @ weights
+        index = np.concatenate([np.arange(start, stop) for start, stop in ranges])
         return np.sort(index[_largest(near, number)])
 
 

@@ -135,7 +135,7 @@ class LanguageModel(Model):
     def stream(
         self,
         ids: Sequence[int],
-        max_new_tokens: int = 100,
+        max_new_tokens: int | None = None,
         do_sample: bool | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
@@ -144,19 +144,20 @@ class LanguageModel(Model):
         use_history: bool = True,
         text: Text | None = None,
     ) -> Iterator[int]:
-        """Yields the tokens after those of a text; options that are None are as export.json says."""
+        """Yields the tokens after those of a text; options that are None are as export.json says, else 100 tokens."""
         text, ids = self.begin(use_history) if text is None else text, self.checked(ids)
         own = self.export["generation"]
         given = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
         options: dict[str, Any] = {name: own.get(name) if value is None else value for name, value in given.items()}
         sample = own.get("do_sample", False) if do_sample is None else do_sample
+        most = max_new_tokens or own.get("max_new_tokens") or 100
         random = np.random.default_rng(seed)
         for start in range(0, len(ids), BLOCK):
             scores, _ = self.predict(text, ids[start : start + BLOCK], 1, use_history=use_history)
-        for place in range(max_new_tokens):
+        for place in range(most):
             token = _drawn(scores[-1], random, **options) if sample else int(scores[-1].argmax())
             yield token
-            if token in self.tokens["eos"] or place + 1 == max_new_tokens:
+            if token in self.tokens["eos"] or place + 1 == most:
                 return
             scores, _ = self.predict(text, [token], 1, own=True, use_history=use_history)
 
@@ -205,7 +206,7 @@ def load(folder: str | Path = HERE, int8: bool = False, threads: int = 1) -> Lan
 def _add_commands(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     generate = add("generate", "go on with a text")
     generate.add_argument("text")
-    generate.add_argument("--max-new-tokens", type=int, default=100)
+    generate.add_argument("--max-new-tokens", type=int)
     generate.add_argument("--sample", action="store_true", default=None, dest="do_sample", help="draw each token")
     generate.add_argument("--temperature", type=float)
     generate.add_argument("--top-k", type=int)
