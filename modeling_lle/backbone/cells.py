@@ -222,7 +222,7 @@ def recur_by_steps(
         new = step(own, from_state(state[0].to(own.dtype)), state)
         outputs.append(new[0].to(own.dtype))
         state = keep(None if lengths is None else lengths - t, new, state)
-    return torch.stack(outputs, dim=1), state
+    return (torch.stack(outputs, dim=1) if len(outputs) > 1 else outputs[0][:, None]), state
 
 
 def _lstm_step(of_input: Tensor, of_state: Tensor, state: State) -> State:

@@ -98,5 +98,5 @@ def mix_stream(
         raise ValueError(f"give outcomes, a window and 4 numbers of the gate; got V = {V}, {window} and {gate}")
     shared = penalties(window, recency), np.float32(sharpness), np.array(gate, dtype=np.float64)
     parts = (logits, similarity, outcomes.contiguous(), serial.contiguous(), made.contiguous())
-    run(lambda *parts: _mix_stream(*parts, *shared), *parts)
+    run(lambda *parts, shared=shared: _mix_stream(*parts, *shared), *parts)
     return logits

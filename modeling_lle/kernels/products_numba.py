@@ -39,6 +39,6 @@ def products(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     expect(weight, "weight (O, I)", (O, I), torch.float32, torch.bfloat16)
     bias = torch.zeros(O) if bias is None else bias
     expect(bias, "bias (O,)", (O,), torch.float32, torch.bfloat16)
-    y, own = torch.empty(O, R), as_array(x.float().contiguous())
-    run(lambda *parts: _products(*parts, own), weight.contiguous(), bias.contiguous(), y)
+    y, shared = torch.empty(O, R), (as_array(x.float().contiguous()),)
+    run(lambda *parts, shared=shared: _products(*parts, *shared), weight.contiguous(), bias.contiguous(), y)
     return (y.view(1, O) if R == 1 else y.t().contiguous()).to(x.dtype)

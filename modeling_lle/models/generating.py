@@ -15,7 +15,7 @@ from transformers.utils import ModelOutput
 
 from ..history.cache import LLECache
 from ..history.loss import IGNORED
-from .streaming import OF_FORWARD, Choice, one_text, refusal, tokens_of
+from .streaming import OF_FORWARD, Choice, Reader, one_text, refusal, tokens_of
 
 
 class LLEGenerationMixin(GenerationMixin):
@@ -77,7 +77,8 @@ class LLEGenerationMixin(GenerationMixin):
         processors = model._get_logits_processor(config, tokens.shape[1], device=tokens.device)
         choose, ends = Choice(config, processors, generator), getattr(config, "_eos_token_tensor", None)
         number = config.max_length - tokens.shape[1]
-        return tokens_of(model, tokens, number, frozenset([] if ends is None else ends.tolist()), choose, **of_forward)
+        reader = Reader(model, tokens, choose, **of_forward)
+        return tokens_of(reader, number, frozenset([] if ends is None else ends.tolist()))
 
     def can_stream(self, input_ids: Tensor | None, attention_mask: Tensor | None = None, **options: Any) -> bool:
         """Whether `stream` can do what `generate` is asked for: one text without padding, and options that it has."""

@@ -21,6 +21,7 @@ from transformers.generation import (
     TopPLogitsWarper,
 )
 
+from ..bank.protocol import Bank
 from ..configuration import LLEConfig
 from ..history.attachment import Attachment
 from ..history.cache import LLECache
@@ -67,7 +68,7 @@ class Streamed(Protocol):
         """See `LLEForCausalLM.record`."""
         ...
 
-    def recalled_from(self, history: Any, use_history: bool | None) -> Attachment | None:
+    def recalled_from(self, history: Attachment | Bank | None, use_history: bool | None) -> Attachment | None:
         """See `LLEPreTrainedModel.recalled_from`."""
         ...
 
@@ -157,54 +158,90 @@ class Choice:
         """Returns the token after a text (1, T) int64, given the logits (1, V); they may be overwritten."""
         scores = logits.float()
         for processor in self.processors:
-            scores = processor(text, scores)  # type: ignore[assignment, arg-type]
+            scores = processor(text, scores)
         if not self.sampled:
             return int(scores.argmax())
         return int(torch.multinomial(scores.softmax(-1), 1, generator=self.generator))
 
 
-@torch.no_grad()
-def tokens_of(
-    model: Streamed,
-    text: Tensor,
-    number: int,
-    ends: frozenset[int],
-    choose: Choice,
-    past_key_values: LLECache | None = None,
-    use_history: bool | None = None,
-    history: Any = None,
-) -> Iterator[int]:
-    """Yields at most so many tokens of one text, the last of them an end token if one comes.
+class Reader:
+    """Reads a text and the tokens that are chosen after it, one at a time.
 
     Args:
         model: The model.
         text: (1, T) int64, the text so far; of what the cache has read, nothing is read again.
-        number: The most tokens.
-        ends: Tokens that end the text.
         choose: Chooses each token.
-        past_key_values, use_history, history: As in `LLEForCausalLM.forward`. After each token that is yielded, the
-            cache is what `generate` would leave.
+        past_key_values, use_history, history: As in `LLEForCausalLM.forward`. After each token, the cache is what
+            `generate` would leave: the token is not read yet.
     """
-    options = {"use_cache": True, "use_history": use_history, "history": history, "logits_to_keep": 1}
-    given = text if past_key_values is None else text[:, past_key_values.seen_tokens :]
-    output = model(given, past_key_values=past_key_values, **options)
-    cache, logits = output.past_key_values, output.logits[:, -1]
-    del output
-    attachment = model.recalled_from(history, use_history)
-    direct = attachment is None and cache.overlay is None and _is_direct(model)
-    with_history = cache.stream is not None and (model.config.use_history if use_history is None else use_history)
-    for count in range(1, number + 1):
-        token = choose(text, logits)
-        cache.unread = torch.tensor([token], device=text.device)
+
+    def __init__(
+        self,
+        model: Streamed,
+        text: Tensor,
+        choose: Choice,
+        past_key_values: LLECache | None = None,
+        use_history: bool | None = None,
+        history: Attachment | Bank | None = None,
+    ) -> None:
+        self.model, self.text, self.choose, self.cache = model, text, choose, past_key_values
+        self.use_history, self.history = use_history, history
+        self.last: Tensor | None = None  # (1, 1) int64, chosen and not read
+        self.is_direct = False
+
+    @torch.no_grad()
+    def next_token(self) -> int:
+        """Reads what is not read yet, and chooses the next token."""
+        token = self.choose(self.text, self._read_text() if self.last is None else self._read(self.last))
+        self.last = torch.tensor([[token]], device=self.text.device)
+        if self.choose.reads_text:
+            self.text = torch.cat([self.text, self.last], dim=1)
+        assert self.cache is not None
+        self.cache.unread = self.last[0]
+        return token
+
+    def _read_text(self) -> Tensor:
+        """Reads the text that the cache has not read; returns the logits (1, V)."""
+        model, cache = self.model, self.cache
+        logits = self._forward(self.text if cache is None else self.text[:, cache.seen_tokens :], 0)
+        assert self.cache is not None
+        attachment = model.recalled_from(self.history, self.use_history)
+        self.is_direct = attachment is None and self.cache.overlay is None and _is_direct(model)
+        return logits
+
+    def _forward(self, ids: Tensor, generated: int) -> Tensor:
+        options = {"use_history": self.use_history, "history": self.history, "logits_to_keep": 1}
+        output = self.model(ids, past_key_values=self.cache, use_cache=True, generated=generated, **options)
+        self.cache = output.past_key_values
+        return output.logits[:, -1]
+
+    def _read(self, ids: Tensor) -> Tensor:
+        """Reads a token (1, 1) that was generated; returns the logits (1, V)."""
+        model, cache = self.model, self.cache
+        if not self.is_direct or cache is None:
+            return self._forward(ids, 1)
+        states, cache.state = model.model.stack(model.model.embed_tokens(ids), cache.state)
+        cache.seen_tokens += 1
+        cache.unread = None
+        entries = ids if model.config.stream.generated else None
+        use_history = model.config.use_history if self.use_history is None else self.use_history
+        if not use_history or cache.stream is None:
+            model.record(states, entries, None, cache)
+            return apply_linear(model.lm_head, states)[:, -1]
+        logits = step(model, states, entries, cache, None)
+        if logits is None:
+            _, logits, _ = collect(model.predictions(states, entries, None, cache, None), None, True, False)
+            assert logits is not None
+        return logits[:, -1]
+
+
+def tokens_of(reader: Reader, number: int, ends: frozenset[int]) -> Iterator[int]:
+    """Yields at most so many tokens, the last of them one of `ends` if one comes."""
+    for _ in range(number):
+        token = reader.next_token()
         yield token
-        if token in ends or count == number:
+        if token in ends:
             return
-        ids = torch.tensor([[token]], device=text.device)
-        text = torch.cat([text, ids], dim=1) if choose.reads_text else text
-        if direct:
-            logits = _read(model, ids, cache, with_history)
-        else:
-            logits = model(ids, past_key_values=cache, generated=1, **options).logits[:, -1]
 
 
 def _is_direct(model: Streamed) -> bool:
@@ -214,19 +251,3 @@ def _is_direct(model: Streamed) -> bool:
     if model.training or type(backbone) is not LLEModel or type(backbone.embed_tokens) is not nn.Embedding:
         return False
     return not any(m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__ for m in modules)
-
-
-def _read(model: Streamed, ids: Tensor, cache: LLECache, with_history: bool) -> Tensor:
-    """Reads a token (1, 1) of the model's own, and returns the logits (1, V) of the next one."""
-    states, cache.state = model.model.stack(model.model.embed_tokens(ids), cache.state)
-    cache.seen_tokens += 1
-    cache.unread = None
-    entries = ids if model.config.stream.generated else None
-    if with_history:
-        logits = step(model, states, entries, cache, None)
-        if logits is None:
-            _, logits, _ = collect(model.predictions(states, entries, None, cache, None), None, True, False)
-            assert logits is not None
-        return logits[:, -1]
-    model.record(states, entries, None, cache)
-    return apply_linear(model.lm_head, states)[:, -1]

@@ -42,7 +42,7 @@ class LLETextGenerationPipeline(TextGenerationPipeline):
             during["history"] = after["history"] = Attachment.of(history)
         return before, during, after
 
-    def _forward(self, model_inputs: dict[str, Any], **options: Any) -> Any:
+    def _forward(self, model_inputs: dict[str, Any], **options: Any) -> Any:  # type: ignore[override]
         """As transformers', but for one text by the model's `stream`, which makes the same tokens in less time."""
         ids, mask = model_inputs["input_ids"], model_inputs.get("attention_mask")
         prepared = self._prepare_generate_kwargs(dict(options))
