@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+import transformers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -60,6 +62,12 @@ def load_classifier(model_path: str | Path) -> "tuple[LLEForSequenceClassificati
 def load_translator(model_path: str | Path) -> "tuple[LLEForSeq2SeqLM, PreTrainedTokenizerBase]":
     """Loads a translator and its tokenizer; arguments and errors as for `load_classifier`."""
     return _load(model_path, TRANSLATION, AutoModelForSeq2SeqLM)
+
+
+def load_in_float32(model_path: str | Path) -> "tuple[LLEPreTrainedModel, PreTrainedTokenizerBase]":
+    """Loads a model of any task with float32 weights, and its tokenizer; raises a ValueError as `task_of`."""
+    auto: Any = getattr(transformers, task_in(model_path).auto_class)
+    return auto.from_pretrained(model_path, dtype=torch.float32), AutoTokenizer.from_pretrained(model_path)
 
 
 def _load(model_path: str | Path, wanted: Task, auto: Any) -> Any:

@@ -24,7 +24,7 @@ FLOORS = (
     ("entries",),
     ("models",),
     ("pipelines", "saved", "tokenization"),
-    ("training",),
+    ("export", "training"),
     ("evaluation",),
     ("cli",),
 )

@@ -48,10 +48,11 @@ class SourceAttention(nn.Module):
         """
         # Written out, since torch's fused kernel takes several times as long for short sentences on a CPU.
         length = x.shape[1]
-        if len(x) % len(keys):
-            raise ValueError(f"{len(x)} targets cannot belong to {len(keys)} sources: give as many to each")
+        sources = keys.shape[0]  # not len(keys), which torch.export takes as a constant
+        if x.shape[0] % sources:
+            raise ValueError(f"{x.shape[0]} targets cannot belong to {sources} sources: give as many to each")
         # Targets of one source are batched as (E, G * T, D), so that its keys are read once.
-        x = x.reshape(len(keys), -1, x.shape[-1])
+        x = x.reshape(sources, -1, x.shape[-1])
         query = apply_linear(self.query, self.norm(x)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         scores = query @ keys.to(query.dtype).transpose(-1, -2) * keys.shape[-1] ** -0.5
         if mask is not None:

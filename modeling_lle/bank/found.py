@@ -84,9 +84,11 @@ class Entries:
         keys: (N, D) bfloat16, normalised.
         ids: (N,) int64.
         outcomes: (N,) int64.
+        counts: (N,) int32, how often each entry occurred.
     """
 
     namespace: str
     keys: Tensor
     ids: Tensor
     outcomes: Tensor
+    counts: Tensor

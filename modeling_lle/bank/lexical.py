@@ -43,6 +43,19 @@ class SentenceIndex:
         if self._vocabulary:
             self._scorer.index((ids, self._vocabulary), create_empty_token=False, show_progress=False)
 
+    def postings(self) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:
+        """The words, and what each of them gives to the sentences that have it, to search without this class.
+
+        Returns:
+            The W words; `starts` (W + 1,) int64, and from `starts[w]` to `starts[w + 1]` the `sentences` int32 with
+            word w, and its `scores` float32 in them.
+        """
+        if not self._vocabulary:
+            return [], np.zeros(1, np.int64), np.zeros(0, np.int32), np.zeros(0, np.float32)
+        own = self._scorer.scores
+        starts, sentences = own["indptr"].astype(np.int64), own["indices"].astype(np.int32)
+        return list(self._vocabulary), starts, sentences, own["data"].astype(np.float32)
+
     def search(self, queries: Sequence[str], number: int) -> tuple[np.ndarray, np.ndarray]:
         """The nearest sentences of each query.
 

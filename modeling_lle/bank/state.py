@@ -189,10 +189,8 @@ class BankState:
     def entries(self, namespaces: Iterable[str] | None = None) -> Iterator[Entries]:
         """As `Snapshot.entries`."""
         for info, segment, kept in self._kept(namespaces):
-            keys, ids, outcomes = segment.keys, segment.ids, segment.outcomes
-            if not kept.all():
-                keys, ids, outcomes = keys[kept], ids[kept], outcomes[kept]
-            yield Entries(info.namespace, keys, ids, outcomes)
+            columns = segment.keys, segment.ids, segment.outcomes, segment.counts
+            yield Entries(info.namespace, *(columns if kept.all() else (column[kept] for column in columns)))
 
     def _kept(self, namespaces: Iterable[str] | None) -> Iterator[tuple[SegmentInfo, Segment, Tensor]]:
         """The segments of some namespaces, each with the mask (N,) bool of its live entries."""

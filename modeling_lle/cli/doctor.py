@@ -26,6 +26,7 @@ EXTRAS = {
     "plots": (("matplotlib",), "the pictures of `lle evaluate` and `lle demo`"),
     "classification": (("sklearn",), "macro F1 in evaluation"),
     "translation": (("bm25s", "polib", "rapidfuzz", "sacrebleu"), "translation memories, BLEU and chrF"),
+    "export": (("onnx", "onnxruntime"), "`lle export`"),
     "tracking": (("trackio", "tensorboard"), "report_to: trackio and tensorboard"),
     "cuda": (("fla",), "the GPU kernel of the linear recurrence"),
 }

@@ -1,5 +1,6 @@
-"""Command line: `lle train | evaluate | calibrate | statistics | generate | explain | card | doctor | demo`,
-`lle bank ...`, for classifiers `lle classify | learn | forget`, and for translators `lle translate | memory`.
+"""Command line: `lle train | evaluate | calibrate | statistics | generate | explain | card | export |
+doctor | demo`, `lle bank ...`, for classifiers `lle classify | learn | forget`, and for translators `lle translate |
+memory`.
 
 Heavy imports are deferred until a command runs, so that `lle --help` answers at once.
 """
@@ -24,6 +25,7 @@ from .classify import classify, forget, learn
 from .doctor import doctor
 from .evaluate import evaluate
 from .explain import explain
+from .export import export
 from .generate import generate
 from .groups import Commands
 from .options import Column, InPrecision, Name, Precision
@@ -80,6 +82,7 @@ app.command(rich_help_panel=FIT, epilog="Example: lle evaluate runs/mine texts/ 
 app.command(rich_help_panel=FIT, epilog="Example: lle calibrate runs/mine held_out.txt --bank bank")(calibrate)
 app.command(rich_help_panel=FIT, epilog="Example: lle statistics runs/mine texts/ --scope head")(statistics)
 app.command(rich_help_panel=MAKE, epilog="Example: lle card runs/mine")(card)
+app.command(rich_help_panel=MAKE, epilog="Example: lle export runs/mine exported --int8")(export)
 app.command(rich_help_panel=MAKE, epilog="Example: lle doctor")(doctor)
 
 

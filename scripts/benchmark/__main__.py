@@ -13,6 +13,8 @@
     python -m scripts.benchmark translation DATA TEST --recipe FILE    LLE and a Transformer, equal training time
     python -m scripts.benchmark memory MODEL CATALOGUE         a translator in another domain, with a memory of it
     python -m scripts.benchmark generation FOLDER data/wikitext-2    what recalling its own output does to a text
+    python -m scripts.benchmark deployment --language-model FOLDER    every form of the three heads, and their peers
+    python -m scripts.benchmark peers data/wikitext-2 FOLDER    LLE and transformers' models of equal size (3 hours)
     python -m scripts.benchmark damage                         200 kills, and 500 corruptions of each kind of file
 
 Close other programs first: the benchmarks use all cores.
@@ -23,8 +25,10 @@ import typer
 from .bank import bank, domain, search, selection, synthetic
 from .classification import classification
 from .damage import damage
+from .deployment import deployment
 from .generation import generation
 from .history import history
+from .language_models import peers
 from .memory import memory
 from .overfitting import overfitting
 from .recurrences import recurrences
@@ -47,6 +51,8 @@ for command in (
     translation,
     memory,
     generation,
+    deployment,
+    peers,
 ):
     app.command()(command)
 

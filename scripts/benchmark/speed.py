@@ -9,13 +9,14 @@ from typing import Annotated, Any
 import psutil
 import torch
 import typer
-from torch import Tensor, nn
+from torch import nn
 
 from modeling_lle import LLECache, LLEConfig, LLEForCausalLM
 from modeling_lle.common.precision import resolve_precision
 from modeling_lle.evaluation import write_results
 from modeling_lle.evaluation.results import this_command
 
+from .peers.plain_lstm import PlainLSTM
 from .timing import RESULTS, compare, ratio
 
 VOCABULARY, WIDTH, LAYERS, ROWS, SEGMENT = 10_000, 512, 2, 20, 35  # as in configs/lm/ptb.yaml
@@ -23,24 +24,9 @@ WINDOW = 2000
 TRAINING_WINDOW = 500
 
 
-class PlainLSTM(nn.Module):
-    """Peer: the usual language model with nn.LSTM and a plain cross entropy."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(VOCABULARY, WIDTH)
-        self.lstm = nn.LSTM(WIDTH, WIDTH, LAYERS, batch_first=True, dropout=0.3)
-        self.dropout = nn.Dropout(0.45)
-        self.output = nn.Linear(WIDTH, VOCABULARY)
-        self.output.weight = self.embedding.weight
-        self.state: tuple[Tensor, Tensor] | None = None
-
-    def forward(self, ids: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross entropy of `targets` (B, T) after `ids` (B, T)."""
-        states, (h, c) = self.lstm(self.dropout(self.embedding(ids)), self.state)
-        self.state = (h.detach(), c.detach())
-        logits = self.output(self.dropout(states))
-        return nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+def plain_lstm() -> PlainLSTM:
+    """Peer: nn.LSTM of the PTB recipe's size."""
+    return PlainLSTM(VOCABULARY, WIDTH, LAYERS, between=0.3, dropout=0.45)
 
 
 def lle_model(**changes: Any) -> LLEForCausalLM:
@@ -91,7 +77,7 @@ def _train_ratios(repeats: int) -> dict[str, float]:
     steps = {}
     for precision in {torch.float32, own}:
         steps[f"lle_{names[precision]}"] = training_step(lle_model().train(), precision)
-        steps[names[precision]] = training_step(PlainLSTM(), precision)
+        steps[names[precision]] = training_step(plain_lstm(), precision)
     seconds = compare(steps, repeats)
     plain = [name for name in seconds if not name.startswith("lle")]
     chosen = seconds[f"lle_{names[own]}"]

@@ -14,15 +14,20 @@ Row = dict[str, Any]
 RESULTS = Path(__file__).resolve().parents[2] / "model_cards" / "results"
 
 
-def compare(measured: Mapping[str, Callable[[], Any]], repeats: int, warmup: int = 2) -> dict[str, list[float]]:
-    """Seconds of callables, called in turn, so that a slowing machine affects all alike."""
+def compare(
+    measured: Mapping[str, Callable[[], Any]],
+    repeats: int,
+    warmup: int = 2,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
+    """Seconds of callables by a clock, called in turn, so that a slowing machine affects all alike."""
     seconds: dict[str, list[float]] = {name: [] for name in measured}
     for repeat in range(warmup + repeats):
         for name, call in measured.items():
-            begin = time.perf_counter()
+            begin = clock()
             call()
             if repeat >= warmup:
-                seconds[name].append(time.perf_counter() - begin)
+                seconds[name].append(clock() - begin)
     return seconds
 
 

@@ -146,6 +146,7 @@ class MemorySnapshot:
                 torch.stack([entry.key for entry in text.entries]),
                 torch.tensor([entry.id for entry in text.entries]),
                 torch.tensor([entry.outcome for entry in text.entries]),
+                torch.ones(len(text.entries), dtype=torch.int32),
             )
 
     def live_outcomes(self, namespaces: Iterable[str] | None = None) -> Tensor:

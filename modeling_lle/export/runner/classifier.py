@@ -1,0 +1,299 @@
+"""Runs an exported LLE classifier: it labels texts, learns examples without training, and forgets them.
+
+It needs no torch: `pip install onnxruntime numpy tokenizers`. Examples lie in the folder `bank`.
+
+    python run.py classify "Where is my card?"
+    python run.py learn "Is the moon a planet?" --label astronomy --new-labels
+    python run.py forget "Is the moon a planet?"
+    python run.py check
+
+    >>> import run
+    >>> model = run.load()  # the folder of run.py; int8=True takes the smaller graphs, if they were exported
+    >>> model.learn(["Is the moon a planet?"], ["astronomy"], new_labels=True)
+    >>> model.classify(["What is the moon?"])
+
+Shapes: B texts, T tokens, D width of keys, N entries, K neighbours, C trained labels, L labels, O outcomes.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from .core import (
+    HERE,
+    TINY,
+    Bank,
+    Model,
+    RunError,
+    features,
+    from_bfloat16,
+    gate,
+    log_softmax,
+    np,
+    recall,
+    run_command,
+    to_bfloat16,
+)
+
+try:
+    import fcntl
+except ImportError:  # Windows: there only one program at a time may teach
+    fcntl = None  # type: ignore[assignment]
+
+SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
+
+
+def outcome(label: Any, kind: str) -> str:
+    """The name by which a bank knows a label: itself, a JSON list of labels, or a number."""
+    if kind == SINGLE and isinstance(label, str) and label.strip():
+        return label
+    if kind == MULTI and not isinstance(label, str):
+        return json.dumps(sorted(set(label)), ensure_ascii=False)
+    if kind == REGRESSION and np.isfinite(float(label)):
+        return repr(float(label))
+    raise RunError(f"the label {label!r} does not suit the model, whose problem_type is {kind!r}")
+
+
+def base_of(logits: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """What the base gives to each label (C,), and its `features` (2,), from logits (C,)."""
+    if kind == SINGLE:
+        log_p = log_softmax(logits)
+        return np.exp(log_p), features(np.maximum(log_p, np.log(TINY)))
+    if kind == MULTI:
+        both = -np.logaddexp(0, np.stack([-logits, logits], -1))
+        return np.exp(both[:, 0]), features(np.maximum(both, np.log(TINY))).mean(0)
+    return logits, np.zeros(2)
+
+
+class Classifier(Model):
+    """Labels texts or their tokens; examples of texts are learned and forgotten without training.
+
+    A text is first of a label that only examples have, as far as it is nearer to them than to the others by `margin`
+    and than `background`; with what is left over, the examples of the other labels join the base by the rule.
+    """
+
+    tasks = ("text-classification", "token-classification")
+
+    def classify(self, texts: Sequence[str], use_history: bool = True, top: int = 3) -> list[Any]:
+        """For each text, or each of its tokens, the `label` with its `score`, the `scores` of all labels, the share of
+        the base and of the `top` examples, and where it was fitted the score of `out_of_scope`."""
+        results: list[Any] = []
+        for start in range(0, len(texts), 32):
+            logits, keys, mask = self._run(texts[start : start + 32])
+            for row in range(len(logits)):
+                if logits.ndim == 2:
+                    results.append(self._decide(logits[row], keys[row], use_history, top))
+                else:
+                    real = np.flatnonzero(mask[row])
+                    results.append([self._decide(logits[row, t], keys[row, t], use_history, top) for t in real])
+        return results
+
+    def _run(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Logits (B, C), or (B, T, C) of tokens, keys alike, and the mask (B, T)."""
+        rows = [self.encode(text) for text in texts]
+        mask = np.array([[place < len(row) for place in range(max(map(len, rows)))] for row in rows]).astype(np.int64)
+        ids = np.full(mask.shape, self.tokens["pad"] or 0)
+        ids[mask > 0] = [id for row in rows for id in row]
+        logits, keys = self.graphs["model"].run(["logits", "keys"], {"input_ids": ids, "attention_mask": mask})
+        return logits, keys, mask
+
+    def _space(self) -> tuple[list[str], np.ndarray, np.ndarray]:
+        """The L labels, what each outcome of the bank says of them (O, L), and the outcome of each entry (N,)."""
+        trained, kind = self.export["classifier"]["labels"], self.export["classifier"]["kind"]
+        examples = self.bank.arrays["examples"] if self.bank else []
+        outcomes = {name: place for place, name in enumerate(dict.fromkeys(name for _, name, _ in examples))}
+        each = [json.loads(name) if kind == MULTI else [name] for name in outcomes]
+        if kind == REGRESSION:
+            names, votes = trained, np.array([[float(name)] for name in outcomes], np.float32)
+        else:
+            names = list(dict.fromkeys([*trained, *(label for labels in each for label in labels)]))
+            votes = np.array([[label in labels for label in names] for labels in each], np.float32)
+        return names, votes, np.array([outcomes[name] for _, name, _ in examples], np.int64)
+
+    def _decide(self, logits: np.ndarray, key: np.ndarray, use_history: bool, top: int) -> dict[str, Any]:
+        """The result for one text or token with logits (C,) and key (D,)."""
+        own, numbers = self.export["classifier"], self.export["history"]["bank"]
+        base, seen_by_gate = base_of(logits, own["kind"])
+        names, base_share, examples = own["labels"], 1.0, []
+        labels = scope = base
+        mass = -np.inf
+        if use_history and self.bank:
+            names, votes, outcomes = self._space()
+            cosines, index = (part[0] for part in self.bank.search(key[None], numbers["neighbours"]))
+            said, scores = votes[outcomes[index]], numbers["sharpness"] * (cosines - 1)
+            strange = said[:, len(base) :].any(1) & (own["kind"] == SINGLE)
+            seen, seen_mass = recall(np.where(strange, -np.inf, scores)[None])
+            unseen, unseen_mass = recall(np.where(strange, scores, -np.inf)[None])
+            known = np.logaddexp(
+                seen_mass + numbers["sharpness"] * own["margin"], numbers["sharpness"] * (own["background"] - 1)
+            )
+            unseen = unseen[0] * (1 / (1 + np.exp(known - unseen_mass)))
+            recalled = (seen[0] + unseen) @ said
+            shares = gate([seen_mass], seen_by_gate[None], [numbers["gate"]])[0] * (1 - unseen.sum())
+            trained, novel = recalled[: len(base)], recalled[len(base) :]
+            labels = np.concatenate([shares[0] * base + shares[1] * trained, novel])
+            scope = np.concatenate([(1 - unseen.sum()) * base, novel])
+            moved, base_share = seen[0] * shares[1] + unseen, float(shares[0])
+            mass = np.logaddexp(seen_mass, unseen_mass)[0]
+            for place in np.argsort(-moved, kind="stable")[:top]:
+                text, label, _ = self.bank.arrays["examples"][index[place]]
+                examples.append({"text": text, "label": label, "share": float(moved[place])})
+        best = int(labels.argmax())
+        result = {"label": names[best], "score": float(labels[best]), "base_share": base_share, "examples": examples}
+        result["scores"] = dict(zip(names, labels.tolist(), strict=True))
+        if own["kind"] == SINGLE and own["out_of_scope"]["threshold"] < 1:
+            result |= self._scope(scope, mass, numbers["sharpness"])
+        return result
+
+    def _scope(self, labels: np.ndarray, mass: float, sharpness: float) -> dict[str, Any]:
+        """The score of "none of these", and whether it refuses the text."""
+        own = self.export["classifier"]["out_of_scope"]
+        _, seen = base_of(np.log(np.maximum(labels, TINY)), SINGLE)
+        score = 1 / (1 + np.exp(-np.dot([1, max(mass, -2 * sharpness), *seen], own["weights"])))
+        return {"out_of_scope": float(score), "refused": bool(score >= own["threshold"])}
+
+    # Teaching
+
+    def learn(
+        self,
+        texts: Sequence[str],
+        labels: Sequence[Any],
+        new_labels: bool = False,
+        relabel: bool = False,
+        source: str = "taught",
+    ) -> int:
+        """Adds examples to the bank in the folder, all or none, and returns how many were new.
+
+        Args:
+            texts: The texts.
+            labels: The label of each; a list of labels where a text may have several, a number in regression.
+            new_labels: Whether labels may be neither trained nor in the bank.
+            relabel: Whether texts that are in the bank with another label get the new one.
+            source: A name by which they can be forgotten.
+        """
+        kind = self.export["classifier"]["kind"]
+        if self.export["task"] == "token-classification":
+            raise RunError("words are taught with modeling_lle: use `learn` there, and export the model again")
+        given = dict(zip(texts, (outcome(label, kind) for label in labels), strict=True))
+        with _writing(self.folder / "bank"):
+            self._read_bank()
+            known = {text: name for text, name, _ in self.bank.arrays["examples"]} if self.bank else {}
+            names = set(self._space()[0])
+            for text, name in given.items():
+                unknown = set(json.loads(name) if kind == MULTI else [name]) - names
+                if unknown and not new_labels and kind != REGRESSION:
+                    raise RunError(f"the label {min(unknown)!r} is new: --new-labels (new_labels=True) takes it in")
+                if known.get(text, name) != name and not relabel:
+                    raise RunError(f"{text!r:.60} has the label {known[text]!r}: --relabel (relabel=True) changes it")
+            new = [text for text, name in given.items() if known.get(text) != name]
+            if new:
+                keys = np.concatenate([self._run(new[start : start + 32])[1] for start in range(0, len(new), 32)])
+                kept = [text not in new for text, _, _ in self.bank.arrays["examples"]] if self.bank else []
+                self._replace_bank(kept, to_bfloat16(keys), [[text, given[text], source] for text in new])
+        return len(new)
+
+    def forget(self, texts: Sequence[str] | None = None, label: Any = None, source: str | None = None) -> int:
+        """Takes back the examples for which all that is given holds, from the disk as well; returns how many."""
+        if texts is None and label is None and source is None:
+            raise RunError("nothing to forget: give texts, a label (--label) or a source (--source)")
+        name = None if label is None else outcome(label, self.export["classifier"]["kind"])
+        with _writing(self.folder / "bank"):
+            self._read_bank()
+            examples = self.bank.arrays["examples"] if self.bank else []
+            missing = set(texts or ()) - {text for text, _, _ in examples}
+            kept = [
+                (texts is not None and text not in texts) or name not in (None, own) or source not in (None, origin)
+                for text, own, origin in examples
+            ]
+            if missing or all(kept):
+                what = f"the text {min(missing)!r:.60}" if missing else "all that was given"
+                raise RunError(f"the bank has no example with {what}")
+            self._replace_bank(kept, np.zeros((0, self.export["width"]), np.uint16), [])
+        return len(kept) - sum(kept)
+
+    def _read_bank(self) -> None:
+        """Takes in what others have taught."""
+        self.bank = Bank.read(self.folder / "bank")
+
+    def _replace_bank(self, kept: Sequence[bool], keys: np.ndarray, examples: list[list[str]]) -> None:
+        """Writes the entries that are kept and new ones; bank.json, which is replaced last, names the new files."""
+        folder, arrays = self.folder / "bank", dict(self.bank.arrays if self.bank is not None else {})
+        before, own = arrays.get("keys", keys[:0])[np.flatnonzero(kept)], arrays.get("examples", [])
+        about: dict[str, Any] = {"generation": 0, "files": {}} if self.bank is None else dict(self.bank.about)
+        arrays["keys"] = np.concatenate([before, keys])
+        arrays["examples"] = [*(example for example, stays in zip(own, kept, strict=True) if stays), *examples]
+        if "codes" in arrays:
+            along = from_bfloat16(keys) @ arrays["axes"].T / arrays["steps"]
+            codes = np.clip(np.rint(along), -127, 127).astype(np.int8)
+            arrays["codes"] = np.concatenate([arrays["codes"][np.flatnonzero(kept)], codes])
+        about["generation"] += 1
+        old, about["files"] = about["files"], {}
+        for name, value in arrays.items():
+            is_array = isinstance(value, np.ndarray)
+            about["files"][name] = f"{name}-{about['generation']}.{'npy' if is_array else 'json'}"
+            if is_array:
+                np.save(folder / about["files"][name], value)
+            else:
+                (folder / about["files"][name]).write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
+        written = folder / "bank.json.new"
+        written.write_text(json.dumps(about), encoding="utf-8")
+        os.replace(written, folder / "bank.json")
+        self._read_bank()
+        for file in old.values():
+            with contextlib.suppress(OSError):  # Windows keeps files that another program has mapped
+                (folder / file).unlink()
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Makes the folder of a bank, and keeps other programs from writing into it."""
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as file:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def load(folder: str | Path = HERE, int8: bool = False, threads: int = 1) -> Classifier:
+    """The classifier in a folder; arguments as for `Model`. Raises a RunError if it cannot be run."""
+    return Classifier(folder, int8, threads)
+
+
+def _add_commands(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
+    add("classify", "label texts").add_argument("text", nargs="+")
+    learn = add("learn", "teach examples of a label")
+    learn.add_argument("text", nargs="+")
+    learn.add_argument("--label", required=True, help="their label; where a text may have several, a JSON list")
+    learn.add_argument("--new-labels", action="store_true", help="take in a label that the model does not know")
+    learn.add_argument("--relabel", action="store_true", help="change the label of texts that were taught before")
+    learn.add_argument("--source", default="taught", help="a name by which to forget them")
+    forget = add("forget", "take examples back")
+    forget.add_argument("text", nargs="*")
+    forget.add_argument("--label", help="those of this label")
+    forget.add_argument("--source", help="those of this source")
+
+
+def _answer(model: Classifier, given: argparse.Namespace) -> Any:
+    if given.command == "classify":
+        return model.classify(given.text, not given.no_history)
+    label = given.label
+    if label is not None and model.export["classifier"]["kind"] != SINGLE:
+        label = json.loads(label)
+    if given.command == "learn":
+        options = {"new_labels": given.new_labels, "relabel": given.relabel, "source": given.source}
+        return f"Learned {model.learn(given.text, [label] * len(given.text), **options)} examples."
+    return f"Forgot {model.forget(given.text or None, label, given.source)} examples."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    return run_command(Classifier, _add_commands, _answer, __doc__, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
