@@ -148,7 +148,10 @@ class Graph:
             ExportError: It is too large for one file, or no valid graph.
         """
         if sum(len(constant.raw_data) for constant in self._constants.values()) > MOST_BYTES:
-            raise ExportError(f"the weights of {path.name} are larger than 2 GiB, which one ONNX file cannot hold")
+            raise ExportError(
+                f"the weights of {path.name} are larger than 2 GiB, which one ONNX file cannot hold: export a smaller "
+                "model, or serve this one with torch"
+            )
         opsets = [helper.make_opsetid("", OPSET)]
         if any(node.domain == MICROSOFT for node in self._nodes):
             opsets.append(helper.make_opsetid(MICROSOFT, 1))

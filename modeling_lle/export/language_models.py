@@ -8,8 +8,9 @@ from typing import cast
 
 from ..backbone.recurrence import RecurrentStack
 from ..models.causal import LLEForCausalLM
+from .decoding import declare_predictions, declare_state
 from .graph import Graph
-from .layers import embed, last_positions, normalise, output_layer, stack, state_sizes
+from .layers import embed, stack
 
 
 def write_language_model(model: LLEForCausalLM, path: Path, int8: bool) -> None:
@@ -28,13 +29,7 @@ def write_language_model(model: LLEForCausalLM, path: Path, int8: bool) -> None:
     ids = graph.input("input_ids", "int64", ["batch_size", "sequence_length"])
     kept = graph.input("num_logits_to_keep", "int64", [])
     own = cast(RecurrentStack, model.model.stack)
-    sizes = state_sizes(own)
-    state = [graph.input(f"state.{place}", "float32", ["batch_size", size]) for place, size in enumerate(sizes)]
+    state = declare_state(graph, own)
     states, new = stack(graph, own, embed(graph, model.model.embed_tokens, ids), state)
-    logits = output_layer(graph, model.lm_head, last_positions(graph, states, kept))
-    graph.output(logits, "float32", ["batch_size", "kept_length", model.config.vocab_size], "logits")
-    keys = normalise(graph, states)
-    graph.output(keys, "float32", ["batch_size", "sequence_length", model.config.hidden_size], "keys")
-    for place, (part, size) in enumerate(zip(new, sizes, strict=True)):
-        graph.output(part, "float32", ["batch_size", size], f"new_state.{place}")
+    declare_predictions(graph, model, states, kept, own, new)
     graph.save(path)

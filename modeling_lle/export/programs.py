@@ -167,7 +167,7 @@ def _programs(model: LLEPreTrainedModel) -> list[_Program]:
 def _texts(model: LLEPreTrainedModel) -> list[tuple[Tensor, Tensor]]:
     """Two batches of tokens and masks (B, T), without padding: what the states are there is undefined."""
     shapes = (2, 5), (3, 7)
-    return [(_ids(model, rows, length), torch.ones(rows, length, dtype=torch.long)) for rows, length in shapes]
+    return [(ids, torch.ones_like(ids)) for ids in (_ids(model, *shape) for shape in shapes)]
 
 
 def _steps(model: LLEPreTrainedModel, stack: nn.Module, rows: int) -> tuple[Tensor, Tensors]:
@@ -177,5 +177,5 @@ def _steps(model: LLEPreTrainedModel, stack: nn.Module, rows: int) -> tuple[Tens
 
 
 def _ids(model: LLEPreTrainedModel, rows: int, length: int) -> Tensor:
-    own = torch.arange(rows * length).reshape(rows, length)
+    own = torch.arange(rows * length, device=model.device).reshape(rows, length)
     return own % min(model.config.vocab_size, model.config.hidden_size)

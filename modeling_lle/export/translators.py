@@ -13,8 +13,9 @@ import numpy as np
 from ..backbone.recurrence import RecurrentStack
 from ..backbone.source_attention import SourceAttention
 from ..models.seq2seq import LLEForSeq2SeqLM
+from .decoding import declare_predictions, declare_state
 from .graph import Graph
-from .layers import Padding, embed, last_positions, linear, normalise, output_layer, rms_norm, stack, state_sizes
+from .layers import Padding, embed, linear, rms_norm, stack
 
 LOWEST = np.finfo(np.float32).min  # of a score at padding
 
@@ -80,20 +81,14 @@ def write_decoder(model: LLEForSeq2SeqLM, path: Path, int8: bool) -> None:
     ]
     kept = graph.input("num_logits_to_keep", "int64", [])
     own = cast(RecurrentStack, decoder.stack)
-    sizes = state_sizes(own)
-    state = [graph.input(f"state.{place}", "float32", ["batch_size", size]) for place, size in enumerate(sizes)]
+    state = declare_state(graph, own)
     real = graph.cast(graph.unsqueeze(graph.unsqueeze(mask, 1), 1), "bool")
 
     def attend(place: int, x: str) -> str:
         return graph.add("Add", x, _attend(graph, attentions[place], x, sources[0][place], sources[1][place], real))
 
     states, new = stack(graph, own, embed(graph, decoder.embed_tokens, ids), state, after=attend)
-    logits = output_layer(graph, model.lm_head, last_positions(graph, states, kept))
-    graph.output(logits, "float32", ["batch_size", "kept_length", model.config.vocab_size], "logits")
-    keys = normalise(graph, states)
-    graph.output(keys, "float32", ["batch_size", "sequence_length", model.config.hidden_size], "keys")
-    for place, (part, size) in enumerate(zip(new, sizes, strict=True)):
-        graph.output(part, "float32", ["batch_size", size], f"new_state.{place}")
+    declare_predictions(graph, model, states, kept, own, new)
     graph.save(path)
 
 
