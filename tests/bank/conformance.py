@@ -177,6 +177,7 @@ def documents_and_entries_go_together(subject: Subject, tmp_path: Path) -> None:
         for batch in batches:
             assert batch.keys.shape == (len(batch.ids), WIDTH)
             assert batch.keys.dtype == torch.bfloat16
+            assert batch.counts.tolist() == [1] * len(batch.ids)
             assert [entry.outcome for entry in bank.describe(batch.ids.tolist())] == batch.outcomes.tolist()
             assert {entry.namespace for entry in bank.describe(batch.ids.tolist())} == {batch.namespace}
 

@@ -21,6 +21,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,7 @@ class Classifier(Model):
         logits, keys = self.graphs["model"].run(["logits", "keys"], {"input_ids": ids, "attention_mask": mask})
         return logits, keys, mask
 
+    @cached_property
     def _space(self) -> tuple[list[str], np.ndarray, np.ndarray]:
         """The L labels, what each outcome of the bank says of them (O, L), and the outcome of each entry (N,)."""
         trained, kind = self.export["classifier"]["labels"], self.export["classifier"]["kind"]
@@ -123,7 +125,7 @@ class Classifier(Model):
         labels = scope = base
         mass = -np.inf
         if use_history and self.bank:
-            names, votes, outcomes = self._space()
+            names, votes, outcomes = self._space
             cosines, index = (part[0] for part in self.bank.search(key[None], numbers["neighbours"]))
             said, scores = votes[outcomes[index]], numbers["sharpness"] * (cosines - 1)
             strange = said[:, len(base) :].any(1) & (own["kind"] == SINGLE)
@@ -132,7 +134,7 @@ class Classifier(Model):
             known = np.logaddexp(
                 seen_mass + numbers["sharpness"] * own["margin"], numbers["sharpness"] * (own["background"] - 1)
             )
-            unseen = unseen[0] * (1 / (1 + np.exp(known - unseen_mass)))
+            unseen = unseen[0] * np.exp(-np.logaddexp(0, known - unseen_mass))
             recalled = (seen[0] + unseen) @ said
             shares = gate([seen_mass], seen_by_gate[None], [numbers["gate"]])[0] * (1 - unseen.sum())
             trained, novel = recalled[: len(base)], recalled[len(base) :]
@@ -154,7 +156,7 @@ class Classifier(Model):
         """The score of "none of these", and whether it refuses the text."""
         own = self.export["classifier"]["out_of_scope"]
         _, seen = base_of(np.log(np.maximum(labels, TINY)), SINGLE)
-        score = 1 / (1 + np.exp(-np.dot([1, max(mass, -2 * sharpness), *seen], own["weights"])))
+        score = np.exp(-np.logaddexp(0, -np.dot([1, max(mass, -2 * sharpness), *seen], own["weights"])))
         return {"out_of_scope": float(score), "refused": bool(score >= own["threshold"])}
 
     # Teaching
@@ -183,7 +185,7 @@ class Classifier(Model):
         with _writing(self.folder / "bank"):
             self._read_bank()
             known = {text: name for text, name, _ in self.bank.arrays["examples"]} if self.bank else {}
-            names = set(self._space()[0])
+            names = set(self._space[0])
             for text, name in given.items():
                 unknown = set(json.loads(name) if kind == MULTI else [name]) - names
                 if unknown and not new_labels and kind != REGRESSION:
@@ -193,7 +195,8 @@ class Classifier(Model):
             new = [text for text, name in given.items() if known.get(text) != name]
             if new:
                 keys = np.concatenate([self._run(new[start : start + 32])[1] for start in range(0, len(new), 32)])
-                kept = [text not in new for text, _, _ in self.bank.arrays["examples"]] if self.bank else []
+                changed = set(new)
+                kept = [text not in changed for text, _, _ in self.bank.arrays["examples"]] if self.bank else []
                 self._replace_bank(kept, to_bfloat16(keys), [[text, given[text], source] for text in new])
         return len(new)
 
@@ -205,9 +208,10 @@ class Classifier(Model):
         with _writing(self.folder / "bank"):
             self._read_bank()
             examples = self.bank.arrays["examples"] if self.bank else []
-            missing = set(texts or ()) - {text for text, _, _ in examples}
+            wanted = set(texts or ())
+            missing = wanted - {text for text, _, _ in examples}
             kept = [
-                (texts is not None and text not in texts) or name not in (None, own) or source not in (None, origin)
+                (texts is not None and text not in wanted) or name not in (None, own) or source not in (None, origin)
                 for text, own, origin in examples
             ]
             if missing or all(kept):
@@ -219,6 +223,7 @@ class Classifier(Model):
     def _read_bank(self) -> None:
         """Takes in what others have taught."""
         self.bank = Bank.read(self.folder / "bank")
+        self.__dict__.pop("_space", None)  # that of the bank as it was
 
     def _replace_bank(self, kept: Sequence[bool], keys: np.ndarray, examples: list[list[str]]) -> None:
         """Writes the entries that are kept and new ones; bank.json, which is replaced last, names the new files."""
@@ -232,21 +237,24 @@ class Classifier(Model):
             codes = np.clip(np.rint(along), -127, 127).astype(np.int8)
             arrays["codes"] = np.concatenate([arrays["codes"][np.flatnonzero(kept)], codes])
         about["generation"] += 1
-        old, about["files"] = about["files"], {}
-        for name, value in arrays.items():
-            is_array = isinstance(value, np.ndarray)
-            about["files"][name] = f"{name}-{about['generation']}.{'npy' if is_array else 'json'}"
-            if is_array:
-                np.save(folder / about["files"][name], value)
-            else:
-                (folder / about["files"][name]).write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
-        written = folder / "bank.json.new"
-        written.write_text(json.dumps(about), encoding="utf-8")
-        os.replace(written, folder / "bank.json")
+        about["files"] = {
+            name: f"{name}-{about['generation']}.{'npy' if isinstance(value, np.ndarray) else 'json'}"
+            for name, value in arrays.items()
+        }
+        for name, value in [*arrays.items(), ("bank", about)]:
+            with (folder / about["files"].get(name, "bank.json.new")).open("wb") as file:
+                if isinstance(value, np.ndarray):
+                    np.save(file, value)
+                else:
+                    file.write(json.dumps(value, ensure_ascii=False).encode())
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(folder / "bank.json.new", folder / "bank.json")
         self._read_bank()
-        for file in old.values():
-            with contextlib.suppress(OSError):  # Windows keeps files that another program has mapped
-                (folder / file).unlink()
+        for path in folder.iterdir():
+            if path.name not in {"bank.json", "lock", *about["files"].values()}:
+                with contextlib.suppress(OSError):  # Windows keeps files that another program has mapped
+                    path.unlink()
 
 
 @contextlib.contextmanager

@@ -178,16 +178,18 @@ class Bank:
         """The bank in a folder; None if there is none."""
         if not (folder / "bank.json").is_file():
             return None
-        about = json.loads((folder / "bank.json").read_text(encoding="utf-8"))
-        arrays: dict[str, Any] = {}
+        text = (folder / "bank.json").read_text(encoding="utf-8")
+        about, arrays = json.loads(text), {}
         for name, file in about["files"].items():
             path = folder / file
             try:
-                is_array = file.endswith(".npy")
-                mapped: Any = "r" if path.stat().st_size > SMALL else None
-                value = np.load(path, mapped) if is_array else json.loads(path.read_text(encoding="utf-8"))
-                arrays[name] = np.asarray(value) if is_array else value  # parts of a memmap are slow to make
+                if file.endswith(".npy"):  # as a plain array, since parts of a memmap are slow to make
+                    arrays[name] = np.asarray(np.load(path, "r" if path.stat().st_size > SMALL else None))
+                else:
+                    arrays[name] = json.loads(path.read_text(encoding="utf-8"))
             except (OSError, ValueError) as error:
+                if text != (folder / "bank.json").read_text(encoding="utf-8"):
+                    return cls.read(folder)  # another program has just taught
                 raise RunError(f"{path} is missing or damaged ({error}): copy the bank again") from None
         return cls(folder, about, arrays)
 

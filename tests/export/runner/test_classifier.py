@@ -102,6 +102,17 @@ def test_what_cannot_be_taught_is_refused_and_changes_nothing(run: Any, call: An
     assert run.load().bank.arrays["examples"] == [["c d", "label-1", "taught"]]
 
 
+def test_leftovers_of_a_program_that_was_killed_are_removed(run: Any) -> None:
+    loaded, folder = run.load(), Path(run.__file__).parent / "bank"
+    loaded.learn(["c d"], ["label-1"])
+    (folder / "examples-0.json").write_text("forgotten")
+    loaded.learn(["e"], ["label-1"])
+    assert {path.name for path in folder.iterdir()} == {"bank.json", "lock", "keys-2.npy", "examples-2.json"}
+    (folder / "keys-2.npy").unlink()
+    with pytest.raises(run.RunError, match=r"keys-2.npy is missing or damaged"):
+        run.load()
+
+
 def test_a_label_is_changed_where_that_is_asked_for(run: Any) -> None:
     loaded = run.load()
     loaded.learn(["c d", "e"], ["label-1", "label-1"])
