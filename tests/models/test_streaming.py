@@ -109,8 +109,16 @@ def test_an_end_token_ends_it_and_defaults_are_those_of_generate() -> None:
         ([], {}, "the prompt holds no token: begin it with the tokenizer's bos_token"),
         ([[1, 2], [3, 4]], {}, r"stream makes one text, of tokens \(T,\) or \(1, T\), got \(2, 2\)"),
         ([1, VOCAB], {}, f"token id {VOCAB} does not fit the model's vocabulary"),
-        ([1, 2], {"num_beams": 2, "max_new_tokens": 1}, r"stream\(\) cannot do beam_search: leave it out, or call generate\(\)"),
-        ([1, 2], {"num_return_sequences": 2, "do_sample": True, "max_new_tokens": 1}, "cannot do num_return_sequences=2"),
+        (
+            [1, 2],
+            {"num_beams": 2, "max_new_tokens": 1},
+            r"stream\(\) cannot do beam_search: leave it out, or call generate\(\)",
+        ),
+        (
+            [1, 2],
+            {"num_return_sequences": 2, "do_sample": True, "max_new_tokens": 1},
+            "cannot do num_return_sequences=2",
+        ),
         ([1, 2], {"max_length": 2}, "max_length"),
         ([1, 2], {"temprature": 2.0, "max_new_tokens": 1}, "unexpected keyword argument 'temprature'"),
     ],
