@@ -27,7 +27,7 @@ from .graphs import KINDS, Files
 # Largest difference, relative to the largest value of an output where that is above 1: in int8 a wrong graph differs
 # by more than rounding does, too.
 TOLERANCE = {"float32": 1e-3, "int8": 0.2}
-NEEDED = "onnxruntime 1.23"  # whose 8-bit MatMulNBits the graphs in int8 use
+NEEDED = "onnxruntime 1.23"  # the oldest of the extra "export"
 SEGMENTS = ((1, (1, 7, 1)), (3, (5, 1, 8)))  # batch sizes, and the lengths of successive segments
 Arrays = dict[str, NDArray[Any]]
 Run = Callable[[str, Arrays], Arrays]  # a graph, by its name, over inputs

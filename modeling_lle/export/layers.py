@@ -20,7 +20,7 @@ from ..backbone.recurrence import QRNN, GatedMLP, RecurrentLayer, RecurrentStack
 from ..kernels.linear import is_plain
 from .errors import ExportError
 from .graph import MICROSOFT, Graph, array_of
-from .quantised import by_rows, product, product_of_blocks, rows_of_blocks
+from .quantised import by_rows, product, rows
 
 # Where torch's gates stand in the order of ONNX: input, output, forget, cell; update, reset, new.
 ORDER = {4: (0, 3, 1, 2), 3: (1, 0, 2)}
@@ -70,7 +70,7 @@ def embed(graph: Graph, module: nn.Module, ids: str) -> str:
     if type(module) is not nn.Embedding:
         raise ExportError(f"{graph.name_of(module)} is a {type(module).__name__}: load the model without it")
     if graph.int8:
-        return rows_of_blocks(graph, ids, array_of(module.weight), graph.name_of(module.weight))
+        return rows(graph, ids, array_of(module.weight), graph.name_of(module.weight))
     return graph.add("Gather", graph.weight(module.weight), ids)
 
 
@@ -91,7 +91,7 @@ def output_layer(graph: Graph, module: nn.Module, x: str) -> str:
     if not graph.int8:
         return linear(graph, own, x)
     bias = None if own.bias is None else graph.weight(own.bias)
-    return product_of_blocks(graph, x, array_of(own.weight), graph.name_of(own.weight), bias)
+    return product(graph, x, array_of(own.weight), graph.name_of(own.weight), bias, shared=True)
 
 
 def rms_norm(graph: Graph, module: nn.Module, x: str) -> str:
