@@ -14,6 +14,7 @@
     python -m scripts.benchmark memory MODEL CATALOGUE         a translator in another domain, with a memory of it
     python -m scripts.benchmark generation FOLDER data/wikitext-2    what recalling its own output does to a text
     python -m scripts.benchmark peers data/wikitext-2 FOLDER    LLE and transformers' models of equal size (3 hours)
+    python -m scripts.benchmark budget                         a training step: operations, floor, where time goes
     python -m scripts.benchmark damage                         200 kills, and 500 corruptions of each kind of file
 
 Close other programs first: the benchmarks use all cores.
@@ -22,6 +23,7 @@ Close other programs first: the benchmarks use all cores.
 import typer
 
 from .bank import bank, domain, search, selection, synthetic
+from .budget import budget
 from .classification import classification
 from .damage import damage
 from .generation import generation
@@ -50,6 +52,7 @@ for command in (
     memory,
     generation,
     peers,
+    budget,
 ):
     app.command()(command)
 
