@@ -5,9 +5,8 @@
 Notable: a clock counts the processor's time of this process, so that other programs do not count, and everybody takes
 a slice after everybody else's, so that a slowing machine affects all alike. Peak rates are searched for on another
 part of the validation text than the one that losses are measured on. A run is resumed from its folder: each model has
-a checkpoint there, written after every slice. Steps have the same number of tokens for all: models that carry their
-state read 32 continued rows in segments of 32 tokens, the others
-4 windows of 256. Shapes: B batch, T time.
+a checkpoint there, written after every slice. Steps have 1,024 tokens for all: models that carry their state read 32
+continued rows in segments of 32 tokens, the others 4 windows of 256. Shapes: B batch, T time.
 """
 
 import json
