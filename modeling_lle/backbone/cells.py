@@ -1,7 +1,8 @@
 """One layer of an LSTM or a GRU over a segment: torch's fused operator, one for compilers, and a stepwise form.
 
 Notable: plain weights are run by oneDNN or cuDNN. Compilers get an opaque operator, since they would unroll torch's
-over time. The stepwise form is slower but calls modules, so it respects wrapping by PEFT, quantisation and hooks.
+over time. The stepwise form calls modules, so it respects wrapping by PEFT, quantisation and hooks; on long segments
+it is slower, but oneDNN reorders the weights in every call, which takes several times as long as one step does.
 Padding at the end is read too, without a change of state.
 Shapes: B batch, T time, I input width, H state width, G gates: 4 of an LSTM (input, forget, cell, output: Hochreiter
 and Schmidhuber 1997, Gers et al. 2000), 3 of a GRU (reset, update, new: Cho et al. 2014, as torch.nn.GRU).
@@ -14,8 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..kernels.available import fused
+from ..kernels.linear import is_differentiated, linear
+from ..kernels.lstm import lstm_step
+
 State = tuple[Tensor, ...]  # h and c of an LSTM, h of a GRU, each (B, H)
 Weights = tuple[Tensor, Tensor, Tensor, Tensor]  # from the input (G H, I) and the state (G H, H), their biases (G H,)
+SHORT = 8  # steps up to which the stepwise form is faster, if the matrix of the state has MANY elements; else one
+MANY = 1 << 18
+FEW_STEPS = 64  # steps of all rows up to which it is
 CLOSED = 1e4  # pre-activation of an open gate, and its negative of a closed one, in every dtype
 
 
@@ -31,6 +39,10 @@ def recur(x: Tensor, state: State, weights: Weights, lengths: Tensor | None = No
     Returns:
         y (B, T, H), undefined at padding, and the state after each row's last step.
     """
+    if _is_short(x, state, weights):
+        from_input, from_state, input_bias, state_bias = weights
+        products = linear(x, from_input, input_bias)
+        return recur_by_steps(products, state, lambda h: linear(h, from_state, state_bias), lengths)
     if lengths is not None and len(state) == 2:
         x, weights = _stand_still(x, weights, lengths)
     if torch.compiler.is_compiling():
@@ -44,6 +56,16 @@ def recur(x: Tensor, state: State, weights: Weights, lengths: Tensor | None = No
     if lengths is not None:
         new[0] = y[torch.arange(y.shape[0], device=y.device), (lengths - 1).clamp(min=0)]
     return y, keep(lengths, tuple(new), state)
+
+
+def _is_short(x: Tensor, state: State, weights: Weights) -> bool:
+    """Whether the stepwise form is faster: on a CPU, without gradients, over a few steps of a few rows."""
+    if torch.compiler.is_compiling() or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+        return False
+    longest = SHORT if weights[1].numel() >= MANY else 1
+    if not 1 <= x.shape[1] <= longest or not 1 <= x.shape[0] * x.shape[1] <= FEW_STEPS:
+        return False
+    return x.dtype == torch.float32 and not is_differentiated(x, *state, *weights)
 
 
 def keep(lengths: Tensor | None, new: State, old: State) -> State:
@@ -200,11 +222,14 @@ def recur_by_steps(
         new = step(own, from_state(state[0].to(own.dtype)), state)
         outputs.append(new[0].to(own.dtype))
         state = keep(None if lengths is None else lengths - t, new, state)
-    return torch.stack(outputs, dim=1), state
+    return (torch.stack(outputs, dim=1) if len(outputs) > 1 else outputs[0][:, None]), state
 
 
 def _lstm_step(of_input: Tensor, of_state: Tensor, state: State) -> State:
-    i, f, g, o = (of_input + of_state).chunk(4, dim=-1)
+    gates = of_input + of_state
+    if gates.dtype == state[1].dtype == torch.float32 and fused(gates) and not is_differentiated(state[1]):
+        return lstm_step(gates, state[1])
+    i, f, g, o = gates.chunk(4, dim=-1)
     c = f.sigmoid() * state[1] + i.sigmoid() * g.tanh()
     return o.sigmoid() * c.tanh(), c
 

@@ -22,7 +22,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from ..common.precision import has_fast_bfloat16, recurrence_dtype
 from ..configuration import LLEConfig
 from ..kernels.available import takes_numba
-from ..kernels.linear import is_plain
+from ..kernels.linear import FEW_NARROW, apply_linear, is_plain, linear
 from ..kernels.lstm import lstm
 from ..kernels.scan import gated_scan
 from .cells import State, Weights, keep, recur, recur_by_steps
@@ -201,7 +201,7 @@ class QRNN(nn.Module):
         pairs = torch.cat([padded[:, :-1], x], dim=-1)
         if is_plain(self.gates):
             weight = weight_dropout(self.gates.weight, self.weight_dropout, self.training)
-            gates = F.linear(pairs, weight, self.gates.bias)
+            gates = linear(pairs, weight, self.gates.bias)
         else:
             size = (3 * self.output_size, 2 * self.input_size)
             gates = dropped(self.gates, size, self.weight_dropout, self.training)(pairs)
@@ -256,12 +256,20 @@ class RecurrentLayer(GradientCheckpointingLayer):
         dtype = recurrence_dtype(x)
         if dtype is None:
             return self.mixer(x, state, lengths)
-        weights = {name: weight.to(dtype) for name, weight in self.mixer.named_parameters()}
+        weights = {}
+        if not self._reads_narrow(x):
+            weights = {name: weight.to(dtype) for name, weight in self.mixer.named_parameters()}
         narrow = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
         with torch.autocast("cpu", enabled=False):
             wide = x.to(dtype), tuple(part.to(dtype) for part in state), lengths
             y, new = torch.func.functional_call(self.mixer, weights, wide)
         return y.to(narrow), tuple(part.to(old.dtype) for part, old in zip(new, state, strict=True))
+
+    def _reads_narrow(self, x: Tensor) -> bool:
+        """Whether the mixer reads its bfloat16 weights as they are, for x (B, T, D): in a step of a few rows."""
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or self.training or x.dtype != torch.bfloat16:
+            return False
+        return x.shape[1] == 1 and x.shape[0] <= FEW_NARROW and is_plain(*self.mixer.children())
 
 
 class ResidualLayer(RecurrentLayer):
@@ -298,8 +306,8 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, T, size) to (B, T, size)."""
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up)
+        gate, up = apply_linear(self.gate_up, x).chunk(2, dim=-1)
+        return apply_linear(self.down, F.silu(gate) * up)
 
 
 class _Stack(nn.Module):

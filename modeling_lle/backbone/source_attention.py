@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..configuration import LLEConfig
+from ..kernels.linear import apply_linear
 
 
 class SourceAttention(nn.Module):
@@ -51,12 +52,12 @@ class SourceAttention(nn.Module):
             raise ValueError(f"{len(x)} targets cannot belong to {len(keys)} sources: give as many to each")
         # Targets of one source are batched as (E, G * T, D), so that its keys are read once.
         x = x.reshape(len(keys), -1, x.shape[-1])
-        query = self.query(self.norm(x)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        query = apply_linear(self.query, self.norm(x)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         scores = query @ keys.to(query.dtype).transpose(-1, -2) * keys.shape[-1] ** -0.5
         if mask is not None:
             scores = scores.masked_fill(~mask[:, None, None, :], -torch.inf)
         weights = scores.softmax(-1)
         found = weights.to(query.dtype) @ values.to(query.dtype)
-        states = self.output(found.transpose(1, 2).flatten(2))
+        states = apply_linear(self.output, found.transpose(1, 2).flatten(2))
         weights = weights.unflatten(2, (-1, length)).transpose(1, 2).flatten(0, 1)
         return states.reshape(-1, length, states.shape[-1]), weights

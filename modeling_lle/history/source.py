@@ -15,6 +15,7 @@ from ..bank.found import Found
 from ..common.precision import outside_autocast
 from ..configuration import BankConfig, StreamConfig
 from ..kernels.available import fused
+from ..kernels.linear import linear
 from .attachment import Attachment
 from .rule import Recall, kernel, log_age, recall_bank, recall_stream
 from .stream import Block, Stream
@@ -155,6 +156,26 @@ class StreamSource:
         return StreamRecalled(
             self._block, recall_stream(self._block, numbers.sharpness, numbers.recency), numbers.gate
         )
+
+    def step(self, states: Tensor, outcomes: Tensor | None, logits: Tensor) -> Tensor:
+        """Takes in one position of each row, and returns log P of every token after it, with no other source.
+
+        Args:
+            states: (B, 1, D) floating, without gradients, on a CPU with numba.
+            outcomes: (B, 1) int64, as in `Stream.read`.
+            logits: (B, 1, V) floating, of the base, which may be overwritten.
+
+        Returns:
+            (B, 1, V) float32: what `Prediction.distribution` gives.
+        """
+        from ..kernels.mixture_numba import mix_stream
+
+        (block,) = self.stream.read(states, outcomes, None, 1)
+        (keys,), numbers = block.keys, self.numbers
+        similarity = torch.cat([linear(query, own) for query, own in zip(block.queries, keys, strict=True)]).float()
+        rows, made = logits.float().contiguous()[:, 0], block.made[:, 0]
+        parts = rows, similarity, block.outcomes, block.serial, made, block.window
+        return mix_stream(*parts, numbers.sharpness, numbers.recency, numbers.gate)[:, None]
 
 
 @dataclass

@@ -142,3 +142,21 @@ def lstm(
     """
     states, cells, _ = _lstm(x.transpose(0, 1).contiguous(), h, c, weight_ih, weight_hh, bias)
     return states[1:].transpose(0, 1), states[-1], cells[-1]
+
+
+def lstm_step(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """Ends one step of an LSTM layer, without gradients: returns the new h and c, (B, H) float32.
+
+    Args:
+        gates: (B, 4H) float32, the sum of all products and biases; it is overwritten.
+        c: (B, H) float32, before the step.
+    """
+    from .lstm_numba import lstm_forward
+    from .numba_tools import as_array
+
+    B, H = sizes(c, "c (B, H)", 2)
+    expect(c, "c (B, H)", (B, H), torch.float32)
+    expect(gates, "gates (B, 4H)", (B, 4 * H), torch.float32, in_place=True)
+    h, new = torch.empty(B, H), torch.empty(B, H)
+    lstm_forward(as_array(gates), as_array(c.contiguous()), as_array(new), as_array(h))
+    return h, new

@@ -27,7 +27,9 @@ LANES = 64  # partial sums that a loop keeps, so that it vectorises
 MIN_PARALLEL = 1 << 16  # elements below which a thread costs more than it saves
 
 # No "nnan" and "ninf": NaN and infinity keep their meaning. A division that cannot raise an exception vectorises.
-jit = functools.partial(njit, nogil=True, cache=True, error_model="numpy", fastmath={"contract", "nsz"})
+_options = functools.partial(njit, nogil=True, cache=True, error_model="numpy")
+jit = functools.partial(_options, fastmath={"contract", "nsz"})
+jit_sums = functools.partial(_options, fastmath={"contract", "nsz", "reassoc"})  # sums are reordered, and vectorise
 
 
 def load(value: Any) -> Any:

@@ -53,7 +53,7 @@ def _recall_stream(
 
 
 @functools.lru_cache(maxsize=8)
-def _penalties(window: int, recency: float) -> Any:
+def penalties(window: int, recency: float) -> Any:
     """Returns the score subtracted at each age from `window` down to 1, (window,) float32."""
     return (-recency * torch.arange(window, 0, -1, dtype=torch.float64).log()).float().numpy()
 
@@ -75,7 +75,7 @@ def recall_weights(
     if similarity.numel() == 0:
         return mass.fill_(-torch.inf)
     numbers = serial.masked_fill(serial < 0, -(1 << 40)).numpy()  # no entry: older than any window
-    shared = numbers, _runs(numbers), _penalties(window, recency), np.float32(sharpness)
+    shared = numbers, _runs(numbers), penalties(window, recency), np.float32(sharpness)
     parts = similarity.view(-1, N), made.flatten(), _places(made), mass.view(-1)
     run(lambda *parts, shared=shared: _recall_stream(*parts, *shared), *parts)
     return mass

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .available import installed, takes_numba
+from .available import fused, installed, takes_numba
 
 Backend = Literal["auto", "reference", "torch", "numba", "fla"]
 
@@ -127,7 +127,7 @@ _FORMS: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
 
 def scan_backend(gates: Tensor) -> str:
     """Returns the fastest installed form of the recurrence for `gates` (B, T, 3D)."""
-    if gates.shape[1] == 1:
+    if gates.shape[1] == 1 and (not fused(gates) or gates.dtype == torch.float16):
         return "reference"  # one step needs no scan, and exports as plain operations
     if gates.is_cuda:
         return "fla" if installed("fla") else "torch"

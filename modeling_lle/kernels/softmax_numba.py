@@ -78,7 +78,7 @@ def _check_outcomes(number: int) -> None:
 
 
 @jit()
-def _log_softmax(logits: Any, features: Any) -> None:
+def log_softmax_rows(logits: Any, features: Any) -> None:
     Q, V = logits.shape
     sums, products = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
     whole = V - V % LANES
@@ -111,5 +111,5 @@ def log_softmax_(logits: Tensor) -> Tensor:
     expect(logits, "logits (Q, V)", (Q, V), torch.float32, in_place=True)
     _check_outcomes(V)
     features = torch.empty(Q, 2)
-    run(_log_softmax, logits, features)
+    run(log_softmax_rows, logits, features)
     return features

@@ -80,7 +80,7 @@ class LLEModel(LLEPreTrainedModel):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         if inputs_embeds is None:
             assert input_ids is not None
-            self._check_ids(input_ids)
+            self.check_ids(input_ids)
             inputs_embeds = self.embed_tokens(input_ids)
             if self.training and self.config.embedding_dropout > 0:
                 keep = 1 - self.config.embedding_dropout
@@ -147,7 +147,7 @@ class LLEModel(LLEPreTrainedModel):
             seen += [torch.cat([one, two.flip(1)], dim=-1) for one, two in zip(ahead, back, strict=True)]
         return torch.cat([forwards, backwards.flip(1)], dim=-1)
 
-    def _check_ids(self, input_ids: Tensor) -> None:
+    def check_ids(self, input_ids: Tensor) -> None:
         """Raises a ValueError on a CPU that names the token and the remedy, unlike the embedding's IndexError."""
         if input_ids.device.type != "cpu" or torch.compiler.is_compiling() or not input_ids.numel():
             return

@@ -44,6 +44,7 @@ from .backbone import LLEModel, refuse_empty_rows, refuse_export, segment_mask
 from .generating import LLEGenerationMixin, outcomes, own_output
 from .penalties import penalties
 from .pretrained import LLEPreTrainedModel
+from .streaming import step
 from .targets import Targets, without_padding
 
 
@@ -219,14 +220,7 @@ class LLEForCausalLM(LLEPreTrainedModel, LLEGenerationMixin):
             tokens = tokens_for_update(input_ids, call.options)
             predictions = self.read(tokens, mask, cache, attachment, call.generated)
         else:
-            outputs = self.model(
-                input_ids=input_ids,
-                attention_mask=mask,
-                past_key_values=cache,
-                inputs_embeds=inputs_embeds,
-                use_cache=False,
-                **call.options,
-            )
+            outputs = self.model(input_ids, mask, cache, inputs_embeds, use_cache=False, **call.options)
             hidden_states, states = outputs.hidden_states, outputs.last_hidden_state
             dropped = variational_dropout(states, self.config.output_dropout, self.training)
             kept = call.logits_to_keep
@@ -234,16 +228,20 @@ class LLEForCausalLM(LLEPreTrainedModel, LLEGenerationMixin):
             first = 0 if targets is not None or output_history else max(0, states.shape[1] - kept)
             entries = self._entries(input_ids, call.generated, cache)
             predictions = self.predictions(states, entries, mask, cache, attachment, first)
+            if with_history and return_logits and not output_history and targets is None and mask is None:
+                logits = step(self, states, entries, cache, attachment)
         if history_loss is not None:
             stream = None if cache is None else cache.stream
             loss = history_loss(stream, states, dropped, entries, mask, targets, self.lm_head)
         elif with_history:
-            loss, logits, recalled = collect(predictions, targets, return_logits, output_history)
+            if logits is None:
+                loss, logits, recalled = collect(predictions, targets, return_logits, output_history)
             logits = None if logits is None else slice_logits_to_keep(logits, call.logits_to_keep)
         else:
-            self._record(states, entries, mask, cache)
+            self.record(states, entries, mask, cache)
             loss = None if targets is None else head_cross_entropy(dropped, self.lm_head, targets)
-            logits = self.lm_head(slice_logits_to_keep(dropped, call.logits_to_keep)) if return_logits else None
+            wanted = slice_logits_to_keep(dropped, call.logits_to_keep)
+            logits = apply_linear(self.lm_head, wanted) if return_logits else None
         if loss is not None and measured is not None:
             loss = loss / measured.number
             if self.training:
@@ -346,7 +344,7 @@ class LLEForCausalLM(LLEPreTrainedModel, LLEGenerationMixin):
             return None
         return outcomes(tokens, own_output(generated, tokens, cache), self.config.stream.generated)
 
-    def _record(self, states: Tensor, entries: Tensor | None, mask: Tensor | None, cache: LLECache | None) -> None:
+    def record(self, states: Tensor, entries: Tensor | None, mask: Tensor | None, cache: LLECache | None) -> None:
         """Takes a segment into the stream, if there is one, that is predicted without it."""
         if cache is not None and cache.stream is not None:
             for _ in cache.stream.read(states, entries, mask, BLOCK):
@@ -424,7 +422,7 @@ class LLEForCausalLM(LLEPreTrainedModel, LLEGenerationMixin):
             predictions = self.read(input_ids, mask, cache, attachment)
         else:
             states = self.model(input_ids, mask, past_key_values=cache, use_cache=False).last_hidden_state
-            self._record(states, self._entries(input_ids, 0, cache), mask, cache)
+            self.record(states, self._entries(input_ids, 0, cache), mask, cache)
             predictions = self.predictions(states, None, mask, None, None)
         parts = [prediction.scores(targets[:, prediction.positions]) for prediction in predictions]
         columns = {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}

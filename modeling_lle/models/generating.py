@@ -5,15 +5,17 @@ unless `history.stream.generated` and `history.update.generated` ask for it: a m
 up repeats it (model_cards/results/generation.json). Shapes: B batch, T time.
 """
 
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import GenerationMixin
+from transformers import GenerationConfig, GenerationMixin
 from transformers.utils import ModelOutput
 
 from ..history.cache import LLECache
 from ..history.loss import IGNORED
+from .streaming import OF_FORWARD, Choice, Reader, one_text, refusal, tokens_of
 
 
 class LLEGenerationMixin(GenerationMixin):
@@ -32,6 +34,76 @@ class LLEGenerationMixin(GenerationMixin):
         if hasattr(cache, "unread"):  # the beams of a cache are not those of the sequences
             cache.unread = last.clone() if len(last) == cache.batch_size else None
         return output
+
+    def stream(
+        self,
+        input_ids: Tensor | Sequence[int],
+        *,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+        **options: Any,
+    ) -> Iterator[int]:
+        """Yields the tokens of one text as they are generated: those of `generate`, in less time.
+
+        Args:
+            input_ids: (T,) or (1, T) int64, the text so far, with the part that the cache has read.
+            seed: Of the draws of a sample, with which `generate` draws the same after `torch.manual_seed(seed)`.
+            generator: Of the draws; None, and no seed: torch's own.
+            options: As in `generate`: `max_new_tokens`, `do_sample`, `temperature`, `top_k`, `top_p`, `eos_token_id`
+                and other options of one text, whose defaults are those of `generation_config`; and `past_key_values`,
+                `use_history` and `history` as in `forward`. The cache goes on with the next call, at any token.
+
+        Raises:
+            ValueError: The text is empty, not a single one, or has a token out of the vocabulary; or an option is
+                not for one text, such as beams.
+            TypeError: An option is unknown.
+
+        Example:
+            >>> for token in model.stream(tokenizer(text).input_ids, max_new_tokens=20):
+            ...     print(tokenizer.decode(token), end="", flush=True)
+        """
+        model: Any = self
+        tokens = one_text(input_ids).to(model.device)
+        model.model.check_ids(tokens)
+        of_forward = {name: options.pop(name, None) for name in OF_FORWARD}
+        config, unknown = self._prepare_stream(tokens, options)
+        if unknown:
+            raise TypeError(f"stream() got an unexpected keyword argument {unknown[0]!r}: see its documentation")
+        refused = refusal(config)
+        if refused is not None:
+            raise ValueError(f"stream() cannot do {refused}: leave it out, or call generate()")
+        if seed is not None:
+            generator = torch.Generator(tokens.device).manual_seed(seed)
+        processors = model._get_logits_processor(config, tokens.shape[1], device=tokens.device)
+        choose, ends = Choice(config, processors, generator), getattr(config, "_eos_token_tensor", None)
+        number = config.max_length - tokens.shape[1]
+        reader = Reader(model, tokens, choose, **of_forward)
+        return tokens_of(reader, number, frozenset([] if ends is None else ends.tolist()))
+
+    def can_stream(self, input_ids: Tensor | None, attention_mask: Tensor | None = None, **options: Any) -> bool:
+        """Whether `stream` can do what `generate` is asked for: one text without padding, and options that it has."""
+        if input_ids is None or len(input_ids) != 1 or input_ids.shape[1] == 0:
+            return False
+        if attention_mask is not None and not bool(attention_mask.all()):
+            return False
+        given = {name: value for name, value in options.items() if name not in OF_FORWARD}
+        config, unknown = self._prepare_stream(input_ids, given)
+        return not unknown and refusal(config) is None
+
+    def _prepare_stream(self, tokens: Tensor, options: dict[str, Any]) -> tuple[GenerationConfig, list[str]]:
+        """The generation configuration as `generate` prepares it, and the names of options that are none of it."""
+        model, given = cast(Any, self), options.get("generation_config")
+        lengths = [
+            all(getattr(own, name, None) is None for own in (given, model.generation_config))
+            and options.get(name) is None
+            for name in ("max_length", "min_length")
+        ]
+        own = {name: value for name, value in options.items() if name != "generation_config"}
+        config, unknown = model._prepare_generation_config(given, **own)
+        model._prepare_special_tokens(config, device=tokens.device)
+        config = model._prepare_generated_length(config, *lengths, "input_ids", tokens.shape[1], tokens)
+        model._validate_generated_length(config, tokens.shape[1], lengths[0])
+        return config, [name for name, value in unknown.items() if value is not None]
 
     def _update_model_kwargs_for_generation(
         self,

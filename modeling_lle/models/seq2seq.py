@@ -256,7 +256,7 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
     ) -> tuple[Tensor | None, Tensor | None]:
         """The summed loss and the logits after the decoder's states (B, T, D) without a memory, where asked for."""
         states = variational_dropout(states, self.config.output_dropout, self.training)
-        logits = self.lm_head(states) if return_logits else None
+        logits = apply_linear(self.lm_head, states) if return_logits else None
         if labels is None:
             return None, logits
         loss = head_cross_entropy(states, self.lm_head, labels)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from transformers import TextGenerationPipeline
 
 from ..bank.protocol import Bank
@@ -40,6 +41,17 @@ class LLETextGenerationPipeline(TextGenerationPipeline):
         if history is not None:
             during["history"] = after["history"] = Attachment.of(history)
         return before, during, after
+
+    def _forward(self, model_inputs: dict[str, Any], **options: Any) -> Any:  # type: ignore[override]
+        """As transformers', but for one text by the model's `stream`, which makes the same tokens in less time."""
+        ids, mask = model_inputs["input_ids"], model_inputs.get("attention_mask")
+        prepared = self._prepare_generate_kwargs(dict(options))
+        model: Any = self.model
+        if options.get("prefix_length") or not hasattr(model, "stream") or not model.can_stream(ids, mask, **prepared):
+            return super()._forward(model_inputs, **options)
+        new = torch.tensor([list(model.stream(ids, **prepared))], dtype=ids.dtype, device=ids.device)
+        sequence = torch.cat([ids, new], dim=1)[None]
+        return {"generated_sequence": sequence, "input_ids": ids, "prompt_text": model_inputs["prompt_text"]}
 
     def postprocess(  # type: ignore[override]
         self,

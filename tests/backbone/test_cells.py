@@ -57,6 +57,27 @@ def test_every_form_gives_what_torch_gives(kind: str, form: str) -> None:
     close(slopes(got, x, *state, *weights), slopes(want, x, *state, *weights))
 
 
+@every_kind
+@pytest.mark.parametrize(("rows", "length", "width"), [(1, 1, 3), (3, 1, 2), (2, 5, 512), (1, 1, 512)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_short_segment_calls_no_operator_of_torch(
+    kind: str, rows: int, length: int, width: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gates, parts = (4, 2) if kind == "lstm" else (3, 1)
+    x, state = torch.randn(rows, length, 4), tuple(torch.randn(rows, width) for _ in range(parts))
+    sizes = [(gates * width, 4), (gates * width, width), (gates * width,), (gates * width,)]
+    weights = [(torch.randn(size) / width**0.5).to(dtype) for size in sizes]
+    lengths = torch.tensor([length, *[0] * (rows - 1)])
+    wide: Any = tuple(weight.float() for weight in weights)
+    want = [cells_module._fused(x, state, wide), recur(x, state, wide, lengths)[1]]
+    monkeypatch.setattr(cells_module, "_fused", None)
+    with torch.no_grad():
+        y, new = recur(x, state, weights)  # type: ignore[arg-type]
+        torch.testing.assert_close([y, *new], want[0], atol=2e-5, rtol=1e-4)
+        padded = recur(x, state, weights, lengths)[1]  # type: ignore[arg-type]
+    torch.testing.assert_close(padded, want[1], atol=2e-5, rtol=1e-4)
+
+
 @pytest.mark.slow
 @every_kind
 def test_the_operator_is_one_that_compilers_understand(kind: str) -> None:

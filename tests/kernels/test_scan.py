@@ -126,7 +126,8 @@ def test_arguments_that_are_not_contiguous_numba() -> None:
 def test_dispatch(monkeypatch: pytest.MonkeyPatch) -> None:
     installed = {"numba": True}
     monkeypatch.setattr("modeling_lle.kernels.available.installed", lambda name: installed.get(name, False))
-    assert scan_backend(torch.zeros(2, 1, 3)) == "reference"
+    assert scan_backend(torch.zeros(2, 1, 3)) == "numba"
+    assert scan_backend(torch.zeros(2, 1, 3, requires_grad=True)) == "reference"
     assert scan_backend(torch.zeros(2, 2, 3)) == "numba"
     assert scan_backend(torch.zeros(2, 2, 3, dtype=torch.float16)) == "torch"
     installed["numba"] = False

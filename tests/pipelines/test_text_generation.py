@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+import torch
 from transformers import GPT2Config, GPT2LMHeadModel, pipeline
 
 import modeling_lle
@@ -38,3 +39,28 @@ def test_a_model_without_history_is_refused() -> None:
     generate = modeling_lle.LLETextGenerationPipeline(model=GPT2LMHeadModel(config), tokenizer=WORD_TOKENIZER)
     with pytest.raises(TypeError, match="a history needs an LLE model; this is a GPT2LMHeadModel"):
         generate("a b", return_history=True)
+
+
+@pytest.mark.parametrize("options", [OPTIONS, {"max_new_tokens": 5, "do_sample": True, "top_p": 0.9}])
+def test_one_text_is_streamed_with_the_tokens_of_generate(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate = make_pipeline()
+    torch.manual_seed(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(generate.model, "generate", None)
+        record = generate("a b a b a", **options)
+    torch.manual_seed(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(generate.model, "stream", None)
+        patch.setattr(generate.model, "can_stream", lambda *_, **__: False)
+        assert generate("a b a b a", **options) == record
+
+
+def test_what_is_not_for_one_text_is_generated(monkeypatch: pytest.MonkeyPatch) -> None:
+    generate = make_pipeline()
+    monkeypatch.setattr(generate.model, "stream", None)
+    (one, two) = generate("a b a b a", max_new_tokens=3, num_beams=2, num_return_sequences=2, do_sample=False)
+    assert one != two
+    batch = generate(["a b", "b a a"], max_new_tokens=2, do_sample=False, batch_size=2)
+    assert len(batch) == 2
