@@ -44,9 +44,9 @@ class Family:
 
 
 def _gpt2(vocabulary: int, width: int, length: int) -> Any:
-    sizes = {"vocab_size": vocabulary, "n_embd": width, "n_layer": 4, "n_head": 8, "n_positions": length}
-    rest: dict[str, Any] = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, **_NO_TOKENS}
-    return transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, **rest, attn_implementation="sdpa"))
+    values: dict[str, Any] = {"vocab_size": vocabulary, "n_embd": width, "n_layer": 4, "n_head": 8}
+    values |= {"n_positions": length, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config(**values, **_NO_TOKENS))  # with torch's SDPA
 
 
 def _mamba2(vocabulary: int, width: int, length: int) -> Any:
