@@ -8,7 +8,8 @@ The model of explained.png is that of the README's example, and TEXT the argpars
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from modeling_lle.evaluation.pictures import BASE, HISTORY, INK, make_figure, sa
 from scripts.explained import draw_explained
 
 ROOT = Path(__file__).resolve().parent.parent
+LABEL_POINTS = 10.0  # between labels of lines
 TITLES = {"ptb": "Penn Treebank", "wikitext-2": "WikiText-2"}
 # Possible places of a label: distance from the marker, in points, and alignment.
 PLACES = [
@@ -87,6 +89,56 @@ def draw_banks(results: dict[str, Any]) -> Figure:
     return _draw(panels, [("MiB on disk", ppl), ("tokens per second", ppl)], logarithmic=False)
 
 
+def draw_peers(minutes: dict[str, Any], training: dict[str, Any], contexts: dict[str, Any]) -> Figure:
+    """LLE beside other language models: loss against minutes, training speed, generation against the context."""
+    batch = min(row["batch"] for row in contexts["rows"])
+    generated = [row for row in contexts["rows"] if row["batch"] == batch]
+    panels = {
+        "After minutes of training": (minutes["rows"], "minutes", "loss", "validation loss, nats per token"),
+        "Training": (training["rows"], "length", "tokens_per_second", "tokens per second"),
+        "A step of generation": (generated, "context", "step_ms", "milliseconds"),
+    }
+    figure = make_figure(6 * len(panels), 4.8)
+    drawn = list(zip(figure.subplots(1, len(panels)), panels.items(), strict=True))
+    for axes, (title, (rows, x, y, label)) in drawn:
+        style(axes, title, x, label)
+        for name, (xs, ys) in _lines(rows, x, y).items():
+            line, own = "o--" if name == "LLE, history" else "o-", name.startswith("LLE")
+            axes.plot(xs, ys, line, color=HISTORY if own else BASE, linewidth=2.5 if own else 1.5, markersize=4)
+        if x != "minutes":
+            axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes.margins(x=0.25)
+    figure.draw_without_rendering()  # fixes the layout before labels are placed
+    for axes, (_, (rows, x, y, _)) in drawn:
+        _label_ends(axes, _lines(rows, x, y))
+    return figure
+
+
+def _label_ends(axes: Axes, lines: dict[str, tuple[list[float], list[float]]]) -> None:
+    """Labels each line at its end, and moves labels up that would cover one below."""
+    ends = {name: (xs[-1], ys[-1]) for name, (xs, ys) in lines.items()}
+    highest = -math.inf
+    for name in sorted(ends, key=lambda name: ends[name][1]):
+        _, height = axes.transData.transform(ends[name]) * 72 / axes.figure.dpi  # points
+        placed = max(height, highest + LABEL_POINTS)
+        colour = HISTORY if name.startswith("LLE") else INK
+        offset = (6, placed - height)
+        axes.annotate(name, ends[name], offset, textcoords="offset points", va="center", fontsize=8, color=colour)
+        highest = placed
+
+
+def _lines(rows: Sequence[Mapping[str, Any]], x: str, y: str) -> dict[str, tuple[list[float], list[float]]]:
+    """Points of each model where both were measured."""
+    lines: dict[str, tuple[list[float], list[float]]] = {}
+    for row in rows:
+        if y in row:
+            xs, ys = lines.setdefault(row["model"], ([], []))
+            xs.append(row[x])
+            ys.append(row[y])
+    return lines
+
+
 def _draw(panels: dict[str, list[Point]], labels: list[tuple[str, str]], logarithmic: bool) -> Figure:
     """A panel per title, with points and axis labels."""
     figure = make_figure(7 * len(panels), 5.2)
@@ -138,9 +190,10 @@ def _label(axes: Axes, points: list[Point]) -> None:
 
 
 # Pictures, and their results files.
-PICTURES: dict[str, tuple[str, Callable[[dict[str, Any]], Figure]]] = {
-    "banks": ("bank-selection", draw_banks),
-    "history": ("history", draw_history),
+PICTURES: dict[str, tuple[tuple[str, ...], Callable[..., Figure]]] = {
+    "banks": (("bank-selection",), draw_banks),
+    "history": (("history",), draw_history),
+    "peers": (("peers-minutes", "peers-training", "peers-contexts"), draw_peers),
 }
 
 
@@ -158,6 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Draws every picture whose results there are, prints what it does, and returns the exit status."""
     options = make_parser().parse_args(arguments)
     root, missing = options.root, 0
+    measured = root / "model_cards" / "results"
     if options.explained:
         path = root / "docs" / "pictures" / "explained.png"
         save_figure(draw_explained(*options.explained), path)
@@ -166,7 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, (results, draw) in PICTURES.items():
         path = root / "docs" / "pictures" / f"{name}.png"
         try:
-            save_figure(draw(read_results(root / "model_cards" / "results" / f"{results}.json")), path)
+            save_figure(draw(*(read_results(measured / f"{each}.json") for each in results)), path)
             print(path.relative_to(root))
         except FileNotFoundError as error:
             print(f"not drawn: {path.relative_to(root)}: {error}")

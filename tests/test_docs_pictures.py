@@ -57,6 +57,33 @@ def test_banks_show_what_is_kept_and_where_it_is_asked(tmp_path: Path) -> None:
     assert [list(line.get_xdata()) for line in kept.get_lines()] == [[900], [700], [500]]
 
 
+def make_peers(path: Path) -> list[dict[str, Any]]:
+    """Results of three models, of which nn.LSTM has no measurement at the longest context."""
+    parts: dict[str, list[dict[str, Any]]] = {"minutes": [], "training": [], "contexts": []}
+    for place, name in enumerate(("LLE", "LLE, history", "nn.LSTM")):
+        parts["minutes"] += [{"model": name, "minutes": m, "loss": 7 - m / 10 + place / 1000} for m in (1, 10)]
+        parts["training"] += [{"model": name, "length": n, "tokens_per_second": 1000 + place} for n in (64, 256)]
+        for batch in (1, 16):
+            parts["contexts"].append({"model": name, "batch": batch, "context": 512, "step_ms": 5.0 * batch})
+            parts["contexts"].append({"model": name, "batch": batch, "context": 2048, "skipped": "more than 60 s"})
+            if name != "nn.LSTM":
+                parts["contexts"][-1] |= {"step_ms": 5.0 * batch}
+    folder = path / "model_cards" / "results"
+    return [write_results(folder / f"peers-{part}.json", "x", {}, rows) for part, rows in parts.items()]
+
+
+def test_peers_show_a_line_a_model_with_a_label_that_can_be_read(tmp_path: Path) -> None:
+    figure = pictures.draw_peers(*make_peers(tmp_path))
+    for axes in figure.axes:
+        texts = {text.get_text(): text for text in axes.texts}
+        assert set(texts) == {"LLE", "LLE, history", "nn.LSTM"}
+        boxes = [text.get_window_extent() for text in texts.values()]
+        assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+        assert texts["LLE"].get_color() == pictures.HISTORY != texts["nn.LSTM"].get_color()
+    assert [list(line.get_xdata()) for line in figure.axes[2].get_lines()] == [[512, 2048], [512, 2048], [512]]
+    assert list(figure.axes[2].get_lines()[0].get_ydata()) == [5, 5]  # one row, not sixteen
+
+
 def make_explained(age: int, before: str = "        tup = self._current_in") -> tuple[Explanation, dict[str, Any]]:
     causes = [
         Cause("stream", share, 0.9 * share, 7, [], [], age=age + i) for i, share in enumerate((0.3, 0.2, 0.1, 0.05))
@@ -101,6 +128,7 @@ def test_script_draws_what_there_is(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert pictures.main(["--root", str(tmp_path)]) == 1
     assert "not drawn: docs/pictures/history.png: there are no results at" in capsys.readouterr().out
     make_results(tmp_path)
+    make_peers(tmp_path)
     assert pictures.main(["--root", str(tmp_path)]) == 0
-    for name in ("history", "banks"):
+    for name in ("history", "banks", "peers"):
         assert (tmp_path / "docs" / "pictures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")

@@ -15,6 +15,7 @@
     python -m scripts.benchmark generation FOLDER data/wikitext-2    what recalling its own output does to a text
     python -m scripts.benchmark deployment --language-model FOLDER    every form of the three heads, and their peers
     python -m scripts.benchmark peers data/wikitext-2 FOLDER    LLE and transformers' models of equal size (3 hours)
+    python -m scripts.benchmark budget                         a training step: operations, floor, where time goes
     python -m scripts.benchmark damage                         200 kills, and 500 corruptions of each kind of file
 
 Close other programs first: the benchmarks use all cores.
@@ -23,6 +24,7 @@ Close other programs first: the benchmarks use all cores.
 import typer
 
 from .bank import bank, domain, search, selection, synthetic
+from .budget import budget
 from .classification import classification
 from .damage import damage
 from .deployment import deployment
@@ -53,6 +55,7 @@ for command in (
     generation,
     deployment,
     peers,
+    budget,
 ):
     app.command()(command)
 

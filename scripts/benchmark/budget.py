@@ -13,6 +13,7 @@ a precision:
 `products` holds the matrix products; `recurrence` those of the LSTM operator, with its gates. Shapes: B batch, T time.
 """
 
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -127,7 +128,7 @@ def measure_budget(
         steps = {name: training_step(subject, ids, dtype) for name, subject in subjects.items()}
         peaks: list[float] = []
         peak = peak_product(dtype)
-        calls: dict[str, Callable[[], Any]] = {"peak": lambda peaks=peaks, peak=peak: peaks.append(peak()), **steps}
+        calls: dict[str, Callable[[], Any]] = {"peak": functools.partial(_append, peaks, peak), **steps}
         seconds = compare(calls, repeats, clock=time.process_time)
         peaks = peaks[-repeats:]
         metrics[f"peak_gflop_per_second_{precision}"] = statistics.median(peaks) / 1e9
@@ -150,6 +151,10 @@ def measure_budget(
             if (row["model"], row["precision"]) == (LLE, precision)
         }
     return metrics, measured
+
+
+def _append(values: list[float], measure: Callable[[], float]) -> None:
+    values.append(measure())
 
 
 def spread(values: list[float]) -> float:

@@ -5,8 +5,8 @@
 Notable: a clock counts the processor's time of this process, so that other programs do not count, and everybody takes
 a slice after everybody else's, so that a slowing machine affects all alike. Peak rates are searched for on another
 part of the validation text than the one that losses are measured on. A run is resumed from its folder: each model has
-a checkpoint there, written after every slice. Steps have the same number of tokens for all: models that carry their
-state read segments of 64 of a continued text, the others windows of 256. Shapes: B batch, T time.
+a checkpoint there, written after every slice. Steps have 1,024 tokens for all: models that carry their state read 32
+continued rows in segments of 32 tokens, the others 4 windows of 256. Shapes: B batch, T time.
 """
 
 import json
@@ -32,7 +32,7 @@ from modeling_lle.training.steps import begin_at_frequencies
 from .peers.language_models import LENGTH, LLE, PLAIN, WINDOW, Subject, make_model
 
 TOKENS = 1024  # of a step
-CARRIED, WINDOWS = (TOKENS // 64, 64), (TOKENS // LENGTH, LENGTH)  # rows and length
+CARRIED, WINDOWS = (TOKENS // 32, 32), (TOKENS // LENGTH, LENGTH)  # rows and length
 WARM_UP = 0.05
 RATES = (1e-3, 2e-3, 4e-3)  # searched for all; neighbours of the best one are tried too, if it is at an end
 CHECKS = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)  # shares of the minutes after which the loss is measured

@@ -7,6 +7,7 @@ Notable: RWKV, Mamba2 and xLSTM run on transformers' own reference code, which i
 need CUDA. A `Subject` gives all models the same two calls. Shapes: B batch, T time, V vocabulary.
 """
 
+import bisect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,7 @@ from .plain_lstm import PlainLSTM
 TOLERANCE = 0.05  # share by which the number of parameters may differ from LLE's
 WINDOW = 2000  # entries of LLE's stream
 LLE, PLAIN = "LLE", "nn.LSTM"
-WIDTHS = range(64, 1025, 8)
+WIDTHS = range(16, 1025, 8)
 LENGTH = 256  # tokens of a window in training; learned positions beyond it do not count as parameters
 
 
@@ -43,9 +44,9 @@ class Family:
 
 
 def _gpt2(vocabulary: int, width: int, length: int) -> Any:
-    sizes = {"vocab_size": vocabulary, "n_embd": width, "n_layer": 4, "n_head": 8, "n_positions": length}
-    rest: dict[str, Any] = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, **_NO_TOKENS}
-    return transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, **rest, attn_implementation="sdpa"))
+    values: dict[str, Any] = {"vocab_size": vocabulary, "n_embd": width, "n_layer": 4, "n_head": 8}
+    values |= {"n_positions": length, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config(**values, **_NO_TOKENS))  # with torch's SDPA
 
 
 def _mamba2(vocabulary: int, width: int, length: int) -> Any:
@@ -124,17 +125,17 @@ def matched_width(name: str, vocabulary: int, parameters: int) -> int:
         ValueError: None is within 5 % of it.
     """
     family = FAMILIES.get(name)
-    sizes = {}
-    for width in WIDTHS:
-        if family is None or width % family.step == 0:
-            with torch.device("meta"):
-                made = PlainLSTM(vocabulary, width) if family is None else family.make(vocabulary, width, LENGTH)
-            sizes[width] = count(made)
-            if sizes[width] > 2 * parameters:
-                break
-    width = min(sizes, key=lambda width: abs(sizes[width] - parameters))
-    if abs(sizes[width] / parameters - 1) > TOLERANCE:
-        raise ValueError(f"no {name} has about {parameters:,} parameters: the nearest has {sizes[width]:,}")
+    widths = [width for width in WIDTHS if family is None or width % family.step == 0]
+
+    def size(width: int) -> int:
+        with torch.device("meta"):
+            made = PlainLSTM(vocabulary, width) if family is None else family.make(vocabulary, width, LENGTH)
+        return count(made)
+
+    place = bisect.bisect_left(widths, parameters, key=size)
+    width = min(widths[max(0, place - 1) : place + 1], key=lambda width: abs(size(width) - parameters))
+    if abs(size(width) / parameters - 1) > TOLERANCE:
+        raise ValueError(f"no {name} has about {parameters:,} parameters: the nearest has {size(width):,}")
     return width
 
 
