@@ -8,7 +8,6 @@ import typer
 
 from ..common.terminal import say
 from .options import Folder, LooseBank, Namespaces
-from .places import HISTORY_FOLDER, MANIFEST
 
 
 def export(
@@ -17,27 +16,22 @@ def export(
     int8: Annotated[bool, typer.Option("--int8", help="Write graphs with matrices in int8 too.")] = False,
     bank_path: LooseBank = None,
     namespace: Namespaces = None,
+    no_bank: Annotated[bool, typer.Option("--no-bank", help="Leave the bank out, with the texts in it.")] = False,
     programs: Annotated[bool, typer.Option("--programs", help="Write the programs of torch.export too.")] = False,
 ) -> None:
-    """Writes a model as ONNX graphs, with run.py, which runs them without torch."""
+    """Writes a model with its bank as ONNX graphs and run.py, which runs them without torch."""
     if output.exists():  # before a model is loaded
         raise FileExistsError(f"{output} exists: name a folder that does not, or remove it first")
-    from ..bank.bank import HistoryBank
+    if no_bank and (bank_path is not None or namespace):
+        raise ValueError("--no-bank exports none: leave it out, or --bank and --namespace")
     from ..export import export as write
-    from ..history.attachment import Attachment
-    from ..saved import load_in_float32
+    from ..saved import attach_bank, load_in_float32
 
     loaded, tokenizer = load_in_float32(model)
-    history = None
-    if bank_path is not None:
-        bank = HistoryBank.from_pretrained(bank_path)
-        history = Attachment(bank, None if namespace is None else bank.check_namespaces(namespace))
-    elif namespace:
-        raise ValueError("--namespace is of a bank: name it with --bank")
-    write(loaded, tokenizer, output, int8=int8, bank=history, programs=programs)
+    if not no_bank:
+        attach_bank(loaded, tokenizer, model, bank_path, namespace or None)
+    write(loaded, tokenizer, output, int8=int8, bank=loaded.history, programs=programs)
     _tell(output)
-    if history is None and (Path(model) / HISTORY_FOLDER / MANIFEST).is_file():
-        say(f"The bank in {model} was left out: --bank {model} exports it too.")
 
 
 def _tell(folder: Path) -> None:
@@ -52,7 +46,7 @@ def _tell(folder: Path) -> None:
         say(f"{folder / file}: {_megabytes((folder / file).stat().st_size)}")
     if values["entries"]:
         size = sum(file.stat().st_size for file in (folder / BANK).iterdir())
-        say(f"{folder / BANK}: {_megabytes(size)}, {values['entries']:,} entries")
+        say(f"{folder / BANK}: {_megabytes(size)}, {values['entries']:,} entries and the texts that they are of")
     say(f"The graphs in float32 differ from the model by {values['largest_difference']:.1e} at most.")
     say(
         f"Run it:\n  pip install onnxruntime numpy tokenizers\n  python {folder / 'run.py'} {EXAMPLES[values['task']]}"

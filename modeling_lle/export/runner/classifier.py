@@ -267,13 +267,23 @@ def _writing(folder: Path) -> Iterator[None]:
         yield
 
 
+def _with_best(results: Any, top: int) -> Any:
+    """The results of texts, or of tokens of texts, with the scores of the `top` best labels alone."""
+    if isinstance(results, list):
+        return [_with_best(result, top) for result in results]
+    best = sorted(results["scores"].items(), key=lambda item: -item[1])[:top]
+    return {**results, "scores": dict(best)}
+
+
 def load(folder: str | Path = HERE, int8: bool = False, threads: int = 1) -> Classifier:
     """The classifier in a folder; arguments as for `Model`. Raises a RunError if it cannot be run."""
     return Classifier(folder, int8, threads)
 
 
 def _add_commands(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
-    add("classify", "label texts").add_argument("text", nargs="+")
+    classify = add("classify", "label texts")
+    classify.add_argument("text", nargs="+")
+    classify.add_argument("--top", type=int, default=5, help="labels to tell the score of, the best ones (default: 5)")
     learn = add("learn", "teach examples of a label")
     learn.add_argument("text", nargs="+")
     learn.add_argument("--label", required=True, help="their label; where a text may have several, a JSON list")
@@ -288,7 +298,7 @@ def _add_commands(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
 
 def _answer(model: Classifier, given: argparse.Namespace) -> Any:
     if given.command == "classify":
-        return model.classify(given.text, not given.no_history)
+        return _with_best(model.classify(given.text, not given.no_history), given.top)
     label = given.label
     if label is not None and model.export["classifier"]["kind"] != SINGLE:
         label = json.loads(label)
