@@ -118,6 +118,13 @@ class Model:
             raise RunError(f"the text {found}: encode it with tokenizer.json")
         return list(ids)
 
+    def most_new_tokens(self, asked: int | None, usual: int) -> int:
+        """The limit of a generated text: as asked, else as export.json says, else `usual`."""
+        most = (self.export["generation"].get("max_new_tokens") or usual) if asked is None else asked
+        if most < 1:
+            raise RunError(f"max_new_tokens is {most}: ask for at least 1 token")
+        return int(most)
+
 
 # The history
 

@@ -150,7 +150,7 @@ class LanguageModel(Model):
         given = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
         options: dict[str, Any] = {name: own.get(name) if value is None else value for name, value in given.items()}
         sample = own.get("do_sample", False) if do_sample is None else do_sample
-        most = max_new_tokens or own.get("max_new_tokens") or 100
+        most = self.most_new_tokens(max_new_tokens, 100)
         random = np.random.default_rng(seed)
         for start in range(0, len(ids), BLOCK):
             scores, _ = self.predict(text, ids[start : start + BLOCK], 1, use_history=use_history)

@@ -122,7 +122,7 @@ class Translator(Model):
         if exact_matches and memory is not None and text in memory.exact:
             return str(memory.pairs[memory.exact[text]][1])
         ids, own = self.encode(text), self.export["generation"]
-        most = max_new_tokens or own.get("max_new_tokens") or 2 * len(ids) + 16
+        most = self.most_new_tokens(max_new_tokens, 2 * len(ids) + 16)
         found = self._search(ids, beams or own.get("num_beams") or 1, most, memory)
         return str(self.tokenizer.decode(found, skip_special_tokens=True))
 

@@ -87,6 +87,7 @@ def test_generation_ends_with_the_end_token(exported: Any) -> None:
     [
         (lambda model: model.generate(""), "no token"),
         (lambda model: list(model.stream([])), "no token"),
+        (lambda model: list(model.stream([1], max_new_tokens=0)), "at least 1 token"),
         (lambda model: list(model.stream([3, 11])), "the token 11, and ids are 0 to 10"),
         (lambda model: model.score("a"), "one token"),
     ],
