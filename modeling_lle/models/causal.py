@@ -229,7 +229,7 @@ class LLEForCausalLM(LLEPreTrainedModel, LLEGenerationMixin):
             entries = self._entries(input_ids, call.generated, cache)
             predictions = self.predictions(states, entries, mask, cache, attachment, first)
             if with_history and return_logits and not output_history and targets is None and mask is None:
-                logits = step(self, states, entries, cache, attachment)
+                logits = self.step(states, entries, cache, attachment)
         if history_loss is not None:
             stream = None if cache is None else cache.stream
             loss = history_loss(stream, states, dropped, entries, mask, targets, self.lm_head)
@@ -337,6 +337,12 @@ class LLEForCausalLM(LLEPreTrainedModel, LLEGenerationMixin):
             return output(self, block) if output else apply_linear(self.lm_head, block)
 
         return predict(states, logits, sources, (positions for positions in blocks if positions.stop > first))
+
+    def step(
+        self, states: Tensor, entries: Tensor | None, cache: LLECache | None, attachment: Attachment | None
+    ) -> Tensor | None:
+        """`step` of streaming.py; a subclass that changes `predictions` returns None, so that they are asked for."""
+        return step(self, states, entries, cache, attachment)
 
     def _entries(self, tokens: Tensor | None, generated: int | Tensor, cache: LLECache | None) -> Tensor | None:
         """The tokens (B, T) that make entries of the stream, as `predictions` takes them."""

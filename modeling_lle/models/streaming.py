@@ -68,6 +68,10 @@ class Streamed(Protocol):
         """See `LLEForCausalLM.record`."""
         ...
 
+    def step(self, states: Tensor, entries: Tensor | None, cache: LLECache, attachment: None) -> Tensor | None:
+        """See `step`."""
+        ...
+
     def recalled_from(self, history: Attachment | Bank | None, use_history: bool | None) -> Attachment | None:
         """See `LLEPreTrainedModel.recalled_from`."""
         ...
@@ -228,7 +232,7 @@ class Reader:
         if not use_history or cache.stream is None:
             model.record(states, entries, None, cache)
             return apply_linear(model.lm_head, states)[:, -1]
-        logits = step(model, states, entries, cache, None)
+        logits = model.step(states, entries, cache, None)
         if logits is None:
             _, logits, _ = collect(model.predictions(states, entries, None, cache, None), None, True, False)
             assert logits is not None

@@ -67,6 +67,9 @@ class WeakRecall(LLEForCausalLM):
 
     own_weight = 1.0
 
+    def step(self, *args: Any) -> None:
+        """None: every position goes through `predictions`."""
+
     def predictions(self, states: Tensor, *args: Any, **kwargs: Any) -> Iterator[Prediction]:
         """As in the base class, with weaker entries."""
         for prediction in super().predictions(states, *args, **kwargs):

@@ -43,10 +43,10 @@ FOLDERS: dict[str, tuple[str, ...]] = {
         *("stream", "training", "updatable", "update_statistics"),
     ),
     "kernels": (
-        *("available", "linear", "lstm", "lstm_numba", "numba_tools"),
-        *("recall_numba", "scan", "scan_numba", "softmax_numba"),
+        *("available", "linear", "lstm", "lstm_numba", "mixture_numba", "numba_tools"),
+        *("products_numba", "recall_numba", "scan", "scan_numba", "softmax_numba"),
     ),
-    "models": ("arguments", "backbone", "generating", "penalties", "pretrained", "targets"),
+    "models": ("arguments", "backbone", "generating", "penalties", "pretrained", "streaming", "targets"),
 }
 CODE = {f"{folder}_{name}.py" for folder, names in FOLDERS.items() for name in names}
 CODE |= {f"configuration{part}_lle.py" for part in ("", "_fields", "_sections", "_version_1")}
