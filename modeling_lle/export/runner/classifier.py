@@ -60,15 +60,22 @@ def outcome(label: Any, kind: str) -> str:
     raise RunError(f"the label {label!r} does not suit the model, whose problem_type is {kind!r}")
 
 
-def base_of(logits: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
-    """What the base gives to each label (C,), and its `features` (2,), from logits (C,)."""
+def base_of(logits: np.ndarray, kind: str) -> np.ndarray:
+    """What the base gives to each label (C,), from logits (C,)."""
     if kind == SINGLE:
-        log_p = log_softmax(logits)
-        return np.exp(log_p), features(np.maximum(log_p, np.log(TINY)))
+        weights = np.exp(logits - logits.max())
+        return weights / weights.sum()
+    return np.exp(-np.logaddexp(0, -logits)) if kind == MULTI else logits
+
+
+def seen_of(logits: np.ndarray, kind: str) -> np.ndarray:
+    """What the gate sees of the base: `features` (2,) from logits (C,)."""
+    if kind == SINGLE:
+        return features(np.maximum(log_softmax(logits), np.log(TINY)))
     if kind == MULTI:
         both = -np.logaddexp(0, np.stack([-logits, logits], -1))
-        return np.exp(both[:, 0]), features(np.maximum(both, np.log(TINY))).mean(0)
-    return logits, np.zeros(2)
+        return features(np.maximum(both, np.log(TINY))).mean(0)
+    return np.zeros(2)
 
 
 class Classifier(Model):
@@ -97,9 +104,9 @@ class Classifier(Model):
     def _run(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Logits (B, C), or (B, T, C) of tokens, keys alike, and the mask (B, T)."""
         rows = [self.encode(text) for text in texts]
-        mask = np.array([[place < len(row) for place in range(max(map(len, rows)))] for row in rows]).astype(np.int64)
-        ids = np.full(mask.shape, self.tokens["pad"] or 0)
-        ids[mask > 0] = [id for row in rows for id in row]
+        longest, pad = max(map(len, rows)), self.tokens["pad"] or 0
+        ids = np.array([row + [pad] * (longest - len(row)) for row in rows], np.int64)
+        mask = np.array([[1] * len(row) + [0] * (longest - len(row)) for row in rows], np.int64)
         logits, keys = self.graphs["model"].run(["logits", "keys"], {"input_ids": ids, "attention_mask": mask})
         return logits, keys, mask
 
@@ -120,7 +127,7 @@ class Classifier(Model):
     def _decide(self, logits: np.ndarray, key: np.ndarray, use_history: bool, top: int) -> dict[str, Any]:
         """The result for one text or token with logits (C,) and key (D,)."""
         own, numbers = self.export["classifier"], self.export["history"]["bank"]
-        base, seen_by_gate = base_of(logits, own["kind"])
+        base = base_of(logits, own["kind"])
         names, base_share, examples = own["labels"], 1.0, []
         labels = scope = base
         mass = -np.inf
@@ -136,7 +143,7 @@ class Classifier(Model):
             )
             unseen = unseen[0] * np.exp(-np.logaddexp(0, known - unseen_mass))
             recalled = (seen[0] + unseen) @ said
-            shares = gate([seen_mass], seen_by_gate[None], [numbers["gate"]])[0] * (1 - unseen.sum())
+            shares = gate([seen_mass], seen_of(logits, own["kind"])[None], [numbers["gate"]])[0] * (1 - unseen.sum())
             trained, novel = recalled[: len(base)], recalled[len(base) :]
             labels = np.concatenate([shares[0] * base + shares[1] * trained, novel])
             scope = np.concatenate([(1 - unseen.sum()) * base, novel])
@@ -155,7 +162,7 @@ class Classifier(Model):
     def _scope(self, labels: np.ndarray, mass: float, sharpness: float) -> dict[str, Any]:
         """The score of "none of these", and whether it refuses the text."""
         own = self.export["classifier"]["out_of_scope"]
-        _, seen = base_of(np.log(np.maximum(labels, TINY)), SINGLE)
+        seen = seen_of(np.log(np.maximum(labels, TINY)), SINGLE)
         score = np.exp(-np.logaddexp(0, -np.dot([1, max(mass, -2 * sharpness), *seen], own["weights"])))
         return {"out_of_scope": float(score), "refused": bool(score >= own["threshold"])}
 

@@ -112,10 +112,12 @@ class Model:
 
     def checked(self, ids: Sequence[int]) -> list[int]:
         """Token ids as they are; raises a RunError if there is none, or one is not in the vocabulary."""
-        wrong = [id for id in ids if not 0 <= id < self.vocab_size]
-        if wrong or not len(ids):
-            found = f"has the token {wrong[0]}, and ids are 0 to {self.vocab_size - 1}" if wrong else "has no token"
-            raise RunError(f"the text {found}: encode it with tokenizer.json")
+        if not len(ids):
+            raise RunError("the text has no token: encode it with tokenizer.json")
+        for wrong in (min(ids), max(ids)):
+            if not 0 <= wrong < self.vocab_size:
+                found = f"the text has the token {wrong}, and ids are 0 to {self.vocab_size - 1}"
+                raise RunError(f"{found}: encode it with tokenizer.json")
         return list(ids)
 
     def most_new_tokens(self, asked: int | None, usual: int) -> int:
@@ -135,9 +137,9 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
-def features(log_p: np.ndarray) -> np.ndarray:
-    """Entropy and largest log probability, (..., 2)."""
-    return np.stack([-(np.exp(log_p) * log_p).sum(-1), log_p.max(-1)], -1)
+def features(log_p: np.ndarray, p: np.ndarray | None = None) -> np.ndarray:
+    """Entropy and largest log probability, (..., 2), of log p (..., V), and of p where it is known."""
+    return np.stack([-((np.exp(log_p) if p is None else p) * log_p).sum(-1), log_p.max(-1)], -1)
 
 
 def recall(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -252,11 +254,11 @@ def mixed(
         sources: Weights (n, N) and masses (n,) as of `recall`, with the outcomes (N,) or (n, N) between them.
         numbers: a and b of each source.
     """
-    shares = gate([mass for _, _, mass in sources], features(log_p), numbers)
-    mixture = np.exp(log_p) * shares[:, :1]
+    mixture = np.exp(log_p)
+    shares = gate([mass for _, _, mass in sources], features(log_p, mixture), numbers)
+    mixture *= shares[:, :1]
     for share, (weights, outcomes, _) in zip(shares.T[1:], sources, strict=True):
-        rows = np.arange(len(mixture))[:, None]
-        np.add.at(mixture, (rows, outcomes), weights * share[:, None])
+        np.add.at(mixture, (np.arange(len(mixture))[:, None], outcomes), weights * share[:, None])
     return mixture
 
 
