@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import typer
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList, TextStreamer
+from transformers import PreTrainedTokenizerBase, TextStreamer
 
 from ..common.terminal import printable_lines, say
 from ..data.text import encode_texts
@@ -28,12 +28,12 @@ class _Printer(TextStreamer):
     """Prints new tokens as soon as they form words, but not the tokens that end a text."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, ends: set[int]) -> None:
-        super().__init__(tokenizer, skip_prompt=True)
+        super().__init__(tokenizer)
         self.ends = ends
 
     def put(self, value: Tensor) -> None:
         """As in the base class."""
-        if self.next_tokens_are_prompt or int(value[-1]) not in self.ends:
+        if int(value[-1]) not in self.ends:
             super().put(value)
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
@@ -41,14 +41,10 @@ class _Printer(TextStreamer):
         typer.echo(printable_lines(text), nl=stream_end)
 
 
-class _Stop(StoppingCriteria):
-    """Ends the generation after the next token once it is `asked`."""
+class _Stop:
+    """Whether a turn is `asked` to end after the next token."""
 
     asked = False
-
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
-        """Whether each row ends, (B,) bool."""
-        return torch.full((len(input_ids),), self.asked, dtype=torch.bool, device=input_ids.device)
 
 
 class Conversation:
@@ -89,32 +85,48 @@ class Conversation:
         self.tokens += new
         self.generated += [False] * len(new)
 
-    def go_on(self, stop: StoppingCriteria | None = None) -> None:
+    def go_on(self, stop: _Stop | None = None) -> None:
         """Generates the next turn, prints it, and then the entries behind it."""
-        ids = torch.tensor([self.tokens], device=self.model.device)
-        streamed = self.options.get("num_beams", 1) == 1
         printer = _Printer(self.tokenizer, self.ends)
-        output: Any = self.model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            past_key_values=self.cache,
-            streamer=printer if streamed else None,
-            stopping_criteria=None if stop is None else StoppingCriteriaList([stop]),
-            pad_token_id=self.tokenizer.eos_token_id,
-            return_dict_in_generate=True,
-            **self.options,
-        )
-        new = output.sequences[0, len(self.tokens) :].tolist()
-        self.cache = output.past_key_values
-        self.tokens += new
-        self.generated += [True] * len(new)
-        if not streamed:
+        if self.options.get("num_beams", 1) == 1:
+            new = self._stream(printer, stop or _Stop())
+        else:
+            new = self._search()
             shown = [token for token in new if token not in self.ends]
             printer.on_finalized_text(str(self.tokenizer.decode(shown)), stream_end=True)
+        self.tokens += new
+        self.generated += [True] * len(new)
         if self.top:
             text, own = torch.tensor(self.tokens), torch.tensor([self.generated])
             explanations = self.model.explain(text, self.top, generated=own)[-len(new) :]
             typer.echo(format_explanations(explanations, self.tokenizer))
+
+    def _stream(self, printer: _Printer, stop: _Stop) -> list[int]:
+        """Generates the tokens of a turn, and prints each."""
+        if self.cache is None:
+            self.cache = LLECache(self.model.config.stream.window if self.options.get("use_history", True) else 0)
+        new: list[int] = []
+        for token in self.model.stream(self.tokens, past_key_values=self.cache, **self.options):
+            new.append(token)
+            printer.put(torch.tensor([token]))
+            if stop.asked:
+                break
+        printer.end()
+        return new
+
+    def _search(self) -> list[int]:
+        """The tokens of a turn that beams search for."""
+        ids = torch.tensor([self.tokens], device=self.model.device)
+        output: Any = self.model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            past_key_values=self.cache,
+            pad_token_id=self.tokenizer.eos_token_id,
+            return_dict_in_generate=True,
+            **self.options,
+        )
+        self.cache = output.past_key_values
+        return output.sequences[0, len(self.tokens) :].tolist()
 
 
 def talk(conversation: Conversation) -> None:
@@ -147,7 +159,7 @@ def talk(conversation: Conversation) -> None:
 
 
 @contextlib.contextmanager
-def _interruptible() -> Iterator[StoppingCriteria]:
+def _interruptible() -> Iterator[_Stop]:
     """Yields what ends a generation at Ctrl-C; a second one raises KeyboardInterrupt."""
     stop = _Stop()
 

@@ -117,14 +117,7 @@ def test_control_characters_and_the_end_of_a_text_do_not_reach_the_terminal(
     conversation = Conversation(make_language_model(9, vocab_size=len(tokenizer)), tokenizer, {})
     tokens = [*tokenizer("x y\x1b[2J\nz")["input_ids"], tokenizer.eos_token_id]
 
-    def generated(ids: torch.Tensor, streamer: Any, **options: Any) -> Any:
-        streamer.put(ids)
-        for token in tokens:
-            streamer.put(torch.tensor([token]))
-        streamer.end()
-        return type("Output", (), {"sequences": torch.tensor([[*ids[0].tolist(), *tokens]]), "past_key_values": None})
-
-    monkeypatch.setattr(conversation.model, "generate", generated)
+    monkeypatch.setattr(conversation.model, "stream", lambda ids, **options: iter(tokens))
     conversation.go_on()
     assert capsys.readouterr().out == "x y\\u001b[2J\nz\n"
 
