@@ -22,7 +22,7 @@ from ..models.backbone import LLEModel
 from ..models.classification import LLEForSequenceClassification, LLEForTokenClassification
 from .graph import Graph, array_of
 from .layers import Padding, embed, gated_scan, normalise, output_layer, plain_linear, stack
-from .quantised import product
+from .quantised import products
 
 LOWEST = np.float32(np.finfo(np.float32).min)
 
@@ -134,14 +134,14 @@ def _gates(graph: Graph, layers: Sequence[RecurrentLayer], x: str) -> str:
     name = graph.name_of(linears[0])
     biases = graph.constant(np.stack([array_of(own.bias) for own in linears])[:, None, None], f"{name}.biases")
     if graph.int8:
-        return product(graph, pairs, np.stack(matrices)[:, None], f"{name}.matrices", biases)
-    products = [  # single ones are faster in float32: onnxruntime packs their matrices only once
+        return products(graph, pairs, np.stack(matrices), f"{name}.matrices", biases)
+    each = [  # single ones are faster in float32: onnxruntime packs their matrices only once
         graph.add("MatMul", part, graph.constant(np.ascontiguousarray(own.T), f"{name}.matrix.{number}"))
         for number, (part, own) in enumerate(
             zip(graph.split(pairs, [1] * len(linears), axis=0), matrices, strict=True)
         )
     ]
-    return graph.add("Add", graph.add("Concat", *products, axis=0), biases)
+    return graph.add("Add", graph.add("Concat", *each, axis=0), biases)
 
 
 def _scaled(graph: Graph, x: str, norm: nn.RMSNorm) -> str:

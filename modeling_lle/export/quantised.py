@@ -28,19 +28,38 @@ def by_rows(weight: Floats) -> tuple[NDArray[np.int8], Floats]:
 def product(graph: Graph, x: str, weight: Floats, name: str, bias: str | None = None, shared: bool = False) -> str:
     """Multiplies x (..., I) with a matrix (O, I) of this name in int8, as (..., O) float32.
 
-    Several matrices (..., O, I) multiply parts of x (..., n, I) each. A `shared` matrix (O, I) is stored as it is, for
-    `rows` as well; onnxruntime transposes it when it loads the graph.
+    A `shared` matrix is stored as it is, for `rows` as well; onnxruntime transposes it when it loads the graph.
     """
-    values, scales = by_rows(weight)
-    scales = scales if weight.ndim == 2 else scales[..., None, :]
-    x_values, x_scale, x_zero = graph.add_several(3, "DynamicQuantizeLinear", x)
-    if shared:
-        matrix = graph.add("Transpose", graph.constant(values, f"{name}.int8"), perm=[1, 0])
-    else:
-        matrix = graph.constant(values.swapaxes(-1, -2), f"{name}.int8")
-    counted = graph.cast(graph.add("MatMulInteger", x_values, matrix, x_zero), "float32")
-    y = graph.add("Mul", counted, graph.add("Mul", x_scale, graph.constant(scales, f"{name}.scales")))
+    values, scale, zero = graph.add_several(3, "DynamicQuantizeLinear", x)
+    y = _multiplied(graph, values, scale, zero, weight, name, shared)
     return y if bias is None else graph.add("Add", y, bias)
+
+
+def products(graph: Graph, x: str, weights: Floats, name: str, biases: str) -> str:
+    """Multiplies each part of x (n, ..., I) with its matrix of (n, O, I), in int8, as (n, ..., O) float32.
+
+    They are quantised together, and multiplied one by one, since onnxruntime packs single matrices when it loads them.
+    """
+    values, scale, zero = graph.add_several(3, "DynamicQuantizeLinear", x)
+    parts = graph.split(values, [1] * len(weights), axis=0)
+    each = [
+        _multiplied(graph, part, scale, zero, weight, f"{name}.{number}")
+        for number, (part, weight) in enumerate(zip(parts, weights, strict=True))
+    ]
+    return graph.add("Add", graph.add("Concat", *each, axis=0), biases)
+
+
+def _multiplied(
+    graph: Graph, values: str, scale: str, zero: str, weight: Floats, name: str, shared: bool = False
+) -> str:
+    """The product of quantised values with a matrix (O, I), as float32."""
+    rounded, scales = by_rows(weight)
+    if shared:
+        matrix = graph.add("Transpose", graph.constant(rounded, f"{name}.int8"), perm=[1, 0])
+    else:
+        matrix = graph.constant(np.ascontiguousarray(rounded.T), f"{name}.int8")
+    counted = graph.cast(graph.add("MatMulInteger", values, matrix, zero), "float32")
+    return graph.add("Mul", counted, graph.add("Mul", scale, graph.constant(scales, f"{name}.scales")))
 
 
 def rows(graph: Graph, ids: str, weight: Floats, name: str) -> str:

