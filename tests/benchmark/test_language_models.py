@@ -197,12 +197,13 @@ def test_the_summary_has_a_row_a_model_and_the_metrics_name_the_best_peer() -> N
 def test_parts_are_measured_once_and_written_with_a_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(minutes, "CARRIED", (4, 8))
-    threads = torch.get_num_threads()
+    threads, texts = torch.get_num_threads(), tmp_path / "texts"
+    texts.mkdir()
     for split, rows in (("train", 200), ("valid", 100)):
-        (tmp_path / f"{split}.txt").write_text("\n".join(make_texts(rows, 12, seed=rows)) + "\n")
-    options = {"minutes": 0.01, "slice-seconds": 0.1, "vocabulary": 300, "width": 64, "validation": 600}
+        (texts / f"{split}.txt").write_text("\n".join(make_texts(rows, 12, seed=rows)) + "\n")
+    options = {"minutes": 0.01, "slice-seconds": 0.1, "vocabulary": 300, "width": 64, "validation": 300}
     options |= {"length": 16, "context": 16, "batch": 1, "repeats": 1, "output": tmp_path / "results.json"}
-    arguments = ["peers", str(tmp_path), str(tmp_path / "runs"), "--model", LLE, "--model", PLAIN]
+    arguments = ["peers", str(texts), str(tmp_path / "runs"), "--model", LLE, "--model", PLAIN]
     arguments += [str(part) for name, value in options.items() for part in (f"--{name}", value)]
     try:
         outcome = CliRunner().invoke(app, arguments, catch_exceptions=False)
