@@ -17,7 +17,10 @@ try:
     import onnxruntime as ort
     from tokenizers import Tokenizer
 except ImportError as error:
-    raise ImportError(f"{error}: an exported model needs `pip install onnxruntime numpy tokenizers`") from error
+    missing = f"{error}: an exported model needs `pip install onnxruntime numpy tokenizers`"
+    if __name__ == "__main__":
+        sys.exit(f"run.py: {missing}")
+    raise ImportError(missing) from error
 
 HERE = Path(__file__).resolve().parent
 FORMAT = 1

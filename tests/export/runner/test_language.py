@@ -1,5 +1,6 @@
 """run.py of language models gives what the model gives, with stream and bank, and refuses what it cannot read."""
 
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -122,3 +123,5 @@ def test_without_its_packages_it_says_what_to_install(exported: Any, monkeypatch
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ImportError, match="pip install onnxruntime numpy tokenizers"):
         load_run(Path(exported[2].__file__).parent)
+    with pytest.raises(SystemExit, match=r"run.py: .*pip install onnxruntime numpy tokenizers"):
+        runpy.run_path(exported[2].__file__, run_name="__main__")
