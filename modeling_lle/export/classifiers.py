@@ -21,10 +21,8 @@ from ..configuration import LLEConfig
 from ..models.backbone import LLEModel
 from ..models.classification import LLEForSequenceClassification, LLEForTokenClassification
 from .graph import Graph, array_of
-from .layers import Padding, embed, gated_scan, normalise, output_layer, plain_linear, stack
+from .layers import LOWEST, Padding, embed, gated_scan, normalise, output_layer, plain_linear, scaled, stack
 from .quantised import products
-
-LOWEST = np.float32(np.finfo(np.float32).min)
 
 
 def write_classifier(model: LLEForSequenceClassification | LLEForTokenClassification, path: Path, int8: bool) -> None:
@@ -147,10 +145,7 @@ def _gates(graph: Graph, layers: Sequence[RecurrentLayer], x: str) -> str:
 def _scaled(graph: Graph, x: str, norm: nn.RMSNorm) -> str:
     """Applies an RMS norm to x (..., D), without its weight."""
     ones = graph.constant(np.ones(norm.weight.shape, dtype=np.float32))  # so that onnxruntime fuses the nodes
-    square = graph.add("Pow", x, graph.constant(np.float32(2)))
-    mean = graph.add("ReduceMean", square, graph.ints(-1))
-    root = graph.add("Sqrt", graph.add("Add", mean, graph.constant(np.float32(norm.eps))))
-    return graph.add("Mul", graph.add("Div", x, root), ones)
+    return scaled(graph, x, norm.eps, ones)
 
 
 # Pooling and the output layer

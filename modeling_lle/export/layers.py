@@ -1,9 +1,8 @@
 """The layers of LLE models as nodes of an ONNX graph; `stack` is what heads call.
 
 Notable: lstm and gru are the operators of ONNX, which run a step as fast as single operators would, and whole texts
-faster; only the order of the gates differs from torch's. The qrnn is one product and the operator Scan, which at a
-width of 512 takes 0.05 ms for a step and 5 us for each further one; doubling (Hillis and Steele 1986) takes 0.03 ms
-for a step, but from 20 steps on nearly twice as long as Scan. Padding is at the end of each row.
+faster; only the order of the gates differs from torch's. The qrnn is one product and the operator Scan; doubling
+(Hillis and Steele 1986) is faster for a single step, but slower on texts. Padding is at the end of each row.
 Shapes: B batch, T time, D width, G gates.
 """
 
@@ -24,6 +23,7 @@ from .quantised import by_rows, product, rows
 
 # Where torch's gates stand in the order of ONNX: input, output, forget, cell; update, reset, new.
 ORDER = {4: (0, 3, 1, 2), 3: (1, 0, 2)}
+LOWEST = np.float32(np.finfo(np.float32).min)  # of what is left out of a maximum or a softmax
 END = np.iinfo(np.int64).max  # of a slice that goes to the end
 After = Callable[[int, str], str]
 
@@ -98,10 +98,15 @@ def rms_norm(graph: Graph, module: nn.Module, x: str) -> str:
     """Applies an RMS norm to x (..., D), in the form that onnxruntime fuses into one operator."""
     if type(module) is not nn.RMSNorm:
         raise ExportError(f"{graph.name_of(module)} is a {type(module).__name__}: load the model without it")
+    return scaled(graph, x, module.eps, graph.weight(module.weight))
+
+
+def scaled(graph: Graph, x: str, eps: float | None, weight: str) -> str:
+    """Divides x (..., D) by its root mean square and multiplies it with a weight (D,)."""
     square = graph.add("Pow", x, graph.constant(np.float32(2)))
     mean = graph.add("ReduceMean", square, graph.ints(-1))
-    root = graph.add("Sqrt", graph.add("Add", mean, graph.constant(np.float32(module.eps))))
-    return graph.add("Mul", graph.add("Div", x, root), graph.weight(module.weight))
+    root = graph.add("Sqrt", graph.add("Add", mean, graph.constant(np.float32(eps))))
+    return graph.add("Mul", graph.add("Div", x, root), weight)
 
 
 def gated_mlp(graph: Graph, module: GatedMLP, x: str) -> str:

@@ -15,9 +15,7 @@ from ..backbone.source_attention import SourceAttention
 from ..models.seq2seq import LLEForSeq2SeqLM
 from .decoding import declare_predictions, declare_state
 from .graph import Graph
-from .layers import Padding, embed, linear, rms_norm, stack
-
-LOWEST = np.finfo(np.float32).min  # of a score at padding
+from .layers import LOWEST, Padding, embed, linear, rms_norm, stack
 
 
 def _attentions(model: LLEForSeq2SeqLM) -> list[SourceAttention]:
