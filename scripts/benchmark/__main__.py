@@ -15,6 +15,8 @@
     python -m scripts.benchmark generation FOLDER data/wikitext-2    what recalling its own output does to a text
     python -m scripts.benchmark deployment --language-model FOLDER    every form of the three heads, and their peers
     python -m scripts.benchmark peers data/wikitext-2 FOLDER    LLE and transformers' models of equal size (3 hours)
+    python -m scripts.benchmark backbones MODEL... data/ptb    history on pretrained recurrent models, and its peers
+    python -m scripts.benchmark device data/wikitext-2         what runs on a GPU: kernels, heads, training (12 minutes)
     python -m scripts.benchmark budget                         a training step: operations, floor, where time goes
     python -m scripts.benchmark damage                         200 kills, and 500 corruptions of each kind of file
 
@@ -23,11 +25,13 @@ Close other programs first: the benchmarks use all cores.
 
 import typer
 
+from .backbones import backbones
 from .bank import bank, domain, search, selection, synthetic
 from .budget import budget
 from .classification import classification
 from .damage import damage
 from .deployment import deployment
+from .device import device
 from .generation import generation
 from .history import history
 from .language_models import peers
@@ -55,6 +59,8 @@ for command in (
     generation,
     deployment,
     peers,
+    backbones,
+    device,
     budget,
 ):
     app.command()(command)

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 import typer
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from modeling_lle import LLECache, LLEForCausalLM
+from modeling_lle import LLECache, LLEConfig, LLEForCausalLM
 from modeling_lle.data import StreamDataset, TextTokens, collect, load_texts, tokenize
 
 Model = Annotated[str, typer.Argument(help="Folder written by `lle train`.")]
@@ -27,8 +27,10 @@ SHORT_TRAINING: dict[str, Any] = {  # for models trained for a comparison
 
 
 def load_model(model: str) -> tuple[Any, Any]:
-    """Loads the model, in evaluation mode, and its tokenizer."""
-    return AutoModelForCausalLM.from_pretrained(model).eval(), AutoTokenizer.from_pretrained(model)
+    """Loads the model, in evaluation mode, and its tokenizer; one of transformers becomes a backbone."""
+    is_own = AutoConfig.from_pretrained(model).model_type == LLEConfig.model_type
+    loaded: Any = AutoModelForCausalLM.from_pretrained(model) if is_own else LLEForCausalLM.from_backbone(model)
+    return loaded.eval(), AutoTokenizer.from_pretrained(model)
 
 
 def read_tokens(source: str, split: str, tokenizer: Any, limit: int | None = None) -> TextTokens:
@@ -38,11 +40,31 @@ def read_tokens(source: str, split: str, tokenizer: Any, limit: int | None = Non
     return TextTokens(tokens.ids[:limit], int(tokens.words * share), int(tokens.bytes * share))
 
 
-@torch.no_grad()
-def read_states(model: LLEForCausalLM, ids: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
-    """Reads token ids as one row, and yields states (T, D) with the tokens that followed (T,) int64."""
-    stream, cache = StreamDataset(ids, 1, SEGMENT, evaluation=True), LLECache()
+def segments_of(
+    ids: np.ndarray, cache: LLECache, device: torch.device, context: int | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields inputs and targets (1, T) int64 of a text, which is read as one row with the cache.
+
+    With a context, the backbone begins anew after that many tokens, whole segments of them; the stream goes on.
+    """
+    length = SEGMENT if context is None else min(SEGMENT, context)
+    stream = StreamDataset(ids, 1, length, evaluation=True)
     for index in range(len(stream)):
+        if context is not None and index % (context // length) == 0:
+            cache.state = None
         segment = stream[index]
-        output = model.model(segment["input_ids"][None], past_key_values=cache, use_cache=False)
-        yield output.last_hidden_state[0], segment["shift_labels"]
+        yield segment["input_ids"][None].to(device), segment["shift_labels"][None].to(device)
+
+
+@torch.no_grad()
+def read_states(
+    model: LLEForCausalLM, ids: np.ndarray, context: int | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Reads token ids as one row, and yields states (T, D) with the tokens that followed (T,) int64.
+
+    With a context, the backbone begins anew after that many tokens, as in `segments_of`.
+    """
+    cache = LLECache()
+    for tokens, targets in segments_of(ids, cache, model.device, context):
+        output = model.model(tokens, past_key_values=cache, use_cache=False)
+        yield output.last_hidden_state[0], targets[0]

@@ -8,13 +8,16 @@ from .dynamic_evaluation import DynamicEvaluation, root_mean_squares
 from .mixture import Segment, read
 from .nearest_neighbours import Datastore, NearestNeighbours
 from .neural_cache import NeuralCache
+from .ngrams import KneserNey, read_cache
 
 __all__ = [
     "Datastore",
     "DynamicEvaluation",
+    "KneserNey",
     "NearestNeighbours",
     "NeuralCache",
     "Segment",
     "read",
+    "read_cache",
     "root_mean_squares",
 ]

@@ -1,4 +1,4 @@
-"""Language models of transformers at the size of LLE: GPT-2, Mamba2, RWKV and xLSTM, and torch's own LSTM.
+"""Language models of transformers at the size of LLE: GPT-2, LFM2, Mamba2, RWKV and xLSTM, and torch's own LSTM.
 
 The number of layers of each family is fixed; its width is the one whose number of parameters is nearest to LLE's, and
 at most 5 % from it. Embeddings are tied in all. Nobody has dropout: the models see a text about once.
@@ -67,6 +67,24 @@ def _mamba2(vocabulary: int, width: int, length: int) -> Any:
     return transformers.Mamba2ForCausalLM(config)
 
 
+def _lfm2(vocabulary: int, width: int, length: int) -> Any:
+    kinds = ["conv", "conv", "full_attention", "conv", "conv", "full_attention"]
+    config = transformers.Lfm2Config(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=3 * width,
+        num_hidden_layers=len(kinds),
+        layer_types=kinds,
+        num_attention_heads=width // 16,
+        num_key_value_heads=width // 16,
+        max_position_embeddings=length,
+        tie_word_embeddings=True,
+        **_NO_TOKENS,
+        pad_token_id=None,
+    )
+    return transformers.Lfm2ForCausalLM(config)
+
+
 def _rwkv(vocabulary: int, width: int, length: int) -> Any:
     config = transformers.RwkvConfig(
         vocab_size=vocabulary,
@@ -98,11 +116,12 @@ def _xlstm(vocabulary: int, width: int, length: int) -> Any:
 _NO_TOKENS: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None}
 FAMILIES = {
     "GPT-2": Family(_gpt2, 16, "past_key_values"),
+    "LFM2": Family(_lfm2, 16, "past_key_values"),
     "Mamba2": Family(_mamba2, 16, "cache_params"),
     "RWKV": Family(_rwkv, 8, "state"),
     "xLSTM": Family(_xlstm, 128, "cache_params"),
 }
-NAMES = (LLE, PLAIN, *FAMILIES)
+NAMES = (LLE, PLAIN, "GPT-2", "Mamba2", "RWKV", "xLSTM")  # those that LLE is compared with
 
 
 def make_lle(vocabulary: int, width: int, window: int = 0, **changes: Any) -> LLEForCausalLM:

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from modeling_lle import LLEForCausalLM
-from modeling_lle.history.rule import Recall, base_prediction
-from modeling_lle.kernels.linear import linear
+from modeling_lle.history.calibration import fit
+from modeling_lle.history.rule import Recall
 
 from ..inputs import read_states
+from .ngrams import Counted
 
 SHARES = torch.arange(1, 96) / 100  # of recalled entries, for tuning
 
@@ -33,12 +34,20 @@ class Segment(NamedTuple):
     base: Tensor
 
 
-@torch.no_grad()
 def read(model: LLEForCausalLM, ids: np.ndarray) -> Iterator[Segment]:
     """Predictions of a text without history: each token but the first is a target."""
-    for states, targets in read_states(model, ids):
-        log_probs, _ = base_prediction(linear(states, model.lm_head.weight, model.lm_head.bias))
-        yield Segment(states, targets, log_probs.gather(1, targets[:, None])[:, 0])
+    return (segment for segment, _ in read_with_features(model, ids))
+
+
+@torch.no_grad()
+def read_with_features(
+    model: LLEForCausalLM, ids: np.ndarray, context: int | None = None
+) -> Iterator[tuple[Segment, Tensor]]:
+    """As `read`, with the `base_features` (T, 2) of each prediction; `context` as in `read_states`."""
+    for states, targets in read_states(model, ids, context):
+        parts = list(model.predictions(states[None], None, None, None, None))
+        base = torch.cat([part.base_log_probs(targets[None, part.positions])[0] for part in parts])
+        yield Segment(states, targets, base), torch.cat([part.features[0] for part in parts])
 
 
 def joined(segments: Iterable[Segment], positions: int) -> Iterator[Segment]:
@@ -94,3 +103,45 @@ def best_numbers(candidates: dict[Any, list[Recalled]]) -> tuple[Any, float]:
         results[key] = Recalled(*map(torch.cat, zip(*parts, strict=True))).best_share()
     best = min(results, key=lambda key: results[key][1])
     return best, results[best][0]
+
+
+class GatedCounts:
+    """A mixture with counts, whose share is told by what they rest on and by how certain the network is.
+
+        share = sigmoid(a_k + b . (log n_k, entropy of p, max log p))
+
+    where the longest context that occurred has k tokens and occurred n_k times. It is the gate of LLE's rule with a bias for each order, so that counts are mixed in with no less care.
+
+    Args:
+        bias: (orders,) float32, a.
+        weights: (3,) float32, b.
+    """
+
+    def __init__(self, bias: Tensor, weights: Tensor) -> None:
+        self.bias, self.weights = bias, weights
+
+    def log_probs(self, base: Tensor, features: Tensor, counted: Counted) -> Tensor:
+        """log P (Q,), nats: log p where nothing was counted.
+
+        Args:
+            base: (Q,) float32 nats, log p of the targets.
+            features: (Q, 2) float32, `base_features`.
+            counted: What the counts give to the same targets.
+        """
+        seen = torch.cat([counted.log_total[:, None], features], dim=1)
+        gate = self.bias[counted.order.clamp(min=0)] + seen @ self.weights
+        recalled = counted.probability.clamp(min=1e-38).log() + torch.nn.functional.logsigmoid(gate)
+        mixed = torch.logaddexp(base + torch.nn.functional.logsigmoid(-gate), recalled)
+        return torch.where(counted.order >= 0, mixed, base)
+
+    @classmethod
+    def tuned(cls, base: Tensor, features: Tensor, counted: Counted, steps: int = 60) -> tuple["GatedCounts", float]:
+        """The gate that is best for a text, and its nats per token."""
+        orders = 1 + int(counted.order.max().clamp(min=0))
+
+        def made(values: Tensor) -> "GatedCounts":
+            return cls(values[:orders], values[orders:])
+
+        start = torch.zeros(orders + 3)
+        found = fit(lambda values: -made(values).log_probs(base, features, counted).mean(), start, steps)
+        return made(found.values), found.after

@@ -51,15 +51,18 @@ class Datastore:
         model: Network.
         ids: (N + 1,) integers, text read as one stream.
         neighbours: K.
+        context: As in `read_states`.
     """
 
-    def __init__(self, model: LLEForCausalLM, ids: np.ndarray, neighbours: int = NEIGHBOURS) -> None:
+    def __init__(
+        self, model: LLEForCausalLM, ids: np.ndarray, neighbours: int = NEIGHBOURS, context: int | None = None
+    ) -> None:
         keys = np.empty((len(ids) - 1, model.config.hidden_size), dtype=np.float16)
         self.outcomes = torch.from_numpy(np.asarray(ids[1:], dtype=np.int32))
         self.neighbours = min(neighbours, len(keys))
         place = 0
-        for states, _ in read_states(model, ids):
-            keys[place : place + len(states)] = states.numpy()
+        for states, _ in read_states(model, ids, context):
+            keys[place : place + len(states)] = states.cpu().numpy()
             place += len(states)
         self.index = _make_index(keys)
 

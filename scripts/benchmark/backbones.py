@@ -1,0 +1,325 @@
+"""History on pretrained recurrent and hybrid models: perplexity with each source, and with what else a user could take.
+
+Each model reads the test split once as one row, after every number was fitted on the validation split: without history,
+with the stream, with a bank of the training split, and with both. In the same run, its own predictions are mixed with
+
+    n-gram cache        counts of the text read, of contexts of 0 to 5 tokens, all of it or the stream's window
+    unigram cache       the same without context
+    Kneser-Ney 5-gram   of the texts of the bank
+    neural cache        of raw states (peers/neural_cache.py)
+    kNN-LM              of the texts of the bank (peers/nearest_neighbours.py)
+
+Counts are mixed in by a gate like LLE's, which sees how much they rest on; order, discount and window are searched.
+The last two are as published, with one share. `time` is processor time of reading with the stream over that without
+history, medians of pairwise ratios. Models with attention begin anew after --context tokens, for every method alike.
+"""
+
+import dataclasses
+import itertools
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from torch import Tensor
+
+from modeling_lle import HistoryBank, LLECache, LLEForCausalLM
+from modeling_lle.data import TextTokens, collect, load_texts, tokenize
+from modeling_lle.evaluation import LanguageModelMetric
+from modeling_lle.evaluation.results import this_command
+from modeling_lle.history.attachment import Attachment
+from modeling_lle.history.calibration import Calibration
+from modeling_lle.training import segments
+from modeling_lle.training.steps import keep_freed_pages
+
+from .families import train_families
+from .history import describe
+from .inputs import SEGMENT, load_model, read_tokens, segments_of
+from .peers import Datastore, KneserNey, NearestNeighbours, NeuralCache, read_cache
+from .peers.language_models import count
+from .peers.mixture import GatedCounts, Segment, read_with_features
+from .peers.ngrams import ORDER, Counted, Counts
+from .speed import read_twice
+from .timing import RESULTS, Row, ratio, write_rows
+
+BASE, STREAM, BANK, BOTH = "base", "LLE stream", "LLE bank", "LLE stream + bank"
+DISCOUNTS = (0.1, 0.3, 0.5, 0.7, 0.9)
+ORDERS = range(1, ORDER + 1)
+UNIGRAM_WINDOWS = (500, 2000, None)
+TIMED = 512  # tokens of a segment whose reading is timed
+Measured = dict[str, tuple[Tensor, str]]  # log P of the test tokens (Q,) by method, and its parameters as text
+
+
+@dataclasses.dataclass(frozen=True)
+class Texts:
+    """What a model is measured on.
+
+    Attributes:
+        rows: The texts of the bank.
+        corpus: Their token ids, as one text.
+        validation: Token ids, (Q + 1,).
+        test: Token ids, words and bytes.
+    """
+
+    rows: Any
+    corpus: np.ndarray
+    validation: np.ndarray
+    test: TextTokens
+
+
+def load(source: str, tokenizer: Any, tokens: int, test_tokens: int | None, bank_tokens: int | None) -> Texts:
+    """The three splits of a source, the training split in whole rows of at most `bank_tokens` tokens."""
+    rows: Any = load_texts(source, split="train")
+    encoded: Any = tokenize(rows, tokenizer)
+    if bank_tokens is not None:
+        lengths = np.cumsum([len(ids) for ids in encoded["input_ids"]])
+        chosen = range(max(1, int(np.searchsorted(lengths, bank_tokens, side="right"))))
+        rows, encoded = rows.select(chosen), encoded.select(chosen)
+    corpus = collect(encoded, start=tokenizer.eos_token_id).ids
+    validation = read_tokens(source, "validation", tokenizer, tokens + 1).ids
+    test = read_tokens(source, "test", tokenizer, None if test_tokens is None else test_tokens + 1)
+    return Texts(rows, corpus, validation, test)
+
+
+def context_of(model: LLEForCausalLM, most: int) -> int | None:
+    """Tokens after which a model with attention begins anew; None for a model whose state has one size."""
+    positions = getattr(getattr(model.config, "wrapped", None), "max_position_embeddings", None)
+    return None if positions is None else min(positions, most)
+
+
+def fit_rule(model: LLEForCausalLM, ids: np.ndarray, context: int | None) -> None:
+    """Fits the numbers of the sources that take part, as `calibrate` does."""
+    if context is None:
+        model.calibrate(segments(ids, len(ids) - 1, SEGMENT))
+        return
+    numbers: dict[str, Any] = {"stream": model.config.stream} if model.config.stream.window else {}
+    attachment = model.recalled_from(None, True)
+    numbers |= {} if attachment is None else {"bank": model.config.bank}
+    calibration, cache = Calibration(numbers), LLECache(model.config.stream.window)
+    with torch.no_grad():
+        for tokens, targets in segments_of(ids, cache, model.device, context):
+            for prediction in model.read(tokens, None, cache, attachment):
+                calibration.take(prediction, targets)
+    calibration.fit(40)
+
+
+def score(model: LLEForCausalLM, ids: np.ndarray, context: int | None, use_history: bool = True) -> Tensor:
+    """log P (Q,) float32 nats of each token of a text but the first."""
+    cache = LLECache(model.config.stream.window if use_history else 0)
+    parts = [
+        model.score(tokens, targets, past_key_values=cache, use_history=use_history).log_probs[0].cpu()
+        for tokens, targets in segments_of(ids, cache, model.device, context)
+    ]
+    return torch.cat(parts)
+
+
+def measure_history(
+    model: LLEForCausalLM, bank: HistoryBank, texts: Texts, context: int | None, window: int, say: Callable[[str], Any]
+) -> Measured:
+    """The stream, the bank, and both, each fitted by itself."""
+    found: Measured = {}
+    for name, size, attached in ((STREAM, window, False), (BANK, 0, True), (BOTH, window, True)):
+        say(f"  {name}")
+        model.config.history.stream.window = size
+        model.detach_history()
+        if attached:
+            model.attach_history(bank)
+        fit_rule(model, texts.validation, context)
+        sections = {"stream": model.config.stream} if size else {}
+        sections |= {"bank": model.config.bank} if attached else {}
+        numbers = "; ".join(f"{part}: {describe(dataclasses.asdict(own))}" for part, own in sections.items())
+        found[name] = (score(model, texts.test.ids, context), numbers)
+    model.detach_history()
+    model.config.history.stream.window = window
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Predicted:
+    """Predictions of the network alone: log p of the targets (Q,) and `base_features` (Q, 2)."""
+
+    base: Tensor
+    features: Tensor
+
+
+def read_along(
+    model: LLEForCausalLM, ids: np.ndarray, context: int | None, peers: dict[str, Any]
+) -> tuple[Predicted, dict[str, Tensor]]:
+    """Reads a text once: the predictions of the network alone, and log P (Q,) by peers that mix in entries."""
+    plain, *streams = itertools.tee(read_with_features(model, ids, context), 1 + len(peers))
+
+    def only(stream: Iterator[tuple[Segment, Tensor]]) -> Iterator[Segment]:
+        return (Segment(*(part.cpu() for part in segment)) for segment, _ in stream)
+
+    readers = [peer.read(only(stream)) for peer, stream in zip(peers.values(), streams, strict=True)]
+    base, features, mixed = [], [], []
+    for (segment, of_base), *found in zip(plain, *readers, strict=True):  # in step, so that little waits in memory
+        base.append(segment.base.cpu())
+        features.append(of_base.cpu())
+        mixed.append(found)
+    columns = zip(*mixed, strict=True) if peers else ()
+    whole = dict(zip(peers, map(torch.cat, columns), strict=True))
+    return Predicted(torch.cat(base), torch.cat(features)), whole
+
+
+def measure_entries(
+    model: LLEForCausalLM, texts: Texts, context: int | None, chosen: list[str]
+) -> tuple[Predicted, Predicted, Measured]:
+    """The network alone on validation and test text, and the neural cache and kNN-LM."""
+    before, _ = read_along(model, texts.validation, context, {})
+    peers: dict[str, Any] = {}
+    numbers: dict[str, dict[str, Any]] = {}
+
+    def validation() -> Iterator[Segment]:
+        for segment, _ in read_with_features(model, texts.validation, context):
+            yield Segment(*(part.cpu() for part in segment))
+
+    if "neural cache" in chosen:
+        cache = NeuralCache.tuned(validation())
+        peers["neural cache"] = cache
+        numbers["neural cache"] = {"theta": cache.theta, "lambda": cache.share, "window": cache.window}
+    if "kNN-LM" in chosen:
+        nearest = NearestNeighbours.tuned(Datastore(model, texts.corpus, context=context), validation())
+        peers["kNN-LM"] = nearest
+        numbers["kNN-LM"] = {"temperature": nearest.temperature, "lambda": nearest.share}
+    test, found = read_along(model, texts.test.ids, context, peers)
+    return before, test, {name: (log_probs, describe(numbers[name])) for name, log_probs in found.items()}
+
+
+def measure_counts(before: Predicted, test: Predicted, texts: Texts, vocabulary: int, window: int) -> Measured:
+    """The n-gram caches, the unigram cache and the Kneser-Ney model, mixed with the predictions of a network."""
+
+    def cached(size: int | None, order: int) -> list[Counts]:
+        return [read_cache(ids, order, size) for ids in (texts.validation, texts.test.ids)]
+
+    def best(tried: dict[str, Callable[[bool], Counted]]) -> tuple[Tensor, str]:
+        gates = {
+            numbers: GatedCounts.tuned(before.base, before.features, counted(False))
+            for numbers, counted in tried.items()
+        }
+        numbers = min(gates, key=lambda key: gates[key][1])
+        return gates[numbers][0].log_probs(test.base, test.features, tried[numbers](True)), numbers
+
+    def smoothed(counts: list[Counts], order: int, discount: float) -> Callable[[bool], Counted]:
+        return lambda on_test: counts[on_test].smoothed(order, discount)
+
+    found: Measured = {}
+    for name, size in (("n-gram cache", None), (f"n-gram cache of {window:,}", window)):
+        counts = cached(size, ORDER)
+        found[name] = best(
+            {f"order {k}, discount {d}": smoothed(counts, k, d) for k in ORDERS for d in DISCOUNTS}
+        )
+    found["unigram cache"] = best(
+        {f"window {size or 'all'}": smoothed(cached(size, 0), 0, 0.0) for size in UNIGRAM_WINDOWS}
+    )
+    corpus = KneserNey(texts.corpus, vocabulary)
+    counted = [corpus.read(ids) for ids in (texts.validation, texts.test.ids)]
+    found["Kneser-Ney 5-gram"] = best({f"{len(texts.corpus):,} tokens": lambda on_test: counted[on_test]})
+    return found
+
+
+def measure_time(model: LLEForCausalLM, ids: np.ndarray, repeats: int) -> float:
+    """Processor time of reading with a full stream over that without history."""
+    part = torch.from_numpy(ids[: TIMED + 1].astype(np.int64))[None].to(model.device)
+    seconds = read_twice(model, part, repeats, time.process_time)
+    return ratio(seconds["stream"], seconds["base"])
+
+
+def measure(
+    path: str,
+    source: str,
+    sizes: tuple[int, int | None, int | None],
+    window: int,
+    most: int,
+    repeats: int,
+    chosen: list[str],
+    say: Callable[[str], Any],
+) -> list[Row]:
+    """Rows of a model, one a method."""
+    model, tokenizer = load_model(path)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    texts, context = load(source, tokenizer, *sizes), context_of(model, most)
+    texts.test.check_vocabulary(model.config.vocab_size)
+    say("  base and its mixtures")
+    before, test, found = measure_entries(model, texts, context, chosen)
+    found |= measure_counts(before, test, texts, model.config.vocab_size, window)
+    with tempfile.TemporaryDirectory() as folder:
+        say("  bank")
+        bank = HistoryBank.build(model, tokenizer, texts.rows, Path(folder) / "bank")
+        found = {BASE: (test.base, ""), **measure_history(model, bank, texts, context, window, say), **found}
+    wrapped = getattr(model.config, "wrapped", None)
+    kind = model.config.recurrence if wrapped is None else wrapped.model_type
+    common = {"model": Path(path).name, "type": kind, "parameters": count(model), "time": None}
+    rows = []
+    for method, (log_probs, numbers) in found.items():
+        own: Any = LanguageModelMetric(keep_in_memory=True).compute(nats=-log_probs.numpy(), words=texts.test.words)
+        rows.append({**common, "method": method, "word_ppl": own["word_ppl"], "ppl": own["ppl"], "numbers": numbers})
+    timed = next(row for row in rows if row["method"] == STREAM)
+    timed["time"] = measure_time(model, texts.test.ids, repeats)
+    return [{**row, "over_base": row["word_ppl"] / rows[0]["word_ppl"]} for row in rows]
+
+
+def comparisons(rows: list[Row]) -> dict[str, float]:
+    """Ratios to the base of each history, and to the best alternative, for each data set and model."""
+    metrics: dict[str, float] = {}
+    for key in dict.fromkeys((row["dataset"], row["model"]) for row in rows):
+        own = {row["method"]: row for row in rows if (row["dataset"], row["model"]) == key}
+        prefix = "_".join(key).lower().replace("-", "_").replace(".", "_")
+        others = [row["word_ppl"] for name, row in own.items() if name != BASE and not name.startswith("LLE")]
+        for name, short in ((STREAM, "stream"), (BANK, "bank"), (BOTH, "both")):
+            metrics[f"{prefix}_{short}_over_base"] = own[name]["over_base"]
+            metrics[f"{prefix}_{short}_over_best_other"] = own[name]["word_ppl"] / min(others)
+        metrics[f"{prefix}_stream_time"] = own[STREAM]["time"]
+    return metrics
+
+
+def backbones(
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[MODEL]... SOURCE",
+            help="Folders or names on the Hub, and last the text, with train, validation and test splits.",
+        ),
+    ],
+    dataset: Annotated[str | None, typer.Option(help="Name in the results; by default the folder's.")] = None,
+    tokens: Annotated[int, typer.Option(help="Validation tokens that everything is fitted on.")] = 20_000,
+    test_tokens: Annotated[int | None, typer.Option(help="Read only the first tokens of the test split.")] = None,
+    bank_tokens: Annotated[int | None, typer.Option(help="First tokens of the training split that make the bank.")] = (
+        None
+    ),
+    window: Annotated[int, typer.Option(help="Entries of the stream.")] = 2000,
+    context: Annotated[int, typer.Option(help="Tokens after which a model with attention begins anew.")] = 2048,
+    repeats: Annotated[int, typer.Option(help="Repetitions of the timing.")] = 15,
+    without: Annotated[
+        list[str] | None, typer.Option(help='Leave out "neural cache" or "kNN-LM", the slow ones; repeatable.')
+    ] = None,
+    train: Annotated[Path | None, typer.Option(help="Train models of the families into this folder first.")] = None,
+    train_source: Annotated[str | None, typer.Option(help="Text to train on; by default the source.")] = None,
+    minutes: Annotated[float, typer.Option(help="Processor time of each training.")] = 10.0,
+    vocabulary: Annotated[int, typer.Option(help="Types of the tokenizer that is trained.")] = 4000,
+    width: Annotated[int, typer.Option(help="Width of the LSTM; the others have as many parameters.")] = 224,
+    rate: Annotated[float | None, typer.Option(help="Learning rate; by default searched for each family.")] = None,
+    output: Annotated[Path, typer.Option(help="Results file.")] = RESULTS / "backbones.json",
+) -> None:
+    """Perplexity of recurrent models with history, and with caches and counts in its place."""
+    keep_freed_pages()
+    *models, source = arguments
+    if train is not None:
+        made = train_families(train_source or source, train, vocabulary, width, minutes, rate, typer.echo)
+        models = [*map(str, made), *models]
+    if not models:
+        raise typer.BadParameter(f"{source} is taken as the text: give a model before it, or --train FOLDER")
+    chosen = [name for name in ("neural cache", "kNN-LM") if name not in (without or [])]
+    name = dataset or Path(source).name
+    rows: list[Row] = []
+    for path in models:
+        typer.echo(f"{name}: {path}")
+        sizes = (tokens, test_tokens, bank_tokens)
+        for row in measure(path, source, sizes, window, context, repeats, chosen, typer.echo):
+            rows.append({"dataset": name, **row})
+            typer.echo(rows[-1])
+    write_rows(output, this_command(), source, rows, comparisons)
