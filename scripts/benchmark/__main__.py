@@ -15,8 +15,8 @@
     python -m scripts.benchmark generation FOLDER data/wikitext-2    what recalling its own output does to a text
     python -m scripts.benchmark deployment --language-model FOLDER    every form of the three heads, and their peers
     python -m scripts.benchmark peers data/wikitext-2 FOLDER    LLE and transformers' models of equal size (3 hours)
-    python -m scripts.benchmark backbones MODEL... data/ptb    history on pretrained recurrent models, and its peers
-    python -m scripts.benchmark device data/wikitext-2         what runs on a GPU: kernels, heads, training (12 minutes)
+    python -m scripts.benchmark backbones MODEL... data/ptb    pretrained recurrent models with history
+    python -m scripts.benchmark device data/wikitext-2         a GPU: kernels, heads, training (12 minutes)
     python -m scripts.benchmark budget                         a training step: operations, floor, where time goes
     python -m scripts.benchmark damage                         200 kills, and 500 corruptions of each kind of file
 

@@ -1,7 +1,8 @@
-"""History on pretrained recurrent and hybrid models: perplexity with each source, and with what else a user could take.
+"""History on pretrained recurrent and hybrid models: perplexity with each source, and with what could be had instead.
 
-Each model reads the test split once as one row, after every number was fitted on the validation split: without history,
-with the stream, with a bank of the training split, and with both. In the same run, its own predictions are mixed with
+Each model reads the test split once as one row, after every number was fitted on the validation split: without
+history, with the stream, with a bank of the training split, and with both. In the same run, its predictions are mixed
+with
 
     n-gram cache        counts of the text read, of contexts of 0 to 5 tokens, all of it or the stream's window
     unigram cache       the same without context
@@ -31,7 +32,6 @@ from modeling_lle import HistoryBank, LLECache, LLEForCausalLM
 from modeling_lle.data import TextTokens, collect, load_texts, tokenize
 from modeling_lle.evaluation import LanguageModelMetric
 from modeling_lle.evaluation.results import this_command
-from modeling_lle.history.attachment import Attachment
 from modeling_lle.history.calibration import Calibration
 from modeling_lle.training import segments
 from modeling_lle.training.steps import keep_freed_pages
@@ -210,9 +210,7 @@ def measure_counts(before: Predicted, test: Predicted, texts: Texts, vocabulary:
     found: Measured = {}
     for name, size in (("n-gram cache", None), (f"n-gram cache of {window:,}", window)):
         counts = cached(size, ORDER)
-        found[name] = best(
-            {f"order {k}, discount {d}": smoothed(counts, k, d) for k in ORDERS for d in DISCOUNTS}
-        )
+        found[name] = best({f"order {k}, discount {d}": smoothed(counts, k, d) for k in ORDERS for d in DISCOUNTS})
     found["unigram cache"] = best(
         {f"window {size or 'all'}": smoothed(cached(size, 0), 0, 0.0) for size in UNIGRAM_WINDOWS}
     )
@@ -238,10 +236,11 @@ def measure(
     repeats: int,
     chosen: list[str],
     say: Callable[[str], Any],
+    device: str,
 ) -> list[Row]:
     """Rows of a model, one a method."""
     model, tokenizer = load_model(path)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device)
     texts, context = load(source, tokenizer, *sizes), context_of(model, most)
     texts.test.check_vocabulary(model.config.vocab_size)
     say("  base and its mixtures")
@@ -315,11 +314,12 @@ def backbones(
         raise typer.BadParameter(f"{source} is taken as the text: give a model before it, or --train FOLDER")
     chosen = [name for name in ("neural cache", "kNN-LM") if name not in (without or [])]
     name = dataset or Path(source).name
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     rows: list[Row] = []
     for path in models:
         typer.echo(f"{name}: {path}")
         sizes = (tokens, test_tokens, bank_tokens)
-        for row in measure(path, source, sizes, window, context, repeats, chosen, typer.echo):
+        for row in measure(path, source, sizes, window, context, repeats, chosen, typer.echo, device):
             rows.append({"dataset": name, **row})
             typer.echo(rows[-1])
     write_rows(output, this_command(), source, rows, comparisons)

@@ -57,9 +57,7 @@ def segments_of(
 
 
 @torch.no_grad()
-def read_states(
-    model: LLEForCausalLM, ids: np.ndarray, context: int | None = None
-) -> Iterator[tuple[Tensor, Tensor]]:
+def read_states(model: LLEForCausalLM, ids: np.ndarray, context: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
     """Reads token ids as one row, and yields states (T, D) with the tokens that followed (T,) int64.
 
     With a context, the backbone begins anew after that many tokens, as in `segments_of`.

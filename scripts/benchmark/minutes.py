@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from modeling_lle import LLECache
+from modeling_lle.common.precision import resolve_precision
 from modeling_lle.common.temporary import replacing
 from modeling_lle.data import StreamDataset
 from modeling_lle.training.language import calibrate
@@ -59,6 +60,8 @@ class Plan:
         minutes: Of each training; those of the search take a tenth.
         slice: Seconds after which it is the next model's turn.
         seed: Of the weights.
+        device: Where the models are trained; on an accelerator in bfloat16, if it has it, and by wall clock.
+        scale: Factor of the rows of a step, for an accelerator.
     """
 
     vocabulary: int
@@ -66,6 +69,8 @@ class Plan:
     minutes: float
     slice: float
     seed: int = 0
+    device: str = "cpu"
+    scale: int = 1
 
 
 @dataclass
@@ -90,9 +95,10 @@ def rate_at(share: float) -> float:
     return (1 + math.cos(math.pi * (min(share, 1.0) - WARM_UP) / (1 - WARM_UP))) / 2
 
 
-def segments(subject: Subject, tokens: np.ndarray, first: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields inputs and targets (B, T) of training steps from step `first` on, without end."""
+def segments(subject: Subject, tokens: np.ndarray, first: int, scale: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields inputs and targets (B, T) of training steps from step `first` on, without end; `scale` as in `Plan`."""
     rows, length = CARRIED if subject.carries else WINDOWS
+    rows *= scale
     stream = StreamDataset(tokens, rows, length)
     for step in range(first, 1 << 40):
         epoch, place = divmod(step, stream.segments)
@@ -159,7 +165,11 @@ class Training:
     """
 
     def __init__(self, name: str, texts: Texts, plan: Plan, rate: float, folder: Path | None = None) -> None:
-        self.subject = Subject(name, make_model(name, plan.vocabulary, plan.width, seed=plan.seed).train())
+        model = make_model(name, plan.vocabulary, plan.width, seed=plan.seed).train()
+        self.subject, self.device = Subject(name, model.to(plan.device)), torch.device(plan.device)
+        on_cpu = self.device.type == "cpu"
+        self.clock: Callable[[], float] = time.process_time if on_cpu else self._synchronised
+        self.precision = torch.float32 if on_cpu else resolve_precision("auto", self.device)
         self.texts, self.rate, self.minutes, self.folder = texts, rate, plan.minutes, folder
         if name in (LLE, PLAIN):
             head = self.subject.model.lm_head if name == LLE else self.subject.model.output
@@ -173,7 +183,7 @@ class Training:
         self.progress = Progress()
         if folder is not None and (folder / CHECKPOINT).is_file():
             self._load(folder)
-        self.batches = segments(self.subject, texts.train, self.progress.steps)
+        self.batches = segments(self.subject, texts.train, self.progress.steps, plan.scale)
 
     @property
     def share(self) -> float:
@@ -189,9 +199,9 @@ class Training:
         """Trains for a slice, or until the minutes are over; measures the loss where it is due; keeps a checkpoint."""
         end = min(self.progress.seconds + seconds, 60 * self.minutes)
         while self.progress.seconds < end:
-            begin = time.process_time()
+            begin = self.clock()
             self._step()
-            self.progress.seconds += time.process_time() - begin
+            self.progress.seconds += self.clock() - begin
             due = [check for check in CHECKS if self.share >= check]
             if self.folder is not None and len(due) > len(self.progress.losses):
                 nats = mean_nats(self.subject, self.texts.validation)
@@ -202,11 +212,17 @@ class Training:
     def _step(self) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate * rate_at(self.share)
-        self.subject.loss(*next(self.batches)).backward()
+        with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
+            loss = self.subject.loss(*next(self.batches))
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(self.subject.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.progress.steps += 1
+
+    def _synchronised(self) -> float:
+        torch.accelerator.synchronize(self.device)
+        return time.perf_counter()
 
     def _tensors(self) -> dict[str, Tensor]:
         """Weights, and the optimizer's tensors of each."""
@@ -233,7 +249,7 @@ class Training:
             for name, weight in self.subject.model.named_parameters():
                 weight.copy_(tensors[f"weight.{name}"])
                 self.optimizer.state[weight] = {
-                    key: tensors[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")
+                    key: tensors[f"{key}.{name}"].to(self.device) for key in ("step", "exp_avg", "exp_avg_sq")
                 }
 
 

@@ -1,7 +1,6 @@
 """The model of lm-evaluation-harness scores every token once, after all that came before, as the model itself does."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +116,7 @@ def test_a_long_context_is_cut_only_on_request() -> None:
 
 
 @pytest.fixture(scope="module")
-def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The results of a task in files of its own, by the classes `lle` and `hf`, on a saved model."""
     import lm_eval
     from lm_eval.tasks import TaskManager
@@ -141,7 +140,7 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, An
             device="cpu",
             bootstrap_iters=0,
         )
-    yield found
+    return found
 
 
 @pytest.mark.slow

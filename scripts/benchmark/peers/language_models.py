@@ -195,6 +195,11 @@ class Subject:
         self.carries = name in (LLE, PLAIN)
         self._cache = LLECache()
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
     def begin(self) -> None:
         """Forgets the text read."""
         self._cache = LLECache()
@@ -203,6 +208,7 @@ class Subject:
 
     def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
         """Mean cross entropy, nats, of `targets` (B, T) after `ids` (B, T) int64."""
+        ids, targets = ids.to(self.device), targets.to(self.device)
         if self.name == LLE:
             cache = self._cache.detach()
             return self.model(ids, shift_labels=targets, past_key_values=cache, use_cache=True).loss
@@ -214,6 +220,7 @@ class Subject:
     @torch.no_grad()
     def nats(self, ids: Tensor, targets: Tensor) -> Tensor:
         """Nats (B, T) of each of `targets` (B, T), without history."""
+        ids, targets = ids.to(self.device), targets.to(self.device)
         if self.name == LLE:
             scored = self.model.score(ids, targets, past_key_values=self._cache, use_history=False)
             return -scored.log_probs

@@ -110,7 +110,8 @@ class GatedCounts:
 
         share = sigmoid(a_k + b . (log n_k, entropy of p, max log p))
 
-    where the longest context that occurred has k tokens and occurred n_k times. It is the gate of LLE's rule with a bias for each order, so that counts are mixed in with no less care.
+    where the longest context that occurred has k tokens and occurred n_k times. It is the gate of LLE's rule with a
+    bias for each order, so that counts are mixed in with no less care.
 
     Args:
         bias: (orders,) float32, a.

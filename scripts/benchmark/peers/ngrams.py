@@ -22,6 +22,7 @@ from torch import Tensor
 ORDER = 5  # tokens of context of the cache
 LENGTH = 5  # of the n-grams of the corpus
 DISCOUNTED = 3  # counts that have a discount of their own; the last one is for all that are larger
+USUAL = np.array([0.0, 0.5, 1.0, 1.5])  # discounts where a corpus is too small to tell them
 
 
 class Counted(NamedTuple):
@@ -170,7 +171,7 @@ class KneserNey:
         number = np.zeros(len(tokens) - 1, dtype=np.int64)
         for back, order in zip(range(k, 0, -1), self.orders, strict=False):
             token = np.full(len(number), -1)
-            token[back - 1 :] = tokens[: len(tokens) - back]
+            token[back - 1 :] = tokens[: max(0, len(tokens) - back)]
             wanted = np.where((number >= 0) & (token >= 0), number * self.vocabulary + token, -1)
             number = _find(order.keys, wanted)
         return number
@@ -185,14 +186,13 @@ def _order(keys: np.ndarray, counts: np.ndarray, contexts: int, vocabulary: int)
 
 
 def _discounts(counts: np.ndarray) -> np.ndarray:
-    """Discounts of the counts 0 to 3 (Chen and Goodman 1998, equation 26), between 0 and the count."""
+    """Discounts of the counts 0 to 3 (Chen and Goodman 1998, equation 26), or usual ones if there is too little."""
     of = np.bincount(counts.clip(max=DISCOUNTED + 2), minlength=DISCOUNTED + 2).astype(np.float64)
-    y = of[1] / (of[1] + 2 * of[2]) if of[1] else 0.5
-    found = [0.0]
-    for count in range(1, DISCOUNTED + 1):
-        due = count - (count + 1) * y * of[count + 1] / of[count] if of[count] else found[-1]
-        found.append(min(max(due, 0.0), count))
-    return np.array(found)
+    if not of[1 : DISCOUNTED + 2].all():
+        return USUAL
+    y = of[1] / (of[1] + 2 * of[2])
+    found = [count - (count + 1) * y * of[count + 1] / of[count] for count in range(1, DISCOUNTED + 1)]
+    return np.array([0.0, *found]) if min(found) > 0 else USUAL
 
 
 def _find(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
