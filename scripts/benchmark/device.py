@@ -258,7 +258,7 @@ def device(
         add([check(name, where)])
     add(measure_search(where, min(1.0, minutes / FULL), repeats=5))
     on_cpu = where.type == "cpu"
-    width, scale, steps = (64, 1, 2) if on_cpu else (LARGE, 8, 30)
+    width, scale, steps = (80, 1, 2) if on_cpu else (LARGE, 8, 30)
     plan = Plan(VOCABULARY, width, SHARE * minutes, min(20.0, 30 * minutes), device=str(where), scale=scale)
     with tempfile.TemporaryDirectory() as temporary:
         own = Path(temporary) if folder is None else folder

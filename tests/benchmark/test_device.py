@@ -47,7 +47,6 @@ def test_the_command_runs_through_on_a_cpu(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(minutes, "CARRIED", (4, 8))
     monkeypatch.setattr(minutes, "WINDOWS", (2, 16))
     monkeypatch.setattr(device, "HELD_OUT", 512)
-    monkeypatch.setattr(device, "VOCABULARY", 300)
     for split, rows in (("train", 300), ("valid", 200), ("test", 200)):
         Path("texts").mkdir(exist_ok=True)
         Path("texts", f"{split}.txt").write_text("\n".join(make_texts(rows, 8, seed=rows)) + "\n")

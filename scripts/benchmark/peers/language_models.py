@@ -72,7 +72,8 @@ def _lfm2(vocabulary: int, width: int, length: int) -> Any:
     config = transformers.Lfm2Config(
         vocab_size=vocabulary,
         hidden_size=width,
-        intermediate_size=3 * width,
+        intermediate_size=11 * width // 4,
+        block_auto_adjust_ff_dim=False,
         num_hidden_layers=len(kinds),
         layer_types=kinds,
         num_attention_heads=width // 16,
