@@ -40,6 +40,11 @@ def read_tokens(source: str, split: str, tokenizer: Any, limit: int | None = Non
     return TextTokens(tokens.ids[:limit], int(tokens.words * share), int(tokens.bytes * share))
 
 
+def begin_anew(cache: LLECache) -> None:
+    """Ends the text of the backbone; the stream goes on."""
+    cache.state, cache.seen_tokens = None, 0
+
+
 def segments_of(
     ids: np.ndarray, cache: LLECache, device: torch.device, context: int | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -51,7 +56,7 @@ def segments_of(
     stream = StreamDataset(ids, 1, length, evaluation=True)
     for index in range(len(stream)):
         if context is not None and index % (context // length) == 0:
-            cache.state = None
+            begin_anew(cache)
         segment = stream[index]
         yield segment["input_ids"][None].to(device), segment["shift_labels"][None].to(device)
 

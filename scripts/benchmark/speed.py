@@ -15,6 +15,7 @@ from modeling_lle.common.precision import resolve_precision
 from modeling_lle.evaluation import write_results
 from modeling_lle.evaluation.results import this_command
 
+from .inputs import begin_anew
 from .peers.plain_lstm import PlainLSTM
 from .timing import RESULTS, compare, ratio
 
@@ -116,13 +117,13 @@ def read_twice(
     """Seconds of reading a segment (B, T + 1) int64 with a full "stream" and with the "base" alone, in turn."""
     window, segment = model.config.stream.window, ids.shape[1] - 1
     full, empty = LLECache(window), LLECache()
-    for _ in range(window // segment + 1):
-        model.score(ids[:, :-1], ids[:, 1:], past_key_values=full)
 
     def read(cache: LLECache, **options: Any) -> None:
-        cache.state = None  # the text begins anew: what attends to all that was read would become slower
+        begin_anew(cache)  # what attends to all that was read would become slower
         model.score(ids[:, :-1], ids[:, 1:], past_key_values=cache, **options)
 
+    for _ in range(window // segment + 1):
+        read(full)
     calls = {"stream": lambda: read(full), "base": lambda: read(empty, use_history=False)}
     return compare(calls, repeats, clock=clock)
 
