@@ -1,6 +1,7 @@
 """What is mixed into the predictions of a backbone is a distribution that does not see what it predicts."""
 
 import collections
+import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,8 @@ from scripts.benchmark.inputs import read_states, segments_of
 from scripts.benchmark.peers import KneserNey, language_models, read_cache
 from scripts.benchmark.peers.mixture import GatedCounts
 from scripts.benchmark.peers.ngrams import Counted
+from scripts.benchmark.speed import read_twice
+from tests.factories.hub_models import make_wrapped_model
 from tests.factories.language_models import make_language_model
 from tests.factories.texts import VOCAB, make_ids, make_texts, make_word_tokenizer
 
@@ -127,17 +130,21 @@ def test_a_gate_is_fitted_to_where_counts_help() -> None:
     assert torch.equal(found[order < 0], base[order < 0])
 
 
-def test_a_context_ends_the_state_and_not_the_stream() -> None:
-    model, ids = make_language_model(window=50), text(31)
+@pytest.mark.parametrize("make", [make_language_model, functools.partial(make_wrapped_model, "lfm2")])
+def test_a_context_ends_the_state_and_not_the_stream(make: Callable[..., Any]) -> None:
+    model, ids = make(window=50), text(31)
     states = torch.cat([own for own, _ in read_states(model, ids, context=10)])
     with torch.no_grad():
         due = [model.model(torch.from_numpy(ids[None, b : b + 10]), use_cache=False) for b in (0, 10, 20)]
-    torch.testing.assert_close(states, torch.cat([part.last_hidden_state[0] for part in due]))
+    torch.testing.assert_close(states, torch.cat([part.last_hidden_state[0] for part in due]), atol=1e-5, rtol=1e-4)
     scored = backbones.score(model, ids, context=10)
     assert not torch.allclose(
         scored[10:], torch.cat([backbones.score(model, ids[b : b + 11], None) for b in (10, 20)])
     )
     assert len(list(segments_of(ids, backbones.LLECache(), model.device, None))) == 1
+    is_wrapped = model.config.wrapped is not None
+    assert backbones.context_of(model, 99) == (99 if is_wrapped else None)
+    assert min(read_twice(model, torch.from_numpy(ids)[None], 1)["stream"]) > 0
 
 
 def test_a_rule_fitted_within_a_context_is_that_of_calibrate() -> None:

@@ -39,7 +39,7 @@ def some_texts() -> Texts:
     return Texts(some_tokens(3000), some_tokens(700, 1), some_tokens(700, 2))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "LFM2"])
 def test_every_model_has_the_number_of_parameters_of_lle(name: str) -> None:
     with torch.device("meta"):
         due = count(make_lle(8000, 512))
@@ -52,7 +52,7 @@ def test_a_size_that_a_family_cannot_have_is_an_error() -> None:
         matched_width("xLSTM", 200, 100_000)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "LFM2"])
 def test_every_model_is_trained_and_measured_on_the_same_targets(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     width = {"xLSTM": 128}.get(name, 64)
     model = FAMILIES[name].make(200, width, 256) if name in FAMILIES else make_model(name, 200, width)

@@ -14,6 +14,7 @@ from lm_eval.api.instance import Instance
 from modeling_lle import HistoryBank, LLEForCausalLM
 from modeling_lle.evaluation import lm_eval as harness
 from modeling_lle.evaluation.lm_eval import HarnessModel
+from tests.factories.hub_models import make_hub_model
 from tests.factories.language_models import make_language_model
 from tests.factories.texts import WORD_TOKENIZER, make_texts
 
@@ -96,6 +97,15 @@ def test_a_bank_is_recalled_from_by_namespaces(tmp_path: Path) -> None:
     assert abs(found - plain) > 0.1
     (base,) = make_harness(make_model(), bank=str(tmp_path), use_history=False).loglikelihood_rolling(arguments, True)
     assert base == pytest.approx(expected(model, "", TEXTS[0], use_history=False)[0], abs=1e-4)
+
+
+def test_a_model_of_transformers_becomes_a_backbone(tmp_path: Path) -> None:
+    make_hub_model("mamba2", vocab_size=len(WORD_TOKENIZER)).save_pretrained(tmp_path)
+    WORD_TOKENIZER.save_pretrained(tmp_path)
+    subject = make_harness(str(tmp_path), dtype="float32")
+    (found,) = subject.loglikelihood_rolling(requests("loglikelihood_rolling", (TEXTS[0],)), True)
+    assert found == pytest.approx(expected(subject.model, "", TEXTS[0])[0], abs=1e-4)
+    assert subject.model.config.wrapped.model_type == "mamba2"
 
 
 def test_what_does_not_fit_is_named_with_the_remedy() -> None:
