@@ -107,13 +107,13 @@ def fit_rule(model: LLEForCausalLM, ids: np.ndarray, context: int | None) -> Non
     calibration.fit(40)
 
 
-def score(model: LLEForCausalLM, ids: np.ndarray, context: int | None, use_history: bool = True) -> Tensor:
-    """log P (Q,) float32 nats of each token of a text but the first."""
-    cache = LLECache(model.config.stream.window if use_history else 0)
-    parts = [
-        model.score(tokens, targets, past_key_values=cache, use_history=use_history).log_probs[0].cpu()
-        for tokens, targets in segments_of(ids, cache, model.device, context)
-    ]
+def score(model: LLEForCausalLM, ids: np.ndarray, context: int | None) -> Tensor:
+    """log P (Q,) float32 nats of each token of a text but the first, with history."""
+    cache, parts = LLECache(model.config.stream.window), []
+    for tokens, targets in segments_of(ids, cache, model.device, context):
+        log_probs = model.score(tokens, targets, past_key_values=cache).log_probs
+        assert log_probs is not None
+        parts.append(log_probs[0].cpu())
     return torch.cat(parts)
 
 
@@ -129,7 +129,7 @@ def measure_history(
         if attached:
             model.attach_history(bank)
         fit_rule(model, texts.validation, context)
-        sections = {"stream": model.config.stream} if size else {}
+        sections: dict[str, Any] = {"stream": model.config.stream} if size else {}
         sections |= {"bank": model.config.bank} if attached else {}
         numbers = "; ".join(f"{part}: {describe(dataclasses.asdict(own))}" for part, own in sections.items())
         found[name] = (score(model, texts.test.ids, context), numbers)

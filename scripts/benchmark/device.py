@@ -77,7 +77,8 @@ def _language(device: torch.device, with_bank: bool = False, **values: Any) -> V
     torch.manual_seed(0)
     history = {"stream": {"window": 40}, "bank": {"neighbours": 8}}
     own = {"history": history, **({} if "backbone_config" in values else SIZES), **values}
-    model: Any = LLEForCausalLM(LLEConfig(**own)).to(device)
+    model: Any = LLEForCausalLM(LLEConfig(**own))
+    model.to(device)
     ids = _ids(1).to(device)
     loss = model.train()(ids, labels=ids).loss
     slopes = _slopes(model, loss)
@@ -113,7 +114,8 @@ def _translator(device: torch.device) -> Values:
     """Loss and gradients of a translator, and the logits of what it translates greedily."""
     torch.manual_seed(0)
     ids = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
-    model: Any = LLEForSeq2SeqLM(LLEConfig(**SIZES, **ids, translator={"num_attention_heads": 4})).to(device)
+    model: Any = LLEForSeq2SeqLM(LLEConfig(**SIZES, **ids, translator={"num_attention_heads": 4}))
+    model.to(device)
     source, target = _ids(3, 20).to(device), _ids(4, 12).to(device)
     loss = model.train()(source, labels=target).loss
     slopes = _slopes(model, loss)
@@ -176,7 +178,8 @@ def _error(value: Tensor, due: Tensor) -> float:
 def measure_search(device: torch.device, share: float, repeats: int) -> list[Row]:
     """Queries a second of a bank, by how it is searched."""
     torch.manual_seed(0)
-    model = LLEForCausalLM(LLEConfig(**SIZES)).eval().to(device)
+    model: Any = LLEForCausalLM(LLEConfig(**SIZES)).eval()
+    model.to(device)
     bank = _bank(model, max(20, int(share * ENTRIES / 50)))
     queries = nn.functional.normalize(torch.randn(QUERIES, model.key_size, device=device), dim=-1)
     state, rows = bank.snapshot(), []
