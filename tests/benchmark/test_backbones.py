@@ -175,6 +175,7 @@ def run(*arguments: Any) -> dict[str, Any]:
     return read_results("results.json")
 
 
+@pytest.mark.slow
 def test_every_method_has_a_row_and_is_fitted_on_validation_text(source: Path) -> None:
     model = make_language_model(vocab_size=len(make_word_tokenizer()), bos_token_id=None)
     model.save_pretrained("model")
