@@ -104,8 +104,6 @@ def read_segment(
         parts.append(reading.read({n: own[:, start:stop] for n, own in given.items()}, stop, cache, with_layers))
         if cache is not None and reading.has_rows_to_begin(stop):
             cache = reading.make_cache(clear_rows(take_apart(cache), reading.begun(stop)), stop)
-        elif single and torch.is_grad_enabled():  # a step writes into the states, of which gradients need the values
-            cache = reading.make_cache(take_apart(cache), stop)
     states = torch.cat([own.last_hidden_state for own in parts], dim=1)
     hidden = None
     if with_layers:

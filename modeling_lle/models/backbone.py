@@ -181,8 +181,8 @@ class LLEModel(LLEPreTrainedModel):
             holder.check_rows(tokens.shape[0])
             if holder.seen_tokens and holder.state is None:
                 raise ValueError(
-                    "no state was kept of the text before this segment, because gradients do not flow through it: "
-                    "switch gradient checkpointing off, or begin with a new cache"
+                    f"in training, no state is kept of a text by a model of the type {backbone.config.model_type!r}, or "
+                    "under gradient checkpointing: begin each segment with a new cache, or give whole texts"
                 )
         state = None if holder is None else holder.state
         encoded = read_segment(backbone, self.family, given, mask, state, keeps, wanted is not False)

@@ -28,7 +28,17 @@ from .pretrained import LLEPreTrainedModel
 logger = logging.getLogger(__name__)
 
 Model = TypeVar("Model", bound=LLEPreTrainedModel)
-_OF_CONFIG = ("history", "use_history", "use_cache", "classifier")  # options that are fields of the configuration
+# Options that are fields of the configuration.
+_OF_CONFIG = (
+    "history",
+    "use_history",
+    "use_cache",
+    "classifier",
+    "id2label",
+    "label2id",
+    "num_labels",
+    "problem_type",
+)
 _OF_FILES = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 _PROBE = 8  # tokens that a model of an unknown type is tried on
 
@@ -56,6 +66,8 @@ def wrap(cls: type[Model], name: str | os.PathLike[str], options: dict[str, Any]
     backbone, wrapped = causal.base_model, causal.config
     tokenizer = _tokenizer_of(name, files, wrapped)
     _check_layout(causal)
+    head: Any = causal.get_output_embeddings()
+    wrapped.tie_word_embeddings = head.weight is cast(Any, backbone.get_input_embeddings()).weight
     config = LLEConfig(backbone_config=wrapped, **fields)
     config.dtype, config.name_or_path = causal.dtype, str(name)
     with torch.device("meta"), no_init_weights():
@@ -76,6 +88,14 @@ def take_output_layer(head: nn.Module, causal: PreTrainedModel) -> None:
         zeros = torch.zeros(len(given.weight), dtype=given.weight.dtype, device=given.weight.device)
         head.weight = given.weight
         head.bias = nn.Parameter(zeros) if bias is None else bias
+
+
+def begin_anew(model: LLEPreTrainedModel, *modules: nn.Module | None) -> None:
+    """Gives modules of a model that have no memory yet random weights, as those of a new model."""
+    for module in modules:
+        if module is not None:
+            module.to_empty(device=model.device).to(model.dtype)
+            module.apply(model._init_weights)
 
 
 def _config_of(name: str | os.PathLike[str], files: dict[str, Any]) -> PreTrainedConfig:
