@@ -91,8 +91,8 @@ class _Classifier(TeachableModel):
 
         Args:
             name: The folder of the model or its name on the Hub. Its tokenizer is kept, and saved with the classifier.
-            options: `num_labels`, `id2label`, `label2id`, `problem_type`, `classifier` and `history` as in `LLEConfig`;
-                others as in `from_pretrained`.
+            options: `num_labels`, `id2label`, `label2id`, `problem_type`, `classifier` and `history` as in
+                `LLEConfig`; others as in `from_pretrained`.
 
         Raises:
             ValueError: The model cannot be a backbone (docs/backbones.md).

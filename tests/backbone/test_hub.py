@@ -73,7 +73,7 @@ def test_padding_after_a_text_is_harmless_and_nothing_goes_on_from_it(kind: str)
     close(got[mask.bool()], want[mask.bool()])
     more = torch.cat([mask, torch.tensor([[1, 1], [0, 0], [0, 0]])], dim=1)
     encode(backbone, make_tokens(length=2), more, cache)  # only the row without padding goes on
-    with pytest.raises(ValueError, match="row 1 has padding in the middle of its text.*pad on the left"):
+    with pytest.raises(ValueError, match=r"row 1 has padding in the middle of its text.*pad on the left"):
         encode(backbone, make_tokens(length=2), torch.ones(3, 2), cache)
 
 
@@ -104,9 +104,9 @@ def test_a_state_stays_as_it_was_when_a_text_goes_on() -> None:
 def test_a_text_does_not_go_on_where_training_kept_no_state() -> None:
     backbone, tokens = make("mamba2"), make_tokens()
     backbone.train()
-    backbone.gradient_checkpointing_enable()
+    backbone.activation_checkpointing_enable()
     cache = backbone(tokens, past_key_values=LLECache()).past_key_values
-    with pytest.raises(ValueError, match="no state is kept.*begin each segment with a new cache"):
+    with pytest.raises(ValueError, match=r"no state is kept.*begin each segment with a new cache"):
         backbone(tokens, past_key_values=cache)
 
 
