@@ -29,7 +29,7 @@ def run(folder: Path, command: str, code: int = 0) -> str:
 def test_build_generate_explain_calibrate_and_evaluate(folder: Path) -> None:
     run(folder, "bank build F/model F/texts.txt F/bank")
     assert run(folder, "generate F/model a --greedy --max-new-tokens 4 --bank F/bank").strip()
-    assert "bank" in run(folder, "explain F/model F/texts.txt --bank F/bank")
+    assert "texts.txt:" in run(folder, "explain F/model F/texts.txt --bank F/bank")
     run(folder, "calibrate F/model F/texts.txt --bank F/bank")
     assert "perplexity" in run(folder, "evaluate F/model F/texts.txt --bank F/bank").lower()
 

@@ -102,7 +102,7 @@ def scramble(model: torch.nn.Module) -> None:
         if last == "A_log" or weight.dim() < 2:
             weight.add_(torch.randn(weight.shape, generator=generator) * 0.1)
         else:
-            weight.copy_(torch.randn(weight.shape, generator=generator) * (1.2 / math.sqrt(weight[0].numel())))
+            weight.copy_(torch.randn(weight.shape, generator=generator) * (1.0 / math.sqrt(weight[0].numel())))
 
 
 def make_hub_model(kind: str, **values: Any) -> PreTrainedModel:

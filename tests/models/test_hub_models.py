@@ -114,7 +114,7 @@ def test_long_texts_of_a_bank_have_the_keys_that_reading_them_gives(monkeypatch:
         with torch.no_grad():
             states = [model.model(row).last_hidden_state[0] for row in rows]
         queries = torch.nn.functional.normalize(torch.cat([own[:-1] for own in states]), dim=-1)
-        assert bank.search(queries, 1).similarity.min() > 0.999
+        assert bank.search(queries, 1).similarity.min() > 0.997  # of bfloat16 keys
 
 
 def test_scores_explanations_and_calibration() -> None:
