@@ -7,7 +7,7 @@ tokens of the text so far.
 """
 
 import copy
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -150,7 +150,7 @@ class _Reading:
 
     def make_cache(self, layers: Layers, stop: int = 0) -> Any:
         """A cache with the states of these layers, of the text up to `stop` positions of the segment."""
-        weight = self.backbone.get_input_embeddings().weight
+        weight = cast(Tensor, self.backbone.get_input_embeddings().weight)
         cache = make_cache(self.backbone.config, len(self.mask), weight.dtype, self.mask.device)
         put_together(cache, layers, self.before + stop)
         return cache

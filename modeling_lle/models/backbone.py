@@ -190,7 +190,7 @@ class LLEModel(LLEPreTrainedModel):
             holder.state = encoded.state
             holder.seen_tokens += tokens.shape[1]
         states = encoded.states if self.scale == 1 else encoded.states * self.scale
-        states = states.to(self.get_input_embeddings().weight.dtype)  # some keep residuals in float32
+        states = states.to(backbone.get_input_embeddings().weight.dtype)  # some keep residuals in float32
         past: Any = holder
         if encoded.hidden_states is None:
             return BaseModelOutputWithPast(states, past)

@@ -63,17 +63,17 @@ def wrap(cls: type[Model], name: str | os.PathLike[str], options: dict[str, Any]
     files = {option: value for option, value in options.items() if option in _OF_FILES}
     check_family(_config_of(name, files), str(name))
     causal: PreTrainedModel = AutoModelForCausalLM.from_pretrained(name, **options)
-    backbone, wrapped = causal.base_model, causal.config
+    backbone, wrapped = cast(Any, causal.base_model), causal.config
     tokenizer = _tokenizer_of(name, files, wrapped)
     _check_layout(causal)
     head: Any = causal.get_output_embeddings()
-    wrapped.tie_word_embeddings = head.weight is cast(Any, backbone.get_input_embeddings()).weight
+    wrapped.tie_word_embeddings = head.weight is backbone.get_input_embeddings().weight
     config = LLEConfig(backbone_config=wrapped, **fields)
     config.dtype, config.name_or_path = causal.dtype, str(name)
     with torch.device("meta"), no_init_weights():
         model = cls(config)
     model.base_model.backbone = backbone
-    model.base_model.config.backbone_config = backbone.config
+    model.config.backbone_config = backbone.config
     model.backbone_tokenizer = tokenizer
     if causal.can_generate():
         model.generation_config = causal.generation_config
@@ -115,7 +115,9 @@ def _tokenizer_of(
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **files)
     except (OSError, ValueError, KeyError) as error:
-        logger.warning("no tokenizer was found beside %s (%s): save one with the LLE model", name, error)
+        logger.warning(
+            "no tokenizer was found beside %s (%s): save one with the LLE model", name, str(error).partition("\n")[0]
+        )
         return None
     size = cast(Any, config).vocab_size
     if len(tokenizer) > size:
