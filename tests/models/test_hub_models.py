@@ -81,10 +81,11 @@ def test_a_conversation_goes_on_with_its_cache(kind: str) -> None:
     model = make_wrapped_model(kind)
     first = model.generate(IDS, do_sample=False, return_dict_in_generate=True, **OPTIONS)
     longer = torch.cat([first.sequences, make_ids(2, 3, seed=4).clamp(min=2)], dim=1)
-    again = model.generate(longer, past_key_values=first.past_key_values, do_sample=False, **OPTIONS)
+    options = {**OPTIONS, "attention_mask": torch.ones_like(longer), "do_sample": False}
+    again = model.generate(longer, past_key_values=first.past_key_values, **options)
     own = torch.zeros_like(longer, dtype=torch.bool)
     own[:, 9:14] = True
-    assert torch.equal(again, model.generate(longer, generated=own, do_sample=False, **OPTIONS))
+    assert torch.equal(again, model.generate(longer, generated=own, **options))
 
 
 def test_a_bank_belongs_to_the_backbone_and_two_attachments_stay_apart() -> None:
