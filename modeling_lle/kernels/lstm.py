@@ -160,3 +160,27 @@ def lstm_step(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     h, new = torch.empty(B, H), torch.empty(B, H)
     lstm_forward(as_array(gates), as_array(c.contiguous()), as_array(new), as_array(h))
     return h, new
+
+
+def lstm_layer_step(x: Tensor, h: Tensor, c: Tensor, weights: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    """Computes one step of an LSTM layer, without gradients: returns the new h and c, (B, H) float32.
+
+    Args:
+        x: (B, I) float32.
+        h: (B, H) float32, before the step; `c` likewise.
+        c: See `h`.
+        weights: From the input (4H, I) and the state (4H, H), and their biases (4H,), float32 or bfloat16.
+    """
+    from .lstm_numba import lstm_gates
+    from .numba_tools import as_array, run
+
+    (B, I), (_, H) = sizes(x, "x (B, I)", 2), sizes(c, "c (B, H)", 2)  # noqa: E741
+    expect(x, "x (B, I)", (B, I), torch.float32)
+    expect(h, "h (B, H)", (B, H), torch.float32)
+    shapes = (4 * H, I), (4 * H, H), (4 * H,), (4 * H,)
+    names = "from_input (4H, I)", "from_state (4H, H)", "input_bias (4H,)", "state_bias (4H,)"
+    for weight, name, shape in zip(weights, names, shapes, strict=True):
+        expect(weight, name, shape, torch.float32, torch.bfloat16)
+    gates, shared = torch.empty(4 * H, B), (as_array(x.contiguous()), as_array(h.contiguous()))
+    run(lambda *parts: lstm_gates(*parts, *shared), *weights, gates)
+    return lstm_step(gates.view(1, 4 * H) if B == 1 else gates.t().contiguous(), c)
