@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..kernels.available import fused
 from ..kernels.linear import is_differentiated, linear, takes_products
-from ..kernels.lstm import lstm_layer_step, lstm_step
+from ..kernels.lstm import LayerWeights, lstm_layer_step, lstm_step
 
 State = tuple[Tensor, ...]  # h and c of an LSTM, h of a GRU, each (B, H)
 Weights = tuple[Tensor, Tensor, Tensor, Tensor]  # from the input (G H, I) and the state (G H, H), their biases (G H,)
@@ -41,7 +41,7 @@ def recur(x: Tensor, state: State, weights: Weights, lengths: Tensor | None = No
     """
     if _is_short(x, state, weights):
         if lengths is None and _is_one_kernel(x, state, weights):
-            h, c = lstm_layer_step(x[:, 0], *state, weights)
+            h, c = lstm_layer_step(x[:, 0], state[0], state[1], LayerWeights(weights))
             return h[:, None], (h, c)
         from_input, from_state, input_bias, state_bias = weights
         products = linear(x, from_input, input_bias)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from modeling_lle.kernels.lstm import lstm, lstm_layer_step
+from modeling_lle.kernels.lstm import LayerWeights, lstm, lstm_layer_step
 from tests.kernels.contract import Case, Maker, Values, check, few_examples
 
 pytest.importorskip("numba")
@@ -140,7 +140,7 @@ def test_a_kernel_gives_what_its_definition_gives_or_a_value_error(data: Any) ->
 
 
 def _layer_step(x: Tensor, h: Tensor, c: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
-    return lstm_layer_step(x, h, c, weights)
+    return lstm_layer_step(x, h, c, LayerWeights(weights))
 
 
 def _step(x: Tensor, h: Tensor, c: Tensor, from_input: Tensor, from_state: Tensor, *biases: Tensor) -> list[Tensor]:
@@ -171,7 +171,7 @@ def test_the_step_of_a_layer_gives_what_its_definition_gives_or_a_value_error(da
 
 def test_the_step_of_a_layer_is_the_same_beside_other_rows_and_in_several_threads() -> None:
     x, h, c, *weights = (part.detach() for part in make_inputs(8, 1, 200, 100, torch.float32))
-    given = (*weights, torch.randn(400))
+    given = LayerWeights((*weights, torch.randn(400)))
     together, threads = lstm_layer_step(x[:, 0], h, c, given), torch.get_num_threads()
     alone = [lstm_layer_step(x[row : row + 1, 0], h[row : row + 1], c[row : row + 1], given) for row in range(8)]
     torch.testing.assert_close([torch.cat(part) for part in zip(*alone, strict=True)], [*together], atol=0, rtol=0)
