@@ -15,6 +15,7 @@
     python -m scripts.benchmark generation FOLDER data/wikitext-2    what recalling its own output does to a text
     python -m scripts.benchmark deployment --language-model FOLDER    every form of the three heads, and their peers
     python -m scripts.benchmark peers data/wikitext-2 FOLDER    LLE and transformers' models of equal size (3 hours)
+    python -m scripts.benchmark recall data/wikitext-2         copies, pairs and a phone book: what the history recalls
     python -m scripts.benchmark budget                         a training step: operations, floor, where time goes
     python -m scripts.benchmark damage                         200 kills, and 500 corruptions of each kind of file
 
@@ -33,6 +34,7 @@ from .history import history
 from .language_models import peers
 from .memory import memory
 from .overfitting import overfitting
+from .recall import recall
 from .recurrences import recurrences
 from .speed import speed
 from .translation import translation
@@ -56,6 +58,7 @@ for command in (
     deployment,
     peers,
     budget,
+    recall,
 ):
     app.command()(command)
 
