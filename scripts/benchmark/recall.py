@@ -1,8 +1,8 @@
-"""Exact recall: copying, pairs of key and value, and a phone book, with the stream and with sources that reach further.
+"""Exact recall: copying, pairs of key and value, and a phone book, with the stream and what reaches further.
 
-A model of its own, an LSTM and a Mamba2 of equal size, is trained on the text of a folder, unless folders of models are
-given. The parameters of the rule are fitted on its validation text, natural text, for each set of sources; then the
-tasks are read, and the test text once. Two sources are compared beside the stream: the exact matches
+An LSTM and a Mamba2 of equal size are trained on the text of a folder, unless folders of models are given. The
+parameters of the rule are fitted on its validation text, natural text, for each set of sources; then the tasks are
+read, and the test text once. Two sources are compared beside the stream: the exact matches
 (history/matches.py), and joined keys, of the last states of several positions, which are tried here only: a cosine of
 joined keys is the mean of the cosines of their states, weighted by powers of `DECAY`.
 """

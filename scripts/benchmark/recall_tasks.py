@@ -58,7 +58,7 @@ def copy(types: Tensor, size: int, generator: torch.Generator) -> RecallTask:
 
 
 def pairs(types: Tensor, size: int, between: int, generator: torch.Generator) -> RecallTask:
-    """`size` pairs of key and value with the same tokens `between` in all pairs, then each key, whose value is asked."""
+    """`size` pairs of key and value, the same tokens `between` in all pairs, then each key, whose value is asked."""
     rows = _rows(size)
     chosen = _distinct(types, rows, 2 * size + between, generator)
     middle = chosen[:, None, 2 * size :].expand(-1, size, -1)
