@@ -14,7 +14,14 @@ from modeling_lle.history.matches import Found, Matches
 from tests.factories.language_models import make_language_model
 from tests.factories.texts import make_ids, make_repetitive_segments
 
-MATCHES = {"window": 30, "longest": 5, "neighbours": 6, "sharpness": 9.0, "recency": 0.2, "gate": [0.3, 0.4, 0.1, -0.2]}
+MATCHES = {
+    "window": 30,
+    "longest": 5,
+    "neighbours": 6,
+    "sharpness": 9.0,
+    "recency": 0.2,
+    "gate": [0.3, 0.4, 0.1, -0.2],
+}
 
 
 def make_matching_model(window: int = 7, **values: Any) -> LLEForCausalLM:
