@@ -29,6 +29,7 @@ from .configuration_fields import (
     token_ids,
     within,
 )
+from .configuration_hub import take_sizes, wrapped_config
 from .configuration_sections import (
     OPTIONAL,
     READ_BY,
@@ -103,6 +104,9 @@ class LLEConfig(PreTrainedConfig):
         classifier: Fields of classifiers, see `ClassifierConfig`.
         translator: Fields of translators, see `TranslatorConfig`.
         history: The sources, see `HistoryConfig`.
+        backbone_config: The configuration of a model of transformers that is the backbone, or a mapping with its
+            `model_type`, in place of `backbone`: sizes, special tokens and tying are copied from it, and what the
+            section `backbone` says beside that is an error. None: the backbone is one of LLE's own.
         tie_word_embeddings: Whether the output layer shares the embedding's matrix.
         use_history: Whether a model in evaluation mode uses its history; `forward(use_history=...)` overrules it.
         config_version: Version of this format; a newer one than the installed package knows is refused, version 1 is
@@ -122,6 +126,7 @@ class LLEConfig(PreTrainedConfig):
     """
 
     model_type: ClassVar[str] = "lle"
+    sub_configs: ClassVar[dict[str, type]] = {"backbone_config": PreTrainedConfig}
     # What the Trainer keeps from `compute_metrics`, which is to see the logits alone.
     keys_to_ignore_at_inference: ClassVar[list[str]] = [
         "past_key_values",
@@ -141,6 +146,7 @@ class LLEConfig(PreTrainedConfig):
     classifier: "ClassifierConfig" = section(ClassifierConfig)
     translator: "TranslatorConfig" = section(TranslatorConfig)
     history: "HistoryConfig" = section(HistoryConfig)
+    backbone_config: "PreTrainedConfig | dict[str, Any] | None" = None
     tie_word_embeddings: bool = True
     bos_token_id: int | None = token_ids()
     eos_token_id: int | list[int] | None = token_ids()
@@ -178,6 +184,7 @@ class LLEConfig(PreTrainedConfig):
         if self.transformers_version is None:
             check_keys(kwargs, known, type(self).__name__, silent=_TRANSFORMERS_KEYS)
         self._check_further_attributes(kwargs, known)
+        take_sizes(self)
         super().__post_init__(**kwargs)
 
     def _check_further_attributes(self, names: Iterable[str], known: set[str]) -> None:
@@ -243,6 +250,8 @@ class LLEConfig(PreTrainedConfig):
                 "upgrade with `pip install -U modeling_lle`"
             )
         check_moved({key: value})
+        if key == "backbone_config":
+            value = wrapped_config(value)
         super().__setattr__(key, as_section(SECTIONS[key], value, key) if key in SECTIONS else value)
 
     @property
@@ -264,6 +273,11 @@ class LLEConfig(PreTrainedConfig):
     def overlay(self) -> UpdateConfig:
         """The numbers of the overlay: `history.update`, a name that transformers has taken on a configuration."""
         return self.history.update
+
+    @property
+    def wrapped(self) -> PreTrainedConfig | None:
+        """The configuration of the model of transformers that is the backbone; None for a backbone of LLE's own."""
+        return self.backbone_config  # type: ignore[return-value]  # a mapping is converted when it is set
 
     @property
     def state_size(self) -> int:

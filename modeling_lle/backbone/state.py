@@ -1,4 +1,4 @@
-"""Operations on the opaque state of a backbone: a nest of tuples and lists of tensors, batch first.
+"""Operations on the opaque state of a backbone: a nest of tuples, lists and dictionaries of tensors, batch first.
 
 Only the backbone that made a state knows what its parts mean; everyone else holds it and calls these functions. A
 tensor alone is a state too; None is the state at the beginning of a text. Shapes: B batch.
@@ -24,7 +24,11 @@ def _change(change: Callable[[Tensor], Tensor], nest: Any) -> Any:
         return change(nest)
     if type(nest) is tuple or type(nest) is list:
         return type(nest)(_change(change, part) for part in nest)
-    raise TypeError(f"a backbone's state may nest tuples and lists of tensors; this one holds {type(nest).__name__}")
+    if type(nest) is dict:
+        return {name: _change(change, part) for name, part in nest.items()}
+    raise TypeError(
+        f"a backbone's state may nest tuples, lists and dictionaries of tensors; this one holds {type(nest).__name__}"
+    )
 
 
 def tensors_of(state: OpaqueState) -> list[Tensor]:
@@ -78,14 +82,16 @@ def named_tensors(state: OpaqueState, name: str) -> dict[str, Tensor]:
 
     Args:
         state: The state.
-        name: The beginning of the names; part 3 of a tuple adds ".3", part 3 of a list ".[3]".
+        name: The beginning of the names; part 3 of a tuple adds ".3", part 3 of a list ".[3]", part "a" of a
+            dictionary, whose names begin with a letter and have no dot, ".a".
     """
     if state is None:
         return {}
     if isinstance(state, Tensor):
         return {name: state}
     form = "{}.[{}]" if isinstance(state, list) else "{}.{}"
-    parts = [named_tensors(part, form.format(name, place)) for place, part in enumerate(state)]
+    places = state.items() if isinstance(state, dict) else enumerate(state)
+    parts = [named_tensors(part, form.format(name, place)) for place, part in places]
     return {key: tensor for part in parts for key, tensor in part.items()}
 
 
@@ -93,9 +99,11 @@ def from_named_tensors(tensors: dict[str, Tensor], name: str) -> OpaqueState:
     """Returns the state that `named_tensors` gave these names; None if no tensor's name begins with `name`."""
     if name in tensors:
         return tensors[name]
-    places = {key[len(name) + 1 :].split(".")[0] for key in tensors if key.startswith(f"{name}.")}
+    places = dict.fromkeys(key[len(name) + 1 :].split(".")[0] for key in tensors if key.startswith(f"{name}."))
     if not places:
         return None
+    if any(place[0].isalpha() for place in places):
+        return {place: from_named_tensors(tensors, f"{name}.{place}") for place in places}
     parts = [from_named_tensors(tensors, f"{name}.{place}") for place in sorted(places, key=_number)]
     return parts if any(place.startswith("[") for place in places) else tuple(parts)
 

@@ -11,10 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 
 from ..backbone.batched_stacks import is_read_together, read_together, single_stacks
+from ..backbone.hub import make_backbone, read_segment
+from ..backbone.hub_families import check_family, family_of, scale_of
 from ..backbone.protocol import StateHolder
 from ..backbone.recurrence import Seen, make_stack, variational_dropout
 from ..configuration import LLEConfig
@@ -36,11 +39,36 @@ class LLEModel(LLEPreTrainedModel):
         super().__init__(config)
         if config.is_encoder_decoder:
             raise ValueError("this is the configuration of a translator: load it with AutoModelForSeq2SeqLM")
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.classifier.members * config.hidden_size)
-        self.stack = make_stack(config)
-        self.backward_stack = make_stack(config) if config.bidirectional else None
+        self.backbone: PreTrainedModel | None = None
         self.gradient_checkpointing = False
+        if config.wrapped is not None:
+            self._wrap(config)
+        else:
+            self.embed_tokens = nn.Embedding(config.vocab_size, config.classifier.members * config.hidden_size)
+            self.stack = make_stack(config)
+            self.backward_stack = make_stack(config) if config.bidirectional else None
         self.post_init()
+
+    def _wrap(self, config: LLEConfig) -> None:
+        """Makes the model of transformers that is the backbone."""
+        assert config.wrapped is not None
+        if config.classifier.members > 1:
+            raise ValueError("a backbone of transformers has no members: leave classifier.members out")
+        check_family(config.wrapped)
+        self.backbone = make_backbone(config.wrapped)
+        self.family = family_of(config.wrapped, self.backbone)
+        self.scale = scale_of(config.wrapped, self.family)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """As in transformers."""
+        return self.embed_tokens if self.backbone is None else self.backbone.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """As in transformers."""
+        if self.backbone is None:
+            self.embed_tokens = value  # type: ignore[assignment]
+        else:
+            self.backbone.set_input_embeddings(value)
 
     @merge_with_config_defaults
     @can_return_tuple
@@ -60,7 +88,8 @@ class LLEModel(LLEPreTrainedModel):
         Args:
             input_ids: (B, T) int64; or give `inputs_embeds`.
             attention_mask: (B, >= T) of 0 and 1, whose last T columns are used; 0 leaves the state unchanged.
-            past_key_values: The cache of the text so far; it is updated.
+            past_key_values: The cache of the text so far; it is updated. Under gradient checkpointing, one of a
+                backbone of transformers keeps no state, and a text cannot go on.
             inputs_embeds: (B, T, M D) floating.
             use_cache: Whether to make a cache where none was given.
             after_layer: Maps the output of each layer, as `after` of `RecurrentStack`; not if bidirectional.
@@ -78,6 +107,10 @@ class LLEModel(LLEPreTrainedModel):
         check_cache(past_key_values)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
+        if self.backbone is not None:
+            return self._read_wrapped(
+                input_ids, inputs_embeds, attention_mask, past_key_values, use_cache, output_hidden_states, kwargs
+            )
         if inputs_embeds is None:
             assert input_ids is not None
             self.check_ids(input_ids)
@@ -87,13 +120,7 @@ class LLEModel(LLEPreTrainedModel):
                 size = self.config.vocab_size, self.config.classifier.members
                 types = torch.empty(size, device=input_ids.device).bernoulli_(keep).div_(keep)
                 inputs_embeds = self._scale(inputs_embeds, types[input_ids])
-        if inputs_embeds.shape[0] == 0:
-            raise ValueError("the batch holds no row: give at least one text")
-        if inputs_embeds.shape[1] == 0:
-            raise ValueError(
-                "the segment holds no token; generate() takes the whole text so far together with past_key_values, "
-                "and reads what the cache has not seen"
-            )
+        _refuse_empty(inputs_embeds)
         if self.training and self.config.token_dropout > 0:
             kept = torch.empty_like(inputs_embeds[..., : self.config.classifier.members])
             inputs_embeds = self._scale(inputs_embeds, kept.bernoulli_(1 - self.config.token_dropout))
@@ -121,6 +148,59 @@ class LLEModel(LLEPreTrainedModel):
             past_key_values.seen_tokens += states.shape[1]
         holder: Any = past_key_values  # transformers declares its own Cache, which an LLECache is
         return BaseModelOutputWithPast(states, holder, _chosen(embedded, seen, states, output_hidden_states))
+
+    def _read_wrapped(
+        self,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        attention_mask: Tensor | dict[str, Tensor | None] | None,
+        holder: StateHolder | None,
+        use_cache: bool | None,
+        output_hidden_states: bool | int | list[int] | None,
+        options: dict[str, Any],
+    ) -> BaseModelOutputWithPast:
+        """`forward` of a backbone of transformers."""
+        given: dict[str, Tensor] = {}
+        if input_ids is not None:
+            self.check_ids(input_ids)
+            given["input_ids"] = input_ids
+        elif inputs_embeds is not None:
+            given["inputs_embeds"] = inputs_embeds
+        (tokens,) = given.values()
+        _refuse_empty(tokens)
+        mask = segment_mask(attention_mask, tokens.shape[1])
+        if Packing.take(options, tokens.shape[0], tokens.shape[1], mask) is not None:
+            raise ValueError("only LLEForCausalLM reads packed documents: give each a row of its own")
+        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        if use_cache and holder is None:
+            holder = LLECache(self.config.stream.window)
+        backbone: Any = self.backbone
+        keeps = holder is not None and self._keeps_state(backbone)
+        if holder is not None:
+            refuse_export("an LLECache", "export with use_cache=False")
+            holder.check_rows(tokens.shape[0])
+            if holder.seen_tokens and holder.state is None:
+                raise ValueError(
+                    "no state was kept of the text before this segment, because gradients do not flow through it: "
+                    "switch gradient checkpointing off, or begin with a new cache"
+                )
+        state = None if holder is None else holder.state
+        encoded = read_segment(backbone, self.family, given, mask, state, keeps, wanted is not False)
+        if holder is not None:
+            holder.state = encoded.state
+            holder.seen_tokens += tokens.shape[1]
+        states = encoded.states if self.scale == 1 else encoded.states * self.scale
+        past: Any = holder
+        if encoded.hidden_states is None:
+            return BaseModelOutputWithPast(states, past)
+        first, *others = encoded.hidden_states
+        return BaseModelOutputWithPast(states, past, _chosen(first, others, states, wanted))
+
+    def _keeps_state(self, backbone: PreTrainedModel) -> bool:
+        """Whether a state is kept: not where gradients would have to flow through it and cannot."""
+        if not (self.training and torch.is_grad_enabled()):
+            return True
+        return self.family.differentiable and not backbone.is_gradient_checkpointing
 
     def _scale(self, embedded: Tensor, factors: Tensor) -> Tensor:
         """Scales embedded tokens (B, T, M D) by a factor per token and member (B, T, M)."""
@@ -158,6 +238,17 @@ class LLEModel(LLEPreTrainedModel):
                 f"token id {wrong} does not fit the model's vocabulary of {self.config.vocab_size}: "
                 "use the tokenizer that the model was trained with"
             )
+
+
+def _refuse_empty(tokens: Tensor) -> None:
+    """Raises a ValueError if a segment (B, T, ...) holds no row or no token."""
+    if tokens.shape[0] == 0:
+        raise ValueError("the batch holds no row: give at least one text")
+    if tokens.shape[1] == 0:
+        raise ValueError(
+            "the segment holds no token; generate() takes the whole text so far together with past_key_values, "
+            "and reads what the cache has not seen"
+        )
 
 
 def _side_by_side(states: Tensor) -> Tensor:

@@ -5,16 +5,17 @@ unchanged; without, they are the plain logits. The loss is computed in chunks an
 Shapes: B batch, T time, D width, V vocabulary, W window, N entries.
 """
 
+import os
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.modeling_utils import slice_logits_to_keep
-from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
+from ..backbone.hub import embedding_name, make_output_layer
 from ..backbone.recurrence import variational_dropout
 from ..bank.protocol import Bank
 from ..common.modes import evaluating
@@ -27,7 +28,6 @@ from ..history.loss import check_targets, head_cross_entropy
 from ..history.overlay import Overlay
 from ..history.prediction import (
     BLOCK,
-    HistoryOutput,
     Prediction,
     ScoreOutput,
     block_size,
@@ -42,44 +42,12 @@ from ..kernels.linear import apply_linear
 from .arguments import TO_BACKBONE, Packing, check_arguments, tokens_for_update
 from .backbone import LLEModel, refuse_empty_rows, refuse_export, segment_mask
 from .generating import LLEGenerationMixin, outcomes, own_output
+from .outputs import Call, LLECausalLMOutput
 from .penalties import penalties
 from .pretrained import LLEPreTrainedModel
 from .streaming import step
 from .targets import Targets, without_padding
-
-
-@dataclass
-class LLECausalLMOutput(ModelOutput):
-    """Output of `LLEForCausalLM`.
-
-    Attributes:
-        loss: Scalar float32, nats per target, when labels were given.
-        logits: (B, K, V); log P(y | h) float32 with history, the output layer's values without. None when they were
-            not asked for.
-        past_key_values: The cache, when `use_cache`.
-        hidden_states: With `output_hidden_states`, the states of every layer, (B, T, D) each.
-        history: With `output_history`, what was recalled.
-    """
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    past_key_values: LLECache | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    history: HistoryOutput | None = None
-
-
-@dataclass(frozen=True)
-class _Call:
-    """The arguments of `forward` that say how to predict."""
-
-    use_cache: bool | None
-    use_history: bool | None
-    history: Attachment | Bank | None
-    output_history: bool
-    return_logits: bool | None
-    logits_to_keep: int | Tensor
-    generated: int | Tensor
-    options: dict[str, Any]
+from .wrapping import take_output_layer, wrap
 
 
 class LLEForCausalLM(LLEPreTrainedModel, LLEGenerationMixin):
@@ -100,9 +68,29 @@ class LLEForCausalLM(LLEPreTrainedModel, LLEGenerationMixin):
             raise ValueError("a language model must not see what it predicts: set bidirectional=False")
         self.model = LLEModel(config)
         config.check_sections("LLEForCausalLM")
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
+        if self.model.backbone is not None:
+            self._tied_weights_keys = {"lm_head.weight": f"model.backbone.{embedding_name(self.model.backbone)}"}
+        self.lm_head = make_output_layer(config.hidden_size, config.vocab_size, config.wrapped)
         self.history_loss = HistoryLoss(config) if config.training.window else None
         self.post_init()
+
+    @classmethod
+    def from_backbone(cls, name: str | os.PathLike[str], **options: Any) -> "LLEForCausalLM":
+        """A language model around a pretrained recurrent or hybrid one of transformers; nothing is copied.
+
+        Args:
+            name: Its folder or name on the Hub. Its tokenizer is kept, and saved with the model.
+            options: `history`, `use_history` and `use_cache` as in `LLEConfig`; others as in `from_pretrained`.
+
+        Raises:
+            ValueError: The model cannot be a backbone (docs/backbones.md).
+        """
+        model, causal = wrap(cls, name, options)
+        take_output_layer(model.lm_head, causal)
+        if model.history_loss is not None:
+            model.history_loss = HistoryLoss(model.config)
+            model.history_loss.load()
+        return model
 
     def train(self, mode: bool = True) -> "LLEForCausalLM":
         """As in torch; when training mode ends, the configuration gets the numbers that were learned."""
@@ -172,7 +160,7 @@ class LLEForCausalLM(LLEPreTrainedModel, LLEGenerationMixin):
         if given_labels is not None:
             own = check_targets(given_labels, (rows, length), self.config.vocab_size)
             targets = Targets(own, shift_labels is not None, mask, packing, num_items_in_batch)
-        call = _Call(use_cache, use_history, history, output_history, return_logits, logits_to_keep, generated, kwargs)
+        call = Call(use_cache, use_history, history, output_history, return_logits, logits_to_keep, generated, kwargs)
         if packing is None:
             return self._predict(input_ids, inputs_embeds, attention_mask, mask, targets, past_key_values, call)
         if past_key_values is not None or use_cache or isinstance(generated, Tensor) or generated:
@@ -197,7 +185,7 @@ class LLEForCausalLM(LLEPreTrainedModel, LLEGenerationMixin):
         mask: Tensor | None,
         measured: Targets | None,
         past_key_values: LLECache | None,
-        call: _Call,
+        call: Call,
     ) -> LLECausalLMOutput:
         """The output for rows that hold a text each; `mask` is that of the segment, (B, T) bool or None."""
         targets = None if measured is None else measured.tokens

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers import initialization as init
 from transformers.utils import cached_file
 
+from ..backbone.hub import restore_buffers
 from ..backbone.recurrence import RENAMED, current_name, first_name, init_recurrent_weights
 from ..bank.manifest import HISTORY_FOLDER, BankError
 from ..bank.protocol import Bank, EntryKind, Outcome
@@ -128,6 +129,8 @@ class LLEPreTrainedModel(PreTrainedModel):
                 f"the weights of {name} do not fit its config.json: {'; '.join(sorted(wrong))}. Save the model again, "
                 "or pass ignore_mismatched_sizes=True to start these weights anew"
             )
+        if model.base_model.config.wrapped is not None:
+            restore_buffers(model.base_model.backbone)
         statistics = None if name is None else cached_file(name, STATISTICS, **_hub_options(kwargs))
         own, model.update_statistics_fault = read_statistics(statistics)
         model.update_statistics = None if own is None else {current_name(key): value for key, value in own.items()}
@@ -171,6 +174,8 @@ class LLEPreTrainedModel(PreTrainedModel):
                 also = [type(self.history_bank)] if save_history else []
                 self.config.auto_map = ship(self._shipped(), Path(folder), also)
             super().save_pretrained(folder, is_main_process, *args, **kwargs)
+            if self.backbone_tokenizer is not None and is_main_process:
+                self.backbone_tokenizer.save_pretrained(folder)
             if self.update_statistics is not None:
                 save_file(self.update_statistics, os.path.join(folder, STATISTICS), {"format": "pt"})
         if push_to_hub and is_main_process:
@@ -200,9 +205,14 @@ class LLEPreTrainedModel(PreTrainedModel):
                     "detach_history() before resize_token_embeddings, and build it anew afterwards"
                 )
             self.update_statistics = None  # they are those of the old output layer
-        return super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        resized = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        for wrapped in (self.config.wrapped, getattr(self.base_model.get_input_embeddings(), "config", None)):
+            if wrapped is not None:
+                wrapped.vocab_size = size
+        return resized
 
     outcome: Outcome = "token"
+    backbone_tokenizer: PreTrainedTokenizerBase | None = None  # of a backbone of the Hub, saved with the model
     update_statistics: dict[str, Tensor] | None = None  # statistics of training text for the test-time update
     update_statistics_fault: str | None = None  # why those that were saved cannot be used
     history: Attachment | None = None

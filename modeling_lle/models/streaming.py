@@ -253,6 +253,8 @@ def tokens_of(reader: Reader, number: int, ends: frozenset[int]) -> Iterator[int
 def _is_direct(model: Streamed) -> bool:
     """Whether embedding, stack and output layer, called one after another, are what `forward` does."""
     backbone = model.model
+    if getattr(backbone, "backbone", None) is not None:  # of transformers
+        return False
     modules: list[Any] = [model, backbone, backbone.embed_tokens]
     if model.training or type(backbone) is not LLEModel or type(backbone.embed_tokens) is not nn.Embedding:
         return False
