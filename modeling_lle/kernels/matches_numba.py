@@ -15,7 +15,6 @@ from ..common.checks import expect, sizes
 from .numba_tools import LANES, jit, run
 
 CHAINED = 8  # tokens of a segment from which on chains cost less than passes
-_EMPTY = np.zeros(0, np.int32)
 
 
 @jit()
@@ -35,17 +34,16 @@ def _length(tokens: Any, room: Any, here: Any, there: Any, back: Any, longest: A
 @jit()
 def _take(
     number: Any, tokens: Any, usable: Any, count: Any, room: Any, longest: Any, found: Any, lengths: Any, seen: Any
-) -> Any:
-    """Notes the match that ends at token `number`, if its next token may be recalled; returns 1 if so, else 0."""
+) -> None:
+    """Notes the match that ends at token `number`, if its next token may be recalled."""
     there = number % room
     if not usable[there + 1 if there + 1 < room else 0]:
-        return 0
+        return
     length = _length(tokens, room, (count - 1) % room, there, number, longest)
     place = seen[0]
     found[place], lengths[place] = number, length
     seen[0] += 1
     seen[length] += 1
-    return 1
 
 
 @jit()
@@ -59,9 +57,9 @@ def _find_by_pass(
     while stop > oldest and seen[longest] < K:
         end = (stop - 1) % room + 1  # slots [begin, end) hold consecutive numbers up to stop - 1
         begin = max(0, end - (stop - oldest), end - LANES)
-        equal = 0
+        equal = np.int32(0)  # as wide as a token, so that the loop vectorises
         for slot in range(begin, end):
-            equal += tokens[slot] == token
+            equal |= np.int32(tokens[slot] == token)
         if equal:
             for slot in range(end - 1, begin - 1, -1):
                 if tokens[slot] == token and seen[longest] < K:
