@@ -27,12 +27,12 @@ from modeling_lle.evaluation import write_results
 from modeling_lle.evaluation.pictures import BASE, HISTORY, SIDE_COLOURS, make_figure, style
 from modeling_lle.evaluation.results import format_value, this_command
 from modeling_lle.history.calibration import Calibration
+from modeling_lle.history.loss import IGNORED
 from modeling_lle.history.matches import Matches
 from modeling_lle.history.prediction import Prediction, block_size, even_blocks, predict
 from modeling_lle.history.source import MatchSource, Source, StreamSource
 from modeling_lle.history.stream import Stream
 from modeling_lle.kernels.linear import apply_linear
-from modeling_lle.training import segments
 
 from .inputs import SEGMENT, read_tokens
 from .recall_tasks import RecallTask, make_tasks
@@ -51,7 +51,7 @@ SETS: dict[str, tuple[str, ...]] = {  # of sources
 }
 JOINED_STATES, DECAY = 4, 0.5
 WINDOW, REACH = 2000, 65536  # entries of stream and joined keys, tokens of the matches
-COPIES, PAIRS, DISTANCES = (16, 64, 256, 1024), (4, 16, 64, 128), (0, 512, 2048, 8192)
+COPIES, PAIRS, DISTANCES = (16, 64, 256, 1024), (4, 16, 64, 128), (0, 1024, 4096)
 FAR = {"copy": 1024, "pairs, 0 between": 64, "pairs, 1 between": 64}  # the sizes of the metrics
 SHOWN = ("copy", "pairs, 0 between", "pairs, 1 between", "pairs, 3 between", "phone book")
 
@@ -75,8 +75,32 @@ class Numbers:
         return {name: sections[name] for name in names}
 
 
+@dataclass
+class Encoded:
+    """Rows of text with the states of a model, which all sets of sources share.
+
+    Attributes:
+        ids: (R, T) int64.
+        states: (R, T, D) floating, after each token.
+        seconds: Processor time that they took.
+    """
+
+    ids: Tensor
+    states: Tensor
+    seconds: float
+
+
+@torch.no_grad()
+def encode(model: LLEForCausalLM, ids: Tensor) -> Encoded:
+    """Reads rows of text (R, T) int64."""
+    cache, states, begin = LLECache(), [], time.process_time()
+    for part in ids.split(SEGMENT, dim=1):
+        states.append(model.model(part, past_key_values=cache, use_cache=False).last_hidden_state)
+    return Encoded(ids, torch.cat(states, dim=1), time.process_time() - begin)
+
+
 class Text:
-    """Rows of text that a model reads with some sources of history.
+    """Rows of text that are predicted with some sources of history.
 
     Args:
         model: The language model.
@@ -86,15 +110,21 @@ class Text:
 
     def __init__(self, model: LLEForCausalLM, names: Sequence[str], numbers: Numbers) -> None:
         self.model, self.names, self.numbers = model, names, numbers
-        self.cache = LLECache()
         self.stream, self.joined = Stream(numbers.stream.window), Stream(numbers.joined.window)
         self.matches = Matches(numbers.matches.window, numbers.matches.longest)
         self.before: Tensor | None = None  # (B, JOINED_STATES - 1, D), the states before the next segment
 
     @torch.no_grad()
-    def read(self, ids: Tensor) -> Iterator[Prediction]:
-        """Predictions after each of the next tokens (B, T) int64, which must be used up."""
-        states = self.model.model(ids, past_key_values=self.cache, use_cache=False).last_hidden_state
+    def read(self, text: Encoded) -> Iterator[Prediction]:
+        """Predictions after each token of a text, segment by segment; each must be used before the next one."""
+        for begin in range(0, text.ids.shape[1], SEGMENT):
+            part = slice(begin, begin + SEGMENT)
+            for prediction in self._read_segment(text.ids[:, part], text.states[:, part]):
+                start, stop = prediction.positions.start, prediction.positions.stop
+                prediction.positions = slice(begin + start, begin + stop)
+                yield prediction
+
+    def _read_segment(self, ids: Tensor, states: Tensor) -> Iterator[Prediction]:
         rows, length = ids.shape
         widest = max(self.model.config.vocab_size, WINDOW if STREAM in self.names or JOINED in self.names else 0)
         size = block_size(rows, widest)
@@ -134,41 +164,41 @@ def _side_by_side(blocks: Iterator[slice], others: Iterator[slice]) -> Iterator[
         yield positions
 
 
-def fit(model: LLEForCausalLM, ids: np.ndarray, names: Sequence[str]) -> Numbers:
-    """Parameters of the rule for some sources, fitted on a text (T,) by the descent of `calibrate`."""
+def fit(model: LLEForCausalLM, text: Encoded, names: Sequence[str]) -> Numbers:
+    """Parameters of the rule for some sources, fitted on one row of text by the descent of `calibrate`."""
     numbers = Numbers.initial()
     if not names:
         return numbers
-    calibration, text = Calibration(numbers.of(names)), Text(model, names, numbers)
-    for segment in segments(ids, len(ids), SEGMENT):
-        for prediction in text.read(segment["input_ids"]):
-            calibration.take(prediction, segment["shift_labels"])
+    calibration, targets = Calibration(numbers.of(names)), following(text.ids)
+    for prediction in Text(model, names, numbers).read(text):
+        calibration.take(prediction, targets)
     calibration.fit(40)
     return numbers
 
 
-def natural_text(model: LLEForCausalLM, ids: np.ndarray, names: Sequence[str], numbers: Numbers) -> Row:
-    """Perplexity per token of a text (T,), and tokens per second of processor time."""
-    text, nats, begin = Text(model, names, numbers), [], time.process_time()
-    for segment in segments(ids, len(ids), SEGMENT):
-        for prediction in text.read(segment["input_ids"]):
-            nats.append(-prediction.log_probs(segment["shift_labels"][:, prediction.positions]))
-    seconds, joined = time.process_time() - begin, torch.cat(nats, dim=1)
-    return {"ppl": math.exp(float(joined.mean())), "tokens_per_second": joined.numel() / seconds}
+def following(ids: Tensor) -> Tensor:
+    """The token after each one, (R, T) int64; -100 after the last one."""
+    return torch.nn.functional.pad(ids[:, 1:], (0, 1), value=IGNORED)
 
 
-def accuracy(model: LLEForCausalLM, task: RecallTask, names: Sequence[str], numbers: Numbers) -> float:
+def natural_text(model: LLEForCausalLM, text: Encoded, names: Sequence[str], numbers: Numbers) -> Row:
+    """Perplexity per token of one row of text, and tokens per second of processor time."""
+    targets, nats, begin = following(text.ids), [], time.process_time()
+    for prediction in Text(model, names, numbers).read(text):
+        nats.append(-prediction.log_probs(targets[:, prediction.positions]).sum())
+    seconds, tokens = text.seconds + time.process_time() - begin, text.ids.shape[1] - 1
+    return {"ppl": math.exp(float(torch.stack(nats).sum()) / tokens), "tokens_per_second": tokens / seconds}
+
+
+def accuracy(model: LLEForCausalLM, task: RecallTask, text: Encoded, names: Sequence[str], numbers: Numbers) -> float:
     """Share of the tokens asked for that are the most probable ones."""
-    text, right, begin = Text(model, names, numbers), 0, 0
-    for ids in task.tokens[:, :-1].split(SEGMENT, dim=1):
-        targets, asked = (whole[:, begin + 1 : begin + 1 + ids.shape[1]] for whole in (task.tokens, task.asked))
-        for prediction in text.read(ids):
-            of_block = asked[:, prediction.positions]
-            if of_block.any():
-                best = prediction.distribution().argmax(-1)
-                right += int((best == targets[:, prediction.positions])[of_block].sum())
-        begin += ids.shape[1]
-    return right / int(task.asked.sum())
+    right, targets, asked = 0, following(text.ids), torch.nn.functional.pad(task.asked[:, 1:], (0, 1))
+    for prediction in Text(model, names, numbers).read(text):
+        of_block = asked[:, prediction.positions]
+        if of_block.any():
+            best = prediction.distribution().argmax(-1)
+            right += int((best == targets[:, prediction.positions])[of_block].sum())
+    return right / int(asked.sum())
 
 
 def load(folder: str | Path) -> LLEForCausalLM:
@@ -201,20 +231,22 @@ def train(source: str, folder: Path, minutes: float) -> dict[str, Path]:
 def measure(name: str, folder: str | Path, source: str, tokens: int, seed: int) -> list[Row]:
     """The rows of a model: for each set of sources its perplexity, and a row for each task."""
     model, tokenizer = load(folder), AutoTokenizer.from_pretrained(folder)
-    validation, test = (read_tokens(source, split, tokenizer, tokens + 1).ids for split in ("validation", "test"))
-    special = torch.tensor(sorted(set(range(len(tokenizer))) - set(tokenizer.all_special_ids)))
-    text = torch.from_numpy(test.astype(np.int64))
-    tasks = make_tasks(special, text, COPIES, PAIRS, [size for size in DISTANCES if size <= len(text)], seed)
+    splits = (read_tokens(source, split, tokenizer, tokens + 1).ids for split in ("validation", "test"))
+    validation, test = (encode(model, torch.from_numpy(ids.astype(np.int64))[None]) for ids in splits)
+    types = torch.tensor(sorted(set(range(len(tokenizer))) - set(tokenizer.all_special_ids)))
+    distances = [size for size in DISTANCES if size <= test.ids.shape[1]]
+    tasks = make_tasks(types, test.ids[0], COPIES, PAIRS, distances, seed)
+    texts = [encode(model, task.tokens) for task in tasks]
     rows: list[Row] = []
     for sources, names in SETS.items():
         numbers = fit(model, validation, names)
-        row: Row = {"model": name, "sources": sources, "task": "natural text", "size": len(test) - 1}
+        row: Row = {"model": name, "sources": sources, "task": "natural text", "size": test.ids.shape[1] - 1}
         row |= natural_text(model, test, names, numbers)
         row["numbers"] = "; ".join(f"{own}: {_described(section)}" for own, section in numbers.of(names).items())
         rows.append(row)
         typer.echo(row)
-        for task in tasks:
-            own = accuracy(model, task, names, numbers)
+        for task, text in zip(tasks, texts, strict=True):
+            own = accuracy(model, task, text, names, numbers)
             rows.append({"model": name, "sources": sources, "task": task.name, "size": task.size, "accuracy": own})
         typer.echo({f"{row['task']} {row['size']}": round(row["accuracy"], 3) for row in rows[-len(tasks) :]})
     return rows
@@ -277,7 +309,7 @@ def recall(
     folder: Annotated[Path, typer.Option(help="Folder of the trained models, which are used again.")] = (
         Path("runs/recall")
     ),
-    tokens: Annotated[int, typer.Option(help="Tokens to read of validation and of test text.")] = 20_000,
+    tokens: Annotated[int, typer.Option(help="Tokens to read of validation and of test text.")] = 12_000,
     seed: Annotated[int, typer.Option(help="Of the random tokens.")] = 0,
     output: Annotated[Path, typer.Option(help="Results file.")] = RESULTS / "recall.json",
 ) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 FIRST_NAMES, DIGITS, NAMES_IN_USE = 16, 10, 16
 DIGITS_OF_A_NUMBER = 4
-ASKED = 512  # tokens that a task asks for at least, in several rows if one asks for fewer
+ASKED = 256  # tokens that a task asks for at least, in several rows if one asks for fewer
 
 
 @dataclass(frozen=True)
