@@ -160,7 +160,7 @@ class MatchesConfig:
     Args:
         window: The largest age of a match, in tokens; 0 switches the matches off.
         longest: Tokens of a match that are counted.
-        neighbours: Matches that are recalled at each position, the longest ones and of those the newest.
+        neighbours: Matches that are recalled at each position, the newest of the longest ones.
         sharpness, recency, gate: As for the stream; in place of the cosine stands the length as a share of `longest`.
 
     What the model generates counts as context, but is recalled only if `stream.generated` asks for it.

@@ -1,9 +1,10 @@
 """Exact matches: the places in the text so far whose last tokens are the same as the last ones now.
 
-Notable: the entries are all earlier tokens of a window that may be far longer than the stream's, since an entry costs
+Notable: the longest matches of each position count, as in compression by the longest context (PPM*, Cleary and Teahan
+1997). The entries are all earlier tokens of a window that may be far longer than the stream's, since an entry costs
 five bytes; which of them match is found anew at every position, exactly and without a table of hashes. The model's own
 output counts as context, but is never recalled unless asked for. Shapes: B batch, T time, C slots of the buffer, K
-matches, m tokens before a segment, n tokens of it.
+matches, m tokens of a text, n positions of it.
 """
 
 from collections.abc import Callable
@@ -19,7 +20,7 @@ ROWS = 64  # positions that the fallback compares at once
 
 @dataclass
 class Found:
-    """The longest matches of each position, of equally long ones the newest.
+    """The longest matches of each position, all of one length, the newest of them.
 
     Attributes:
         lengths: (B, T, K) int64, tokens that are alike; 0 for no match.
@@ -128,9 +129,11 @@ class Matches:
             if not alike.any():
                 break
             length += alike
-        order = (length * (self.window + 1) - age).masked_fill(length == 0, -1)
-        best = order.topk(min(neighbours, len(text)), dim=1).indices
-        lengths = length.gather(1, best)
+        longest = (length == length.amax(1, keepdim=True)) & (length > 0)
+        best = (
+            age.masked_fill(~longest, self.window + 1).topk(min(neighbours, len(text)), dim=1, largest=False).indices
+        )
+        lengths = length.gather(1, best) * longest.gather(1, best)
         ages, outcomes = age.gather(1, best), text[following][best].long()
         parts = [lengths, ages.masked_fill(lengths == 0, 0), outcomes.masked_fill(lengths == 0, 0)]
         return torch.stack([torch.nn.functional.pad(each, (0, neighbours - best.shape[1])) for each in parts])

@@ -33,28 +33,33 @@ def _length(tokens: Any, room: Any, here: Any, there: Any, back: Any, longest: A
 
 @jit()
 def _take(
-    number: Any, tokens: Any, usable: Any, count: Any, room: Any, longest: Any, found: Any, lengths: Any, seen: Any
-) -> None:
-    """Notes the match that ends at token `number`, if its next token may be recalled."""
+    number: Any, tokens: Any, usable: Any, last: Any, room: Any, longest: Any, lengths: Any, ages: Any, outcomes: Any,
+    found: Any,
+) -> None:  # fmt: skip
+    """Notes the match that ends at token `number`, unless a longer one is known, or K newer ones as long.
+
+    `found` holds the length of the longest match, and how many are noted.
+    """
     there = number % room
-    if not usable[there + 1 if there + 1 < room else 0]:
+    following = there + 1 if there + 1 < room else 0
+    if not usable[following]:
         return
-    length = _length(tokens, room, (count - 1) % room, there, number, longest)
-    place = seen[0]
-    found[place], lengths[place] = number, length
-    seen[0] += 1
-    seen[length] += 1
+    length = _length(tokens, room, last % room, there, number, longest)
+    if length > found[0]:
+        found[0], found[1] = length, 0
+    if length == found[0] and found[1] < len(lengths):
+        place = found[1]
+        lengths[place], ages[place], outcomes[place] = length, last - number, tokens[following]
+        found[1] += 1
 
 
 @jit()
 def _find_by_pass(
-    tokens: Any, usable: Any, count: Any, window: Any, room: Any, longest: Any, K: Any, found: Any, lengths: Any,
-    seen: Any,
+    tokens: Any, usable: Any, last: Any, window: Any, room: Any, longest: Any, lengths: Any, ages: Any, outcomes: Any,
+    found: Any,
 ) -> None:  # fmt: skip
-    token, last = tokens[(count - 1) % room], count - 1
-    oldest = max(0, last - window)
-    stop = last  # numbers below this one are still to be looked at
-    while stop > oldest and seen[longest] < K:
+    token, oldest, stop, K = tokens[last % room], max(0, last - window), last, len(lengths)
+    while stop > oldest and not (found[0] == longest and found[1] == K):  # numbers below `stop` are still to be seen
         end = (stop - 1) % room + 1  # slots [begin, end) hold consecutive numbers up to stop - 1
         begin = max(0, end - (stop - oldest), end - LANES)
         equal = np.int32(0)  # as wide as a token, so that the loop vectorises
@@ -62,44 +67,21 @@ def _find_by_pass(
             equal |= np.int32(tokens[slot] == token)
         if equal:
             for slot in range(end - 1, begin - 1, -1):
-                if tokens[slot] == token and seen[longest] < K:
+                if tokens[slot] == token:
                     number = stop - (end - slot)
-                    _take(number, tokens, usable, count, room, longest, found, lengths, seen)
+                    _take(number, tokens, usable, last, room, longest, lengths, ages, outcomes, found)
         stop -= end - begin
 
 
 @jit()
 def _find_by_chain(
-    chain: Any, tokens: Any, usable: Any, count: Any, window: Any, room: Any, longest: Any, K: Any, found: Any,
-    lengths: Any, seen: Any,
+    chain: Any, tokens: Any, usable: Any, last: Any, window: Any, room: Any, longest: Any, lengths: Any, ages: Any,
+    outcomes: Any, found: Any,
 ) -> None:  # fmt: skip
-    last = count - 1
-    number = chain[last % room]
-    while number >= 0 and last - number <= window and seen[longest] < K:
-        _take(number, tokens, usable, count, room, longest, found, lengths, seen)
+    number, K = chain[last % room], len(lengths)
+    while number >= 0 and last - number <= window and not (found[0] == longest and found[1] == K):
+        _take(number, tokens, usable, last, room, longest, lengths, ages, outcomes, found)
         number = chain[number % room]
-
-
-@jit()
-def _choose(found: Any, lengths: Any, seen: Any, longest: Any, last: Any, usable: Any, tokens: Any, room: Any,
-            length_out: Any, age_out: Any, outcome_out: Any) -> None:  # fmt: skip
-    """Writes the longest of the matches, of equal ones the newest; they were found from the newest on."""
-    K, total = len(length_out), 0
-    least = longest
-    while least > 1 and total + seen[least] < K:
-        total += seen[least]
-        least -= 1
-    free, place = K - total, 0  # of the shortest ones as many as are free
-    for n in range(seen[0]):
-        length = lengths[n]
-        if length < least or (length == least and free == 0):
-            continue
-        free -= length == least
-        length_out[place], age_out[place] = length, last - found[n]
-        outcome_out[place] = tokens[(found[n] + 1) % room]
-        place += 1
-        if place == K:
-            break
 
 
 @jit()
@@ -107,12 +89,10 @@ def _read(
     tokens: Any, usable: Any, count: Any, given: Any, known: Any, real: Any, lengths: Any, ages: Any, outcomes: Any,
     window: Any, longest: Any, types: Any,
 ) -> None:  # fmt: skip
-    T, K = given.shape[1], lengths.shape[2]
-    C, room = tokens.shape[1], window + longest
-    found, own = np.empty(min(window, C) + 1, np.int64), np.empty(min(window, C) + 1, np.int64)
-    seen = np.zeros(longest + 1, np.int64)  # [0]: all matches; [l]: those of length l
+    T, C, room = given.shape[1], tokens.shape[1], window + longest
     chained = types > 0
     chain, heads = np.empty(C if chained else 0, np.int64), np.empty(types, np.int64)
+    found = np.zeros(2, np.int64)
     for b in range(len(given)):
         if chained:
             heads[:] = -1
@@ -130,17 +110,16 @@ def _read(
             count[b] += 1
             if token < 0:
                 continue
-            seen[:] = 0
-            parts = tokens[b], usable[b], last + 1, window, room, longest, K, found, own, seen
+            found[:] = 0
+            out = lengths[b, t], ages[b, t], outcomes[b, t]
             if chained:
                 chain[slot] = heads[token]
                 heads[token] = last
-                _find_by_chain(chain, *parts)
+                _find_by_chain(chain, tokens[b], usable[b], last, window, room, longest, *out, found)
             else:
-                _find_by_pass(*parts)
-            if seen[0]:
-                _choose(found, own, seen, longest, last, usable[b], tokens[b], room,
-                        lengths[b, t], ages[b, t], outcomes[b, t])  # fmt: skip
+                _find_by_pass(tokens[b], usable[b], last, window, room, longest, *out, found)
+            for part in out:
+                part[found[1] :] = 0  # of shorter matches that were noted first
 
 
 def read_matches(

@@ -76,7 +76,7 @@ class Matches:
         """Takes in tokens (T,); `own` ones, which were generated, are context, but are not recalled.
 
         Returns:
-            Weights and outcomes (T, K) and masses (T,) of the longest matches, of which the newest are taken.
+            Weights and outcomes (T, K) and masses (T,) of the longest matches, the newest of them.
         """
         numbers, size = self.numbers, self.numbers["neighbours"]
         self.tokens = np.concatenate([self.tokens, tokens])
@@ -93,7 +93,7 @@ class Matches:
                 lengths[alike] += 1
                 if not len(alike):
                     break
-            best = np.lexsort((-ends, -lengths))[:size]
+            best = np.flatnonzero(lengths == lengths.max(initial=0))[::-1][:size]
             ages = np.log(last - ends[best])
             shares = lengths[best] / numbers["longest"]
             scores[row, : len(best)] = (shares - 1) * numbers["sharpness"] - numbers["recency"] * ages
