@@ -358,7 +358,8 @@ def _texts(cause: Cause, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str, 
 def _where(cause: Cause, breaks: LineBreaks) -> str:
     if cause.source in (STREAM, MATCHES):
         ago = f"{cause.age:,} token{'' if cause.age == 1 else 's'} ago"
-        alike = f", after {cause.length:,} token{'' if cause.length == 1 else 's'} alike"
-        return ago if cause.source == STREAM else ago + alike
+        if cause.length is None:
+            return ago
+        return f"{ago}, after {cause.length:,} token{'' if cause.length == 1 else 's'} alike"
     further = 0 if cause.since is None or LINE not in cause.columns else breaks.count(cause.since)
     return f"{line_of(cause.columns, further) or cause.place} (entry {cause.id})"

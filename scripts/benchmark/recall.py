@@ -129,14 +129,15 @@ class Text:
         widest = max(self.model.config.vocab_size, WINDOW if STREAM in self.names or JOINED in self.names else 0)
         size = block_size(rows, widest)
         sources: list[Source] = []
-        blocks: Iterator[Any] = even_blocks(rows, length, widest)
+        blocks = even_blocks(rows, length, widest)
         if STREAM in self.names:
             near = StreamSource(self.stream, self.numbers.stream)
-            blocks = _side_by_side(blocks, near.blocks(states, ids, None, size))
+            blocks = near.blocks(states, ids, None, size)
             sources.append(near)
         if JOINED in self.names:
             far = StreamSource(self.joined, self.numbers.joined)
-            blocks = _side_by_side(blocks, far.blocks(self._joined(states), ids, None, size))
+            others = far.blocks(self._joined(states), ids, None, size)
+            blocks = _side_by_side(blocks, others) if STREAM in self.names else others
             sources.append(far)
         if MATCHES in self.names:
             exact = MatchSource(self.matches, self.numbers.matches)

@@ -74,14 +74,15 @@ def test_the_command_writes_results_that_can_be_drawn(tmp_path: Path, monkeypatc
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     for name, value in {"COPIES": (5,), "PAIRS": (2,), "DISTANCES": (0, 100_000)}.items():
         monkeypatch.setattr(recall, name, value)
+    Path("text").mkdir()
     for split, rows in (("train", 60), ("valid", 20), ("test", 20)):
-        Path(f"{split}.txt").write_text("\n".join(make_texts(rows, 8, seed=rows)) + "\n")
+        Path("text", f"{split}.txt").write_text("\n".join(make_texts(rows, 8, seed=rows)) + "\n")
     monkeypatch.setattr(recall, "FAR", {"copy": 5})
     tokenizer = LLETokenizer.train(make_texts(60, 8), vocab_size=300)
     make_language_model(vocab_size=len(tokenizer)).save_pretrained("model")
     tokenizer.save_pretrained("model")
     result = CliRunner().invoke(
-        app, ["recall", ".", "--model", "model", "--output", "recall.json"], catch_exceptions=False
+        app, ["recall", "text", "--model", "model", "--output", "recall.json"], catch_exceptions=False
     )
     assert result.exit_code == 0, result.output
     results = read_results("recall.json")
