@@ -111,14 +111,14 @@ def _read(
             if token < 0:
                 continue
             found[:] = 0
-            out = lengths[b, t], ages[b, t], outcomes[b, t]
+            length, age, outcome = lengths[b, t], ages[b, t], outcomes[b, t]
             if chained:
                 chain[slot] = heads[token]
                 heads[token] = last
-                _find_by_chain(chain, tokens[b], usable[b], last, window, room, longest, *out, found)
+                _find_by_chain(chain, tokens[b], usable[b], last, window, room, longest, length, age, outcome, found)
             else:
-                _find_by_pass(tokens[b], usable[b], last, window, room, longest, *out, found)
-            for part in out:
+                _find_by_pass(tokens[b], usable[b], last, window, room, longest, length, age, outcome, found)
+            for part in (length, age, outcome):
                 part[found[1] :] = 0  # of shorter matches that were noted first
 
 
