@@ -158,5 +158,6 @@ def read_matches(
     lengths, ages, outcomes = torch.zeros(3, B, T, neighbours, dtype=torch.int64)
     types = 0 if T < CHAINED else 1 + max(int(tokens.max()), int(given.max()), 0)
     parts = tokens, usable, count, given.contiguous(), known.contiguous(), real.contiguous(), lengths, ages, outcomes
-    run(lambda *parts: _read(*parts, window, longest, types), *parts)
+    shared = window, longest, types
+    run(lambda *parts, shared=shared: _read(*parts, *shared), *parts)
     return lengths, ages, outcomes
