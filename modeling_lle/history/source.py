@@ -175,7 +175,8 @@ class StreamSource:
         """
         from ..kernels.mixture_numba import mix_step
 
-        found, of_matches = None, ()
+        found: tuple[Tensor, Tensor, Tensor] | None = None
+        of_matches: tuple[float, ...] = ()
         if matches is not None:
             found, of_matches = matches.step(outcomes, states)
             if outcomes is not None and int(outcomes.max()) < 0:

@@ -29,7 +29,6 @@ def make_lstm(vocabulary: int, end: int) -> Any:
 
 def make_mamba2(vocabulary: int, end: int) -> Any:
     """Mamba2 of transformers, with about as many parameters as the LSTM."""
-    sizes = {"state_size": 32, "head_dim": 32, "num_heads": 2 * WIDTH // 32, "n_groups": 1, "chunk_size": 64}
     config = Mamba2Config(
         vocab_size=vocabulary,
         hidden_size=WIDTH,
@@ -38,7 +37,11 @@ def make_mamba2(vocabulary: int, end: int) -> Any:
         bos_token_id=end,
         eos_token_id=end,
         pad_token_id=end,
-        **sizes,
+        state_size=32,
+        head_dim=32,
+        num_heads=2 * WIDTH // 32,
+        n_groups=1,
+        chunk_size=64,
     )
     return Mamba2ForCausalLM(config)
 
