@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..kernels.available import fused
-from ..kernels.linear import is_differentiated, linear
-from ..kernels.lstm import lstm_step
+from ..kernels.linear import is_differentiated, linear, takes_products
+from ..kernels.lstm import LayerWeights, lstm_layer_step, lstm_step
 
 State = tuple[Tensor, ...]  # h and c of an LSTM, h of a GRU, each (B, H)
 Weights = tuple[Tensor, Tensor, Tensor, Tensor]  # from the input (G H, I) and the state (G H, H), their biases (G H,)
@@ -40,6 +40,9 @@ def recur(x: Tensor, state: State, weights: Weights, lengths: Tensor | None = No
         y (B, T, H), undefined at padding, and the state after each row's last step.
     """
     if _is_short(x, state, weights):
+        if lengths is None and _is_one_kernel(x, state, weights):
+            h, c = lstm_layer_step(x[:, 0], state[0], state[1], LayerWeights(weights))
+            return h[:, None], (h, c)
         from_input, from_state, input_bias, state_bias = weights
         products = linear(x, from_input, input_bias)
         return recur_by_steps(products, state, lambda h: linear(h, from_state, state_bias), lengths)
@@ -66,6 +69,15 @@ def _is_short(x: Tensor, state: State, weights: Weights) -> bool:
     if not 1 <= x.shape[1] <= longest or not 1 <= x.shape[0] * x.shape[1] <= FEW_STEPS:
         return False
     return x.dtype == torch.float32 and not is_differentiated(x, *state, *weights)
+
+
+def _is_one_kernel(x: Tensor, state: State, weights: Weights) -> bool:
+    """Whether one kernel takes a single step of an LSTM, whose matrices it reads once."""
+    if x.shape[1] != 1 or len(state) != 2 or any(part.dtype != torch.float32 for part in state):
+        return False
+    from_input, from_state, input_bias, state_bias = weights
+    rows = len(x)
+    return takes_products(x, from_input, input_bias, rows) and takes_products(x, from_state, state_bias, rows)
 
 
 def keep(lengths: Tensor | None, new: State, old: State) -> State:

@@ -7,7 +7,7 @@ tokens of the text so far.
 """
 
 import copy
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -104,8 +104,6 @@ def read_segment(
         parts.append(reading.read({n: own[:, start:stop] for n, own in given.items()}, stop, cache, with_layers))
         if cache is not None and reading.has_rows_to_begin(stop):
             cache = reading.make_cache(clear_rows(take_apart(cache), reading.begun(stop)), stop)
-        elif single and torch.is_grad_enabled():  # a step writes into the states, of which gradients need the values
-            cache = reading.make_cache(take_apart(cache), stop)
     states = torch.cat([own.last_hidden_state for own in parts], dim=1)
     hidden = None
     if with_layers:
@@ -152,7 +150,7 @@ class _Reading:
 
     def make_cache(self, layers: Layers, stop: int = 0) -> Any:
         """A cache with the states of these layers, of the text up to `stop` positions of the segment."""
-        weight = self.backbone.get_input_embeddings().weight
+        weight = cast(Tensor, self.backbone.get_input_embeddings().weight)
         cache = make_cache(self.backbone.config, len(self.mask), weight.dtype, self.mask.device)
         put_together(cache, layers, self.before + stop)
         return cache

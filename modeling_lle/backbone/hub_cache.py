@@ -33,7 +33,8 @@ class _Replacing(LinearAttentionLayer):
         whole = torch.nn.functional.pad(whole, (max(0, size - whole.shape[-1]), 0))
         self.conv_states[state_idx], self.conv_kernel_size[state_idx] = whole[..., -size:], size
         self.is_conv_states_initialized[state_idx] = self.has_previous_state[state_idx] = True
-        self.dtype, self.device = conv_states.dtype, conv_states.device
+        layer = cast(Any, self)  # transformers declares None
+        layer.dtype, layer.device = conv_states.dtype, conv_states.device
         return whole
 
     def update_recurrent_state(self, recurrent_states: Tensor, state_idx: int = 0, **kwargs: Any) -> Tensor:
@@ -43,11 +44,14 @@ class _Replacing(LinearAttentionLayer):
         return recurrent_states
 
 
-class _ReplacingAndFull(_Replacing, LinearAttentionAndFullAttentionLayer):
+class _ReplacingAndFull(_Replacing, LinearAttentionAndFullAttentionLayer):  # type: ignore[misc, override]
     """The same in a layer that attends as well."""
 
 
-_REPLACING = {LinearAttentionLayer: _Replacing, LinearAttentionAndFullAttentionLayer: _ReplacingAndFull}
+_REPLACING: dict[type, Any] = {
+    LinearAttentionLayer: _Replacing,
+    LinearAttentionAndFullAttentionLayer: _ReplacingAndFull,
+}
 
 
 def make_cache(config: PreTrainedConfig, rows: int, dtype: torch.dtype, device: torch.device) -> Any:
@@ -57,9 +61,9 @@ def make_cache(config: PreTrainedConfig, rows: int, dtype: torch.dtype, device: 
 
         return xLSTMCache(config, rows, dtype, device)  # type: ignore[arg-type]
     cache = DynamicCache(config=config)
+    layers: list[Any] = cache.layers
     cache.layers = [
-        _REPLACING[type(layer)](layer.number_of_states) if type(layer) in _REPLACING else layer
-        for layer in cache.layers
+        _REPLACING[type(layer)](layer.number_of_states) if type(layer) in _REPLACING else layer for layer in layers
     ]
     return cache
 

@@ -7,7 +7,7 @@ that are not trained, the state matters too little to tell.
 
 import inspect
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -28,7 +28,7 @@ class Family:
         masks: Whether a whole text may be padded on the left; otherwise such a text is read token by token.
         divisor, multiplier, cap: Fields of the configuration by which logits are divided, multiplied and softly
             capped; "" for none.
-        differentiable: Whether gradients flow through a cache.
+        differentiable: Whether gradients flow through a cache; otherwise none is kept in training.
         is_known: Whether it is in the table.
     """
 
@@ -44,24 +44,22 @@ class Family:
     is_known: bool = True
 
 
-_RECURRENT = {"cache": "cache_params", "attends": False, "positions": False}
+_ALONE = Family("cache_params", attends=False, positions=False)  # layers of one kind, without attention
 FAMILIES: dict[str, Family] = {
-    "mamba2": Family(**_RECURRENT),  # type: ignore[arg-type]
-    "mamba": Family(**_RECURRENT, pieces=False),  # type: ignore[arg-type]
-    "falcon_mamba": Family(**_RECURRENT, pieces=False),  # type: ignore[arg-type]
-    "xlstm": Family(  # type: ignore[arg-type]
-        **_RECURRENT, masks=False, cap="output_logit_soft_cap", differentiable=False
-    ),
+    "mamba2": _ALONE,
+    "mamba": replace(_ALONE, pieces=False, differentiable=False),
+    "falcon_mamba": replace(_ALONE, pieces=False, differentiable=False),
+    "xlstm": replace(_ALONE, masks=False, cap="output_logit_soft_cap", differentiable=False),
     "bamba": Family(),
     "falcon_h1": Family(multiplier="lm_head_multiplier"),
     "granitemoehybrid": Family(divisor="logits_scaling"),
-    "jamba": Family(pieces=False),
+    "jamba": Family(pieces=False, differentiable=False),
     "lfm2": Family(),
     "nemotron_h": Family(),
     "olmo_hybrid": Family(),
     "qwen3_5_text": Family(),
     "qwen3_next": Family(),
-    "zamba": Family(pieces=False),
+    "zamba": Family(pieces=False, differentiable=False),
     "zamba2": Family(),
 }
 _OWN_STATE = "keeps its state in a cache of its own, which transformers does not let others carry"
@@ -125,8 +123,15 @@ def family_of(config: PreTrainedConfig, backbone: nn.Module) -> Family:
         config.model_type,
         ", ".join(sorted(FAMILIES)),
     )
-    attends, positions = "attention_mask" in takes, "position_ids" in takes
-    return Family(caches[0], attends, positions, pieces=False, masks=False, is_known=False)
+    return Family(
+        caches[0],
+        attends="attention_mask" in takes,
+        positions="position_ids" in takes,
+        pieces=False,
+        masks=False,
+        differentiable=False,
+        is_known=False,
+    )
 
 
 def scale_of(config: PreTrainedConfig, family: Family) -> float:

@@ -16,8 +16,8 @@ class StateHolder(Protocol):
     """Where a backbone finds its state and leaves the new one; an `LLECache` is one.
 
     Attributes:
-        state: A nest of tuples and lists of tensors with the batch in dimension 0 (backbone/state.py), which only the
-            backbone looks into; None at the beginning of a text.
+        state: A nest of tuples, lists and dictionaries of tensors with the batch in dimension 0 (backbone/state.py),
+            which only the backbone looks into; None at the beginning of a text.
         seen_tokens: Length of what has been read, padding included.
     """
 

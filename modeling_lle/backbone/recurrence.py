@@ -142,9 +142,11 @@ class TorchRecurrence(nn.Module):
             return recur_by_steps(self.from_input(x), state, from_state, lengths)
         if x.shape[1] == 1 and torch.compiler.is_exporting():  # one step exports as plain operations
             return recur_by_steps(self.from_input(x), state, self.from_state, lengths)
-        return self._run(x, state, self._weights(), lengths)
+        return self._run(x, state, self.weights, lengths)
 
-    def _weights(self) -> Weights:
+    @property
+    def weights(self) -> Weights:
+        """The weights of plain modules, in training after a draw of `weight_dropout`."""
         from_input, from_state = self.from_input, self.from_state
         matrix = weight_dropout(from_state.weight, self.weight_dropout, self.training)
         return from_input.weight, matrix, from_input.bias, from_state.bias

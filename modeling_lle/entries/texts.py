@@ -35,6 +35,7 @@ SEGMENT_ENTRIES = 131_072  # entries of a segment, before any is dropped
 PIECE = 4096  # tokens of a piece of a long text
 WARM_UP = 128  # tokens before a piece that are read first; the state forgets tokens further back
 ROWS = 128  # pieces of a batch; more would need more padding
+WRAPPED_ROWS = 8  # those of a backbone of transformers, whose layers take some hundred MB for each row of MAX_STEPS
 MAX_STEPS = 256  # time steps that are read at once
 TEXTS = 1000  # texts that are tokenised together
 CONTEXT = 16  # duplicates have the outcome and this number of tokens before it in common
@@ -254,7 +255,9 @@ def _encode(
     first = np.concatenate([[0], np.cumsum(lengths)])
     keys = torch.empty(total, model.key_size, dtype=torch.bfloat16)
     probability = torch.empty(total) if keep_below is not None else None
-    for pieces in _batches(parts, first):
+    config: Any = model.config
+    wrapped = getattr(config, "wrapped", None) is not None
+    for pieces in _batches(parts, first, WRAPPED_ROWS if wrapped else ROWS):
         _read(model, pieces, keys, probability)
     tokens = np.concatenate(
         [np.concatenate([_start(part), part.tokens[part.begin + 1 : part.end + 1]]) for part in parts]
@@ -307,8 +310,8 @@ class _Piece:
     place: int
 
 
-def _batches(parts: list[_Part], first: np.ndarray) -> Iterator[list[_Piece]]:
-    """Yields all parts in batches of pieces of similar length."""
+def _batches(parts: list[_Part], first: np.ndarray, rows: int) -> Iterator[list[_Piece]]:
+    """Yields all parts in batches of at most `rows` pieces of similar length."""
     pieces = []
     for part, place in zip(parts, first, strict=False):
         for begin in range(part.begin, part.end, PIECE):
@@ -319,8 +322,8 @@ def _batches(parts: list[_Part], first: np.ndarray) -> Iterator[list[_Piece]]:
                 )
             )
     pieces.sort(key=lambda piece: -len(piece.tokens))
-    for start in range(0, len(pieces), ROWS):
-        yield pieces[start : start + ROWS]
+    for start in range(0, len(pieces), rows):
+        yield pieces[start : start + rows]
 
 
 def _read(model: TextEncoder, pieces: list[_Piece], keys: Tensor, probability: Tensor | None) -> None:

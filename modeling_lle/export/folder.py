@@ -74,6 +74,11 @@ def export(
     target, task = Path(folder), task_of(type(model).__name__)
     if target.exists() or target.is_symlink():
         raise FileExistsError(f"{target} exists: export into a folder that does not, or remove it first")
+    if model.config.wrapped is not None:
+        raise ExportError(
+            f"the backbone is a model of transformers of the type {model.config.wrapped.model_type!r}, and only those "
+            "of LLE's own have graphs: serve the saved folder with transformers instead"
+        )
     _check_tokenizer(model, tokenizer)
     attachment = Attachment.of(bank)
     if attachment is not None:

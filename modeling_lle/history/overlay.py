@@ -48,6 +48,7 @@ MARGIN = 1.0  # nats a token above those of a uniform guess: from there on, the 
 RATES = {"head": 2e-3, "low-rank": 2e-4, "all": 1e-2}  # where the configuration gives none
 EVERY = {"head": 40, "low-rank": 20, "all": 20}
 LARGEST = 1e4  # of what a step may change in a weight
+LARGE_CHANGES = 1 << 30  # bytes of them that are stated before they are spent
 NEGLIGIBLE = 1e-2  # an output that had less than this probability at every token of a step is left as it is
 RENEWAL = 1e-3  # the decay that is kept apart from the changes is multiplied into them when it gets below this
 
@@ -81,6 +82,7 @@ class Overlay:
         wide = torch.promote_types(model.dtype, torch.float32)  # small steps would be lost in bfloat16
         zeros = functools.partial(torch.zeros, dtype=wide, device=model.device)
         sizes = change_sizes(model, self.numbers)
+        _tell_memory(sizes, rows * (2 if self.numbers.momentum else 1) * wide.itemsize)
         self.changes = {name: zeros(rows, *size) for name, size in sizes.items()}
         self.velocity = {n: torch.zeros_like(c) for n, c in self.changes.items()} if self.numbers.momentum else {}
         self.decayed = torch.ones(rows, dtype=torch.float64)
@@ -358,6 +360,17 @@ class Overlay:
         overlay.decayed = overlay.decayed if decayed is None else decayed
         overlay.changes = {name: change.to(overlay.changes[name]) for name, change in changes.items()}
         return overlay
+
+
+def _tell_memory(sizes: dict[str, torch.Size], bytes_each: int) -> None:
+    """Says how much memory the changes take, before it is spent, if it is much."""
+    needed = bytes_each * sum(size.numel() for size in sizes.values())
+    if needed > LARGE_CHANGES:
+        logger.warning(
+            "the changes of the test-time update take %.1f GB in this batch: read fewer rows together, or set "
+            "history.update.scope to 'low-rank', which keeps a small map for each row",
+            needed / 1e9,
+        )
 
 
 def _highest(matrix: Tensor | None) -> float:

@@ -68,6 +68,12 @@ def change_sizes(model: Updatable, numbers: UpdateConfig) -> dict[str, torch.Siz
 
 def check_updatable(model: Updatable, numbers: UpdateConfig) -> None:
     """Raises a ValueError where a module was changed so that an update of this scope would pass it by."""
+    if numbers.scope == "all" and model.config.wrapped is not None:
+        raise ValueError(
+            f"history.update.scope 'all' changes the weights of each row, and a backbone of the type "
+            f"{model.config.wrapped.model_type!r} of transformers reads its rows together: set the scope 'head' or "
+            "'low-rank'"
+        )
     for name, module in model.named_modules():
         if any(weight.is_meta for weight in module.parameters(recurse=False)):
             raise ValueError(f"the test-time update needs the weights of {name} in memory: load it without offloading")

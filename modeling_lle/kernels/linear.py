@@ -32,7 +32,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     ):
         return _plain(x, weight, bias)
     rows = x.numel() // x.shape[-1]
-    if _takes_products(x, weight, bias, rows):
+    if takes_products(x, weight, bias, rows):
         from .products_numba import products
 
         return products(x.reshape(rows, -1), weight, bias).view(*x.shape[:-1], -1)
@@ -60,8 +60,8 @@ def _plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.nn.functional.linear(x, weight, bias)
 
 
-def _takes_products(x: Tensor, weight: Tensor, bias: Tensor | None, rows: int) -> bool:
-    """Whether the kernel of kernels/products_numba.py computes this product, and faster than torch."""
+def takes_products(x: Tensor, weight: Tensor, bias: Tensor | None, rows: int) -> bool:
+    """Whether a kernel that reads the matrix once computes a product with `rows` vectors faster than torch."""
     narrow = weight.dtype == torch.bfloat16
     if rows > (FEW_NARROW if narrow else 1) or weight.numel() < LARGE or not weight.is_contiguous():
         return False

@@ -8,10 +8,13 @@ are ordered input, forget, cell, output.
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..common.checks import expect, sizes
+
+_WEIGHTS = "from_input (4H, I)", "from_state (4H, H)", "input_bias (4H,)", "state_bias (4H,)"
 
 
 def _check(
@@ -160,3 +163,50 @@ def lstm_step(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     h, new = torch.empty(B, H), torch.empty(B, H)
     lstm_forward(as_array(gates), as_array(c.contiguous()), as_array(new), as_array(h))
     return h, new
+
+
+class LayerWeights:
+    """The weights of an LSTM layer as arrays, which are views of them.
+
+    Args:
+        weights: From the input (4H, I) and the state (4H, H), and their biases (4H,), float32 or bfloat16.
+    """
+
+    def __init__(self, weights: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+        from .numba_tools import as_array
+
+        (_, self.I), (_, self.H) = sizes(weights[0], _WEIGHTS[0], 2), sizes(weights[1], _WEIGHTS[1], 2)
+        shapes = (4 * self.H, self.I), (4 * self.H, self.H), (4 * self.H,), (4 * self.H,)
+        for weight, name, shape in zip(weights, _WEIGHTS, shapes, strict=True):
+            expect(weight, name, shape, torch.float32, torch.bfloat16)
+        self.tensors = weights
+        self.arrays = tuple(as_array(weight) for weight in weights)
+        self._places = tuple(weight.data_ptr() for weight in weights)
+
+    def are_current(self) -> bool:
+        """Whether the tensors still lie where the arrays do."""
+        return self._places == tuple(weight.data_ptr() for weight in self.tensors)
+
+
+def lstm_layer_step(x: Tensor, h: Tensor, c: Tensor, weights: LayerWeights) -> tuple[Tensor, Tensor]:
+    """Computes one step of an LSTM layer, without gradients: returns the new h and c, (B, H) float32.
+
+    Args:
+        x: (B, I) float32.
+        h: (B, H) float32, before the step; `c` likewise.
+        c: See `h`.
+        weights: Those of the layer.
+    """
+    from .lstm_numba import lstm_forward, lstm_gates
+    from .numba_tools import as_array, run_arrays
+
+    B, H = sizes(c, "c (B, H)", 2)
+    expect(x, "x (B, I)", (B, weights.I), torch.float32)
+    expect(h, "h (B, H)", (B, weights.H), torch.float32)
+    expect(c, "c (B, H)", (B, weights.H), torch.float32)
+    vectors, cell = tuple(as_array(part.contiguous()) for part in (x, h)), as_array(c.contiguous())
+    gates, new = np.empty((4 * H, B), np.float32), torch.empty(2, B, H)
+    run_arrays(lambda *parts: lstm_gates(*parts, *vectors), *weights.arrays, gates)
+    state, new_cell = as_array(new)
+    lstm_forward(gates.reshape(1, 4 * H) if B == 1 else gates.T.copy(), cell, new_cell, state)
+    return new[0], new[1]

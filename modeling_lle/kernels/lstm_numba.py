@@ -5,7 +5,24 @@ The fallback is torch.nn.LSTM (backbone/recurrence.py). Shapes: B batch, H state
 
 from typing import Any
 
-from .numba_tools import jit, load, sigmoid, store
+import numpy as np
+
+from .numba_tools import jit, jit_sums, load, sigmoid, store
+
+
+@jit_sums()
+def lstm_gates(from_input: Any, from_state: Any, input_bias: Any, state_bias: Any, gates: Any, x: Any, h: Any) -> None:
+    """Writes pre-activations, (4H, B) or some rows of it, from both matrices, each of which is read once."""
+    for o in range(len(gates)):
+        input_row, state_row, own = from_input[o], from_state[o], gates[o]
+        bias = load(input_bias[o]) + load(state_bias[o])
+        for b in range(len(x)):
+            inputs, state, of_input, of_state = x[b], h[b], np.float32(0.0), np.float32(0.0)
+            for i in range(len(inputs)):
+                of_input += load(input_row[i]) * inputs[i]
+            for i in range(len(state)):
+                of_state += load(state_row[i]) * state[i]
+            own[b] = of_input + of_state + bias
 
 
 @jit()

@@ -139,10 +139,14 @@ def run(kernel: Callable[..., None], *tensors: Tensor) -> None:
     Raises:
         ValueError: They do not have the same number of rows. All other checks are the caller's.
     """
-    arrays = [as_array(tensor) for tensor in tensors]
+    run_arrays(kernel, *(as_array(tensor) for tensor in tensors))
+
+
+def run_arrays(kernel: Callable[..., None], *arrays: Any) -> None:
+    """`run` on arrays."""
     rows, threads = len(arrays[0]), torch.get_num_threads()
     if any(len(array) != rows for array in arrays):
-        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
+        shapes = ", ".join(str(array.shape) for array in arrays)
         raise ValueError(f"a kernel needs tensors with the same number of rows, got {shapes}")
     threads = min(threads, rows) if arrays[0].size >= MIN_PARALLEL else 1
     if threads == 1:

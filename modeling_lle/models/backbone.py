@@ -181,8 +181,8 @@ class LLEModel(LLEPreTrainedModel):
             holder.check_rows(tokens.shape[0])
             if holder.seen_tokens and holder.state is None:
                 raise ValueError(
-                    "no state was kept of the text before this segment, because gradients do not flow through it: "
-                    "switch gradient checkpointing off, or begin with a new cache"
+                    f"in training, no state is kept of a text by a model of the type {backbone.config.model_type!r}, "
+                    "or under gradient checkpointing: begin each segment with a new cache, or give whole texts"
                 )
         state = None if holder is None else holder.state
         encoded = read_segment(backbone, self.family, given, mask, state, keeps, wanted is not False)
@@ -190,6 +190,7 @@ class LLEModel(LLEPreTrainedModel):
             holder.state = encoded.state
             holder.seen_tokens += tokens.shape[1]
         states = encoded.states if self.scale == 1 else encoded.states * self.scale
+        states = states.to(backbone.get_input_embeddings().weight.dtype)  # some keep residuals in float32
         past: Any = holder
         if encoded.hidden_states is None:
             return BaseModelOutputWithPast(states, past)
@@ -200,7 +201,7 @@ class LLEModel(LLEPreTrainedModel):
         """Whether a state is kept: not where gradients would have to flow through it and cannot."""
         if not (self.training and torch.is_grad_enabled()):
             return True
-        return self.family.differentiable and not backbone.is_gradient_checkpointing
+        return self.family.differentiable and not backbone.is_activation_checkpointing
 
     def _scale(self, embedded: Tensor, factors: Tensor) -> Tensor:
         """Scales embedded tokens (B, T, M D) by a factor per token and member (B, T, M)."""

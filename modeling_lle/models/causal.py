@@ -88,7 +88,7 @@ class LLEForCausalLM(LLEPreTrainedModel, LLEGenerationMixin):
         model, causal = wrap(cls, name, options)
         take_output_layer(model.lm_head, causal)
         if model.history_loss is not None:
-            model.history_loss = HistoryLoss(model.config)
+            model.history_loss = HistoryLoss(model.config).to(model.device)
             model.history_loss.load()
         return model
 

@@ -8,6 +8,7 @@ others had been dropped, so that a step of any optimizer changes it as it would 
 Shapes: B batch, T time, M members, C trained labels, L labels, K neighbours, n texts or tokens.
 """
 
+import os
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -34,6 +35,7 @@ from ..history.prediction import HistoryOutput
 from .arguments import TO_BACKBONE, check_arguments
 from .backbone import LLEModel, refuse_empty_rows, refuse_export, segment_mask
 from .teaching import TeachableModel
+from .wrapping import begin_anew, wrap
 
 FITTED = 1024  # neighbours that calibration looks at, so that those of a few labels are among them
 
@@ -80,6 +82,24 @@ class _Classifier(TeachableModel):
         self.pooling = self._make_pooling()
         self.classifier = nn.Linear(self.key_size, len(self.trained_labels))
         self.post_init()
+
+    @classmethod
+    def from_backbone(cls, name: str | os.PathLike[str], **options: Any) -> Any:
+        """A classifier around a pretrained recurrent or hybrid language model of transformers; nothing is copied.
+
+        Its output layer is new: train it, or teach it examples of its labels (`learn`).
+
+        Args:
+            name: The folder of the model or its name on the Hub. Its tokenizer is kept, and saved with the classifier.
+            options: `num_labels`, `id2label`, `label2id`, `problem_type`, `classifier` and `history` as in
+                `LLEConfig`; others as in `from_pretrained`.
+
+        Raises:
+            ValueError: The model cannot be a backbone (docs/backbones.md).
+        """
+        model, _ = wrap(cls, name, options)
+        begin_anew(model, model.classifier, model.pooling)
+        return model
 
     def _make_pooling(self) -> Pooling | None:
         return None

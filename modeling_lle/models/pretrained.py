@@ -206,9 +206,9 @@ class LLEPreTrainedModel(PreTrainedModel):
                 )
             self.update_statistics = None  # they are those of the old output layer
         resized = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
-        for wrapped in (self.config.wrapped, getattr(self.base_model.get_input_embeddings(), "config", None)):
-            if wrapped is not None:
-                wrapped.vocab_size = size
+        if self.config.wrapped is not None:
+            backbone: Any = self.base_model.backbone
+            self.config.wrapped.vocab_size = backbone.config.vocab_size = size
         return resized
 
     outcome: Outcome = "token"

@@ -21,6 +21,7 @@ from transformers.generation import (
     TopPLogitsWarper,
 )
 
+from ..backbone.single_step import SingleStep, can_step
 from ..bank.protocol import Bank
 from ..configuration import LLEConfig
 from ..history.attachment import Attachment
@@ -193,6 +194,7 @@ class Reader:
         self.use_history, self.history = use_history, history
         self.last: Tensor | None = None  # (1, 1) int64, chosen and not read
         self.is_direct = False
+        self._step: SingleStep | None = None
 
     @torch.no_grad()
     def next_token(self) -> int:
@@ -225,7 +227,7 @@ class Reader:
         model, cache = self.model, self.cache
         if not self.is_direct or cache is None:
             return self._forward(ids, 1)
-        states, cache.state = model.model.stack(model.model.embed_tokens(ids), cache.state)
+        states = self._advance(model.model.embed_tokens(ids), cache)
         cache.seen_tokens += 1
         cache.unread = None
         own = None if cache.matches is None else -1 - ids  # as `outcomes` of generating.py marks it
@@ -239,6 +241,14 @@ class Reader:
             _, logits, _ = collect(model.predictions(states, entries, None, cache, None), None, True, False)
             assert logits is not None
         return logits[:, -1]
+
+    def _advance(self, embedded: Tensor, cache: LLECache) -> Tensor:
+        """Moves the cache's state on by a token, embedded as (1, 1, D); returns the state (1, 1, D) at it."""
+        stack = self.model.model.stack
+        if self._step is None and can_step(stack, embedded, cache.state):
+            self._step = SingleStep(stack)
+        states, cache.state = (self._step or stack)(embedded, cache.state)
+        return states
 
 
 def tokens_of(reader: Reader, number: int, ends: frozenset[int]) -> Iterator[int]:

@@ -28,7 +28,17 @@ from .pretrained import LLEPreTrainedModel
 logger = logging.getLogger(__name__)
 
 Model = TypeVar("Model", bound=LLEPreTrainedModel)
-_OF_CONFIG = ("history", "use_history", "use_cache", "classifier")  # options that are fields of the configuration
+# Options that are fields of the configuration.
+_OF_CONFIG = (
+    "history",
+    "use_history",
+    "use_cache",
+    "classifier",
+    "id2label",
+    "label2id",
+    "num_labels",
+    "problem_type",
+)
 _OF_FILES = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 _PROBE = 8  # tokens that a model of an unknown type is tried on
 
@@ -53,15 +63,17 @@ def wrap(cls: type[Model], name: str | os.PathLike[str], options: dict[str, Any]
     files = {option: value for option, value in options.items() if option in _OF_FILES}
     check_family(_config_of(name, files), str(name))
     causal: PreTrainedModel = AutoModelForCausalLM.from_pretrained(name, **options)
-    backbone, wrapped = causal.base_model, causal.config
+    backbone, wrapped = cast(Any, causal.base_model), causal.config
     tokenizer = _tokenizer_of(name, files, wrapped)
     _check_layout(causal)
+    head: Any = causal.get_output_embeddings()
+    wrapped.tie_word_embeddings = head.weight is backbone.get_input_embeddings().weight
     config = LLEConfig(backbone_config=wrapped, **fields)
     config.dtype, config.name_or_path = causal.dtype, str(name)
     with torch.device("meta"), no_init_weights():
         model = cls(config)
     model.base_model.backbone = backbone
-    model.base_model.config.backbone_config = backbone.config
+    model.config.backbone_config = backbone.config
     model.backbone_tokenizer = tokenizer
     if causal.can_generate():
         model.generation_config = causal.generation_config
@@ -76,6 +88,14 @@ def take_output_layer(head: nn.Module, causal: PreTrainedModel) -> None:
         zeros = torch.zeros(len(given.weight), dtype=given.weight.dtype, device=given.weight.device)
         head.weight = given.weight
         head.bias = nn.Parameter(zeros) if bias is None else bias
+
+
+def begin_anew(model: LLEPreTrainedModel, *modules: nn.Module | None) -> None:
+    """Gives modules of a model that have no memory yet random weights, as those of a new model."""
+    for module in modules:
+        if module is not None:
+            module.to_empty(device=model.device).to(model.dtype)
+            module.apply(model._init_weights)
 
 
 def _config_of(name: str | os.PathLike[str], files: dict[str, Any]) -> PreTrainedConfig:
@@ -95,7 +115,9 @@ def _tokenizer_of(
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **files)
     except (OSError, ValueError, KeyError) as error:
-        logger.warning("no tokenizer was found beside %s (%s): save one with the LLE model", name, error)
+        logger.warning(
+            "no tokenizer was found beside %s (%s): save one with the LLE model", name, str(error).partition("\n")[0]
+        )
         return None
     size = cast(Any, config).vocab_size
     if len(tokenizer) > size:

@@ -25,12 +25,15 @@ NESTS: dict[str, Any] = {
     "flat": (ROWS, ROWS[:, None] + 10),
     "nested": [ROWS, (ROWS + 10, [ROWS[:, None] + 20, ROWS + 30])],
     "tensor": ROWS,
+    "named": {"mask": ROWS, "layer10": {"conv_0": ROWS[:, None] + 10}, "layer2": (ROWS + 20,)},
     "long": tuple(ROWS + number for number in range(12)),
 }
 every_nest = pytest.mark.parametrize("state", NESTS.values(), ids=NESTS)
 
 
 def layout(state: Any) -> Any:
+    if isinstance(state, dict):
+        return {name: layout(part) for name, part in state.items()}
     return "tensor" if isinstance(state, Tensor) else type(state)(map(layout, state))
 
 
@@ -77,5 +80,5 @@ def test_none_begins_a_text() -> None:
 
 
 def test_other_parts_are_an_error_that_names_them() -> None:
-    with pytest.raises(TypeError, match="nest tuples and lists of tensors; this one holds dict"):
-        detach(({"h": ROWS},))
+    with pytest.raises(TypeError, match="nest tuples, lists and dictionaries of tensors; this one holds set"):
+        detach(({"h"},))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from modeling_lle import HistoryBank
 from modeling_lle.history.loss import IGNORED
 from tests.factories.classifiers import make_classifier, make_taught_classifier
+from tests.factories.hub_models import make_wrapped_model
 from tests.factories.language_models import make_language_model
 from tests.factories.texts import make_ids, make_texts, make_word_tokenizer
 from tests.factories.translators import make_taught_word_translator, make_word_translator
@@ -100,6 +101,7 @@ SUBJECTS = [
     ),
     Subject("language-stream", lambda: make_language_model(7, "lstm"), "next tokens"),
     Subject("language-stream-bank", lambda: _with_bank(recurrence="qrnn"), "next tokens"),
+    Subject("language-mamba2", make_wrapped_model, "next tokens"),
     Subject("classifier", make_classifier, "texts"),
     Subject("classifier-bank", _taught, "texts"),
     Subject("classifier-one-way", lambda: make_classifier(bidirectional=False, recurrence="gru"), "texts"),

@@ -18,11 +18,13 @@ MAMBA2 |= {"mamba_chunk_size": 4}
 DELTA = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
 MIXED = ["linear_attention", "full_attention"]
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+# transformers bounds the step of time from below where it reads several tokens, and not where it reads one.
+STEPS = {"time_step_min": 1e-9}
 CONFIGS: dict[str, dict[str, Any]] = {
     "mamba2": {"num_heads": 4, "head_dim": 16, "state_size": 8, "n_groups": 1, "chunk_size": 4},
     "mamba": {"state_size": 8},
     "falcon_mamba": {"state_size": 8},
-    "xlstm": {"num_blocks": 2, "num_heads": 2, "chunk_size": 4},
+    "xlstm": {"num_blocks": 2, "num_heads": 2, "chunk_size": 4, "hidden_size": 64, "qk_dim_factor": 1.0},
     "bamba": {**ATTENTION, **MAMBA2, "attn_layer_indices": [1]},
     "falcon_h1": {**ATTENTION, **MAMBA2, "head_dim": 8, "mamba_d_ssm": 64, "lm_head_multiplier": 0.7},
     "granitemoehybrid": {
@@ -37,7 +39,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "lfm2": {**ATTENTION, "layer_types": ["conv", "full_attention"], "conv_L_cache": 3},
     "nemotron_h": {
         **{**ATTENTION, "mamba_num_heads": 4, "mamba_head_dim": 16, "n_groups": 1, "ssm_state_size": 8},
-        **{"chunk_size": 4, "layers_block_type": ["mamba", "attention", "mamba"], "head_dim": 8},
+        **{"chunk_size": 4, "layers_block_type": ["mamba", "attention", "mamba"], "head_dim": 8, **STEPS},
     },
     "olmo_hybrid": {**ATTENTION, **DELTA, "linear_num_value_heads": 2, "layer_types": MIXED, "head_dim": 8},
     "qwen3_5_text": {**ATTENTION, **DELTA, "layer_types": MIXED, "head_dim": 8},
@@ -46,13 +48,42 @@ CONFIGS: dict[str, dict[str, Any]] = {
         **{"shared_expert_intermediate_size": 16, "decoder_sparse_step": 1},
     },
     "zamba": {
-        **{**ATTENTION, "num_key_value_heads": 4, "layers_block_type": ["mamba", "hybrid"], "mamba_d_state": 8},
-        **{"mamba_dt_rank": 4, "n_mamba_heads": 2, "attention_head_dim": 16, "use_mamba_kernels": False},
+        **{
+            **ATTENTION,
+            "num_key_value_heads": 4,
+            "layers_block_type": ["mamba", "hybrid", "hybrid"],
+            "mamba_d_state": 8,
+        },
+        **{
+            "num_hidden_layers": 3,
+            "mamba_dt_rank": 4,
+            "n_mamba_heads": 2,
+            "attention_head_dim": 16,
+            "use_mamba_kernels": False,
+        },
     },
     "zamba2": {
-        **{**ATTENTION, "num_key_value_heads": 4, "layers_block_type": ["mamba", "hybrid"], "mamba_d_state": 8},
-        **{"n_mamba_heads": 4, "mamba_headdim": 16, "mamba_ngroups": 1, "chunk_size": 4, "num_mem_blocks": 1},
-        **{"use_mem_rope": True, "attention_head_dim": 16, "adapter_rank": 4, "use_shared_attention_adapter": False},
+        **{
+            **ATTENTION,
+            "num_key_value_heads": 4,
+            "layers_block_type": ["mamba", "hybrid", "hybrid"],
+            "mamba_d_state": 8,
+        },
+        **{
+            "num_hidden_layers": 3,
+            "n_mamba_heads": 4,
+            "mamba_headdim": 16,
+            "mamba_ngroups": 1,
+            "chunk_size": 4,
+            "num_mem_blocks": 1,
+        },
+        **{
+            "use_mem_rope": True,
+            "attention_head_dim": 16,
+            "adapter_rank": 4,
+            "use_shared_attention_adapter": False,
+            **STEPS,
+        },
     },
 }
 
@@ -68,10 +99,10 @@ def scramble(model: torch.nn.Module) -> None:
     generator = torch.Generator().manual_seed(1)
     for name, weight in model.named_parameters():
         last = name.rpartition(".")[2]
-        if last in ("A_log", "dt_bias", "D") or weight.dim() < 2:
+        if last == "A_log" or weight.dim() < 2:
             weight.add_(torch.randn(weight.shape, generator=generator) * 0.1)
         else:
-            weight.copy_(torch.randn(weight.shape, generator=generator) * (1.5 / math.sqrt(weight[0].numel())))
+            weight.copy_(torch.randn(weight.shape, generator=generator) * (1.0 / math.sqrt(weight[0].numel())))
 
 
 def make_hub_model(kind: str, **values: Any) -> PreTrainedModel:

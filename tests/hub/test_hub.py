@@ -35,7 +35,10 @@ OF_TRANSLATORS = {"backbone_source_attention.py", "models_encoder_decoder.py"}
 OF_BANKS = {f"bank_{name}.py" for name in ("bank", "base", "changes", "files", "index_files", "nearest", "seal")}
 OF_BANKS |= {"bank_sketch.py", "bank_state.py", "bank_view.py", "kernels_nearest_numba.py"}
 FOLDERS: dict[str, tuple[str, ...]] = {
-    "backbone": ("batched_stacks", "cells", "protocol", "recurrence", "state"),
+    "backbone": (
+        *("batched_stacks", "cells", "hub", "hub_cache", "hub_families", "protocol", "recurrence", "single_step"),
+        "state",
+    ),
     "bank": ("fingerprint", "found", "manifest", "places", "protocol", "segment"),
     "common": ("checks", "modes", "packages", "precision", "temporary"),
     "history": (
@@ -46,10 +49,13 @@ FOLDERS: dict[str, tuple[str, ...]] = {
         *("available", "linear", "lstm", "lstm_numba", "mixture_numba", "numba_tools"),
         *("products_numba", "recall_numba", "scan", "scan_numba", "softmax_numba"),
     ),
-    "models": ("arguments", "backbone", "generating", "penalties", "pretrained", "streaming", "targets"),
+    "models": (
+        *("arguments", "backbone", "generating", "outputs", "penalties", "pretrained", "streaming", "targets"),
+        "wrapping",
+    ),
 }
 CODE = {f"{folder}_{name}.py" for folder, names in FOLDERS.items() for name in names}
-CODE |= {f"configuration{part}_lle.py" for part in ("", "_fields", "_sections", "_version_1")}
+CODE |= {f"configuration{part}_lle.py" for part in ("", "_fields", "_hub", "_sections", "_version_1")}
 CODE |= {"modeling_lle.py", "shipping_lle.py", "tasks_lle.py", "tokenization.py"}
 RESULTS = {
     "command": "lle evaluate runs/cat",

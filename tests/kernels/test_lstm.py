@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from modeling_lle.kernels.lstm import lstm
-from tests.kernels.contract import Case, check, few_examples
+from modeling_lle.kernels.lstm import LayerWeights, lstm, lstm_layer_step
+from tests.kernels.contract import Case, Maker, Values, check, few_examples
 
 pytest.importorskip("numba")
 
@@ -137,3 +137,46 @@ LSTM = Case(
 @few_examples
 def test_a_kernel_gives_what_its_definition_gives_or_a_value_error(data: Any) -> None:
     check(LSTM, data)
+
+
+def _layer_step(x: Tensor, h: Tensor, c: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
+    return lstm_layer_step(x, h, c, LayerWeights(weights))
+
+
+def _step(x: Tensor, h: Tensor, c: Tensor, from_input: Tensor, from_state: Tensor, *biases: Tensor) -> list[Tensor]:
+    own = (from_input, from_state, *biases)
+    if any(tensor.dtype != torch.float32 for tensor in (x, h, c)):
+        raise ValueError
+    if any(weight.dtype not in (torch.float32, torch.bfloat16) for weight in own):
+        raise ValueError
+    if any(bias.shape != from_state.shape[:1] for bias in biases) or len(from_input) != len(from_state):
+        raise ValueError
+    weight_ih, weight_hh, one, two = (weight.float() for weight in own)
+    return _lstm(x[:, None], h, c, weight_ih, weight_hh, one + two)[1:]
+
+
+def _make_step(maker: Maker) -> Values:
+    B, I, H = (maker.size(letter) for letter in "BIH")  # noqa: E741
+    dtype = torch.bfloat16 if maker.data.draw(st.booleans()) else torch.float32
+    shapes = {"from_input": (4 * H, I), "from_state": (4 * H, H), "input_bias": (4 * H,), "state_bias": (4 * H,)}
+    own = {name: maker.floats(*shape, dtype=dtype) for name, shape in shapes.items()}
+    return {"x": maker.floats(B, I), "h": maker.floats(B, H), "c": maker.floats(B, H), **own}
+
+
+@given(data=st.data())
+@few_examples
+def test_the_step_of_a_layer_gives_what_its_definition_gives_or_a_value_error(data: Any) -> None:
+    check(Case(_layer_step, _make_step, lambda **values: _step(*values.values())), data)
+
+
+def test_the_step_of_a_layer_is_the_same_beside_other_rows_and_in_several_threads() -> None:
+    x, h, c, *weights = (part.detach() for part in make_inputs(8, 1, 200, 100, torch.float32))
+    given = LayerWeights((*weights, torch.randn(400)))
+    together, threads = lstm_layer_step(x[:, 0], h, c, given), torch.get_num_threads()
+    alone = [lstm_layer_step(x[row : row + 1, 0], h[row : row + 1], c[row : row + 1], given) for row in range(8)]
+    torch.testing.assert_close([torch.cat(part) for part in zip(*alone, strict=True)], [*together], atol=0, rtol=0)
+    torch.set_num_threads(3)
+    try:
+        torch.testing.assert_close(lstm_layer_step(x[:, 0], h, c, given), together, atol=0, rtol=0)
+    finally:
+        torch.set_num_threads(threads)
