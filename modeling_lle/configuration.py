@@ -38,6 +38,7 @@ from .configuration_sections import (
     BankConfig,
     ClassifierConfig,
     HistoryConfig,
+    MatchesConfig,
     StreamConfig,
     TrainingConfig,
     TranslatorConfig,
@@ -257,6 +258,11 @@ class LLEConfig(PreTrainedConfig):
     def stream(self) -> StreamConfig:
         """The numbers of the stream: `history.stream`."""
         return self.history.stream
+
+    @property
+    def matches(self) -> MatchesConfig:
+        """The numbers of the exact matches: `history.matches`."""
+        return self.history.matches
 
     @property
     def bank(self) -> BankConfig:

@@ -154,6 +154,28 @@ class StreamConfig:
 
 @strict
 @dataclasses.dataclass
+class MatchesConfig:
+    """Exact matches: earlier places of the text that is being read, where the last tokens are those of now.
+
+    Args:
+        window: The largest age of a match, in tokens; 0 switches the matches off.
+        longest: Tokens of a match that are counted.
+        neighbours: Matches that are recalled at each position, the newest of the longest ones.
+        sharpness, recency, gate: As for the stream; in place of the cosine stands the length as a share of `longest`.
+
+    What the model generates counts as context, but is recalled only if `stream.generated` asks for it.
+    """
+
+    window: int = within(0, 0, MAX_WINDOW)
+    longest: int = within(16, 1, 1024)
+    neighbours: int = within(32, 1, 4096)
+    sharpness: float | int = within(16.0, 0.0, MAX_FITTED)
+    recency: float | int = within(0.3, 0.0, MAX_FITTED)
+    gate: list[float | int] = four_numbers(lambda: [0.0, 0.5, 0.0, 0.0])  # noqa: RUF009
+
+
+@strict
+@dataclasses.dataclass
 class BankConfig:
     """The bank: entries of past sequences, while one is attached.
 
@@ -225,6 +247,7 @@ class HistoryConfig:
     """Sources that the model learns from after training, and how it uses them: a section each."""
 
     stream: "StreamConfig" = section(StreamConfig)  # noqa: RUF009
+    matches: "MatchesConfig" = section(MatchesConfig)  # noqa: RUF009
     bank: "BankConfig" = section(BankConfig)  # noqa: RUF009
     update: "UpdateConfig" = section(UpdateConfig)  # noqa: RUF009
     training: "TrainingConfig" = section(TrainingConfig)  # noqa: RUF009
@@ -237,6 +260,7 @@ class HistoryConfig:
 
 _OF_HISTORY: Final[dict[str, type]] = {
     "stream": StreamConfig,
+    "matches": MatchesConfig,
     "bank": BankConfig,
     "update": UpdateConfig,
     "training": TrainingConfig,

@@ -104,7 +104,8 @@ class Conversation:
     def _stream(self, printer: _Printer, stop: _Stop) -> list[int]:
         """Generates the tokens of a turn, and prints each."""
         if self.cache is None:
-            self.cache = LLECache(self.model.config.stream.window if self.options.get("use_history", True) else 0)
+            recalls = self.options.get("use_history", True)
+            self.cache = LLECache.of(self.model.config.history) if recalls else LLECache()
         new: list[int] = []
         for token in self.model.stream(self.tokens, past_key_values=self.cache, **self.options):
             new.append(token)

@@ -88,8 +88,9 @@ def parameters(model: "LLEPreTrainedModel") -> dict[str, Any]:
     """Parameters of the history of a model, as far as they are fitted, by name."""
     config: Any = model.config
     sections: dict[str, Any] = {"bank": config.bank} if model.history_bank is not None else {}
-    if model.outcome == "token" and hasattr(config, "stream") and config.stream.window:
-        sections = {"stream": config.stream, **sections}
+    if model.outcome == "token" and hasattr(config, "stream"):
+        own = {"stream": config.stream, "matches": config.matches}
+        sections = {name: numbers for name, numbers in own.items() if numbers.window} | sections
     found = {
         f"{section}.{name}": getattr(numbers, name)
         for section, numbers in sections.items()

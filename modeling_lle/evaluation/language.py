@@ -68,7 +68,7 @@ def evaluate_stream(
             numbers.scope = "none"
             plain = _read(model, stream, progress)
             numbers.scope = scope
-            both = "both" if "bank" in plain else "stream"
+            both = "both" if "bank" in plain or "matches" in plain else "stream"
             joined = {both if name == "history" else name: values for name, values in plain.items()}
             begin = time.perf_counter()
         read = _read(model, stream, progress)
@@ -84,7 +84,7 @@ def evaluate_stream(
         targets=targets,
         position=np.broadcast_to(np.arange(valid.shape[1]), valid.shape)[valid],
         nats={side: -scored[side] for side in SIDES if side in scored},
-        shares={source: scored[f"{source}_share"] for source in ("stream", "bank") if f"{source}_share" in scored},
+        shares={name.removesuffix("_share"): values for name, values in scored.items() if name.endswith("_share")},
         counts=_check_counts(train_counts, targets, model.config.vocab_size),
         counted="evaluated text" if train_counts is None else "training set",
         window=model.config.stream.window if model.config.use_history else 0,
@@ -97,9 +97,11 @@ def evaluate_stream(
 _COLUMNS = {
     "base": "base_log_probs",
     "stream": "stream_log_probs",
+    "matches": "matches_log_probs",
     "bank": "bank_log_probs",
     "history": "log_probs",
     "stream_share": "stream_share",
+    "matches_share": "matches_share",
     "bank_share": "bank_share",
 }
 

@@ -22,6 +22,7 @@ INK, FAINT, BASE, HISTORY = "#1f2933", "#d5dae0", "#8b95a1", "#0b6bcb"
 SIDE_COLOURS = {
     "base": BASE,
     "stream": "#3aa6a0",
+    "matches": "#c9a227",
     "bank": "#a05fc4",
     "both": "#5a78d6",
     "update": "#e8833a",

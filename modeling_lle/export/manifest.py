@@ -41,10 +41,10 @@ def describe(model: LLEPreTrainedModel, tokenizer: PreTrainedTokenizerBase, task
         ExportError: The generation configuration asks for what the runner cannot do.
     """
     config: Any = model.config
-    names = [name for name in ("stream", "bank") if f"history.{name}" in task.sections]
+    names = [name for name in ("stream", "matches", "bank") if f"history.{name}" in task.sections]
     history = {name: dataclasses.asdict(getattr(config, name)) for name in names}
-    if "stream" in history and not config.use_history:
-        history["stream"]["window"] = 0
+    for name in {"stream", "matches"} & history.keys() if not config.use_history else ():
+        history[name]["window"] = 0
     if task == TRANSLATION:
         history["bank"]["sentences"] = config.translator.sentences
     return {

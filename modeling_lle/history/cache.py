@@ -20,6 +20,8 @@ from ..backbone.state import (
     rows_of,
     select,
 )
+from ..configuration import HistoryConfig
+from .matches import Matches
 from .stream import Stream
 
 
@@ -62,22 +64,35 @@ class LLECache(Cache):
 
     Args:
         window: Entries that the stream keeps per row; 0 for no stream.
+        matches: Window of the exact matches, in tokens; 0 for none.
+        longest: Tokens of a match that are counted.
 
     Attributes:
         stream: The ring buffer, or None.
+        matches: The tokens among which exact matches are found, or None.
         overlay: The changes of the test-time update, an `Overlay` (history/overlay.py), or None.
         unread: (B,) int64, the tokens that `generate` chose last and did not read any more, or None: if the next
             segment begins with them, they are known as the model's own output.
         seen_tokens: Tokens read so far, padding included.
     """
 
-    def __init__(self, window: int = 0) -> None:
+    def __init__(self, window: int = 0, matches: int = 0, longest: int = 16) -> None:
         super().__init__(layers=[_StateLayer()])
-        self.window = window
+        self.window, self._sizes_of_matches = window, (matches, longest)
         self.seen_tokens = 0
-        self.stream = Stream(window) if window > 0 else None
+        self._begin_history()
         self.overlay: Any = None
         self.unread: Tensor | None = None
+
+    @classmethod
+    def of(cls, history: HistoryConfig) -> "LLECache":
+        """The cache of a model that uses its history, with the windows of `config.history`."""
+        return cls(history.stream.window, history.matches.window, history.matches.longest)
+
+    def _begin_history(self) -> None:
+        window, longest = self._sizes_of_matches
+        self.stream = Stream(self.window) if self.window > 0 else None
+        self.matches = Matches(window, longest) if window > 0 else None
 
     @property
     def _layer(self) -> _StateLayer:
@@ -111,7 +126,7 @@ class LLECache(Cache):
 
     def _apply(self, change: Callable[[Tensor], Tensor]) -> None:
         self._layer.apply(change)
-        for part in (self.stream, self.overlay):
+        for part in (self.stream, self.matches, self.overlay):
             if part is not None:
                 part.apply(change)
         self.unread = None if self.unread is None else change(self.unread)
@@ -140,22 +155,27 @@ class LLECache(Cache):
             tensors["unread"] = self.unread
         if self.stream is not None and self.stream.keys is not None:
             tensors |= {f"stream.{name}": getattr(self.stream, name) for name in Stream.tensors}
+        if self.matches is not None and self.matches.tokens is not None:
+            tensors |= {f"matches.{name}": getattr(self.matches, name) for name in Matches.tensors}
         return tensors
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Continues where the cache that exported the tensors was; both must have the same window."""
+        """Continues where the cache that exported the tensors was; both must have the same windows."""
         self.reset()
         self.state = from_named_tensors(tensors, "state")
         self.unread = tensors.get("unread")
         if self.stream is not None and "stream.keys" in tensors:
             for name in Stream.tensors:
                 setattr(self.stream, name, tensors[f"stream.{name}"])
+        if self.matches is not None and "matches.tokens" in tensors:
+            for name in Matches.tensors:
+                setattr(self.matches, name, tensors[f"matches.{name}"])
 
     def reset(self) -> None:
         """Clears everything: the next token begins a new text."""
         self.layers[0].reset()
         self.seen_tokens = 0
-        self.stream = Stream(self.window) if self.window > 0 else None
+        self._begin_history()
         self.overlay = self.unread = None
 
     def crop(self, tokens_to_remove: int) -> None:

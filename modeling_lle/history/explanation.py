@@ -19,7 +19,7 @@ from ..bank.places import LINE, LineBreaks, line_of, place_of
 from .attachment import Attachment
 from .loss import IGNORED
 from .prediction import HistoryOutput, Prediction
-from .source import BANK, STREAM
+from .source import BANK, MATCHES, STREAM
 
 CONTEXT = 16  # tokens shown on each side of an entry's outcome
 SEGMENT = 256
@@ -30,13 +30,14 @@ class Cause:
     """An entry that moved a prediction.
 
     Attributes:
-        source: "stream" or "bank".
+        source: "stream", "matches" or "bank".
         share: Its share of the mixture.
         effect: Its effect on the probability of the outcome that is explained; negative if it says something else.
         outcome: Its outcome: a token id, or the number of a label.
         name: Name of the outcome, if it is a label.
         before, after: Token ids around the outcome, the oldest first; those of the example before it, for labels.
-        age: In the stream, how many tokens ago it was made.
+        age: In the stream, how many tokens ago it was made; of an exact match, how many tokens ago it ended.
+        length: Of an exact match, how many tokens before it are alike.
         id: In the bank, its id.
         place: In the bank, the place of its document: "file:line" or, if it is unknown, "source:row".
         columns: In the bank, the columns of its document.
@@ -51,6 +52,7 @@ class Cause:
     after: Sequence[int]
     name: str | None = None
     age: int | None = None
+    length: int | None = None
     id: int | None = None
     place: str | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
@@ -109,13 +111,12 @@ MakeCause = Callable[[int, str, float, float, int], Cause]  # position, source, 
 def explain_outcomes(explained: Explained, cause: MakeCause, top: int) -> list[Explanation]:
     """Explains n predictions, naming the `top` entries of the largest effects on each."""
     history = explained.history
-    share, says, identity = _side_by_side(explained)
+    sources, share, says, identity = _side_by_side(explained)
     effect = share * (says - explained.base[:, None])
     best = effect.abs().topk(min(top, effect.shape[1]), dim=1).indices.tolist()
-    streamed = 0 if history.shares is None else history.shares.shape[-1]
     found = []
     for n, position in enumerate(explained.positions):
-        chosen = [(STREAM if i < streamed else BANK, i) for i in best[n] if float(share[n, i]) > 0]
+        chosen = [(sources[i], i) for i in best[n] if float(share[n, i]) > 0]
         causes = [
             cause(position, source, float(share[n, i]), float(effect[n, i]), int(identity[n, i]))
             for source, i in chosen
@@ -136,21 +137,29 @@ def explain_outcomes(explained: Explained, cause: MakeCause, top: int) -> list[E
     return found
 
 
-def _side_by_side(explained: Explained) -> tuple[Tensor, Tensor, Tensor]:
-    """Share, what it says of the target, and age or id, of the entries of both sources, (n, N) each."""
+def _side_by_side(explained: Explained) -> tuple[list[str], Tensor, Tensor, Tensor]:
+    """Source (N), share, what it says of the target, and age or id, (n, N) each, of the entries of all sources."""
     history, target = explained.history, explained.targets[:, None]
     shares: list[Tensor] = [torch.zeros(len(target), 0, device=target.device)]
-    says, identities = list(shares), list(shares)
+    says, identities, sources = list(shares), list(shares), []
     if history.shares is not None and history.outcomes is not None and history.ages is not None:
         shares.append(history.shares)
         says.append((history.outcomes == target).float())
         identities.append(history.ages)
+        sources += [STREAM] * history.shares.shape[-1]
+    if history.matches_shares is not None and history.matches_outcomes is not None:
+        assert history.matches_ages is not None
+        shares.append(history.matches_shares)
+        says.append((history.matches_outcomes == target).float())
+        identities.append(history.matches_ages)
+        sources += [MATCHES] * history.matches_shares.shape[-1]
     if history.bank_shares is not None and history.bank_outcomes is not None and history.bank_ids is not None:
         shares.append(history.bank_shares)
         says.append((history.bank_outcomes == target).float() if explained.votes is None else explained.votes)
         identities.append(history.bank_ids)
+        sources += [BANK] * history.bank_shares.shape[-1]
     share, says_of_target, identity = (torch.cat(parts, dim=1) for parts in (shares, says, identities))
-    return share, says_of_target, identity
+    return sources, share, says_of_target, identity
 
 
 def explain_tokens(
@@ -173,9 +182,13 @@ def explain_tokens(
     def cause(position: int, source: str, share: float, effect: float, identity: int) -> Cause:
         if source == BANK:
             return bank_cause(attachment, share, effect, identity)
-        at = places[bisect.bisect_left(places, position) - identity]  # the newest entry before it has the age 1
+        # The newest entry of the stream before the position has the age 1; a match is followed by its outcome.
+        of_stream = source == STREAM
+        at = places[bisect.bisect_left(places, position) - identity] if of_stream else position - identity
         before, after = text[max(0, at - CONTEXT) : at], text[at + 1 : min(position, at + 1 + CONTEXT)]
-        return Cause(STREAM, share, effect, int(text[at]), before.tolist(), after.tolist(), age=position - at)
+        length = None if of_stream else _alike(text, at, position)
+        told = int(text[at]), before.tolist(), after.tolist()
+        return Cause(source, share, effect, *told, age=position - at, length=length)
 
     places = (made[1:].nonzero()[:, 0] + 1).tolist()
     found: list[Explanation] = []
@@ -193,6 +206,12 @@ def explain_tokens(
             )
             found += explain_outcomes(explained, cause, top)
     return found
+
+
+def _alike(text: Tensor, one: int, other: int) -> int:
+    """How many tokens before two places of a text (T,), the first one the earlier, are the same."""
+    different = (text[:one] != text[other - one : other]).nonzero()
+    return one - 1 - int(different[-1]) if len(different) else one
 
 
 def explain_labels(explained: Explained, attachment: Attachment | None, top: int, of_words: bool) -> list[Explanation]:
@@ -337,7 +356,10 @@ def _texts(cause: Cause, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str, 
 
 
 def _where(cause: Cause, breaks: LineBreaks) -> str:
-    if cause.source == STREAM:
-        return f"{cause.age:,} token{'' if cause.age == 1 else 's'} ago"
+    if cause.source in (STREAM, MATCHES):
+        ago = f"{cause.age:,} token{'' if cause.age == 1 else 's'} ago"
+        if cause.length is None:
+            return ago
+        return f"{ago}, after {cause.length:,} token{'' if cause.length == 1 else 's'} alike"
     further = 0 if cause.since is None or LINE not in cause.columns else breaks.count(cause.since)
     return f"{line_of(cause.columns, further) or cause.place} (entry {cause.id})"

@@ -13,7 +13,7 @@ from transformers.utils import ModelOutput
 from .cache import LLECache
 from .loss import IGNORED
 from .rule import base_prediction, gate, mixed_distribution, mixed_log_prob
-from .source import BANK, STREAM, Evidence, Recalled, Source
+from .source import STREAM, Evidence, MatchesRecalled, Recalled, Source
 
 BLOCK = 256  # positions that are predicted together
 BLOCK_ELEMENTS = 1 << 24  # at most so many scores or log probabilities at once
@@ -33,6 +33,9 @@ class HistoryOutput(ModelOutput):
         shares: (B, T, N) float32, each entry's share: P(y) = base_share * p(y) + sum of the shares with outcome y.
         outcomes: (B, T, N) int64, the token that followed each entry; its share is 0 where there is no entry.
         ages: (B, T, N) int64, ages of the entries, 1 for the newest.
+        matches_shares, matches_outcomes, matches_ages: (B, T, K), the same of the exact matches, if they are on; an
+            age is how many tokens ago a match ended, 0 where there is none.
+        matches_lengths: (B, T, K) int64, how many tokens are alike.
         bank_shares, bank_outcomes: (B, T, K), the same of the entries of the bank, if one is attached.
         bank_ids: (B, T, K) int64, ids of those entries, -1 where there is none.
     """
@@ -41,6 +44,10 @@ class HistoryOutput(ModelOutput):
     shares: Tensor | None = None
     outcomes: Tensor | None = None
     ages: Tensor | None = None
+    matches_shares: Tensor | None = None
+    matches_outcomes: Tensor | None = None
+    matches_ages: Tensor | None = None
+    matches_lengths: Tensor | None = None
     bank_shares: Tensor | None = None
     bank_outcomes: Tensor | None = None
     bank_ids: Tensor | None = None
@@ -70,16 +77,19 @@ class ScoreOutput(ModelOutput):
     Attributes:
         log_probs: (B, T) float32 nats, with history (equal to `base_log_probs` without); 0 where the target is -100.
         base_log_probs: (B, T) float32 nats, of the plain output layer.
-        stream_log_probs, bank_log_probs: (B, T) float32 nats, with that source alone; None without a bank.
-        stream_share, bank_share: (B, T) float32, the shares of the sources in the mixture.
+        stream_log_probs, matches_log_probs, bank_log_probs: (B, T) float32 nats, with that source alone; None if it
+            takes no part, or is the only one.
+        stream_share, matches_share, bank_share: (B, T) float32, the shares of the sources in the mixture.
         past_key_values: The cache that continues the text.
     """
 
     log_probs: Tensor | None = None
     base_log_probs: Tensor | None = None
     stream_log_probs: Tensor | None = None
+    matches_log_probs: Tensor | None = None
     bank_log_probs: Tensor | None = None
     stream_share: Tensor | None = None
+    matches_share: Tensor | None = None
     bank_share: Tensor | None = None
     past_key_values: LLECache | None = None
 
@@ -128,7 +138,7 @@ class Prediction:
         log_shares = self.log_shares(self.recalled)
         columns["log_probs"] = mixed_log_prob(base, probabilities, log_shares).masked_fill(ignored, 0.0)
         columns |= {f"{own.source}_share": log_shares[..., s].exp() for s, own in enumerate(self.recalled, start=1)}
-        if any(own.source == BANK for own in self.recalled):
+        if any(own.source != STREAM for own in self.recalled):
             columns[f"{STREAM}_log_probs"] = base
             for own, probability in zip(self.recalled, probabilities, strict=True):
                 alone = mixed_log_prob(base, [probability], self.log_shares([own]))
@@ -161,6 +171,9 @@ class Prediction:
             outcomes = own.recall.outcomes.expand(share.shape).clone()  # the stream may go on writing into them
             if own.source == STREAM:
                 output.shares, output.outcomes, output.ages = share, outcomes, own.identities()
+            elif isinstance(own, MatchesRecalled):
+                output.matches_shares, output.matches_outcomes = share, outcomes
+                output.matches_ages, output.matches_lengths = own.found.ages, own.found.lengths
             else:
                 output.bank_shares, output.bank_outcomes, output.bank_ids = share, outcomes, own.identities()
         return output

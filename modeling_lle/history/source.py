@@ -4,7 +4,7 @@ Notable: a source is the only place that knows where its entries come from; `Pre
 them alike. Shapes: B batch, T time, D width, N entries, n predictions, E source sentences, K candidates.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,14 +13,16 @@ from torch import Tensor, nn
 
 from ..bank.found import Found
 from ..common.precision import outside_autocast
-from ..configuration import BankConfig, StreamConfig
+from ..configuration import BankConfig, MatchesConfig, StreamConfig
 from ..kernels.available import fused
 from ..kernels.linear import linear
 from .attachment import Attachment
+from .matches import Found as Matched
+from .matches import Matches
 from .rule import Recall, kernel, log_age, recall_bank, recall_stream
 from .stream import Block, Stream
 
-STREAM, BANK = "stream", "bank"
+STREAM, MATCHES, BANK = "stream", "matches", "bank"
 
 
 @dataclass
@@ -28,7 +30,7 @@ class Evidence:
     """The entries that a source offers to n predictions, before its numbers are applied.
 
     Attributes:
-        similarity: (n, N) float32, cosines.
+        similarity: (n, N) float32, cosines, or lengths of matches as shares of the longest.
         log_age: (n, N) float32, or None for entries without age.
         log_count: (n, N) float32, logarithm of how often each entry occurred, or None for once.
         valid: (n, N) bool, whether the position may recall the entry.
@@ -87,7 +89,7 @@ class Recalled(Protocol):
         ...
 
     def identities(self) -> Tensor:
-        """(B, T, N) int64, ages of the entries of a stream, ids of those of a bank; -1 where a bank has none."""
+        """(B, T, N) int64, ages of entries of the text, ids of those of a bank; -1 where a bank has none."""
         ...
 
 
@@ -95,7 +97,7 @@ class Source(Protocol):
     """Recalls entries for states.
 
     Attributes:
-        name: "stream" or "bank".
+        name: "stream", "matches" or "bank".
     """
 
     name: str
@@ -157,25 +159,122 @@ class StreamSource:
             self._block, recall_stream(self._block, numbers.sharpness, numbers.recency), numbers.gate
         )
 
-    def step(self, states: Tensor, outcomes: Tensor | None, logits: Tensor) -> Tensor:
-        """Takes in one position of each row, and returns log P of every token after it, with no other source.
+    def step(
+        self, states: Tensor, outcomes: Tensor | None, logits: Tensor, matches: "MatchSource | None" = None
+    ) -> Tensor:
+        """Takes in one position of each row, and returns log P of every token after it.
 
         Args:
             states: (B, 1, D) floating, without gradients, on a CPU with numba.
             outcomes: (B, 1) int64, as in `Stream.read`.
             logits: (B, 1, V) floating, of the base, which may be overwritten.
+            matches: The only other source.
 
         Returns:
             (B, 1, V) float32: what `Prediction.distribution` gives.
         """
-        from ..kernels.mixture_numba import mix_stream
+        from ..kernels.mixture_numba import mix_step
 
+        found: tuple[Tensor, Tensor, Tensor] | None = None
+        of_matches: tuple[float, ...] = ()
+        if matches is not None:
+            found, of_matches = matches.step(outcomes, states)
+            if outcomes is not None and int(outcomes.max()) < 0:
+                outcomes = None  # for the stream, which makes no entry of them, in less time
         (block,) = self.stream.read(states, outcomes, None, 1)
         (keys,), numbers = block.keys, self.numbers
         similarity = torch.cat([linear(query, own) for query, own in zip(block.queries, keys, strict=True)]).float()
         rows, made = logits.float().contiguous()[:, 0], block.made[:, 0]
         parts = rows, similarity, block.outcomes, block.serial, made, block.window
-        return mix_stream(*parts, numbers.sharpness, numbers.recency, numbers.gate)[:, None]
+        return mix_step(*parts, numbers.sharpness, numbers.recency, numbers.gate, found, of_matches)[:, None]
+
+
+@dataclass
+class MatchesRecalled:
+    """`Recalled` from exact matches."""
+
+    found: Matched
+    similarity: Tensor
+    recall: Recall
+    gate: Sequence[float]
+    source: str = MATCHES
+
+    def evidence(self, row: Tensor, column: Tensor, targets: Tensor) -> Evidence:
+        """See `Recalled.evidence`."""
+        return Evidence(
+            similarity=self.similarity[row, column],
+            log_age=log_age(self.found.ages[row, column]),
+            log_count=None,
+            valid=self.found.lengths[row, column] > 0,
+            hit=self.found.outcomes[row, column] == targets[:, None],
+        )
+
+    def identities(self) -> Tensor:
+        """The ages of the matches in tokens; 0 where there is none."""
+        return self.found.ages
+
+
+class MatchSource:
+    """The longest exact matches of the last tokens in the text that is being read.
+
+    Args:
+        matches: The tokens of the text.
+        numbers: Its section of the configuration.
+    """
+
+    name = MATCHES
+
+    def __init__(self, matches: Matches, numbers: MatchesConfig) -> None:
+        self.matches, self.numbers = matches, numbers
+        self._found: Matched | None = None
+
+    def read(self, entries: Tensor | None, mask: Tensor | None, shape: torch.Size, device: torch.device) -> Matched:
+        """Takes in a segment, and returns the matches of its positions.
+
+        Args:
+            entries: (B, T) int64, its tokens, `-1 - token` for one that is not to be recalled; None: it has none, and
+                matches nothing.
+            mask: (B, T) bool, False at padding; None for none.
+            shape: (B, T), of the segment.
+            device: Where it is.
+        """
+        if entries is None:
+            nothing = torch.full(shape, -1, dtype=torch.long, device=device)
+            return self.matches.read(nothing, nothing >= 0, mask, self.numbers.neighbours)
+        given = entries >= 0
+        tokens = torch.where(given, entries, -1 - entries)
+        return self.matches.read(tokens, given, mask, self.numbers.neighbours)
+
+    def blocks(
+        self, entries: Tensor | None, mask: Tensor | None, states: Tensor, blocks: Iterable[slice]
+    ) -> Iterator[slice]:
+        """The positions of each block of a segment, which `recall` is for; it is taken in with the first one.
+
+        Args:
+            entries, mask: As in `read`.
+            states: (B, T, D), of the segment.
+            blocks: Positions of the blocks.
+        """
+        found = self.read(entries, mask, states.shape[:2], states.device)
+        for positions in blocks:
+            self._found = found.at(positions)
+            yield positions
+
+    def step(self, entries: Tensor | None, states: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[float, ...]]:
+        """Takes in one position of each row; returns what `mix_step` takes: the matches, and the numbers."""
+        found, own = self.read(entries, None, states.shape[:2], states.device), self.numbers
+        parts = found.lengths[:, 0], found.ages[:, 0], found.outcomes[:, 0]
+        return parts, (*own.gate, own.longest, own.sharpness, own.recency)
+
+    @outside_autocast
+    def recall(self, states: Tensor, features: Tensor) -> MatchesRecalled:
+        """See `Source.recall`; the block is the newest of `blocks`."""
+        assert self._found is not None
+        found, numbers = self._found, self.numbers
+        similarity = found.lengths.float() / numbers.longest
+        scores = kernel(similarity, log_age(found.ages), numbers.sharpness, numbers.recency)
+        recall = Recall.from_scores(scores, found.lengths > 0, found.outcomes)
+        return MatchesRecalled(found, similarity, recall, numbers.gate)
 
 
 @dataclass

@@ -1,9 +1,10 @@
-"""Numba kernel of one step with a stream: from logits and cosines to log probabilities of the mixture.
+"""Numba kernel of one step with a stream, and with exact matches: from logits and cosines to log P of the mixture.
 
 Notable: softmax of the base, its entropy and maximum, the kernel over the entries, the gate and the mixture are one
 pass over the vocabulary and one over the entries; of an outcome that occurs several times the logarithm is taken
 once. Imported on first use; the fallback is the rule itself, block by block (history/rule.py, history/prediction.py).
-Shapes: B batch, N entries, V vocabulary.
+Shapes: B batch, N entries, K matches, V
+vocabulary.
 """
 
 import math
@@ -30,40 +31,72 @@ def _scores(row: Any, serial: Any, made: Any, penalty: Any, sharpness: Any) -> N
 
 
 @jit()
-def _mix_stream(
-    logits: Any, similarity: Any, outcomes: Any, serial: Any, made: Any, penalty: Any, sharpness: Any, gate: Any
-) -> None:
-    (B, V), N = logits.shape, similarity.shape[1]
+def _scores_of_matches(row: Any, lengths: Any, ages: Any, longest: Any, sharpness: Any, recency: Any) -> None:
+    for k in range(len(row)):
+        length = lengths[k]
+        score = (length / longest - 1.0) * sharpness - recency * math.log(max(ages[k], 1))
+        row[k] = np.float32(score) if length > 0 else np.float32(-np.inf)
+
+
+@jit()
+def _weigh(row: Any, lanes: Any) -> Any:
+    """Turns scores into weights that are not normalised yet; returns their sum and the mass, -inf without entries."""
+    none = np.float32(-np.inf)
+    if len(row) == 0:
+        return np.float32(0.0), -np.inf
+    top = highest(row, lanes)
+    if top == none:
+        return np.float32(0.0), -np.inf
+    for n in range(len(row)):
+        row[n] = exp(row[n] - top) if row[n] > none else np.float32(0.0)
+    total = total_of(row, lanes)
+    return total, top + math.log(total)
+
+
+@jit()
+def _logit(mass: Any, gate: Any, features: Any) -> Any:
+    if mass == -np.inf:
+        return mass
+    return gate[0] + gate[1] * mass + gate[2] * features[0] + gate[3] * features[1]
+
+
+@jit()
+def _mix(
+    logits: Any, similarity: Any, outcomes: Any, serial: Any, made: Any, lengths: Any, ages: Any, matched: Any,
+    penalty: Any, sharpness: Any, gate: Any, of_matches: Any,
+) -> None:  # fmt: skip
+    (B, V), N, K = logits.shape, similarity.shape[1], lengths.shape[1]
     features, lanes, added = np.empty((B, 2), np.float32), np.empty(LANES, np.float32), np.zeros(V, np.float32)
+    scores = np.empty(K, np.float32)
     log_softmax_rows(logits, features)
     for b in range(B):
         base, row = logits[b], similarity[b]
-        if N == 0:
-            continue
         _scores(row, serial[b], made[b], penalty, sharpness)
-        top = highest(row, lanes)
-        if top == np.float32(-np.inf):
-            continue
-        for n in range(N):
-            row[n] = exp(row[n] - top) if row[n] > np.float32(-np.inf) else np.float32(0.0)
-        total = total_of(row, lanes)
-        mass = top + math.log(total)
-        logit = gate[0] + gate[1] * mass + gate[2] * features[b, 0] + gate[3] * features[b, 1]
-        most = max(logit, 0.0)
-        log_total = most + math.log(math.exp(-most) + math.exp(logit - most))
-        shift, scale = np.float32(-log_total), np.float32(math.exp(logit - log_total) / total)
+        total, mass = _weigh(row, lanes)
+        _scores_of_matches(scores, lengths[b], ages[b], of_matches[4], of_matches[5], of_matches[6])
+        total_of_matches, mass_of_matches = _weigh(scores, lanes)
+        logit, other = _logit(mass, gate, features[b]), _logit(mass_of_matches, of_matches, features[b])
+        most = max(logit, other, 0.0)
+        log_total = most + math.log(math.exp(-most) + math.exp(logit - most) + math.exp(other - most))
+        shift = np.float32(-log_total)
         for v in range(V):
             base[v] += shift
-        for n in range(N):
-            added[outcomes[b, n]] += row[n] * scale
-        for n in range(N):
-            v = outcomes[b, n]
+        if total > 0:
+            scale = np.float32(math.exp(logit - log_total) / total)
+            for n in range(N):
+                added[outcomes[b, n]] += row[n] * scale
+        if total_of_matches > 0:
+            scale = np.float32(math.exp(other - log_total) / total_of_matches)
+            for k in range(K):
+                added[matched[b, k]] += scores[k] * scale
+        for n in range(N + K):
+            v = outcomes[b, n] if n < N else matched[b, n - N]
             if added[v] > 0:
                 base[v] = math.log(exp(base[v]) + added[v])
                 added[v] = 0
 
 
-def mix_stream(
+def mix_step(
     logits: Tensor,
     similarity: Tensor,
     outcomes: Tensor,
@@ -73,8 +106,10 @@ def mix_stream(
     sharpness: float,
     recency: float,
     gate: Sequence[float],
+    matches: tuple[Tensor, Tensor, Tensor] | None = None,
+    numbers: Sequence[float] = (),
 ) -> Tensor:
-    """Replaces logits by log P of every outcome, by the rule in history/rule.py with the stream as its only source.
+    """Replaces logits by log P of every outcome, by the rule in history/rule.py, of a stream and of exact matches.
 
     Args:
         logits: (B, V) float32.
@@ -86,6 +121,8 @@ def mix_stream(
         sharpness: As in `kernel`.
         recency: As in `kernel`.
         gate: Bias, and weights of mass, entropy and largest log probability.
+        matches: Lengths, ages and outcomes (B, K) int64 of exact matches; None: the stream is the only source.
+        numbers: Of the matches: the four of the gate, `longest`, sharpness, recency.
     """
     (B, V), (_, N) = sizes(logits, "logits (B, V)", 2), sizes(similarity, "similarity (B, N)", 2)
     expect(logits, "logits (B, V)", (B, V), torch.float32, in_place=True)
@@ -94,9 +131,14 @@ def mix_stream(
     expect_places(outcomes, "outcomes", V)
     expect(serial, "serial (B, N)", (B, N), torch.int64)
     expect(made, "made (B,)", (B,), torch.int64)
-    if V < 1 or window < 1 or len(gate) != 4:
-        raise ValueError(f"give outcomes, a window and 4 numbers of the gate; got V = {V}, {window} and {gate}")
-    shared = penalties(window, recency), np.float32(sharpness), np.array(gate, dtype=np.float64)
+    if V < 1 or window < 1 or len(gate) != 4 or (matches is not None and len(numbers) != 7):
+        raise ValueError(f"give outcomes, a window and the numbers; got V = {V}, {window}, {gate} and {numbers}")
+    found = (serial[:, :0],) * 3 if matches is None else matches
+    for part, name in zip(found, ("lengths (B, K)", "ages (B, K)", "outcomes of matches (B, K)"), strict=True):
+        expect(part, name, (B, found[0].shape[1]), torch.int64)
+    expect_places(found[2], "outcomes of matches", V)
+    of_matches = np.array(numbers or [0.0] * 7, dtype=np.float64)
+    shared = penalties(window, recency), np.float32(sharpness), np.array(gate, dtype=np.float64), of_matches
     parts = (logits, similarity, outcomes.contiguous(), serial.contiguous(), made.contiguous())
-    run(lambda *parts, shared=shared: _mix_stream(*parts, *shared), *parts)
+    run(lambda *parts, shared=shared: _mix(*parts, *shared), *parts, *(part.contiguous() for part in found))
     return logits

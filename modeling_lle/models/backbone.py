@@ -137,7 +137,7 @@ class LLEModel(LLEPreTrainedModel):
             states = self._read_both_ways(embedded, mask, seen)
             return BaseModelOutputWithPast(states, None, _chosen(embedded, seen, states, output_hidden_states))
         if use_cache and past_key_values is None:
-            past_key_values = LLECache(self.config.stream.window)
+            past_key_values = LLECache.of(self.config.history)
         if past_key_values is not None:
             refuse_export("an LLECache", "export with use_cache=False; one step exports as model.stack(x, state)")
             past_key_values.check_rows(embedded.shape[0])

@@ -35,7 +35,7 @@ from ..history.prediction import (
     even_blocks,
     predict,
 )
-from ..history.source import BankSource, Source, StreamSource
+from ..history.source import BankSource, MatchSource, Source, StreamSource
 from ..history.training import HistoryLoss
 from ..history.update_statistics import collect_statistics
 from ..kernels.linear import apply_linear
@@ -248,14 +248,14 @@ class LLEForCausalLM(LLEPreTrainedModel, LLEGenerationMixin):
         check_cache(cache)
         if use_history is None:
             use_history = self.config.use_history and not self.training
-        window = self.config.stream.window if use_history else 0
         updating = use_history and self.config.overlay.scope != "none" and not self.training
-        if cache is None and (use_cache or window > 0 or updating):
-            cache = LLECache(window)
+        recalling = use_history and (self.config.stream.window or self.config.matches.window)
+        if cache is None and (use_cache or recalling or updating):
+            cache = LLECache.of(self.config.history) if use_history else LLECache()
         if cache is not None and cache.overlay is None and updating:
             cache.overlay = Overlay(self, rows)
-        has_own = cache is not None and (cache.stream is not None or cache.overlay is not None)
-        use_history = use_history and (has_own or attachment is not None)
+        own = () if cache is None else (cache.stream, cache.matches, cache.overlay)
+        use_history = use_history and (attachment is not None or any(part is not None for part in own))
         if use_history:
             refuse_export("what a history recalls", "export with use_history=False")
         return cache, use_history
@@ -274,7 +274,7 @@ class LLEForCausalLM(LLEPreTrainedModel, LLEGenerationMixin):
         """
         mask, overlay = segment_mask(attention_mask, input_ids.shape[1]), cache.overlay
         own = own_output(generated, input_ids, cache)
-        entries = outcomes(input_ids, own, self.config.stream.generated)
+        entries = outcomes(input_ids, own, self.config.stream.generated, cache.matches is not None)
         if overlay is None:
             states = self.model(input_ids, attention_mask, past_key_values=cache, use_cache=False).last_hidden_state
             yield from self.predictions(states, entries, mask, cache, attachment)
@@ -302,9 +302,9 @@ class LLEForCausalLM(LLEPreTrainedModel, LLEGenerationMixin):
 
         Args:
             states: (B, T, D) floating, the backbone's states of the segment.
-            entries: (B, T) int64, the tokens, -100 for one that makes no entry; None if none does.
+            entries: (B, T) int64, the tokens, negative for one that makes no entry; None if none does (`outcomes`).
             mask: (B, T) bool, False at padding, or None.
-            cache: The cache whose stream is recalled; None: no stream.
+            cache: The cache whose stream and exact matches are recalled; None: neither.
             attachment: The bank to recall from, pinned; None: no bank.
             first: The first position that is wanted.
             output: Makes logits of states in place of the output layer.
@@ -318,6 +318,10 @@ class LLEForCausalLM(LLEPreTrainedModel, LLEGenerationMixin):
             own = StreamSource(stream, self.config.stream)
             blocks = own.blocks(states, entries, mask, block_size(rows, widest))
             sources.append(own)
+        if cache is not None and cache.matches is not None:
+            matches = MatchSource(cache.matches, self.config.matches)
+            blocks = matches.blocks(entries, mask, states, blocks)
+            sources.append(matches)
         if attachment is not None:
             sources.append(BankSource(attachment, self.config.bank))
 
@@ -336,10 +340,13 @@ class LLEForCausalLM(LLEPreTrainedModel, LLEGenerationMixin):
         """The tokens (B, T) that make entries of the stream, as `predictions` takes them."""
         if tokens is None:
             return None
-        return outcomes(tokens, own_output(generated, tokens, cache), self.config.stream.generated)
+        own, marked = own_output(generated, tokens, cache), cache is not None and cache.matches is not None
+        return outcomes(tokens, own, self.config.stream.generated, marked)
 
     def record(self, states: Tensor, entries: Tensor | None, mask: Tensor | None, cache: LLECache | None) -> None:
-        """Takes a segment into the stream, if there is one, that is predicted without it."""
+        """Takes a segment that is predicted without history into the stream and the matches, if there are any."""
+        if cache is not None and cache.matches is not None:
+            MatchSource(cache.matches, self.config.matches).read(entries, mask, states.shape[:2], states.device)
         if cache is not None and cache.stream is not None:
             for _ in cache.stream.read(states, entries, mask, BLOCK):
                 pass
@@ -439,7 +446,7 @@ class LLEForCausalLM(LLEPreTrainedModel, LLEGenerationMixin):
     ) -> dict[str, float]:
         """Fits the parameters of the rule on held-out text, by gradient descent, and stores them in the config.
 
-        Those of the stream and, if one is attached, of the bank are fitted together.
+        Those of the stream, of the exact matches and, if one is attached, of the bank are fitted together.
 
         Args:
             batches: Consecutive segments of text: `input_ids` and `shift_labels`, (B, T) int64, and `attention_mask`
@@ -456,11 +463,12 @@ class LLEForCausalLM(LLEPreTrainedModel, LLEGenerationMixin):
             `before_nats` and `after_nats` with the parameters as they were and as they are now.
         """
         attachment = self.recalled_from(history, True)
-        numbers: dict[str, Any] = {"stream": self.config.stream} if self.config.stream.window else {}
+        own: dict[str, Any] = {"stream": self.config.stream, "matches": self.config.matches}
+        numbers = {name: section for name, section in own.items() if section.window}
         numbers |= {} if attachment is None else {"bank": self.config.bank}
         if not numbers:
             raise ValueError(
-                "nothing to calibrate: the stream is off (history.stream.window is 0), and no bank is attached"
+                "nothing to calibrate: stream and matches are off (their windows are 0), and no bank is attached"
             )
         calibration = Calibration(numbers, fixed, max_predictions, seed)
         cache: LLECache | None = None

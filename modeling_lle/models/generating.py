@@ -158,8 +158,13 @@ def own_output(generated: Tensor | int, input_ids: Tensor, cache: LLECache | Non
     return False if own is None else own
 
 
-def outcomes(input_ids: Tensor, own: Tensor | bool, asked: bool) -> Tensor | None:
-    """The tokens (B, T) of a segment, -100 where they are the model's own and are not `asked` for; None: all are."""
+def outcomes(input_ids: Tensor, own: Tensor | bool, asked: bool, marked: bool = False) -> Tensor | None:
+    """The tokens (B, T) of a segment, -100 where they are the model's own and are not `asked` for; None: all are.
+
+    If they are to be `marked`, as for exact matches, these are `-1 - token` instead.
+    """
     if asked or own is False:
         return input_ids
+    if marked:
+        return torch.where(own, -1 - input_ids, input_ids) if isinstance(own, Tensor) else -1 - input_ids
     return None if own is True else input_ids.masked_fill(own, IGNORED)

@@ -27,7 +27,7 @@ from ..configuration import LLEConfig
 from ..history.attachment import Attachment
 from ..history.cache import LLECache
 from ..history.prediction import Prediction, collect
-from ..history.source import StreamSource
+from ..history.source import MatchSource, StreamSource
 from ..kernels.available import fused
 from ..kernels.linear import apply_linear
 from .backbone import LLEModel
@@ -85,13 +85,13 @@ def step(
     cache: LLECache | None,
     attachment: Attachment | None,
 ) -> Tensor | None:
-    """Log P (B, 1, V) float32 after a single position, if a kernel can make it of the stream, the only source.
+    """Log P (B, 1, V) float32 after a single position, if a kernel can make it of the stream and the exact matches.
 
     Args:
         model: The model.
         states: (B, T, D) floating, the backbone's states of the segment.
         entries: (B, T) int64, as `LLEForCausalLM.predictions` takes them.
-        cache: The cache, whose stream takes the position in.
+        cache: The cache, whose stream and matches take the position in.
         attachment: The bank to recall from, or None.
 
     Returns:
@@ -102,7 +102,8 @@ def step(
     logits = apply_linear(model.lm_head, states)
     if logits.requires_grad:
         return None
-    return StreamSource(cache.stream, model.config.stream).step(states, entries, logits)
+    matches = None if cache.matches is None else MatchSource(cache.matches, model.config.matches)
+    return StreamSource(cache.stream, model.config.stream).step(states, entries, logits, matches)
 
 
 def refusal(config: GenerationConfig) -> str | None:
@@ -229,7 +230,8 @@ class Reader:
         states = self._advance(model.model.embed_tokens(ids), cache)
         cache.seen_tokens += 1
         cache.unread = None
-        entries = ids if model.config.stream.generated else None
+        own = None if cache.matches is None else -1 - ids  # as `outcomes` of generating.py marks it
+        entries = ids if model.config.stream.generated else own
         use_history = model.config.use_history if self.use_history is None else self.use_history
         if not use_history or cache.stream is None:
             model.record(states, entries, None, cache)

@@ -54,7 +54,7 @@ def run_language(recipe: Recipe, texts: dict[str, Rows] | None = None, resume: b
     metrics["parameters"] -= numbers
     nats = metrics["eval_loss"] * (len(validation.ids) - 1)
     metrics["eval_word_perplexity"] = math.exp(min(nats / validation.words, 700.0))
-    if arguments.calibration_tokens and model.config.stream.window:
+    if arguments.calibration_tokens and (model.config.stream.window or model.config.matches.window):
         with in_precision(model, arguments.precision):
             metrics["calibration"] = calibrate(model, validation.ids, arguments.calibration_tokens)
     model.config.use_cache = True  # the Trainer switches it off

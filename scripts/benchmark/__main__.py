@@ -17,6 +17,7 @@
     python -m scripts.benchmark peers data/wikitext-2 FOLDER    LLE and transformers' models of equal size (3 hours)
     python -m scripts.benchmark backbones MODEL... data/ptb    pretrained recurrent models with history
     python -m scripts.benchmark device data/wikitext-2         a GPU: kernels, heads, training (12 minutes)
+    python -m scripts.benchmark recall data/wikitext-2         copies, pairs and a phone book: what the history recalls
     python -m scripts.benchmark budget                         a training step: operations, floor, where time goes
     python -m scripts.benchmark damage                         200 kills, and 500 corruptions of each kind of file
 
@@ -37,6 +38,7 @@ from .history import history
 from .language_models import peers
 from .memory import memory
 from .overfitting import overfitting
+from .recall import recall
 from .recurrences import recurrences
 from .speed import speed
 from .translation import translation
@@ -62,6 +64,7 @@ for command in (
     backbones,
     device,
     budget,
+    recall,
 ):
     app.command()(command)
 

@@ -13,7 +13,7 @@ from modeling_lle.history.stream import Block
 from tests.kernels.contract import Case, Maker, Values, check, few_examples
 
 pytest.importorskip("numba")
-from modeling_lle.kernels.mixture_numba import mix_stream
+from modeling_lle.kernels.mixture_numba import mix_step
 
 GATE = [-0.7, 0.4, 0.3, -0.2]
 
@@ -52,7 +52,7 @@ def _make(maker: Maker) -> Values:
 @given(data=st.data())
 @few_examples
 def test_a_kernel_gives_what_its_definition_gives_or_a_value_error(data: Any) -> None:
-    check(Case(mix_stream, _make, by_the_rule), data)
+    check(Case(mix_step, _make, by_the_rule), data)
 
 
 def test_a_distribution_sums_to_one_where_one_outcome_fills_the_stream() -> None:
@@ -60,7 +60,7 @@ def test_a_distribution_sums_to_one_where_one_outcome_fills_the_stream() -> None
     outcomes, serial = torch.full((2, 300), 7), torch.arange(300).expand(2, -1)
     made = torch.tensor([300, 0])  # the second text has no entry yet
     base = logits.log_softmax(-1)
-    mixed = mix_stream(logits, similarity, outcomes, serial, made, 300, 50.0, 0.0, [9.0, 0.0, 0.0, 0.0])
+    mixed = mix_step(logits, similarity, outcomes, serial, made, 300, 50.0, 0.0, [9.0, 0.0, 0.0, 0.0])
     torch.testing.assert_close(mixed.double().exp().sum(-1), torch.ones(2).double(), atol=1e-6, rtol=0)
     assert mixed[0].argmax() == 7
     torch.testing.assert_close(mixed[1], base[1])

@@ -10,7 +10,8 @@ It needs no torch: `pip install onnxruntime numpy tokenizers`. The folder `bank`
     >>> model = run.load()  # the folder of run.py; int8=True takes the smaller graphs, if they were exported
     >>> model.generate("Once upon a time", max_new_tokens=50)
 
-Shapes: T tokens, V vocabulary, D width of keys, N entries, n queries, K neighbours, S sources (stream and bank).
+Shapes: T tokens, V vocabulary, D width of keys, N entries, n queries, K neighbours, S sources (stream,
+matches and bank).
 """
 
 import argparse
@@ -64,11 +65,50 @@ class Stream:
         return weights, self.outcomes[:size], mass
 
 
-class Text:
-    """A text that is being read: the `state` of the network, and its `stream` or None."""
+class Matches:
+    """The tokens of a text; a match is an earlier place where the last tokens are those of now."""
 
-    def __init__(self, state: list[np.ndarray], stream: Stream | None) -> None:
-        self.state, self.stream = state, stream
+    def __init__(self, numbers: dict[str, Any]) -> None:
+        self.numbers = numbers
+        self.tokens, self.usable = np.zeros(0, np.int64), np.zeros(0, bool)  # usable: may be recalled
+
+    def read(self, tokens: np.ndarray, own: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Takes in tokens (T,); `own` ones, which were generated, are context, but are not recalled.
+
+        Returns:
+            Weights and outcomes (T, K) and masses (T,) of the longest matches, the newest of them.
+        """
+        numbers, size = self.numbers, self.numbers["neighbours"]
+        self.tokens = np.concatenate([self.tokens, tokens])
+        self.usable = np.concatenate([self.usable, np.full(len(tokens), not own)])
+        scores, outcomes = np.full((len(tokens), size), -np.inf, np.float32), np.zeros((len(tokens), size), np.int64)
+        for row, last in enumerate(range(len(self.tokens) - len(tokens), len(self.tokens))):
+            first = max(0, last - numbers["window"])
+            same = (self.tokens[first:last] == self.tokens[last]) & self.usable[first + 1 : last + 1]
+            ends = first + np.flatnonzero(same)
+            lengths, alike = np.ones(len(ends), np.int64), np.arange(len(ends))
+            for back in range(1, min(numbers["longest"], last + 1)):
+                alike = alike[ends[alike] >= back]
+                alike = alike[self.tokens[ends[alike] - back] == self.tokens[last - back]]
+                lengths[alike] += 1
+                if not len(alike):
+                    break
+            best = np.flatnonzero(lengths == lengths.max(initial=0))[::-1][:size]
+            ages = np.log(last - ends[best])
+            shares = lengths[best] / numbers["longest"]
+            scores[row, : len(best)] = (shares - 1) * numbers["sharpness"] - numbers["recency"] * ages
+            outcomes[row, : len(best)] = self.tokens[ends[best] + 1]
+        kept = numbers["window"] + numbers["longest"]
+        self.tokens, self.usable = self.tokens[-kept:], self.usable[-kept:]
+        weights, mass = recall(scores)
+        return weights, outcomes, mass
+
+
+class Text:
+    """A text that is being read: the `state` of the network, and its `stream` and `matches`, or None."""
+
+    def __init__(self, state: list[np.ndarray], stream: Stream | None, matches: Matches | None = None) -> None:
+        self.state, self.stream, self.matches = state, stream, matches
 
 
 class LanguageModel(Model):
@@ -80,8 +120,13 @@ class LanguageModel(Model):
         """A new text."""
         inputs = {given.name: given.shape for given in self.graphs["model"].get_inputs()}
         state = [np.zeros((1, shape[-1]), np.float32) for name, shape in inputs.items() if name.startswith("state.")]
-        numbers = self.export["history"]["stream"]
-        return Text(state, Stream(self.export["width"], numbers) if use_history and numbers["window"] else None)
+        numbers = self.export["history"] if use_history else {}
+        stream, matches = (numbers.get(name, {}) for name in ("stream", "matches"))
+        return Text(
+            state,
+            Stream(self.export["width"], stream) if stream.get("window") else None,
+            Matches(matches) if matches.get("window") else None,
+        )
 
     def predict(
         self, text: Text, ids: Sequence[int], keep: int, own: bool = False, use_history: bool = True
@@ -108,6 +153,11 @@ class LanguageModel(Model):
             made = text.stream.read(keys, given[0], own and not numbers["stream"]["generated"])
             sources.append(text.stream.recall(keys[-keep:], made[-keep:]))
             gates.append(numbers["stream"]["gate"])
+        if text.matches is not None:
+            found = text.matches.read(given[0], own and not numbers["stream"]["generated"])
+            weights, outcomes, mass = (part[-keep:] for part in found)
+            sources.append((weights, outcomes, mass))
+            gates.append(numbers["matches"]["gate"])
         if not use_history or not (sources or self.bank):
             return logits, logits
         base = log_softmax(logits)

@@ -1,4 +1,4 @@
-"""run.py of language models gives what the model gives, with stream and bank, and refuses what it cannot read."""
+"""run.py of language models gives what the model gives, with all sources, and refuses what it cannot read."""
 
 import runpy
 import sys
@@ -20,7 +20,8 @@ IDS = make_ids(1, 600, 3, vocab=8)
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, HistoryBank, Any]:
     """A model, its bank and the module run.py; the window is shorter than a block, and the text has three of these."""
-    model = make_language_model(window=40, history={"bank": {"neighbours": 4, "skip_above": 0.4}})
+    matches = {"window": 100, "longest": 4, "neighbours": 8}
+    model = make_language_model(window=40, history={"matches": matches, "bank": {"neighbours": 4, "skip_above": 0.4}})
     bank = HistoryBank.build(
         model, WORD_TOKENIZER, [{"text": text} for text in make_texts(30, 12, seed=4)], merge=True
     )
