@@ -181,11 +181,11 @@ class StreamSource:
             found, of_matches = matches.step(outcomes, states)
             if outcomes is not None and int(outcomes.max()) < 0:
                 outcomes = None  # for the stream, which makes no entry of them, in less time
-        (block,) = self.stream.read(states, outcomes, None, 1)
-        (keys,), numbers = block.keys, self.numbers
-        similarity = torch.cat([linear(query, own) for query, own in zip(block.queries, keys, strict=True)]).float()
-        rows, made = logits.float().contiguous()[:, 0], block.made[:, 0]
-        parts = rows, similarity, block.outcomes, block.serial, made, block.window
+        queries, stream, numbers = self.stream.step(states, outcomes), self.stream, self.numbers
+        assert stream.keys is not None
+        rows = [linear(query, own) for query, own in zip(queries[:, None], stream.keys, strict=True)]
+        similarity = (rows[0] if len(rows) == 1 else torch.cat(rows)).float()
+        parts = logits.float().contiguous()[:, 0], similarity, stream.outcomes, stream.count, stream.window
         return mix_step(*parts, numbers.sharpness, numbers.recency, numbers.gate, found, of_matches)[:, None]
 
 

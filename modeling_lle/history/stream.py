@@ -123,6 +123,24 @@ class Stream:
             own = None if outcomes is None else outcomes[:, part]
             yield from self._advance(part, queries[:, part], own, None if mask is None else mask[:, part])
 
+    def step(self, states: Tensor, outcomes: Tensor | None) -> Tensor:
+        """Takes in one position of each row, none of it padding: `read` without a block.
+
+        Args:
+            states: (B, 1, D) floating, without gradients.
+            outcomes: (B, 1) int64, as in `read`.
+
+        Returns:
+            The queries (B, D). The entries that they may recall lie in `keys`, number n in slot `n % window`.
+        """
+        queries = self._queries(states)
+        if outcomes is None:
+            self._wait(queries)
+        else:
+            for _ in self._advance(slice(0, 1), queries, outcomes, None):
+                pass
+        return queries[:, 0]
+
     def read_whole(self, states: Tensor, outcomes: Tensor | None, mask: Tensor | None) -> Block:
         """Records a segment and returns it as one block that stays valid, for training.
 
@@ -146,7 +164,7 @@ class Stream:
         """
         assert self.keys is not None
         if queries.shape[1] == 1 and outcomes is None and mask is None and not stays:  # own output, as it is generated
-            self.pending, self.has_pending = queries[:, -1].detach().clone(), torch.ones_like(self.has_pending)
+            self._wait(queries)
             serial = self._serial(self.count)
             yield Block(part, queries, [self.keys], self.outcomes, serial, self.count[:, None], self.window)
             return
@@ -176,6 +194,10 @@ class Stream:
             self.window,
         )
         self._write(keys, outcomes, known, made)
+
+    def _wait(self, queries: Tensor) -> None:
+        """Keeps the keys (B, 1, D) of a position that makes no entry of its token, until its outcome is known."""
+        self.pending, self.has_pending = queries[:, -1].detach().clone(), torch.ones_like(self.has_pending)
 
     def _shift(self, queries: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Returns the key of the last real position before each, whether both exist, and the new pending fields."""

@@ -22,12 +22,13 @@ from .softmax_numba import log_softmax_rows
 
 
 @jit()
-def _scores(row: Any, serial: Any, made: Any, penalty: Any, sharpness: Any) -> None:
+def _scores(row: Any, count: Any, penalty: Any, sharpness: Any) -> None:
+    """Scores of the entries in the slots of a ring buffer into which `count` have been written."""
     window = len(penalty)
     for n in range(len(row)):
-        age = made - serial[n]
-        known = serial[n] >= 0 and 1 <= age <= window
-        row[n] = (row[n] - np.float32(1.0)) * sharpness + penalty[window - age] if known else np.float32(-np.inf)
+        newer = (count - 1 - n) % window  # entries that are newer than that of the slot
+        known = newer < count
+        row[n] = (row[n] - np.float32(1.0)) * sharpness + penalty[window - 1 - newer] if known else np.float32(-np.inf)
 
 
 @jit()
@@ -62,7 +63,7 @@ def _logit(mass: Any, gate: Any, features: Any) -> Any:
 
 @jit()
 def _mix(
-    logits: Any, similarity: Any, outcomes: Any, serial: Any, made: Any, lengths: Any, ages: Any, matched: Any,
+    logits: Any, similarity: Any, outcomes: Any, count: Any, lengths: Any, ages: Any, matched: Any, wrong: Any,
     penalty: Any, sharpness: Any, gate: Any, of_matches: Any,
 ) -> None:  # fmt: skip
     (B, V), N, K = logits.shape, similarity.shape[1], lengths.shape[1]
@@ -71,7 +72,13 @@ def _mix(
     log_softmax_rows(logits, features)
     for b in range(B):
         base, row = logits[b], similarity[b]
-        _scores(row, serial[b], made[b], penalty, sharpness)
+        for n in range(N + K):
+            v = outcomes[b, n] if n < N else matched[b, n - N]
+            if v < 0 or v >= V:
+                wrong[b] = True
+        if wrong[b]:
+            continue
+        _scores(row, count[b], penalty, sharpness)
         total, mass = _weigh(row, lanes)
         _scores_of_matches(scores, lengths[b], ages[b], of_matches[4], of_matches[5], of_matches[6])
         total_of_matches, mass_of_matches = _weigh(scores, lanes)
@@ -100,8 +107,7 @@ def mix_step(
     logits: Tensor,
     similarity: Tensor,
     outcomes: Tensor,
-    serial: Tensor,
-    made: Tensor,
+    count: Tensor,
     window: int,
     sharpness: float,
     recency: float,
@@ -115,9 +121,8 @@ def mix_step(
         logits: (B, V) float32.
         similarity: (B, N) float32, cosines, which are overwritten.
         outcomes: (B, N) int64.
-        serial: (B, N) int64, `made` (B,) and `window` as in a `Block` of one position.
-        made: See `serial`.
-        window: See `serial`.
+        count: (B,) int64, entries that each row has made; entry n is in slot `n % window`.
+        window: The largest age that may be recalled, at least N.
         sharpness: As in `kernel`.
         recency: As in `kernel`.
         gate: Bias, and weights of mass, entropy and largest log probability.
@@ -128,17 +133,26 @@ def mix_step(
     expect(logits, "logits (B, V)", (B, V), torch.float32, in_place=True)
     expect(similarity, "similarity (B, N)", (B, N), torch.float32, in_place=True)
     expect(outcomes, "outcomes (B, N)", (B, N), torch.int64)
-    expect_places(outcomes, "outcomes", V)
-    expect(serial, "serial (B, N)", (B, N), torch.int64)
-    expect(made, "made (B,)", (B,), torch.int64)
-    if V < 1 or window < 1 or len(gate) != 4 or (matches is not None and len(numbers) != 7):
-        raise ValueError(f"give outcomes, a window and the numbers; got V = {V}, {window}, {gate} and {numbers}")
-    found = (serial[:, :0],) * 3 if matches is None else matches
+    expect(count, "count (B,)", (B,), torch.int64)
+    if V < 1 or window < max(1, N):
+        raise ValueError(f"give outcomes, and a window of at least {N} entries; got V = {V} and {window}")
+    if len(gate) != 4 or (matches is not None and len(numbers) != 7):
+        raise ValueError(f"give 4 numbers of the gate, and 7 of matches; got {gate} and {numbers}")
+    found = (outcomes[:, :0],) * 3 if matches is None else matches
     for part, name in zip(found, ("lengths (B, K)", "ages (B, K)", "outcomes of matches (B, K)"), strict=True):
         expect(part, name, (B, found[0].shape[1]), torch.int64)
-    expect_places(found[2], "outcomes of matches", V)
     of_matches = np.array(numbers or [0.0] * 7, dtype=np.float64)
     shared = penalties(window, recency), np.float32(sharpness), np.array(gate, dtype=np.float64), of_matches
-    parts = (logits, similarity, outcomes.contiguous(), serial.contiguous(), made.contiguous())
-    run(lambda *parts, shared=shared: _mix(*parts, *shared), *parts, *(part.contiguous() for part in found))
+    wrong = torch.zeros(B, dtype=torch.bool)
+    parts = (outcomes, count, *found)
+    run(
+        lambda *parts, shared=shared: _mix(*parts, *shared),
+        logits,
+        similarity,
+        *(p.contiguous() for p in parts),
+        wrong,
+    )
+    if wrong.any():
+        expect_places(outcomes, "outcomes", V)
+        expect_places(found[2], "outcomes of matches", V)
     return logits

@@ -22,18 +22,17 @@ def by_the_rule(
     logits: Tensor,
     similarity: Tensor,
     outcomes: Tensor,
-    serial: Tensor,
-    made: Tensor,
+    count: Tensor,
     window: int,
     sharpness: float,
     recency: float,
     gate_of: list[float],
 ) -> Tensor:
-    rows = len(logits)
-    shapes = [tuple(part.shape) for part in (similarity, outcomes, serial)]
-    if made.shape != (rows,) or shapes != [(rows, similarity.shape[1])] * 3:
+    (rows, entries), newest = similarity.shape, count[:, None] - 1
+    if count.shape != (rows,) or outcomes.shape != (rows, entries) or int(outcomes.min()) < 0:
         raise ValueError
-    block = Block(slice(0, 1), logits.new_empty(rows, 1, 0), [], outcomes, serial, made[:, None], window)
+    serial = newest - (newest - torch.arange(entries)) % window
+    block = Block(slice(0, 1), logits.new_empty(rows, 1, 0), [], outcomes, serial, count[:, None], window)
     scores = kernel(similarity[:, None], log_age(block.age), sharpness, recency)
     recall, base = Recall.from_scores(scores, block.valid, outcomes), logits.log_softmax(-1)[:, None]
     shares = gate([recall.mass], base_features(base), [gate_of])
@@ -42,10 +41,9 @@ def by_the_rule(
 
 def _make(maker: Maker) -> Values:
     B, N, V = maker.size("B"), 13 * maker.size("N"), 1 + maker.size("V")
-    made = maker.places(0, 2 * N + 3, B)
-    serial = maker.places(-2, 2 * N + 3, B, N)
+    count = maker.places(0, 2 * N + 3, B)
     given = {"logits": 3 * maker.floats(B, V), "similarity": maker.floats(B, N).clamp(-1, 1)}
-    given |= {"outcomes": maker.places(0, V, B, N), "serial": serial, "made": made}
+    given |= {"outcomes": maker.places(0, V, B, N), "count": count}
     return {**given, "window": N + 1, "sharpness": 6.0, "recency": 0.4, "gate_of": GATE}
 
 
@@ -57,10 +55,9 @@ def test_a_kernel_gives_what_its_definition_gives_or_a_value_error(data: Any) ->
 
 def test_a_distribution_sums_to_one_where_one_outcome_fills_the_stream() -> None:
     logits, similarity = 20 * torch.randn(2, 500), torch.rand(2, 300)
-    outcomes, serial = torch.full((2, 300), 7), torch.arange(300).expand(2, -1)
-    made = torch.tensor([300, 0])  # the second text has no entry yet
+    outcomes, count = torch.full((2, 300), 7), torch.tensor([300, 0])  # the second text has no entry yet
     base = logits.log_softmax(-1)
-    mixed = mix_step(logits, similarity, outcomes, serial, made, 300, 50.0, 0.0, [9.0, 0.0, 0.0, 0.0])
+    mixed = mix_step(logits, similarity, outcomes, count, 300, 50.0, 0.0, [9.0, 0.0, 0.0, 0.0])
     torch.testing.assert_close(mixed.double().exp().sum(-1), torch.ones(2).double(), atol=1e-6, rtol=0)
     assert mixed[0].argmax() == 7
     torch.testing.assert_close(mixed[1], base[1])
