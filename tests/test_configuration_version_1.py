@@ -99,7 +99,9 @@ def test_every_field_finds_its_section(tmp_path: Path, architecture: str | None)
     assert values["backbone"] == BACKBONE
     assert values["classifier"] == CLASSIFIER
     assert values["translator"] == TRANSLATOR
-    assert values["history"] == {"stream": STREAM_NOW, "bank": BANK, "update": UPDATE_NOW, "training": TRAINING}
+    matches = DEFAULT["history"]["matches"]  # that version had none
+    sections = {"stream": STREAM_NOW, "matches": matches, "bank": BANK, "update": UPDATE_NOW, "training": TRAINING}
+    assert values["history"] == sections
     assert {name: values[name] for name in OTHER} == OTHER
     assert config.config_version == 2
     LLEConfig.from_dict(given)

@@ -27,6 +27,7 @@ EXTRAS = {
     "classification": (("sklearn",), "macro F1 in evaluation"),
     "translation": (("bm25s", "polib", "rapidfuzz", "sacrebleu"), "translation memories, BLEU and chrF"),
     "export": (("onnx", "onnxruntime"), "`lle export`"),
+    "eval": (("lm_eval",), "lm-evaluation-harness"),
     "tracking": (("trackio", "tensorboard"), "report_to: trackio and tensorboard"),
     "cuda": (("fla",), "the GPU kernel of the linear recurrence"),
 }

@@ -468,7 +468,7 @@ class LLEForCausalLM(LLEPreTrainedModel, LLEGenerationMixin):
         numbers |= {} if attachment is None else {"bank": self.config.bank}
         if not numbers:
             raise ValueError(
-                "nothing to calibrate: stream and matches are off (their windows are 0), and no bank is attached"
+                "nothing to calibrate: history.stream.window and history.matches.window are 0, and no bank is attached"
             )
         calibration = Calibration(numbers, fixed, max_predictions, seed)
         cache: LLECache | None = None

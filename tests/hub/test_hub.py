@@ -42,12 +42,12 @@ FOLDERS: dict[str, tuple[str, ...]] = {
     "bank": ("fingerprint", "found", "manifest", "places", "protocol", "segment"),
     "common": ("checks", "modes", "packages", "precision", "temporary"),
     "history": (
-        *("attachment", "cache", "calibration", "explanation", "loss", "overlay", "prediction", "rule", "source"),
-        *("stream", "training", "updatable", "update_statistics"),
+        *("attachment", "cache", "calibration", "explanation", "loss", "matches", "overlay", "prediction", "rule"),
+        *("source", "stream", "training", "updatable", "update_statistics"),
     ),
     "kernels": (
-        *("available", "linear", "lstm", "lstm_numba", "mixture_numba", "numba_tools"),
-        *("products_numba", "recall_numba", "scan", "scan_numba", "softmax_numba"),
+        *("available", "linear", "lstm", "lstm_numba", "matches_numba", "mixture_numba"),
+        *("numba_tools", "products_numba", "recall_numba", "scan", "scan_numba", "softmax_numba"),
     ),
     "models": (
         *("arguments", "backbone", "generating", "outputs", "penalties", "pretrained", "streaming", "targets"),
