@@ -3,17 +3,21 @@
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from modeling_lle.cli import main as cli
 from tests.factories.hub_models import make_wrapped_model
-from tests.factories.texts import make_texts, make_word_tokenizer
+from tests.factories.texts import VOCAB, WORDS, make_texts, make_word_tokenizer
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hub")
-    make_wrapped_model("bamba", window=30).save_pretrained(folder / "model")
+    model = make_wrapped_model("bamba", window=30)
+    with torch.no_grad():
+        model.lm_head.bias[: VOCAB - len(WORDS)] = -100  # it generates words, and none of the special tokens
+    model.save_pretrained(folder / "model")
     make_word_tokenizer().save_pretrained(folder / "model")
     (folder / "texts.txt").write_text("\n".join(make_texts(30, 12)) + "\n")
     return folder
@@ -28,7 +32,9 @@ def run(folder: Path, command: str, code: int = 0) -> str:
 
 def test_build_generate_explain_calibrate_and_evaluate(folder: Path) -> None:
     run(folder, "bank build F/model F/texts.txt F/bank")
-    assert run(folder, "generate F/model a --greedy --max-new-tokens 4 --bank F/bank").strip()
+    generated = run(folder, "generate F/model a --greedy --max-new-tokens 4 --bank F/bank").splitlines()[-1].split()
+    assert len(generated) == 4
+    assert set(generated) <= set(WORDS)
     assert "texts.txt:" in run(folder, "explain F/model F/texts.txt --bank F/bank")
     run(folder, "calibrate F/model F/texts.txt --bank F/bank")
     assert "perplexity" in run(folder, "evaluate F/model F/texts.txt --bank F/bank").lower()
