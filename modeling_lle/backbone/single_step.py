@@ -67,7 +67,7 @@ def _can_step(layer: nn.Module, x: Tensor) -> bool:
     if type(layer) not in (RecurrentLayer, ResidualLayer):
         return False
     mixer = cast(RecurrentLayer, layer).mixer
-    if type(mixer) is not TorchRecurrence or mixer.num_states != 2 or _is_hooked(layer) or _is_hooked(mixer):
+    if type(mixer) is not TorchRecurrence or mixer.num_states != 2 or is_hooked(layer) or is_hooked(mixer):
         return False
     if not is_plain(mixer.from_input, mixer.from_state):
         return False
@@ -77,7 +77,8 @@ def _can_step(layer: nn.Module, x: Tensor) -> bool:
     )
 
 
-def _is_hooked(module: nn.Module) -> bool:
+def is_hooked(module: nn.Module) -> bool:
+    """Whether a call of the module does more than its class says."""
     return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__)
 
 

@@ -19,7 +19,7 @@ ROWS = 64  # positions that the fallback compares at once
 
 
 @dataclass
-class Found:
+class Matched:
     """The longest matches of each position, all of one length, the newest of them.
 
     Attributes:
@@ -32,9 +32,9 @@ class Found:
     ages: Tensor
     outcomes: Tensor
 
-    def at(self, positions: slice) -> "Found":
+    def at(self, positions: slice) -> "Matched":
         """Those of some positions."""
-        return Found(self.lengths[:, positions], self.ages[:, positions], self.outcomes[:, positions])
+        return Matched(self.lengths[:, positions], self.ages[:, positions], self.outcomes[:, positions])
 
 
 class Matches:
@@ -64,7 +64,7 @@ class Matches:
         """The most tokens that are kept: the oldest match needs the tokens before it to be compared."""
         return self.window + self.longest
 
-    def read(self, tokens: Tensor, usable: Tensor, mask: Tensor | None, neighbours: int) -> Found:
+    def read(self, tokens: Tensor, usable: Tensor, mask: Tensor | None, neighbours: int) -> Matched:
         """Takes in a segment, and finds the matches of each of its positions among the tokens up to it.
 
         Args:
@@ -82,9 +82,9 @@ class Matches:
             from ..kernels.matches_numba import read_matches
 
             state = self.tokens, self.usable, self.count
-            return Found(*read_matches(*state, own, usable, real, self.window, self.longest, neighbours))
+            return Matched(*read_matches(*state, own, usable, real, self.window, self.longest, neighbours))
         rows = [self._read_row(row, own[row], usable[row], real[row], neighbours) for row in range(len(own))]
-        return Found(*(torch.stack(parts) for parts in zip(*rows, strict=True)))
+        return Matched(*(torch.stack(parts) for parts in zip(*rows, strict=True)))
 
     def _grow(self, needed: int) -> None:
         """Makes slots for so many tokens, as far as they are kept."""

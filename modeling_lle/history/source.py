@@ -17,8 +17,7 @@ from ..configuration import BankConfig, MatchesConfig, StreamConfig
 from ..kernels.available import fused
 from ..kernels.linear import linear
 from .attachment import Attachment
-from .matches import Found as Matched
-from .matches import Matches
+from .matches import Matched, Matches
 from .rule import Recall, kernel, log_age, recall_bank, recall_stream
 from .stream import Block, Stream
 

@@ -173,7 +173,7 @@ class LLEModel(LLEPreTrainedModel):
             raise ValueError("only LLEForCausalLM reads packed documents: give each a row of its own")
         wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         if use_cache and holder is None:
-            holder = LLECache(self.config.stream.window)
+            holder = LLECache.of(self.config.history)
         backbone: Any = self.backbone
         keeps = holder is not None and self._keeps_state(backbone)
         if holder is not None:

@@ -21,7 +21,7 @@ from transformers.generation import (
     TopPLogitsWarper,
 )
 
-from ..backbone.single_step import SingleStep, can_step
+from ..backbone.single_step import SingleStep, can_step, is_hooked
 from ..bank.protocol import Bank
 from ..configuration import LLEConfig
 from ..history.attachment import Attachment
@@ -268,4 +268,4 @@ def _is_direct(model: Streamed) -> bool:
     modules: list[Any] = [model, backbone, backbone.embed_tokens]
     if model.training or type(backbone) is not LLEModel or type(backbone.embed_tokens) is not nn.Embedding:
         return False
-    return not any(m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__ for m in modules)
+    return not any(map(is_hooked, modules))

@@ -19,7 +19,6 @@ import torch
 import typer
 from matplotlib.figure import Figure
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from modeling_lle import LLECache, LLEForCausalLM
 from modeling_lle.configuration_sections import MatchesConfig, StreamConfig
@@ -34,7 +33,7 @@ from modeling_lle.history.source import MatchSource, Source, StreamSource
 from modeling_lle.history.stream import Stream
 from modeling_lle.kernels.linear import apply_linear
 
-from .inputs import SEGMENT, read_tokens
+from .inputs import SEGMENT, load_model, read_tokens
 from .recall_tasks import RecallTask, make_tasks
 from .timing import RESULTS, Row
 from .trained import FAMILIES, make_tokenizer, train_small
@@ -202,15 +201,6 @@ def accuracy(model: LLEForCausalLM, task: RecallTask, text: Encoded, names: Sequ
     return right / int(asked.sum())
 
 
-def load(folder: str | Path) -> LLEForCausalLM:
-    """A language model of LLE, or a recurrent one of transformers with its history."""
-    if AutoConfig.from_pretrained(folder).model_type == "lle":
-        model: Any = AutoModelForCausalLM.from_pretrained(folder)
-    else:
-        model = LLEForCausalLM.from_backbone(folder)
-    return model.eval()
-
-
 def train(source: str, folder: Path, minutes: float) -> dict[str, Path]:
     """Trains the families that are not in the folder yet, and returns the folder of each."""
     threads = torch.get_num_threads()
@@ -231,7 +221,7 @@ def train(source: str, folder: Path, minutes: float) -> dict[str, Path]:
 
 def measure(name: str, folder: str | Path, source: str, tokens: int, seed: int) -> list[Row]:
     """The rows of a model: for each set of sources its perplexity, and a row for each task."""
-    model, tokenizer = load(folder), AutoTokenizer.from_pretrained(folder)
+    model, tokenizer = load_model(str(folder))
     splits = (read_tokens(source, split, tokenizer, tokens + 1).ids for split in ("validation", "test"))
     validation, test = (encode(model, torch.from_numpy(ids.astype(np.int64))[None]) for ids in splits)
     types = torch.tensor(sorted(set(range(len(tokenizer))) - set(tokenizer.all_special_ids)))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from modeling_lle import LLECache, LLEForCausalLM
 from modeling_lle.history import matches as module
-from modeling_lle.history.matches import Found, Matches
+from modeling_lle.history.matches import Matched, Matches
 from tests.factories.language_models import make_language_model
 from tests.factories.texts import make_ids, make_repetitive_segments
 
@@ -40,7 +40,7 @@ def by_definition(text: list[tuple[int, bool]], window: int, longest: int, neigh
     return sorted(match for match in found if match[0] == max(found)[0])[:neighbours]
 
 
-def sorted_matches(found: Found, row: int, position: int) -> list[tuple[int, ...]]:
+def sorted_matches(found: Matched, row: int, position: int) -> list[tuple[int, ...]]:
     parts = (part[row, position].tolist() for part in (found.lengths, found.ages, found.outcomes))
     return sorted(match for match in zip(*parts, strict=True) if match[0])
 
