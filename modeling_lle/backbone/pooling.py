@@ -1,12 +1,15 @@
 """Pooling: combines the states of a text's tokens into one state.
 
-Shapes: B batch, T time, W width of the states (both directions of all members), D width of a member, M members.
+Shapes: B batch, T time, W width of the states (both directions of all members), D width of a member, E of its
+embeddings, M members, P width of what is pooled.
 """
 
 import torch
 from torch import Tensor, nn
 
 from ..configuration import LLEConfig
+
+EMBEDDINGS = "embeddings"  # the way of pooling that reads the embedded tokens, not the states
 
 
 class Pooling(nn.Module):
@@ -21,11 +24,42 @@ class Pooling(nn.Module):
         self.ways: list[str] = list(config.classifier.pooling)
         self.bidirectional = config.bidirectional
         self.members, self.width = config.classifier.members, config.hidden_size
+        self.embedding_width = config.embedding_width if EMBEDDINGS in self.ways else 0
+        of_states = [way for way in self.ways if way != EMBEDDINGS]
+        self.size = len(of_states) * config.state_size + self.members * self.embedding_width  # P
         self.attention = nn.Linear(config.state_size, 1) if "attention" in self.ways else None
 
-    def forward(self, states: Tensor, mask: Tensor | None) -> Tensor:
-        """Pools states (B, T, W) with a mask (B, T) bool (False at padding; None for none) to (B, ways * W)."""
-        return torch.cat([getattr(self, f"_{way}")(states, mask) for way in self.ways], dim=-1)
+    @property
+    def reads_embeddings(self) -> bool:
+        """Whether it also pools the embedded tokens."""
+        return EMBEDDINGS in self.ways
+
+    def forward(self, states: Tensor, mask: Tensor | None, embedded: Tensor | None = None) -> Tensor:
+        """Pools the tokens of texts.
+
+        Args:
+            states: (B, T, W) floating.
+            mask: (B, T) bool, False at padding; None: there is none.
+            embedded: (B, T, M E) floating, the embedded tokens, if `reads_embeddings`.
+
+        Returns:
+            (B, P) floating: the ways of pooling side by side, that of the embeddings last.
+        """
+        parts = [getattr(self, f"_{way}")(states, mask) for way in self.ways if way != EMBEDDINGS]
+        if self.reads_embeddings:
+            assert embedded is not None
+            parts.append(self._mean(embedded, mask))
+        return torch.cat(parts, dim=-1)
+
+    def apart(self, pooled: Tensor) -> Tensor:
+        """Copies what is pooled (B, P) for each member, (M, B, P), as the function `apart` does."""
+        if not self.reads_embeddings:
+            return apart(pooled, self.members, self.width)
+        states, embedded = pooled.tensor_split([self.size - self.members * self.embedding_width], dim=-1)
+        parts = [apart(embedded, self.members, self.embedding_width)]
+        if states.shape[-1]:
+            parts.insert(0, apart(states, self.members, self.width))
+        return torch.cat(parts, dim=-1)
 
     def _last(self, states: Tensor, mask: Tensor | None) -> Tensor:
         if mask is None:

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
@@ -141,18 +142,16 @@ class _Classifier(TeachableModel):
         if labels is not None:
             self._settle_kind(labels, history)
         attachment = self.recalled_from(history, use_history)
-        outputs = self.model(
-            input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, use_cache=False, **kwargs
-        )
-        states = outputs.last_hidden_state
-        mask = segment_mask(attention_mask, states.shape[1])
-        items = self._items(states, mask)
+        wanted = kwargs.pop("output_hidden_states", None)
+        outputs = self._encode(attention_mask, wanted, input_ids=input_ids, inputs_embeds=inputs_embeds, **kwargs)
+        mask = segment_mask(attention_mask, outputs.last_hidden_state.shape[1])
+        items = self._items(outputs, mask)
         dropped = self._drop(items)
         real = mask if self.pooling is None else None
         prediction = self._prediction(items, self._say(dropped), real, attachment)
         logits, members = prediction.logits(), None
         if self.training and self.config.classifier.members > 1:
-            members = self.classifier(apart(dropped, self.config.classifier.members, self.config.hidden_size))
+            members = self.classifier(self._apart(dropped))
         scope, features = prediction.scope() if output_out_of_scope else (None, None)
         return LLEClassifierOutput(  # all at once: what is set later would come after the others, in tuples as well
             loss=None if labels is None else self._loss(logits, members, labels, num_items_in_batch),
@@ -161,7 +160,7 @@ class _Classifier(TeachableModel):
             out_of_scope=scope,
             mass=prediction.mass() if output_out_of_scope else None,
             scope_features=features,
-            hidden_states=outputs.hidden_states,
+            hidden_states=outputs.hidden_states if self._wants_states(wanted) else None,
             history=prediction.history() if output_history and prediction.found is not None else None,
             label_names=prediction.space.names,
         )
@@ -184,9 +183,38 @@ class _Classifier(TeachableModel):
             return label_loss(logits, labels, self.kind, number)
         return torch.stack([label_loss(own, labels, self.kind, number) for own in members]).mean()
 
-    def _items(self, states: Tensor, mask: Tensor | None) -> Tensor:
+    def _encode(self, attention_mask: Tensor | None, wanted: Any = None, **given: Any) -> BaseModelOutputWithPast:
+        """What the backbone says of whole texts, with the embedded tokens if the pooling reads them.
+
+        Args:
+            attention_mask: As in `forward`.
+            wanted: `output_hidden_states` of `forward`.
+            given: Further arguments of the backbone.
+        """
+        if wanted is None:
+            wanted = bool(self.config.output_hidden_states)
+        if self.pooling is not None and self.pooling.reads_embeddings and wanted is not True:
+            own = [] if wanted is False else [wanted] if isinstance(wanted, int) else wanted
+            wanted = [0, *own]
+        return self.model(attention_mask=attention_mask, use_cache=False, output_hidden_states=wanted, **given)
+
+    def _wants_states(self, wanted: Any) -> bool:
+        """Whether hidden states are asked for, by an argument or by the configuration."""
+        return bool(self.config.output_hidden_states if wanted is None else wanted is not False)
+
+    def _items(self, outputs: BaseModelOutputWithPast, mask: Tensor | None) -> Tensor:
         """What is classified: (B, key_size), or (B, T, key_size), floating."""
-        return states if self.pooling is None else self.pooling(states, mask)
+        states = outputs.last_hidden_state
+        assert states is not None
+        if self.pooling is None:
+            return states
+        return self.pooling(states, mask, outputs.hidden_states[0] if self.pooling.reads_embeddings else None)
+
+    def _apart(self, items: Tensor) -> Tensor:
+        """Copies what is classified for each member, (M, ..., key_size), without the channels of the others."""
+        if self.pooling is not None:
+            return self.pooling.apart(items)
+        return apart(items, self.config.classifier.members, self.config.hidden_size)
 
     def _say(self, items: Tensor) -> Tensor:
         """The logits (..., C) of items (..., key_size): the mean of those of the members."""
@@ -276,8 +304,7 @@ class _Classifier(TeachableModel):
         ids = input_ids.to(self.device)
         own = None if attention_mask is None else attention_mask.to(self.device)
         mask = segment_mask(own, ids.shape[1])
-        states = self.model(input_ids=ids, attention_mask=own, use_cache=False).last_hidden_state
-        return self._items(states, mask), mask
+        return self._items(self._encode(own, False, input_ids=ids), mask), mask
 
     # Fitting on held-out texts
 
@@ -406,7 +433,7 @@ class LLEForSequenceClassification(_Classifier):
     @property
     def key_size(self) -> int:
         """Width of keys and queries."""
-        return self.config.state_size * len(self.config.classifier.pooling)
+        return self.pooling.size
 
     def key_weights(self) -> list[tuple[str, Tensor]]:
         """Names and values of the weights that keys depend on, and the ways of pooling."""

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
@@ -91,12 +92,17 @@ class ClassificationArguments(_Arguments):
         adversarial: Strength of adversarial training (`AdversarialTrainer`), the relative norm of perturbations;
             doubles the time of a step. 0: none.
         keep_in_scope: Least share of correctly labelled validation texts that "none of these" accepts.
+        embeddings_training: Whether embeddings are "trained" like all weights, "slow", at `SLOW` times the learning
+            rate and without weight decay, or "frozen".
     """
 
     pretraining_epochs: float = field(default=0.0, metadata={"help": "Epochs as a language model; 0: none."})
     character_ngrams: int = field(default=0, metadata={"help": "Characters of the longest n-gram; 0: none."})
     adversarial: float = field(default=0.0, metadata={"help": "Strength of adversarial training; 0: none."})
     keep_in_scope: float = field(default=0.99, metadata={"help": "Least share of correctly labelled texts to accept."})
+    embeddings_training: Literal["trained", "slow", "frozen"] = field(
+        default="trained", metadata={"help": "How embeddings are trained: trained, slow or frozen."}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

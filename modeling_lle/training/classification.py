@@ -20,10 +20,11 @@ from ..history.label_calibration import CALIBRATED
 from ..history.label_rule import MULTI, SINGLE
 from ..models.backbone import LLEModel
 from ..models.classification import LLEClassifierOutput, LLEForSequenceClassification
-from .adversarial import AdversarialTrainer
+from ..embeddings.sources import StaticEmbeddings, load_embeddings
 from .arguments import ClassificationArguments
 from .character_ngrams import FoldNgrams, add_ngrams
 from .checkpoints import METRICS, find_checkpoint
+from .classifier_trainer import ClassifierTrainer
 from .held_out import at_most, check_shares, hold_out_labelled
 from .pretraining import pretrain
 from .recipe import DataArguments, Recipe
@@ -38,9 +39,10 @@ def run_classification(recipe: Recipe, rows: dict[str, Any] | None = None, resum
     _check_place(Path(str(arguments.output_dir)), resume)
     splits = labelled_splits(recipe, rows)
     examples, validation = splits["train"], splits["validation"]
-    tokenizer = make_tokenizer(recipe, examples["text"])
     labels = sorted(set(examples["label"]))
-    model = make_classifier(recipe.model, tokenizer, labels)
+    embeddings = begin_embeddings(recipe, examples["text"])
+    tokenizer = make_tokenizer(recipe, examples["text"]) if embeddings is None else embeddings.tokenizer
+    model = make_classifier(recipe.model, tokenizer, labels, embeddings)
     encoded, held_out = (encode(rows, tokenizer, labels) for rows in (examples, validation))
     trainer = make_trainer(recipe, model, tokenizer, encoded, held_out)
     minutes, checkpoint = 0.0, find_checkpoint(trainer, resume)
@@ -72,7 +74,9 @@ def make_trainer(
     """Trainer of a classifier by a recipe, on texts encoded by `encode`; gives its embeddings n-grams if wanted."""
     arguments: ClassificationArguments = recipe.training
     members = model.config.classifier.members
-    trainer = AdversarialTrainer(
+    begins_trained = "path" in recipe.model or "embeddings" in recipe.model
+    trainer = ClassifierTrainer(
+        arguments.embeddings_training,
         model.model.embed_tokens,
         arguments.adversarial,
         members,
@@ -89,7 +93,7 @@ def make_trainer(
     if arguments.character_ngrams:
         embeddings = model.model.embed_tokens
         # Trained embeddings get no n-grams.
-        scale = 0.0 if "path" in recipe.model else model.config.initializer_range
+        scale = 0.0 if begins_trained else model.config.initializer_range
         add_ngrams(embeddings, tokenizer, arguments.character_ngrams, scale)
         trainer.add_callback(FoldNgrams(embeddings))
     return trainer
@@ -208,16 +212,39 @@ class MemberLoss:
         return torch.stack(losses).mean()
 
 
+def begin_embeddings(recipe: Recipe, texts: Sequence[str]) -> StaticEmbeddings | None:
+    """The pretrained embeddings of a recipe, of the types in these texts with `prune`; None: it has none."""
+    if "embeddings" not in recipe.model:
+        return None
+    if recipe.tokenizer.path or recipe.tokenizer.vocab_size:
+        raise ValueError(
+            f"model.embeddings brings the tokenizer of {recipe.model['embeddings']}: leave tokenizer.path and "
+            "tokenizer.vocab_size out"
+        )
+    kept = texts if recipe.model.get("prune") else None
+    return load_embeddings(recipe.model["embeddings"], recipe.tokenizer.lowercase, kept)
+
+
 def make_classifier(
-    values: dict[str, Any], tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]
+    values: dict[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    labels: Sequence[str],
+    embeddings: StaticEmbeddings | None = None,
 ) -> LLEForSequenceClassification:
     """A classifier with the configuration `values`, initialised from the model at their `path` if given.
+
+    With `embeddings` it begins with these; `tokenizer` is theirs.
 
     A language model reads in one direction; the backward stack of a bidirectional classifier starts with the same
     weights.
     """
     names = {"id2label": dict(enumerate(labels)), "label2id": {name: number for number, name in enumerate(labels)}}
-    config, path = make_config(values, tokenizer, **names, problem_type=SINGLE)
+    more = names if embeddings is None else {**names, **embeddings.sizes(values)}
+    config, path = make_config(values, tokenizer, **more, problem_type=SINGLE)
+    if embeddings is not None:
+        model = LLEForSequenceClassification(config)
+        embeddings.put_into(model)
+        return model
     if path is None:
         return LLEForSequenceClassification(config)
     begin = LLEConfig.from_pretrained(path)

@@ -24,6 +24,9 @@ ARGUMENTS = {
     TRANSLATION.name: TranslationArguments,
 }
 
+# Keys of the section `model` that are no fields of the configuration.
+BEGINNING = ("path", "embeddings", "prune")
+
 _LOCAL = {"dataloader_pin_memory", "disable_tqdm", "hub_token", "local_rank", "use_cpu"}
 
 
@@ -99,7 +102,9 @@ class Recipe:
     """Sections of a run, and its task: "text-generation", "text-classification" or "translation".
 
     `model` holds fields of `LLEConfig`, and optionally `path`: a pretrained model, a folder or a name on the
-    Hub. The fields then change its configuration, and its tokenizer is the default.
+    Hub. The fields then change its configuration, and its tokenizer is the default. Or, for classifiers, `embeddings`:
+    pretrained ones, as `load_embeddings` takes them, whose tokenizer becomes that of the model; with `prune: true`
+    only the types that the training texts use are kept.
     """
 
     data: DataArguments
@@ -162,7 +167,8 @@ def make_recipe(values: dict[str, Any], where: str = "the recipe") -> Recipe:
         for name in ("data", "tokenizer", "model", "training")
     }
     model = _numbers(sections["model"])
-    LLEConfig(**{key: value for key, value in model.items() if key != "path"})
+    _check_beginning(model, task, where)
+    LLEConfig(**{key: value for key, value in model.items() if key not in BEGINNING})
     training = {"output_dir": f"runs/{Path(where).stem}", **sections["training"]}
     return Recipe(
         data=_section(DataArguments, sections["data"], f"the section data of {where}"),
@@ -171,6 +177,16 @@ def make_recipe(values: dict[str, Any], where: str = "the recipe") -> Recipe:
         training=_section(ARGUMENTS[task], training, f"the section training of {where}"),
         task=task,
     )
+
+
+def _check_beginning(model: dict[str, Any], task: str, where: str) -> None:
+    """Raises a ValueError if what a model begins with is contradictory, or not for models of this task."""
+    if "embeddings" in model and task != CLASSIFICATION.name:
+        raise ValueError(f"model.embeddings in {where} is for classifiers, and its task is {task}: leave it out")
+    if "embeddings" in model and "path" in model:
+        raise ValueError(f"model.embeddings and model.path in {where} exclude each other: leave one of them out")
+    if "prune" in model and "embeddings" not in model:
+        raise ValueError(f"model.prune in {where} is for pretrained embeddings: set model.embeddings, or leave it out")
 
 
 def _parse(text: str, where: str) -> Any:
