@@ -1,7 +1,7 @@
 """Smaller vocabularies: a tokenizer keeps the types that occur in given texts, and what spells anything else.
 
-Notable: the texts are tokenised as before. Others are too, as far as their types are kept; the rest is spelt in shorter
-ones. A piece of byte-pair encoding also needs the pieces that it is merged from.
+Notable: the texts are tokenised as before. Others are too, as far as their types are kept; the rest is spelt in
+shorter ones. A piece of byte-pair encoding also needs the pieces that it is merged from.
 """
 
 import itertools
@@ -37,7 +37,9 @@ def prune(tokenizer: Tokenizer, texts: Iterable[str]) -> tuple[Tokenizer, list[i
     if model["type"] not in KINDS or (model["type"] == "BPE" and model["continuing_subword_prefix"]):
         raise ValueError(f"a tokenizer of the kind {model['type']} cannot be pruned here: leave prune out")
     vocabulary: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
-    found = {number for encoded in tokenizer.encode_batch(list(texts), add_special_tokens=False) for number in encoded.ids}
+    found = {
+        number for encoded in tokenizer.encode_batch(list(texts), add_special_tokens=False) for number in encoded.ids
+    }
     kept = {token for token, number in vocabulary.items() if number in found}
     kept |= {added["content"] for added in values["added_tokens"]} | _spelling(model, vocabulary)
     if model["type"] == "BPE":

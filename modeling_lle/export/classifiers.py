@@ -3,8 +3,8 @@
 Notable: the directions and members of a qrnn are independent stacks of equal size, which run as one batch, since a
 short text spends its time in calls. States stay in the order of reading, in which the last one of each direction has
 read the whole text. Padding is at the end of each row.
-Shapes: B batch, T time, D width of a member, G stacks (both directions of all members), W width of the states,
-C labels.
+Shapes: B batch, T time, D width of a member, E of its embeddings, G stacks (both directions of all members), W width
+of the states, P of what is pooled, C labels.
 """
 
 from collections.abc import Iterable, Sequence
@@ -41,9 +41,10 @@ def write_classifier(model: LLEForSequenceClassification | LLEForTokenClassifica
     sizes: list[int | str] = ["batch_size", "sequence_length"]
     ids = graph.input("input_ids", "int64", sizes)
     padding = Padding.of(graph, graph.input("attention_mask", "int64", sizes))
-    states = _read(graph, model.model, embed(graph, model.model.embed_tokens, ids), padding)
+    embedded = embed(graph, model.model.embed_tokens, ids)
+    states = _read(graph, model.model, embedded, padding)
     if model.pooling is not None:
-        items, sizes = _pooled(graph, model.pooling, states, padding), sizes[:1]
+        items, sizes = _pooled(graph, model.pooling, states, embedded, padding), sizes[:1]
     else:
         items = _aligned(graph, states, config, padding)
     members = config.classifier.members
@@ -55,13 +56,13 @@ def write_classifier(model: LLEForSequenceClassification | LLEForTokenClassifica
 
 
 def _read(graph: Graph, backbone: LLEModel, embedded: str, padding: Padding) -> str:
-    """Runs the stacks over embedded tokens (B, T, M D): (G, B, T, D), those that read backwards in their order."""
+    """Runs the stacks over embedded tokens (B, T, M E): (G, B, T, D), those that read backwards in their order."""
     ahead = single_stacks(backbone.stack)
     back = [] if backbone.backward_stack is None else single_stacks(backbone.backward_stack)
     stacks, both = ahead + back, embedded
     if back:
         both = graph.add("Concat", embedded, _reversed(graph, embedded, padding), axis=-1)
-    apart = _apart(graph, both, len(stacks), backbone.config.hidden_size)
+    apart = _apart(graph, both, len(stacks), backbone.config.embedding_width)
     if len(stacks) > 1 and all(map(_is_batched, stacks)):
         return _read_together(graph, stacks, apart)
     parts = graph.split(apart, [1] * len(stacks), axis=0)
@@ -151,13 +152,19 @@ def _scaled(graph: Graph, x: str, norm: nn.RMSNorm) -> str:
 # Pooling and the output layer
 
 
-def _pooled(graph: Graph, module: Pooling, states: str, padding: Padding) -> str:
-    """Pools states (G, B, T, D), each in the order of reading, to (B, ways * W)."""
+def _pooled(graph: Graph, module: Pooling, states: str, embedded: str, padding: Padding) -> str:
+    """Pools states (G, B, T, D), each in the order of reading, and embedded tokens (B, T, M E) to (B, P)."""
     ways = {"last": _last, "mean": _mean, "max": _max, "attention": _attention}
-    parts = [ways[way](graph, module, states, padding) for way in module.ways]  # (G, B, 1, D) each
-    joined = parts[0] if len(parts) == 1 else graph.add("Concat", *parts, axis=2)
-    width = len(parts) * _stacks(module) * module.width
-    return graph.reshape(graph.add("Transpose", joined, perm=[1, 2, 0, 3]), 0, width)
+    parts = [ways[way](graph, module, states, padding) for way in module.ways if way in ways]  # (G, B, 1, D) each
+    pooled = []
+    if parts:
+        joined = parts[0] if len(parts) == 1 else graph.add("Concat", *parts, axis=2)
+        width = len(parts) * _stacks(module) * module.width
+        pooled.append(graph.reshape(graph.add("Transpose", joined, perm=[1, 2, 0, 3]), 0, width))
+    if module.reads_embeddings:
+        total = graph.add("ReduceSum", graph.add("Mul", embedded, padding.mask), graph.ints(1), keepdims=0)
+        pooled.append(graph.add("Div", total, graph.add("ReduceSum", padding.mask, graph.ints(1), keepdims=0)))
+    return pooled[0] if len(pooled) == 1 else graph.add("Concat", *pooled, axis=-1)
 
 
 def _stacks(module: Pooling) -> int:

@@ -24,6 +24,7 @@ from ..backbone.recurrence import variational_dropout
 from ..bank.found import Found
 from ..bank.protocol import Bank
 from ..common.modes import evaluating
+from ..common.packages import raise_missing
 from ..configuration import LLEConfig
 from ..configuration_fields import MAX_FITTED
 from ..history.attachment import Attachment
@@ -38,6 +39,14 @@ from .backbone import LLEModel, refuse_empty_rows, refuse_export, segment_mask
 from .teaching import TeachableModel
 from .wrapping import begin_anew, wrap
 
+# What a classifier has beside pretrained embeddings, if nothing else is said.
+BESIDE_EMBEDDINGS: dict[str, Any] = {
+    "hidden_size": 192,
+    "num_hidden_layers": 1,
+    "stack": "plain",
+    "bidirectional": True,
+    "classifier": {"pooling": ["max", "embeddings"]},
+}
 FITTED = 1024  # neighbours that calibration looks at, so that those of a few labels are among them
 
 
@@ -100,6 +109,41 @@ class _Classifier(TeachableModel):
         """
         model, _ = wrap(cls, name, options)
         begin_anew(model, model.classifier, model.pooling)
+        return model
+
+    @classmethod
+    def from_embeddings(
+        cls,
+        name: str | os.PathLike[str],
+        *,
+        lowercase: bool = False,
+        texts: Iterable[str] | None = None,
+        **options: Any,
+    ) -> Any:
+        """A classifier that begins with pretrained embeddings of token types; everything else in it is new.
+
+        Their tokenizer becomes that of the classifier: `backbone_tokenizer`, which is saved with it.
+
+        Args:
+            name: "wordllama" (`pip install modeling_lle[embeddings]`), or the folder or the name on the Hub of a
+                model2vec model or of any model of transformers, whose input embeddings are taken.
+            lowercase: Whether the tokenizer is to read capital letters as small ones.
+            texts: Keeps only the types that occur in them, and what spells anything else; None: all types.
+            options: Fields of `LLEConfig`, such as `id2label`; those that are not given are as in
+                `BESIDE_EMBEDDINGS`, where the mean of the embeddings stands beside the states of one LSTM layer.
+
+        Raises:
+            ImportError: wordllama is not installed.
+            ValueError: There are no such embeddings, or the options do not fit them.
+        """
+        try:  # an absolute import: what only begins a model is not saved with it
+            from modeling_lle.embeddings.sources import load_embeddings
+        except ModuleNotFoundError as error:
+            raise_missing(error)
+        embeddings = load_embeddings(name, lowercase, texts)
+        model = cls(LLEConfig(**{**BESIDE_EMBEDDINGS, **options, **embeddings.sizes(options)})).eval()
+        embeddings.put_into(model)
+        model.backbone_tokenizer = embeddings.tokenizer
         return model
 
     def _make_pooling(self) -> Pooling | None:
@@ -433,6 +477,7 @@ class LLEForSequenceClassification(_Classifier):
     @property
     def key_size(self) -> int:
         """Width of keys and queries."""
+        assert self.pooling is not None
         return self.pooling.size
 
     def key_weights(self) -> list[tuple[str, Tensor]]:

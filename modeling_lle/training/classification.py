@@ -16,11 +16,11 @@ from ..common.precision import in_precision
 from ..configuration import LLEConfig
 from ..data import check_labelled, load_labelled, split_out_of_scope
 from ..data.labelled import check_complete
+from ..embeddings.sources import StaticEmbeddings, load_embeddings
 from ..history.label_calibration import CALIBRATED
 from ..history.label_rule import MULTI, SINGLE
 from ..models.backbone import LLEModel
 from ..models.classification import LLEClassifierOutput, LLEForSequenceClassification
-from ..embeddings.sources import StaticEmbeddings, load_embeddings
 from .arguments import ClassificationArguments
 from .character_ngrams import FoldNgrams, add_ngrams
 from .checkpoints import METRICS, find_checkpoint

@@ -41,6 +41,7 @@ def written(model: Any, folder: Path, int8: bool = False) -> Any:
         {"recurrence": "qrnn", "intermediate_size": 10, "classifier": {"members": 3, "pooling": ["attention", "max"]}},
         {"recurrence": "lstm", "stack": "plain", "classifier": {"members": 2, "pooling": ["last"]}},
         {"recurrence": "gru", "bidirectional": False, "classifier": {"pooling": ["last", "mean"]}},
+        {"stack": "plain", "embedding_size": 10, "classifier": {"members": 2, "pooling": ["embeddings", "max"]}},
         {"recurrence": "qrnn", "of_tokens": True, "classifier": {"members": 2}},
         {"recurrence": "lstm", "of_tokens": True},
     ],
