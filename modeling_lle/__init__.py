@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .pipelines.token_classification import LLETokenClassificationPipeline
     from .pipelines.translation import LLETranslationPipeline
     from .tokenization import LLETokenizer
+    from .training.few import teach
 
 _HOME = {
     "Attachment": "history.attachment",
@@ -63,6 +64,7 @@ _HOME = {
     "LLETranslationPipeline": "pipelines.translation",
     "TrainingConfig": "configuration_sections",
     "TranslatorConfig": "configuration_sections",
+    "teach": "training.few",
 }
 
 __all__ = [
@@ -90,6 +92,7 @@ __all__ = [
     "StreamConfig",
     "TrainingConfig",
     "TranslatorConfig",
+    "teach",
 ]
 
 

@@ -20,7 +20,7 @@ from .loss import IGNORED
 
 CALIBRATED = ("sharpness", "background", "gate")
 _PLACES = {"sharpness": slice(0, 1), "background": slice(1, 2), "gate": slice(2, None)}  # among the values
-FOLDS = 4  # each label is taken for an unseen one in one of them
+FOLDS = 4  # each label is taken for an unseen one in one of them; of fewer labels as many as there are
 RIDGE = 0.1  # of the regression that tells what is out of scope: held-out texts of that side are few
 
 
@@ -129,9 +129,11 @@ class _Descent:
         nearest = _of_found(answered.found, lambda column: column[:, : bank.neighbours])
         recalled = Answered(answered.logits, answered.labels, nearest)
         trials = [(recalled, space)]
-        if kind == SINGLE and space.trained > FOLDS:
-            for fold in range(FOLDS):
-                trials += [_without(recalled, space, fold, False), _without(answered, space, fold, True)]
+        folds = min(FOLDS, space.trained)
+        if kind == SINGLE and space.trained > 2:  # a base that knows one label only says nothing
+            for fold in range(folds):
+                hidden = torch.arange(space.trained) % folds == fold
+                trials += [_without(recalled, space, hidden, False), _without(answered, space, hidden, True)]
         owns = [Features.of(held.logits, kind) for held, _ in trials]
         features = owns[0].features
         deviation = features.std(0, correction=0).clamp(min=1e-3)
@@ -174,13 +176,12 @@ def _of_found(found: Found, change: Callable[[Tensor], Tensor]) -> Found:
     return Found(*(change(column) for column in (found.similarity, found.ids, found.outcomes, found.counts)))
 
 
-def _without(answered: Answered, space: LabelSpace, fold: int, alone: bool) -> tuple[Answered, LabelSpace]:
-    """The same as it is for a base that was not trained on every `FOLDS`-th label; those come last now.
+def _without(answered: Answered, space: LabelSpace, hidden: Tensor, alone: bool) -> tuple[Answered, LabelSpace]:
+    """The same as it is for a base that was not trained on the labels `hidden` (C,) bool; those come last now.
 
     With `alone`, the bank has examples of these labels only.
     """
     number = torch.arange(space.trained)
-    hidden = number % FOLDS == fold
     order = torch.cat([number[~hidden], number[hidden], torch.arange(space.trained, len(space.names))])
     kept = number[~hidden].to(answered.logits.device)
     names = tuple(space.names[i] for i in order.tolist())

@@ -1,11 +1,12 @@
 """Training of a classifier by a recipe; its training examples become its first bank."""
 
+import time
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset, DatasetDict, Value
+from datasets import Dataset, DatasetDict, Value, concatenate_datasets
 from torch import Tensor
 from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedTokenizerBase, Trainer
 from transformers.trainer_pt_utils import LabelSmoother
@@ -29,18 +30,42 @@ from .held_out import at_most, check_shares, hold_out_labelled
 from .pretraining import pretrain
 from .recipe import DataArguments, Recipe
 from .steps import make_config, make_tokenizer, save, train
+from .used_types import TrainUsedTypes
 
 SOURCE = "training"  # of the entries in the bank of a new classifier
 
 
 def run_classification(recipe: Recipe, rows: dict[str, Any] | None = None, resume: bool = False) -> dict[str, Any]:
     """Trains a classifier of texts, and builds its bank from the training examples; see `run`."""
-    arguments: ClassificationArguments = recipe.training
-    _check_place(Path(str(arguments.output_dir)), resume)
+    _check_place(Path(str(recipe.training.output_dir)), resume)
     splits = labelled_splits(recipe, rows)
+    trainer, metrics = train_classifier(recipe, splits, resume)
+    if trainer.is_world_process_zero():
+        model: Any = trainer.model
+        save(recipe, trainer, metrics, model.history_bank, read=splits["train"]["text"])
+    return metrics
+
+
+def train_classifier(
+    recipe: Recipe, splits: dict[str, Dataset], resume: bool = False
+) -> tuple[Trainer, dict[str, Any]]:
+    """Trains a classifier of texts, teaches it its examples, and fits its rule; saves nothing.
+
+    Args:
+        recipe: Recipe.
+        splits: Result of `labelled_splits`.
+        resume: As in `run`.
+
+    Returns:
+        The trainer, with the model and its tokenizer, and the metrics.
+    """
+    arguments: ClassificationArguments = recipe.training
+    if arguments.refit and not recipe.data.held_out:
+        raise ValueError("training.refit trains on what data.held_out held out: set it to a share, such as 0.2")
     examples, validation = splits["train"], splits["validation"]
     labels = sorted(set(examples["label"]))
-    embeddings = begin_embeddings(recipe, examples["text"])
+    both = concatenate_datasets([examples, validation]) if arguments.refit else examples
+    embeddings = begin_embeddings(recipe, both["text"])
     tokenizer = make_tokenizer(recipe, examples["text"]) if embeddings is None else embeddings.tokenizer
     model = make_classifier(recipe.model, tokenizer, labels, embeddings)
     encoded, held_out = (encode(rows, tokenizer, labels) for rows in (examples, validation))
@@ -57,11 +82,20 @@ def run_classification(recipe: Recipe, rows: dict[str, Any] | None = None, resum
     with in_precision(model, arguments.precision):
         model.learn(examples["text"], examples["label"], tokenizer, source=SOURCE, places=examples)
         metrics |= fit_history(model, tokenizer, held_out, unlabelled, size, arguments.keep_in_scope, fixed)
+    if arguments.refit:
+        again = make_classifier(recipe.model, tokenizer, labels, embeddings)
+        again.config.classifier, again.config.history = model.config.classifier, model.config.history
+        trainer = make_trainer(recipe, again, tokenizer, encode(both, tokenizer, labels), held_out)
+        begin = time.perf_counter()
+        trainer.train()
+        metrics["train_minutes"] += (time.perf_counter() - begin) / 60
+        model = again
+    with in_precision(model, arguments.precision):
+        if arguments.refit:
+            model.learn(examples["text"], examples["label"], tokenizer, source=SOURCE, places=examples)
         if recipe.data.held_out:
             model.learn(validation["text"], validation["label"], tokenizer, source=SOURCE, places=validation)
-    if trainer.is_world_process_zero():
-        save(recipe, trainer, metrics, model.history_bank, read=examples["text"])
-    return metrics
+    return trainer, metrics
 
 
 def make_trainer(
@@ -75,6 +109,10 @@ def make_trainer(
     arguments: ClassificationArguments = recipe.training
     members = model.config.classifier.members
     begins_trained = "path" in recipe.model or "embeddings" in recipe.model
+    callbacks = []
+    if "embeddings" in recipe.model and not (arguments.character_ngrams or arguments.pretraining_epochs):
+        padding: Any = tokenizer.pad_token_id
+        callbacks.append(TrainUsedTypes(model.model, (encoded, held_out), padding))
     trainer = ClassifierTrainer(
         arguments.embeddings_training,
         model.model.embed_tokens,
@@ -86,6 +124,7 @@ def make_trainer(
         train_dataset=encoded,
         eval_dataset=held_out,
         processing_class=tokenizer,
+        callbacks=callbacks,
         compute_metrics=_accuracy,
         # The label smoothing of the Trainer sees only `logits`, which join all members.
         compute_loss_func=MemberLoss(arguments.label_smoothing_factor) if members > 1 else None,
