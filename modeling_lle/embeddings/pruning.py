@@ -53,7 +53,8 @@ def prune(tokenizer: Tokenizer, texts: Iterable[str]) -> tuple[Tokenizer, list[i
 
 def _spelling(model: dict[str, Any], vocabulary: dict[str, int]) -> set[str]:
     """The types that spell any text, and the one for what has no type."""
-    found = {_unknown(model)} & vocabulary.keys()
+    unknown = _unknown(model)
+    found = set() if unknown is None else {unknown}
     spelt = {token for token in vocabulary if _BYTE.fullmatch(token)}
     if len(spelt) == BYTE_VALUES:
         return found | spelt | {token for token in vocabulary if len(token) == 1 and token.isascii()}

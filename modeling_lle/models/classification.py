@@ -188,6 +188,7 @@ class _Classifier(TeachableModel):
         attachment = self.recalled_from(history, use_history)
         wanted = kwargs.pop("output_hidden_states", None)
         outputs = self._encode(attention_mask, wanted, input_ids=input_ids, inputs_embeds=inputs_embeds, **kwargs)
+        assert outputs.last_hidden_state is not None
         mask = segment_mask(attention_mask, outputs.last_hidden_state.shape[1])
         items = self._items(outputs, mask)
         dropped = self._drop(items)
@@ -228,13 +229,7 @@ class _Classifier(TeachableModel):
         return torch.stack([label_loss(own, labels, self.kind, number) for own in members]).mean()
 
     def _encode(self, attention_mask: Tensor | None, wanted: Any = None, **given: Any) -> BaseModelOutputWithPast:
-        """What the backbone says of whole texts, with the embedded tokens if the pooling reads them.
-
-        Args:
-            attention_mask: As in `forward`.
-            wanted: `output_hidden_states` of `forward`.
-            given: Further arguments of the backbone.
-        """
+        """Reads whole texts; `hidden_states` has the embedded tokens where the pooling needs them."""
         if wanted is None:
             wanted = bool(self.config.output_hidden_states)
         if self.pooling is not None and self.pooling.reads_embeddings and wanted is not True:
@@ -248,11 +243,11 @@ class _Classifier(TeachableModel):
 
     def _items(self, outputs: BaseModelOutputWithPast, mask: Tensor | None) -> Tensor:
         """What is classified: (B, key_size), or (B, T, key_size), floating."""
-        states = outputs.last_hidden_state
+        states, every = outputs.last_hidden_state, outputs.hidden_states
         assert states is not None
         if self.pooling is None:
             return states
-        return self.pooling(states, mask, outputs.hidden_states[0] if self.pooling.reads_embeddings else None)
+        return self.pooling(states, mask, None if every is None else every[0])
 
     def _apart(self, items: Tensor) -> Tensor:
         """Copies what is classified for each member, (M, ..., key_size), without the channels of the others."""

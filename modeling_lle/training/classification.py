@@ -85,8 +85,12 @@ def train_classifier(
     if arguments.refit:
         again = make_classifier(recipe.model, tokenizer, labels, embeddings)
         again.config.classifier, again.config.history = model.config.classifier, model.config.history
-        trainer = make_trainer(recipe, again, tokenizer, encode(both, tokenizer, labels), held_out)
+        encoded = encode(both, tokenizer, labels)
+        trainer = make_trainer(recipe, again, tokenizer, encoded, held_out)
         begin = time.perf_counter()
+        if arguments.pretraining_epochs:
+            texts = encoded.remove_columns("labels")
+            pretrain(again.model, texts, tokenizer, arguments, arguments.pretraining_epochs)
         trainer.train()
         metrics["train_minutes"] += (time.perf_counter() - begin) / 60
         model = again
