@@ -297,8 +297,11 @@ class _Classifier(TeachableModel):
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """The keys of texts (B, T): normalised states, (B, key_size) or of tokens (B, T, key_size), float32."""
-        items, _ = self._read(input_ids, attention_mask)
-        return nn.functional.normalize(items.float(), dim=-1)
+        return nn.functional.normalize(self.pooled(input_ids, attention_mask).float(), dim=-1)
+
+    def pooled(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """What the output layer reads of texts (B, T): (B, key_size), or of tokens (B, T, key_size), floating."""
+        return self._read(input_ids, attention_mask)[0]
 
     def explain(
         self,

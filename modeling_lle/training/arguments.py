@@ -94,6 +94,8 @@ class ClassificationArguments(_Arguments):
         keep_in_scope: Least share of correctly labelled validation texts that "none of these" accepts.
         embeddings_training: Whether embeddings are "trained" like all weights, "slow", at `SLOW` times the learning
             rate and without weight decay, or "frozen".
+        output_penalty: Penalty on the output layer, with which it is fitted by logistic regression at the end of
+            training (`fit_output_layer`); 0: it stays as it was trained.
         refit: Whether to train anew on all examples, those that were held out to fit the rule included, where examples
             are few; doubles the time. It needs `data.held_out`, and keeps no checkpoints.
     """
@@ -105,13 +107,14 @@ class ClassificationArguments(_Arguments):
     embeddings_training: Literal["trained", "slow", "frozen"] = field(
         default="trained", metadata={"help": "How embeddings are trained: trained, slow or frozen."}
     )
+    output_penalty: float = field(default=0.0, metadata={"help": "Penalty of the output layer's regression; 0: none."})
     refit: bool = field(default=False, metadata={"help": "Whether to train anew on held-out examples too."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.refit and self.save_strategy != "no":
             raise ValueError('training.refit keeps no checkpoints: set training.save_strategy to "no"')
-        for name in ("pretraining_epochs", "character_ngrams", "adversarial"):
+        for name in ("pretraining_epochs", "character_ngrams", "adversarial", "output_penalty"):
             if getattr(self, name) < 0:
                 raise ValueError(f"training.{name} is {getattr(self, name)}: give a number of at least 0")
         if 0 < self.character_ngrams < SHORTEST:

@@ -1,5 +1,6 @@
 """Training of a classifier by a recipe; its training examples become its first bank."""
 
+import functools
 import time
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 from datasets import Dataset, DatasetDict, Value, concatenate_datasets
 from torch import Tensor
-from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedTokenizerBase, Trainer
+from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_pt_utils import LabelSmoother
 
 from ..bank.files import MANIFEST, Folder
@@ -27,6 +28,7 @@ from .character_ngrams import FoldNgrams, add_ngrams
 from .checkpoints import METRICS, find_checkpoint
 from .classifier_trainer import ClassifierTrainer
 from .held_out import at_most, check_shares, hold_out_labelled
+from .output_layer import FitOutputLayer
 from .pretraining import pretrain
 from .recipe import DataArguments, Recipe
 from .steps import make_config, make_tokenizer, save, train
@@ -113,10 +115,13 @@ def make_trainer(
     arguments: ClassificationArguments = recipe.training
     members = model.config.classifier.members
     begins_trained = "path" in recipe.model or "embeddings" in recipe.model
-    callbacks = []
+    callbacks: list[TrainerCallback] = []
     if "embeddings" in recipe.model and not (arguments.character_ngrams or arguments.pretraining_epochs):
         padding: Any = tokenizer.pad_token_id
         callbacks.append(TrainUsedTypes(model.model, (encoded, held_out), padding))
+    if arguments.output_penalty:
+        texts = functools.partial(batches, encoded, tokenizer, arguments.per_device_eval_batch_size)
+        callbacks.append(FitOutputLayer(model, texts, arguments.output_penalty))
     trainer = ClassifierTrainer(
         arguments.embeddings_training,
         model.model.embed_tokens,

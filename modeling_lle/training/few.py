@@ -48,6 +48,7 @@ FEW: dict[str, Any] = {
         "max_grad_norm": 1.0,
         "label_smoothing_factor": 0.1,
         "embeddings_training": "slow",
+        "output_penalty": 0.03,
         "refit": True,
         "save_strategy": "no",
         "logging_steps": 200,
