@@ -27,7 +27,7 @@ class BackboneConfig:
 
     Args:
         hidden_size: Width of the states that are keys and queries, and of the embeddings, D.
-        embedding_size: Width of the embeddings if it is another one, E, as of pretrained ones (docs/classifiers.md);
+        embedding_size: Width of the embeddings if it is another one, E, as of pretrained ones (docs/classification.md);
             None: `hidden_size`. It needs the plain stack, whose first layer reads any width; for classifiers.
         intermediate_size: Width of the inner layers of the plain stack, of the MLP in the residual stack. None: for
             the plain stack `hidden_size`, for the residual stack no MLP.
