@@ -27,8 +27,8 @@ class BackboneConfig:
 
     Args:
         hidden_size: Width of the states that are keys and queries, and of the embeddings, D.
-        embedding_size: Width of the embeddings if it is another one, E, as of pretrained ones (docs/classification.md);
-            None: `hidden_size`. It needs the plain stack, whose first layer reads any width; for classifiers.
+        embedding_size: Width of the embeddings if it is another one, E, as of pretrained ones; None: `hidden_size`. It
+            needs the plain stack, whose first layer reads any width; for classifiers.
         intermediate_size: Width of the inner layers of the plain stack, of the MLP in the residual stack. None: for
             the plain stack `hidden_size`, for the residual stack no MLP.
         num_hidden_layers: Number of recurrent layers; of a translator, of its decoder.

@@ -1,8 +1,9 @@
 """Classifiers from a few examples of each label: `teach`, and the recipe behind it.
 
 Notable: a text to classify has words that none of a few examples has, so the classifier begins with pretrained
-embeddings of all words. A fifth of the examples is held out to fit the rule of the bank; then all are trained on and
-taught.
+embeddings of all words. They stay as they are, and the mean of those of a text is its state: from five examples of
+each label of Banking77, trained embeddings and a trained LSTM were less accurate. The output layer is a logistic
+regression. A fifth of the examples is held out to fit the rule of the bank; then all are trained on and taught.
 """
 
 import copy
@@ -26,28 +27,19 @@ FEW: dict[str, Any] = {
     "data": {"held_out": 0.2},
     "model": {
         "embeddings": "wordllama",
-        "hidden_size": 64,
+        "hidden_size": 16,
         "num_hidden_layers": 1,
         "recurrence": "lstm",
         "stack": "plain",
         "bidirectional": True,
-        "token_dropout": 0.1,
-        "input_dropout": 0.3,
-        "output_dropout": 0.3,
-        "classifier": {"pooling": ["max", "embeddings"]},
+        "classifier": {"pooling": ["embeddings"]},
     },
     "training": {
-        "max_steps": 400,
+        "max_steps": 10,
         "per_device_train_batch_size": 32,
         "per_device_eval_batch_size": 64,
         "learning_rate": 3.0e-3,
-        "adam_beta2": 0.98,
-        "weight_decay": 0.05,
-        "lr_scheduler_type": "cosine",
-        "warmup_steps": 0.15,
-        "max_grad_norm": 1.0,
-        "label_smoothing_factor": 0.1,
-        "embeddings_training": "slow",
+        "embeddings_training": "frozen",
         "output_penalty": 0.03,
         "refit": True,
         "save_strategy": "no",
@@ -60,7 +52,7 @@ FEW: dict[str, Any] = {
 def teach(
     texts: Sequence[str], labels: Sequence[str], *, embeddings: str = "wordllama", seed: int = 0
 ) -> LLETextClassificationPipeline:
-    """Makes a classifier of a few texts of each label, with the examples in its bank; takes seconds to a minute.
+    """Makes a classifier of a few texts of each label, with the examples in its bank; takes seconds.
 
     Example:
         >>> classifier = teach(texts, labels)

@@ -22,12 +22,10 @@ LABELS = [label for label in ("sat", "saw", "mat") for _ in range(5)]
 
 @pytest.fixture
 def few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A few steps, with the embeddings of a tiny wordllama."""
+    """With the embeddings of a tiny wordllama."""
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "wordllama", raising=False)
     make_wordllama(tmp_path)
-    monkeypatch.setitem(FEW["training"], "max_steps", 20)
-    monkeypatch.setitem(FEW["model"], "hidden_size", 4)
 
 
 def test_a_taught_classifier_answers_learns_and_is_saved_whole(few: None, tmp_path: Path) -> None:
@@ -39,10 +37,7 @@ def test_a_taught_classifier_answers_learns_and_is_saved_whole(few: None, tmp_pa
     assert found[0]["history"][0]["causes"]
     begun = load_embeddings("wordllama")
     assert len(classifier.tokenizer) == len(begun.tokenizer)
-    moved = (model.get_input_embeddings().weight != begun.matrix).any(1)
-    used = {token for text in EXAMPLES for token in begun.tokenizer(text)["input_ids"]}
-    assert set(moved.nonzero()[:, 0].tolist()) <= used
-    assert moved.any()
+    assert torch.equal(model.get_input_embeddings().weight, begun.matrix)
     model.save_pretrained(tmp_path / "saved", save_history=True)
     loaded: Any = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved")
     loaded.attach_history(HistoryBank.from_pretrained(tmp_path / "saved"))
