@@ -1,7 +1,7 @@
 """Exact matches: the places in the text so far whose last tokens are the same as the last ones now.
 
 Notable: the longest matches of each position count, as in compression by the longest context (PPM*, Cleary and Teahan
-1997). The entries are all earlier tokens of a window that may be far longer than the stream's, since an entry costs
+1997), and one that most others agree with counts for more. The entries are all earlier tokens of a window that may be far longer than the stream's, since an entry costs
 five bytes; which of them match is found anew at every position, exactly and without a table of hashes. The model's own
 output counts as context, but is never recalled unless asked for. Shapes: B batch, T time, C slots of the buffer, K
 matches, m tokens of a text, n positions of it.
@@ -31,6 +31,12 @@ class Matched:
     lengths: Tensor
     ages: Tensor
     outcomes: Tensor
+
+    def agreement(self) -> Tensor:
+        """(B, T, K) float32, the share of the matches of a position that have the same outcome; 0 for no match."""
+        known = self.lengths > 0
+        same = (self.outcomes[..., :, None] == self.outcomes[..., None, :]) & known[..., None, :]
+        return same.sum(-1) / known.sum(-1, keepdim=True).clamp(min=1) * known
 
     def at(self, positions: slice) -> "Matched":
         """Those of some positions."""

@@ -31,6 +31,7 @@ class Evidence:
     Attributes:
         similarity: (n, N) float32, cosines, or lengths of matches as shares of the longest.
         log_age: (n, N) float32, or None for entries without age.
+        agreement: (n, N) float32, share of the entries that have the same outcome, or None where it does not count.
         log_count: (n, N) float32, logarithm of how often each entry occurred, or None for once.
         valid: (n, N) bool, whether the position may recall the entry.
         hit: (n, N) bool, whether the entry's outcome is the target.
@@ -38,13 +39,15 @@ class Evidence:
 
     similarity: Tensor
     log_age: Tensor | None
+    agreement: Tensor | None
     log_count: Tensor | None
     valid: Tensor
     hit: Tensor
 
-    def recall(self, sharpness: Tensor, recency: Tensor) -> tuple[Tensor, Tensor]:
+    def recall(self, sharpness: Tensor, recency: Tensor, agreement: Tensor) -> tuple[Tensor, Tensor]:
         """Mass and probability of the target, (n,) float32 each."""
         scores = kernel(self.similarity, self.log_age, sharpness, recency)
+        scores = scores if self.agreement is None else scores + agreement * (self.agreement - 1)
         scores = scores if self.log_count is None else scores + self.log_count
         recall = Recall.from_scores(scores[:, None], self.valid[:, None], self.hit.long()[:, None])
         return recall.mass[:, 0], recall.probability(torch.ones_like(recall.mass, dtype=torch.long))[:, 0]
@@ -120,6 +123,7 @@ class StreamRecalled:
         return Evidence(
             similarity=self.block.similarity()[row, column].float(),
             log_age=log_age(self.block.age[row, column]),
+            agreement=None,
             log_count=None,
             valid=self.block.valid[row, column],
             hit=self.block.outcomes[row] == targets[:, None],
@@ -194,6 +198,7 @@ class MatchesRecalled:
 
     found: Matched
     similarity: Tensor
+    agreement: Tensor
     recall: Recall
     gate: Sequence[float]
     source: str = MATCHES
@@ -203,6 +208,7 @@ class MatchesRecalled:
         return Evidence(
             similarity=self.similarity[row, column],
             log_age=log_age(self.found.ages[row, column]),
+            agreement=self.agreement[row, column],
             log_count=None,
             valid=self.found.lengths[row, column] > 0,
             hit=self.found.outcomes[row, column] == targets[:, None],
@@ -263,17 +269,18 @@ class MatchSource:
         """Takes in one position of each row; returns what `mix_step` takes: the matches, and the numbers."""
         found, own = self.read(entries, None, states.shape[:2], states.device), self.numbers
         parts = found.lengths[:, 0], found.ages[:, 0], found.outcomes[:, 0]
-        return parts, (*own.gate, own.longest, own.sharpness, own.recency)
+        return parts, (*own.gate, own.longest, own.sharpness, own.recency, own.agreement)
 
     @outside_autocast
     def recall(self, states: Tensor, features: Tensor) -> MatchesRecalled:
         """See `Source.recall`; the block is the newest of `blocks`."""
         assert self._found is not None
         found, numbers = self._found, self.numbers
-        similarity = found.lengths.float() / numbers.longest
+        similarity, agreement = found.lengths.float() / numbers.longest, found.agreement()
         scores = kernel(similarity, log_age(found.ages), numbers.sharpness, numbers.recency)
+        scores += numbers.agreement * (agreement - 1)
         recall = Recall.from_scores(scores, found.lengths > 0, found.outcomes)
-        return MatchesRecalled(found, similarity, recall, numbers.gate)
+        return MatchesRecalled(found, similarity, agreement, recall, numbers.gate)
 
 
 @dataclass
@@ -291,6 +298,7 @@ class FoundRecalled:
         return Evidence(
             similarity=self.found.similarity[row, column],
             log_age=None,
+            agreement=None,
             log_count=counts.clamp(min=1).log(),
             valid=counts > 0,
             hit=self.found.outcomes[row, column] == targets[:, None],

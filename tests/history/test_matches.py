@@ -20,6 +20,7 @@ MATCHES = {
     "neighbours": 6,
     "sharpness": 9.0,
     "recency": 0.2,
+    "agreement": 1.5,
     "gate": [0.3, 0.4, 0.1, -0.2],
 }
 
@@ -160,6 +161,7 @@ def test_the_numbers_are_fitted_with_the_others() -> None:
     found = model.calibrate(make_repetitive_segments())
     assert found["after_nats"] < found["before_nats"]
     assert model.config.matches.gate != MATCHES["gate"]
+    assert model.config.matches.agreement != MATCHES["agreement"]
     assert model.config.stream.gate != make_language_model().config.stream.gate
     model.config.stream.window = 0
     fixed = list(model.config.matches.gate)

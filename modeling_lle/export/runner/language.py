@@ -96,8 +96,14 @@ class Matches:
             best = np.flatnonzero(lengths == lengths.max(initial=0))[::-1][:size]
             ages = np.log(last - ends[best])
             shares = lengths[best] / numbers["longest"]
-            scores[row, : len(best)] = (shares - 1) * numbers["sharpness"] - numbers["recency"] * ages
-            outcomes[row, : len(best)] = self.tokens[ends[best] + 1]
+            found = self.tokens[ends[best] + 1]
+            agreement = (found[:, None] == found).mean(1) if len(best) else 0.0
+            scores[row, : len(best)] = (
+                (shares - 1) * numbers["sharpness"]
+                + (agreement - 1) * numbers["agreement"]
+                - numbers["recency"] * ages
+            )
+            outcomes[row, : len(best)] = found
         kept = numbers["window"] + numbers["longest"]
         self.tokens, self.usable = self.tokens[-kept:], self.usable[-kept:]
         weights, mass = recall(scores)
