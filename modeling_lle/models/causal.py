@@ -442,6 +442,7 @@ class LLEForCausalLM(LLEPreTrainedModel, LLEGenerationMixin):
         max_predictions: int = 3000,
         steps: int = 40,
         seed: int = 0,
+        past_key_values: LLECache | None = None,
         history: Attachment | Bank | None = None,
     ) -> dict[str, float]:
         """Fits the parameters of the rule on held-out text, by gradient descent, and stores them in the config.
@@ -456,6 +457,7 @@ class LLEForCausalLM(LLEPreTrainedModel, LLEGenerationMixin):
             max_predictions: Predictions that are fitted on, drawn evenly from the text.
             steps: Steps of the quasi-Newton descent.
             seed: Seed of the draw.
+            past_key_values: The cache of the text so far; it is updated. None: the batches begin a text.
             history: As in `forward`.
 
         Returns:
@@ -471,7 +473,7 @@ class LLEForCausalLM(LLEPreTrainedModel, LLEGenerationMixin):
                 "nothing to calibrate: history.stream.window and history.matches.window are 0, and no bank is attached"
             )
         calibration = Calibration(numbers, fixed, max_predictions, seed)
-        cache: LLECache | None = None
+        cache = past_key_values
         with evaluating(self), torch.no_grad():
             for batch in batches:
                 ids, mask = batch["input_ids"].to(self.device), batch.get("attention_mask")

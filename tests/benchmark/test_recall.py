@@ -11,7 +11,6 @@ from modeling_lle.evaluation import read_results
 from scripts.benchmark import recall
 from scripts.benchmark.__main__ import app
 from scripts.benchmark.recall_tasks import make_tasks
-from scripts.benchmark.trained import FAMILIES, train_small
 from tests.factories.language_models import make_language_model
 from tests.factories.texts import make_ids, make_texts
 
@@ -59,14 +58,6 @@ def test_joined_keys_compare_the_states_before_as_well(monkeypatch: pytest.Monke
         for entry in range(3, 29)
     ]
     torch.testing.assert_close(cosines.sort().values[-5:], torch.tensor(want).sort().values[-5:])
-
-
-def test_small_models_are_trained() -> None:
-    for make in FAMILIES.values():
-        torch.manual_seed(0)
-        model = make(20, 1)
-        assert train_small(model, make_ids(1, 40, vocab=20)[0], minutes=1e-4) > 0
-        assert not model.training
 
 
 def test_the_command_writes_results_that_can_be_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
