@@ -163,6 +163,7 @@ class MatchesConfig:
         neighbours: Matches that are recalled at each position, the newest of the longest ones.
         sharpness, recency, gate: As for the stream; in place of the cosine stands the length as a share of `longest`.
         agreement: Exponent by which a match counts for more, the larger the share of the matches that agree with it.
+        success: Exponent by which all of them count for more, the more often the last ones were right.
 
     What the model generates counts as context, but is recalled only if `stream.generated` asks for it.
     """
@@ -173,6 +174,7 @@ class MatchesConfig:
     sharpness: float | int = within(16.0, 0.0, MAX_FITTED)
     recency: float | int = within(0.3, 0.0, MAX_FITTED)
     agreement: float | int = within(4.0, -MAX_FITTED, MAX_FITTED)
+    success: float | int = within(2.0, -MAX_FITTED, MAX_FITTED)
     gate: list[float | int] = four_numbers(lambda: [0.0, 0.5, 0.0, 0.0])  # noqa: RUF009
 
 

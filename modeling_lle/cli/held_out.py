@@ -94,7 +94,7 @@ def parameters(model: "LLEPreTrainedModel") -> dict[str, Any]:
     found = {
         f"{section}.{name}": getattr(numbers, name)
         for section, numbers in sections.items()
-        for name in ("sharpness", "recency", "agreement", "gate")
+        for name in ("sharpness", "recency", "agreement", "success", "gate")
         if hasattr(numbers, name)
     }
     return {**found, "classifier.background": config.classifier.background} if model.outcome == "label" else found

@@ -81,7 +81,7 @@ class _Sample:
         return _Sample(self.base[keep], self.features[keep], [source.select(keep) for source in self.sources])
 
 
-PARAMETERS = {"sharpness": [0], "recency": [1], "gate": [2, 3, 4, 5], "agreement": [6]}  # places among the values
+PARAMETERS = {"sharpness": [0], "recency": [1], "gate": [2, 3, 4, 5], "agreement": [6], "success": [7]}  # places
 
 
 class Calibration:
@@ -89,7 +89,7 @@ class Calibration:
 
     Args:
         numbers: The sections of the configuration by the names of their sources ("stream", "bank"), with `sharpness`,
-            `gate`, and `recency` and `agreement` if the source has them; `fit` writes them.
+            `gate`, and `recency`, `agreement` and `success` if the source has them; `fit` writes them.
         fixed: What stays as it is: one of `PARAMETERS` of every source, or of one as in "bank.gate".
         max_predictions: Predictions to keep; more are thinned out evenly at random.
         seed: Seed of the thinning.
@@ -148,12 +148,12 @@ class Calibration:
         scaled = (features - mean) / deviation
         numbers = list(self.numbers.values())
         start = torch.stack([to_values(own, mean.cpu(), deviation.cpu()) for own in numbers])
-        agreement = torch.tensor([float(getattr(own, "agreement", 0.0)) for own in numbers])
-        start = torch.cat([start, agreement[:, None]], dim=1).to(base.device)
+        more = torch.tensor([[float(getattr(own, name, 0.0)) for name in ("agreement", "success")] for own in numbers])
+        start = torch.cat([start, more], dim=1).to(base.device)
 
         def nats(values: Tensor) -> Tensor:
             recalls = [
-                source.recall(value[0].exp(), value[1].square(), value[6])
+                source.recall(value[0].exp(), value[1].square(), *value[6:])
                 for source, value in zip(sources, values, strict=True)
             ]
             log_shares = gate([mass for mass, _ in recalls], scaled, [value[2:6] for value in values])
@@ -163,16 +163,17 @@ class Calibration:
         for (source, own), value in zip(self.numbers.items(), found.values.cpu(), strict=True):
             fixed = self._fixed_of(source)
             store_values(own, value[:6], mean.cpu(), deviation.cpu(), fixed)
-            if hasattr(own, "agreement") and "agreement" not in fixed:
-                own.agreement = float(value[6].clamp(-MAX_FITTED, MAX_FITTED))
+            for name, number in zip(("agreement", "success"), value[6:], strict=True):
+                if hasattr(own, name) and name not in fixed:
+                    setattr(own, name, float(number.clamp(-MAX_FITTED, MAX_FITTED)))
         return found.metrics(len(base), float(-base.mean()))
 
     def _fixed_of(self, source: str) -> set[str]:
         return {name for name in PARAMETERS if {name, f"{source}.{name}"} & self.fixed}
 
     def _mask(self) -> Tensor:
-        """Which values (S, 7) bool do not change."""
-        mask = torch.zeros(len(self.numbers), 7, dtype=torch.bool)
+        """Which values (S, 8) bool do not change."""
+        mask = torch.zeros(len(self.numbers), 8, dtype=torch.bool)
         for row, source in zip(mask, self.numbers, strict=True):
             for name in self._fixed_of(source):
                 row[PARAMETERS[name]] = True

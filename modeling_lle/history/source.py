@@ -32,6 +32,7 @@ class Evidence:
         similarity: (n, N) float32, cosines, or lengths of matches as shares of the longest.
         log_age: (n, N) float32, or None for entries without age.
         agreement: (n, N) float32, share of the entries that have the same outcome, or None where it does not count.
+        success: (n, N) float32, how often such entries were right before, or None where it does not count.
         log_count: (n, N) float32, logarithm of how often each entry occurred, or None for once.
         valid: (n, N) bool, whether the position may recall the entry.
         hit: (n, N) bool, whether the entry's outcome is the target.
@@ -40,14 +41,16 @@ class Evidence:
     similarity: Tensor
     log_age: Tensor | None
     agreement: Tensor | None
+    success: Tensor | None
     log_count: Tensor | None
     valid: Tensor
     hit: Tensor
 
-    def recall(self, sharpness: Tensor, recency: Tensor, agreement: Tensor) -> tuple[Tensor, Tensor]:
+    def recall(self, sharpness: Tensor, recency: Tensor, agreement: Tensor, success: Tensor) -> tuple[Tensor, Tensor]:
         """Mass and probability of the target, (n,) float32 each."""
         scores = kernel(self.similarity, self.log_age, sharpness, recency)
         scores = scores if self.agreement is None else scores + agreement * (self.agreement - 1)
+        scores = scores if self.success is None else scores + success * (self.success - 1)
         scores = scores if self.log_count is None else scores + self.log_count
         recall = Recall.from_scores(scores[:, None], self.valid[:, None], self.hit.long()[:, None])
         return recall.mass[:, 0], recall.probability(torch.ones_like(recall.mass, dtype=torch.long))[:, 0]
@@ -124,6 +127,7 @@ class StreamRecalled:
             similarity=self.block.similarity()[row, column].float(),
             log_age=log_age(self.block.age[row, column]),
             agreement=None,
+            success=None,
             log_count=None,
             valid=self.block.valid[row, column],
             hit=self.block.outcomes[row] == targets[:, None],
@@ -178,7 +182,7 @@ class StreamSource:
         """
         from ..kernels.mixture_numba import mix_step
 
-        found: tuple[Tensor, Tensor, Tensor] | None = None
+        found: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
         of_matches: tuple[float, ...] = ()
         if matches is not None:
             found, of_matches = matches.step(outcomes, states)
@@ -209,6 +213,7 @@ class MatchesRecalled:
             similarity=self.similarity[row, column],
             log_age=log_age(self.found.ages[row, column]),
             agreement=self.agreement[row, column],
+            success=self.found.success[row, column][:, None].expand(-1, self.agreement.shape[-1]),
             log_count=None,
             valid=self.found.lengths[row, column] > 0,
             hit=self.found.outcomes[row, column] == targets[:, None],
@@ -265,11 +270,13 @@ class MatchSource:
             self._found = found.at(positions)
             yield positions
 
-    def step(self, entries: Tensor | None, states: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[float, ...]]:
+    def step(
+        self, entries: Tensor | None, states: Tensor
+    ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], tuple[float, ...]]:
         """Takes in one position of each row; returns what `mix_step` takes: the matches, and the numbers."""
         found, own = self.read(entries, None, states.shape[:2], states.device), self.numbers
-        parts = found.lengths[:, 0], found.ages[:, 0], found.outcomes[:, 0]
-        return parts, (*own.gate, own.longest, own.sharpness, own.recency, own.agreement)
+        parts = found.lengths[:, 0], found.ages[:, 0], found.outcomes[:, 0], found.success[:, 0]
+        return parts, (*own.gate, own.longest, own.sharpness, own.recency, own.agreement, own.success)
 
     @outside_autocast
     def recall(self, states: Tensor, features: Tensor) -> MatchesRecalled:
@@ -278,7 +285,7 @@ class MatchSource:
         found, numbers = self._found, self.numbers
         similarity, agreement = found.lengths.float() / numbers.longest, found.agreement()
         scores = kernel(similarity, log_age(found.ages), numbers.sharpness, numbers.recency)
-        scores += numbers.agreement * (agreement - 1)
+        scores += numbers.agreement * (agreement - 1) + numbers.success * (found.success[..., None] - 1)
         recall = Recall.from_scores(scores, found.lengths > 0, found.outcomes)
         return MatchesRecalled(found, similarity, agreement, recall, numbers.gate)
 
@@ -299,6 +306,7 @@ class FoundRecalled:
             similarity=self.found.similarity[row, column],
             log_age=None,
             agreement=None,
+            success=None,
             log_count=counts.clamp(min=1).log(),
             valid=counts > 0,
             hit=self.found.outcomes[row, column] == targets[:, None],

@@ -453,7 +453,8 @@ class LLEForCausalLM(LLEPreTrainedModel, LLEGenerationMixin):
             batches: Consecutive segments of text: `input_ids` and `shift_labels`, (B, T) int64, and `attention_mask`
                 where there is padding; row r of a batch continues row r of the batch before. A few windows of text
                 are enough.
-            fixed: Parameters that stay as they are: "sharpness", "recency", "agreement", "gate", or of one source.
+            fixed: Parameters that stay as they are: "sharpness", "recency", "agreement", "success" or "gate", or
+                of one source "bank.gate".
             max_predictions: Predictions that are fitted on, drawn evenly from the text.
             steps: Steps of the quasi-Newton descent.
             seed: Seed of the draw.

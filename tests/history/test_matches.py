@@ -21,6 +21,7 @@ MATCHES = {
     "sharpness": 9.0,
     "recency": 0.2,
     "agreement": 1.5,
+    "success": 0.8,
     "gate": [0.3, 0.4, 0.1, -0.2],
 }
 
@@ -62,6 +63,8 @@ def test_the_newest_of_the_longest_are_found(
     window, longest, neighbours = sizes
     matches: Any = Matches(window, longest)
     texts: list[list[tuple[int, bool]]] = [[], []]
+    named: list[list[int]] = [[], []]
+    success = [module.BEFORE, module.BEFORE]
     with pytest.MonkeyPatch.context() as patch:
         if way == "torch":
             patch.setattr(module, "takes_numba", lambda tensor: False)
@@ -75,7 +78,12 @@ def test_the_newest_of_the_longest_are_found(
                     if mask[row, position]:
                         text.append((int(tokens[row, position]), bool(usable[row, position])))
                         expected = by_definition(text, window, longest, neighbours)
+                        if named[row] and text[-1][1] and text[-1][0] >= 0:
+                            right = named[row].count(text[-1][0]) / len(named[row])
+                            success[row] = module.KEPT * success[row] + (1 - module.KEPT) * right
+                        named[row] = [outcome for _, _, outcome in expected if outcome >= 0]
                     assert sorted_matches(found, row, position) == expected
+                    assert float(found.success[row, position]) == pytest.approx(success[row], abs=1e-5)
     assert matches.count.tolist() == [len(text) for text in texts]
 
 
@@ -162,6 +170,7 @@ def test_the_numbers_are_fitted_with_the_others() -> None:
     assert found["after_nats"] < found["before_nats"]
     assert model.config.matches.gate != MATCHES["gate"]
     assert model.config.matches.agreement != MATCHES["agreement"]
+    assert model.config.matches.success != MATCHES["success"]
     assert model.config.stream.gate != make_language_model().config.stream.gate
     model.config.stream.window = 0
     fixed = list(model.config.matches.gate)
