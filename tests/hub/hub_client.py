@@ -85,7 +85,7 @@ def recall(source: str) -> None:
 
 
 def unwrap(folder: str) -> None:
-    """A model around one of transformers predicts what the wrapped one does, and can be saved again."""
+    """A model around one of transformers predicts what the wrapped one does."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -93,9 +93,6 @@ def unwrap(folder: str) -> None:
     assert type(model).__name__ == "LLEForCausalLM"
     due = torch.tensor(logits(AutoModelForCausalLM.from_pretrained(f"{folder}/hub")))
     torch.testing.assert_close(torch.tensor(logits(model)), due, rtol=1e-4, atol=1e-4)
-    model.save_pretrained(f"{folder}/copy")
-    again = AutoModelForCausalLM.from_pretrained(f"{folder}/copy", trust_remote_code=True)
-    assert logits(again) == logits(model)
 
 
 def load(source: str, copy: str, site: str | None = None, *others: str) -> Any:

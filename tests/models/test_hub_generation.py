@@ -1,4 +1,7 @@
-"""What transformers' own generation tests ask of a model, of one around a model of transformers: the same output."""
+"""What transformers' own generation tests ask of a model, of one around a model of transformers: the same output.
+
+Padded texts with history, alone and by beams, are in test_hub_models.py.
+"""
 
 from typing import Any, NamedTuple
 
@@ -63,13 +66,6 @@ def test_the_output_of_generate_is_that_of_the_wrapped_model(pair: Pair, mode: s
         assert torch.equal(got.beam_indices, want.beam_indices)
         again = pair.wrapped.compute_transition_scores(got.sequences, got.scores, got.beam_indices)
         close(again, pair.hub.compute_transition_scores(want.sequences, want.scores, want.beam_indices))
-
-
-def test_a_text_padded_on_the_left_goes_on_as_it_does_alone(pair: Pair) -> None:
-    both = generate(pair.wrapped, attention_mask=MASK, num_beams=2)
-    alone = [generate(pair.wrapped, ids, num_beams=2) for ids in (IDS[:1], IDS[1:, 3:])]
-    assert both.sequences[:, 7:].tolist() == [own.sequences[0, -NEW:].tolist() for own in alone]
-    close(both.sequences_scores, torch.cat([own.sequences_scores for own in alone]))
 
 
 def test_generation_goes_on_from_its_cache_as_if_it_had_not_stopped(pair: Pair) -> None:
