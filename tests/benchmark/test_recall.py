@@ -63,7 +63,9 @@ def test_joined_keys_compare_the_states_before_as_well(monkeypatch: pytest.Monke
 def test_the_command_writes_results_that_can_be_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    for name, value in {"COPIES": (5,), "PAIRS": (2,), "DISTANCES": (0, 100_000)}.items():
+    names = ("base", "stream", "stream + matches", "stream + joined keys + matches")
+    sets = {name: recall.SETS[name] for name in names}
+    for name, value in {"COPIES": (5,), "PAIRS": (2,), "DISTANCES": (0, 100_000), "SETS": sets}.items():
         monkeypatch.setattr(recall, name, value)
     Path("text").mkdir()
     for split, rows in (("train", 60), ("valid", 20), ("test", 20)):
@@ -77,7 +79,7 @@ def test_the_command_writes_results_that_can_be_drawn(tmp_path: Path, monkeypatc
     )
     assert result.exit_code == 0, result.output
     results = read_results("recall.json")
-    assert {row["sources"] for row in results["rows"]} == set(recall.SETS)
+    assert {row["sources"] for row in results["rows"]} == set(names)
     assert results["metrics"]["stream_matches_accuracy_copy_5"] > results["metrics"]["base_accuracy_copy_5"]
     assert results["metrics"]["stream_ppl_over_stream"] == 1
     assert len(recall.draw_recall(results).axes) == len(recall.SHOWN)

@@ -19,6 +19,7 @@ from transformers.dynamic_module_utils import get_imports
 
 from modeling_lle import HistoryBank, LLEConfig, LLEForCausalLM, LLEForSequenceClassification, LLEModel, LLETokenizer
 from modeling_lle.training.model_card import write_model_card
+from tests.factories.hub_models import make_hub_model
 from tests.factories.language_models import make_language_model
 from tests.factories.pairs import WORD_PAIRS_TOKENIZER
 from tests.factories.texts import WORD_TOKENIZER, make_texts
@@ -180,7 +181,10 @@ def test_loads_with_trust_in_a_fresh_environment(folder: Path, bare_site: Path, 
     banked.attach_history(HistoryBank.build(banked, WORD_TOKENIZER, make_texts(6, 8)))
     banked.save_pretrained(tmp_path / "banked", save_history=True)
     assert {path.name for path in (tmp_path / "banked").iterdir()} >= OF_BANKS
-    arguments = ("load", folder, copy, bare_site, translator, tmp_path / "banked")
+    wrapped = tmp_path / "wrapped"
+    make_hub_model("falcon_h1").save_pretrained(wrapped / "hub")
+    LLEForCausalLM.from_backbone(wrapped / "hub", use_history=False).save_pretrained(wrapped / "lle")
+    arguments = ("load", folder, copy, bare_site, translator, tmp_path / "banked", wrapped)
     remote = run_client(*arguments, home=tmp_path, isolated=True, HF_HUB_OFFLINE="1")
     ours = logits(AutoModelForCausalLM.from_pretrained(folder))
     assert_near(remote, ours)
