@@ -21,7 +21,7 @@ from .matches import Matched, Matches
 from .rule import Recall, kernel, log_age, recall_bank, recall_stream
 from .stream import Block, Stream
 
-STREAM, MATCHES, BANK = "stream", "matches", "bank"
+STREAM, MATCHES, BANK, BANK_MATCHES = "stream", "matches", "bank", "bank_matches"
 
 
 @dataclass
@@ -96,7 +96,7 @@ class Source(Protocol):
     """Recalls entries for states.
 
     Attributes:
-        name: "stream", "matches" or "bank".
+        name: "stream", "matches", "bank" or "bank_matches".
     """
 
     name: str
