@@ -27,7 +27,8 @@ class StreamEvaluation:
         position: (Q,) int64, index of the target in its row, from 0.
         nats: For each of the `SIDES` (Q,) float32, negative log probability: "base", the plain output layer, and
             "history", everything; with a bank or exact matches also "stream", "matches", "bank" and
-            "bank_matches", that source alone; with the test-time update also "update" alone, "stream" without it, and of several sources "both" without.
+            "bank_matches", that source alone; with the test-time update also "update" alone, "stream" without it, and
+            of several sources "both" without.
         shares: For each source (Q,) float32, its share in the mixture.
         counts: (V,) int64, frequency of each type in the training set or, if unknown, in this text.
         counted: Origin of `counts`, "training set" or "evaluated text".

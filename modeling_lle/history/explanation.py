@@ -38,8 +38,8 @@ class Cause:
         before, after: Token ids around the outcome, the oldest first; those of the example before it, for labels.
         age: In the stream, how many tokens ago it was made; of an exact match, how many tokens ago it ended.
         length: Of an exact match, how many tokens before it are alike.
-        count: Of an exact match in the bank, how many entries have this outcome after that many tokens alike; the entry
-            is the newest of them.
+        count: Of an exact match in the bank, how often it has this outcome after that many tokens alike; the entry is
+            the newest of these.
         id: In the bank, its id.
         place: In the bank, the place of its document: "file:line" or, if it is unknown, "source:row".
         columns: In the bank, the columns of its document.
@@ -176,10 +176,11 @@ def _side_by_side(explained: Explained) -> tuple[list[str], Tensor, Tensor, Tens
 
 
 def _with_match(cause: Cause, history: HistoryOutput, n: int, place: int) -> Cause:
-    """A cause of an exact match in the bank with its length and count; `place` is counted from the end of all entries."""
-    assert history.bank_matches_lengths is not None and history.bank_matches_counts is not None
-    length, count = history.bank_matches_lengths[n, place], history.bank_matches_counts[n, place]
-    return replace(cause, length=int(length), count=int(count))
+    """An exact match in the bank with its length and count; `place` is counted from the end of the entries."""
+    lengths, counts = history.bank_matches_lengths, history.bank_matches_counts
+    assert lengths is not None
+    assert counts is not None
+    return replace(cause, length=int(lengths[n, place]), count=int(counts[n, place]))
 
 
 def explain_tokens(
