@@ -205,9 +205,9 @@ class BankMatchesConfig:
     """
 
     longest: int = within(0, 0, 1024)
-    neighbours: int = within(64, 1, 4096)
-    sharpness: float | int = within(8.0, 0.0, MAX_FITTED)
-    gate: list[float | int] = four_numbers(lambda: [0.0, 0.5, 0.0, 0.0])  # noqa: RUF009
+    neighbours: int = within(256, 1, 4096)
+    sharpness: float | int = within(5.0, 0.0, MAX_FITTED)
+    gate: list[float | int] = four_numbers(lambda: [3.0, 1.0, 0.0, 0.0])  # noqa: RUF009
 
 
 @strict

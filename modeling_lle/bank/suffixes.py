@@ -174,10 +174,10 @@ class Suffixes:
         for number, context in enumerate(contexts):
             filled = 0
             for part in self._levels(context):
-                columns = part[:, : neighbours - filled]
-                for name, column in zip(SuffixMatches.__dataclass_fields__, columns, strict=True):
-                    getattr(found, name)[number, filled : filled + columns.shape[1]] = column
-                filled += columns.shape[1]
+                own = part[:, : neighbours - filled]
+                for name, column in zip(SuffixMatches.__dataclass_fields__, own, strict=True):
+                    getattr(found, name)[number, filled : filled + own.shape[1]] = column
+                filled += own.shape[1]
                 if filled == neighbours:
                     break
         return found

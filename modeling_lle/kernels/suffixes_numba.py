@@ -180,6 +180,6 @@ def find_suffixes(
     about = np.zeros((types, 4), np.int64)  # pages that no outcome is in are never made
     found = torch.zeros(5, Q, neighbours, dtype=torch.int64)
     found[4] = -1
-    lengths, kinds, *others = found.numpy()
-    _find(*columns, about, most, lengths, kinds, *others)
+    parts = (*columns, about, most, *found.numpy())
+    _find(*parts)
     return found[0], found[1], found[2], found[3], found[4]
