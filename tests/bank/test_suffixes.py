@@ -54,7 +54,7 @@ def by_definition(parts: list[Texts], context: list[int], longest: int, neighbou
     sizes=st.tuples(st.integers(1, 6), st.integers(1, 9), st.sampled_from([3, 1000])),
     contexts=st.lists(st.lists(st.integers(-1, 3), min_size=6, max_size=6), min_size=1, max_size=8),
 )
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 def test_the_longest_are_found_with_their_counts(
     way: str, seeds: list[int], sizes: tuple[int, int, int], contexts: list[list[int]]
 ) -> None:
