@@ -199,6 +199,23 @@ class BankConfig:
 
 @strict
 @dataclasses.dataclass
+class BankMatchesConfig:
+    """Exact matches in the bank: its entries after the same tokens as the last ones of the text that is being read.
+
+    Args:
+        longest: Tokens of a match that are counted; 0 switches these matches off.
+        neighbours: Outcomes that are recalled at each position, those after the most tokens alike first.
+        sharpness, gate: As for the stream; in place of the cosine stands the length as a share of `longest`.
+    """
+
+    longest: int = within(0, 0, 1024)
+    neighbours: int = within(256, 1, 4096)
+    sharpness: float | int = within(5.0, 0.0, MAX_FITTED)
+    gate: list[float | int] = four_numbers(lambda: [3.0, 1.0, 0.0, 0.0])  # noqa: RUF009
+
+
+@strict
+@dataclasses.dataclass
 class UpdateConfig:
     """The test-time update: gradient steps on the text that is being read (history/overlay.py has the rule).
 
@@ -253,6 +270,7 @@ class HistoryConfig:
     stream: "StreamConfig" = section(StreamConfig)  # noqa: RUF009
     matches: "MatchesConfig" = section(MatchesConfig)  # noqa: RUF009
     bank: "BankConfig" = section(BankConfig)  # noqa: RUF009
+    bank_matches: "BankMatchesConfig" = section(BankMatchesConfig)  # noqa: RUF009
     update: "UpdateConfig" = section(UpdateConfig)  # noqa: RUF009
     training: "TrainingConfig" = section(TrainingConfig)  # noqa: RUF009
 
@@ -266,6 +284,7 @@ _OF_HISTORY: Final[dict[str, type]] = {
     "stream": StreamConfig,
     "matches": MatchesConfig,
     "bank": BankConfig,
+    "bank_matches": BankMatchesConfig,
     "update": UpdateConfig,
     "training": TrainingConfig,
 }

@@ -17,6 +17,7 @@ from torch import Tensor
 from .found import Document, Entries, EntryText, Found
 from .manifest import Added
 from .segment import Segment
+from .suffixes import Texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -174,6 +175,10 @@ class Snapshot(Described, Protocol):
 
     def entries(self, namespaces: Iterable[str] | None = None) -> Iterator[Entries]:
         """The entries of `documents(namespaces)` in the same order, in batches, with their keys."""
+        ...
+
+    def kept_texts(self, namespaces: Iterable[str] | None = None) -> Iterator[Texts]:
+        """The texts of `documents(namespaces)` with the places of their entries, in any order and parts."""
         ...
 
     def live_outcomes(self, namespaces: Iterable[str] | None = None) -> Tensor:

@@ -21,6 +21,7 @@ from ..common.precision import outside_autocast
 from .files import Added, BankError, File, Folder, Manifest, Segment, SegmentInfo
 from .found import Document, Entries, EntryText, Found
 from .protocol import Made, Search
+from .suffixes import Texts
 from .view import View
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class BankState:
         self.folder, self.manifest, self.files, self.forgotten = folder, manifest, files, forgotten
         self._made: dict[Hashable, Any] = {}
         self._locks: dict[Hashable, threading.Lock] = {}
+        self._texts: dict[File, Texts] = {}  # of this state, or of an older one until they are asked for
 
     @classmethod
     def read(cls, folder: Folder, verify: bool = True, before: "BankState | None" = None) -> "BankState":
@@ -84,7 +86,10 @@ class BankState:
             forgotten = folder.read_forgotten(manifest, verify)
         if verify and not files.keys() <= known.keys():
             folder.check_together(files.values(), forgotten)
-        return cls(folder, manifest, files, forgotten)
+        state = cls(folder, manifest, files, forgotten)
+        if before is not None:
+            state._texts = {file: texts for file, texts in dict(before._texts).items() if file in files}
+        return state
 
     def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
         """As `Snapshot.once`; of threads that ask at the same time, one calls `make` and the others wait."""
@@ -191,6 +196,22 @@ class BankState:
         for info, segment, kept in self._kept(namespaces):
             columns = segment.keys, segment.ids, segment.outcomes, segment.counts
             yield Entries(info.namespace, *(columns if kept.all() else (column[kept] for column in columns)))
+
+    def kept_texts(self, namespaces: Iterable[str] | None = None) -> Iterator[Texts]:
+        """As `Snapshot.kept_texts`; those of a segment that has the same entries as in an older state are the same."""
+        chosen = None if namespaces is None else set(namespaces)
+        for info in self.manifest.segments:
+            if chosen is None or info.namespace in chosen:
+                yield self.once((info.file, Texts), lambda file=info.file: self._texts_of(file))  # type: ignore[misc]
+
+    def _texts_of(self, file: File) -> Texts:
+        segment, known = self.files[file], self._texts.get(file)
+        live = ~self.is_forgotten(segment)
+        if known is None or len(known) != int(live.sum()):  # what was forgotten never comes back
+            columns = segment.positions, segment.ids, segment.counts
+            live_columns = columns if live.all() else [column[live] for column in columns]
+            known = self._texts[file] = Texts(self._tokens(segment), segment.starts, *live_columns)
+        return known
 
     def _kept(self, namespaces: Iterable[str] | None) -> Iterator[tuple[SegmentInfo, Segment, Tensor]]:
         """The segments of some namespaces, each with the mask (N,) bool of its live entries."""

@@ -88,6 +88,8 @@ def parameters(model: "LLEPreTrainedModel") -> dict[str, Any]:
     """Parameters of the history of a model that a calibration may change, by name."""
     config: Any = model.config
     sections: dict[str, Any] = {"bank": config.bank} if model.history_bank is not None else {}
+    if sections and model.outcome == "token" and hasattr(config, "bank_matches") and config.bank_matches.longest:
+        sections["bank_matches"] = config.bank_matches
     if model.outcome == "token" and hasattr(config, "stream"):
         sections = {"stream": config.stream, "matches": config.matches} | sections
     found = {

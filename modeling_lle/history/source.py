@@ -21,7 +21,7 @@ from .matches import Matched, Matches
 from .rule import Recall, kernel, log_age, recall_bank, recall_stream
 from .stream import Block, Stream
 
-STREAM, MATCHES, BANK = "stream", "matches", "bank"
+STREAM, MATCHES, BANK, BANK_MATCHES = "stream", "matches", "bank", "bank_matches"
 
 
 @dataclass
@@ -31,20 +31,20 @@ class Evidence:
     Attributes:
         similarity: (n, N) float32, cosines, or lengths of matches as shares of the longest.
         log_age: (n, N) float32, or None for entries without age.
-        agreement: (n, N) float32, share of the entries that have the same outcome, or None where it does not count.
-        success: (n, N) float32, how often such entries were right before, or None where it does not count.
         log_count: (n, N) float32, logarithm of how often each entry occurred, or None for once.
         valid: (n, N) bool, whether the position may recall the entry.
         hit: (n, N) bool, whether the entry's outcome is the target.
+        agreement: (n, N) float32, share of the entries that have the same outcome, or None where it does not count.
+        success: (n, N) float32, how often such entries were right before, or None where it does not count.
     """
 
     similarity: Tensor
     log_age: Tensor | None
-    agreement: Tensor | None
-    success: Tensor | None
     log_count: Tensor | None
     valid: Tensor
     hit: Tensor
+    agreement: Tensor | None = None
+    success: Tensor | None = None
 
     def recall(self, sharpness: Tensor, recency: Tensor, agreement: Tensor, success: Tensor) -> tuple[Tensor, Tensor]:
         """Mass and probability of the target, (n,) float32 each."""
@@ -102,7 +102,7 @@ class Source(Protocol):
     """Recalls entries for states.
 
     Attributes:
-        name: "stream", "matches" or "bank".
+        name: "stream", "matches", "bank" or "bank_matches".
     """
 
     name: str
@@ -126,8 +126,6 @@ class StreamRecalled:
         return Evidence(
             similarity=self.block.similarity()[row, column].float(),
             log_age=log_age(self.block.age[row, column]),
-            agreement=None,
-            success=None,
             log_count=None,
             valid=self.block.valid[row, column],
             hit=self.block.outcomes[row] == targets[:, None],
@@ -305,8 +303,6 @@ class FoundRecalled:
         return Evidence(
             similarity=self.found.similarity[row, column],
             log_age=None,
-            agreement=None,
-            success=None,
             log_count=counts.clamp(min=1).log(),
             valid=counts > 0,
             hit=self.found.outcomes[row, column] == targets[:, None],

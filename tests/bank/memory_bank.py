@@ -17,6 +17,7 @@ from modeling_lle.bank.found import Document, Entries, EntryText, Found
 from modeling_lle.bank.manifest import Added, BankError
 from modeling_lle.bank.protocol import Made, Search, Where
 from modeling_lle.bank.segment import Segment
+from modeling_lle.bank.suffixes import Texts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +148,16 @@ class MemorySnapshot:
                 torch.tensor([entry.id for entry in text.entries]),
                 torch.tensor([entry.outcome for entry in text.entries]),
                 torch.ones(len(text.entries), dtype=torch.int32),
+            )
+
+    def kept_texts(self, namespaces: Iterable[str] | None = None) -> Iterator[Texts]:
+        for text in self._chosen(namespaces):
+            yield Texts(
+                torch.tensor(text.tokens, dtype=torch.int32),
+                torch.tensor([0, len(text.tokens)]),
+                torch.tensor([entry.position for entry in text.entries]),
+                torch.tensor([entry.id for entry in text.entries]),
+                torch.tensor([entry.count for entry in text.entries], dtype=torch.int32),
             )
 
     def live_outcomes(self, namespaces: Iterable[str] | None = None) -> Tensor:

@@ -40,19 +40,20 @@ FOLDERS: dict[str, tuple[str, ...]] = {
         *("batched_stacks", "cells", "hub", "hub_cache", "hub_families", "protocol", "recurrence", "single_step"),
         "state",
     ),
-    "bank": ("fingerprint", "found", "manifest", "places", "protocol", "segment"),
+    "bank": ("fingerprint", "found", "manifest", "places", "protocol", "segment", "suffixes"),
     "common": ("checks", "modes", "packages", "precision", "temporary"),
     "history": (
-        *("attachment", "cache", "calibration", "explanation", "loss", "matches", "overlay", "prediction", "rule"),
-        *("source", "stream", "training", "updatable", "update_statistics"),
+        *("attachment", "bank_matches", "cache", "calibration", "explanation", "loss", "matches", "overlay"),
+        *("prediction", "rule", "source", "stream", "training", "updatable", "update_statistics"),
     ),
     "kernels": (
         *("available", "linear", "lstm", "lstm_numba", "matches_numba", "mixture_numba"),
         *("numba_tools", "products_numba", "recall_numba", "scan", "scan_numba", "softmax_numba"),
+        "suffixes_numba",
     ),
     "models": (
-        *("arguments", "backbone", "generating", "outputs", "penalties", "pretrained", "streaming", "targets"),
-        "wrapping",
+        *("arguments", "backbone", "generating", "outputs", "penalties", "pretrained", "sources", "streaming"),
+        *("targets", "wrapping"),
     ),
 }
 CODE = {f"{folder}_{name}.py" for folder, names in FOLDERS.items() for name in names}
