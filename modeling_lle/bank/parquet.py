@@ -2,8 +2,8 @@
 
 Columns: `namespace`, `source`, `row`, `columns` (JSON), `tokens` (int32; -1 where one was forgotten), and of the
 document's n entries `positions` in the tokens (int32), `counts` (int32), `copies` (int32 pairs: which entry, and the
-position of a further occurrence) and `keys` (n x D bfloat16, little endian). A projection of keys stands beside what the
-file says of itself, as safetensors.
+position of a further occurrence) and `keys` (n x D bfloat16, little endian). A projection of keys stands
+beside what the file says of itself, as safetensors.
 """
 
 import dataclasses
@@ -32,6 +32,8 @@ from .segment import check_documents, check_values
 VERSION = 2  # with projected keys, else 1
 DIGEST = "sha256"
 PROJECTION = f"{FORMAT}.projection"
+# Raised by the values of a damaged file.
+FAULTS = (pa.ArrowException, SafetensorError, OSError, ValueError, TypeError, KeyError, RuntimeError)
 SCHEMA = pa.schema(
     [
         ("namespace", pa.string()),
@@ -134,15 +136,7 @@ def from_parquet(path: str | Path, bank_path: str | Path) -> HistoryBank:
                 digest = _read_into(HistoryBank(made), file, hashlib.sha256(projection))
                 if metadata.get(DIGEST.encode(), b"").decode(errors="replace") != digest:
                     raise ValueError("its entries are not those that were written")
-            except (
-                pa.ArrowException,
-                OSError,
-                ValueError,
-                TypeError,
-                KeyError,
-                RuntimeError,
-                SafetensorError,
-            ) as error:
+            except FAULTS as error:
                 raise BankError(f"{path} is damaged ({error}): write it again with `lle bank export`") from error
     return HistoryBank(folder)
 

@@ -1,7 +1,7 @@
-"""Projection: a linear map from the states of a model to shorter keys, learned once from the first entries of a bank.
+"""Projection: a map from the states of a model to shorter keys, learned once from the first entries of a bank.
 
-Notable: the axes are the principal components of a sample of states. They stay as they are when entries come and go, so
-that adding and forgetting change nothing else, and an entry has one key for good.
+Notable: the axes are the principal components of a sample of states. They stay as they are when entries come and go,
+so that the key of an entry depends on no other entry that is added or forgotten later.
 Shapes: N states, D width of a state, W width of a key.
 """
 

@@ -1,4 +1,4 @@
-"""Projected keys: they are what the projection makes of states, for entries, for queries and in every copy of a bank."""
+"""Projected keys: what the projection makes of states, for entries, for queries, and in every copy of a bank."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -111,9 +111,7 @@ def test_the_projection_is_learned_from_a_sample_of_the_first_entries(monkeypatc
         (lambda: build(key_width=0), "between 1 and that of the model's states, 6; got 0"),
         (lambda: build(texts=["a"], key_width=6), "learned from the entries that are added first, .* there are 2"),
         (
-            lambda: HistoryBank.build(
-                make_word_translator(), WORD_TOKENIZER, [{"source": "a", "target": "b"}], key_width=2
-            ),
+            lambda: HistoryBank.build(make_word_translator(), WORD_TOKENIZER, [], key_width=2),
             "a translation memory compares few candidates",
         ),
         (
