@@ -60,7 +60,7 @@ def write_bank(attachment: Attachment, task: Task, folder: Path) -> int:
 def _projection(state: Snapshot) -> Arrays:
     """The projection of queries, and of the keys of examples that the runner is taught, if the keys are projected."""
     own = state.projection
-    return {} if own is None else {f"projection_{name}": part.numpy() for name, part in own.tensors().items()}
+    return {} if own is None else {"projection": own.axes.numpy()}
 
 
 def _tokens(keys: Tensor, batches: list[Entries]) -> Arrays:

@@ -2,7 +2,7 @@
 
 A bank of the first training tokens of each text is searched exactly; for each kind of keys, the parameters of the rule
 are fitted on validation text, and test text is read without the stream. Beside the projection that banks have, its
-axes whitened (divided by the deviations along them) and random orthonormal axes are measured.
+axes whitened (divided by the root mean square along them) and random orthonormal axes are measured.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from modeling_lle import Attachment, HistoryBank, LLEForCausalLM
 from modeling_lle.bank.manifest import Projected
-from modeling_lle.bank.projection import Projection
+from modeling_lle.bank.projection import SAMPLE, Projection
 from modeling_lle.bank.protocol import Search
 from modeling_lle.configuration_sections import BankConfig
 from modeling_lle.data import collect, load_texts, tokenize
@@ -116,10 +116,10 @@ def _reference(kind: str, states: Tensor, width: int) -> Projection:
     """The whitened axes of a projection, or random orthonormal ones."""
     learned = Projection.learn(states, width)
     if kind == WHITENED:
-        spread = (states[:: max(1, len(states) // 20_000)].float() - learned.mean) @ learned.axes
-        return Projection(learned.mean, learned.axes / spread.std(0))
+        along = states[:: max(1, len(states) // SAMPLE)].float() @ learned.axes
+        return Projection(learned.axes / along.square().mean(0).sqrt())
     axes = torch.randn(states.shape[1], width, generator=torch.Generator().manual_seed(0))
-    return Projection(torch.zeros_like(learned.mean), torch.linalg.qr(axes).Q.contiguous())
+    return Projection(torch.linalg.qr(axes).Q.contiguous())
 
 
 def _use(bank: HistoryBank, projection: Projection) -> None:

@@ -180,7 +180,7 @@ class Bank:
     The index has keys along their m principal axes: `codes` (N, m) int8 with their `steps` (m,). In a very large bank
     the entries lie in lists of near ones, and by `centroids` (C, m + 1) some are chosen for a query. What the codes
     choose is compared by the keys themselves. Keys may be shorter than the states that they are made of: then there is
-    a projection, `projection_mean` (S,) and `projection_axes` (S, D).
+    a `projection` (S, D).
     """
 
     def __init__(self, folder: Path, about: dict[str, Any], arrays: dict[str, Any]) -> None:
@@ -216,9 +216,9 @@ class Bank:
 
     def keys_of(self, states: np.ndarray) -> np.ndarray:
         """The keys (n, D) that normalised states (n, S) make: normalised, and the states themselves by default."""
-        if "projection_axes" not in self.arrays:
+        if "projection" not in self.arrays:
             return states
-        keys = (states - self.arrays["projection_mean"]) @ self.arrays["projection_axes"]
+        keys = states @ self.arrays["projection"]
         return keys / np.maximum(np.linalg.norm(keys, axis=-1, keepdims=True), 1e-12)
 
     def _nearest(self, query: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
