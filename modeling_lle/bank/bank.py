@@ -146,16 +146,16 @@ class HistoryBank(BaseBank):
             vocab_size: Vocabulary of the model.
             labels: Labels to begin with, in a bank whose outcomes are labels; `append` adds others. None: a bank whose
                 outcomes are tokens.
-            key_width: Width of the keys, W <= D, to which the states are projected, so that an entry takes less space.
-                The projection is learned from the first entries that are added, at least W, and stays as it is: it
-                remains a statistic of them when they are forgotten. None: keys are the states.
+            key_width: Width of the keys, 2 <= W <= D, to which the states are projected, so that entries take less
+                space. The projection is learned from the first entries that are added, at least W, and stays as it is:
+                it remains a statistic of them when they are forgotten. None: keys are the states.
 
         Raises:
             FileExistsError: `path` holds a bank or other files.
             ValueError: The width of the keys is too large.
         """
-        if key_width is not None and not 1 <= key_width <= width:
-            raise ValueError(f"keys have a width between 1 and that of the model's states, {width}; got {key_width}")
+        if key_width is not None and not 2 <= key_width <= width:
+            raise ValueError(f"keys have a width between 2 and that of the model's states, {width}; got {key_width}")
         folder = Folder(path)
         folder.check_free()  # before the lock file is written
         with folder.writing():

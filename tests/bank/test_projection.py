@@ -106,8 +106,8 @@ def test_the_projection_is_learned_from_a_sample_of_the_first_entries(monkeypatc
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: build(key_width=7), "between 1 and that of the model's states, 6; got 7"),
-        (lambda: build(key_width=0), "between 1 and that of the model's states, 6; got 0"),
+        (lambda: build(key_width=7), "between 2 and that of the model's states, 6; got 7"),
+        (lambda: build(key_width=1), "between 2 and that of the model's states, 6; got 1"),
         (lambda: build(texts=["a"], key_width=6), "learned from the entries that are added first, .* there are 2"),
         (
             lambda: HistoryBank.build(make_word_translator(), WORD_TOKENIZER, [], key_width=2),
