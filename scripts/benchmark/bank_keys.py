@@ -47,13 +47,12 @@ def bank_keys(
     output: Annotated[Path, typer.Option(help="Results file.")] = RESULTS / "bank-keys.json",
 ) -> None:
     """Keys of a bank, whole and projected: perplexity, bytes an entry, and queries a second."""
-    rows = [
-        {"model": Path(name).name, "text": Path(text).name, **row}
-        for name, text in itertools.product(models, source)
-        for row in _rows(name, text, sorted(width or [64, 128, 256]), (bank_tokens, tokens, test_tokens))
-    ]
     metrics = {"bank_tokens": bank_tokens, "test_tokens": test_tokens, "neighbours": BankConfig().neighbours}
-    write_results(output, this_command(), metrics, rows)
+    rows: list[Row] = []
+    for text, name in itertools.product(source, models):  # what is measured stays if the rest is interrupted
+        measured = _rows(name, text, sorted(width or [64, 128, 256]), (bank_tokens, tokens, test_tokens))
+        rows += ({"text": Path(text).name, "model": Path(name).name, **row} for row in measured)
+        write_results(output, this_command(), metrics, rows)
 
 
 def _rows(name: str, source: str, widths: list[int], sizes: tuple[int, int, int]) -> Iterator[Row]:
