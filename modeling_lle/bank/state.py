@@ -20,6 +20,7 @@ from ..common.packages import raise_missing
 from ..common.precision import outside_autocast
 from .files import Added, BankError, File, Folder, Manifest, Segment, SegmentInfo
 from .found import Document, Entries, EntryText, Found
+from .projection import Projection
 from .protocol import Made, Search
 from .suffixes import Texts
 from .view import View
@@ -39,10 +40,19 @@ class BankState:
         manifest: Its manifest.
         files: The segments, by their files.
         forgotten: Ids that were forgotten, 1-D int64, ascending.
+        projection: How keys are made of states; None: they are the states.
     """
 
-    def __init__(self, folder: Folder, manifest: Manifest, files: dict[File, Segment], forgotten: Tensor) -> None:
+    def __init__(
+        self,
+        folder: Folder,
+        manifest: Manifest,
+        files: dict[File, Segment],
+        forgotten: Tensor,
+        projection: Projection | None = None,
+    ) -> None:
         self.folder, self.manifest, self.files, self.forgotten = folder, manifest, files, forgotten
+        self.projection = projection
         self._made: dict[Hashable, Any] = {}
         self._locks: dict[Hashable, threading.Lock] = {}
         self._texts: dict[File, Texts] = {}  # of this state, or of an older one until they are asked for
@@ -84,9 +94,13 @@ class BankState:
             forgotten = before.forgotten
         else:
             forgotten = folder.read_forgotten(manifest, verify)
+        if before is not None and before.manifest.projection == manifest.projection:
+            projection = before.projection
+        else:
+            projection = folder.read_projection(manifest, verify)
         if verify and not files.keys() <= known.keys():
             folder.check_together(files.values(), forgotten)
-        state = cls(folder, manifest, files, forgotten)
+        state = cls(folder, manifest, files, forgotten, projection)
         if before is not None:
             state._texts = {file: texts for file, texts in dict(before._texts).items() if file in files}
         return state
@@ -117,6 +131,11 @@ class BankState:
     def width(self) -> int:
         """Width of the keys, D."""
         return self.manifest.width
+
+    @property
+    def state_width(self) -> int:
+        """Width of the states that keys are made of: D, unless keys are projected."""
+        return self.manifest.state_width
 
     @property
     def vocab_size(self) -> int:
@@ -238,10 +257,11 @@ class BankState:
         self, queries: Tensor, neighbours: int, namespaces: Iterable[str] | None = None, how: Search = "balanced"
     ) -> Found:
         """As `Snapshot.search`; "balanced" and "fast" use an index for more than `EXACT_ENTRIES` entries."""
-        if queries.dim() != 2 or queries.shape[1] != self.manifest.width:
-            raise ValueError(f"queries must be (Q, {self.manifest.width}), got {tuple(queries.shape)}")
+        if queries.dim() != 2 or queries.shape[1] != self.state_width:
+            raise ValueError(f"queries must be (Q, {self.state_width}), got {tuple(queries.shape)}")
         view = self.view(namespaces, how)
-        similarity, index = view.search(queries.detach().float().cpu(), neighbours)
+        asked = queries.detach().float().cpu()
+        similarity, index = view.search(asked if self.projection is None else self.projection(asked), neighbours)
         missing, safe = index < 0, index.clamp(min=0)
         if not len(view):
             blank = torch.zeros_like(index)
@@ -344,6 +364,8 @@ class BankState:
             "bytes": size,
             "bytes_per_entry": size / max(1, len(self)),
             "width": manifest.width,
+            "state_width": manifest.state_width,
+            "is_projected": manifest.projection is not None,
             "vocab_size": manifest.vocab_size,
             "fingerprint": manifest.fingerprint,
             "generation": manifest.generation,

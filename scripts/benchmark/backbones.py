@@ -283,7 +283,7 @@ def comparisons(rows: list[Row]) -> dict[str, float]:
         others = [row["word_ppl"] for name, row in own.items() if name != BASE and not name.startswith("LLE")]
         for name, sources in HISTORIES.items():
             if name in own:  # results of before have no matches
-                short = "both" if sources == ("stream", "bank") else "_".join(sources)
+                short = {"LLE stream + bank": "both", "LLE all": "all"}.get(name, "_".join(sources))
                 metrics[f"{prefix}_{short}_over_base"] = own[name]["over_base"]
                 metrics[f"{prefix}_{short}_over_best_other"] = own[name]["word_ppl"] / min(others)
                 metrics |= {f"{prefix}_{short}_time": own[name]["time"]} if own[name]["time"] else {}

@@ -59,6 +59,11 @@ class MemorySnapshot:
     texts: tuple[Text, ...] = ()
     sources: tuple[Added, ...] = ()
     made: dict[Hashable, Any] = dataclasses.field(default_factory=dict, compare=False)
+    projection: None = None
+
+    @property
+    def state_width(self) -> int:
+        return self.width
 
     @property
     def namespaces(self) -> list[str]:

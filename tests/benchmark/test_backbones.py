@@ -203,6 +203,7 @@ def test_every_method_has_a_row_and_is_fitted_on_validation_text(source: Path) -
         "LLE stream + bank",
         "LLE stream + matches",
         "LLE stream + matches + bank",
+        "LLE all",
         "neural cache",
         "n-gram cache",
         "n-gram cache of 50",
