@@ -58,6 +58,7 @@ HISTORIES: dict[str, tuple[str, ...]] = {  # the sources of each, by their names
 }
 WITH_TIME = ("LLE stream", "LLE stream + matches")
 TIMED = 512  # tokens of a segment whose reading is timed
+NEIGHBOURS = 1024  # of the bank, as kNN-LM has
 REACH = 65_536  # tokens among which exact matches are found
 LONGEST = 16  # tokens of an exact match in the bank that are counted
 DISCOUNTS = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -137,6 +138,7 @@ def recalling(model: LLEForCausalLM, sources: Collection[str], window: int) -> I
     before = copy.deepcopy(model.config.history)
     model.config.history.stream.window = window if "stream" in sources else 0
     model.config.history.matches.window = REACH if "matches" in sources else 0
+    model.config.history.bank.neighbours = NEIGHBOURS
     model.config.history.bank_matches.longest = LONGEST if "bank_matches" in sources else 0
     try:
         yield
