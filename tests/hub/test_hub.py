@@ -40,7 +40,7 @@ FOLDERS: dict[str, tuple[str, ...]] = {
         *("batched_stacks", "cells", "hub", "hub_cache", "hub_families", "protocol", "recurrence", "single_step"),
         "state",
     ),
-    "bank": ("fingerprint", "found", "manifest", "places", "protocol", "segment", "suffixes"),
+    "bank": ("fingerprint", "found", "manifest", "places", "projection", "protocol", "segment", "suffixes"),
     "common": ("checks", "modes", "packages", "precision", "temporary"),
     "history": (
         *("attachment", "bank_matches", "cache", "calibration", "explanation", "loss", "matches", "overlay"),
