@@ -31,7 +31,7 @@ class RecallTask:
     asked: Tensor
 
 
-def _rows(asked: int, least: int = ASKED) -> int:
+def _rows(asked: int, least: int) -> int:
     return max(1, -(-least // asked))
 
 
@@ -48,7 +48,7 @@ def _shuffled(rows: int, number: int, generator: torch.Generator) -> Tensor:
 
 def copy(types: Tensor, size: int, generator: torch.Generator) -> RecallTask:
     """A random string of `size` tokens, twice; all tokens of the second one but the first are asked for."""
-    rows = _rows(size - 1)
+    rows = _rows(size - 1, ASKED)
     string = types[torch.randint(len(types), (rows, size), generator=generator)]
     separator = _distinct(types, rows, 1, generator)
     tokens = torch.cat([separator, string, separator, string], dim=1)
@@ -59,7 +59,7 @@ def copy(types: Tensor, size: int, generator: torch.Generator) -> RecallTask:
 
 def pairs(types: Tensor, size: int, between: int, generator: torch.Generator) -> RecallTask:
     """`size` pairs of key and value, the same tokens `between` in all pairs, then each key, whose value is asked."""
-    rows = _rows(size)
+    rows = _rows(size, ASKED)
     chosen = _distinct(types, rows, 2 * size + between, generator)
     middle = chosen[:, None, 2 * size :].expand(-1, size, -1)
     told = torch.cat([chosen[:, :size, None], middle, chosen[:, size : 2 * size, None]], dim=2)

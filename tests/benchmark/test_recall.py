@@ -8,15 +8,14 @@ from typer.testing import CliRunner
 
 from modeling_lle import LLETokenizer
 from modeling_lle.evaluation import read_results
-from scripts.benchmark import recall
+from scripts.benchmark import recall, recall_tasks
 from scripts.benchmark.__main__ import app
-from scripts.benchmark.recall_tasks import make_tasks
 from tests.factories.language_models import make_language_model
 from tests.factories.texts import make_ids, make_texts
 
 
 def test_what_a_task_asks_for_stands_earlier_after_the_same_tokens() -> None:
-    tasks = make_tasks(torch.arange(5, 200), make_ids(1, 300)[0], [6, 40], [2, 9], [0, 100], seed=0)
+    tasks = recall_tasks.make_tasks(torch.arange(5, 200), make_ids(1, 300)[0], [6, 40], [2, 9], [0, 100], seed=0)
     assert [(task.name, task.size) for task in tasks[:4]] == [
         ("copy", 6), ("copy", 40), ("pairs, 0 between", 2), ("pairs, 0 between", 9)
     ]  # fmt: skip
@@ -67,6 +66,8 @@ def test_the_command_writes_results_that_can_be_drawn(tmp_path: Path, monkeypatc
     sets = {name: recall.SETS[name] for name in names}
     for name, value in {"COPIES": (5,), "PAIRS": (2,), "DISTANCES": (0, 100_000), "SETS": sets}.items():
         monkeypatch.setattr(recall, name, value)
+    monkeypatch.setattr(recall_tasks, "ASKED", 40)
+    monkeypatch.setattr(recall_tasks, "ASKED_OF_BOOKS", 40)
     Path("text").mkdir()
     for split, rows in (("train", 60), ("valid", 20), ("test", 20)):
         Path("text", f"{split}.txt").write_text("\n".join(make_texts(rows, 8, seed=rows)) + "\n")
