@@ -20,7 +20,7 @@ from ..common.precision import outside_autocast
 from ..configuration import BankMatchesConfig
 from .attachment import Attachment
 from .rule import Recall, kernel
-from .source import BANK_MATCHES, Evidence
+from .source import BANK_MATCHES, Evidence, tokens_of
 
 
 class LastTokens:
@@ -111,10 +111,7 @@ class BankMatchSource:
         Args:
             entries, mask, shape, device: As in `MatchSource.read`.
         """
-        if entries is None:
-            entries = torch.full(shape, -1, dtype=torch.long, device=device)
-            return self.last.read(entries, mask)
-        return self.last.read(torch.where(entries >= 0, entries, -1 - entries), mask)
+        return self.last.read(tokens_of(entries, shape, device)[0], mask)
 
     def blocks(
         self, entries: Tensor | None, mask: Tensor | None, states: Tensor, blocks: Iterable[slice]

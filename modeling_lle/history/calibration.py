@@ -82,6 +82,7 @@ class _Sample:
 
 
 PARAMETERS = {"sharpness": [0], "recency": [1], "gate": [2, 3, 4, 5], "agreement": [6], "success": [7]}  # places
+OF_MATCHES = ("agreement", "success")  # those that only matches have
 
 
 class Calibration:
@@ -148,7 +149,7 @@ class Calibration:
         scaled = (features - mean) / deviation
         numbers = list(self.numbers.values())
         start = torch.stack([to_values(own, mean.cpu(), deviation.cpu()) for own in numbers])
-        more = torch.tensor([[float(getattr(own, name, 0.0)) for name in ("agreement", "success")] for own in numbers])
+        more = torch.tensor([[float(getattr(own, name, 0.0)) for name in OF_MATCHES] for own in numbers])
         start = torch.cat([start, more], dim=1).to(base.device)
 
         def nats(values: Tensor) -> Tensor:
@@ -163,7 +164,7 @@ class Calibration:
         for (source, own), value in zip(self.numbers.items(), found.values.cpu(), strict=True):
             fixed = self._fixed_of(source)
             store_values(own, value[:6], mean.cpu(), deviation.cpu(), fixed)
-            for name, number in zip(("agreement", "success"), value[6:], strict=True):
+            for name, number in zip(OF_MATCHES, value[6:], strict=True):
                 if hasattr(own, name) and name not in fixed:
                     setattr(own, name, float(number.clamp(-MAX_FITTED, MAX_FITTED)))
         return found.metrics(len(base), float(-base.mean()))

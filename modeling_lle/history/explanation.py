@@ -149,30 +149,20 @@ def _side_by_side(explained: Explained) -> tuple[list[str], Tensor, Tensor, Tens
     history, target = explained.history, explained.targets[:, None]
     shares: list[Tensor] = [torch.zeros(len(target), 0, device=target.device)]
     says, identities, sources = list(shares), list(shares), []
-    if history.shares is not None and history.outcomes is not None and history.ages is not None:
-        shares.append(history.shares)
-        says.append((history.outcomes == target).float())
-        identities.append(history.ages)
-        sources += [STREAM] * history.shares.shape[-1]
-    if history.matches_shares is not None and history.matches_outcomes is not None:
-        assert history.matches_ages is not None
-        shares.append(history.matches_shares)
-        says.append((history.matches_outcomes == target).float())
-        identities.append(history.matches_ages)
-        sources += [MATCHES] * history.matches_shares.shape[-1]
-    if history.bank_shares is not None and history.bank_outcomes is not None and history.bank_ids is not None:
-        shares.append(history.bank_shares)
-        says.append((history.bank_outcomes == target).float() if explained.votes is None else explained.votes)
-        identities.append(history.bank_ids)
-        sources += [BANK] * history.bank_shares.shape[-1]
-    if history.bank_matches_shares is not None and history.bank_matches_outcomes is not None:
-        assert history.bank_matches_ids is not None
-        shares.append(history.bank_matches_shares)
-        says.append((history.bank_matches_outcomes == target).float())
-        identities.append(history.bank_matches_ids)
-        sources += [BANK_MATCHES] * history.bank_matches_shares.shape[-1]
-    share, says_of_target, identity = (torch.cat(parts, dim=1) for parts in (shares, says, identities))
-    return sources, share, says_of_target, identity
+    for source, own, outcomes, identity in (
+        (STREAM, history.shares, history.outcomes, history.ages),
+        (MATCHES, history.matches_shares, history.matches_outcomes, history.matches_ages),
+        (BANK, history.bank_shares, history.bank_outcomes, history.bank_ids),
+        (BANK_MATCHES, history.bank_matches_shares, history.bank_matches_outcomes, history.bank_matches_ids),
+    ):
+        if own is None or outcomes is None or identity is None:
+            continue
+        votes = explained.votes if source == BANK else None
+        shares.append(own)
+        says.append((outcomes == target).float() if votes is None else votes)
+        identities.append(identity)
+        sources += [source] * own.shape[-1]
+    return sources, torch.cat(shares, dim=1), torch.cat(says, dim=1), torch.cat(identities, dim=1)
 
 
 def _with_match(cause: Cause, history: HistoryOutput, n: int, place: int) -> Cause:

@@ -222,6 +222,21 @@ class MatchesRecalled:
         return self.found.ages
 
 
+def tokens_of(entries: Tensor | None, shape: torch.Size, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The tokens of a segment (B, T) int64, and which of them may be recalled (B, T) bool.
+
+    Args:
+        entries: (B, T) int64, `-1 - token` for one that is not to be recalled; None: it has none, and matches nothing.
+        shape: (B, T), of the segment.
+        device: Where it is.
+    """
+    if entries is None:
+        nothing = torch.full(shape, -1, dtype=torch.long, device=device)
+        return nothing, nothing >= 0
+    given = entries >= 0
+    return torch.where(given, entries, -1 - entries), given
+
+
 class MatchSource:
     """The longest exact matches of the last tokens in the text that is being read.
 
@@ -240,18 +255,10 @@ class MatchSource:
         """Takes in a segment, and returns the matches of its positions.
 
         Args:
-            entries: (B, T) int64, its tokens, `-1 - token` for one that is not to be recalled; None: it has none, and
-                matches nothing.
+            entries, shape, device: As in `tokens_of`.
             mask: (B, T) bool, False at padding; None for none.
-            shape: (B, T), of the segment.
-            device: Where it is.
         """
-        if entries is None:
-            nothing = torch.full(shape, -1, dtype=torch.long, device=device)
-            return self.matches.read(nothing, nothing >= 0, mask, self.numbers.neighbours)
-        given = entries >= 0
-        tokens = torch.where(given, entries, -1 - entries)
-        return self.matches.read(tokens, given, mask, self.numbers.neighbours)
+        return self.matches.read(*tokens_of(entries, shape, device), mask, self.numbers.neighbours)
 
     def blocks(
         self, entries: Tensor | None, mask: Tensor | None, states: Tensor, blocks: Iterable[slice]

@@ -4,14 +4,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from modeling_lle import Attachment, HistoryBank, LLECache, LLEForCausalLM
 from modeling_lle.bank import suffixes
 from modeling_lle.bank.base import BaseBank
 from modeling_lle.history.explanation import as_values
 from tests.bank.memory_bank import MemoryBank
-from tests.factories.language_models import make_language_model
+from tests.factories.language_models import make_language_model, read_segments
 from tests.factories.texts import WORD_TOKENIZER, make_ids, make_repetitive_segments, make_texts
 
 NUMBERS = {"longest": 4, "neighbours": 12, "sharpness": 7.0, "gate": [0.3, 0.4, 0.1, -0.2]}
@@ -26,27 +25,18 @@ def make_bank(model: LLEForCausalLM, seed: int = 1, **options: Any) -> HistoryBa
     return HistoryBank.build(model, WORD_TOKENIZER, make_texts(12, 14, seed), **options)
 
 
-def logits_of(model: LLEForCausalLM, *segments: Tensor, **options: Any) -> Tensor:
-    cache, logits = None, []
-    for ids in segments:
-        output = model(ids, past_key_values=cache, use_cache=True, **options)
-        cache = output.past_key_values
-        logits.append(output.logits)
-    return torch.cat(logits, dim=1)
-
-
 @pytest.mark.parametrize("window", [0, 7])
 @torch.no_grad()
 def test_segments_steps_and_padded_batches_predict_the_same(window: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model(window, matches={"window": 20 * window})
     bank = make_bank(model)
-    whole = logits_of(model, IDS, history=bank)
+    whole = read_segments(model, IDS, history=bank)
     torch.testing.assert_close(whole.exp().sum(-1), torch.ones(2, 30))
-    torch.testing.assert_close(logits_of(model, *IDS.split([3, 17, 10], dim=1), history=bank), whole)
-    torch.testing.assert_close(logits_of(model, *IDS.split(1, dim=1), history=bank), whole)
+    torch.testing.assert_close(read_segments(model, *IDS.split([3, 17, 10], dim=1), history=bank), whole)
+    torch.testing.assert_close(read_segments(model, *IDS.split(1, dim=1), history=bank), whole)
     changed = IDS.clone()
     changed[:, 20:] = (changed[:, 20:] + 1) % 11
-    torch.testing.assert_close(logits_of(model, changed, history=bank)[:, :20], whole[:, :20])
+    torch.testing.assert_close(read_segments(model, changed, history=bank)[:, :20], whole[:, :20])
     for left in (True, False):
         padding = torch.zeros(2, 9, dtype=torch.long)
         ids = torch.cat([padding, IDS] if left else [IDS, padding], dim=1)
@@ -54,9 +44,9 @@ def test_segments_steps_and_padded_batches_predict_the_same(window: int, monkeyp
         logits = model(ids, attention_mask=real.long().expand(2, -1), history=bank).logits
         torch.testing.assert_close(logits[:, real], whole)
     monkeypatch.setattr(suffixes, "takes_numba", lambda tensor: False)
-    torch.testing.assert_close(logits_of(model, IDS, history=bank), whole)
+    torch.testing.assert_close(read_segments(model, IDS, history=bank), whole)
     model.config.bank_matches.longest = 0
-    assert (whole - logits_of(model, IDS, history=bank)).abs().max() > 0.1
+    assert (whole - read_segments(model, IDS, history=bank)).abs().max() > 0.1
 
 
 @torch.no_grad()
@@ -93,33 +83,33 @@ def test_what_was_forgotten_is_as_if_it_had_never_been_there(kind: type[BaseBank
             bank.add(make_texts(5, 14, seed), model=model, tokenizer=WORD_TOKENIZER, source=str(seed))
         return bank
 
-    bank, without = bank_of(1, 2, 3), logits_of(model, IDS, history=bank_of(1, 3))
+    bank, without = bank_of(1, 2, 3), read_segments(model, IDS, history=bank_of(1, 3))
     before = Attachment(bank).pinned()
-    with_all = logits_of(model, IDS, history=before)
+    with_all = read_segments(model, IDS, history=before)
     assert not torch.equal(with_all, without)
     bank.forget(source="2")
-    assert torch.equal(logits_of(model, IDS, history=bank), without)
-    assert torch.equal(logits_of(model, IDS, history=before), with_all)  # pinned to the state of then
+    assert torch.equal(read_segments(model, IDS, history=bank), without)
+    assert torch.equal(read_segments(model, IDS, history=before), with_all)  # pinned to the state of then
     number = next(bank.documents()).ids[1]
     bank.forget([number])  # one entry: its token is no context any more
     found = model(IDS, history=bank, output_history=True).history
     assert number not in found.bank_matches_ids
     if isinstance(bank, HistoryBank):
-        forgotten = logits_of(model, IDS, history=bank)
+        forgotten = read_segments(model, IDS, history=bank)
         bank.compact()
-        assert torch.equal(logits_of(model, IDS, history=bank), forgotten)
+        assert torch.equal(read_segments(model, IDS, history=bank), forgotten)
 
 
 @torch.no_grad()
 def test_attachments_see_their_own_namespaces_and_entries_that_are_dropped_are_context() -> None:
     model = make_model(0)
     bank = make_bank(model, 1, namespace="ann")
-    alone = logits_of(model, IDS, history=bank)
+    alone = read_segments(model, IDS, history=bank)
     bank.add(make_texts(12, 14, 2), model=model, tokenizer=WORD_TOKENIZER, namespace="bob")
-    both = logits_of(model, IDS, history=bank)
-    torch.testing.assert_close(logits_of(model, IDS, history=Attachment(bank, ("ann",))), alone)
+    both = read_segments(model, IDS, history=bank)
+    torch.testing.assert_close(read_segments(model, IDS, history=Attachment(bank, ("ann",))), alone)
     assert not torch.allclose(both, alone)
-    assert logits_of(model, IDS, history=Attachment(bank, ("gone",))).isfinite().all()
+    assert read_segments(model, IDS, history=Attachment(bank, ("gone",))).isfinite().all()
     thinned, merged = make_bank(model, 1, keep_below=0.1), make_bank(model, 1, merge=True)
     assert 0 < len(thinned) < len(bank)
     (texts,) = thinned.snapshot().kept_texts()
@@ -167,7 +157,7 @@ def test_a_cache_is_reordered_exported_and_goes_on() -> None:
     model(ids, past_key_values=cache, use_history=False)
     other = LLECache.of(model.config.history)
     other.restore({name: tensor.clone() for name, tensor in cache.export().items()})
-    want = logits_of(model, torch.cat([ids[order], more], dim=1), history=bank)[:, -4:]
+    want = read_segments(model, torch.cat([ids[order], more], dim=1), history=bank)[:, -4:]
     for own in (cache, other):
         own.reorder_cache(order)
         torch.testing.assert_close(model(more, past_key_values=own, history=bank).logits, want)

@@ -6,12 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from modeling_lle import LLECache, LLEForCausalLM
 from modeling_lle.history import matches as module
 from modeling_lle.history.matches import Matched, Matches
-from tests.factories.language_models import make_language_model
+from tests.factories.language_models import make_language_model, read_segments
 from tests.factories.texts import make_ids, make_repetitive_segments
 
 MATCHES = {
@@ -87,29 +86,20 @@ def test_the_newest_of_the_longest_are_found(
     assert matches.count.tolist() == [len(text) for text in texts]
 
 
-def logits_of(model: LLEForCausalLM, *segments: Tensor, **options: Any) -> Tensor:
-    cache, logits = None, []
-    for ids in segments:
-        output = model(ids, past_key_values=cache, use_cache=True, **options)
-        cache = output.past_key_values
-        logits.append(output.logits)
-    return torch.cat(logits, dim=1)
-
-
 @pytest.mark.parametrize("window", [0, 7])
 @torch.no_grad()
 def test_blocks_steps_and_padded_batches_predict_the_same(window: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, ids = make_matching_model(window), make_ids(2, 40)
-    whole = logits_of(model, ids)
+    whole = read_segments(model, ids)
     torch.testing.assert_close(whole.exp().sum(-1), torch.ones(2, 40))
-    assert (whole - logits_of(make_language_model(window), ids)).abs().max() > 0.1  # the matches take part
-    torch.testing.assert_close(logits_of(model, *ids.split([3, 17, 20], dim=1)), whole)
-    torch.testing.assert_close(logits_of(model, *ids.split(1, dim=1)), whole)
+    assert (whole - read_segments(make_language_model(window), ids)).abs().max() > 0.1  # the matches take part
+    torch.testing.assert_close(read_segments(model, *ids.split([3, 17, 20], dim=1)), whole)
+    torch.testing.assert_close(read_segments(model, *ids.split(1, dim=1)), whole)
     padded = torch.cat([torch.zeros(2, 9, dtype=torch.long), ids], dim=1)
     batched = model(padded, attention_mask=(torch.arange(49) >= 9).long().expand(2, -1)).logits[:, 9:]
     torch.testing.assert_close(batched, whole)
     monkeypatch.setattr(module, "takes_numba", lambda tensor: False)
-    torch.testing.assert_close(logits_of(model, ids), whole)
+    torch.testing.assert_close(read_segments(model, ids), whole)
 
 
 @torch.no_grad()
@@ -140,7 +130,7 @@ def test_a_cache_is_reordered_exported_and_goes_on() -> None:
     other.restore({name: tensor.clone() for name, tensor in cache.export().items()})
     cache.reorder_cache(torch.tensor([2, 0, 0]))
     order = torch.tensor([2, 0, 0])
-    want = logits_of(model, torch.cat([ids[order], more], dim=1))[:, -4:]
+    want = read_segments(model, torch.cat([ids[order], more], dim=1))[:, -4:]
     torch.testing.assert_close(model(more, past_key_values=cache).logits, want)
     other.batch_select_indices(order)
     torch.testing.assert_close(model(more, past_key_values=other).logits, want)

@@ -23,6 +23,7 @@ from typing import Any
 from .core import HERE, TINY, Model, RunError, log_softmax, mixed, np, recall, run_command
 
 BLOCK = 256  # positions that are predicted together
+BEFORE, KEPT = 0.2, 0.9  # of the success of matches, as in training: at the beginning, and at each position
 
 
 class Stream:
@@ -71,7 +72,7 @@ class Matches:
     def __init__(self, numbers: dict[str, Any]) -> None:
         self.numbers = numbers
         self.tokens, self.usable = np.zeros(0, np.int64), np.zeros(0, bool)  # usable: may be recalled
-        self.named, self.success = np.zeros(0, np.int64), 0.2  # by the last matches; how often they were right
+        self.named, self.success = np.zeros(0, np.int64), BEFORE  # by the last matches; how often they were right
 
     def read(self, tokens: np.ndarray, own: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Takes in tokens (T,); `own` ones, which were generated, are context, but are not recalled.
@@ -85,7 +86,8 @@ class Matches:
         scores, outcomes = np.full((len(tokens), size), -np.inf, np.float32), np.zeros((len(tokens), size), np.int64)
         for row, last in enumerate(range(len(self.tokens) - len(tokens), len(self.tokens))):
             if len(self.named) and not own:
-                self.success = 0.9 * self.success + 0.1 * (self.named == self.tokens[last]).mean()
+                right = (self.named == self.tokens[last]).mean()
+                self.success = KEPT * self.success + (1 - KEPT) * right
             first = max(0, last - numbers["window"])
             same = (self.tokens[first:last] == self.tokens[last]) & self.usable[first + 1 : last + 1]
             ends = first + np.flatnonzero(same)
