@@ -36,6 +36,7 @@ from .configuration_sections import (
     SECTIONS,
     BackboneConfig,
     BankConfig,
+    BankMatchesConfig,
     ClassifierConfig,
     HistoryConfig,
     MatchesConfig,
@@ -269,6 +270,11 @@ class LLEConfig(PreTrainedConfig):
     def bank(self) -> BankConfig:
         """The numbers of the bank: `history.bank`."""
         return self.history.bank
+
+    @property
+    def bank_matches(self) -> BankMatchesConfig:
+        """The numbers of the exact matches in the bank: `history.bank_matches`."""
+        return self.history.bank_matches
 
     @property
     def overlay(self) -> UpdateConfig:

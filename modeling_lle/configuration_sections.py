@@ -165,6 +165,8 @@ class MatchesConfig:
         longest: Tokens of a match that are counted.
         neighbours: Matches that are recalled at each position, the newest of the longest ones.
         sharpness, recency, gate: As for the stream; in place of the cosine stands the length as a share of `longest`.
+        agreement: Exponent by which a match counts for more, the larger the share of the matches that agree with it.
+        success: Exponent by which all of them count for more, the more often the last ones were right.
 
     What the model generates counts as context, but is recalled only if `stream.generated` asks for it.
     """
@@ -174,6 +176,8 @@ class MatchesConfig:
     neighbours: int = within(32, 1, 4096)
     sharpness: float | int = within(16.0, 0.0, MAX_FITTED)
     recency: float | int = within(0.3, 0.0, MAX_FITTED)
+    agreement: float | int = within(4.0, -MAX_FITTED, MAX_FITTED)
+    success: float | int = within(2.0, -MAX_FITTED, MAX_FITTED)
     gate: list[float | int] = four_numbers(lambda: [0.0, 0.5, 0.0, 0.0])  # noqa: RUF009
 
 
@@ -194,6 +198,23 @@ class BankConfig:
     gate: list[float | int] = four_numbers(lambda: [-1.5, 0.3, 0.3, 0.3])  # noqa: RUF009
     skip_above: float | int = within(1.0, 0.0, 1.0)
     search: Literal["exact", "balanced", "fast"] = "balanced"
+
+
+@strict
+@dataclasses.dataclass
+class BankMatchesConfig:
+    """Exact matches in the bank: its entries after the same tokens as the last ones of the text that is being read.
+
+    Args:
+        longest: Tokens of a match that are counted; 0 switches these matches off.
+        neighbours: Outcomes that are recalled at each position, those after the most tokens alike first.
+        sharpness, gate: As for the stream; in place of the cosine stands the length as a share of `longest`.
+    """
+
+    longest: int = within(0, 0, 1024)
+    neighbours: int = within(256, 1, 4096)
+    sharpness: float | int = within(5.0, 0.0, MAX_FITTED)
+    gate: list[float | int] = four_numbers(lambda: [3.0, 1.0, 0.0, 0.0])  # noqa: RUF009
 
 
 @strict
@@ -252,6 +273,7 @@ class HistoryConfig:
     stream: "StreamConfig" = section(StreamConfig)  # noqa: RUF009
     matches: "MatchesConfig" = section(MatchesConfig)  # noqa: RUF009
     bank: "BankConfig" = section(BankConfig)  # noqa: RUF009
+    bank_matches: "BankMatchesConfig" = section(BankMatchesConfig)  # noqa: RUF009
     update: "UpdateConfig" = section(UpdateConfig)  # noqa: RUF009
     training: "TrainingConfig" = section(TrainingConfig)  # noqa: RUF009
 
@@ -265,6 +287,7 @@ _OF_HISTORY: Final[dict[str, type]] = {
     "stream": StreamConfig,
     "matches": MatchesConfig,
     "bank": BankConfig,
+    "bank_matches": BankMatchesConfig,
     "update": UpdateConfig,
     "training": TrainingConfig,
 }

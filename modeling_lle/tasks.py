@@ -49,7 +49,10 @@ LANGUAGE = Task(
     model="LLEForCausalLM",
     auto_class="AutoModelForCausalLM",
     mapping="MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
-    sections=("history.stream", "history.matches", "history.bank", "history.update", "history.training"),
+    sections=(
+        *("history.stream", "history.matches", "history.bank", "history.bank_matches"),
+        *("history.update", "history.training"),
+    ),
     pipeline="modeling_lle.pipelines.text_generation.LLETextGenerationPipeline",
     tags=("neural-cache",),
     commands=("generate", "explain", "bank"),

@@ -21,6 +21,7 @@ from matplotlib.transforms import Bbox
 
 from modeling_lle.evaluation import read_results
 from modeling_lle.evaluation.pictures import BASE, HISTORY, INK, make_figure, save_figure, style
+from scripts.benchmark.recall import draw_recall
 from scripts.explained import draw_explained
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -193,6 +194,7 @@ def _label(axes: Axes, points: list[Point]) -> None:
 PICTURES: dict[str, tuple[tuple[str, ...], Callable[..., Figure]]] = {
     "banks": (("bank-selection",), draw_banks),
     "history": (("history",), draw_history),
+    "recall": (("recall",), draw_recall),
     "peers": (("peers-minutes", "peers-training", "peers-contexts"), draw_peers),
 }
 

@@ -207,8 +207,10 @@ def test_sections_are_checked_and_converted_whenever_they_are_set() -> None:
 def test_saving_and_loading(tmp_path: Path) -> None:
     history = {
         "stream": {"window": 9, "sharpness": 3, "recency": 0, "gate": [1, 2.5, 3, 4], "generated": True},
-        "matches": {"window": 99, "longest": 7, "neighbours": 6, "sharpness": 5, "recency": 0.1, "gate": [4, 3, 2, 2]},
+        "matches": {"window": 99, "longest": 7, "neighbours": 6, "sharpness": 5, "recency": 0.1, "gate": [4, 3, 2, 2]}
+        | {"agreement": 0.5, "success": -1},
         "bank": {"neighbours": 8, "sharpness": 2.5, "gate": [1, 2, 3, 4], "skip_above": 0.5, "search": "fast"},
+        "bank_matches": {"longest": 9, "neighbours": 5, "sharpness": 4, "gate": [2, 1, 3, 4]},
         "update": {"scope": "low-rank", "every": 7, "rate": 0.5, "decay": 0.1, "momentum": 0.2}
         | {"preconditioning": 1.0, "rank": 5, "generated": True},
         "training": {"window": 5, "other_rows": False, "warm_up": 0.5, "sharpness": 2, "gate": [4, 3, 2, 1]},

@@ -99,8 +99,8 @@ def test_every_field_finds_its_section(tmp_path: Path, architecture: str | None)
     assert values["backbone"] == BACKBONE
     assert values["classifier"] == CLASSIFIER
     assert values["translator"] == TRANSLATOR
-    matches = DEFAULT["history"]["matches"]  # that version had none
-    sections = {"stream": STREAM_NOW, "matches": matches, "bank": BANK, "update": UPDATE_NOW, "training": TRAINING}
+    new = {name: DEFAULT["history"][name] for name in ("matches", "bank_matches")}  # that version had none
+    sections = {"stream": STREAM_NOW, **new, "bank": BANK, "update": UPDATE_NOW, "training": TRAINING}
     assert values["history"] == sections
     assert {name: values[name] for name in OTHER} == OTHER
     assert config.config_version == 2

@@ -129,6 +129,8 @@ def test_script_draws_what_there_is(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "not drawn: docs/pictures/history.png: there are no results at" in capsys.readouterr().out
     make_results(tmp_path)
     make_peers(tmp_path)
+    rows = [{"model": "LSTM", "task": "copy", "size": n, "sources": "stream", "accuracy": 0.5} for n in (16, 64)]
+    write_results(tmp_path / "model_cards" / "results" / "recall.json", "x", {}, rows)
     assert pictures.main(["--root", str(tmp_path)]) == 0
-    for name in ("history", "banks", "peers"):
+    for name in pictures.PICTURES:
         assert (tmp_path / "docs" / "pictures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")

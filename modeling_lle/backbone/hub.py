@@ -6,6 +6,7 @@ its cache wrongly by several tokens at once reads them one by one. Shapes: B bat
 tokens of the text so far.
 """
 
+import contextlib
 import copy
 from typing import Any, NamedTuple, cast
 
@@ -194,13 +195,15 @@ def restore_buffers(backbone: PreTrainedModel) -> None:
 
     transformers leaves some of them as they come out of the memory in a model within another one.
     """
-    try:  # parameters without memory, buffers with their values
-        from accelerate import init_empty_weights
-    except ImportError:
-        return
     if not any(module._non_persistent_buffers_set for module in backbone.modules()):
         return
-    with init_empty_weights(include_buffers=False), no_init_weights():
+    try:  # parameters without memory, buffers with their values
+        from accelerate import init_empty_weights
+    except ImportError:  # parameters whose memory nobody writes to
+        without_memory: Any = contextlib.nullcontext()
+    else:
+        without_memory = init_empty_weights(include_buffers=False)
+    with without_memory, no_init_weights():
         fresh = type(backbone)(copy.deepcopy(backbone.config))
     modules = dict(backbone.named_modules())
     for name, module in fresh.named_modules():

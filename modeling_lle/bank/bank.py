@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..common.temporary import TemporaryFolder
-from .base import BaseBank
+from .base import BaseBank, check_projects
 from .changes import (
     Condition,
     groups_to_compact,
@@ -33,7 +33,8 @@ from .changes import (
 from .files import MANIFEST, Added, BankError, File, Folder, Manifest, Segment, SegmentInfo
 from .fingerprint import fingerprint
 from .index_files import remove_stale_indexes, stale_indexes
-from .manifest import HISTORY_FOLDER
+from .manifest import HISTORY_FOLDER, Projected
+from .projection import Projection
 from .protocol import Encoder, Where
 from .state import ATTEMPTS, NO_IDS, BankState
 
@@ -86,7 +87,7 @@ class HistoryBank(BaseBank):
             from huggingface_hub import snapshot_download
 
             # Without search indexes: those of others are not trusted.
-            names = (MANIFEST, "segment-*.safetensors", "forgotten-*.safetensors")
+            names = (MANIFEST, "segment-*.safetensors", "forgotten-*.safetensors", "projection-*.safetensors")
             patterns = [f"{HISTORY_FOLDER}/{name}" for name in names]
             path = Path(snapshot_download(str(name_or_path), revision=revision, token=token, allow_patterns=patterns))
         inner = path / HISTORY_FOLDER
@@ -99,6 +100,8 @@ class HistoryBank(BaseBank):
         tokenizer: "PreTrainedTokenizerBase",
         dataset: Iterable[Any],
         path: str | Path | None = None,
+        *,
+        key_width: int | None = None,
         **options: Any,
     ) -> "HistoryBank":
         """Makes a bank from a data set.
@@ -109,13 +112,16 @@ class HistoryBank(BaseBank):
             dataset: Texts: a `datasets.Dataset` or `IterableDataset`, or an iterable of mappings or of texts; for a
                 translator mappings with the columns `source` and `target`, for a classifier with `text` and `label`.
             path: The folder; None: a temporary one, which lasts as long as the bank. Save it with `save_pretrained`.
+            key_width: As in `create`.
             options: As in `add`.
 
         Raises:
             FileExistsError: `path` holds a bank or other files.
+            ValueError: The width of the keys is too large, or there are too few entries to learn the projection from.
         """
         kind, labels = model.entry_kind, () if model.outcome == "label" else None
-        size = fingerprint(model), model.key_size, model.config.vocab_size, labels
+        check_projects(model, key_width is not None, "key_width")
+        size = fingerprint(model), model.key_size, model.config.vocab_size, labels, key_width
         bank = cls.temporary(*size) if path is None else cls.create(path, *size)
         bank.encoder = (model, tokenizer)
         kind.add(bank, dataset, model, tokenizer, **options)
@@ -129,27 +135,35 @@ class HistoryBank(BaseBank):
         width: int,
         vocab_size: int,
         labels: tuple[str, ...] | None = None,
+        key_width: int | None = None,
     ) -> "HistoryBank":
         """Makes a bank without entries.
 
         Args:
             path: The folder.
             fingerprint: Fingerprint of the model that makes the keys.
-            width: Width of the keys, D.
+            width: Width of the model's states, D.
             vocab_size: Vocabulary of the model.
             labels: Labels to begin with, in a bank whose outcomes are labels; `append` adds others. None: a bank whose
                 outcomes are tokens.
+            key_width: Width of the keys, 2 <= W <= D, to which the states are projected, so that entries take less
+                space. The projection is learned from the first entries that are added, at least W, and stays as it is:
+                it remains a statistic of them when they are forgotten. None: keys are the states.
 
         Raises:
             FileExistsError: `path` holds a bank or other files.
+            ValueError: The width of the keys is too large.
         """
+        if key_width is not None and not 2 <= key_width <= width:
+            raise ValueError(f"keys have a width between 2 and that of the model's states, {width}; got {key_width}")
         folder = Folder(path)
         folder.check_free()  # before the lock file is written
         with folder.writing():
             folder.check_free()
             with folder.making() as made:
-                identity = uuid.uuid4().hex
-                made.write_manifest(Manifest(fingerprint, width, vocab_size, labels=labels, identity=identity))
+                manifest = Manifest(fingerprint, key_width or width, vocab_size, labels=labels)
+                projection = None if key_width is None else Projected(width)
+                made.write_manifest(dataclasses.replace(manifest, projection=projection, identity=uuid.uuid4().hex))
         return cls(folder)
 
     @classmethod
@@ -200,16 +214,41 @@ class HistoryBank(BaseBank):
         namespace: str,
         labels: Sequence[str] = (),
         replaced: Iterable[int] = (),
+        are_keys: bool = False,
     ) -> int:
-        """As `Bank.append`; the segments are changed in place."""
+        """As `Bank.append`; the segments are changed in place. They have projected keys already if `are_keys`."""
         total, gone = 0, torch.tensor(sorted(set(replaced)), dtype=torch.long)
         with self.writing():
             for number in gone.tolist():
                 self._state.locate(number)
             for segment, added in segments:
+                if not are_keys:
+                    self._project(segment)
                 total += self._append(segment, added, namespace, tuple(labels), gone)
                 gone = NO_IDS
         return total
+
+    def _project(self, segment: Segment) -> None:
+        """Replaces the states of a segment by the keys of this bank; learns their projection from the first one."""
+        manifest = self._state.manifest
+        if manifest.projection is None or not len(segment):
+            return
+        if segment.keys.shape[1] != manifest.state_width:
+            raise BankError(
+                f"the bank {self.name} projects states of the width {manifest.state_width}, got "
+                f"{segment.keys.shape[1]}: add with the model that built it"
+            )
+        if self._state.projection is None:
+            if len(segment) < manifest.width:
+                raise BankError(
+                    f"the projection to keys of the width {manifest.width} is learned from the entries that are added "
+                    f"first, at least as many, and there are {len(segment)}: add more at once, or make another bank "
+                    f"with a smaller width or without a projection; {self.name} has no entries"
+                )
+            file = self.folder.write_projection(Projection.learn(segment.keys, manifest.width))
+            self._commit(NO_IDS, projection=Projected(manifest.state_width, file))
+        assert self._state.projection is not None
+        segment.keys = self._state.projection(segment.keys).bfloat16()
 
     def _append(
         self, segment: Segment, added: list[Added], namespace: str, labels: tuple[str, ...], gone: Tensor

@@ -15,6 +15,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+def check_projects(model: Encoder, is_projected: bool, name: str) -> None:
+    """Raises a BankError if keys are projected and the model is a translator, which reads the keys themselves."""
+    if is_projected and model.outcome == "target token":
+        raise BankError(
+            f"{name}: a translation memory compares few candidates for a sentence and cannot project their keys: make "
+            "it without a width of its keys"
+        )
+
+
 class BaseBank(Bank):
     """A bank that answers questions from its newest snapshot; a subclass provides the rest of `Bank`."""
 
@@ -34,6 +43,11 @@ class BaseBank(Bank):
     def width(self) -> int:
         """Width of the keys."""
         return self.snapshot().width
+
+    @property
+    def state_width(self) -> int:
+        """Width of the states that keys are made of."""
+        return self.snapshot().state_width
 
     @property
     def vocab_size(self) -> int:
@@ -90,9 +104,10 @@ class BaseBank(Bank):
                 f"the bank {self.name} holds {held}, and a {type(model).__name__} predicts {model.outcome}s: open a "
                 f"bank {due}"
             )
+        check_projects(model, self.snapshot().projection is not None, self.name)
         if not same_backbone(self.fingerprint, model):
             raise BankError(
-                f"the bank {self.name} was encoded by another backbone (width {self.width}, vocabulary "
+                f"the bank {self.name} was encoded by another backbone (width {self.state_width}, vocabulary "
                 f"{self.vocab_size}) than this model's (width {model.key_size}, vocabulary "
                 f"{model.config.vocab_size}): load the model that built it, or build a bank with this one"
             )

@@ -27,6 +27,7 @@ from .manifest import FORMAT as FORMAT
 from .manifest import LARGEST, MANIFEST, BankError, File, Manifest, SegmentInfo
 from .manifest import VERSION as VERSION
 from .manifest import Added as Added
+from .projection import Projection
 from .seal import seal as seal
 from .segment import (
     Segment,
@@ -145,6 +146,14 @@ class Folder:
         tensors = self._read(manifest.forgotten, verify)
         with self._named(manifest.forgotten):
             return check_forgotten(tensors, manifest.next_id)
+
+    def read_projection(self, manifest: Manifest, verify: bool = True) -> Projection | None:
+        """The projection of the keys; None if they are not projected, or it is not learned yet."""
+        if manifest.projection is None or manifest.projection.file is None:
+            return None
+        tensors = self._read(manifest.projection.file, verify)
+        with self._named(manifest.projection.file):
+            return Projection.of_tensors(tensors, manifest.state_width, manifest.width)
 
     def _read(self, file: File, verify: bool) -> dict[str, Tensor]:
         path = self.check(file) if verify else self._place(file.name)
@@ -290,6 +299,10 @@ class Folder:
     def write_forgotten(self, ids: Tensor) -> File:
         """Writes the forgotten ids (1-D int64)."""
         return self._write_tensors("forgotten", {"ids": ids})
+
+    def write_projection(self, projection: Projection) -> File:
+        """Writes the projection of the keys."""
+        return self._write_tensors("projection", projection.tensors())
 
     def write_manifest(self, manifest: Manifest) -> None:
         """Writes the manifest, which puts a change into effect."""

@@ -14,9 +14,9 @@ from typing import Any
 
 from ..common.checks import check_unicode
 
-FORMAT, VERSION = "modeling_lle.bank", 2
+FORMAT, VERSION = "modeling_lle.bank", 3
 MANIFEST = "manifest.json"
-FILE_NAME = re.compile(r"(segment|forgotten)-[0-9a-f]{16}\.safetensors")
+FILE_NAME = re.compile(r"(segment|forgotten|projection)-[0-9a-f]{16}\.safetensors")
 LARGEST = 1 << 25  # bytes of a manifest: about 350,000 sources; one that is larger takes seconds to read
 # Lines of a manifest: a text in it cannot look like one, as its line breaks are escaped, and deeper ones are indented.
 _DIGEST_LINE = re.compile(rb'\n "sha256": "([0-9a-f]{64})",(?=\n)')
@@ -64,6 +64,17 @@ class Added:
 
 
 @dataclasses.dataclass(frozen=True)
+class Projected:
+    """That keys are projections of states (bank/projection.py): the width of these, and the file of the projection.
+
+    The file is None until the first entries are added, from which the projection is learned.
+    """
+
+    width: int
+    file: File | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Manifest:
     """The state of a bank.
 
@@ -78,6 +89,7 @@ class Manifest:
         labels: Names of the outcomes, by their numbers, in a bank of labels; None in a bank of tokens.
         identity: Random name that no other bank has; empty in banks of version 1.
         copy_of: Identity and generation of the original, in a copy that `save_pretrained` wrote.
+        projection: How keys are made of the states of the model; None: they are the states.
     """
 
     fingerprint: str
@@ -91,11 +103,18 @@ class Manifest:
     labels: tuple[str, ...] | None = None
     identity: str = ""
     copy_of: tuple[str, int] | None = None
+    projection: Projected | None = None
 
     @property
     def files(self) -> list[File]:
         """All files of the bank except the manifest."""
-        return [segment.file for segment in self.segments] + ([self.forgotten] if self.forgotten else [])
+        others = self.forgotten, None if self.projection is None else self.projection.file
+        return [*(segment.file for segment in self.segments), *(file for file in others if file is not None)]
+
+    @property
+    def state_width(self) -> int:
+        """Width of the states that keys are made of."""
+        return self.width if self.projection is None else self.projection.width
 
     def is_older_copy(self, original: "Manifest") -> bool:
         """Whether this is a copy of `original` or of an earlier generation of it, unchanged since it was written."""
@@ -107,9 +126,10 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         """Canonical bytes of the manifest."""
-        version = VERSION if self.identity else 1  # banks of version 1 stay what they are
+        # Banks of version 1 stay what they are, and those without a projection can be read by older versions.
+        version = VERSION if self.projection else 2 if self.identity else 1
         values = {"format": FORMAT, "version": version, **dataclasses.asdict(self)}
-        for name, absent in (("labels", None), ("identity", ""), ("copy_of", None)):
+        for name, absent in (("labels", None), ("identity", ""), ("copy_of", None), ("projection", None)):
             if values[name] == absent:
                 del values[name]
         return _canonical({**values, "sha256": hashlib.sha256(_canonical(values)).hexdigest()})
@@ -144,19 +164,23 @@ class Manifest:
             del values[name]
         segments = [SegmentInfo(**{**part, "file": File(**part["file"])}) for part in values.pop("segments")]
         forgotten, added, labels = values.pop("forgotten"), values.pop("added"), values.pop("labels", None)
-        copy_of = values.pop("copy_of", None)
+        copy_of, projection = values.pop("copy_of", None), values.pop("projection", None)
+        if projection is not None:
+            file = projection.pop("file")
+            projection = Projected(**projection, file=None if file is None else File(**file))
         return cls(
             segments=tuple(segments),
             forgotten=None if forgotten is None else File(**forgotten),
             added=tuple(Added(**part) for part in added),
             labels=None if labels is None else tuple(labels),
             copy_of=None if copy_of is None else tuple(copy_of),
+            projection=projection,
             **values,
         )
 
     def check(self) -> None:
         """Raises a BankError that names the first invalid value."""
-        sizes = {"width": self.width, "vocab_size": self.vocab_size}
+        sizes = {"width": self.width, "vocab_size": self.vocab_size, "width of the states": self.state_width}
         numbers = {"generation": self.generation, "next_id": self.next_id}
         texts = {"fingerprint": self.fingerprint, "identity": self.identity}
         for file in self.files:
@@ -183,6 +207,8 @@ class Manifest:
         ):
             if len(set(names)) < len(names):
                 raise BankError(f"names a {what} twice: build the bank again")
+        if self.projection is not None and self.projection.file is None and self.segments:
+            raise BankError("has projected keys, and names no file with their projection: build the bank again")
         if sum(info.entries for info in self.segments) > self.next_id:
             raise BankError("has more entries than ids were given: build the bank again")
 

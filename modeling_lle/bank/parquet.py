@@ -2,7 +2,8 @@
 
 Columns: `namespace`, `source`, `row`, `columns` (JSON), `tokens` (int32; -1 where one was forgotten), and of the
 document's n entries `positions` in the tokens (int32), `counts` (int32), `copies` (int32 pairs: which entry, and the
-position of a further occurrence) and `keys` (n x D bfloat16, little endian).
+position of a further occurrence) and `keys` (n x D bfloat16, little endian). A projection of keys stands
+beside what the file says of itself, as safetensors.
 """
 
 import dataclasses
@@ -17,15 +18,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 
 from ..common.temporary import replacing
 from .bank import HistoryBank
 from .changes import live_labels, renumbered
 from .files import FORMAT, Added, BankError, Folder, Manifest, Segment
+from .manifest import Projected
+from .projection import Projection
 from .segment import check_documents, check_values
 
-VERSION = 1
+VERSION = 2  # with projected keys, else 1
 DIGEST = "sha256"
+PROJECTION = f"{FORMAT}.projection"
+# Raised by the values of a damaged file.
+FAULTS = (pa.ArrowException, SafetensorError, OSError, ValueError, TypeError, KeyError, RuntimeError)
 SCHEMA = pa.schema(
     [
         ("namespace", pa.string()),
@@ -48,14 +56,18 @@ def to_parquet(bank: HistoryBank, path: str | Path) -> int:
     labels = None if manifest.labels is None else live_labels(state)
     described = {
         "format": FORMAT,
-        "version": VERSION,
+        "version": 1 if manifest.projection is None else VERSION,
         "fingerprint": manifest.fingerprint,
         "width": manifest.width,
+        **({} if manifest.projection is None else {"state_width": manifest.state_width}),
         "vocab_size": manifest.vocab_size,
         "labels": None if labels is None else labels[0],
     }
-    schema = SCHEMA.with_metadata({FORMAT: json.dumps(described)})
-    digest = hashlib.sha256()
+    about, digest = {FORMAT: json.dumps(described).encode()}, hashlib.sha256()
+    if manifest.projection is not None:
+        about[PROJECTION] = b"" if state.projection is None else save(state.projection.tensors())
+        digest.update(about[PROJECTION])
+    schema = SCHEMA.with_metadata(about)
     with replacing(path) as partial, pq.ParquetWriter(partial, schema) as writer:
         for info, segment in state.segments():
             segment = segment if labels is None else renumbered(segment, labels[1])
@@ -118,12 +130,13 @@ def from_parquet(path: str | Path, bank_path: str | Path) -> HistoryBank:
     with folder.writing():
         folder.check_free()
         with folder.making() as made:  # part of a bank must not pass for a whole one
-            made.write_manifest(manifest)
             try:
-                digest = _read_into(HistoryBank(made), file)
+                projection = metadata.get(PROJECTION.encode(), b"")
+                made.write_manifest(_with_projection(manifest, projection, made))
+                digest = _read_into(HistoryBank(made), file, hashlib.sha256(projection))
                 if metadata.get(DIGEST.encode(), b"").decode(errors="replace") != digest:
                     raise ValueError("its entries are not those that were written")
-            except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+            except FAULTS as error:
                 raise BankError(f"{path} is damaged ({error}): write it again with `lle bank export`") from error
     return HistoryBank(folder)
 
@@ -138,6 +151,8 @@ def _manifest(described: Any, schema: pa.Schema, path: str | Path) -> Manifest:
     values: dict[str, Any] = {name: described.get(name) for name in ("fingerprint", "width", "vocab_size")}
     try:
         values |= {"labels": None if labels is None else tuple(labels), "identity": uuid.uuid4().hex}
+        if "state_width" in described:
+            values["projection"] = Projected(described["state_width"])
         manifest = Manifest(**values)
         manifest.check()
     except BankError as error:
@@ -145,9 +160,17 @@ def _manifest(described: Any, schema: pa.Schema, path: str | Path) -> Manifest:
     return manifest
 
 
-def _read_into(bank: HistoryBank, file: pq.ParquetFile) -> str:
-    """Adds the entries in a file to a bank; returns the hash of its rows."""
-    digest = hashlib.sha256()
+def _with_projection(manifest: Manifest, tensors: bytes, folder: Folder) -> Manifest:
+    """The manifest with the projection in a file, if there is one, which is written into the bank's folder."""
+    if manifest.projection is None or not tensors:
+        return manifest
+    projection = Projection.of_tensors(load(tensors), manifest.state_width, manifest.width)
+    own = dataclasses.replace(manifest.projection, file=folder.write_projection(projection))
+    return dataclasses.replace(manifest, projection=own)
+
+
+def _read_into(bank: HistoryBank, file: pq.ParquetFile, digest: Any) -> str:
+    """Adds the entries in a file to a bank; returns the hash of its projection and rows."""
     for group in range(file.num_row_groups):
         rows = file.read_row_group(group).to_pylist()
         _take_in(digest, rows)
@@ -157,7 +180,8 @@ def _read_into(bank: HistoryBank, file: pq.ParquetFile) -> str:
             check_documents(segment.documents, bank.manifest.labels is not None)
             check_values(segment, dataclasses.replace(bank.manifest, next_id=len(segment)))
             sources = {row["source"]: Added(namespace, row["source"], row["row"] + 1) for row in own}
-            bank.append([(segment, list(sources.values()))], namespace, bank.manifest.labels or ())
+            added = list(sources.values())
+            bank.append([(segment, added)], namespace, bank.manifest.labels or (), are_keys=True)
     return digest.hexdigest()
 
 

@@ -16,7 +16,9 @@ from torch import Tensor
 
 from .found import Document, Entries, EntryText, Found
 from .manifest import Added
+from .projection import Projection
 from .segment import Segment
+from .suffixes import Texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -97,7 +99,12 @@ class Described(Protocol):
 
     @property
     def width(self) -> int:
-        """Width of the keys, D."""
+        """Width of the keys, D unless they are projected."""
+        ...
+
+    @property
+    def state_width(self) -> int:
+        """Width of the states that keys are made of and queries are, D."""
         ...
 
     @property
@@ -168,12 +175,21 @@ class Snapshot(Described, Protocol):
     A search and the description of its results must come from one snapshot.
     """
 
+    @property
+    def projection(self) -> Projection | None:
+        """How keys are made of states, which `search` does to queries; None: they are the states."""
+        ...
+
     def held(self, namespaces: Iterable[str] | None) -> tuple[str, ...] | None:
         """The namespaces that still exist, for a search that skips those that are gone; None stays None."""
         ...
 
     def entries(self, namespaces: Iterable[str] | None = None) -> Iterator[Entries]:
         """The entries of `documents(namespaces)` in the same order, in batches, with their keys."""
+        ...
+
+    def kept_texts(self, namespaces: Iterable[str] | None = None) -> Iterator[Texts]:
+        """The texts of `documents(namespaces)` with the places of their entries, in any order and parts."""
         ...
 
     def live_outcomes(self, namespaces: Iterable[str] | None = None) -> Tensor:
@@ -249,8 +265,8 @@ class Bank(Described, Protocol):
         """Writes new segments, each as a whole together with the progress of its sources.
 
         Args:
-            segments: The segments, and the progress of their sources. Their ids are replaced by new ones, which are
-                larger than all before.
+            segments: The segments, with states as keys, and the progress of their sources. Their ids are replaced by
+                new ones, which are larger than all before, and their keys projected if the bank's are.
             namespace: The namespace that they go to.
             labels: In a bank of labels the names of the outcomes in the segments, by their numbers there; the bank
                 gives them its own numbers.

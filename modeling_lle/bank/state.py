@@ -20,7 +20,9 @@ from ..common.packages import raise_missing
 from ..common.precision import outside_autocast
 from .files import Added, BankError, File, Folder, Manifest, Segment, SegmentInfo
 from .found import Document, Entries, EntryText, Found
+from .projection import Projection
 from .protocol import Made, Search
+from .suffixes import Texts
 from .view import View
 
 logger = logging.getLogger(__name__)
@@ -38,12 +40,22 @@ class BankState:
         manifest: Its manifest.
         files: The segments, by their files.
         forgotten: Ids that were forgotten, 1-D int64, ascending.
+        projection: How keys are made of states; None: they are the states.
     """
 
-    def __init__(self, folder: Folder, manifest: Manifest, files: dict[File, Segment], forgotten: Tensor) -> None:
+    def __init__(
+        self,
+        folder: Folder,
+        manifest: Manifest,
+        files: dict[File, Segment],
+        forgotten: Tensor,
+        projection: Projection | None = None,
+    ) -> None:
         self.folder, self.manifest, self.files, self.forgotten = folder, manifest, files, forgotten
+        self.projection = projection
         self._made: dict[Hashable, Any] = {}
         self._locks: dict[Hashable, threading.Lock] = {}
+        self._texts: dict[File, Texts] = {}  # of this state, or of an older one until they are asked for
 
     @classmethod
     def read(cls, folder: Folder, verify: bool = True, before: "BankState | None" = None) -> "BankState":
@@ -82,9 +94,16 @@ class BankState:
             forgotten = before.forgotten
         else:
             forgotten = folder.read_forgotten(manifest, verify)
+        if before is not None and before.manifest.projection == manifest.projection:
+            projection = before.projection
+        else:
+            projection = folder.read_projection(manifest, verify)
         if verify and not files.keys() <= known.keys():
             folder.check_together(files.values(), forgotten)
-        return cls(folder, manifest, files, forgotten)
+        state = cls(folder, manifest, files, forgotten, projection)
+        if before is not None:
+            state._texts = {file: texts for file, texts in dict(before._texts).items() if file in files}
+        return state
 
     def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
         """As `Snapshot.once`; of threads that ask at the same time, one calls `make` and the others wait."""
@@ -112,6 +131,11 @@ class BankState:
     def width(self) -> int:
         """Width of the keys, D."""
         return self.manifest.width
+
+    @property
+    def state_width(self) -> int:
+        """Width of the states that keys are made of: D, unless keys are projected."""
+        return self.manifest.state_width
 
     @property
     def vocab_size(self) -> int:
@@ -192,6 +216,22 @@ class BankState:
             columns = segment.keys, segment.ids, segment.outcomes, segment.counts
             yield Entries(info.namespace, *(columns if kept.all() else (column[kept] for column in columns)))
 
+    def kept_texts(self, namespaces: Iterable[str] | None = None) -> Iterator[Texts]:
+        """As `Snapshot.kept_texts`; those of a segment that has the same entries as in an older state are the same."""
+        chosen = None if namespaces is None else set(namespaces)
+        for info in self.manifest.segments:
+            if chosen is None or info.namespace in chosen:
+                yield self.once((info.file, Texts), lambda file=info.file: self._texts_of(file))  # type: ignore[misc]
+
+    def _texts_of(self, file: File) -> Texts:
+        segment, known = self.files[file], self._texts.get(file)
+        live = ~self.is_forgotten(segment)
+        if known is None or len(known) != int(live.sum()):  # what was forgotten never comes back
+            columns = segment.positions, segment.ids, segment.counts
+            live_columns = columns if live.all() else [column[live] for column in columns]
+            known = self._texts[file] = Texts(self._tokens(segment), segment.starts, *live_columns)
+        return known
+
     def _kept(self, namespaces: Iterable[str] | None) -> Iterator[tuple[SegmentInfo, Segment, Tensor]]:
         """The segments of some namespaces, each with the mask (N,) bool of its live entries."""
         chosen = None if namespaces is None else set(namespaces)
@@ -217,10 +257,11 @@ class BankState:
         self, queries: Tensor, neighbours: int, namespaces: Iterable[str] | None = None, how: Search = "balanced"
     ) -> Found:
         """As `Snapshot.search`; "balanced" and "fast" use an index for more than `EXACT_ENTRIES` entries."""
-        if queries.dim() != 2 or queries.shape[1] != self.manifest.width:
-            raise ValueError(f"queries must be (Q, {self.manifest.width}), got {tuple(queries.shape)}")
+        if queries.dim() != 2 or queries.shape[1] != self.state_width:
+            raise ValueError(f"queries must be (Q, {self.state_width}), got {tuple(queries.shape)}")
         view = self.view(namespaces, how)
-        similarity, index = view.search(queries.detach().float().cpu(), neighbours)
+        asked = queries.detach().float().cpu()
+        similarity, index = view.search(asked if self.projection is None else self.projection(asked), neighbours)
         missing, safe = index < 0, index.clamp(min=0)
         if not len(view):
             blank = torch.zeros_like(index)
@@ -323,6 +364,8 @@ class BankState:
             "bytes": size,
             "bytes_per_entry": size / max(1, len(self)),
             "width": manifest.width,
+            "state_width": manifest.state_width,
+            "is_projected": manifest.projection is not None,
             "vocab_size": manifest.vocab_size,
             "fingerprint": manifest.fingerprint,
             "generation": manifest.generation,

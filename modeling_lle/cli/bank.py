@@ -40,6 +40,9 @@ Split = Annotated[str | None, typer.Option(help="Split to read; by default train
 KeepBelow = Annotated[float | None, typer.Option(help="Keep only tokens below this probability.")]
 Keep = Annotated[list[str] | None, typer.Option(help="Column to keep with each text, repeatable; by default all.")]
 Merge = Annotated[bool, typer.Option(help="Merge duplicates within a row into one entry.")]
+KeyWidth = Annotated[
+    int | None, typer.Option(min=2, help="Project keys to this width, learned from the first texts; by default none.")
+]
 LONGEST = 8192  # tokens of a text that are read before a search; earlier ones have left the state
 SHOWN = 20  # sources of a bank that `lle bank info` lists
 _EXAMPLE = "Example: lle bank "
@@ -95,6 +98,7 @@ def build(
     namespace: Namespace = "default",
     keep_below: KeepBelow = None,
     merge: Merge = False,
+    key_width: KeyWidth = None,
     precision: InPrecision = Precision.auto,
     keep: Keep = None,
     streaming: Annotated[bool, typer.Option(help="Read a data set that does not fit on disk.")] = False,
@@ -121,9 +125,11 @@ def build(
     ):
         if (path / MANIFEST).exists():
             opened = HistoryBank.open(path)
+            if key_width not in (None, opened.width if opened.info()["is_projected"] else None):
+                raise ValueError(f"{path} was begun with keys of the width {opened.width}: leave --key-width out")
             opened.add(rows, model=loaded, tokenizer=tokenizer, resume=True, **options)
         else:
-            opened = HistoryBank.build(loaded, tokenizer, rows, path, **options)
+            opened = HistoryBank.build(loaded, tokenizer, rows, path, key_width=key_width, **options)
     _say_size(opened)
 
 
@@ -276,7 +282,9 @@ def info(path: Path_, as_json: AsJson = False) -> None:
         say(f"source {added['source']}, namespace {added['namespace']}: {counted(added['rows'], 'row')} read")
     if len(sources) > SHOWN:
         say(f"and {counted(len(sources) - SHOWN, 'more source')}: --json lists all of them")
-    say(f"Its model has states of width {found['width']:,} and a vocabulary of {found['vocab_size']:,} tokens.")
+    say(f"Its model has states of width {found['state_width']:,} and a vocabulary of {found['vocab_size']:,} tokens.")
+    if found["is_projected"]:
+        say(f"Its keys are states that are projected to the width {found['width']:,}.")
 
 
 @bank.command(epilog=_EXAMPLE + "verify bank")

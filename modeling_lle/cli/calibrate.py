@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 # Options of each task that not all tasks have.
 OWN_OPTIONS = {
-    LANGUAGE.name: ("text_column", "sample_by", "limit_tokens"),
+    LANGUAGE.name: ("text_column", "sample_by", "limit_tokens", "matches"),
     CLASSIFICATION.name: (
         "text_column",
         "label_column",
@@ -83,6 +83,9 @@ def calibrate(
     text_column: TextColumn = None,
     sample_by: SampleBy = None,
     limit_tokens: Annotated[int, typer.Option(help="Tokens to fit on.")] = 30000,
+    matches: Annotated[
+        int | None, typer.Option(help="Try exact matches over so many tokens, 65536 say; kept if they predict better.")
+    ] = None,
     label_column: LabelColumn = None,
     out_of_scope_label: OutOfScopeLabel = None,
     keep_in_scope: Annotated[float, typer.Option(help="Least share of correctly labelled texts to accept.")] = 0.99,
@@ -128,9 +131,9 @@ def _language_model(
     from ..data.sources import describe
     from ..training import segments
     from ..training.overlap import Seen
-    from .held_out import fit_and_measure, hold_out_tokens, measure_tokens, perplexity_line
+    from .held_out import fit_and_measure, hold_out_tokens, measure_tokens, parameters, perplexity_line, restore
 
-    limit, precision = options.pop("limit_tokens"), options.pop("precision")
+    limit, reach, precision = (options.pop(option) for option in ("limit_tokens", "matches", "precision"))
     loaded, tokenizer, tokens = _load(model, source, **options)
     fitted, rest = hold_out_tokens(tokens.ids, tokenizer.eos_token_id, limit)
     window = loaded.config.stream.window
@@ -141,15 +144,28 @@ def _language_model(
         loaded.attach_history(HistoryBank.from_pretrained(bank), namespaces)
     Seen(model, loaded.history, tokenizer).tell(tokens.ids, describe(source))
 
-    def fit() -> None:
+    def descend() -> None:
         with progress(len(fitted) - 1, "Calibrating", "tokens") as bar:
             loaded.calibrate(_watched(segments(fitted, len(fitted), SEGMENT), bar, "input_ids"))
+
+    def measure() -> "Measured":
+        return measure_tokens(loaded, segments(rest, len(rest), SEGMENT))
+
+    def fit() -> None:
+        descend()
+        if reach is None:
+            return
+        without, loss = parameters(loaded), measure().loss
+        loaded.config.matches.window = reach
+        descend()
+        if measure().loss >= loss:
+            restore(loaded, without)
 
     with in_precision(loaded, precision):
         outcome = fit_and_measure(
             loaded,
             fit,
-            lambda: measure_tokens(loaded, segments(rest, len(rest), SEGMENT)),
+            measure,
             counted(len(fitted) - 1, "token"),
             counted(len(rest) - 1, "token"),
         )

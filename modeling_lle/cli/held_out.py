@@ -85,22 +85,30 @@ def _shown(value: Any) -> str:
 
 
 def parameters(model: "LLEPreTrainedModel") -> dict[str, Any]:
-    """Parameters of the history of a model, as far as they are fitted, by name."""
+    """Parameters of the history of a model that a calibration may change, by name."""
     config: Any = model.config
     sections: dict[str, Any] = {"bank": config.bank} if model.history_bank is not None else {}
+    if sections and model.outcome == "token" and hasattr(config, "bank_matches") and config.bank_matches.longest:
+        sections["bank_matches"] = config.bank_matches
     if model.outcome == "token" and hasattr(config, "stream"):
-        own = {"stream": config.stream, "matches": config.matches}
-        sections = {name: numbers for name, numbers in own.items() if numbers.window} | sections
+        sections = {"stream": config.stream, "matches": config.matches} | sections
     found = {
         f"{section}.{name}": getattr(numbers, name)
         for section, numbers in sections.items()
-        for name in ("sharpness", "recency", "gate")
+        for name in ("window", "sharpness", "recency", "agreement", "success", "gate")
         if hasattr(numbers, name)
     }
     return {**found, "classifier.background": config.classifier.background} if model.outcome == "label" else found
 
 
-def _restore(model: "LLEPreTrainedModel", values: dict[str, Any]) -> None:
+def _taking_part(values: dict[str, Any]) -> set[str]:
+    """The names of the parameters of sources that are on."""
+    off = {name.split(".")[0] for name, value in values.items() if name.endswith(".window") and not value}
+    return {name for name in values if name.split(".")[0] not in off}
+
+
+def restore(model: "LLEPreTrainedModel", values: dict[str, Any]) -> None:
+    """Gives a model the values of `parameters`."""
     for place, value in values.items():
         section, name = place.split(".")
         setattr(getattr(model.config, section), name, value)
@@ -137,7 +145,7 @@ def measure_tokens(model: "LLEPreTrainedModel", batches: Iterable[dict[str, Any]
     values = parameters(model)
     own: Any = model  # each head has a calibrate
     found = own.calibrate(batches, steps=0, max_predictions=_ALL)
-    _restore(model, values)
+    restore(model, values)
     base, history = found["base_nats"], found["before_nats"]
     return Measured(
         history,
@@ -180,12 +188,18 @@ def fit_and_measure(
     old, before = parameters(model), measure()
     fit()
     new, after = parameters(model), measure()
-    far = [name for name, value in new.items() if np.abs(np.array(value)).max() >= FAR and value != old[name]]
+    fitted = [name for name in new if name in _taking_part(new) and not name.endswith(".window")]
+    far = [name for name in fitted if np.abs(np.array(new[name])).max() >= FAR and new[name] != old[name]]
     refused = None
     if far:
         refused = f"{' and '.join(far)} went off beyond {FAR:,.0f}, as where a text is in the bank itself"
     elif after.right < before.right or (after.right == before.right and after.loss > before.loss + slack):
         refused = f"the fitted ones are no better on {measured_on} that were not fitted on"
     if refused is not None:
-        _restore(model, old)
-    return Outcome(fitted_on, measured_on, {name: (old[name], new[name]) for name in old}, before, after, refused, {})
+        restore(model, old)
+    shown = {
+        name: (old[name], new[name])
+        for name in new
+        if name in fitted or (name.endswith(".window") and new[name] != old[name])
+    }
+    return Outcome(fitted_on, measured_on, shown, before, after, refused, {})

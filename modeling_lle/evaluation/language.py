@@ -99,10 +99,12 @@ _COLUMNS = {
     "stream": "stream_log_probs",
     "matches": "matches_log_probs",
     "bank": "bank_log_probs",
+    "bank_matches": "bank_matches_log_probs",
     "history": "log_probs",
     "stream_share": "stream_share",
     "matches_share": "matches_share",
     "bank_share": "bank_share",
+    "bank_matches_share": "bank_matches_share",
 }
 
 

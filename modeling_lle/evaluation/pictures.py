@@ -24,6 +24,7 @@ SIDE_COLOURS = {
     "stream": "#3aa6a0",
     "matches": "#c9a227",
     "bank": "#a05fc4",
+    "bank_matches": "#c75a8a",
     "both": "#5a78d6",
     "update": "#e8833a",
     "history": HISTORY,

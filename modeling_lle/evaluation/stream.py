@@ -15,7 +15,7 @@ _FREQUENCY_EDGES = (1, 10, 100, 1000, 10000)
 SEEN = ("in the window", "before the window", "new")
 ALL = "all"
 # Without the update: base, each source alone, both; with it: the updated base, and everything.
-SIDES = ("base", "stream", "matches", "bank", "both", "update", "history")
+SIDES = ("base", "stream", "matches", "bank", "bank_matches", "both", "update", "history")
 
 
 @dataclass
@@ -26,8 +26,9 @@ class StreamEvaluation:
         targets: (Q,) int64, predicted tokens.
         position: (Q,) int64, index of the target in its row, from 0.
         nats: For each of the `SIDES` (Q,) float32, negative log probability: "base", the plain output layer, and
-            "history", everything; with a bank or exact matches also "stream", "matches" and "bank", that source alone;
-            with the test-time update also "update" alone, "stream" without it, and of several sources "both" without.
+            "history", everything; with a bank or exact matches also "stream", "matches", "bank" and
+            "bank_matches", that source alone; with the test-time update also "update" alone, "stream" without it, and
+            of several sources "both" without.
         shares: For each source (Q,) float32, its share in the mixture.
         counts: (V,) int64, frequency of each type in the training set or, if unknown, in this text.
         counted: Origin of `counts`, "training set" or "evaluated text".

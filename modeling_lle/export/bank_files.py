@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..bank.found import Entries
+from ..bank.protocol import Snapshot
 from ..entries.pairs import Memory
 from ..history.attachment import Attachment
 from ..tasks import LANGUAGE, TRANSLATION, Task
@@ -44,6 +45,7 @@ def write_bank(attachment: Attachment, task: Task, folder: Path) -> int:
         batches = list(own.snapshot().entries(own.snapshot().held(own.namespaces)))
         keys = torch.cat([torch.zeros(0, own.bank.width, dtype=torch.bfloat16), *(batch.keys for batch in batches)])
         arrays = _tokens(keys, batches) if task == LANGUAGE else _examples(keys, own)
+        arrays |= _projection(own.snapshot())
     if not len(keys):
         raise ExportError(f"the bank {own.bank.name} has no entry to export: add some, or leave it out")
     folder.mkdir()
@@ -53,6 +55,12 @@ def write_bank(attachment: Attachment, task: Task, folder: Path) -> int:
     about = {"generation": 1, "probes": PROBES, "files": files}
     (folder / "bank.json").write_text(json.dumps(about), encoding="utf-8")
     return len(keys)
+
+
+def _projection(state: Snapshot) -> Arrays:
+    """The projection of queries, and of the keys of examples that the runner is taught, if the keys are projected."""
+    own = state.projection
+    return {} if own is None else {"projection": own.axes.numpy()}
 
 
 def _tokens(keys: Tensor, batches: list[Entries]) -> Arrays:

@@ -14,7 +14,7 @@ from ..common.modes import evaluating
 from ..common.temporary import TemporaryFolder
 from ..history.attachment import Attachment
 from ..models.pretrained import LLEPreTrainedModel
-from ..tasks import CLASSIFICATION, TOKEN_CLASSIFICATION, Task, task_of
+from ..tasks import CLASSIFICATION, LANGUAGE, TOKEN_CLASSIFICATION, Task, task_of
 from .bank_files import write_bank
 from .errors import ExportError
 from .manifest import describe, write_manifest
@@ -84,6 +84,11 @@ def export(
     if attachment is not None:
         if not model.config.use_history:
             raise ExportError("the model does not use a bank: set config.use_history to True, or export none")
+        if task == LANGUAGE and model.config.bank_matches.longest:
+            raise ExportError(
+                "run.py finds no exact matches in a bank: set config.history.bank_matches.longest to 0 and "
+                "calibrate, or export no bank"
+            )
         model.check_history(attachment.bank)
         attachment = Attachment(attachment.bank, attachment.namespaces, tokenizer)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -21,6 +21,7 @@ from ..backbone.state import (
     select,
 )
 from ..configuration import HistoryConfig
+from .bank_matches import LastTokens
 from .matches import Matches
 from .stream import Stream
 
@@ -66,19 +67,21 @@ class LLECache(Cache):
         window: Entries that the stream keeps per row; 0 for no stream.
         matches: Window of the exact matches, in tokens; 0 for none.
         longest: Tokens of a match that are counted.
+        last: Tokens that are kept to find exact matches in a bank; 0 for none.
 
     Attributes:
         stream: The ring buffer, or None.
         matches: The tokens among which exact matches are found, or None.
+        last: The last tokens of each row, by which exact matches are found in a bank, or None.
         overlay: The changes of the test-time update, an `Overlay` (history/overlay.py), or None.
         unread: (B,) int64, the tokens that `generate` chose last and did not read any more, or None: if the next
             segment begins with them, they are known as the model's own output.
         seen_tokens: Tokens read so far, padding included.
     """
 
-    def __init__(self, window: int = 0, matches: int = 0, longest: int = 16) -> None:
+    def __init__(self, window: int = 0, matches: int = 0, longest: int = 16, last: int = 0) -> None:
         super().__init__(layers=[_StateLayer()])
-        self.window, self._sizes_of_matches = window, (matches, longest)
+        self.window, self._sizes_of_matches = window, (matches, longest, last)
         self.seen_tokens = 0
         self._begin_history()
         self.overlay: Any = None
@@ -87,12 +90,19 @@ class LLECache(Cache):
     @classmethod
     def of(cls, history: HistoryConfig) -> "LLECache":
         """The cache of a model that uses its history, with the windows of `config.history`."""
-        return cls(history.stream.window, history.matches.window, history.matches.longest)
+        matches = history.matches
+        return cls(history.stream.window, matches.window, matches.longest, history.bank_matches.longest)
 
     def _begin_history(self) -> None:
-        window, longest = self._sizes_of_matches
+        window, longest, last = self._sizes_of_matches
         self.stream = Stream(self.window) if self.window > 0 else None
         self.matches = Matches(window, longest) if window > 0 else None
+        self.last = LastTokens(last) if last > 0 else None
+
+    @property
+    def takes_tokens(self) -> bool:
+        """Whether it reads tokens that make no entry too, as context of exact matches."""
+        return self.matches is not None or self.last is not None
 
     @property
     def _layer(self) -> _StateLayer:
@@ -126,7 +136,7 @@ class LLECache(Cache):
 
     def _apply(self, change: Callable[[Tensor], Tensor]) -> None:
         self._layer.apply(change)
-        for part in (self.stream, self.matches, self.overlay):
+        for part in (self.stream, self.matches, self.last, self.overlay):
             if part is not None:
                 part.apply(change)
         self.unread = None if self.unread is None else change(self.unread)
@@ -157,6 +167,8 @@ class LLECache(Cache):
             tensors |= {f"stream.{name}": getattr(self.stream, name) for name in Stream.tensors}
         if self.matches is not None and self.matches.tokens is not None:
             tensors |= {f"matches.{name}": getattr(self.matches, name) for name in Matches.tensors}
+        if self.last is not None and self.last.tokens is not None:
+            tensors["last.tokens"] = self.last.tokens
         return tensors
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
@@ -170,6 +182,8 @@ class LLECache(Cache):
         if self.matches is not None and "matches.tokens" in tensors:
             for name in Matches.tensors:
                 setattr(self.matches, name, tensors[f"matches.{name}"])
+        if self.last is not None:
+            self.last.tokens = tensors.get("last.tokens")
 
     def reset(self) -> None:
         """Clears everything: the next token begins a new text."""

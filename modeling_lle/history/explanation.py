@@ -19,7 +19,7 @@ from ..bank.places import LINE, LineBreaks, line_of, place_of
 from .attachment import Attachment
 from .loss import IGNORED
 from .prediction import HistoryOutput, Prediction
-from .source import BANK, MATCHES, STREAM
+from .source import BANK, BANK_MATCHES, MATCHES, STREAM
 
 CONTEXT = 16  # tokens shown on each side of an entry's outcome
 SEGMENT = 256
@@ -30,7 +30,7 @@ class Cause:
     """An entry that moved a prediction.
 
     Attributes:
-        source: "stream", "matches" or "bank".
+        source: "stream", "matches", "bank" or "bank_matches".
         share: Its share of the mixture.
         effect: Its effect on the probability of the outcome that is explained; negative if it says something else.
         outcome: Its outcome: a token id, or the number of a label.
@@ -38,6 +38,8 @@ class Cause:
         before, after: Token ids around the outcome, the oldest first; those of the example before it, for labels.
         age: In the stream, how many tokens ago it was made; of an exact match, how many tokens ago it ended.
         length: Of an exact match, how many tokens before it are alike.
+        count: Of an exact match in the bank, how often it has this outcome after that many tokens alike; the entry is
+            the newest of these.
         id: In the bank, its id.
         place: In the bank, the place of its document: "file:line" or, if it is unknown, "source:row".
         columns: In the bank, the columns of its document.
@@ -53,6 +55,7 @@ class Cause:
     name: str | None = None
     age: int | None = None
     length: int | None = None
+    count: int | None = None
     id: int | None = None
     place: str | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
@@ -121,6 +124,10 @@ def explain_outcomes(explained: Explained, cause: MakeCause, top: int) -> list[E
             cause(position, source, float(share[n, i]), float(effect[n, i]), int(identity[n, i]))
             for source, i in chosen
         ]
+        causes = [
+            _with_match(own, history, n, i - len(sources)) if own.source == BANK_MATCHES else own
+            for own, (_, i) in zip(causes, chosen, strict=True)
+        ]
         target, base, mixed = int(explained.targets[n]), float(explained.base[n]), float(explained.mixed[n])
         found.append(
             Explanation(
@@ -142,24 +149,28 @@ def _side_by_side(explained: Explained) -> tuple[list[str], Tensor, Tensor, Tens
     history, target = explained.history, explained.targets[:, None]
     shares: list[Tensor] = [torch.zeros(len(target), 0, device=target.device)]
     says, identities, sources = list(shares), list(shares), []
-    if history.shares is not None and history.outcomes is not None and history.ages is not None:
-        shares.append(history.shares)
-        says.append((history.outcomes == target).float())
-        identities.append(history.ages)
-        sources += [STREAM] * history.shares.shape[-1]
-    if history.matches_shares is not None and history.matches_outcomes is not None:
-        assert history.matches_ages is not None
-        shares.append(history.matches_shares)
-        says.append((history.matches_outcomes == target).float())
-        identities.append(history.matches_ages)
-        sources += [MATCHES] * history.matches_shares.shape[-1]
-    if history.bank_shares is not None and history.bank_outcomes is not None and history.bank_ids is not None:
-        shares.append(history.bank_shares)
-        says.append((history.bank_outcomes == target).float() if explained.votes is None else explained.votes)
-        identities.append(history.bank_ids)
-        sources += [BANK] * history.bank_shares.shape[-1]
-    share, says_of_target, identity = (torch.cat(parts, dim=1) for parts in (shares, says, identities))
-    return sources, share, says_of_target, identity
+    for source, own, outcomes, identity in (
+        (STREAM, history.shares, history.outcomes, history.ages),
+        (MATCHES, history.matches_shares, history.matches_outcomes, history.matches_ages),
+        (BANK, history.bank_shares, history.bank_outcomes, history.bank_ids),
+        (BANK_MATCHES, history.bank_matches_shares, history.bank_matches_outcomes, history.bank_matches_ids),
+    ):
+        if own is None or outcomes is None or identity is None:
+            continue
+        votes = explained.votes if source == BANK else None
+        shares.append(own)
+        says.append((outcomes == target).float() if votes is None else votes)
+        identities.append(identity)
+        sources += [source] * own.shape[-1]
+    return sources, torch.cat(shares, dim=1), torch.cat(says, dim=1), torch.cat(identities, dim=1)
+
+
+def _with_match(cause: Cause, history: HistoryOutput, n: int, place: int) -> Cause:
+    """An exact match in the bank with its length and count; `place` is counted from the end of the entries."""
+    lengths, counts = history.bank_matches_lengths, history.bank_matches_counts
+    assert lengths is not None
+    assert counts is not None
+    return replace(cause, length=int(lengths[n, place]), count=int(counts[n, place]))
 
 
 def explain_tokens(
@@ -180,8 +191,8 @@ def explain_tokens(
     """
 
     def cause(position: int, source: str, share: float, effect: float, identity: int) -> Cause:
-        if source == BANK:
-            return bank_cause(attachment, share, effect, identity)
+        if source in (BANK, BANK_MATCHES):
+            return replace(bank_cause(attachment, share, effect, identity), source=source)
         # The newest entry of the stream before the position has the age 1; a match is followed by its outcome.
         of_stream = source == STREAM
         at = places[bisect.bisect_left(places, position) - identity] if of_stream else position - identity
@@ -358,8 +369,14 @@ def _texts(cause: Cause, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str, 
 def _where(cause: Cause, breaks: LineBreaks) -> str:
     if cause.source in (STREAM, MATCHES):
         ago = f"{cause.age:,} token{'' if cause.age == 1 else 's'} ago"
-        if cause.length is None:
-            return ago
-        return f"{ago}, after {cause.length:,} token{'' if cause.length == 1 else 's'} alike"
+        return ago if cause.length is None else f"{ago}, {_alike_before(cause.length)}"
     further = 0 if cause.since is None or LINE not in cause.columns else breaks.count(cause.since)
-    return f"{line_of(cause.columns, further) or cause.place} (entry {cause.id})"
+    place = f"{line_of(cause.columns, further) or cause.place} (entry {cause.id})"
+    if cause.length is None:
+        return place
+    times = "" if cause.count in (None, 1) else f", {cause.count:,} times"
+    return f"{place}, {_alike_before(cause.length)}{times}"
+
+
+def _alike_before(length: int) -> str:
+    return f"after {length:,} token{'' if length == 1 else 's'} alike"

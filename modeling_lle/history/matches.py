@@ -1,8 +1,9 @@
 """Exact matches: the places in the text so far whose last tokens are the same as the last ones now.
 
 Notable: the longest matches of each position count, as in compression by the longest context (PPM*, Cleary and Teahan
-1997). The entries are all earlier tokens of a window that may be far longer than the stream's, since an entry costs
-five bytes; which of them match is found anew at every position, exactly and without a table of hashes. The model's own
+1997), and they count for more if they agree, and if the last ones were right, as in PAQ (Mahoney 2005).
+The entries are all earlier tokens of a window that may be far longer than the stream's, since an entry costs five
+bytes; which of them match is found anew at every position, exactly and without a table of hashes. The model's own
 output counts as context, but is never recalled unless asked for. Shapes: B batch, T time, C slots of the buffer, K
 matches, m tokens of a text, n positions of it.
 """
@@ -16,6 +17,8 @@ from torch import Tensor
 from ..kernels.available import takes_numba
 
 ROWS = 64  # positions that the fallback compares at once
+BEFORE = 0.2  # success at the beginning of a text
+KEPT = 0.9  # share of the success that stays at each position whose matches were put to the test
 
 
 @dataclass
@@ -26,15 +29,24 @@ class Matched:
         lengths: (B, T, K) int64, tokens that are alike; 0 for no match.
         ages: (B, T, K) int64, how many tokens ago the match ended; 1 if it ended at the token before.
         outcomes: (B, T, K) int64, the token after each match; 0 for no match.
+        success: (B, T) float32, how often the matches of the positions before were right: the running mean of the
+            shares of them that named the next token, unless the model generated it.
     """
 
     lengths: Tensor
     ages: Tensor
     outcomes: Tensor
+    success: Tensor
+
+    def agreement(self) -> Tensor:
+        """(B, T, K) float32, the share of the matches of a position that have the same outcome; 0 for no match."""
+        known = self.lengths > 0
+        same = (self.outcomes[..., :, None] == self.outcomes[..., None, :]) & known[..., None, :]
+        return same.sum(-1) / known.sum(-1, keepdim=True).clamp(min=1) * known
 
     def at(self, positions: slice) -> "Matched":
         """Those of some positions."""
-        return Matched(self.lengths[:, positions], self.ages[:, positions], self.outcomes[:, positions])
+        return Matched(*(part[:, positions] for part in (self.lengths, self.ages, self.outcomes, self.success)))
 
 
 class Matches:
@@ -49,9 +61,11 @@ class Matches:
             embedding and equals none. The buffer grows by doubling.
         usable: (B, C) bool, whether the token may be recalled: not where the model generated it.
         count: (B,) int64, tokens read so far.
+        named: (B, K) int64, the outcomes of the matches of the last position, -1 for none.
+        success: (B,) float32, as in `Matched`, at the last position.
     """
 
-    tensors = ("tokens", "usable", "count")
+    tensors = ("tokens", "usable", "count", "named", "success")
 
     def __init__(self, window: int, longest: int) -> None:
         if min(window, longest) < 1:
@@ -77,14 +91,19 @@ class Matches:
         if self.tokens is None:
             self.tokens, self.usable = own[:, :0].clone(), usable[:, :0].clone()
             self.count = torch.zeros(len(own), dtype=torch.long, device=own.device)
+            self.named = tokens.new_full((len(own), neighbours), -1)
+            self.success = torch.full((len(own),), BEFORE, device=own.device)
+        elif self.named.shape[1] != neighbours:
+            self.named = torch.nn.functional.pad(self.named, (0, neighbours - self.named.shape[1]), value=-1)
         self._grow(int(self.count.max()) + own.shape[1])
         if takes_numba(own) and not torch.compiler.is_compiling():
             from ..kernels.matches_numba import read_matches
 
-            state = self.tokens, self.usable, self.count
-            return Matched(*read_matches(*state, own, usable, real, self.window, self.longest, neighbours))
+            state = self.tokens, self.usable, self.count, self.named, self.success
+            return Matched(*read_matches(*state, own, usable, real, self.window, self.longest, neighbours, KEPT))
         rows = [self._read_row(row, own[row], usable[row], real[row], neighbours) for row in range(len(own))]
-        return Matched(*(torch.stack(parts) for parts in zip(*rows, strict=True)))
+        lengths, ages, outcomes = (torch.stack(parts) for parts in zip(*rows, strict=True))
+        return Matched(lengths, ages, outcomes, self._judge(lengths, outcomes, own, usable, real))
 
     def _grow(self, needed: int) -> None:
         """Makes slots for so many tokens, as far as they are kept."""
@@ -114,6 +133,19 @@ class Matches:
         self.tokens[row, slots], self.usable[row, slots] = text[kept], may[kept]
         self.count[row] += len(positions)
         return found[0], found[1], found[2]
+
+    def _judge(self, lengths: Tensor, outcomes: Tensor, tokens: Tensor, usable: Tensor, real: Tensor) -> Tensor:
+        """The success after each position, (B, T) float32."""
+        found = []
+        for t in range(tokens.shape[1]):
+            known, token = self.named >= 0, tokens[:, t, None]
+            right = (known & (self.named == token)).sum(1) / known.sum(1).clamp(min=1)
+            tested = real[:, t] & usable[:, t] & known.any(1) & (token[:, 0] >= 0)
+            self.success = torch.where(tested, KEPT * self.success + (1 - KEPT) * right, self.success)
+            named = outcomes[:, t].masked_fill(lengths[:, t] == 0, -1)
+            self.named = torch.where(real[:, t, None], named, self.named)
+            found.append(self.success)
+        return torch.stack(found, dim=1)
 
     def _longest(self, text: Tensor, usable: Tensor, places: Tensor, neighbours: int) -> Tensor:
         """Lengths, ages and outcomes (3, n, K) int64 of the matches of n places of a text (m,), each with its end."""

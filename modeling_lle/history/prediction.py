@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
+from .bank_matches import BankMatchesRecalled
 from .cache import LLECache
 from .loss import IGNORED
 from .rule import base_prediction, gate, mixed_distribution, mixed_log_prob
@@ -38,6 +39,10 @@ class HistoryOutput(ModelOutput):
         matches_lengths: (B, T, K) int64, how many tokens are alike.
         bank_shares, bank_outcomes: (B, T, K), the same of the entries of the bank, if one is attached.
         bank_ids: (B, T, K) int64, ids of those entries, -1 where there is none.
+        bank_matches_shares, bank_matches_outcomes, bank_matches_ids: (B, T, K), the same of the exact matches in the
+            bank, if they are on; an id is that of the newest of the entries with this outcome and length.
+        bank_matches_lengths, bank_matches_counts: (B, T, K) int64, how many tokens are alike, and how often the
+            outcome occurs after exactly that many; 0 where there is none.
     """
 
     base_share: Tensor | None = None
@@ -51,6 +56,11 @@ class HistoryOutput(ModelOutput):
     bank_shares: Tensor | None = None
     bank_outcomes: Tensor | None = None
     bank_ids: Tensor | None = None
+    bank_matches_shares: Tensor | None = None
+    bank_matches_outcomes: Tensor | None = None
+    bank_matches_ids: Tensor | None = None
+    bank_matches_lengths: Tensor | None = None
+    bank_matches_counts: Tensor | None = None
 
     @classmethod
     def join(cls, parts: list["HistoryOutput"]) -> "HistoryOutput":
@@ -77,9 +87,10 @@ class ScoreOutput(ModelOutput):
     Attributes:
         log_probs: (B, T) float32 nats, with history (equal to `base_log_probs` without); 0 where the target is -100.
         base_log_probs: (B, T) float32 nats, of the plain output layer.
-        stream_log_probs, matches_log_probs, bank_log_probs: (B, T) float32 nats, with that source alone; None if it
-            takes no part, or is the only one.
-        stream_share, matches_share, bank_share: (B, T) float32, the shares of the sources in the mixture.
+        stream_log_probs, matches_log_probs, bank_log_probs, bank_matches_log_probs: (B, T) float32 nats, with that
+            source alone; None if it takes no part, or is the only one.
+        stream_share, matches_share, bank_share, bank_matches_share: (B, T) float32, the shares of the sources in the
+            mixture.
         past_key_values: The cache that continues the text.
     """
 
@@ -88,9 +99,11 @@ class ScoreOutput(ModelOutput):
     stream_log_probs: Tensor | None = None
     matches_log_probs: Tensor | None = None
     bank_log_probs: Tensor | None = None
+    bank_matches_log_probs: Tensor | None = None
     stream_share: Tensor | None = None
     matches_share: Tensor | None = None
     bank_share: Tensor | None = None
+    bank_matches_share: Tensor | None = None
     past_key_values: LLECache | None = None
 
 
@@ -174,6 +187,10 @@ class Prediction:
             elif isinstance(own, MatchesRecalled):
                 output.matches_shares, output.matches_outcomes = share, outcomes
                 output.matches_ages, output.matches_lengths = own.found.ages, own.found.lengths
+            elif isinstance(own, BankMatchesRecalled):
+                output.bank_matches_shares, output.bank_matches_outcomes = share, outcomes
+                output.bank_matches_ids, output.bank_matches_lengths = own.identities(), own.found.lengths
+                output.bank_matches_counts = own.found.counts
             else:
                 output.bank_shares, output.bank_outcomes, output.bank_ids = share, outcomes, own.identities()
         return output

@@ -21,7 +21,7 @@ from .matches import Matched, Matches
 from .rule import Recall, kernel, log_age, recall_bank, recall_stream
 from .stream import Block, Stream
 
-STREAM, MATCHES, BANK = "stream", "matches", "bank"
+STREAM, MATCHES, BANK, BANK_MATCHES = "stream", "matches", "bank", "bank_matches"
 
 
 @dataclass
@@ -34,6 +34,8 @@ class Evidence:
         log_count: (n, N) float32, logarithm of how often each entry occurred, or None for once.
         valid: (n, N) bool, whether the position may recall the entry.
         hit: (n, N) bool, whether the entry's outcome is the target.
+        agreement: (n, N) float32, share of the entries that have the same outcome, or None where it does not count.
+        success: (n, N) float32, how often such entries were right before, or None where it does not count.
     """
 
     similarity: Tensor
@@ -41,10 +43,14 @@ class Evidence:
     log_count: Tensor | None
     valid: Tensor
     hit: Tensor
+    agreement: Tensor | None = None
+    success: Tensor | None = None
 
-    def recall(self, sharpness: Tensor, recency: Tensor) -> tuple[Tensor, Tensor]:
+    def recall(self, sharpness: Tensor, recency: Tensor, agreement: Tensor, success: Tensor) -> tuple[Tensor, Tensor]:
         """Mass and probability of the target, (n,) float32 each."""
         scores = kernel(self.similarity, self.log_age, sharpness, recency)
+        scores = scores if self.agreement is None else scores + agreement * (self.agreement - 1)
+        scores = scores if self.success is None else scores + success * (self.success - 1)
         scores = scores if self.log_count is None else scores + self.log_count
         recall = Recall.from_scores(scores[:, None], self.valid[:, None], self.hit.long()[:, None])
         return recall.mass[:, 0], recall.probability(torch.ones_like(recall.mass, dtype=torch.long))[:, 0]
@@ -96,7 +102,7 @@ class Source(Protocol):
     """Recalls entries for states.
 
     Attributes:
-        name: "stream", "matches" or "bank".
+        name: "stream", "matches", "bank" or "bank_matches".
     """
 
     name: str
@@ -174,7 +180,7 @@ class StreamSource:
         """
         from ..kernels.mixture_numba import mix_step
 
-        found: tuple[Tensor, Tensor, Tensor] | None = None
+        found: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
         of_matches: tuple[float, ...] = ()
         if matches is not None:
             found, of_matches = matches.step(outcomes, states)
@@ -194,6 +200,7 @@ class MatchesRecalled:
 
     found: Matched
     similarity: Tensor
+    agreement: Tensor
     recall: Recall
     gate: Sequence[float]
     source: str = MATCHES
@@ -203,6 +210,8 @@ class MatchesRecalled:
         return Evidence(
             similarity=self.similarity[row, column],
             log_age=log_age(self.found.ages[row, column]),
+            agreement=self.agreement[row, column],
+            success=self.found.success[row, column][:, None].expand(-1, self.agreement.shape[-1]),
             log_count=None,
             valid=self.found.lengths[row, column] > 0,
             hit=self.found.outcomes[row, column] == targets[:, None],
@@ -211,6 +220,21 @@ class MatchesRecalled:
     def identities(self) -> Tensor:
         """The ages of the matches in tokens; 0 where there is none."""
         return self.found.ages
+
+
+def tokens_of(entries: Tensor | None, shape: torch.Size, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The tokens of a segment (B, T) int64, and which of them may be recalled (B, T) bool.
+
+    Args:
+        entries: (B, T) int64, `-1 - token` for one that is not to be recalled; None: it has none, and matches nothing.
+        shape: (B, T), of the segment.
+        device: Where it is.
+    """
+    if entries is None:
+        nothing = torch.full(shape, -1, dtype=torch.long, device=device)
+        return nothing, nothing >= 0
+    given = entries >= 0
+    return torch.where(given, entries, -1 - entries), given
 
 
 class MatchSource:
@@ -231,18 +255,10 @@ class MatchSource:
         """Takes in a segment, and returns the matches of its positions.
 
         Args:
-            entries: (B, T) int64, its tokens, `-1 - token` for one that is not to be recalled; None: it has none, and
-                matches nothing.
+            entries, shape, device: As in `tokens_of`.
             mask: (B, T) bool, False at padding; None for none.
-            shape: (B, T), of the segment.
-            device: Where it is.
         """
-        if entries is None:
-            nothing = torch.full(shape, -1, dtype=torch.long, device=device)
-            return self.matches.read(nothing, nothing >= 0, mask, self.numbers.neighbours)
-        given = entries >= 0
-        tokens = torch.where(given, entries, -1 - entries)
-        return self.matches.read(tokens, given, mask, self.numbers.neighbours)
+        return self.matches.read(*tokens_of(entries, shape, device), mask, self.numbers.neighbours)
 
     def blocks(
         self, entries: Tensor | None, mask: Tensor | None, states: Tensor, blocks: Iterable[slice]
@@ -259,21 +275,24 @@ class MatchSource:
             self._found = found.at(positions)
             yield positions
 
-    def step(self, entries: Tensor | None, states: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[float, ...]]:
+    def step(
+        self, entries: Tensor | None, states: Tensor
+    ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], tuple[float, ...]]:
         """Takes in one position of each row; returns what `mix_step` takes: the matches, and the numbers."""
         found, own = self.read(entries, None, states.shape[:2], states.device), self.numbers
-        parts = found.lengths[:, 0], found.ages[:, 0], found.outcomes[:, 0]
-        return parts, (*own.gate, own.longest, own.sharpness, own.recency)
+        parts = found.lengths[:, 0], found.ages[:, 0], found.outcomes[:, 0], found.success[:, 0]
+        return parts, (*own.gate, own.longest, own.sharpness, own.recency, own.agreement, own.success)
 
     @outside_autocast
     def recall(self, states: Tensor, features: Tensor) -> MatchesRecalled:
         """See `Source.recall`; the block is the newest of `blocks`."""
         assert self._found is not None
         found, numbers = self._found, self.numbers
-        similarity = found.lengths.float() / numbers.longest
+        similarity, agreement = found.lengths.float() / numbers.longest, found.agreement()
         scores = kernel(similarity, log_age(found.ages), numbers.sharpness, numbers.recency)
+        scores += numbers.agreement * (agreement - 1) + numbers.success * (found.success[..., None] - 1)
         recall = Recall.from_scores(scores, found.lengths > 0, found.outcomes)
-        return MatchesRecalled(found, similarity, recall, numbers.gate)
+        return MatchesRecalled(found, similarity, agreement, recall, numbers.gate)
 
 
 @dataclass

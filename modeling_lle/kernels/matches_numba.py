@@ -85,9 +85,20 @@ def _find_by_chain(
 
 
 @jit()
+def _judge(named: Any, token: Any, success: Any, kept: Any) -> Any:
+    """The success after a token, of which the outcomes of the matches before it were `named`."""
+    right, known = 0, 0
+    for k in range(len(named)):
+        if named[k] >= 0:
+            known += 1
+            right += np.int64(named[k] == token)
+    return success if known == 0 else np.float32(kept * success + (1 - kept) * right / known)
+
+
+@jit()
 def _read(
-    tokens: Any, usable: Any, count: Any, given: Any, known: Any, real: Any, lengths: Any, ages: Any, outcomes: Any,
-    window: Any, longest: Any, types: Any,
+    tokens: Any, usable: Any, count: Any, named: Any, success: Any, given: Any, known: Any, real: Any, lengths: Any,
+    ages: Any, outcomes: Any, successes: Any, window: Any, longest: Any, types: Any, kept: Any,
 ) -> None:  # fmt: skip
     T, C, room = given.shape[1], tokens.shape[1], window + longest
     chained = types > 0
@@ -102,9 +113,14 @@ def _read(
                     chain[number % room] = heads[token]
                     heads[token] = number
         for t in range(T):
+            successes[b, t] = success[b]
             if not real[b, t]:
                 continue
             token, last = given[b, t], count[b]
+            if known[b, t] and token >= 0:
+                success[b] = _judge(named[b], token, success[b], kept)
+                successes[b, t] = success[b]
+            named[b] = -1
             slot = last % room
             tokens[b, slot], usable[b, slot] = token, known[b, t]
             count[b] += 1
@@ -120,44 +136,57 @@ def _read(
                 _find_by_pass(tokens[b], usable[b], last, window, room, longest, length, age, outcome, found)
             for part in (length, age, outcome):
                 part[found[1] :] = 0  # of shorter matches that were noted first
+            named[b, : found[1]] = outcome[: found[1]]
 
 
 def read_matches(
     tokens: Tensor,
     usable: Tensor,
     count: Tensor,
+    named: Tensor,
+    success: Tensor,
     given: Tensor,
     known: Tensor,
     real: Tensor,
     window: int,
     longest: int,
     neighbours: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Reads a segment into the buffer of `Matches`, in place, and returns lengths, ages and outcomes (B, T, K) int64.
+    kept: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Reads a segment into the buffer of `Matches`, in place.
 
     Args:
         tokens: (B, C) int32, token n of a row in slot n % (window + longest), -1 for one that equals none.
         usable: (B, C) bool, whether that token may be recalled.
         count: (B,) int64, tokens of each row.
+        named: (B, K) int64, outcomes of the matches of the last position, -1 for none.
+        success: (B,) float32, how often matches were right.
         given: (B, T) int32, the tokens of the segment, which the buffer has room for.
         known: (B, T) bool, whether they may be recalled.
         real: (B, T) bool, False at padding.
         window: The largest age of a match.
         longest: Tokens of a match that are counted.
         neighbours: K.
+        kept: Share of the success that stays where matches are put to the test.
+
+    Returns:
+        Lengths, ages and outcomes (B, T, K) int64, and the success after each position (B, T) float32.
     """
     (B, C), (_, T) = sizes(tokens, "tokens (B, C)", 2), sizes(given, "given (B, T)", 2)
     expect(tokens, "tokens (B, C)", (B, C), torch.int32, in_place=True)
     expect(usable, "usable (B, C)", (B, C), torch.bool, in_place=True)
     expect(count, "count (B,)", (B,), torch.int64, in_place=True)
+    expect(named, "named (B, K)", (B, neighbours), torch.int64, in_place=True)
+    expect(success, "success (B,)", (B,), torch.float32, in_place=True)
     expect(given, "given (B, T)", (B, T), torch.int32)
     for part, name in ((known, "known (B, T)"), (real, "real (B, T)")):
         expect(part, name, (B, T), torch.bool)
     if min(window, longest, neighbours) < 1 or (int(count.max()) + T > C and window + longest > C):
         raise ValueError(f"a buffer of {C} slots has no room for {T} tokens after {int(count.max())}")
-    lengths, ages, outcomes = torch.zeros(3, B, T, neighbours, dtype=torch.int64)
+    (lengths, ages, outcomes), successes = torch.zeros(3, B, T, neighbours, dtype=torch.int64), torch.zeros(B, T)
     types = 0 if T < CHAINED else 1 + max(int(tokens.max()), int(given.max()), 0)
-    parts = tokens, usable, count, given.contiguous(), known.contiguous(), real.contiguous(), lengths, ages, outcomes
-    shared = window, longest, types
+    text = (part.contiguous() for part in (given, known, real))
+    parts = tokens, usable, count, named, success, *text, lengths, ages, outcomes, successes
+    shared = window, longest, types, kept
     run(lambda *parts, shared=shared: _read(*parts, *shared), *parts)
-    return lengths, ages, outcomes
+    return lengths, ages, outcomes, successes

@@ -32,11 +32,21 @@ def _scores(row: Any, count: Any, penalty: Any, sharpness: Any) -> None:
 
 
 @jit()
-def _scores_of_matches(row: Any, lengths: Any, ages: Any, longest: Any, sharpness: Any, recency: Any) -> None:
+def _scores_of_matches(row: Any, lengths: Any, ages: Any, outcomes: Any, success: Any, numbers: Any) -> None:
+    longest, sharpness, recency, agreement = numbers[4], numbers[5], numbers[6], numbers[7]
+    of_all = numbers[8] * (success - 1.0)
+    known = 0
     for k in range(len(row)):
-        length = lengths[k]
-        score = (length / longest - 1.0) * sharpness - recency * math.log(max(ages[k], 1))
-        row[k] = np.float32(score) if length > 0 else np.float32(-np.inf)
+        known += np.int64(lengths[k] > 0)
+    for k in range(len(row)):
+        if lengths[k] <= 0:
+            row[k] = np.float32(-np.inf)
+            continue
+        same = 0
+        for other in range(len(row)):
+            same += np.int64(lengths[other] > 0 and outcomes[other] == outcomes[k])
+        score = (lengths[k] / longest - 1.0) * sharpness - recency * math.log(max(ages[k], 1))
+        row[k] = np.float32(score + agreement * (same / known - 1.0) + of_all)
 
 
 @jit()
@@ -63,8 +73,8 @@ def _logit(mass: Any, gate: Any, features: Any) -> Any:
 
 @jit()
 def _mix(
-    logits: Any, similarity: Any, outcomes: Any, count: Any, lengths: Any, ages: Any, matched: Any, wrong: Any,
-    penalty: Any, sharpness: Any, gate: Any, of_matches: Any,
+    logits: Any, similarity: Any, outcomes: Any, count: Any, lengths: Any, ages: Any, matched: Any, success: Any,
+    wrong: Any, penalty: Any, sharpness: Any, gate: Any, of_matches: Any,
 ) -> None:  # fmt: skip
     (B, V), N, K = logits.shape, similarity.shape[1], lengths.shape[1]
     features, lanes, added = np.empty((B, 2), np.float32), np.empty(LANES, np.float32), np.zeros(V, np.float32)
@@ -80,7 +90,7 @@ def _mix(
             continue
         _scores(row, count[b], penalty, sharpness)
         total, mass = _weigh(row, lanes)
-        _scores_of_matches(scores, lengths[b], ages[b], of_matches[4], of_matches[5], of_matches[6])
+        _scores_of_matches(scores, lengths[b], ages[b], matched[b], success[b], of_matches)
         total_of_matches, mass_of_matches = _weigh(scores, lanes)
         logit, other = _logit(mass, gate, features[b]), _logit(mass_of_matches, of_matches, features[b])
         most = max(logit, other, 0.0)
@@ -112,7 +122,7 @@ def mix_step(
     sharpness: float,
     recency: float,
     gate: Sequence[float],
-    matches: tuple[Tensor, Tensor, Tensor] | None = None,
+    matches: tuple[Tensor, Tensor, Tensor, Tensor] | None = None,
     numbers: Sequence[float] = (),
 ) -> Tensor:
     """Replaces logits by log P of every outcome, by the rule in history/rule.py, of a stream and of exact matches.
@@ -126,8 +136,9 @@ def mix_step(
         sharpness: As in `kernel`.
         recency: As in `kernel`.
         gate: Bias, and weights of mass, entropy and largest log probability.
-        matches: Lengths, ages and outcomes (B, K) int64 of exact matches; None: the stream is the only source.
-        numbers: Of the matches: the four of the gate, `longest`, sharpness, recency.
+        matches: Lengths, ages and outcomes (B, K) int64 of exact matches, and their success (B,) float32; None: no
+            such source.
+        numbers: Of the matches: the four of the gate, `longest`, sharpness, recency, agreement, success.
     """
     (B, V), (_, N) = sizes(logits, "logits (B, V)", 2), sizes(similarity, "similarity (B, N)", 2)
     expect(logits, "logits (B, V)", (B, V), torch.float32, in_place=True)
@@ -136,12 +147,13 @@ def mix_step(
     expect(count, "count (B,)", (B,), torch.int64)
     if V < 1 or window < max(1, N):
         raise ValueError(f"give outcomes, and a window of at least {N} entries; got V = {V} and {window}")
-    if len(gate) != 4 or (matches is not None and len(numbers) != 7):
-        raise ValueError(f"give 4 numbers of the gate, and 7 of matches; got {gate} and {numbers}")
-    found = (outcomes[:, :0],) * 3 if matches is None else matches
-    for part, name in zip(found, ("lengths (B, K)", "ages (B, K)", "outcomes of matches (B, K)"), strict=True):
+    if len(gate) != 4 or (matches is not None and len(numbers) != 9):
+        raise ValueError(f"give 4 numbers of the gate, and 9 of matches; got {gate} and {numbers}")
+    found = (*(outcomes[:, :0],) * 3, logits.new_zeros(B)) if matches is None else matches
+    expect(found[3], "success (B,)", (B,), torch.float32)
+    for part, name in zip(found[:3], ("lengths (B, K)", "ages (B, K)", "outcomes of matches (B, K)"), strict=True):
         expect(part, name, (B, found[0].shape[1]), torch.int64)
-    of_matches = np.array(numbers or [0.0] * 7, dtype=np.float64)
+    of_matches = np.array(numbers or [0.0] * 9, dtype=np.float64)
     shared = penalties(window, recency), np.float32(sharpness), np.array(gate, dtype=np.float64), of_matches
     wrong = torch.zeros(B, dtype=torch.bool)
     parts = (outcomes, count, *found)

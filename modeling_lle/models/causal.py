@@ -26,16 +26,7 @@ from ..history.calibration import Calibration
 from ..history.explanation import Explanation, explain_tokens
 from ..history.loss import check_targets, head_cross_entropy
 from ..history.overlay import Overlay
-from ..history.prediction import (
-    BLOCK,
-    Prediction,
-    ScoreOutput,
-    block_size,
-    collect,
-    even_blocks,
-    predict,
-)
-from ..history.source import BankSource, MatchSource, Source, StreamSource
+from ..history.prediction import Prediction, ScoreOutput, collect, predict
 from ..history.training import HistoryLoss
 from ..history.update_statistics import collect_statistics
 from ..kernels.linear import apply_linear
@@ -45,6 +36,7 @@ from .generating import LLEGenerationMixin, outcomes, own_output
 from .outputs import Call, LLECausalLMOutput
 from .penalties import penalties
 from .pretrained import LLEPreTrainedModel
+from .sources import calibrated, sources_of, take_in
 from .streaming import step
 from .targets import Targets, without_padding
 from .wrapping import take_output_layer, wrap
@@ -249,7 +241,8 @@ class LLEForCausalLM(LLEPreTrainedModel, LLEGenerationMixin):
         if use_history is None:
             use_history = self.config.use_history and not self.training
         updating = use_history and self.config.overlay.scope != "none" and not self.training
-        recalling = use_history and (self.config.stream.window or self.config.matches.window)
+        of_bank = attachment is not None and self.config.bank_matches.longest
+        recalling = use_history and (self.config.stream.window or self.config.matches.window or of_bank)
         if cache is None and (use_cache or recalling or updating):
             cache = LLECache.of(self.config.history) if use_history else LLECache()
         if cache is not None and cache.overlay is None and updating:
@@ -274,7 +267,7 @@ class LLEForCausalLM(LLEPreTrainedModel, LLEGenerationMixin):
         """
         mask, overlay = segment_mask(attention_mask, input_ids.shape[1]), cache.overlay
         own = own_output(generated, input_ids, cache)
-        entries = outcomes(input_ids, own, self.config.stream.generated, cache.matches is not None)
+        entries = outcomes(input_ids, own, self.config.stream.generated, cache.takes_tokens)
         if overlay is None:
             states = self.model(input_ids, attention_mask, past_key_values=cache, use_cache=False).last_hidden_state
             yield from self.predictions(states, entries, mask, cache, attachment)
@@ -309,21 +302,7 @@ class LLEForCausalLM(LLEPreTrainedModel, LLEGenerationMixin):
             first: The first position that is wanted.
             output: Makes logits of states in place of the output layer.
         """
-        rows, length, _ = states.shape
-        stream = None if cache is None else cache.stream
-        widest = max(self.config.vocab_size, 0 if stream is None else stream.window)
-        sources: list[Source] = []
-        blocks = even_blocks(rows, length, widest)
-        if stream is not None:
-            own = StreamSource(stream, self.config.stream)
-            blocks = own.blocks(states, entries, mask, block_size(rows, widest))
-            sources.append(own)
-        if cache is not None and cache.matches is not None:
-            matches = MatchSource(cache.matches, self.config.matches)
-            blocks = matches.blocks(entries, mask, states, blocks)
-            sources.append(matches)
-        if attachment is not None:
-            sources.append(BankSource(attachment, self.config.bank))
+        sources, blocks = sources_of(self.config, states, entries, mask, cache, attachment)
 
         def logits(block: Tensor) -> Tensor:
             return output(self, block) if output else apply_linear(self.lm_head, block)
@@ -340,16 +319,12 @@ class LLEForCausalLM(LLEPreTrainedModel, LLEGenerationMixin):
         """The tokens (B, T) that make entries of the stream, as `predictions` takes them."""
         if tokens is None:
             return None
-        own, marked = own_output(generated, tokens, cache), cache is not None and cache.matches is not None
+        own, marked = own_output(generated, tokens, cache), cache is not None and cache.takes_tokens
         return outcomes(tokens, own, self.config.stream.generated, marked)
 
     def record(self, states: Tensor, entries: Tensor | None, mask: Tensor | None, cache: LLECache | None) -> None:
         """Takes a segment that is predicted without history into the stream and the matches, if there are any."""
-        if cache is not None and cache.matches is not None:
-            MatchSource(cache.matches, self.config.matches).read(entries, mask, states.shape[:2], states.device)
-        if cache is not None and cache.stream is not None:
-            for _ in cache.stream.read(states, entries, mask, BLOCK):
-                pass
+        take_in(self.config, states, entries, mask, cache)
 
     def explain(
         self,
@@ -442,20 +417,24 @@ class LLEForCausalLM(LLEPreTrainedModel, LLEGenerationMixin):
         max_predictions: int = 3000,
         steps: int = 40,
         seed: int = 0,
+        past_key_values: LLECache | None = None,
         history: Attachment | Bank | None = None,
     ) -> dict[str, float]:
         """Fits the parameters of the rule on held-out text, by gradient descent, and stores them in the config.
 
-        Those of the stream, of the exact matches and, if one is attached, of the bank are fitted together.
+        Those of the stream, of the exact matches and, if one is attached, of the bank and of the exact matches in it
+        are fitted together.
 
         Args:
             batches: Consecutive segments of text: `input_ids` and `shift_labels`, (B, T) int64, and `attention_mask`
                 where there is padding; row r of a batch continues row r of the batch before. A few windows of text
                 are enough.
-            fixed: Parameters that stay as they are: "sharpness", "recency" or "gate", or of one source "bank.gate".
+            fixed: Parameters that stay as they are: "sharpness", "recency", "agreement", "success" or "gate", or
+                of one source "bank.gate".
             max_predictions: Predictions that are fitted on, drawn evenly from the text.
             steps: Steps of the quasi-Newton descent.
             seed: Seed of the draw.
+            past_key_values: The cache of the text so far; it is updated. None: the batches begin a text.
             history: As in `forward`.
 
         Returns:
@@ -463,15 +442,8 @@ class LLEForCausalLM(LLEPreTrainedModel, LLEGenerationMixin):
             `before_nats` and `after_nats` with the parameters as they were and as they are now.
         """
         attachment = self.recalled_from(history, True)
-        own: dict[str, Any] = {"stream": self.config.stream, "matches": self.config.matches}
-        numbers = {name: section for name, section in own.items() if section.window}
-        numbers |= {} if attachment is None else {"bank": self.config.bank}
-        if not numbers:
-            raise ValueError(
-                "nothing to calibrate: history.stream.window and history.matches.window are 0, and no bank is attached"
-            )
-        calibration = Calibration(numbers, fixed, max_predictions, seed)
-        cache: LLECache | None = None
+        calibration = Calibration(calibrated(self.config, attachment), fixed, max_predictions, seed)
+        cache = past_key_values
         with evaluating(self), torch.no_grad():
             for batch in batches:
                 ids, mask = batch["input_ids"].to(self.device), batch.get("attention_mask")

@@ -25,6 +25,7 @@ from ..backbone.single_step import SingleStep, can_step, is_hooked
 from ..bank.protocol import Bank
 from ..configuration import LLEConfig
 from ..history.attachment import Attachment
+from ..history.bank_matches import BankMatchSource
 from ..history.cache import LLECache
 from ..history.prediction import Prediction, collect
 from ..history.source import MatchSource, StreamSource
@@ -102,6 +103,9 @@ def step(
     logits = apply_linear(model.lm_head, states)
     if logits.requires_grad:
         return None
+    if cache.last is not None:
+        last = BankMatchSource(cache.last, None, model.config.bank_matches)
+        last.read(entries, None, states.shape[:2], states.device)
     matches = None if cache.matches is None else MatchSource(cache.matches, model.config.matches)
     return StreamSource(cache.stream, model.config.stream).step(states, entries, logits, matches)
 
@@ -230,7 +234,7 @@ class Reader:
         states = self._advance(model.model.embed_tokens(ids), cache)
         cache.seen_tokens += 1
         cache.unread = None
-        own = None if cache.matches is None else -1 - ids  # as `outcomes` of generating.py marks it
+        own = -1 - ids if cache.takes_tokens else None  # as `outcomes` of generating.py marks it
         entries = ids if model.config.stream.generated else own
         use_history = model.config.use_history if self.use_history is None else self.use_history
         if not use_history or cache.stream is None:

@@ -6,6 +6,7 @@
     python -m scripts.benchmark synthetic                      search of ten million entries: memory, speed, recall
     python -m scripts.benchmark selection runs/ptb data/ptb    size of a bank against perplexity; asking less often
     python -m scripts.benchmark domain runs/wikitext-2-subwords data/ptb    a model reads text of another domain
+    python -m scripts.benchmark bank-keys MODEL... --source data/ptb    width of keys against perplexity and size
     python -m scripts.benchmark bank                           gathers the figures of banks
     python -m scripts.benchmark history runs/ptb data/ptb      LLE against other methods that learn from text read
     python -m scripts.benchmark overfitting data/ptb           the gap between training and test, by size and dropout
@@ -28,6 +29,7 @@ import typer
 
 from .backbones import backbones
 from .bank import bank, domain, search, selection, synthetic
+from .bank_keys import bank_keys
 from .budget import budget
 from .classification import classification
 from .damage import damage
@@ -51,6 +53,7 @@ for command in (
     synthetic,
     selection,
     domain,
+    bank_keys,
     damage,
     bank,
     history,

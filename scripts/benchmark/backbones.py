@@ -1,8 +1,8 @@
 """History on pretrained recurrent and hybrid models: perplexity with each source, and with what could be had instead.
 
 Each model reads the test split once as one row, after every number was fitted on the validation split: without
-history, with the stream, with a bank of the training split, and with both. In the same run, its predictions are mixed
-with
+history, with the stream, with a bank of the training split, with both, and with the exact matches beside them. In the
+same run, its predictions are mixed with
 
     n-gram cache        counts of the text read, of contexts of 0 to 5 tokens, all of it or the stream's window
     unigram cache       the same without context
@@ -11,15 +11,18 @@ with
     kNN-LM              of the texts of the bank (peers/nearest_neighbours.py)
 
 Counts are mixed in by a gate like LLE's, which sees how much they rest on; order, discount and window are searched.
-The last two are as published, with one share. `time` is processor time of reading with the stream over that without
-history, medians of pairwise ratios. Models with attention begin anew after --context tokens, for every method alike.
+The last two are as published, with one share. `time` is processor time of reading with the stream, alone and with the
+matches, over that without history, medians of pairwise ratios. Models with attention begin anew after --context
+tokens, for every method alike; stream and matches go on.
 """
 
+import contextlib
+import copy
 import dataclasses
 import itertools
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,13 +35,11 @@ from modeling_lle import HistoryBank, LLECache, LLEForCausalLM
 from modeling_lle.data import TextTokens, collect, load_texts, tokenize
 from modeling_lle.evaluation import LanguageModelMetric
 from modeling_lle.evaluation.results import this_command
-from modeling_lle.history.calibration import Calibration
-from modeling_lle.training import segments
 from modeling_lle.training.steps import keep_freed_pages
 
-from .families import train_families
+from .families import MINUTES, VOCABULARY, WIDTH, Minutes, train_families
 from .history import describe
-from .inputs import SEGMENT, load_model, read_tokens, segments_of
+from .inputs import CONTEXT, context_of, load_model, read_tokens, segments_of
 from .peers import Datastore, KneserNey, NearestNeighbours, NeuralCache, read_cache
 from .peers.language_models import count
 from .peers.mixture import GatedCounts, Segment, read_with_features
@@ -46,11 +47,23 @@ from .peers.ngrams import ORDER, Counted, Counts
 from .speed import read_twice
 from .timing import RESULTS, Row, ratio, write_rows
 
-BASE, STREAM, BANK, BOTH = "base", "LLE stream", "LLE bank", "LLE stream + bank"
+BASE = "base"
+HISTORIES: dict[str, tuple[str, ...]] = {  # the sources of each, by their names in the configuration
+    "LLE stream": ("stream",),
+    "LLE bank": ("bank",),
+    "LLE stream + bank": ("stream", "bank"),
+    "LLE stream + matches": ("stream", "matches"),
+    "LLE stream + matches + bank": ("stream", "matches", "bank"),
+    "LLE all": ("stream", "matches", "bank", "bank_matches"),
+}
+WITH_TIME = ("LLE stream", "LLE stream + matches")
+TIMED = 512  # tokens of a segment whose reading is timed
+NEIGHBOURS = 1024  # of the bank, as kNN-LM has
+REACH = 65_536  # tokens among which exact matches are found
+LONGEST = 16  # tokens of an exact match in the bank that are counted
 DISCOUNTS = (0.1, 0.3, 0.5, 0.7, 0.9)
 ORDERS = range(1, ORDER + 1)
 UNIGRAM_WINDOWS = (500, 2000, None)
-TIMED = 512  # tokens of a segment whose reading is timed
 Measured = dict[str, tuple[Tensor, str]]  # log P of the test tokens (Q,) by method, and its parameters as text
 
 
@@ -85,33 +98,17 @@ def load(source: str, tokenizer: Any, tokens: int, test_tokens: int | None, bank
     return Texts(rows, corpus, validation, test)
 
 
-def context_of(model: LLEForCausalLM, most: int) -> int | None:
-    """Tokens after which a model with attention begins anew; None for a model whose state has one size."""
-    positions = getattr(getattr(model.config, "wrapped", None), "max_position_embeddings", None)
-    return None if positions is None else min(positions, most)
-
-
 def fit_rule(model: LLEForCausalLM, ids: np.ndarray, context: int | None) -> None:
-    """Fits the numbers of the sources that take part, as `calibrate` does."""
-    if context is None:
-        model.calibrate(segments(ids, len(ids) - 1, SEGMENT))
-        return
-    numbers: dict[str, Any] = {"stream": model.config.stream} if model.config.stream.window else {}
-    attachment = model.recalled_from(None, True)
-    numbers |= {} if attachment is None else {"bank": model.config.bank}
-    calibration, cache = Calibration(numbers), LLECache(model.config.stream.window)
-    with torch.no_grad():
-        for tokens, targets in segments_of(ids, cache, model.device, context):
-            for prediction in model.read(tokens, None, cache, attachment):
-                calibration.take(prediction, targets)
-    calibration.fit(40)
+    """Fits the numbers of the sources that take part."""
+    cache = LLECache.of(model.config.history)
+    model.calibrate(segments_of(ids, cache, model.device, context), past_key_values=cache)
 
 
 def score(model: LLEForCausalLM, ids: np.ndarray, context: int | None) -> Tensor:
     """log P (Q,) float32 nats of each token of a text but the first, with history."""
-    cache, parts = LLECache(model.config.stream.window), []
-    for tokens, targets in segments_of(ids, cache, model.device, context):
-        log_probs = model.score(tokens, targets, past_key_values=cache).log_probs
+    cache, parts = LLECache.of(model.config.history), []
+    for segment in segments_of(ids, cache, model.device, context):
+        log_probs = model.score(segment["input_ids"], segment["shift_labels"], past_key_values=cache).log_probs
         assert log_probs is not None
         parts.append(log_probs[0].cpu())
     return torch.cat(parts)
@@ -120,22 +117,33 @@ def score(model: LLEForCausalLM, ids: np.ndarray, context: int | None) -> Tensor
 def measure_history(
     model: LLEForCausalLM, bank: HistoryBank, texts: Texts, context: int | None, window: int, say: Callable[[str], Any]
 ) -> Measured:
-    """The stream, the bank, and both, each fitted by itself."""
+    """`HISTORIES`, each fitted by itself from the numbers that the model came with."""
     found: Measured = {}
-    for name, size, attached in ((STREAM, window, False), (BANK, 0, True), (BOTH, window, True)):
+    for name, sources in HISTORIES.items():
         say(f"  {name}")
-        model.config.history.stream.window = size
-        model.detach_history()
-        if attached:
-            model.attach_history(bank)
-        fit_rule(model, texts.validation, context)
-        sections: dict[str, Any] = {"stream": model.config.stream} if size else {}
-        sections |= {"bank": model.config.bank} if attached else {}
-        numbers = "; ".join(f"{part}: {describe(dataclasses.asdict(own))}" for part, own in sections.items())
-        found[name] = (score(model, texts.test.ids, context), numbers)
-    model.detach_history()
-    model.config.history.stream.window = window
+        with recalling(model, sources, window):
+            if "bank" in sources:
+                model.attach_history(bank)
+            fit_rule(model, texts.validation, context)
+            sections = {source: dataclasses.asdict(getattr(model.config, source)) for source in sources}
+            numbers = "; ".join(f"{source}: {describe(section)}" for source, section in sections.items())
+            found[name] = (score(model, texts.test.ids, context), numbers)
+            model.detach_history()
     return found
+
+
+@contextlib.contextmanager
+def recalling(model: LLEForCausalLM, sources: Collection[str], window: int) -> Iterator[None]:
+    """Gives the model windows of some sources and of no others; its configuration is afterwards as it was."""
+    before = copy.deepcopy(model.config.history)
+    model.config.history.stream.window = window if "stream" in sources else 0
+    model.config.history.matches.window = REACH if "matches" in sources else 0
+    model.config.history.bank.neighbours = NEIGHBOURS
+    model.config.history.bank_matches.longest = LONGEST if "bank_matches" in sources else 0
+    try:
+        yield
+    finally:
+        model.config.history = before
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,14 +228,19 @@ def measure_counts(before: Predicted, test: Predicted, texts: Texts, vocabulary:
     return found
 
 
-def measure_time(model: LLEForCausalLM, ids: np.ndarray, repeats: int) -> float:
-    """Processor time of reading with a full stream over that without history."""
-    part = torch.from_numpy(ids[: TIMED + 1].astype(np.int64))[None].to(model.device)
-    seconds = read_twice(model, part, repeats, time.process_time)
+def measure_time(model: LLEForCausalLM, texts: Texts, sources: Collection[str], window: int, repeats: int) -> float:
+    """Processor time of reading with full windows of some sources over that without history."""
+    part, earlier = (
+        torch.from_numpy(ids.astype(np.int64))[None].to(model.device)
+        for ids in (texts.test.ids[: TIMED + 1], np.resize(texts.corpus, REACH))
+    )
+    with recalling(model, sources, window):
+        seconds = read_twice(model, part, repeats, time.process_time, earlier)
     return ratio(seconds["stream"], seconds["base"])
 
 
 def measure(
+    name: str,
     path: str,
     source: str,
     sizes: tuple[int, int | None, int | None],
@@ -252,13 +265,14 @@ def measure(
         found = {BASE: (test.base, ""), **measure_history(model, bank, texts, context, window, say), **found}
     wrapped = getattr(model.config, "wrapped", None)
     kind = model.config.recurrence if wrapped is None else wrapped.model_type
-    common = {"model": Path(path).name, "type": kind, "parameters": count(model), "time": None}
+    common = {"model": name, "type": kind, "parameters": count(model), "time": None}
     rows = []
     for method, (log_probs, numbers) in found.items():
         own: Any = LanguageModelMetric(keep_in_memory=True).compute(nats=-log_probs.numpy(), words=texts.test.words)
         rows.append({**common, "method": method, "word_ppl": own["word_ppl"], "ppl": own["ppl"], "numbers": numbers})
-    timed = next(row for row in rows if row["method"] == STREAM)
-    timed["time"] = measure_time(model, texts.test.ids, repeats)
+    for row in rows:
+        if row["method"] in WITH_TIME:
+            row["time"] = measure_time(model, texts, HISTORIES[row["method"]], window, repeats)
     return [{**row, "over_base": row["word_ppl"] / rows[0]["word_ppl"]} for row in rows]
 
 
@@ -269,10 +283,12 @@ def comparisons(rows: list[Row]) -> dict[str, float]:
         own = {row["method"]: row for row in rows if (row["dataset"], row["model"]) == key}
         prefix = "_".join(key).lower().replace("-", "_").replace(".", "_")
         others = [row["word_ppl"] for name, row in own.items() if name != BASE and not name.startswith("LLE")]
-        for name, short in ((STREAM, "stream"), (BANK, "bank"), (BOTH, "both")):
-            metrics[f"{prefix}_{short}_over_base"] = own[name]["over_base"]
-            metrics[f"{prefix}_{short}_over_best_other"] = own[name]["word_ppl"] / min(others)
-        metrics[f"{prefix}_stream_time"] = own[STREAM]["time"]
+        for name, sources in HISTORIES.items():
+            if name in own:  # results of before have no matches
+                short = {"LLE stream + bank": "both", "LLE all": "all"}.get(name, "_".join(sources))
+                metrics[f"{prefix}_{short}_over_base"] = own[name]["over_base"]
+                metrics[f"{prefix}_{short}_over_best_other"] = own[name]["word_ppl"] / min(others)
+                metrics |= {f"{prefix}_{short}_time": own[name]["time"]} if own[name]["time"] else {}
     return metrics
 
 
@@ -291,35 +307,36 @@ def backbones(
         None
     ),
     window: Annotated[int, typer.Option(help="Entries of the stream.")] = 2000,
-    context: Annotated[int, typer.Option(help="Tokens after which a model with attention begins anew.")] = 2048,
+    context: Annotated[int, typer.Option(help="Tokens after which a model with attention begins anew.")] = CONTEXT,
     repeats: Annotated[int, typer.Option(help="Repetitions of the timing.")] = 15,
     without: Annotated[
         list[str] | None, typer.Option(help='Leave out "neural cache" or "kNN-LM", the slow ones; repeatable.')
     ] = None,
     train: Annotated[Path | None, typer.Option(help="Train models of the families into this folder first.")] = None,
     train_source: Annotated[str | None, typer.Option(help="Text to train on; by default the source.")] = None,
-    minutes: Annotated[float, typer.Option(help="Processor time of each training.")] = 10.0,
-    vocabulary: Annotated[int, typer.Option(help="Types of the tokenizer that is trained.")] = 4000,
-    width: Annotated[int, typer.Option(help="Width of the LSTM; the others have as many parameters.")] = 224,
+    minutes: Minutes = MINUTES,
+    vocabulary: Annotated[int, typer.Option(help="Types of the tokenizer that is trained.")] = VOCABULARY,
+    width: Annotated[int, typer.Option(help="Width of the LSTM; the others have as many parameters.")] = WIDTH,
     rate: Annotated[float | None, typer.Option(help="Learning rate; by default searched for each family.")] = None,
     output: Annotated[Path, typer.Option(help="Results file.")] = RESULTS / "backbones.json",
 ) -> None:
     """Perplexity of recurrent models with history, and with caches and counts in its place."""
     keep_freed_pages()
-    *models, source = arguments
+    *paths, source = arguments
+    models = [(Path(path).name, path) for path in paths]
     if train is not None:
-        made = train_families(train_source or source, train, vocabulary, width, minutes, rate, typer.echo)
-        models = [*map(str, made), *models]
+        made = train_families(train_source or source, train, typer.echo, minutes, vocabulary, width, rate)
+        models = [*((family, str(path)) for family, path in made.items()), *models]
     if not models:
         raise typer.BadParameter(f"{source} is taken as the text: give a model before it, or --train FOLDER")
     chosen = [name for name in ("neural cache", "kNN-LM") if name not in (without or [])]
     name = dataset or Path(source).name
     device = "cuda" if torch.cuda.is_available() else "cpu"
     rows: list[Row] = []
-    for path in models:
+    for model, path in models:
         typer.echo(f"{name}: {path}")
         sizes = (tokens, test_tokens, bank_tokens)
-        for row in measure(path, source, sizes, window, context, repeats, chosen, typer.echo, device):
+        for row in measure(model, path, source, sizes, window, context, repeats, chosen, typer.echo, device):
             rows.append({"dataset": name, **row})
             typer.echo(rows[-1])
     write_rows(output, this_command(), source, rows, comparisons)

@@ -21,7 +21,7 @@ from modeling_lle.bank.protocol import Search
 from modeling_lle.data import StreamDataset, TextTokens, collect, load_texts, tokenize
 from modeling_lle.evaluation import evaluate_stream, read_results, write_results
 from modeling_lle.evaluation.results import this_command
-from modeling_lle.models.causal import BLOCK
+from modeling_lle.history.prediction import BLOCK
 from modeling_lle.training import calibrate
 
 from .damage import synthetic_segment

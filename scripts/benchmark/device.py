@@ -20,7 +20,6 @@ from typing import Annotated, Any
 import torch
 import typer
 from torch import Tensor, nn
-from transformers import AutoTokenizer
 
 from modeling_lle import (
     HistoryBank,
@@ -37,8 +36,9 @@ from modeling_lle.evaluation.results import this_command
 from modeling_lle.kernels.scan import gated_scan
 
 from .backbones import measure
+from .families import train_into
 from .language_models import load_tokens
-from .minutes import Plan, Texts, Training, in_turn
+from .minutes import Plan, Texts, Training
 from .peers.language_models import LLE, count
 from .timing import RESULTS, Row, compare
 
@@ -210,14 +210,10 @@ def measure_training(texts: Texts, plan: Plan, steps: int) -> list[Row]:
 
 def train_mamba2(source: str, texts: Texts, plan: Plan, folder: Path, say: Callable[[str], Any]) -> list[Row]:
     """Trains a Mamba2, saves it in the folder, and measures it as in backbones.py."""
-    training = Training("Mamba2", texts, plan, 1e-3, folder / "training")
-    in_turn([training], plan.slice, say)
-    path, tokenizer = folder / "mamba2", AutoTokenizer.from_pretrained(folder / "tokenizer")
-    training.subject.model.eval().save_pretrained(path)
-    tokenizer.save_pretrained(path)
+    (path,) = train_into(folder, {"Mamba2": 1e-3}, texts, plan, say)
     share = min(1.0, plan.minutes / (SHARE * FULL))
     sizes = (max(500, int(20_000 * share)), max(500, int(20_000 * share)), max(1000, int(1_000_000 * share)))
-    rows = measure(str(path), source, sizes, 2000, 2048, 5, ["neural cache"], say, plan.device)
+    rows = measure("Mamba2", str(path), source, sizes, 2000, 2048, 5, ["neural cache"], say, plan.device)
     return [{"part": "mamba2", "name": row["method"], **row} for row in rows]
 
 

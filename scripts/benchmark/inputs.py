@@ -10,11 +10,12 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from modeling_lle import LLECache, LLEConfig, LLEForCausalLM
-from modeling_lle.data import StreamDataset, TextTokens, collect, load_texts, tokenize
+from modeling_lle.data import TextTokens, collect, load_texts, tokenize
 
 Model = Annotated[str, typer.Argument(help="Folder written by `lle train`.")]
 Source = Annotated[str, typer.Argument(help="Text with train, validation and test splits.")]
 SEGMENT = 256  # positions read at once
+CONTEXT = 2048  # tokens after which a model with attention begins anew
 SHORT_TRAINING: dict[str, Any] = {  # for models trained for a comparison
     "per_device_eval_batch_size": 10,
     "adam_beta2": 0.99,
@@ -40,34 +41,48 @@ def read_tokens(source: str, split: str, tokenizer: Any, limit: int | None = Non
     return TextTokens(tokens.ids[:limit], int(tokens.words * share), int(tokens.bytes * share))
 
 
+def context_of(model: LLEForCausalLM, most: int = CONTEXT) -> int | None:
+    """Tokens after which a model with attention begins anew; None for a model whose state has one size."""
+    positions = getattr(getattr(model.config, "wrapped", None), "max_position_embeddings", None)
+    return None if positions is None else min(positions, most)
+
+
 def begin_anew(cache: LLECache) -> None:
-    """Ends the text of the backbone; the stream goes on."""
+    """Ends the text of the backbone; stream and matches go on."""
     cache.state, cache.seen_tokens = None, 0
+
+
+def parts_of(length: int, cache: LLECache, context: int | None = None) -> Iterator[slice]:
+    """Yields the segments of a text of `length` tokens, which are read with the cache one after another.
+
+    With a context, the backbone begins anew after that many tokens, whole segments of them; stream and matches go on.
+    """
+    size = SEGMENT if context is None else min(SEGMENT, context)
+    for begin in range(0, length, size):
+        if context is not None and begin // size % (context // size) == 0:
+            begin_anew(cache)
+        yield slice(begin, min(begin + size, length))
 
 
 def segments_of(
     ids: np.ndarray, cache: LLECache, device: torch.device, context: int | None = None
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields inputs and targets (1, T) int64 of a text, which is read as one row with the cache.
+) -> Iterator[dict[str, Tensor]]:
+    """Yields the segments of a text, which is read as one row: `input_ids` and `shift_labels`, (1, T) int64.
 
-    With a context, the backbone begins anew after that many tokens, whole segments of them; the stream goes on.
+    Cache and context are those of `parts_of`.
     """
-    length = SEGMENT if context is None else min(SEGMENT, context)
-    stream = StreamDataset(ids, 1, length, evaluation=True)
-    for index in range(len(stream)):
-        if context is not None and index % (context // length) == 0:
-            begin_anew(cache)
-        segment = stream[index]
-        yield segment["input_ids"][None].to(device), segment["shift_labels"][None].to(device)
+    text = torch.from_numpy(ids.astype(np.int64))[None].to(device)
+    for part in parts_of(len(ids) - 1, cache, context):
+        yield {"input_ids": text[:, :-1][:, part], "shift_labels": text[:, 1:][:, part]}
 
 
 @torch.no_grad()
 def read_states(model: LLEForCausalLM, ids: np.ndarray, context: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
     """Reads token ids as one row, and yields states (T, D) with the tokens that followed (T,) int64.
 
-    With a context, the backbone begins anew after that many tokens, as in `segments_of`.
+    With a context, the backbone begins anew after that many tokens, as in `parts_of`.
     """
     cache = LLECache()
-    for tokens, targets in segments_of(ids, cache, model.device, context):
-        output = model.model(tokens, past_key_values=cache, use_cache=False)
-        yield output.last_hidden_state[0], targets[0]
+    for segment in segments_of(ids, cache, model.device, context):
+        output = model.model(segment["input_ids"], past_key_values=cache, use_cache=False)
+        yield output.last_hidden_state[0], segment["shift_labels"][0]

@@ -1,8 +1,9 @@
 """Exact recall: copying, pairs of key and value, and a phone book, with the stream and what reaches further.
 
-An LSTM and a Mamba2 of equal size are trained on the text of a folder, unless folders of models are given. The
-parameters of the rule are fitted on its validation text, natural text, for each set of sources; then the tasks are
-read, and the test text once. Two sources are compared beside the stream: the exact matches
+Models of several families, of equal size, are trained on the text of a folder (families.py), unless folders of models
+are given. The parameters of the rule are fitted on its validation text, natural text, for each set of sources; then
+the tasks are read, and the test text once. A model with attention begins anew after its context, as in backbones.py,
+while the sources go on. Two sources are compared beside the stream: the exact matches
 (history/matches.py), and joined keys, of the last states of several positions, which are tried here only: a cosine of
 joined keys is the mean of the cosines of their states, weighted by powers of `DECAY`.
 """
@@ -33,10 +34,10 @@ from modeling_lle.history.source import MatchSource, Source, StreamSource
 from modeling_lle.history.stream import Stream
 from modeling_lle.kernels.linear import apply_linear
 
-from .inputs import SEGMENT, load_model, read_tokens
+from .families import MINUTES, Minutes, train_families
+from .inputs import SEGMENT, context_of, load_model, parts_of, read_tokens
 from .recall_tasks import RecallTask, make_tasks
 from .timing import RESULTS, Row
-from .trained import FAMILIES, make_tokenizer, train_small
 
 STREAM, JOINED, MATCHES = "stream", "joined keys", "matches"
 SETS: dict[str, tuple[str, ...]] = {  # of sources
@@ -93,8 +94,8 @@ class Encoded:
 def encode(model: LLEForCausalLM, ids: Tensor) -> Encoded:
     """Reads rows of text (R, T) int64."""
     cache, states, begin = LLECache(), [], time.process_time()
-    for part in ids.split(SEGMENT, dim=1):
-        states.append(model.model(part, past_key_values=cache, use_cache=False).last_hidden_state)
+    for part in parts_of(ids.shape[1], cache, context_of(model)):
+        states.append(model.model(ids[:, part], past_key_values=cache, use_cache=False).last_hidden_state)
     return Encoded(ids, torch.cat(states, dim=1), time.process_time() - begin)
 
 
@@ -201,25 +202,7 @@ def accuracy(model: LLEForCausalLM, task: RecallTask, text: Encoded, names: Sequ
     return right / int(asked.sum())
 
 
-def train(source: str, folder: Path, minutes: float) -> dict[str, Path]:
-    """Trains the families that are not in the folder yet, and returns the folder of each."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    for name, make in FAMILIES.items():
-        if (folder / name / "config.json").is_file():
-            continue
-        tokenizer = make_tokenizer(source, folder / name)
-        torch.manual_seed(0)
-        model = make(len(tokenizer), tokenizer.eos_token_id)
-        ids = torch.from_numpy(read_tokens(source, "train", tokenizer).ids.astype(np.int64))
-        loss = train_small(model, ids, minutes)
-        typer.echo(f"{name}: {sum(part.numel() for part in model.parameters()):,} parameters, loss {loss:.3f}")
-        model.save_pretrained(folder / name)
-    torch.set_num_threads(threads)
-    return {name: folder / name for name in FAMILIES}
-
-
-def measure(name: str, folder: str | Path, source: str, tokens: int, seed: int) -> list[Row]:
+def measure(name: str, folder: Path, source: str, tokens: int, seed: int) -> list[Row]:
     """The rows of a model: for each set of sources its perplexity, and a row for each task."""
     model, tokenizer = load_model(str(folder))
     splits = (read_tokens(source, split, tokenizer, tokens + 1).ids for split in ("validation", "test"))
@@ -295,16 +278,19 @@ def draw_recall(results: dict[str, Any]) -> Figure:
 
 def recall(
     source: Annotated[str, typer.Argument(help="Text with train, validation and test splits.")],
-    model: Annotated[list[str] | None, typer.Option(help="Folder of a model in place of the two; repeatable.")] = None,
-    minutes: Annotated[float, typer.Option(help="Minutes of processor time to train each model.")] = 5.0,
-    folder: Annotated[Path, typer.Option(help="Folder of the trained models, which are used again.")] = (
-        Path("runs/recall")
+    model: Annotated[
+        list[str] | None, typer.Option(help="Folder of a model in place of the families; repeatable.")
+    ] = None,
+    train: Annotated[Path, typer.Option(help="Folder of models of the families; those that it lacks are trained.")] = (
+        Path("runs/families")
     ),
+    minutes: Minutes = MINUTES,
     tokens: Annotated[int, typer.Option(help="Tokens to read of validation and of test text.")] = 12_000,
     seed: Annotated[int, typer.Option(help="Of the random tokens.")] = 0,
     output: Annotated[Path, typer.Option(help="Results file.")] = RESULTS / "recall.json",
 ) -> None:
-    """Exact recall over growing distance, with the stream and with sources that reach further (25 minutes)."""
-    folders: dict[str, Any] = {Path(own).name: own for own in model} if model else train(source, folder, minutes)
-    rows = [row for name, own in folders.items() for row in measure(name, own, source, tokens, seed)]
+    """Exact recall over growing distance, with the stream and with sources that reach further (an hour or so)."""
+    folders = {Path(path).name: Path(path) for path in model or []}
+    folders = folders or train_families(source, train, typer.echo, minutes)
+    rows = [row for name, folder in folders.items() for row in measure(name, folder, source, tokens, seed)]
     write_results(output, this_command(), metrics(rows), rows)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 FIRST_NAMES, DIGITS, NAMES_IN_USE = 16, 10, 16
 DIGITS_OF_A_NUMBER = 4
-ASKED = 256  # tokens that a task asks for at least, in several rows if one asks for fewer
+ASKED, ASKED_OF_BOOKS = 1024, 256  # tokens that a task asks for at least, in several rows if one asks for fewer
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class RecallTask:
     asked: Tensor
 
 
-def _rows(asked: int) -> int:
-    return max(1, -(-ASKED // asked))
+def _rows(asked: int, least: int) -> int:
+    return max(1, -(-least // asked))
 
 
 def _distinct(types: Tensor, rows: int, number: int, generator: torch.Generator) -> Tensor:
@@ -48,7 +48,7 @@ def _shuffled(rows: int, number: int, generator: torch.Generator) -> Tensor:
 
 def copy(types: Tensor, size: int, generator: torch.Generator) -> RecallTask:
     """A random string of `size` tokens, twice; all tokens of the second one but the first are asked for."""
-    rows = _rows(size - 1)
+    rows = _rows(size - 1, ASKED)
     string = types[torch.randint(len(types), (rows, size), generator=generator)]
     separator = _distinct(types, rows, 1, generator)
     tokens = torch.cat([separator, string, separator, string], dim=1)
@@ -59,7 +59,7 @@ def copy(types: Tensor, size: int, generator: torch.Generator) -> RecallTask:
 
 def pairs(types: Tensor, size: int, between: int, generator: torch.Generator) -> RecallTask:
     """`size` pairs of key and value, the same tokens `between` in all pairs, then each key, whose value is asked."""
-    rows = _rows(size)
+    rows = _rows(size, ASKED)
     chosen = _distinct(types, rows, 2 * size + between, generator)
     middle = chosen[:, None, 2 * size :].expand(-1, size, -1)
     told = torch.cat([chosen[:, :size, None], middle, chosen[:, size : 2 * size, None]], dim=2)
@@ -82,7 +82,7 @@ def phone_book(types: Tensor, size: int, text: Tensor, generator: torch.Generato
         generator: Of the draws.
     """
     lines = 2 * NAMES_IN_USE
-    rows = _rows(NAMES_IN_USE * DIGITS_OF_A_NUMBER)
+    rows = _rows(NAMES_IN_USE * DIGITS_OF_A_NUMBER, ASKED_OF_BOOKS)
     chosen = _distinct(types, rows, 2 * FIRST_NAMES + DIGITS + 1, generator)
     names = _distinct(torch.arange(FIRST_NAMES**2), rows, lines, generator)
     first, second = chosen.gather(1, names // FIRST_NAMES), chosen.gather(1, FIRST_NAMES + names % FIRST_NAMES)

@@ -112,11 +112,21 @@ def _stream_cost(repeats: int, segment: int = 256) -> dict[str, float]:
 
 
 def read_twice(
-    model: LLEForCausalLM, ids: Tensor, repeats: int, clock: Callable[[], float] = time.perf_counter
+    model: LLEForCausalLM,
+    ids: Tensor,
+    repeats: int,
+    clock: Callable[[], float] = time.perf_counter,
+    earlier: Tensor | None = None,
 ) -> dict[str, list[float]]:
-    """Seconds of reading a segment (B, T + 1) int64 with a full "stream" and with the "base" alone, in turn."""
+    """Seconds of reading a segment (B, T + 1) int64 with a full "stream" and with the "base" alone, in turn.
+
+    Exact matches are found too, if the configuration has a window of them, among the segment and the tokens that were
+    read `earlier`, (B, N) int64.
+    """
     window, segment = model.config.stream.window, ids.shape[1] - 1
-    full, empty = LLECache(window), LLECache()
+    full, empty = LLECache.of(model.config.history), LLECache()
+    if full.matches is not None and earlier is not None:
+        full.matches.read(earlier, torch.ones_like(earlier, dtype=torch.bool), None, 1)
 
     def read(cache: LLECache, **options: Any) -> None:
         begin_anew(cache)  # what attends to all that was read would become slower

@@ -174,6 +174,13 @@ def documents_and_entries_go_together(subject: Subject, tmp_path: Path) -> None:
         assert [number for batch in batches for number in batch.ids.tolist()] == ids_of(
             list(bank.documents(namespaces))
         )
+        kept = {}  # outcomes by ids
+        for texts in bank.snapshot().kept_texts(namespaces):
+            kept |= dict(zip(texts.ids.tolist(), texts.tokens[texts.positions].tolist(), strict=True))
+            assert len(texts.counts) == len(texts)
+            assert int(texts.starts[-1]) == len(texts.tokens)
+        assert sorted(kept) == sorted(ids_of(list(bank.documents(namespaces))))
+        assert [entry.outcome for entry in bank.describe(kept)] == list(kept.values())
         for batch in batches:
             assert batch.keys.shape == (len(batch.ids), WIDTH)
             assert batch.keys.dtype == torch.bfloat16

@@ -17,6 +17,7 @@ from modeling_lle.bank.found import Document, Entries, EntryText, Found
 from modeling_lle.bank.manifest import Added, BankError
 from modeling_lle.bank.protocol import Made, Search, Where
 from modeling_lle.bank.segment import Segment
+from modeling_lle.bank.suffixes import Texts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +59,11 @@ class MemorySnapshot:
     texts: tuple[Text, ...] = ()
     sources: tuple[Added, ...] = ()
     made: dict[Hashable, Any] = dataclasses.field(default_factory=dict, compare=False)
+    projection: None = None
+
+    @property
+    def state_width(self) -> int:
+        return self.width
 
     @property
     def namespaces(self) -> list[str]:
@@ -147,6 +153,16 @@ class MemorySnapshot:
                 torch.tensor([entry.id for entry in text.entries]),
                 torch.tensor([entry.outcome for entry in text.entries]),
                 torch.ones(len(text.entries), dtype=torch.int32),
+            )
+
+    def kept_texts(self, namespaces: Iterable[str] | None = None) -> Iterator[Texts]:
+        for text in self._chosen(namespaces):
+            yield Texts(
+                torch.tensor(text.tokens, dtype=torch.int32),
+                torch.tensor([0, len(text.tokens)]),
+                torch.tensor([entry.position for entry in text.entries]),
+                torch.tensor([entry.id for entry in text.entries]),
+                torch.tensor([entry.count for entry in text.entries], dtype=torch.int32),
             )
 
     def live_outcomes(self, namespaces: Iterable[str] | None = None) -> Tensor:

@@ -27,9 +27,9 @@ def path(made: Path, tmp_path: Path) -> Path:
 
 
 def test_a_newer_version(path: Path) -> None:
-    data = (path / MANIFEST).read_bytes().replace(b'"version": 2', b'"version": 3')
+    data = (path / MANIFEST).read_bytes().replace(b'"version": 2', b'"version": 4')
     (path / MANIFEST).write_bytes(data)
-    with pytest.raises(BankError, match="has version 3, the installed modeling_lle reads up to 2: upgrade"):
+    with pytest.raises(BankError, match="has version 4, the installed modeling_lle reads up to 3: upgrade"):
         HistoryBank.open(path)
 
 

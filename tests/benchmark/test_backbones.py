@@ -1,6 +1,7 @@
 """What is mixed into the predictions of a backbone is a distribution that does not see what it predicts."""
 
 import collections
+import copy
 import functools
 import math
 from collections.abc import Callable
@@ -18,7 +19,7 @@ pytest.importorskip("numba")
 from modeling_lle.evaluation import read_results
 from scripts.benchmark import backbones, families, minutes
 from scripts.benchmark.__main__ import app
-from scripts.benchmark.inputs import read_states, segments_of
+from scripts.benchmark.inputs import context_of, read_states, segments_of
 from scripts.benchmark.peers import KneserNey, language_models, read_cache
 from scripts.benchmark.peers.mixture import GatedCounts
 from scripts.benchmark.peers.ngrams import Counted
@@ -143,7 +144,7 @@ def test_a_context_ends_the_state_and_not_the_stream(make: Callable[..., Any]) -
     )
     assert len(list(segments_of(ids, backbones.LLECache(), model.device, None))) == 1
     is_wrapped = model.config.wrapped is not None
-    assert backbones.context_of(model, 99) == (99 if is_wrapped else None)
+    assert context_of(model, 99) == (99 if is_wrapped else None)
     assert min(read_twice(model, torch.from_numpy(ids)[None], 1)["stream"]) > 0
 
 
@@ -153,6 +154,19 @@ def test_a_rule_fitted_within_a_context_is_that_of_calibrate() -> None:
     backbones.fit_rule(one, ids, None)
     backbones.fit_rule(other, ids, 1 << 20)
     assert one.config.stream == other.config.stream
+
+
+def test_matches_take_part_only_among_their_sources() -> None:
+    model, ids = make_language_model(window=20), text(60)
+    before, scored = copy.deepcopy(model.config.history), {}
+    for sources in (("stream",), ("stream", "matches")):
+        with backbones.recalling(model, sources, 30):
+            backbones.fit_rule(model, ids, 10)
+            scored[sources] = backbones.score(model, ids, 10)
+            assert model.config.stream.window == 30
+            assert (model.config.matches.gate == before.matches.gate) == ("matches" not in sources)
+        assert model.config.history == before
+    assert float(scored["stream", "matches"].mean()) > float(scored["stream",].mean())
 
 
 @pytest.fixture
@@ -187,6 +201,9 @@ def test_every_method_has_a_row_and_is_fitted_on_validation_text(source: Path) -
         "LLE stream",
         "LLE bank",
         "LLE stream + bank",
+        "LLE stream + matches",
+        "LLE stream + matches + bank",
+        "LLE all",
         "neural cache",
         "n-gram cache",
         "n-gram cache of 50",
@@ -196,9 +213,13 @@ def test_every_method_has_a_row_and_is_fitted_on_validation_text(source: Path) -
     assert rows["base"]["over_base"] == 1
     assert all(rows[name]["over_base"] < 0.99 for name in ("LLE bank", "Kneser-Ney 5-gram", "unigram cache"))
     assert rows["LLE stream + bank"]["numbers"].count("sharpness") == 2
-    assert rows["LLE stream"]["time"] > 0
+    assert [name for name, row in rows.items() if row["time"]] == ["LLE stream", "LLE stream + matches"]
     assert results["metrics"]["texts_model_stream_over_base"] == rows["LLE stream"]["over_base"]
-    assert {"texts_model_both_over_best_other", "texts_model_stream_time"} <= set(results["metrics"])
+    assert {
+        "texts_model_both_over_best_other",
+        "texts_model_stream_time",
+        "texts_model_stream_matches_bank_over_base",
+    } <= set(results["metrics"])
 
 
 def test_without_a_model_the_command_says_what_is_missing(source: Path) -> None:
@@ -215,7 +236,7 @@ def test_models_of_the_families_are_trained_once_and_measured(source: Path, monk
     monkeypatch.setattr(language_models, "TOLERANCE", 0.3)  # widths come in steps that are large for such models
     options = ("--train", "runs", "--minutes", 0.01, "--vocabulary", 300, "--width", 96, "--rate", 0.002)
     results = run(source, *options, "--without", "kNN-LM")
-    assert [row["model"] for row in results["rows"] if row["method"] == "base"] == list(families.TRAINED)
+    assert [row["model"] for row in results["rows"] if row["method"] == "base"] == ["Mamba2", "LFM2", "LSTM"]
     assert {row["type"] for row in results["rows"]} == {"mamba2", "lfm2", "lstm"}
     saved = {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*.safetensors")}
     run(source, *options, "--without", "kNN-LM")

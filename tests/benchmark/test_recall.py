@@ -8,16 +8,14 @@ from typer.testing import CliRunner
 
 from modeling_lle import LLETokenizer
 from modeling_lle.evaluation import read_results
-from scripts.benchmark import recall
+from scripts.benchmark import recall, recall_tasks
 from scripts.benchmark.__main__ import app
-from scripts.benchmark.recall_tasks import make_tasks
-from scripts.benchmark.trained import FAMILIES, train_small
 from tests.factories.language_models import make_language_model
 from tests.factories.texts import make_ids, make_texts
 
 
 def test_what_a_task_asks_for_stands_earlier_after_the_same_tokens() -> None:
-    tasks = make_tasks(torch.arange(5, 200), make_ids(1, 300)[0], [6, 40], [2, 9], [0, 100], seed=0)
+    tasks = recall_tasks.make_tasks(torch.arange(5, 200), make_ids(1, 300)[0], [6, 40], [2, 9], [0, 100], seed=0)
     assert [(task.name, task.size) for task in tasks[:4]] == [
         ("copy", 6), ("copy", 40), ("pairs, 0 between", 2), ("pairs, 0 between", 9)
     ]  # fmt: skip
@@ -61,19 +59,15 @@ def test_joined_keys_compare_the_states_before_as_well(monkeypatch: pytest.Monke
     torch.testing.assert_close(cosines.sort().values[-5:], torch.tensor(want).sort().values[-5:])
 
 
-def test_small_models_are_trained() -> None:
-    for make in FAMILIES.values():
-        torch.manual_seed(0)
-        model = make(20, 1)
-        assert train_small(model, make_ids(1, 40, vocab=20)[0], minutes=1e-4) > 0
-        assert not model.training
-
-
 def test_the_command_writes_results_that_can_be_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    for name, value in {"COPIES": (5,), "PAIRS": (2,), "DISTANCES": (0, 100_000)}.items():
+    names = ("base", "stream", "stream + matches", "stream + joined keys + matches")
+    sets = {name: recall.SETS[name] for name in names}
+    for name, value in {"COPIES": (5,), "PAIRS": (2,), "DISTANCES": (0, 100_000), "SETS": sets}.items():
         monkeypatch.setattr(recall, name, value)
+    monkeypatch.setattr(recall_tasks, "ASKED", 40)
+    monkeypatch.setattr(recall_tasks, "ASKED_OF_BOOKS", 40)
     Path("text").mkdir()
     for split, rows in (("train", 60), ("valid", 20), ("test", 20)):
         Path("text", f"{split}.txt").write_text("\n".join(make_texts(rows, 8, seed=rows)) + "\n")
@@ -86,7 +80,7 @@ def test_the_command_writes_results_that_can_be_drawn(tmp_path: Path, monkeypatc
     )
     assert result.exit_code == 0, result.output
     results = read_results("recall.json")
-    assert {row["sources"] for row in results["rows"]} == set(recall.SETS)
+    assert {row["sources"] for row in results["rows"]} == set(names)
     assert results["metrics"]["stream_matches_accuracy_copy_5"] > results["metrics"]["base_accuracy_copy_5"]
     assert results["metrics"]["stream_ppl_over_stream"] == 1
     assert len(recall.draw_recall(results).axes) == len(recall.SHOWN)

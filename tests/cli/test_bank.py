@@ -55,6 +55,16 @@ def test_build_add_search_forget_and_compact(folder: Path) -> None:
     assert len(HistoryBank.open(folder / "bank")) == entries - mine
 
 
+def test_a_bank_is_built_with_projected_keys(folder: Path) -> None:
+    run(folder, "bank build M F/train.json B --source first --key-width 3")
+    assert "Its keys are states that are projected to the width 3." in run(folder, "bank info B")
+    assert "0 entries added" in run(folder, "bank add M F/train.json B --source first --resume")
+    run(folder, "bank build M F/more.txt B --source more --key-width 3")
+    arguments = ["bank", "build", str(folder / "model"), str(folder / "more.txt"), str(folder / "bank")]
+    with pytest.raises(ValueError, match="was begun with keys of the width 3: leave --key-width out"):
+        CliRunner().invoke(cli.app, [*arguments, "--key-width", "4"], catch_exceptions=False)
+
+
 def test_the_precision_is_passed_on_to_the_thread_that_encodes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen, inside = record_precisions(monkeypatch), []
     segment = texts_module._encode

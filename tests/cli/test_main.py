@@ -1,6 +1,8 @@
 """The command line from end to end, on a few lines of text."""
 
+import dataclasses
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -11,9 +13,12 @@ import typer
 import yaml
 from typer.testing import CliRunner
 
+from modeling_lle import LLEForCausalLM
+from modeling_lle.cli import held_out
 from modeling_lle.cli import main as cli
 from modeling_lle.cli.options import Precision
 from modeling_lle.common.precision import PRECISIONS
+from modeling_lle.configuration_sections import MatchesConfig
 from tests.factories.precisions import record_precisions
 
 LINES = [f"the cat {n % 7} sat on the mat {n % 3} and the dog {n % 5} slept\n" for n in range(300)]
@@ -93,6 +98,28 @@ def test_calibrate_saves_the_numbers(folder: Path) -> None:
     shown = run(*options)
     assert re.search(r"stream.gate +(-?[\d.e+-]+ ){4}", shown)
     assert re.search(r"Perplexity of the \d+ tokens after the \d+ tokens that were fitted on: ", shown)
+    assert "matches." not in shown
+
+
+@pytest.mark.parametrize("better", [True, False])
+def test_calibrate_keeps_exact_matches_only_if_they_predict_better(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, better: bool
+) -> None:
+    def measure(model: LLEForCausalLM, batches: Any) -> held_out.Measured:
+        nats = 2.0 if bool(model.config.matches.window) == better else 3.0
+        return held_out.Measured(
+            nats, 0.0, {"base_nats": 4.0, "nats": nats, "base_perplexity": 9.0, "perplexity": 8.0}
+        )
+
+    monkeypatch.setattr(held_out, "measure_tokens", measure)
+    monkeypatch.setattr(held_out, "FAR", math.inf)  # the few texts of this test are fitted all too well
+    options = ("calibrate", folder / "run", folder / "texts", "--output", tmp_path / "new", "--limit-tokens", 300)
+    output = run(*options, "--matches", 900, "--json")
+    found = json.loads(output[output.index("{") :])
+    assert found["parameters"].get("matches.window") == ({"before": 0, "after": 900} if better else None)
+    matches = json.loads((tmp_path / "new" / "config.json").read_text())["history"]["matches"]
+    assert matches["window"] == (900 if better else 0)
+    assert (matches == dataclasses.asdict(MatchesConfig())) != better
 
 
 def test_statistics_switch_the_update_on(folder: Path) -> None:

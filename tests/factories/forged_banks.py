@@ -30,9 +30,10 @@ def forge_manifest(path: Path, change: Callable[[dict[str, Any]], None]) -> None
 
 
 def forge_tensors(path: Path, change: Callable[[dict[str, Tensor]], None], kind: str = "segment") -> Path:
-    """Changes the tensors of the first segment of a bank, or of its file of forgotten ids; the file."""
+    """Changes the tensors of the first segment of a bank, of its forgotten ids, or of its projection; the file."""
     values = json.loads((path / MANIFEST).read_text())
-    described = values["segments"][0]["file"] if kind == "segment" else values["forgotten"]
+    known = {"segment": values["segments"][0], "projection": values.get("projection")}
+    described = values["forgotten"] if kind == "forgotten" else known[kind]["file"]
     file = path / described["name"]
     tensors = {name: tensor.clone() for name, tensor in load_file(file).items()}
     change(tensors)

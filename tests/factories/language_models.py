@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from modeling_lle import LLEConfig, LLEForCausalLM
 from tests.factories.texts import VOCAB
@@ -22,3 +23,13 @@ def make_language_model(
     history = {"stream": stream, "bank": BANK_PARAMETERS, **values.pop("history", {})}
     config = LLEConfig(recurrence=recurrence, stack=stack, history=history, **{**sizes, **values})
     return LLEForCausalLM(config).eval()
+
+
+def read_segments(model: LLEForCausalLM, *segments: Tensor, **options: Any) -> Tensor:
+    """Logits (B, T, V) of a text that is read in segments, one after another, with one cache."""
+    cache, logits = None, []
+    for ids in segments:
+        output = model(ids, past_key_values=cache, use_cache=True, **options)
+        cache = output.past_key_values
+        logits.append(output.logits)
+    return torch.cat(logits, dim=1)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from modeling_lle import HistoryBank
+from modeling_lle import HistoryBank, LLECache
 from modeling_lle.history.calibration import fit
 from tests.factories.language_models import make_language_model
 from tests.factories.texts import WORD_TOKENIZER, make_repetitive_segments, make_texts
@@ -62,3 +62,15 @@ def test_a_name_that_no_source_has_is_named() -> None:
         make_language_model(30).calibrate(make_repetitive_segments(1), fixed=["sharpnes"])
     with pytest.raises(ValueError, match=r"bank\.gate"):  # no bank is attached
         make_language_model(30).calibrate(make_repetitive_segments(1), fixed=["bank.gate"])
+
+
+def test_calibration_goes_on_from_a_text_that_was_read() -> None:
+    model, (first, *others) = make_language_model(30), make_repetitive_segments(3)
+    cache = LLECache(30)
+    model.score(**first, past_key_values=cache)
+    due = [model.score(**batch, past_key_values=cache).log_probs for batch in others]
+    cache.reset()
+    model.score(**first, past_key_values=cache)
+    metrics = model.calibrate(others, steps=1, past_key_values=cache)
+    assert metrics["before_nats"] == pytest.approx(-float(torch.cat(due, dim=1).mean()), rel=1e-4)
+    assert cache.seen_tokens == 60

@@ -6,12 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from modeling_lle import LLECache, LLEForCausalLM
 from modeling_lle.history import matches as module
 from modeling_lle.history.matches import Matched, Matches
-from tests.factories.language_models import make_language_model
+from tests.factories.language_models import make_language_model, read_segments
 from tests.factories.texts import make_ids, make_repetitive_segments
 
 MATCHES = {
@@ -20,6 +19,8 @@ MATCHES = {
     "neighbours": 6,
     "sharpness": 9.0,
     "recency": 0.2,
+    "agreement": 1.5,
+    "success": 0.8,
     "gate": [0.3, 0.4, 0.1, -0.2],
 }
 
@@ -61,6 +62,8 @@ def test_the_newest_of_the_longest_are_found(
     window, longest, neighbours = sizes
     matches: Any = Matches(window, longest)
     texts: list[list[tuple[int, bool]]] = [[], []]
+    named: list[list[int]] = [[], []]
+    success = [module.BEFORE, module.BEFORE]
     with pytest.MonkeyPatch.context() as patch:
         if way == "torch":
             patch.setattr(module, "takes_numba", lambda tensor: False)
@@ -74,33 +77,29 @@ def test_the_newest_of_the_longest_are_found(
                     if mask[row, position]:
                         text.append((int(tokens[row, position]), bool(usable[row, position])))
                         expected = by_definition(text, window, longest, neighbours)
+                        if named[row] and text[-1][1] and text[-1][0] >= 0:
+                            right = named[row].count(text[-1][0]) / len(named[row])
+                            success[row] = module.KEPT * success[row] + (1 - module.KEPT) * right
+                        named[row] = [outcome for _, _, outcome in expected if outcome >= 0]
                     assert sorted_matches(found, row, position) == expected
+                    assert float(found.success[row, position]) == pytest.approx(success[row], abs=1e-5)
     assert matches.count.tolist() == [len(text) for text in texts]
-
-
-def logits_of(model: LLEForCausalLM, *segments: Tensor, **options: Any) -> Tensor:
-    cache, logits = None, []
-    for ids in segments:
-        output = model(ids, past_key_values=cache, use_cache=True, **options)
-        cache = output.past_key_values
-        logits.append(output.logits)
-    return torch.cat(logits, dim=1)
 
 
 @pytest.mark.parametrize("window", [0, 7])
 @torch.no_grad()
 def test_blocks_steps_and_padded_batches_predict_the_same(window: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, ids = make_matching_model(window), make_ids(2, 40)
-    whole = logits_of(model, ids)
+    whole = read_segments(model, ids)
     torch.testing.assert_close(whole.exp().sum(-1), torch.ones(2, 40))
-    assert (whole - logits_of(make_language_model(window), ids)).abs().max() > 0.1  # the matches take part
-    torch.testing.assert_close(logits_of(model, *ids.split([3, 17, 20], dim=1)), whole)
-    torch.testing.assert_close(logits_of(model, *ids.split(1, dim=1)), whole)
+    assert (whole - read_segments(make_language_model(window), ids)).abs().max() > 0.1  # the matches take part
+    torch.testing.assert_close(read_segments(model, *ids.split([3, 17, 20], dim=1)), whole)
+    torch.testing.assert_close(read_segments(model, *ids.split(1, dim=1)), whole)
     padded = torch.cat([torch.zeros(2, 9, dtype=torch.long), ids], dim=1)
     batched = model(padded, attention_mask=(torch.arange(49) >= 9).long().expand(2, -1)).logits[:, 9:]
     torch.testing.assert_close(batched, whole)
     monkeypatch.setattr(module, "takes_numba", lambda tensor: False)
-    torch.testing.assert_close(logits_of(model, ids), whole)
+    torch.testing.assert_close(read_segments(model, ids), whole)
 
 
 @torch.no_grad()
@@ -131,7 +130,7 @@ def test_a_cache_is_reordered_exported_and_goes_on() -> None:
     other.restore({name: tensor.clone() for name, tensor in cache.export().items()})
     cache.reorder_cache(torch.tensor([2, 0, 0]))
     order = torch.tensor([2, 0, 0])
-    want = logits_of(model, torch.cat([ids[order], more], dim=1))[:, -4:]
+    want = read_segments(model, torch.cat([ids[order], more], dim=1))[:, -4:]
     torch.testing.assert_close(model(more, past_key_values=cache).logits, want)
     other.batch_select_indices(order)
     torch.testing.assert_close(model(more, past_key_values=other).logits, want)
@@ -160,6 +159,8 @@ def test_the_numbers_are_fitted_with_the_others() -> None:
     found = model.calibrate(make_repetitive_segments())
     assert found["after_nats"] < found["before_nats"]
     assert model.config.matches.gate != MATCHES["gate"]
+    assert model.config.matches.agreement != MATCHES["agreement"]
+    assert model.config.matches.success != MATCHES["success"]
     assert model.config.stream.gate != make_language_model().config.stream.gate
     model.config.stream.window = 0
     fixed = list(model.config.matches.gate)

@@ -26,7 +26,7 @@ from modeling_lle.history.rule import (
     recall_stream,
 )
 from modeling_lle.history.stream import Stream
-from modeling_lle.models import causal as causal_module
+from modeling_lle.models import sources as sources_module
 from tests.factories.language_models import STREAM_PARAMETERS, make_language_model
 from tests.factories.texts import VOCAB, make_ids, make_repetitive_segments
 
@@ -72,7 +72,7 @@ def reference(model: LLEForCausalLM, ids: Tensor, mask: Tensor) -> Tensor:
 def predict(model: LLEForCausalLM, ids: Tensor, mask: Tensor | None, cuts: list[int], block: int = 128) -> Tensor:
     """P(y | h) (B, T, V) from segments that end at `cuts`, in blocks of `block` positions."""
     cache, logits = LLECache(model.config.stream.window), []
-    with mock.patch.object(causal_module, "BLOCK", block):
+    with mock.patch.object(sources_module, "BLOCK", block):
         for part in segments(ids.shape[1], cuts):
             own = None if mask is None else mask[:, part].long()
             logits.append(model(ids[:, part], own, past_key_values=cache).logits)
@@ -134,7 +134,7 @@ def test_scores_equal_the_reference(
     model, ids, mask = with_window(window), make_ids(rows, length, seed), make_mask(kind, rows, length, seed)
     targets = make_ids(rows, length, seed + 1).masked_fill(~mask, -100)
     cache, parts = None, []
-    with mock.patch.object(causal_module, "BLOCK", block):
+    with mock.patch.object(sources_module, "BLOCK", block):
         for part in segments(length, cuts):
             parts.append(model.score(ids[:, part], targets[:, part], mask[:, part].long(), cache))
             cache = parts[-1].past_key_values

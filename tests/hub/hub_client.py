@@ -1,12 +1,12 @@
 """What the Hub tests run in processes of their own, since huggingface_hub reads its endpoint when it is imported.
 
     python hub_client.py push FOLDER REPO         where modeling_lle is installed: pushes, and loads without trust
-    python hub_client.py load SOURCE COPY [SITE [TRANSLATOR [BANKED]]]
+    python hub_client.py load SOURCE COPY [SITE [TRANSLATOR BANKED WRAPPED]]
                                                   where only torch and transformers are: loads with trust, saves again
 
 Each prints the logits of `IDS` as JSON, on its last line. With SITE, packages are taken from that folder alone.
-TRANSLATOR is a folder with a translator and its memory, BANKED one with a language model and its bank: they are loaded
-as well.
+TRANSLATOR is a folder with a translator and its memory, BANKED one with a language model and its bank, WRAPPED one
+with a model of transformers in hub/ and LLE around it in lle/: they are loaded as well.
 """
 
 import gc
@@ -84,9 +84,18 @@ def recall(source: str) -> None:
     assert logits(model) != alone
 
 
-def load(
-    source: str, copy: str, site: str | None = None, translator: str | None = None, banked: str | None = None
-) -> Any:
+def unwrap(folder: str) -> None:
+    """A model around one of transformers predicts what the wrapped one does."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(f"{folder}/lle", trust_remote_code=True)
+    assert type(model).__name__ == "LLEForCausalLM"
+    due = torch.tensor(logits(AutoModelForCausalLM.from_pretrained(f"{folder}/hub")))
+    torch.testing.assert_close(torch.tensor(logits(model)), due, rtol=1e-4, atol=1e-4)
+
+
+def load(source: str, copy: str, site: str | None = None, *others: str) -> Any:
     if site is not None:
         sys.path.append(site)
     assert not any(map(importlib.util.find_spec, ("modeling_lle", "numba")))
@@ -107,10 +116,8 @@ def load(
     text = generate("the cat", max_new_tokens=5, do_sample=False)[0]["generated_text"]
     assert text == tokenizer.decode(generated[0], skip_special_tokens=True)
 
-    if translator is not None:
-        translate(translator)
-    if banked is not None:
-        recall(banked)
+    for check, folder in zip((translate, recall, unwrap), others, strict=bool(others)):
+        check(folder)
     model.save_pretrained(copy)
     tokenizer.save_pretrained(copy)
     again = AutoModelForCausalLM.from_pretrained(copy, trust_remote_code=True)

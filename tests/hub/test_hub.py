@@ -19,6 +19,7 @@ from transformers.dynamic_module_utils import get_imports
 
 from modeling_lle import HistoryBank, LLEConfig, LLEForCausalLM, LLEForSequenceClassification, LLEModel, LLETokenizer
 from modeling_lle.training.model_card import write_model_card
+from tests.factories.hub_models import make_hub_model
 from tests.factories.language_models import make_language_model
 from tests.factories.pairs import WORD_PAIRS_TOKENIZER
 from tests.factories.texts import WORD_TOKENIZER, make_texts
@@ -39,19 +40,20 @@ FOLDERS: dict[str, tuple[str, ...]] = {
         *("batched_stacks", "cells", "hub", "hub_cache", "hub_families", "protocol", "recurrence", "single_step"),
         "state",
     ),
-    "bank": ("fingerprint", "found", "manifest", "places", "protocol", "segment"),
+    "bank": ("fingerprint", "found", "manifest", "places", "projection", "protocol", "segment", "suffixes"),
     "common": ("checks", "modes", "packages", "precision", "temporary"),
     "history": (
-        *("attachment", "cache", "calibration", "explanation", "loss", "matches", "overlay", "prediction", "rule"),
-        *("source", "stream", "training", "updatable", "update_statistics"),
+        *("attachment", "bank_matches", "cache", "calibration", "explanation", "loss", "matches", "overlay"),
+        *("prediction", "rule", "source", "stream", "training", "updatable", "update_statistics"),
     ),
     "kernels": (
         *("available", "linear", "lstm", "lstm_numba", "matches_numba", "mixture_numba"),
         *("numba_tools", "products_numba", "recall_numba", "scan", "scan_numba", "softmax_numba"),
+        "suffixes_numba",
     ),
     "models": (
-        *("arguments", "backbone", "generating", "outputs", "penalties", "pretrained", "streaming", "targets"),
-        "wrapping",
+        *("arguments", "backbone", "generating", "outputs", "penalties", "pretrained", "sources", "streaming"),
+        *("targets", "wrapping"),
     ),
 }
 CODE = {f"{folder}_{name}.py" for folder, names in FOLDERS.items() for name in names}
@@ -180,7 +182,10 @@ def test_loads_with_trust_in_a_fresh_environment(folder: Path, bare_site: Path, 
     banked.attach_history(HistoryBank.build(banked, WORD_TOKENIZER, make_texts(6, 8)))
     banked.save_pretrained(tmp_path / "banked", save_history=True)
     assert {path.name for path in (tmp_path / "banked").iterdir()} >= OF_BANKS
-    arguments = ("load", folder, copy, bare_site, translator, tmp_path / "banked")
+    wrapped = tmp_path / "wrapped"
+    make_hub_model("falcon_h1").save_pretrained(wrapped / "hub")
+    LLEForCausalLM.from_backbone(wrapped / "hub", use_history=False).save_pretrained(wrapped / "lle")
+    arguments = ("load", folder, copy, bare_site, translator, tmp_path / "banked", wrapped)
     remote = run_client(*arguments, home=tmp_path, isolated=True, HF_HUB_OFFLINE="1")
     ours = logits(AutoModelForCausalLM.from_pretrained(folder))
     assert_near(remote, ours)

@@ -202,6 +202,8 @@ class Classifier(Model):
             new = [text for text, name in given.items() if known.get(text) != name]
             if new:
                 keys = np.concatenate([self._run(new[start : start + 32])[1] for start in range(0, len(new), 32)])
+                keys = from_bfloat16(to_bfloat16(keys))  # as a bank rounds states before it projects them
+                keys = keys if self.bank is None else self.bank.keys_of(keys)
                 changed = set(new)
                 kept = [text not in changed for text, _, _ in self.bank.arrays["examples"]] if self.bank else []
                 self._replace_bank(kept, to_bfloat16(keys), [[text, given[text], source] for text in new])
@@ -224,7 +226,8 @@ class Classifier(Model):
             if missing or all(kept):
                 what = f"the text {min(missing)!r:.60}" if missing else "all that was given"
                 raise RunError(f"the bank has no example with {what}")
-            self._replace_bank(kept, np.zeros((0, self.export["width"]), np.uint16), [])
+            assert self.bank is not None
+            self._replace_bank(kept, self.bank.arrays["keys"][:0], [])
         return len(kept) - sum(kept)
 
     def _read_bank(self) -> None:

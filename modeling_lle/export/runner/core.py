@@ -179,7 +179,8 @@ class Bank:
 
     The index has keys along their m principal axes: `codes` (N, m) int8 with their `steps` (m,). In a very large bank
     the entries lie in lists of near ones, and by `centroids` (C, m + 1) some are chosen for a query. What the codes
-    choose is compared by the keys themselves.
+    choose is compared by the keys themselves. Keys may be shorter than the states that they are made of: then there is
+    a `projection` (S, D).
     """
 
     def __init__(self, folder: Path, about: dict[str, Any], arrays: dict[str, Any]) -> None:
@@ -209,9 +210,16 @@ class Bank:
         return len(self.arrays["keys"])
 
     def search(self, queries: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Cosines (n, K) and indices (n, K) of the nearest entries of queries (n, D), K = min(number, N)."""
-        found = [self._nearest(query, min(number, len(self))) for query in queries]
+        """Cosines (n, K) and indices (n, K) of the nearest entries of states (n, S), K = min(number, N)."""
+        found = [self._nearest(query, min(number, len(self))) for query in self.keys_of(queries)]
         return np.stack([cosine for cosine, _ in found]), np.stack([index for _, index in found])
+
+    def keys_of(self, states: np.ndarray) -> np.ndarray:
+        """The keys (n, D) that normalised states (n, S) make: normalised, and the states themselves by default."""
+        if "projection" not in self.arrays:
+            return states
+        keys = states @ self.arrays["projection"]
+        return keys / np.maximum(np.linalg.norm(keys, axis=-1, keepdims=True), 1e-12)
 
     def _nearest(self, query: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
         index = self._candidates(query, max(CANDIDATES, 4 * number))

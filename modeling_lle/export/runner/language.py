@@ -23,6 +23,7 @@ from typing import Any
 from .core import HERE, TINY, Model, RunError, log_softmax, mixed, np, recall, run_command
 
 BLOCK = 256  # positions that are predicted together
+BEFORE, KEPT = 0.2, 0.9  # of the success of matches, as in training: at the beginning, and at each position
 
 
 class Stream:
@@ -71,6 +72,7 @@ class Matches:
     def __init__(self, numbers: dict[str, Any]) -> None:
         self.numbers = numbers
         self.tokens, self.usable = np.zeros(0, np.int64), np.zeros(0, bool)  # usable: may be recalled
+        self.named, self.success = np.zeros(0, np.int64), BEFORE  # by the last matches; how often they were right
 
     def read(self, tokens: np.ndarray, own: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Takes in tokens (T,); `own` ones, which were generated, are context, but are not recalled.
@@ -83,6 +85,9 @@ class Matches:
         self.usable = np.concatenate([self.usable, np.full(len(tokens), not own)])
         scores, outcomes = np.full((len(tokens), size), -np.inf, np.float32), np.zeros((len(tokens), size), np.int64)
         for row, last in enumerate(range(len(self.tokens) - len(tokens), len(self.tokens))):
+            if len(self.named) and not own:
+                right = (self.named == self.tokens[last]).mean()
+                self.success = KEPT * self.success + (1 - KEPT) * right
             first = max(0, last - numbers["window"])
             same = (self.tokens[first:last] == self.tokens[last]) & self.usable[first + 1 : last + 1]
             ends = first + np.flatnonzero(same)
@@ -96,8 +101,15 @@ class Matches:
             best = np.flatnonzero(lengths == lengths.max(initial=0))[::-1][:size]
             ages = np.log(last - ends[best])
             shares = lengths[best] / numbers["longest"]
-            scores[row, : len(best)] = (shares - 1) * numbers["sharpness"] - numbers["recency"] * ages
-            outcomes[row, : len(best)] = self.tokens[ends[best] + 1]
+            self.named = found = self.tokens[ends[best] + 1]
+            agreement = (found[:, None] == found).mean(1) if len(best) else 0.0
+            scores[row, : len(best)] = (
+                (shares - 1) * numbers["sharpness"]
+                + (agreement - 1) * numbers["agreement"]
+                + (self.success - 1) * numbers["success"]
+                - numbers["recency"] * ages
+            )
+            outcomes[row, : len(best)] = found
         kept = numbers["window"] + numbers["longest"]
         self.tokens, self.usable = self.tokens[-kept:], self.usable[-kept:]
         weights, mass = recall(scores)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from modeling_lle import HistoryBank
 from modeling_lle.export import export
 from tests.factories.classifiers import make_classifier
 from tests.factories.exports import load_run
@@ -22,6 +23,7 @@ KINDS: dict[str, tuple[dict[str, Any], list[Any]]] = {
         {"problem_type": "multi_label_classification"},
         [["new", "label-0"], *([f"label-{n}" for n in range(len(text) % 3)] for text in TEXTS[1:])],
     ),
+    "projected": (SCOPE, [f"label-{len(text) % 3}" for text in TEXTS]),
     "regression": ({"labels": 1}, [float(len(text)) for text in TEXTS]),
 }
 
@@ -51,7 +53,11 @@ def compare(model: Any, loaded: Any) -> None:
 def test_labels_and_shares_are_those_of_the_model_before_and_after_teaching(tmp_path: Path, kind: str) -> None:
     values, labels = KINDS[kind]
     model = make_classifier(**values)
-    model.learn(TEXTS[:10], labels[:10], WORD_TOKENIZER, new_labels=True)
+    if kind == "projected":
+        rows = [{"text": text, "label": label} for text, label in zip(TEXTS[:10], labels, strict=False)]
+        model.attach_history(HistoryBank.build(model, WORD_TOKENIZER, rows, key_width=4))
+    else:
+        model.learn(TEXTS[:10], labels[:10], WORD_TOKENIZER, new_labels=True)
     run = load_run(export(model, WORD_TOKENIZER, tmp_path / "out", bank=model.history_bank))
     loaded = run.load()
     compare(model, loaded)

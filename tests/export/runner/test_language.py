@@ -39,6 +39,14 @@ def test_a_text_of_several_blocks_is_scored_as_by_the_model(exported: Any, use_h
     assert found["perplexity"] == pytest.approx(float((-due.log_probs.mean()).exp()), rel=1e-4)
 
 
+def test_a_bank_with_projected_keys_is_recalled_as_by_the_model(tmp_path: Path) -> None:
+    model = make_language_model(window=0)
+    bank = HistoryBank.build(model, WORD_TOKENIZER, make_texts(9, 12, seed=4), key_width=3)
+    run = load_run(export(model, WORD_TOKENIZER, tmp_path / "out", bank=bank))
+    due = model.score(IDS[:, :40], IDS[:, 1:41], history=bank)
+    np.testing.assert_allclose(run.load().score(IDS[0, :41].tolist())["log_probs"], due.log_probs[0], atol=1e-4)
+
+
 @pytest.mark.parametrize("generated", [True, False])
 @pytest.mark.parametrize("use_history", [True, False])
 def test_greedy_text_is_that_of_the_model(exported: Any, use_history: bool, generated: bool) -> None:
