@@ -95,6 +95,8 @@ class ClassifierConfig:
         pooling: How the states of a text become one, each way's result beside the others': the "last" state (of the
             backward stack the first), the "mean" or the largest value ("max") of each channel, or a mean weighted by
             learned "attention"; "embeddings" is the mean of the embedded tokens, beside what is made of the states.
+        projection: Width that a linear map gives to what is pooled, for each member; 0: there is no map. A classifier
+            that learns from a sentence encoder (training/distillation.py) needs the width of its embeddings.
         background: Cosine similarity above which one example of an untrained label outweighs the base, if there are
             no other examples (history/label_rule.py).
         margin: How much nearer, as a cosine similarity, a text must be to examples of untrained labels than to those
@@ -104,6 +106,7 @@ class ClassifierConfig:
 
     members: int = within(1, 1, 64)
     pooling: list[Literal["last", "mean", "max", "attention", "embeddings"]] = poolings()  # noqa: RUF009
+    projection: int = within(0, 0, MAX_WIDTH)
     background: float | int = within(0.8, -1.0, 1.0)
     margin: float | int = within(0.0, 0.0, 1.0)
     out_of_scope: "OutOfScopeConfig" = section(OutOfScopeConfig)  # noqa: RUF009

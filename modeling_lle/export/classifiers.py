@@ -4,7 +4,7 @@ Notable: the directions and members of a qrnn are independent stacks of equal si
 short text spends its time in calls. States stay in the order of reading, in which the last one of each direction has
 read the whole text. Padding is at the end of each row.
 Shapes: B batch, T time, D width of a member, E of its embeddings, G stacks (both directions of all members), W width
-of the states, P of what is pooled, C labels.
+of the states, Q of what is pooled, P of what is classified, M members, C labels.
 """
 
 from collections.abc import Iterable, Sequence
@@ -164,7 +164,19 @@ def _pooled(graph: Graph, module: Pooling, states: str, embedded: str, padding: 
     if module.reads_embeddings:
         total = graph.add("ReduceSum", graph.add("Mul", embedded, padding.mask), graph.ints(1), keepdims=0)
         pooled.append(graph.add("Div", total, graph.add("ReduceSum", padding.mask, graph.ints(1), keepdims=0)))
-    return pooled[0] if len(pooled) == 1 else graph.add("Concat", *pooled, axis=-1)
+    joined = pooled[0] if len(pooled) == 1 else graph.add("Concat", *pooled, axis=-1)
+    return joined if module.projection is None else _projected(graph, module, module.projection, joined)
+
+
+def _projected(graph: Graph, module: Pooling, linear: nn.Linear, pooled: str) -> str:
+    """Projects the channels of each member, (B, Q) to (B, P)."""
+    if module.members == 1:
+        return graph.squeeze(output_layer(graph, linear, graph.unsqueeze(pooled, 1)), 1)
+    own = graph.add("Gather", pooled, graph.constant(module.channels().numpy()), axis=1)  # (B, M, Q / M)
+    weight = array_of(linear.weight).reshape(module.members, -1, linear.in_features)
+    matrices = graph.constant(np.ascontiguousarray(weight.transpose(0, 2, 1)), graph.name_of(linear))
+    each = graph.add("MatMul", graph.add("Transpose", own, perm=[1, 0, 2]), matrices)  # (M, B, P / M)
+    return graph.reshape(graph.add("Transpose", each, perm=[1, 0, 2]), 0, module.size)
 
 
 def _stacks(module: Pooling) -> int:

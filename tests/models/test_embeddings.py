@@ -38,8 +38,11 @@ def test_the_embeddings_of_a_text_stand_beside_its_states() -> None:
     assert model(ids).hidden_states is None
 
 
-def test_members_with_embeddings_beside_them_are_trained_apart() -> None:
-    model = make_classifier(**WIDE, classifier={"pooling": ["max", "embeddings"], "members": 2}).train()
+@pytest.mark.parametrize("projection", [0, 4])
+def test_members_with_embeddings_beside_them_are_trained_apart(projection: int) -> None:
+    own = {"pooling": ["max", "embeddings"], "members": 2, "projection": projection}
+    model = make_classifier(**WIDE, classifier=own).train()
+    assert model.key_size == (8 if projection else 2 * (12 + 10))
     output = model(make_ids(2, 6))
     torch.testing.assert_close(output.member_logits.mean(0), output.logits)
     output.member_logits[1].sum().backward()
