@@ -94,7 +94,7 @@ class Results:
 
     def __init__(self, file: Path, command: str) -> None:
         self.file = file
-        before = read_results(file) if file.exists() else {"rows": [], "command": ""}
+        before: dict[str, Any] = read_results(file) if file.exists() else {"rows": [], "command": ""}
         self.rows: dict[tuple[str, ...], Row] = {self._key(row): row for row in before["rows"]}
         commands = [old for old in before["command"].split(" && ") if old and old != command]
         self.command = " && ".join([*commands, command])

@@ -31,7 +31,7 @@ class StaticEmbeddings:
     def __init__(self) -> None:
         found = load_embeddings(WordLlama.NAME)
         self.matrix = found.matrix.numpy()
-        self.backend: Any = found.tokenizer.backend_tokenizer  # type: ignore[attr-defined]
+        self.backend: Any = found.tokenizer.backend_tokenizer
 
     @property
     def bytes(self) -> int:
