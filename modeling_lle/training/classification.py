@@ -1,10 +1,11 @@
 """Training of a classifier by a recipe; its training examples become its first bank."""
 
+import copy
 import functools
 import time
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from datasets import Dataset, DatasetDict, Value, concatenate_datasets
@@ -16,7 +17,7 @@ from ..bank.files import MANIFEST, Folder
 from ..bank.manifest import HISTORY_FOLDER
 from ..common.precision import in_precision
 from ..configuration import LLEConfig
-from ..data import check_labelled, load_labelled, split_out_of_scope
+from ..data import check_labelled, load_labelled, load_texts, split_out_of_scope
 from ..data.labelled import check_complete
 from ..embeddings.sources import StaticEmbeddings, load_embeddings
 from ..history.label_calibration import CALIBRATED
@@ -25,8 +26,9 @@ from ..models.backbone import LLEModel
 from ..models.classification import LLEClassifierOutput, LLEForSequenceClassification
 from .arguments import ClassificationArguments
 from .character_ngrams import FoldNgrams, add_ngrams
-from .checkpoints import METRICS, find_checkpoint
+from .checkpoints import METRICS, find_checkpoint, newest_checkpoint
 from .classifier_trainer import ClassifierTrainer
+from .distillation import SentenceEncoder, distil
 from .held_out import at_most, check_shares, hold_out_labelled
 from .output_layer import FitOutputLayer
 from .pretraining import pretrain
@@ -71,27 +73,31 @@ def train_classifier(
     tokenizer = make_tokenizer(recipe, examples["text"]) if embeddings is None else embeddings.tokenizer
     model = make_classifier(recipe.model, tokenizer, labels, embeddings)
     encoded, held_out = (encode(rows, tokenizer, labels) for rows in (examples, validation))
+    unlabelled = _unlabelled(examples["text"], splits.get("unlabelled"))
+    resumed = resume and newest_checkpoint(str(arguments.output_dir)) is not None
+    minutes = 0.0 if resumed else _distil(model, unlabelled, tokenizer, arguments)
+    begun = copy.deepcopy(model) if arguments.refit else None
     trainer = make_trainer(recipe, model, tokenizer, encoded, held_out)
-    minutes, checkpoint = 0.0, find_checkpoint(trainer, resume)
+    checkpoint = find_checkpoint(trainer, resume)
     if arguments.pretraining_epochs and checkpoint is None:
-        texts = encoded.remove_columns("labels")
-        minutes = pretrain(model.model, texts, tokenizer, arguments, arguments.pretraining_epochs)
+        texts = encode(unlabelled, tokenizer)
+        minutes += pretrain(model.model, texts, tokenizer, arguments, arguments.pretraining_epochs)
     metrics = train(trainer, checkpoint, minutes)
     size = arguments.per_device_eval_batch_size
     given = [*((recipe.model.get("history") or {}).get("bank") or {}), *(recipe.model.get("classifier") or {})]
     fixed = [name for name in given if name in CALIBRATED]  # values of the recipe are not fitted
-    unlabelled = encode(splits["out_of_scope"], tokenizer)
+    outside = encode(splits["out_of_scope"], tokenizer)
     with in_precision(model, arguments.precision):
         model.learn(examples["text"], examples["label"], tokenizer, source=SOURCE, places=examples)
-        metrics |= fit_history(model, tokenizer, held_out, unlabelled, size, arguments.keep_in_scope, fixed)
-    if arguments.refit:
-        again = make_classifier(recipe.model, tokenizer, labels, embeddings)
+        metrics |= fit_history(model, tokenizer, held_out, outside, size, arguments.keep_in_scope, fixed)
+    if begun is not None:
+        again = begun
         again.config.classifier, again.config.history = model.config.classifier, model.config.history
         encoded = encode(both, tokenizer, labels)
         trainer = make_trainer(recipe, again, tokenizer, encoded, held_out)
         begin = time.perf_counter()
         if arguments.pretraining_epochs:
-            texts = encoded.remove_columns("labels")
+            texts = encode(_unlabelled(both["text"], splits.get("unlabelled")), tokenizer)
             pretrain(again.model, texts, tokenizer, arguments, arguments.pretraining_epochs)
         trainer.train()
         metrics["train_minutes"] += (time.perf_counter() - begin) / 60
@@ -102,6 +108,28 @@ def train_classifier(
         if recipe.data.held_out:
             model.learn(validation["text"], validation["label"], tokenizer, source=SOURCE, places=validation)
     return trainer, metrics
+
+
+def _unlabelled(texts: Sequence[str], more: Dataset | None) -> Dataset:
+    """Texts without labels, each once: those of the examples, and more."""
+    return Dataset.from_dict({"text": list(dict.fromkeys([*texts, *([] if more is None else more["text"])]))})
+
+
+def _distil(
+    model: LLEForSequenceClassification,
+    texts: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    arguments: ClassificationArguments,
+) -> float:
+    """Lets a classifier learn from the teacher of the recipe, if it has one; returns the minutes taken."""
+    if arguments.teacher is None:
+        return 0.0
+    begin = time.perf_counter()
+    embeddings = SentenceEncoder(arguments.teacher).encode(texts["text"])
+    encoded, padding = encode(texts, tokenizer), cast(int, tokenizer.pad_token_id)
+    epochs, used = arguments.distillation_epochs, TrainUsedTypes(model.model, [encoded], padding)
+    distil(model, encoded, embeddings, tokenizer, arguments, epochs, [used])
+    return (time.perf_counter() - begin) / 60
 
 
 def make_trainer(
@@ -164,13 +192,14 @@ def labelled_splits(recipe: Recipe, rows: dict[str, Any] | None = None) -> dict[
     """Labelled texts of a recipe, or rows in memory, by split.
 
     Returns:
-        "train", "validation" and "out_of_scope" texts, the last for "none of these", and "test" with
-        `data.held_out_test`.
+        "train", "validation" and "out_of_scope" texts, the last for "none of these", "test" with
+        `data.held_out_test`, and "unlabelled" with `data.unlabelled` or such rows.
 
     Raises:
         ValueError: A split is unusable.
     """
     data, seed = recipe.data, recipe.training.seed
+    more = _load_unlabelled(data, rows)
     examples, _ = split_out_of_scope(_load(data, "train", rows), data.out_of_scope or "")
     if not len(examples):
         raise ValueError(f"the training split has no in-scope text: all have the label {data.out_of_scope!r}")
@@ -198,7 +227,7 @@ def labelled_splits(recipe: Recipe, rows: dict[str, Any] | None = None) -> dict[
                 f"none of the {len(labels)} labels has two training texts, so none can be held out: give more, or a "
                 "validation split with data.held_out=0 and data.validation"
             )
-        return {"train": examples, "validation": validation, "out_of_scope": validation.select([]), **test}
+        return {"train": examples, "validation": validation, "out_of_scope": validation.select([]), **test, **more}
     validation, strangers = split_out_of_scope(_load(data, "validation", rows), data.out_of_scope or "")
     if not len(validation):
         raise ValueError(f"the validation split has no in-scope text: all have the label {data.out_of_scope!r}")
@@ -206,7 +235,17 @@ def labelled_splits(recipe: Recipe, rows: dict[str, Any] | None = None) -> dict[
     unknown = sorted(set(validation["label"]) - labels)
     if unknown:
         raise ValueError(f"the validation split has labels without training texts: {', '.join(unknown[:10])}")
-    return {"train": examples, "validation": validation, "out_of_scope": strangers, **test}
+    return {"train": examples, "validation": validation, "out_of_scope": strangers, **test, **more}
+
+
+def _load_unlabelled(data: DataArguments, rows: dict[str, Any] | None) -> dict[str, Dataset]:
+    """The split "unlabelled" of a recipe or of rows in memory; empty if there is none."""
+    if rows is not None and "unlabelled" in rows:
+        return {"unlabelled": rows["unlabelled"]}
+    if not data.unlabelled:
+        return {}
+    texts: Any = load_texts(data.unlabelled, split=("train", None), text_column=data.text_column)
+    return {"unlabelled": texts.filter(lambda text: bool(text and text.strip()), input_columns="text")}
 
 
 def fit_history(
