@@ -342,12 +342,26 @@ def make_classifier(
             "leave model.classifier.members out"
         )
     if begin.bidirectional or not config.bidirectional:
-        return LLEForSequenceClassification.from_pretrained(path, config=config)
+        return _begin_with(path, config, begin)
     model, trained = LLEForSequenceClassification(config), LLEModel.from_pretrained(path)
     model.model.embed_tokens.load_state_dict(trained.embed_tokens.state_dict())
     for stack in (model.model.stack, model.model.backward_stack):
         assert stack is not None
         stack.load_state_dict(trained.stack.state_dict())
+    return model
+
+
+def _begin_with(path: str, config: LLEConfig, begin: LLEConfig) -> LLEForSequenceClassification:
+    """A classifier with the weights of the model at a path; its output layer is new if that has other labels."""
+    if begin.id2label == config.id2label:
+        return LLEForSequenceClassification.from_pretrained(path, config=config)
+    own = copy.deepcopy(config)
+    own.id2label, own.label2id = begin.id2label, begin.label2id
+    weights = LLEForSequenceClassification.from_pretrained(path, config=own).state_dict()
+    model = LLEForSequenceClassification(config)
+    model.load_state_dict(
+        {name: own for name, own in weights.items() if not name.startswith("classifier.")}, strict=False
+    )
     return model
 
 

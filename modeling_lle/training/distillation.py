@@ -14,6 +14,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoTokenizer,
     DataCollatorWithPadding,
@@ -54,7 +55,7 @@ class SentenceEncoder:
         """W."""
         return int(self.model.config.hidden_size)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Tensor:
         """Embeds texts: (n, W) float32, each of length 1."""
         given = self.tokenizer(list(texts), truncation=True, max_length=LONGEST)
@@ -84,6 +85,11 @@ def _pools_first(name: str) -> bool:
     if ways <= {"cls", "cls_token"}:
         return True
     raise ValueError(f"{name} pools by {', '.join(sorted(ways))}: choose an encoder that pools by mean or first token")
+
+
+def encoder_width(name: str) -> int:
+    """Width of the embeddings of a sentence encoder, a folder or a name on the Hub."""
+    return int(AutoConfig.from_pretrained(name).hidden_size)
 
 
 class Student(nn.Module):
