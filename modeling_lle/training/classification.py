@@ -1,6 +1,7 @@
 """Training of a classifier by a recipe; its training examples become its first bank."""
 
 import copy
+import dataclasses
 import functools
 import time
 from collections.abc import Collection, Iterator, Sequence
@@ -27,8 +28,8 @@ from ..models.classification import LLEClassifierOutput, LLEForSequenceClassific
 from .arguments import ClassificationArguments
 from .character_ngrams import FoldNgrams, add_ngrams
 from .checkpoints import METRICS, find_checkpoint, newest_checkpoint
-from .classifier_trainer import ClassifierTrainer
-from .distillation import SentenceEncoder, distil
+from .classifier_trainer import ClassifierTrainer, Lessons
+from .distillation import SentenceEncoder, Taught, distil
 from .held_out import at_most, check_shares, hold_out_labelled
 from .output_layer import FitOutputLayer
 from .pretraining import pretrain
@@ -73,11 +74,14 @@ def train_classifier(
     tokenizer = make_tokenizer(recipe, examples["text"]) if embeddings is None else embeddings.tokenizer
     model = make_classifier(recipe.model, tokenizer, labels, embeddings)
     encoded, held_out = (encode(rows, tokenizer, labels) for rows in (examples, validation))
-    unlabelled = _unlabelled(examples["text"], splits.get("unlabelled"))
-    resumed = resume and newest_checkpoint(str(arguments.output_dir)) is not None
-    minutes = 0.0 if resumed else _distil(model, unlabelled, tokenizer, arguments)
+    unlabelled = _unlabelled(both["text"], splits.get("unlabelled"))
+    begin = time.perf_counter()
+    teacher = _ask_teacher(model, unlabelled["text"], arguments)
+    if teacher is not None and not (resume and newest_checkpoint(str(arguments.output_dir))):
+        _distil(model, teacher, encode(unlabelled, tokenizer), tokenizer, arguments)
+    minutes = (time.perf_counter() - begin) / 60
     begun = copy.deepcopy(model) if arguments.refit else None
-    trainer = make_trainer(recipe, model, tokenizer, encoded, held_out)
+    trainer = make_trainer(recipe, model, tokenizer, encoded, held_out, _lessons(teacher, examples, arguments))
     checkpoint = find_checkpoint(trainer, resume)
     if arguments.pretraining_epochs and checkpoint is None:
         texts = encode(unlabelled, tokenizer)
@@ -94,10 +98,10 @@ def train_classifier(
         again = begun
         again.config.classifier, again.config.history = model.config.classifier, model.config.history
         encoded = encode(both, tokenizer, labels)
-        trainer = make_trainer(recipe, again, tokenizer, encoded, held_out)
+        trainer = make_trainer(recipe, again, tokenizer, encoded, held_out, _lessons(teacher, both, arguments))
         begin = time.perf_counter()
         if arguments.pretraining_epochs:
-            texts = encode(_unlabelled(both["text"], splits.get("unlabelled")), tokenizer)
+            texts = encode(unlabelled, tokenizer)
             pretrain(again.model, texts, tokenizer, arguments, arguments.pretraining_epochs)
         trainer.train()
         metrics["train_minutes"] += (time.perf_counter() - begin) / 60
@@ -115,21 +119,34 @@ def _unlabelled(texts: Sequence[str], more: Dataset | None) -> Dataset:
     return Dataset.from_dict({"text": list(dict.fromkeys([*texts, *([] if more is None else more["text"])]))})
 
 
+def _ask_teacher(
+    model: LLEForSequenceClassification, texts: list[str], arguments: ClassificationArguments
+) -> Taught | None:
+    """What the teacher of the recipe says of texts, for a classifier of its width; None: it has none."""
+    if arguments.teacher is None:
+        return None
+    encoder = SentenceEncoder(arguments.teacher)
+    encoder.check(model)
+    return Taught(texts, encoder.encode(texts))
+
+
 def _distil(
     model: LLEForSequenceClassification,
+    taught: Taught,
     texts: Dataset,
     tokenizer: PreTrainedTokenizerBase,
     arguments: ClassificationArguments,
-) -> float:
-    """Lets a classifier learn from the teacher of the recipe, if it has one; returns the minutes taken."""
-    if arguments.teacher is None:
-        return 0.0
-    begin = time.perf_counter()
-    embeddings = SentenceEncoder(arguments.teacher).encode(texts["text"])
-    encoded, padding = encode(texts, tokenizer), cast(int, tokenizer.pad_token_id)
-    epochs, used = arguments.distillation_epochs, TrainUsedTypes(model.model, [encoded], padding)
-    distil(model, encoded, embeddings, tokenizer, arguments, epochs, [used])
-    return (time.perf_counter() - begin) / 60
+) -> None:
+    """Lets a classifier learn what a teacher says of texts, as made by `encode`."""
+    used = TrainUsedTypes(model.model, [texts], cast(int, tokenizer.pad_token_id))
+    distil(model, texts, taught.embeddings, tokenizer, arguments, arguments.distillation_epochs, [used])
+
+
+def _lessons(taught: Taught | None, texts: Dataset, arguments: ClassificationArguments) -> Lessons | None:
+    """What a teacher says of training texts, if they are to stay near to it."""
+    if taught is None or not arguments.distillation_weight:
+        return None
+    return Lessons(taught.of(texts["text"]), arguments.distillation_weight)
 
 
 def make_trainer(
@@ -138,6 +155,7 @@ def make_trainer(
     tokenizer: PreTrainedTokenizerBase,
     encoded: Dataset,
     held_out: Dataset,
+    lessons: Lessons | None = None,
 ) -> Trainer:
     """Trainer of a classifier by a recipe, on texts encoded by `encode`; gives its embeddings n-grams if wanted."""
     arguments: ClassificationArguments = recipe.training
@@ -150,13 +168,16 @@ def make_trainer(
     if arguments.output_penalty:
         texts = functools.partial(batches, encoded, tokenizer, arguments.per_device_eval_batch_size)
         callbacks.append(FitOutputLayer(model, texts, arguments.output_penalty))
+    if lessons is not None:
+        encoded = encoded.add_column("rows", list(range(len(encoded))))
     trainer = ClassifierTrainer(
         arguments.embeddings_training,
         model.model.embed_tokens,
+        lessons,
         arguments.adversarial,
         members,
         model=model,
-        args=arguments,
+        args=arguments if lessons is None else dataclasses.replace(arguments, remove_unused_columns=False),
         data_collator=DataCollatorWithPadding(tokenizer),
         train_dataset=encoded,
         eval_dataset=held_out,

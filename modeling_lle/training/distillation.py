@@ -6,7 +6,7 @@ no more afterwards. Shapes: n texts, B batch, T time, M members, W width of the 
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,15 @@ class SentenceEncoder:
         """W."""
         return int(self.model.config.hidden_size)
 
+    def check(self, model: LLEForSequenceClassification) -> None:
+        """Raises a ValueError if a classifier's projection has another width than the embeddings."""
+        width = model.config.classifier.projection
+        if width != self.width:
+            raise ValueError(
+                f"the teacher's embeddings are {self.width} wide, and classifier.projection is {width}: set "
+                f"model.classifier.projection={self.width}"
+            )
+
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Tensor:
         """Embeds texts: (n, W) float32, each of length 1."""
@@ -69,6 +78,23 @@ class SentenceEncoder:
             pooled = states[:, 0] if self.of_first else (states * mask).sum(1) / mask.sum(1)
             found[chosen] = nn.functional.normalize(pooled, dim=-1).cpu()
         return found
+
+
+class Taught:
+    """What a teacher says of texts.
+
+    Args:
+        texts: n different texts.
+        embeddings: (n, W) float32, of length 1.
+    """
+
+    def __init__(self, texts: Sequence[str], embeddings: Tensor) -> None:
+        self.embeddings = embeddings
+        self._rows = {text: row for row, text in enumerate(texts)}
+
+    def of(self, texts: Iterable[str]) -> Tensor:
+        """The embeddings (m, W) of some of the texts, in their order."""
+        return self.embeddings[torch.tensor([self._rows[text] for text in texts])]
 
 
 def _pools_first(name: str) -> bool:
@@ -108,16 +134,21 @@ class Student(nn.Module):
         self.register_buffer("embeddings", embeddings, persistent=False)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, rows: Tensor) -> dict[str, Tensor]:
-        """Computes the `loss` of texts: 1 less the cosine between what each member says and the teacher.
+        """Computes the `loss` of texts, their `distance` to the teacher.
 
         Args:
             input_ids: (B, T) int64.
             attention_mask: (B, T) of 0 and 1, 0 at padding.
             rows: (B,) int64, their rows of the embeddings.
         """
-        items = self.model.pooled(input_ids, attention_mask).float()
-        own = nn.functional.normalize(items.unflatten(-1, (-1, self.embeddings.shape[1])), dim=-1)
-        return {"loss": 1 - (own * self.embeddings[rows, None]).sum(-1).mean()}
+        items = self.model.pooled(input_ids, attention_mask)
+        return {"loss": distance(items, self.embeddings[rows])}
+
+
+def distance(items: Tensor, embeddings: Tensor) -> Tensor:
+    """Mean of 1 less the cosine between what each member says (B, M W) and the teacher (B, W): a scalar float32."""
+    own = nn.functional.normalize(items.float().unflatten(-1, (-1, embeddings.shape[1])), dim=-1)
+    return 1 - (own * embeddings[:, None]).sum(-1).mean()
 
 
 def distil(
@@ -142,16 +173,7 @@ def distil(
 
     Returns:
         The minutes taken.
-
-    Raises:
-        ValueError: The classifier's projection has another width than the embeddings.
     """
-    width = model.config.classifier.projection
-    if width != embeddings.shape[1]:
-        raise ValueError(
-            f"the teacher's embeddings are {embeddings.shape[1]} wide, and classifier.projection is {width}: "
-            f"set model.classifier.projection={embeddings.shape[1]}"
-        )
     texts = texts.add_column("rows", list(range(len(texts))))
     student, collate = Student(model, embeddings), DataCollatorWithPadding(tokenizer)
     return train_stage(student, texts, collate, arguments, epochs, "Distilling", callbacks)
