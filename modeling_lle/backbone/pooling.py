@@ -47,7 +47,7 @@ class Pooling(nn.Module):
             embedded: (B, T, M E) floating, the embedded tokens, if `reads_embeddings`.
 
         Returns:
-            (B, P) floating: the ways of pooling side by side, that of the embeddings last; or the members' projections.
+            (B, P) floating: the ways of pooling side by side, that of the embeddings last, or their projections.
         """
         parts = [getattr(self, f"_{way}")(states, mask) for way in self.ways if way != EMBEDDINGS]
         if self.reads_embeddings:

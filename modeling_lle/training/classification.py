@@ -1,10 +1,12 @@
 """Training of a classifier by a recipe; its training examples become its first bank."""
 
+import copy
+import dataclasses
 import functools
 import time
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from datasets import Dataset, DatasetDict, Value, concatenate_datasets
@@ -16,7 +18,7 @@ from ..bank.files import MANIFEST, Folder
 from ..bank.manifest import HISTORY_FOLDER
 from ..common.precision import in_precision
 from ..configuration import LLEConfig
-from ..data import check_labelled, load_labelled, split_out_of_scope
+from ..data import check_labelled, load_labelled, load_texts, split_out_of_scope
 from ..data.labelled import check_complete
 from ..embeddings.sources import StaticEmbeddings, load_embeddings
 from ..history.label_calibration import CALIBRATED
@@ -25,8 +27,9 @@ from ..models.backbone import LLEModel
 from ..models.classification import LLEClassifierOutput, LLEForSequenceClassification
 from .arguments import ClassificationArguments
 from .character_ngrams import FoldNgrams, add_ngrams
-from .checkpoints import METRICS, find_checkpoint
-from .classifier_trainer import ClassifierTrainer
+from .checkpoints import METRICS, find_checkpoint, newest_checkpoint
+from .classifier_trainer import ClassifierTrainer, Lessons
+from .distillation import SentenceEncoder, Taught, distil
 from .held_out import at_most, check_shares, hold_out_labelled
 from .output_layer import FitOutputLayer
 from .pretraining import pretrain
@@ -71,27 +74,34 @@ def train_classifier(
     tokenizer = make_tokenizer(recipe, examples["text"]) if embeddings is None else embeddings.tokenizer
     model = make_classifier(recipe.model, tokenizer, labels, embeddings)
     encoded, held_out = (encode(rows, tokenizer, labels) for rows in (examples, validation))
-    trainer = make_trainer(recipe, model, tokenizer, encoded, held_out)
-    minutes, checkpoint = 0.0, find_checkpoint(trainer, resume)
+    unlabelled = _unlabelled(both["text"], splits.get("unlabelled"))
+    begin = time.perf_counter()
+    teacher = _ask_teacher(model, unlabelled["text"], arguments)
+    if teacher is not None and not (resume and newest_checkpoint(str(arguments.output_dir))):
+        _distil(model, teacher, encode(unlabelled, tokenizer), tokenizer, arguments)
+    minutes = (time.perf_counter() - begin) / 60
+    begun = copy.deepcopy(model) if arguments.refit else None
+    trainer = make_trainer(recipe, model, tokenizer, encoded, held_out, _lessons(teacher, examples, arguments))
+    checkpoint = find_checkpoint(trainer, resume)
     if arguments.pretraining_epochs and checkpoint is None:
-        texts = encoded.remove_columns("labels")
-        minutes = pretrain(model.model, texts, tokenizer, arguments, arguments.pretraining_epochs)
+        texts = encode(unlabelled, tokenizer)
+        minutes += pretrain(model.model, texts, tokenizer, arguments, arguments.pretraining_epochs)
     metrics = train(trainer, checkpoint, minutes)
     size = arguments.per_device_eval_batch_size
     given = [*((recipe.model.get("history") or {}).get("bank") or {}), *(recipe.model.get("classifier") or {})]
     fixed = [name for name in given if name in CALIBRATED]  # values of the recipe are not fitted
-    unlabelled = encode(splits["out_of_scope"], tokenizer)
+    outside = encode(splits["out_of_scope"], tokenizer)
     with in_precision(model, arguments.precision):
         model.learn(examples["text"], examples["label"], tokenizer, source=SOURCE, places=examples)
-        metrics |= fit_history(model, tokenizer, held_out, unlabelled, size, arguments.keep_in_scope, fixed)
-    if arguments.refit:
-        again = make_classifier(recipe.model, tokenizer, labels, embeddings)
+        metrics |= fit_history(model, tokenizer, held_out, outside, size, arguments.keep_in_scope, fixed)
+    if begun is not None:
+        again = begun
         again.config.classifier, again.config.history = model.config.classifier, model.config.history
         encoded = encode(both, tokenizer, labels)
-        trainer = make_trainer(recipe, again, tokenizer, encoded, held_out)
+        trainer = make_trainer(recipe, again, tokenizer, encoded, held_out, _lessons(teacher, both, arguments))
         begin = time.perf_counter()
         if arguments.pretraining_epochs:
-            texts = encoded.remove_columns("labels")
+            texts = encode(unlabelled, tokenizer)
             pretrain(again.model, texts, tokenizer, arguments, arguments.pretraining_epochs)
         trainer.train()
         metrics["train_minutes"] += (time.perf_counter() - begin) / 60
@@ -104,12 +114,48 @@ def train_classifier(
     return trainer, metrics
 
 
+def _unlabelled(texts: Sequence[str], more: Dataset | None) -> Dataset:
+    """Texts without labels, each once: those of the examples, and more."""
+    return Dataset.from_dict({"text": list(dict.fromkeys([*texts, *([] if more is None else more["text"])]))})
+
+
+def _ask_teacher(
+    model: LLEForSequenceClassification, texts: list[str], arguments: ClassificationArguments
+) -> Taught | None:
+    """What the teacher of the recipe says of texts, for a classifier of its width; None: it has none."""
+    if arguments.teacher is None:
+        return None
+    encoder = SentenceEncoder(arguments.teacher)
+    encoder.check(model)
+    return Taught(texts, encoder.encode(texts))
+
+
+def _distil(
+    model: LLEForSequenceClassification,
+    taught: Taught,
+    texts: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    arguments: ClassificationArguments,
+) -> None:
+    """Lets a classifier learn what a teacher says of texts, as made by `encode`."""
+    used = TrainUsedTypes(model.model, [texts], cast(int, tokenizer.pad_token_id))
+    distil(model, texts, taught.embeddings, tokenizer, arguments, arguments.distillation_epochs, [used])
+
+
+def _lessons(taught: Taught | None, texts: Dataset, arguments: ClassificationArguments) -> Lessons | None:
+    """What a teacher says of training texts, if they are to stay near to it."""
+    if taught is None or not arguments.distillation_weight:
+        return None
+    return Lessons(taught.of(texts["text"]), arguments.distillation_weight)
+
+
 def make_trainer(
     recipe: Recipe,
     model: LLEForSequenceClassification,
     tokenizer: PreTrainedTokenizerBase,
     encoded: Dataset,
     held_out: Dataset,
+    lessons: Lessons | None = None,
 ) -> Trainer:
     """Trainer of a classifier by a recipe, on texts encoded by `encode`; gives its embeddings n-grams if wanted."""
     arguments: ClassificationArguments = recipe.training
@@ -122,13 +168,16 @@ def make_trainer(
     if arguments.output_penalty:
         texts = functools.partial(batches, encoded, tokenizer, arguments.per_device_eval_batch_size)
         callbacks.append(FitOutputLayer(model, texts, arguments.output_penalty))
+    if lessons is not None:
+        encoded = encoded.add_column("rows", list(range(len(encoded))))
     trainer = ClassifierTrainer(
         arguments.embeddings_training,
         model.model.embed_tokens,
+        lessons,
         arguments.adversarial,
         members,
         model=model,
-        args=arguments,
+        args=arguments if lessons is None else dataclasses.replace(arguments, remove_unused_columns=False),
         data_collator=DataCollatorWithPadding(tokenizer),
         train_dataset=encoded,
         eval_dataset=held_out,
@@ -164,13 +213,14 @@ def labelled_splits(recipe: Recipe, rows: dict[str, Any] | None = None) -> dict[
     """Labelled texts of a recipe, or rows in memory, by split.
 
     Returns:
-        "train", "validation" and "out_of_scope" texts, the last for "none of these", and "test" with
-        `data.held_out_test`.
+        "train", "validation" and "out_of_scope" texts, the last for "none of these", "test" with
+        `data.held_out_test`, and "unlabelled" with `data.unlabelled` or such rows.
 
     Raises:
         ValueError: A split is unusable.
     """
     data, seed = recipe.data, recipe.training.seed
+    more = _load_unlabelled(data, rows)
     examples, _ = split_out_of_scope(_load(data, "train", rows), data.out_of_scope or "")
     if not len(examples):
         raise ValueError(f"the training split has no in-scope text: all have the label {data.out_of_scope!r}")
@@ -198,7 +248,7 @@ def labelled_splits(recipe: Recipe, rows: dict[str, Any] | None = None) -> dict[
                 f"none of the {len(labels)} labels has two training texts, so none can be held out: give more, or a "
                 "validation split with data.held_out=0 and data.validation"
             )
-        return {"train": examples, "validation": validation, "out_of_scope": validation.select([]), **test}
+        return {"train": examples, "validation": validation, "out_of_scope": validation.select([]), **test, **more}
     validation, strangers = split_out_of_scope(_load(data, "validation", rows), data.out_of_scope or "")
     if not len(validation):
         raise ValueError(f"the validation split has no in-scope text: all have the label {data.out_of_scope!r}")
@@ -206,7 +256,17 @@ def labelled_splits(recipe: Recipe, rows: dict[str, Any] | None = None) -> dict[
     unknown = sorted(set(validation["label"]) - labels)
     if unknown:
         raise ValueError(f"the validation split has labels without training texts: {', '.join(unknown[:10])}")
-    return {"train": examples, "validation": validation, "out_of_scope": strangers, **test}
+    return {"train": examples, "validation": validation, "out_of_scope": strangers, **test, **more}
+
+
+def _load_unlabelled(data: DataArguments, rows: dict[str, Any] | None) -> dict[str, Dataset]:
+    """The split "unlabelled" of a recipe or of rows in memory; empty if there is none."""
+    if rows is not None and "unlabelled" in rows:
+        return {"unlabelled": rows["unlabelled"]}
+    if not data.unlabelled:
+        return {}
+    texts: Any = load_texts(data.unlabelled, split=("train", None), text_column=data.text_column)
+    return {"unlabelled": texts.filter(lambda text: bool(text and text.strip()), input_columns="text")}
 
 
 def fit_history(
@@ -303,12 +363,26 @@ def make_classifier(
             "leave model.classifier.members out"
         )
     if begin.bidirectional or not config.bidirectional:
-        return LLEForSequenceClassification.from_pretrained(path, config=config)
+        return _begin_with(path, config, begin)
     model, trained = LLEForSequenceClassification(config), LLEModel.from_pretrained(path)
     model.model.embed_tokens.load_state_dict(trained.embed_tokens.state_dict())
     for stack in (model.model.stack, model.model.backward_stack):
         assert stack is not None
         stack.load_state_dict(trained.stack.state_dict())
+    return model
+
+
+def _begin_with(path: str, config: LLEConfig, begin: LLEConfig) -> LLEForSequenceClassification:
+    """A classifier with the weights of the model at a path; its output layer is new if that has other labels."""
+    if begin.id2label == config.id2label:
+        return LLEForSequenceClassification.from_pretrained(path, config=config)
+    own = copy.deepcopy(config)
+    own.id2label, own.label2id = begin.id2label, begin.label2id
+    weights = LLEForSequenceClassification.from_pretrained(path, config=own).state_dict()
+    model = LLEForSequenceClassification(config)
+    model.load_state_dict(
+        {name: own for name, own in weights.items() if not name.startswith("classifier.")}, strict=False
+    )
     return model
 
 

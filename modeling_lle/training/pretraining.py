@@ -108,16 +108,40 @@ def pretrain(
         epochs: Passes over the texts.
         callbacks: Of the Trainer.
     """
+    collate = functools.partial(with_neighbours, DataCollatorWithPadding(tokenizer))
+    return train_stage(TwoWayLanguageModel(backbone), texts, collate, arguments, epochs, "Pretraining", callbacks)
+
+
+def train_stage(
+    module: nn.Module,
+    texts: Dataset,
+    collate: Callable[[list[Any]], Any],
+    arguments: TrainingArguments,
+    epochs: float,
+    title: str,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> float:
+    """Trains a module on unlabelled texts before its training; returns the minutes taken.
+
+    Args:
+        module: Whose forward takes what `collate` makes, and returns a mapping with the `loss`.
+        texts: Its rows.
+        collate: Makes a batch of rows.
+        arguments: Arguments of the subsequent training; its specific ones are ignored.
+        epochs: Passes over the texts.
+        title: Of the progress bar.
+        callbacks: Of the Trainer.
+    """
     begin = time.perf_counter()
     own: dict[str, Any] = {"num_train_epochs": epochs, "max_steps": -1, "label_smoothing_factor": 0.0}
     own |= {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
     trainer = Trainer(
-        model=TwoWayLanguageModel(backbone),
+        model=module,
         args=dataclasses.replace(arguments, **own),
-        data_collator=functools.partial(with_neighbours, DataCollatorWithPadding(tokenizer)),
+        data_collator=collate,
         train_dataset=texts,
         callbacks=list(callbacks),
     )
-    show_progress(trainer, "Pretraining", 1, "texts")
+    show_progress(trainer, title, 1, "texts")
     trainer.train()
     return (time.perf_counter() - begin) / 60

@@ -40,6 +40,9 @@ class DataArguments:
             by language (train.en, train.de).
         name: Configuration of a data set on the Hub.
         text_column: Column of the text.
+        unlabelled: Local file, folder or glob, data set on the Hub, or list of local ones, with texts of the task that
+            have no label, which classifiers learn from before training (`training.teacher`,
+            `training.pretraining_epochs`).
         label_column: Column of the labels, for classifiers; None: the one with a usual name.
         source_language, target_language: Codes of the languages, for translators.
         source_column, target_column: Columns of the sentences, for translators; None: those named like the languages,
@@ -63,6 +66,7 @@ class DataArguments:
     name: str | None = None
     text_column: str = "text"
     label_column: str | None = None
+    unlabelled: str | list[str] = ""
     source_language: str | None = None
     target_language: str | None = None
     source_column: str | None = None

@@ -1,10 +1,12 @@
 """Tiny folders of static embeddings, as packages and models have them."""
 
+import json
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 TEXTS = ["the cat sat on the mat", "a dog saw the cat", "cats and dogs, and a mat", "The Dog sat"]
 WIDTH = 6
@@ -60,3 +62,17 @@ def make_model2vec(folder: Path, **tensors: torch.Tensor) -> torch.Tensor:
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "config.json").write_text('{"model_type": "model2vec"}')
     return matrix
+
+
+def make_sentence_encoder(folder: Path, pooling: dict[str, object] | None = None) -> Path:
+    """A tiny sentence encoder in a folder, with the configuration of its pooling; returns the folder."""
+    torch.manual_seed(0)
+    tokenizer = make_wordpiece()
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    BertModel(BertConfig(vocab_size=tokenizer.get_vocab_size(), **sizes)).save_pretrained(folder)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
+    fast.save_pretrained(folder)
+    if pooling is not None:
+        (folder / "1_Pooling").mkdir()
+        (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    return folder
