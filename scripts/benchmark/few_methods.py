@@ -181,10 +181,10 @@ def svm(setting: Setting, drawn: Draw) -> Fitted:
 @functools.cache
 def _remembered(kind: str, asked: tuple[str, ...]) -> Any:
     """An encoder that has read the queries of a data set already, once for all rows."""
-    from .peers.encoders import SentenceEncoder, StaticEmbeddings
+    from .peers.encoders import MiniLM, StaticEmbeddings
     from .peers.logistic_regression import Remembered
 
-    return Remembered(SentenceEncoder() if kind == MINILM else StaticEmbeddings(), asked)
+    return Remembered(MiniLM() if kind == MINILM else StaticEmbeddings(), asked)
 
 
 def logistic(kind: str, setting: Setting, drawn: Draw) -> Fitted:

@@ -13,7 +13,7 @@ from typing import Any
 from datasets import Dataset
 
 from ..intents import Examples
-from .encoders import SentenceEncoder
+from .encoders import MiniLM
 from .exported import encoder_folder
 from .logistic_regression import EmbeddingClassifier
 
@@ -21,7 +21,7 @@ PAIRS = 16  # of a step, as the package has it
 STEPS = 400  # eight minutes of one core
 
 
-class FineTuned(SentenceEncoder):
+class FineTuned(MiniLM):
     """The encoder with other weights.
 
     Args:
@@ -30,7 +30,8 @@ class FineTuned(SentenceEncoder):
 
     def __init__(self, body: Any) -> None:
         super().__init__()
-        self.model = next(part for part in body.modules() if isinstance(part, type(self.model))).eval()
+        kind = type(self.encoder.model)
+        self.encoder.model = next(part for part in body.modules() if isinstance(part, kind)).eval()
 
 
 def fine_tune(examples: Examples, seed: int, steps: int = STEPS) -> EmbeddingClassifier:
