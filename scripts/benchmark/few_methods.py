@@ -279,14 +279,14 @@ def by_recipe(recipe: Path, setting: Setting, drawn: Draw) -> Fitted:
         raise LeftOutError("a recipe is for all examples")
     suffix = "-validation" if setting.validation else ""
     folder = setting.folder / f"{setting.name}-{recipe.stem}{suffix}-{drawn.seed}"
-    file = folder / "metrics.json"
+    file = folder / "cost.json"  # written last: without it, training was interrupted
     if not file.is_file():
         settings = [f"data.source={setting.source}", f"training.seed={drawn.seed}", f"training.output_dir={folder}"]
         loaded = load_recipe(recipe, settings)
         splits = ["train"] if loaded.data.held_out else ["train", "validation"]
         _, cost = costly(lambda: run(loaded, {split: _rows(setting, split) for split in splits}))
-        (folder / "cost.json").write_text(json.dumps(cost), encoding="utf-8")
-    return _lle(setting, folder, Cost(*json.loads((folder / "cost.json").read_text(encoding="utf-8"))))
+        file.write_text(json.dumps(cost), encoding="utf-8")
+    return _lle(setting, folder, Cost(*json.loads(file.read_text(encoding="utf-8"))))
 
 
 def _rows(setting: Setting, split: str) -> Any:
