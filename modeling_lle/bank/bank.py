@@ -117,7 +117,7 @@ class HistoryBank(BaseBank):
 
         Raises:
             FileExistsError: `path` holds a bank or other files.
-            ValueError: The width of the keys is too large, or there are too few entries to learn the projection from.
+            ValueError: The width of the keys is too large.
         """
         kind, labels = model.entry_kind, () if model.outcome == "label" else None
         check_projects(model, key_width is not None, "key_width")
@@ -147,8 +147,7 @@ class HistoryBank(BaseBank):
             labels: Labels to begin with, in a bank whose outcomes are labels; `append` adds others. None: a bank whose
                 outcomes are tokens.
             key_width: Width of the keys, 2 <= W <= D, to which the states are projected, so that entries take less
-                space. The projection is learned from the first entries that are added, at least W, and stays as it is:
-                it remains a statistic of them when they are forgotten. None: keys are the states.
+                space. None: keys are the states.
 
         Raises:
             FileExistsError: `path` holds a bank or other files.
@@ -161,9 +160,11 @@ class HistoryBank(BaseBank):
         with folder.writing():
             folder.check_free()
             with folder.making() as made:
-                manifest = Manifest(fingerprint, key_width or width, vocab_size, labels=labels)
-                projection = None if key_width is None else Projected(width)
-                made.write_manifest(dataclasses.replace(manifest, projection=projection, identity=uuid.uuid4().hex))
+                manifest = Manifest(fingerprint, width, vocab_size, labels=labels, identity=uuid.uuid4().hex)
+                if key_width is not None:
+                    own = Projected(width, made.write_projection(Projection.random(width, key_width)))
+                    manifest = dataclasses.replace(manifest, width=key_width, projection=own)
+                made.write_manifest(manifest)
         return cls(folder)
 
     @classmethod
@@ -229,26 +230,16 @@ class HistoryBank(BaseBank):
         return total
 
     def _project(self, segment: Segment) -> None:
-        """Replaces the states of a segment by the keys of this bank; learns their projection from the first one."""
-        manifest = self._state.manifest
-        if manifest.projection is None or not len(segment):
+        """Replaces the states of a segment by the keys of this bank, if these are projected."""
+        projection, width = self._state.projection, self.state_width
+        if projection is None or not len(segment):
             return
-        if segment.keys.shape[1] != manifest.state_width:
+        if segment.keys.shape[1] != width:
             raise BankError(
-                f"the bank {self.name} projects states of the width {manifest.state_width}, got "
-                f"{segment.keys.shape[1]}: add with the model that built it"
+                f"the bank {self.name} projects states of the width {width}, got {segment.keys.shape[1]}: add with "
+                "the model that built it"
             )
-        if self._state.projection is None:
-            if len(segment) < manifest.width:
-                raise BankError(
-                    f"the projection to keys of the width {manifest.width} is learned from the entries that are added "
-                    f"first, at least as many, and there are {len(segment)}: add more at once, or make another bank "
-                    f"with a smaller width or without a projection; {self.name} has no entries"
-                )
-            file = self.folder.write_projection(Projection.learn(segment.keys, manifest.width))
-            self._commit(NO_IDS, projection=Projected(manifest.state_width, file))
-        assert self._state.projection is not None
-        segment.keys = self._state.projection(segment.keys).bfloat16()
+        segment.keys = projection(segment.keys).bfloat16()
 
     def _append(
         self, segment: Segment, added: list[Added], namespace: str, labels: tuple[str, ...], gone: Tensor

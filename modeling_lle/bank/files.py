@@ -148,8 +148,8 @@ class Folder:
             return check_forgotten(tensors, manifest.next_id)
 
     def read_projection(self, manifest: Manifest, verify: bool = True) -> Projection | None:
-        """The projection of the keys; None if they are not projected, or it is not learned yet."""
-        if manifest.projection is None or manifest.projection.file is None:
+        """The projection of the keys; None if they are not projected."""
+        if manifest.projection is None:
             return None
         tensors = self._read(manifest.projection.file, verify)
         with self._named(manifest.projection.file):

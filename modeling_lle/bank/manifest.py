@@ -65,13 +65,10 @@ class Added:
 
 @dataclasses.dataclass(frozen=True)
 class Projected:
-    """That keys are projections of states (bank/projection.py): the width of these, and the file of the projection.
-
-    The file is None until the first entries are added, from which the projection is learned.
-    """
+    """That keys are projections of states (bank/projection.py): the width of these, and the file of the projection."""
 
     width: int
-    file: File | None = None
+    file: File
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,8 +163,7 @@ class Manifest:
         forgotten, added, labels = values.pop("forgotten"), values.pop("added"), values.pop("labels", None)
         copy_of, projection = values.pop("copy_of", None), values.pop("projection", None)
         if projection is not None:
-            file = projection.pop("file")
-            projection = Projected(**projection, file=None if file is None else File(**file))
+            projection = Projected(**{**projection, "file": File(**projection["file"])})
         return cls(
             segments=tuple(segments),
             forgotten=None if forgotten is None else File(**forgotten),
@@ -207,8 +203,6 @@ class Manifest:
         ):
             if len(set(names)) < len(names):
                 raise BankError(f"names a {what} twice: build the bank again")
-        if self.projection is not None and self.projection.file is None and self.segments:
-            raise BankError("has projected keys, and names no file with their projection: build the bank again")
         if sum(info.entries for info in self.segments) > self.next_id:
             raise BankError("has more entries than ids were given: build the bank again")
 

@@ -64,8 +64,8 @@ def to_parquet(bank: HistoryBank, path: str | Path) -> int:
         "labels": None if labels is None else labels[0],
     }
     about, digest = {FORMAT: json.dumps(described).encode()}, hashlib.sha256()
-    if manifest.projection is not None:
-        about[PROJECTION] = b"" if state.projection is None else save(state.projection.tensors())
+    if state.projection is not None:
+        about[PROJECTION] = save(state.projection.tensors())
         digest.update(about[PROJECTION])
     schema = SCHEMA.with_metadata(about)
     with replacing(path) as partial, pq.ParquetWriter(partial, schema) as writer:
@@ -132,7 +132,11 @@ def from_parquet(path: str | Path, bank_path: str | Path) -> HistoryBank:
         with folder.making() as made:  # part of a bank must not pass for a whole one
             try:
                 projection = metadata.get(PROJECTION.encode(), b"")
-                made.write_manifest(_with_projection(manifest, projection, made))
+                if "state_width" in described:
+                    own = Projection.of_tensors(load(projection), described["state_width"], manifest.width)
+                    projected = Projected(described["state_width"], made.write_projection(own))
+                    manifest = dataclasses.replace(manifest, projection=projected)
+                made.write_manifest(manifest)
                 digest = _read_into(HistoryBank(made), file, hashlib.sha256(projection))
                 if metadata.get(DIGEST.encode(), b"").decode(errors="replace") != digest:
                     raise ValueError("its entries are not those that were written")
@@ -151,22 +155,11 @@ def _manifest(described: Any, schema: pa.Schema, path: str | Path) -> Manifest:
     values: dict[str, Any] = {name: described.get(name) for name in ("fingerprint", "width", "vocab_size")}
     try:
         values |= {"labels": None if labels is None else tuple(labels), "identity": uuid.uuid4().hex}
-        if "state_width" in described:
-            values["projection"] = Projected(described["state_width"])
         manifest = Manifest(**values)
         manifest.check()
     except BankError as error:
         raise BankError(f"{path} {error}") from None
     return manifest
-
-
-def _with_projection(manifest: Manifest, tensors: bytes, folder: Folder) -> Manifest:
-    """The manifest with the projection in a file, if there is one, which is written into the bank's folder."""
-    if manifest.projection is None or not tensors:
-        return manifest
-    projection = Projection.of_tensors(load(tensors), manifest.state_width, manifest.width)
-    own = dataclasses.replace(manifest.projection, file=folder.write_projection(projection))
-    return dataclasses.replace(manifest, projection=own)
 
 
 def _read_into(bank: HistoryBank, file: pq.ParquetFile, digest: Any) -> str:

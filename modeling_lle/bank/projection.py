@@ -1,21 +1,20 @@
-"""Projection: a map from the states of a model to shorter keys, learned once from the first entries of a bank.
+"""Projection: a map from the states of a model to shorter keys, onto random orthonormal axes.
 
-Notable: the axes are the principal components of a sample of states about zero, not about their mean: of all maps to
-as many numbers, these change inner products least, and cosines are what is searched by. They stay as they are when
-entries come and go, so that the key of an entry depends on no other entry that is added or forgotten later.
+Notable: cosines of keys are those of the states up to an error that falls with their width (Johnson and Lindenstrauss
+1984). The axes follow from the two widths and from no text, so that an entry that is forgotten leaves nothing in them.
 Shapes: N states, D width of a state, W width of a key.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..common.precision import outside_autocast
 from .manifest import BankError
 
-SAMPLE = 20_000  # states that the axes are learned from, spread evenly over those that are given
 CHUNK = 8192  # states that are projected at once
 
 
@@ -30,12 +29,12 @@ class Projection:
     axes: Tensor
 
     @classmethod
-    @outside_autocast
-    def learn(cls, states: Tensor, width: int) -> "Projection":
-        """The first `width` principal components of states (N, D) floating, normalised; N is at least `width`."""
-        sample = states[:: -(-len(states) // SAMPLE)].float()
-        components = torch.linalg.eigh((sample.T @ sample).double()).eigenvectors.flip(1)
-        return cls(components[:, :width].float().contiguous())
+    def random(cls, states: int, width: int) -> "Projection":
+        """The random orthonormal axes that belong to these widths, from D = `states` to W = `width` <= D."""
+        drawn = np.random.Generator(np.random.PCG64([states, width])).standard_normal((states, width))
+        axes, triangle = np.linalg.qr(drawn)
+        axes *= np.sign(np.diagonal(triangle))  # libraries differ in the signs that they choose
+        return cls(torch.from_numpy(np.ascontiguousarray(axes, dtype=np.float32)))
 
     @classmethod
     def of_tensors(cls, tensors: Mapping[str, Tensor], states: int, width: int) -> "Projection":

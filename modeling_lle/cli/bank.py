@@ -41,7 +41,7 @@ KeepBelow = Annotated[float | None, typer.Option(help="Keep only tokens below th
 Keep = Annotated[list[str] | None, typer.Option(help="Column to keep with each text, repeatable; by default all.")]
 Merge = Annotated[bool, typer.Option(help="Merge duplicates within a row into one entry.")]
 KeyWidth = Annotated[
-    int | None, typer.Option(min=2, help="Project keys to this width, learned from the first texts; by default none.")
+    int | None, typer.Option(min=2, help="Project keys to this width, for wide models; by default none.")
 ]
 LONGEST = 8192  # tokens of a text that are read before a search; earlier ones have left the state
 SHOWN = 20  # sources of a bank that `lle bank info` lists

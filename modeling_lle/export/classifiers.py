@@ -16,12 +16,24 @@ from torch import nn
 
 from ..backbone.batched_stacks import single_stacks
 from ..backbone.pooling import Pooling
-from ..backbone.recurrence import QRNN, RecurrentLayer, RecurrentStack, ResidualLayer
+from ..backbone.recurrence import QRNN, RecurrentLayer, RecurrentStack, ResidualLayer, TorchRecurrence
 from ..configuration import LLEConfig
 from ..models.backbone import LLEModel
 from ..models.classification import LLEForSequenceClassification, LLEForTokenClassification
 from .graph import Graph, array_of
-from .layers import LOWEST, Padding, embed, gated_scan, normalise, output_layer, plain_linear, scaled, stack
+from .layers import (
+    LOWEST,
+    Padding,
+    both_ways,
+    embed,
+    gated_scan,
+    matrix_product,
+    normalise,
+    output_layer,
+    plain_linear,
+    scaled,
+    stack,
+)
 from .quantised import products
 
 
@@ -42,7 +54,8 @@ def write_classifier(model: LLEForSequenceClassification | LLEForTokenClassifica
     ids = graph.input("input_ids", "int64", sizes)
     padding = Padding.of(graph, graph.input("attention_mask", "int64", sizes))
     embedded = embed(graph, model.model.embed_tokens, ids)
-    states = _read(graph, model.model, embedded, padding)
+    orderless = model.pooling is not None and not {"last", "attention"} & set(model.pooling.ways)
+    states = _read(graph, model.model, embedded, padding, orderless)
     if model.pooling is not None:
         items, sizes = _pooled(graph, model.pooling, states, embedded, padding), sizes[:1]
     else:
@@ -55,11 +68,18 @@ def write_classifier(model: LLEForSequenceClassification | LLEForTokenClassifica
     graph.save(path)
 
 
-def _read(graph: Graph, backbone: LLEModel, embedded: str, padding: Padding) -> str:
-    """Runs the stacks over embedded tokens (B, T, M E): (G, B, T, D), those that read backwards in their order."""
+def _read(graph: Graph, backbone: LLEModel, embedded: str, padding: Padding, orderless: bool) -> str:
+    """Runs the stacks over embedded tokens (B, T, M E): (G, B, T, D), those that read backwards in their order.
+
+    Where the order does not matter (`orderless`), single layers in both directions are one operator, and their states
+    are in the order of the text: on a short text the calls of operators take most of the time.
+    """
     ahead = single_stacks(backbone.stack)
     back = [] if backbone.backward_stack is None else single_stacks(backbone.backward_stack)
     stacks, both = ahead + back, embedded
+    single = [_only_recurrence(graph, own) for own in stacks]
+    if len(stacks) == 2 and back and orderless and None not in single:
+        return both_ways(graph, *cast(list[TorchRecurrence], single), embedded, padding)
     if back:
         both = graph.add("Concat", embedded, _reversed(graph, embedded, padding), axis=-1)
     apart = _apart(graph, both, len(stacks), backbone.config.embedding_width)
@@ -68,6 +88,17 @@ def _read(graph: Graph, backbone: LLEModel, embedded: str, padding: Padding) -> 
     parts = graph.split(apart, [1] * len(stacks), axis=0)
     read = [stack(graph, own, graph.squeeze(x, 0))[0] for own, x in zip(stacks, parts, strict=True)]
     return graph.add("Concat", *(graph.unsqueeze(y, 0) for y in read), axis=0)
+
+
+def _only_recurrence(graph: Graph, module: RecurrentStack) -> TorchRecurrence | None:
+    """The recurrence of a plain stack of one layer, if onnxruntime has an operator for it; else None."""
+    layers = _layers(module)
+    mixer = layers[0].mixer
+    if len(layers) > 1 or isinstance(layers[0], ResidualLayer) or isinstance(module.norm, nn.RMSNorm):
+        return None
+    if not isinstance(mixer, TorchRecurrence) or (graph.int8 and mixer.num_states == 1):
+        return None
+    return mixer
 
 
 def _reversed(graph: Graph, x: str, padding: Padding) -> str:
@@ -171,7 +202,7 @@ def _pooled(graph: Graph, module: Pooling, states: str, embedded: str, padding: 
 def _projected(graph: Graph, module: Pooling, linear: nn.Linear, pooled: str) -> str:
     """Projects the channels of each member, (B, Q) to (B, P)."""
     if module.members == 1:
-        return graph.squeeze(output_layer(graph, linear, graph.unsqueeze(pooled, 1)), 1)
+        return matrix_product(graph, linear, pooled)
     own = graph.add("Gather", pooled, graph.constant(module.channels().numpy()), axis=1)  # (B, M, Q / M)
     weight = array_of(linear.weight).reshape(module.members, -1, linear.in_features)
     matrices = graph.constant(np.ascontiguousarray(weight.transpose(0, 2, 1)), graph.name_of(linear))
@@ -228,6 +259,4 @@ def _hidden(graph: Graph, x: str, padding: Padding) -> str:
 
 def _classified(graph: Graph, module: nn.Module, items: str, of_tokens: bool) -> str:
     """Applies the output layer to items (B, key_size), of tokens (B, T, key_size)."""
-    if of_tokens:
-        return output_layer(graph, module, items)
-    return graph.squeeze(output_layer(graph, module, graph.unsqueeze(items, 1)), 1)
+    return output_layer(graph, module, items) if of_tokens else matrix_product(graph, module, items)

@@ -54,7 +54,7 @@ DISTILLED: dict[str, Any] = {
     "tokenizer": {"lowercase": True},
     "model": {
         "embeddings": "wordllama",
-        "hidden_size": 128,
+        "hidden_size": 96,
         "num_hidden_layers": 1,
         "recurrence": "lstm",
         "stack": "plain",
@@ -64,7 +64,7 @@ DISTILLED: dict[str, Any] = {
     },
     "training": {
         "teacher": "sentence-transformers/all-MiniLM-L6-v2",
-        "distillation_epochs": 8,
+        "distillation_epochs": 10,
         "num_train_epochs": 0,
         "per_device_train_batch_size": 64,
         "per_device_eval_batch_size": 64,

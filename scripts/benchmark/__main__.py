@@ -18,6 +18,7 @@
     python -m scripts.benchmark deployment --language-model FOLDER    every form of the three heads, and their peers
     python -m scripts.benchmark peers data/wikitext-2 FOLDER    LLE and transformers' models of equal size (3 hours)
     python -m scripts.benchmark backbones MODEL... data/ptb    pretrained recurrent models with history
+    python -m scripts.benchmark history-time data/wikitext-2   what the history costs, by size of the model
     python -m scripts.benchmark device data/wikitext-2         a GPU: kernels, heads, training (12 minutes)
     python -m scripts.benchmark recall data/wikitext-2         copies, pairs and a phone book: what the history recalls
     python -m scripts.benchmark budget                         a training step: operations, floor, where time goes
@@ -39,6 +40,7 @@ from .device import device
 from .few import few
 from .generation import generation
 from .history import history
+from .history_time import history_time
 from .language_models import peers
 from .memory import memory
 from .overfitting import overfitting
@@ -68,6 +70,7 @@ for command in (
     deployment,
     peers,
     backbones,
+    history_time,
     device,
     budget,
     recall,

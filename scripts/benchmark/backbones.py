@@ -228,15 +228,25 @@ def measure_counts(before: Predicted, test: Predicted, texts: Texts, vocabulary:
     return found
 
 
-def measure_time(model: LLEForCausalLM, texts: Texts, sources: Collection[str], window: int, repeats: int) -> float:
-    """Processor time of reading with full windows of some sources over that without history."""
+def measure_time(
+    model: LLEForCausalLM, text: np.ndarray, corpus: np.ndarray, sources: Collection[str], window: int, repeats: int
+) -> dict[str, list[float]]:
+    """Processor seconds of reading a segment, as by `read_twice`, with full windows of some sources.
+
+    Args:
+        model: The model.
+        text: Token ids, (T,), of which the first are read.
+        corpus: Token ids, (N,), the earlier text that matches are found in.
+        sources: As in `HISTORIES`.
+        window: Entries of the stream.
+        repeats: Repetitions.
+    """
     part, earlier = (
         torch.from_numpy(ids.astype(np.int64))[None].to(model.device)
-        for ids in (texts.test.ids[: TIMED + 1], np.resize(texts.corpus, REACH))
+        for ids in (text[: TIMED + 1], np.resize(corpus, REACH))
     )
     with recalling(model, sources, window):
-        seconds = read_twice(model, part, repeats, time.process_time, earlier)
-    return ratio(seconds["stream"], seconds["base"])
+        return read_twice(model, part, repeats, time.process_time, earlier)
 
 
 def measure(
@@ -272,7 +282,9 @@ def measure(
         rows.append({**common, "method": method, "word_ppl": own["word_ppl"], "ppl": own["ppl"], "numbers": numbers})
     for row in rows:
         if row["method"] in WITH_TIME:
-            row["time"] = measure_time(model, texts, HISTORIES[row["method"]], window, repeats)
+            sources = HISTORIES[row["method"]]
+            seconds = measure_time(model, texts.test.ids, texts.corpus, sources, window, repeats)
+            row["time"] = ratio(seconds["stream"], seconds["base"])
     return [{**row, "over_base": row["word_ppl"] / rows[0]["word_ppl"]} for row in rows]
 
 

@@ -1,8 +1,8 @@
-"""Width of a bank's keys against perplexity, size and speed: states as they are, projected, and two references.
+"""Width of a bank's keys against perplexity, size and speed: states as they are, projected, and a reference.
 
 A bank of the first training tokens of each text is searched exactly; for each kind of keys, the parameters of the rule
-are fitted on validation text, and test text is read without the stream. Beside the projection that banks have, its
-axes whitened (divided by the root mean square along them) and random orthonormal axes are measured.
+are fitted on validation text, and test text is read without the stream. Beside the random axes that banks have, the
+first principal components of the bank's states are measured, which change their inner products least.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from modeling_lle import Attachment, HistoryBank, LLEForCausalLM
 from modeling_lle.bank.manifest import Projected
-from modeling_lle.bank.projection import SAMPLE, Projection
+from modeling_lle.bank.projection import Projection
 from modeling_lle.configuration_sections import BankConfig
 from modeling_lle.data import collect, load_texts, tokenize
 from modeling_lle.evaluation import write_results
@@ -30,7 +30,8 @@ from modeling_lle.history.prediction import BLOCK
 from .inputs import load_model, read_states
 from .timing import RESULTS, Row
 
-PCA, WHITENED, RANDOM = "projected", "whitened", "random axes"
+STATES, PROJECTED, COMPONENTS = "states", "projected", "principal components"
+SAMPLE = 20_000  # states that the components are of, at most, spread evenly
 ASKED = 2048  # queries that search is timed with
 Part = tuple[Tensor, Tensor]  # states (T, D), and the tokens that followed (T,) int64
 
@@ -65,14 +66,8 @@ def _rows(name: str, source: str, widths: list[int], sizes: tuple[int, int, int]
         for split, size in zip(("validation", "test"), sizes[1:], strict=True)
     )
     base = _perplexity(model, read, None)
-    kinds = [
-        ("states", model.key_size),
-        *((PCA, width) for width in widths),
-        (WHITENED, widths[0]),
-        (RANDOM, widths[0]),
-    ]
-    for kind, width in kinds:
-        own = bank if kind == "states" else _projected(bank, kind, width)
+    for kind, width in [(STATES, model.key_size), *itertools.product((PROJECTED, COMPONENTS), widths)]:
+        own = bank if kind == STATES else _projected(bank, kind, width)
         model.config.history.bank = BankConfig(search="exact")
         attachment = Attachment(own).pinned()
         _calibrate(model, fit, attachment)
@@ -101,25 +96,22 @@ def _projected(bank: HistoryBank, kind: str, width: int) -> HistoryBank:
     manifest = bank.manifest
     made = HistoryBank.temporary(manifest.fingerprint, manifest.width, manifest.vocab_size, key_width=width)
     states = torch.cat([segment.keys for _, segment in bank.segments()])
-    if kind != PCA:
-        _use(made, _reference(kind, states, width))
+    if kind == COMPONENTS:
+        _use(made, _components(states, width))
     for (info, segment), added in zip(bank.segments(), itertools.repeat(list(manifest.added)), strict=False):
         made.append([(dataclasses.replace(segment), added)], info.namespace)
     return made
 
 
-def _reference(kind: str, states: Tensor, width: int) -> Projection:
-    """The whitened axes of a projection, or random orthonormal ones."""
-    learned = Projection.learn(states, width)
-    if kind == WHITENED:
-        along = states[:: max(1, len(states) // SAMPLE)].float() @ learned.axes
-        return Projection(learned.axes / along.square().mean(0).sqrt())
-    axes = torch.randn(states.shape[1], width, generator=torch.Generator().manual_seed(0))
-    return Projection(torch.linalg.qr(axes).Q.contiguous())
+def _components(states: Tensor, width: int) -> Projection:
+    """The first principal components of states (N, D) about zero, which cosines are about."""
+    sample = states[:: -(-len(states) // SAMPLE)].float()
+    components = torch.linalg.eigh((sample.T @ sample).double()).eigenvectors.flip(1)
+    return Projection(components[:, :width].float().contiguous())
 
 
 def _use(bank: HistoryBank, projection: Projection) -> None:
-    """Gives an empty bank a projection that it did not learn."""
+    """Gives an empty bank another projection."""
     with bank.writing():
         file = bank.folder.write_projection(projection)
         own = Projected(bank.state_width, file)

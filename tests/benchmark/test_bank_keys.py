@@ -21,8 +21,8 @@ def test_every_kind_of_keys_is_measured(tmp_path: Path) -> None:
         ("states", 6),
         ("projected", 2),
         ("projected", 6),
-        ("whitened", 2),
-        ("random axes", 2),
+        ("principal components", 2),
+        ("principal components", 6),
     ]
     assert rows[1]["bytes_per_entry"] < rows[0]["bytes_per_entry"]
     assert len({row["base_ppl"] for row in rows}) == 1 < len({row["bank_ppl"] for row in rows})
