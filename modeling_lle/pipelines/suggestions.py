@@ -8,7 +8,7 @@ those that cover the uncertain texts best, beside the examples of the bank:
 So a text counts for more where it and others like it are uncertain and unlike what was taught, and for nothing more
 where a similar one is chosen already; an outlier covers itself alone. F is submodular, so choosing greedily reaches at
 least 1 - 1/e of the best F (Nemhauser et al. 1978); bounds on what a text adds save most of the work (Minoux 1978).
-Shapes: N texts, W texts to cover, D width.
+Shapes: N texts, D width.
 """
 
 import logging
@@ -30,7 +30,7 @@ from ..models.classification import LLEForSequenceClassification
 from .text_classification import LLETextClassificationPipeline
 
 UNLIKE, UNCERTAIN, TYPICAL = "unlike all examples", "uncertain", "like many others"
-COVERED = 4096  # texts that are to be covered; of more, as many are drawn at random
+MOST = 8192  # texts to choose from and to cover, as the cosines of all pairs are in memory; of more, as many are drawn
 BLOCK = 256  # texts of which is computed at once what they add
 CLOSE = 0.5  # share of the probability of the best label from which on the second one is named
 
@@ -130,13 +130,10 @@ def choose_texts(keys: Tensor, uncertainty: Tensor, covered: Tensor, number: int
     Returns:
         Indices of the chosen texts, `number` or N of them, in the order of choice.
     """
-    weights, best, shown = uncertainty, covered, keys
-    if len(keys) > COVERED:
-        drawn = torch.randperm(len(keys), generator=torch.Generator().manual_seed(0))[:COVERED].sort().values
-        weights, best, shown = uncertainty[drawn], covered[drawn], keys[drawn]
+    cosines, best = keys @ keys.T, covered
 
     def gain(rows: Tensor) -> Tensor:
-        return (keys[rows] @ shown.T - best).clamp(min=0) @ weights
+        return (cosines[rows] - best).clamp_(min=0) @ uncertainty
 
     bounds = torch.cat([gain(rows) for rows in torch.arange(len(keys)).split(BLOCK)])
     chosen: list[int] = []
@@ -150,7 +147,7 @@ def choose_texts(keys: Tensor, uncertainty: Tensor, covered: Tensor, number: int
             first = int(bounds.argmax())
         chosen.append(first)
         bounds[first] = -torch.inf
-        best = torch.maximum(best, shown @ keys[first])
+        best = torch.maximum(best, cosines[first])
     return chosen
 
 
@@ -172,7 +169,12 @@ def _usable(texts: Sequence[str], attachment: Attachment | None) -> list[int]:
     for why, count in left_out.items():
         if count:
             logger.warning("%d of the %d texts %s, and are left out", count, len(texts), why)
-    return list(rows.values())
+    usable = list(rows.values())
+    if len(usable) > MOST:
+        logger.warning("%d of %d texts are drawn at random to choose from", MOST, len(usable))
+        drawn = torch.randperm(len(usable), generator=torch.Generator().manual_seed(0))[:MOST].sort().values
+        return [usable[place] for place in drawn.tolist()]
+    return usable
 
 
 @dataclass(frozen=True)

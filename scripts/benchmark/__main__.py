@@ -11,6 +11,7 @@
     python -m scripts.benchmark history runs/ptb data/ptb      LLE against other methods that learn from text read
     python -m scripts.benchmark overfitting data/ptb           the gap between training and test, by size and dropout
     python -m scripts.benchmark classification data/banking77 --recipe FILE    trains and compares classifiers
+    python -m scripts.benchmark suggest data/banking77         which texts to label next: accuracy by labelled texts
     python -m scripts.benchmark translation DATA TEST --recipe FILE    LLE and a Transformer, equal training time
     python -m scripts.benchmark memory MODEL CATALOGUE         a translator in another domain, with a memory of it
     python -m scripts.benchmark generation FOLDER data/wikitext-2    what recalling its own output does to a text
@@ -43,6 +44,7 @@ from .overfitting import overfitting
 from .recall import recall
 from .recurrences import recurrences
 from .speed import speed
+from .suggest import suggest
 from .translation import translation
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -59,6 +61,7 @@ for command in (
     history,
     overfitting,
     classification,
+    suggest,
     translation,
     memory,
     generation,

@@ -43,17 +43,6 @@ def test_uncertain_texts_come_first_and_like_texts_once() -> None:
     assert sorted(choose_texts(keys, uncertainty, covered, 9)) == list(range(6))
 
 
-def test_of_many_texts_a_fixed_part_is_to_be_covered(monkeypatch: pytest.MonkeyPatch) -> None:
-    keys, uncertainty, covered = make_keys(300), torch.ones(300), torch.zeros(300)
-    whole = choose_texts(keys, uncertainty, covered, 5)
-    monkeypatch.setattr(suggestions, "COVERED", 150)
-    monkeypatch.setattr(suggestions, "BLOCK", 7)
-    part = choose_texts(keys, uncertainty, covered, 5)
-    assert part == choose_texts(keys, uncertainty, covered, 5)
-    reached = [covers(keys, uncertainty, covered, chosen) for chosen in (part, whole)]
-    assert reached[0] > 0.9 * reached[1]
-
-
 @pytest.fixture(scope="module")
 def taught() -> tuple[Any, list[str]]:
     model, texts, _ = make_taught_classifier()
@@ -86,6 +75,19 @@ def test_what_cannot_be_suggested_is_left_out(taught: tuple[Any, list[str]], cap
     for message in ("2 of the 5 texts are in the bank", "1 of the 5 texts are blank", "1 of the 5 texts occur before"):
         assert message in caplog.text
     assert suggest(classifier, known, 5) == []
+
+
+def test_of_many_texts_the_same_part_is_drawn(
+    taught: tuple[Any, list[str]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(suggestions, "MOST", 9)
+    monkeypatch.setattr(suggestions, "BLOCK", 2)
+    texts = [f"h h h g g g {text}" for text in taught[1]]
+    chosen = suggest(taught[0], texts, 20)
+    assert len({one.row for one in chosen}) == 9
+    assert all(texts[one.row] == one.text for one in chosen)
+    assert f"9 of {len(texts)} texts are drawn" in caplog.text
+    assert suggest(taught[0], texts, 20) == chosen
 
 
 def test_without_a_bank_uncertainty_and_diversity_choose(caplog: pytest.LogCaptureFixture) -> None:
