@@ -183,11 +183,11 @@ def learn(
     if label is None and len(table.columns) == 1:
         raise ValueError(f"{table.where} has no label: give --label")
     values, places = [label] * len(texts) if label is not None else table.values(column), table.places
-    kept = [row for row, value in enumerate(values) if has_label(value)]
+    kept = [row for row, value in enumerate(values) if label is not None or has_label(value)]
     if not kept:
-        raise ValueError(f"none of the {counted(len(texts), 'text')} of {table.where} has a label in {column!r}")
-    if len(kept) < len(values):
-        say(f"{counted(len(values) - len(kept), 'text')} of {table.where} without a label: left out.", err=True)
+        raise ValueError(f"{table.where} has no label in {column!r}: fill it in, or give --label")
+    if len(kept) < len(texts):
+        say(f"{counted(len(texts) - len(kept), 'text')} of {table.where} without a label: left out.", err=True)
         texts, values, places = ([every[row] for row in kept] for every in (texts, values, places))
     loaded, tokenizer = load_classifier(model)
     begin = time.perf_counter()

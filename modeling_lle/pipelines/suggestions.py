@@ -8,7 +8,7 @@ those that cover the uncertain texts best, beside the examples of the bank:
 So a text counts for more where it and others like it are uncertain and unlike what was taught, and for nothing more
 where a similar one is chosen already; an outlier covers itself alone. F is submodular, so choosing greedily reaches at
 least 1 - 1/e of the best F (Nemhauser et al. 1978); bounds on what a text adds save most of the work (Minoux 1978).
-Shapes: N texts, D width.
+Shapes: Q texts, D width.
 """
 
 import logging
@@ -97,6 +97,7 @@ def suggest(
         At most `number` suggestions, fewer where there are fewer texts.
 
     Raises:
+        TypeError: The model is no LLE classifier of texts.
         ValueError: The model has several labels a text or is a regression, or `number` is not positive.
     """
     model = classifier.model
@@ -122,13 +123,13 @@ def choose_texts(keys: Tensor, uncertainty: Tensor, covered: Tensor, number: int
     """Chooses texts greedily by the formula above, without randomness.
 
     Args:
-        keys: (N, D) float32, normalised.
-        uncertainty: (N,) float32, not negative.
-        covered: (N,) float32, c_j, the cosine of the nearest example of the bank; 0: not covered.
+        keys: (Q, D) float32, normalised.
+        uncertainty: (Q,) float32, not negative.
+        covered: (Q,) float32, c_j, the cosine of the nearest example of the bank; 0: not covered.
         number: How many to choose.
 
     Returns:
-        Indices of the chosen texts, `number` or N of them, in the order of choice.
+        Indices of the chosen texts, `number` or Q of them, in the order of choice.
     """
     cosines, best = keys @ keys.T, covered
 
@@ -179,14 +180,14 @@ def _usable(texts: Sequence[str], attachment: Attachment | None) -> list[int]:
 
 @dataclass(frozen=True)
 class _Read:
-    """What a classifier says of N texts.
+    """What a classifier says of Q texts.
 
     Attributes:
-        keys: (N, D) float32.
-        best: (N, 2) int64, the two most probable labels.
-        probabilities: (N, 2) float32, theirs.
-        similarity: (N,) float32, cosine of the nearest example; 0 without one.
-        nearest: (N,) int64, its id; -1 without one.
+        keys: (Q, D) float32.
+        best: (Q, 2) int64, the two most probable labels.
+        probabilities: (Q, 2) float32, theirs.
+        similarity: (Q,) float32, cosine of the nearest example; 0 without one.
+        nearest: (Q,) int64, its id; -1 without one.
         labels: Names of the labels.
     """
 
@@ -199,7 +200,7 @@ class _Read:
 
     @property
     def uncertainty(self) -> Tensor:
-        """(N,) float32."""
+        """(Q,) float32."""
         return 1 - (self.probabilities[:, 0] - self.probabilities[:, 1])
 
     def suggestion(

@@ -265,7 +265,7 @@ FAULTS = [
     (["learn", "M", "a", "--label", "label-7"], "is new (did you mean"),
     (["learn", "M", "F/contradiction.csv"], "'a' has two labels: label-0 (text 0) and label-1 (text 2)"),
     (["learn", "M", "F/gap.csv"], "the text in row 1 of"),
-    (["learn", "M", "F/unlabelled.csv"], "none of the 2 texts of"),
+    (["learn", "M", "F/unlabelled.csv"], "has no label in 'label': fill it in, or give --label"),
     (["learn", "M", "F/late.csv"], "the label 'label-9' of text 2"),
     (["learn", "F/numbers", "a", "--label", "much"], "should be a finite number"),
     (["learn", "M", "a", "--label", "label-0", "--bank", "F/train.csv"], "cannot write to the bank"),
