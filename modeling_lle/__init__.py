@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .models.encoder_decoder import LLESeq2SeqModel
     from .models.pretrained import LLEPreTrainedModel
     from .models.seq2seq import LLEForSeq2SeqLM
+    from .pipelines.suggestions import suggest
     from .pipelines.text_classification import LLETextClassificationPipeline
     from .pipelines.text_generation import LLETextGenerationPipeline
     from .pipelines.token_classification import LLETokenClassificationPipeline
@@ -64,6 +65,7 @@ _HOME = {
     "LLETranslationPipeline": "pipelines.translation",
     "TrainingConfig": "configuration_sections",
     "TranslatorConfig": "configuration_sections",
+    "suggest": "pipelines.suggestions",
     "teach": "training.few",
 }
 
@@ -92,6 +94,7 @@ __all__ = [
     "StreamConfig",
     "TrainingConfig",
     "TranslatorConfig",
+    "suggest",
     "teach",
 ]
 

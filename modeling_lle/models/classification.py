@@ -303,6 +303,10 @@ class _Classifier(TeachableModel):
         """What the output layer reads of texts (B, T): (B, key_size), or of tokens (B, T, key_size), floating."""
         return self._read(input_ids, attention_mask)[0]
 
+    def predict(self, items: Tensor, history: Attachment | Bank | None = None) -> LabelPrediction:
+        """The prediction from what `pooled` made of texts, (B, key_size); `history` as in `forward`."""
+        return self._prediction(items, self._say(items), None, self.recalled_from(history, True))
+
     def explain(
         self,
         input_ids: Tensor,
@@ -347,8 +351,6 @@ class _Classifier(TeachableModel):
         own = None if attention_mask is None else attention_mask.to(self.device)
         mask = segment_mask(own, ids.shape[1])
         return self._items(self._encode(own, False, input_ids=ids), mask), mask
-
-    # Fitting on held-out texts
 
     @torch.no_grad()
     def _answer(self, batches: Iterable[dict[str, Tensor]], attachment: Attachment) -> Answered:

@@ -12,6 +12,7 @@
     python -m scripts.benchmark overfitting data/ptb           the gap between training and test, by size and dropout
     python -m scripts.benchmark classification data/banking77 --recipe FILE    trains and compares classifiers
     python -m scripts.benchmark few data/banking77 data/clinc150    classifiers from 5, 10, 20 and all examples a class
+    python -m scripts.benchmark suggest data/banking77         which texts to label next: accuracy by labelled texts
     python -m scripts.benchmark translation DATA TEST --recipe FILE    LLE and a Transformer, equal training time
     python -m scripts.benchmark memory MODEL CATALOGUE         a translator in another domain, with a memory of it
     python -m scripts.benchmark generation FOLDER data/wikitext-2    what recalling its own output does to a text
@@ -47,6 +48,7 @@ from .overfitting import overfitting
 from .recall import recall
 from .recurrences import recurrences
 from .speed import speed
+from .suggest import suggest
 from .translation import translation
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -64,6 +66,7 @@ for command in (
     overfitting,
     classification,
     few,
+    suggest,
     translation,
     memory,
     generation,
