@@ -95,8 +95,9 @@ class ClassifierConfig:
         pooling: How the states of a text become one, each way's result beside the others': the "last" state (of the
             backward stack the first), the "mean" or the largest value ("max") of each channel, or a mean weighted by
             learned "attention"; "embeddings" is the mean of the embedded tokens, beside what is made of the states.
-        projection: Width that a linear map gives to what is pooled, for each member; 0: there is no map. A classifier
-            that learns from a sentence encoder (training/distillation.py) needs the width of its embeddings.
+        projection: Width that a linear map gives to what is pooled, for each member, whose result is normalised; 0:
+            there is no map. A classifier that learns from a sentence encoder (training/distillation.py) needs the
+            width of its embeddings.
         background: Cosine similarity above which one example of an untrained label outweighs the base, if there are
             no other examples (history/label_rule.py).
         margin: How much nearer, as a cosine similarity, a text must be to examples of untrained labels than to those

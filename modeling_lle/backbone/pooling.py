@@ -65,11 +65,17 @@ class Pooling(nn.Module):
         return torch.cat([part.transpose(0, 1).flatten(1) for part in own], dim=1)
 
     def _project(self, pooled: Tensor, weight: Tensor) -> Tensor:
-        """Projects each member's channels of what is pooled (B, Q) by its rows of the weight (P, Q / M)."""
+        """Projects each member's channels of what is pooled (B, Q) by its rows of the weight (P, Q / M).
+
+        What comes out has the root mean square 1: like the embeddings of sentence encoders, texts differ in direction
+        alone, so that long ones do not count for more.
+        """
         if self.members == 1:
-            return nn.functional.linear(pooled, weight)
-        own = pooled[:, self.channels().to(pooled.device)]  # (B, M, Q / M)
-        return torch.einsum("bmq,mpq->bmp", own, weight.unflatten(0, (self.members, -1))).flatten(1)
+            own = nn.functional.linear(pooled, weight)[:, None]
+        else:
+            own = pooled[:, self.channels().to(pooled.device)]  # (B, M, Q / M)
+            own = torch.einsum("bmq,mpq->bmp", own, weight.unflatten(0, (self.members, -1)))
+        return (nn.functional.normalize(own, dim=-1) * self.projected**0.5).flatten(1)
 
     def apart(self, items: Tensor) -> Tensor:
         """Copies what comes out (B, P) for each member, (M, B, P), as the function `apart` does."""

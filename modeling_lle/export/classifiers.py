@@ -200,13 +200,15 @@ def _pooled(graph: Graph, module: Pooling, states: str, embedded: str, padding: 
 
 
 def _projected(graph: Graph, module: Pooling, linear: nn.Linear, pooled: str) -> str:
-    """Projects the channels of each member, (B, Q) to (B, P)."""
+    """Projects the channels of each member, (B, Q) to (B, P), and gives each the root mean square 1."""
+    scale = graph.constant(np.float32(module.projected**0.5))
     if module.members == 1:
-        return matrix_product(graph, linear, pooled)
+        return graph.add("Mul", normalise(graph, matrix_product(graph, linear, pooled)), scale)
     own = graph.add("Gather", pooled, graph.constant(module.channels().numpy()), axis=1)  # (B, M, Q / M)
     weight = array_of(linear.weight).reshape(module.members, -1, linear.in_features)
     matrices = graph.constant(np.ascontiguousarray(weight.transpose(0, 2, 1)), graph.name_of(linear))
     each = graph.add("MatMul", graph.add("Transpose", own, perm=[1, 0, 2]), matrices)  # (M, B, P / M)
+    each = graph.add("Mul", normalise(graph, each), scale)
     return graph.reshape(graph.add("Transpose", each, perm=[1, 0, 2]), 0, module.size)
 
 

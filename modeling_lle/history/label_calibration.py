@@ -3,6 +3,7 @@
 Shapes: n texts, K neighbours, C trained labels, L labels.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from .loss import IGNORED
 CALIBRATED = ("sharpness", "background", "gate")
 _PLACES = {"sharpness": slice(0, 1), "background": slice(1, 2), "gate": slice(2, None)}  # among the values
 FOLDS = 4  # each label is taken for an unseen one in one of them; of fewer labels as many as there are
+PRIOR = 0.1  # nats, in all, of a step by 1 of each value of the gate: a few held-out texts set it within bounds
 RIDGE = 0.1  # of the regression that tells what is out of scope: held-out texts of that side are few
 
 
@@ -91,7 +93,12 @@ def fit_labels(
     mask = torch.zeros(6, dtype=torch.bool, device=answered.logits.device)
     for name in left:
         mask[_PLACES[name]] = True
-    found = fit(descent.nats, descent.start(), steps, mask)
+    start, number = descent.start(), len(answered.logits)
+
+    def loss(values: Tensor) -> Tensor:
+        return descent.nats(values) + PRIOR / (2 * number) * (values[2:] - start[2:]).square().sum()
+
+    found = fit(loss, start, steps, mask)
     sharpness, background, gate_numbers = descent.numbers(found.values)
     fitted = {
         "sharpness": min(MAX_FITTED, float(sharpness)),
@@ -101,7 +108,8 @@ def fit_labels(
     for name in set(CALIBRATED) - left:
         setattr(classifier if name == "background" else bank, name, fitted[name])
     base = label_loss(answered.logits, _known_to_base(answered.labels, space, kind), kind)
-    return found.metrics(len(answered.logits), float(base))
+    after = float(descent.nats(found.values).detach())
+    return dataclasses.replace(found, after=after).metrics(number, float(base))
 
 
 @dataclass

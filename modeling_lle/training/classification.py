@@ -31,7 +31,7 @@ from .checkpoints import METRICS, find_checkpoint, newest_checkpoint
 from .classifier_trainer import ClassifierTrainer, Lessons
 from .distillation import SentenceEncoder, Taught, distil
 from .held_out import at_most, check_shares, hold_out_labelled
-from .output_layer import FitOutputLayer
+from .output_layer import FitOutputLayer, fit_scale, scale_output_layer
 from .pretraining import pretrain
 from .recipe import DataArguments, Recipe
 from .steps import make_config, make_tokenizer, save, train
@@ -88,6 +88,8 @@ def train_classifier(
         minutes += pretrain(model.model, texts, tokenizer, arguments, arguments.pretraining_epochs)
     metrics = train(trainer, checkpoint, minutes)
     size = arguments.per_device_eval_batch_size
+    scale = fit_scale(model, batches(held_out, tokenizer, size)) if arguments.output_penalty else 1.0
+    scale_output_layer(model, scale)
     given = [*((recipe.model.get("history") or {}).get("bank") or {}), *(recipe.model.get("classifier") or {})]
     fixed = [name for name in given if name in CALIBRATED]  # values of the recipe are not fitted
     outside = encode(splits["out_of_scope"], tokenizer)
@@ -104,6 +106,7 @@ def train_classifier(
             texts = encode(unlabelled, tokenizer)
             pretrain(again.model, texts, tokenizer, arguments, arguments.pretraining_epochs)
         trainer.train()
+        scale_output_layer(again, scale)
         metrics["train_minutes"] += (time.perf_counter() - begin) / 60
         model = again
     with in_precision(model, arguments.precision):

@@ -1,4 +1,4 @@
-"""The output layer of a classifier, fitted by logistic regression at the end of training.
+"""The output layer of a classifier, fitted by logistic regression at the end of training, and its temperature.
 
 Notable: an optimizer that takes a few hundred noisy steps does not find the best output layer for a few examples, and
 the regression, which is convex, does (as in SetFit, Tunstall et al. 2022, arXiv:2209.11055). Shapes: n texts, P width
@@ -16,6 +16,7 @@ from ..common.modes import evaluating
 from ..models.classification import LLEForSequenceClassification
 
 STEPS = 100  # of the quasi-Newton descent
+MOST = (-3.0, 3.0)  # bounds of the logarithm of a scale, which is without a bound where all held-out texts are right
 
 
 class FitOutputLayer(TrainerCallback):
@@ -74,3 +75,42 @@ def fit_output_layer(
     with torch.no_grad():
         model.classifier.weight.copy_(weight / norm)
         model.classifier.bias.copy_(bias)
+
+
+@torch.no_grad()
+def fit_scale(model: LLEForSequenceClassification, batches: Iterable[dict[str, Tensor]]) -> float:
+    """Factor of the output layer that is best on held-out texts: the inverse temperature.
+
+    A regression with a penalty says too little of what it is sure of, and one of a few examples is surer of those than
+    of others (Guo et al. 2017, arXiv:1706.04599, section 4.2).
+
+    Args:
+        model: The classifier, of one label a text.
+        batches: Held-out texts as forward takes them, with `labels` (B,) int64.
+    """
+    said, labels = [], []
+    with evaluating(model):
+        for batch in batches:
+            given = (batch["input_ids"], batch.get("attention_mask"))
+            said.append(model(*given, use_history=False).logits.float())
+            labels.append(batch["labels"].to(model.device))
+    logits, y = torch.cat(said), torch.cat(labels)
+    exponent = logits.new_zeros(()).requires_grad_()
+    optimizer = torch.optim.LBFGS([exponent], max_iter=STEPS, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(logits * exponent.exp(), y)
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        optimizer.step(closure)
+    return float(exponent.detach().clamp(*MOST).exp())
+
+
+@torch.no_grad()
+def scale_output_layer(model: LLEForSequenceClassification, scale: float) -> None:
+    """Multiplies the output layer of a classifier, so that its logits are `scale` times what they were."""
+    for parameter in model.classifier.parameters():
+        parameter.mul_(scale)
