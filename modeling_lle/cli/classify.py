@@ -188,7 +188,8 @@ def learn(
         raise ValueError(f"{table.where} has no label in {column!r}: fill it in, or give --label")
     if len(kept) < len(texts):
         say(f"{counted(len(texts) - len(kept), 'text')} of {table.where} without a label: left out.", err=True)
-        texts, values, places = ([every[row] for row in kept] for every in (texts, values, places))
+        texts, values = [texts[row] for row in kept], [values[row] for row in kept]
+        places = [places[row] for row in kept]
     loaded, tokenizer = load_classifier(model)
     begin = time.perf_counter()
     labels = [read_label(value, loaded.kind) for value in values]

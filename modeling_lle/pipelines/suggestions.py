@@ -237,7 +237,8 @@ def _read(
     progress: bool,
 ) -> _Read:
     """Reads texts once."""
-    model, tokenizer = classifier.model, classifier.tokenizer
+    model: Any = classifier.model
+    tokenizer: Any = classifier.tokenizer
     labels = model.space_of(attachment).names
     keys = torch.empty(len(texts), model.key_size)
     best, probabilities = torch.zeros(len(texts), 2, dtype=torch.long), torch.zeros(len(texts), 2)

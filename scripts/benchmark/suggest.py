@@ -12,11 +12,10 @@ anew (`teach`), for its accuracy alone. A row is a method and a round, with mean
     choose_seconds        of the choice of a round
 """
 
-import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import typer
@@ -52,7 +51,6 @@ def suggest(
     output: Annotated[Path, typer.Option(help="Results file.")] = RESULTS / "suggest.json",
 ) -> None:
     """Accuracy by labelled texts, when they are chosen at random, by uncertainty, or by `suggest`."""
-    logging.getLogger("modeling_lle").setLevel(logging.ERROR)
     loaded = load_labelled(source, split="train")
     texts, labels = loaded["text"][:], loaded["label"][:]
     trained = {int(number) for number in trained_after.split(",")} & set(range(1, rounds + 1))
@@ -114,7 +112,8 @@ def measure(
             chosen = METHODS[method](classifier, [texts[row] for row in pool], len(set(labels)), generator)
             seconds = time.perf_counter() - begin
             new = [pool[place] for place in chosen]
-            classifier.model.learn([texts[row] for row in new], [labels[row] for row in new], classifier.tokenizer)
+            model: Any = classifier.model
+            model.learn([texts[row] for row in new], [labels[row] for row in new], classifier.tokenizer)
             examples += new
             pool = [row for row in pool if row not in set(new)]
         found = accuracy(classifier)
@@ -138,7 +137,7 @@ def _random(
 def _margin(
     classifier: LLETextClassificationPipeline, texts: Sequence[str], number: int, generator: np.random.Generator
 ) -> list[int]:
-    found = classifier(list(texts), batch_size=BATCH, top_k=2)
+    found: Any = classifier(list(texts), batch_size=BATCH, top_k=2)
     margins = [one[0]["score"] - one[1]["score"] for one in found]
     return np.argsort(margins, kind="stable")[:number].tolist()
 
