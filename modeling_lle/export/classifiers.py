@@ -79,7 +79,8 @@ def _read(graph: Graph, backbone: LLEModel, embedded: str, padding: Padding, ord
     stacks, both = ahead + back, embedded
     single = [_only_recurrence(graph, own) for own in stacks]
     if len(stacks) == 2 and back and orderless and None not in single:
-        return both_ways(graph, *cast(list[TorchRecurrence], single), embedded, padding)
+        forward, backward = cast(list[TorchRecurrence], single)
+        return both_ways(graph, forward, backward, embedded, padding)
     if back:
         both = graph.add("Concat", embedded, _reversed(graph, embedded, padding), axis=-1)
     apart = _apart(graph, both, len(stacks), backbone.config.embedding_width)

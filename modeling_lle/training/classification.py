@@ -268,7 +268,7 @@ def _load_unlabelled(data: DataArguments, rows: dict[str, Any] | None) -> dict[s
         return {"unlabelled": rows["unlabelled"]}
     if not data.unlabelled:
         return {}
-    texts: Any = load_texts(data.unlabelled, split=("train", None), text_column=data.text_column)
+    texts: Any = load_texts(data.unlabelled, split="train", text_column=data.text_column)
     return {"unlabelled": texts.filter(lambda text: bool(text and text.strip()), input_columns="text")}
 
 

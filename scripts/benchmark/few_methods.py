@@ -30,6 +30,7 @@ FOLDS = 5
 FEW = 50  # examples of an intent up to which penalties are compared in all folds, else in FOLDS_OF_MANY
 FOLDS_OF_MANY = 3
 MOST_FINE_TUNED = 10  # examples of an intent for SetFit, whose pairs grow with their square
+TEACHER = "sentence-transformers/all-MiniLM-L6-v2"
 TO_DISTIL = 5  # examples of each of two intents, which distillation does not use
 Value = TypeVar("Value")
 Calls = dict[str, Callable[[str], Any]]  # answer one query, by form
@@ -283,6 +284,10 @@ def by_recipe(recipe: Path, setting: Setting, drawn: Draw) -> Fitted:
     if not file.is_file():
         settings = [f"data.source={setting.source}", f"training.seed={drawn.seed}", f"training.output_dir={folder}"]
         loaded = load_recipe(recipe, settings)
+        if loaded.training.teacher == TEACHER:  # that of the package, which needs no network
+            from .peers.exported import encoder_folder
+
+            loaded.training.teacher = str(encoder_folder())
         splits = ["train"] if loaded.data.held_out else ["train", "validation"]
         _, cost = costly(lambda: run(loaded, {split: _rows(setting, split) for split in splits}))
         file.write_text(json.dumps(cost), encoding="utf-8")
