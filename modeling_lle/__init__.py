@@ -32,11 +32,13 @@ if TYPE_CHECKING:
     from .models.encoder_decoder import LLESeq2SeqModel
     from .models.pretrained import LLEPreTrainedModel
     from .models.seq2seq import LLEForSeq2SeqLM
+    from .pipelines.suggestions import suggest
     from .pipelines.text_classification import LLETextClassificationPipeline
     from .pipelines.text_generation import LLETextGenerationPipeline
     from .pipelines.token_classification import LLETokenClassificationPipeline
     from .pipelines.translation import LLETranslationPipeline
     from .tokenization import LLETokenizer
+    from .training.few import teach
 
 _HOME = {
     "Attachment": "history.attachment",
@@ -63,6 +65,8 @@ _HOME = {
     "LLETranslationPipeline": "pipelines.translation",
     "TrainingConfig": "configuration_sections",
     "TranslatorConfig": "configuration_sections",
+    "suggest": "pipelines.suggestions",
+    "teach": "training.few",
 }
 
 __all__ = [
@@ -90,6 +94,8 @@ __all__ = [
     "StreamConfig",
     "TrainingConfig",
     "TranslatorConfig",
+    "suggest",
+    "teach",
 ]
 
 

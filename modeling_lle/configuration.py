@@ -157,6 +157,7 @@ class LLEConfig(PreTrainedConfig):
 
     # Without annotations, so that they are no fields of this dataclass.
     hidden_size = _OfBackbone[int]()
+    embedding_size = _OfBackbone[int | None]()
     intermediate_size = _OfBackbone[int | None]()
     num_hidden_layers = _OfBackbone[int]()
     recurrence = _OfBackbone[str]()
@@ -292,6 +293,11 @@ class LLEConfig(PreTrainedConfig):
         return backbone.hidden_size * self.classifier.members * (2 if backbone.bidirectional else 1)
 
     @property
+    def embedding_width(self) -> int:
+        """Width of the embeddings of a member, E."""
+        return self.backbone.embedding_size or self.backbone.hidden_size
+
+    @property
     def training(self) -> TrainingConfig:
         """How to train with history: `history.training`."""
         return self.history.training
@@ -313,6 +319,11 @@ class LLEConfig(PreTrainedConfig):
         Raises:
             ValueError: A section that the model does not read has other values.
         """
+        if self.embedding_width != self.hidden_size and "classifier" not in READ_BY[architecture]:
+            raise ValueError(
+                f"embedding_size is {self.embedding_size} and hidden_size {self.hidden_size}: {architecture} reads "
+                "embeddings as wide as its states; leave embedding_size out"
+            )
         found: dict[str, dict[str, Any]] = {}
         for path, cls in OPTIONAL.items():
             if path not in READ_BY[architecture]:

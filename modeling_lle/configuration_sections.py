@@ -26,7 +26,9 @@ class BackboneConfig:
     """Size and regularisation of the recurrent layers.
 
     Args:
-        hidden_size: Width of the embeddings and of the states that are keys and queries, D.
+        hidden_size: Width of the states that are keys and queries, and of the embeddings, D.
+        embedding_size: Width of the embeddings if it is another one, E, as of pretrained ones; None: `hidden_size`. It
+            needs the plain stack, whose first layer reads any width; for classifiers.
         intermediate_size: Width of the inner layers of the plain stack, of the MLP in the residual stack. None: for
             the plain stack `hidden_size`, for the residual stack no MLP.
         num_hidden_layers: Number of recurrent layers; of a translator, of its decoder.
@@ -49,6 +51,7 @@ class BackboneConfig:
     """
 
     hidden_size: int = within(512, 1, MAX_WIDTH)
+    embedding_size: int | None = within(None, 1, MAX_WIDTH)
     intermediate_size: int | None = within(None, 1, 4 * MAX_WIDTH)
     num_hidden_layers: int = within(2, 1, MAX_LAYERS)
     recurrence: Literal["lstm", "gru", "qrnn"] = "lstm"
@@ -91,7 +94,10 @@ class ClassifierConfig:
             classifier's logits are the mean of its members'.
         pooling: How the states of a text become one, each way's result beside the others': the "last" state (of the
             backward stack the first), the "mean" or the largest value ("max") of each channel, or a mean weighted by
-            learned "attention".
+            learned "attention"; "embeddings" is the mean of the embedded tokens, beside what is made of the states.
+        projection: Width that a linear map gives to what is pooled, for each member, whose result is normalised; 0:
+            there is no map. A classifier that learns from a sentence encoder (training/distillation.py) needs the
+            width of its embeddings.
         background: Cosine similarity above which one example of an untrained label outweighs the base, if there are
             no other examples (history/label_rule.py).
         margin: How much nearer, as a cosine similarity, a text must be to examples of untrained labels than to those
@@ -100,7 +106,8 @@ class ClassifierConfig:
     """
 
     members: int = within(1, 1, 64)
-    pooling: list[Literal["last", "mean", "max", "attention"]] = poolings()  # noqa: RUF009
+    pooling: list[Literal["last", "mean", "max", "attention", "embeddings"]] = poolings()  # noqa: RUF009
+    projection: int = within(0, 0, MAX_WIDTH)
     background: float | int = within(0.8, -1.0, 1.0)
     margin: float | int = within(0.0, 0.0, 1.0)
     out_of_scope: "OutOfScopeConfig" = section(OutOfScopeConfig)  # noqa: RUF009

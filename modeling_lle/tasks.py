@@ -66,7 +66,7 @@ CLASSIFICATION = Task(
     sections=("classifier", "history.bank"),
     pipeline="modeling_lle.pipelines.text_classification.LLETextClassificationPipeline",
     metrics={"accuracy": "accuracy", "macro_f1": "f1"},
-    commands=("classify", "learn", "forget"),
+    commands=("classify", "suggest", "learn", "forget"),
 )
 TOKEN_CLASSIFICATION = Task(
     name="token-classification",

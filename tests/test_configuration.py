@@ -215,7 +215,7 @@ def test_saving_and_loading(tmp_path: Path) -> None:
         | {"preconditioning": 1.0, "rank": 5, "generated": True},
         "training": {"window": 5, "other_rows": False, "warm_up": 0.5, "sharpness": 2, "gate": [4, 3, 2, 1]},
     }
-    classifier = {"members": 2, "pooling": ["last"], "background": 0.7, "margin": 0.02}
+    classifier = {"members": 2, "pooling": ["last"], "projection": 3, "background": 0.7, "margin": 0.02}
     classifier["out_of_scope"] = {"weights": [1, 2, 3, 4], "threshold": 0.5}
     translator = {"num_encoder_layers": 3, "num_attention_heads": 2, "share_embeddings": False, "sentences": 3}
     sections = {"classifier": classifier, "translator": translator, "history": history}

@@ -20,7 +20,7 @@ FLOORS = (
     ("backbone",),
     ("bank",),
     ("history",),
-    ("data",),
+    ("data", "embeddings"),
     ("entries",),
     ("models",),
     ("pipelines", "saved", "tokenization"),

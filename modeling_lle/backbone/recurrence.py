@@ -245,7 +245,8 @@ class RecurrentLayer(GradientCheckpointingLayer):
     @staticmethod
     def _sizes(config: LLEConfig, index: int) -> tuple[int, int]:
         D, inner = config.hidden_size, config.intermediate_size or config.hidden_size
-        return D if index == 0 else inner, D if index == config.num_hidden_layers - 1 else inner
+        first, last = config.embedding_width, config.num_hidden_layers - 1
+        return first if index == 0 else inner, D if index == last else inner
 
     def forward(self, x: Tensor, lengths: Tensor | None, *state: Tensor) -> tuple[Tensor, ...]:
         """Returns y, followed by the new state; flat, because reentrant checkpoints see no tensors in tuples."""
@@ -368,6 +369,11 @@ class RecurrentStack(_Stack):
     def __init__(self, config: LLEConfig) -> None:
         super().__init__()
         residual = config.stack == "residual"
+        if residual and config.embedding_width != config.hidden_size:
+            raise ValueError(
+                f"the residual stack adds to its input: embedding_size is {config.embedding_size} and hidden_size "
+                f'{config.hidden_size}; make them equal, or choose stack="plain"'
+            )
         layer = ResidualLayer if residual else RecurrentLayer
         self.layers = nn.ModuleList(layer(config, index) for index in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps) if residual else nn.Identity()

@@ -155,6 +155,11 @@ def _format(text: str, result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def has_label(value: Any) -> bool:
+    """Whether a field in a column of labels is filled in."""
+    return value is not None and bool(str(value).strip())
+
+
 def learn(
     model: Folder,
     given: Given,
@@ -177,7 +182,14 @@ def learn(
     column = column_of(model, "label_column", label_column, table.columns)
     if label is None and len(table.columns) == 1:
         raise ValueError(f"{table.where} has no label: give --label")
-    values = [label] * len(texts) if label is not None else table.values(column)
+    values, places = [label] * len(texts) if label is not None else table.values(column), table.places
+    kept = [row for row, value in enumerate(values) if label is not None or has_label(value)]
+    if not kept:
+        raise ValueError(f"{table.where} has no label in {column!r}: fill it in, or give --label")
+    if len(kept) < len(texts):
+        say(f"{counted(len(texts) - len(kept), 'text')} of {table.where} without a label: left out.", err=True)
+        texts, values = [texts[row] for row in kept], [values[row] for row in kept]
+        places = [places[row] for row in kept]
     loaded, tokenizer = load_classifier(model)
     begin = time.perf_counter()
     labels = [read_label(value, loaded.kind) for value in values]
@@ -193,7 +205,7 @@ def learn(
                 relabel=relabel,
                 source=source,
                 namespace=namespace,
-                places=table.places,
+                places=places,
             )
     except ValueError as error:
         raise ValueError(f"{table.where} cannot be learned: {error}") from error

@@ -25,6 +25,7 @@ EXTRAS = {
     "faiss": (("faiss",), "the search index of banks of more than 50,000 entries"),
     "plots": (("matplotlib",), "the pictures of `lle evaluate` and `lle demo`"),
     "classification": (("sklearn",), "macro F1 in evaluation"),
+    "embeddings": (("wordllama",), "pretrained embeddings for classifiers"),
     "translation": (("bm25s", "polib", "rapidfuzz", "sacrebleu"), "translation memories, BLEU and chrF"),
     "export": (("onnx", "onnxruntime"), "`lle export`"),
     "eval": (("lm_eval",), "lm-evaluation-harness"),

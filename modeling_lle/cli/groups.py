@@ -18,6 +18,7 @@ KEPT = {
     "evaluate": _NO_FILE,
     "explain": _NO_FILE,
     "classify": _NO_FILE,
+    "suggest": _NO_FILE,
     "translate": _NO_FILE,
     "learn": "the bank is unchanged",
     "forget": "the bank is unchanged",

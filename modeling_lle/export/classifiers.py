@@ -3,8 +3,8 @@
 Notable: the directions and members of a qrnn are independent stacks of equal size, which run as one batch, since a
 short text spends its time in calls. States stay in the order of reading, in which the last one of each direction has
 read the whole text. Padding is at the end of each row.
-Shapes: B batch, T time, D width of a member, G stacks (both directions of all members), W width of the states,
-C labels.
+Shapes: B batch, T time, D width of a member, E of its embeddings, G stacks (both directions of all members), W width
+of the states, Q of what is pooled, P of what is classified, M members, C labels.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,12 +16,24 @@ from torch import nn
 
 from ..backbone.batched_stacks import single_stacks
 from ..backbone.pooling import Pooling
-from ..backbone.recurrence import QRNN, RecurrentLayer, RecurrentStack, ResidualLayer
+from ..backbone.recurrence import QRNN, RecurrentLayer, RecurrentStack, ResidualLayer, TorchRecurrence
 from ..configuration import LLEConfig
 from ..models.backbone import LLEModel
 from ..models.classification import LLEForSequenceClassification, LLEForTokenClassification
 from .graph import Graph, array_of
-from .layers import LOWEST, Padding, embed, gated_scan, normalise, output_layer, plain_linear, scaled, stack
+from .layers import (
+    LOWEST,
+    Padding,
+    both_ways,
+    embed,
+    gated_scan,
+    matrix_product,
+    normalise,
+    output_layer,
+    plain_linear,
+    scaled,
+    stack,
+)
 from .quantised import products
 
 
@@ -41,9 +53,11 @@ def write_classifier(model: LLEForSequenceClassification | LLEForTokenClassifica
     sizes: list[int | str] = ["batch_size", "sequence_length"]
     ids = graph.input("input_ids", "int64", sizes)
     padding = Padding.of(graph, graph.input("attention_mask", "int64", sizes))
-    states = _read(graph, model.model, embed(graph, model.model.embed_tokens, ids), padding)
+    embedded = embed(graph, model.model.embed_tokens, ids)
+    orderless = model.pooling is not None and not {"last", "attention"} & set(model.pooling.ways)
+    states = _read(graph, model.model, embedded, padding, orderless)
     if model.pooling is not None:
-        items, sizes = _pooled(graph, model.pooling, states, padding), sizes[:1]
+        items, sizes = _pooled(graph, model.pooling, states, embedded, padding), sizes[:1]
     else:
         items = _aligned(graph, states, config, padding)
     members = config.classifier.members
@@ -54,19 +68,38 @@ def write_classifier(model: LLEForSequenceClassification | LLEForTokenClassifica
     graph.save(path)
 
 
-def _read(graph: Graph, backbone: LLEModel, embedded: str, padding: Padding) -> str:
-    """Runs the stacks over embedded tokens (B, T, M D): (G, B, T, D), those that read backwards in their order."""
+def _read(graph: Graph, backbone: LLEModel, embedded: str, padding: Padding, orderless: bool) -> str:
+    """Runs the stacks over embedded tokens (B, T, M E): (G, B, T, D), those that read backwards in their order.
+
+    Where the order does not matter (`orderless`), single layers in both directions are one operator, and their states
+    are in the order of the text: on a short text the calls of operators take most of the time.
+    """
     ahead = single_stacks(backbone.stack)
     back = [] if backbone.backward_stack is None else single_stacks(backbone.backward_stack)
     stacks, both = ahead + back, embedded
+    single = [_only_recurrence(graph, own) for own in stacks]
+    if len(stacks) == 2 and back and orderless and None not in single:
+        forward, backward = cast(list[TorchRecurrence], single)
+        return both_ways(graph, forward, backward, embedded, padding)
     if back:
         both = graph.add("Concat", embedded, _reversed(graph, embedded, padding), axis=-1)
-    apart = _apart(graph, both, len(stacks), backbone.config.hidden_size)
+    apart = _apart(graph, both, len(stacks), backbone.config.embedding_width)
     if len(stacks) > 1 and all(map(_is_batched, stacks)):
         return _read_together(graph, stacks, apart)
     parts = graph.split(apart, [1] * len(stacks), axis=0)
     read = [stack(graph, own, graph.squeeze(x, 0))[0] for own, x in zip(stacks, parts, strict=True)]
     return graph.add("Concat", *(graph.unsqueeze(y, 0) for y in read), axis=0)
+
+
+def _only_recurrence(graph: Graph, module: RecurrentStack) -> TorchRecurrence | None:
+    """The recurrence of a plain stack of one layer, if onnxruntime has an operator for it; else None."""
+    layers = _layers(module)
+    mixer = layers[0].mixer
+    if len(layers) > 1 or isinstance(layers[0], ResidualLayer) or isinstance(module.norm, nn.RMSNorm):
+        return None
+    if not isinstance(mixer, TorchRecurrence) or (graph.int8 and mixer.num_states == 1):
+        return None
+    return mixer
 
 
 def _reversed(graph: Graph, x: str, padding: Padding) -> str:
@@ -151,13 +184,33 @@ def _scaled(graph: Graph, x: str, norm: nn.RMSNorm) -> str:
 # Pooling and the output layer
 
 
-def _pooled(graph: Graph, module: Pooling, states: str, padding: Padding) -> str:
-    """Pools states (G, B, T, D), each in the order of reading, to (B, ways * W)."""
+def _pooled(graph: Graph, module: Pooling, states: str, embedded: str, padding: Padding) -> str:
+    """Pools states (G, B, T, D), each in the order of reading, and embedded tokens (B, T, M E) to (B, P)."""
     ways = {"last": _last, "mean": _mean, "max": _max, "attention": _attention}
-    parts = [ways[way](graph, module, states, padding) for way in module.ways]  # (G, B, 1, D) each
-    joined = parts[0] if len(parts) == 1 else graph.add("Concat", *parts, axis=2)
-    width = len(parts) * _stacks(module) * module.width
-    return graph.reshape(graph.add("Transpose", joined, perm=[1, 2, 0, 3]), 0, width)
+    parts = [ways[way](graph, module, states, padding) for way in module.ways if way in ways]  # (G, B, 1, D) each
+    pooled = []
+    if parts:
+        joined = parts[0] if len(parts) == 1 else graph.add("Concat", *parts, axis=2)
+        width = len(parts) * _stacks(module) * module.width
+        pooled.append(graph.reshape(graph.add("Transpose", joined, perm=[1, 2, 0, 3]), 0, width))
+    if module.reads_embeddings:
+        total = graph.add("ReduceSum", graph.add("Mul", embedded, padding.mask), graph.ints(1), keepdims=0)
+        pooled.append(graph.add("Div", total, graph.add("ReduceSum", padding.mask, graph.ints(1), keepdims=0)))
+    joined = pooled[0] if len(pooled) == 1 else graph.add("Concat", *pooled, axis=-1)
+    return joined if module.projection is None else _projected(graph, module, module.projection, joined)
+
+
+def _projected(graph: Graph, module: Pooling, linear: nn.Linear, pooled: str) -> str:
+    """Projects the channels of each member, (B, Q) to (B, P), and gives each the root mean square 1."""
+    scale = graph.constant(np.float32(module.projected**0.5))
+    if module.members == 1:
+        return graph.add("Mul", normalise(graph, matrix_product(graph, linear, pooled)), scale)
+    own = graph.add("Gather", pooled, graph.constant(module.channels().numpy()), axis=1)  # (B, M, Q / M)
+    weight = array_of(linear.weight).reshape(module.members, -1, linear.in_features)
+    matrices = graph.constant(np.ascontiguousarray(weight.transpose(0, 2, 1)), graph.name_of(linear))
+    each = graph.add("MatMul", graph.add("Transpose", own, perm=[1, 0, 2]), matrices)  # (M, B, P / M)
+    each = graph.add("Mul", normalise(graph, each), scale)
+    return graph.reshape(graph.add("Transpose", each, perm=[1, 0, 2]), 0, module.size)
 
 
 def _stacks(module: Pooling) -> int:
@@ -209,6 +262,4 @@ def _hidden(graph: Graph, x: str, padding: Padding) -> str:
 
 def _classified(graph: Graph, module: nn.Module, items: str, of_tokens: bool) -> str:
     """Applies the output layer to items (B, key_size), of tokens (B, T, key_size)."""
-    if of_tokens:
-        return output_layer(graph, module, items)
-    return graph.squeeze(output_layer(graph, module, graph.unsqueeze(items, 1)), 1)
+    return output_layer(graph, module, items) if of_tokens else matrix_product(graph, module, items)

@@ -74,13 +74,21 @@ def embed(graph: Graph, module: nn.Module, ids: str) -> str:
     return graph.add("Gather", graph.weight(module.weight), ids)
 
 
-def linear(graph: Graph, module: nn.Module, x: str) -> str:
-    """Applies a linear module to x (B, T, I), as (B, T, O) float32."""
+def matrix_product(graph: Graph, module: nn.Module, x: str) -> str:
+    """Applies a linear module to rows x (B, I), as (B, O) float32."""
     own = plain_linear(graph, module)
     bias = None if own.bias is None else graph.weight(own.bias)
     if graph.int8:
         return product(graph, x, array_of(own.weight), graph.name_of(own.weight), bias)
-    y = graph.add("Gemm", graph.reshape(x, -1, own.in_features), graph.weight(own.weight), bias or "", transB=1)
+    return graph.add("Gemm", x, graph.weight(own.weight), bias or "", transB=1)
+
+
+def linear(graph: Graph, module: nn.Module, x: str) -> str:
+    """Applies a linear module to x (B, T, I), as (B, T, O) float32."""
+    own = plain_linear(graph, module)
+    if graph.int8:
+        return matrix_product(graph, module, x)  # its operator takes any shape
+    y = matrix_product(graph, module, graph.reshape(x, -1, own.in_features))
     lengths = graph.add("Shape", x, start=0, end=2)
     return graph.add("Reshape", y, graph.add("Concat", lengths, graph.ints(own.out_features), axis=0))
 
@@ -145,34 +153,61 @@ def lstm_or_gru(
         padding: Where the rows end; None: there is no padding.
         backwards: Whether to read each row from its end.
     """
-    from_input, from_state = plain_linear(graph, module.from_input), plain_linear(graph, module.from_state)
-    name = graph.name_of(module)
-    matrices = [_in_order(own.weight, module.gates) for own in (from_input, from_state)]
-    names = [f"{name}.{own}.weight" for own in ("from_input", "from_state")]
-    biases = [_in_order(own.bias, module.gates) for own in (from_input, from_state)]
     if graph.int8 and module.num_states == 1:
-        return _gru_in_int8(graph, name, x, state, padding, backwards, matrices, biases)
-    bias = graph.constant(np.concatenate(biases)[None], f"{name}.bias")
+        return _gru_in_int8(graph, module, x, state, padding, backwards)
+    y, after = _operator(graph, [module], "reverse" if backwards else "forward", x, state, padding)
+    y = graph.add("Transpose", graph.squeeze(y, 1), perm=[1, 0, 2])
+    return y, [graph.squeeze(part, 0) for part in after]
+
+
+def both_ways(graph: Graph, ahead: TorchRecurrence, back: TorchRecurrence, x: str, padding: Padding) -> str:
+    """Runs one recurrence over x (B, T, I) and another from the ends of its rows, as one operator: (2, B, T, H)."""
+    y, _ = _operator(graph, [ahead, back], "bidirectional", x, (), padding)
+    return graph.add("Transpose", y, perm=[1, 2, 0, 3])
+
+
+def _operator(
+    graph: Graph,
+    modules: Sequence[TorchRecurrence],
+    direction: str,
+    x: str,
+    state: Sequence[str],
+    padding: Padding | None,
+) -> tuple[str, list[str]]:
+    """Runs recurrences of torch, one for each of G directions, over x (B, T, I).
+
+    Returns:
+        y (T, G, B, H), 0 at padding, and the new state, (G, B, H) each.
+    """
+    linears = [[plain_linear(graph, own) for own in (module.from_input, module.from_state)] for module in modules]
+    name = graph.name_of(modules[0])
+    kind, gates = modules[0].num_states, modules[0].gates
+    names = [f"{name}.{own}.weight" for own in ("from_input", "from_state")]
+    matrices = [np.stack([_in_order(own.weight, gates) for own in part]) for part in zip(*linears, strict=True)]
+    biases = [np.concatenate([_in_order(own.bias, gates) for own in part]) for part in linears]
+    bias = graph.constant(np.stack(biases), f"{name}.bias")
     lengths = "" if padding is None else padding.lengths
     before = [graph.unsqueeze(part, 0) for part in state]
     by_time = graph.add("Transpose", x, perm=[1, 0, 2])
-    options: dict[str, Any] = {"hidden_size": module.output_size, "direction": "reverse" if backwards else "forward"}
+    options: dict[str, Any] = {"hidden_size": modules[0].output_size, "direction": direction}
     if graph.int8:
         values, scales = zip(*map(by_rows, matrices), strict=True)
-        stored = [graph.constant(own.T[None], f"{key}.int8") for own, key in zip(values, names, strict=True)]
-        factors = [graph.constant(own[None], f"{key}.scales") for own, key in zip(scales, names, strict=True)]
-        zero = graph.constant(np.zeros((1, values[0].shape[0]), np.int8))
+        stored = [
+            graph.constant(np.ascontiguousarray(own.transpose(0, 2, 1)), f"{key}.int8")
+            for own, key in zip(values, names, strict=True)
+        ]
+        factors = [graph.constant(own, f"{key}.scales") for own, key in zip(scales, names, strict=True)]
+        zero = graph.constant(np.zeros(scales[0].shape, np.int8))
         given = [by_time, *stored, bias, lengths, *(before or ["", ""]), "", factors[0], zero, factors[1], zero]
         y, *after = graph.add_several(3, "DynamicQuantizeLSTM", *given, domain=MICROSOFT, **options)
+        return y, after
+    stored = [graph.constant(own, key) for own, key in zip(matrices, names, strict=True)]
+    given = [by_time, *stored, bias, lengths, *before]
+    if kind == 1:
+        y, *after = graph.add_several(2, "GRU", *given, linear_before_reset=1, **options)
     else:
-        stored = [graph.constant(own[None], key) for own, key in zip(matrices, names, strict=True)]
-        given = [by_time, *stored, bias, lengths, *before]
-        if module.num_states == 1:
-            y, *after = graph.add_several(2, "GRU", *given, linear_before_reset=1, **options)
-        else:
-            y, *after = graph.add_several(3, "LSTM", *given, **options)
-    y = graph.add("Transpose", graph.squeeze(y, 1), perm=[1, 0, 2])
-    return y, [graph.squeeze(part, 0) for part in after]
+        y, *after = graph.add_several(3, "LSTM", *given, **options)
+    return y, after
 
 
 def _in_order(weight: Tensor, gates: int) -> NDArray[np.float32]:
@@ -182,17 +217,13 @@ def _in_order(weight: Tensor, gates: int) -> NDArray[np.float32]:
 
 
 def _gru_in_int8(
-    graph: Graph,
-    name: str,
-    x: str,
-    state: Sequence[str],
-    padding: Padding | None,
-    backwards: bool,
-    matrices: list[NDArray[np.float32]],
-    biases: list[NDArray[np.float32]],
+    graph: Graph, module: TorchRecurrence, x: str, state: Sequence[str], padding: Padding | None, backwards: bool
 ) -> tuple[str, list[str]]:
-    """Runs a GRU, for which onnxruntime has no operator in int8, over x (B, T, I); results as of `lstm_or_gru`."""
-    size = len(matrices[1]) // 3
+    """Runs a GRU, for which onnxruntime has no operator in int8; arguments and results as of `lstm_or_gru`."""
+    name, size = graph.name_of(module), module.output_size
+    linears = [plain_linear(graph, own) for own in (module.from_input, module.from_state)]
+    matrices = [_in_order(own.weight, module.gates) for own in linears]
+    biases = [_in_order(own.bias, module.gates) for own in linears]
     of_input = product(graph, x, matrices[0], f"{name}.from_input.weight", graph.constant(biases[0]))
     body = graph.body()
     h, products = body.input(body.fresh("h"), "float32", None), body.input(body.fresh("products"), "float32", None)

@@ -3,6 +3,7 @@
 Shapes: n texts, K neighbours, C trained labels, L labels.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ from .loss import IGNORED
 
 CALIBRATED = ("sharpness", "background", "gate")
 _PLACES = {"sharpness": slice(0, 1), "background": slice(1, 2), "gate": slice(2, None)}  # among the values
-FOLDS = 4  # each label is taken for an unseen one in one of them
+FOLDS = 4  # each label is taken for an unseen one in one of them; of fewer labels as many as there are
+PRIOR = 0.1  # nats, in all, of a step by 1 of each value of the gate: a few held-out texts set it within bounds
 RIDGE = 0.1  # of the regression that tells what is out of scope: held-out texts of that side are few
 
 
@@ -91,7 +93,12 @@ def fit_labels(
     mask = torch.zeros(6, dtype=torch.bool, device=answered.logits.device)
     for name in left:
         mask[_PLACES[name]] = True
-    found = fit(descent.nats, descent.start(), steps, mask)
+    start, number = descent.start(), len(answered.logits)
+
+    def loss(values: Tensor) -> Tensor:
+        return descent.nats(values) + PRIOR / (2 * number) * (values[2:] - start[2:]).square().sum()
+
+    found = fit(loss, start, steps, mask)
     sharpness, background, gate_numbers = descent.numbers(found.values)
     fitted = {
         "sharpness": min(MAX_FITTED, float(sharpness)),
@@ -101,7 +108,8 @@ def fit_labels(
     for name in set(CALIBRATED) - left:
         setattr(classifier if name == "background" else bank, name, fitted[name])
     base = label_loss(answered.logits, _known_to_base(answered.labels, space, kind), kind)
-    return found.metrics(len(answered.logits), float(base))
+    after = float(descent.nats(found.values).detach())
+    return dataclasses.replace(found, after=after).metrics(number, float(base))
 
 
 @dataclass
@@ -129,9 +137,11 @@ class _Descent:
         nearest = _of_found(answered.found, lambda column: column[:, : bank.neighbours])
         recalled = Answered(answered.logits, answered.labels, nearest)
         trials = [(recalled, space)]
-        if kind == SINGLE and space.trained > FOLDS:
-            for fold in range(FOLDS):
-                trials += [_without(recalled, space, fold, False), _without(answered, space, fold, True)]
+        folds = min(FOLDS, space.trained)
+        if kind == SINGLE and space.trained > 2:  # a base that knows one label only says nothing
+            for fold in range(folds):
+                hidden = torch.arange(space.trained) % folds == fold
+                trials += [_without(recalled, space, hidden, False), _without(answered, space, hidden, True)]
         owns = [Features.of(held.logits, kind) for held, _ in trials]
         features = owns[0].features
         deviation = features.std(0, correction=0).clamp(min=1e-3)
@@ -174,13 +184,12 @@ def _of_found(found: Found, change: Callable[[Tensor], Tensor]) -> Found:
     return Found(*(change(column) for column in (found.similarity, found.ids, found.outcomes, found.counts)))
 
 
-def _without(answered: Answered, space: LabelSpace, fold: int, alone: bool) -> tuple[Answered, LabelSpace]:
-    """The same as it is for a base that was not trained on every `FOLDS`-th label; those come last now.
+def _without(answered: Answered, space: LabelSpace, hidden: Tensor, alone: bool) -> tuple[Answered, LabelSpace]:
+    """The same as it is for a base that was not trained on the labels `hidden` (C,) bool; those come last now.
 
     With `alone`, the bank has examples of these labels only.
     """
     number = torch.arange(space.trained)
-    hidden = number % FOLDS == fold
     order = torch.cat([number[~hidden], number[hidden], torch.arange(space.trained, len(space.names))])
     kept = number[~hidden].to(answered.logits.device)
     names = tuple(space.names[i] for i in order.tolist())

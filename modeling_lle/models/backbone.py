@@ -3,7 +3,7 @@
 Notable: a bidirectional backbone has a stack per direction; the forward one equals that of a language model and can
 start from its weights. Members of an ensemble are side by side within each direction: of M D channels, or a multiple,
 a member has every M-th block of D. It implements `Backbone` (backbone/protocol.py) in one direction.
-Shapes: B batch, T time, D width of a member in a direction, M members, W width of a state.
+Shapes: B batch, T time, D width of a member in a direction, E of its embeddings, M members, W width of a state.
 """
 
 from collections.abc import Callable
@@ -44,7 +44,7 @@ class LLEModel(LLEPreTrainedModel):
         if config.wrapped is not None:
             self._wrap(config)
         else:
-            self.embed_tokens = nn.Embedding(config.vocab_size, config.classifier.members * config.hidden_size)
+            self.embed_tokens = nn.Embedding(config.vocab_size, config.classifier.members * config.embedding_width)
             self.stack = make_stack(config)
             self.backward_stack = make_stack(config) if config.bidirectional else None
         self.post_init()
@@ -90,7 +90,7 @@ class LLEModel(LLEPreTrainedModel):
             attention_mask: (B, >= T) of 0 and 1, whose last T columns are used; 0 leaves the state unchanged.
             past_key_values: The cache of the text so far; it is updated. Under gradient checkpointing, one of a
                 backbone of transformers keeps no state, and a text cannot go on.
-            inputs_embeds: (B, T, M D) floating.
+            inputs_embeds: (B, T, M E) floating.
             use_cache: Whether to make a cache where none was given.
             after_layer: Maps the output of each layer, as `after` of `RecurrentStack`; not if bidirectional.
             output_hidden_states: Whether to return the states of all layers, or the numbers of the layers; None: as
@@ -100,7 +100,7 @@ class LLEModel(LLEPreTrainedModel):
         Returns:
             `last_hidden_state` (B, T, W), `past_key_values` and, on request, `hidden_states`. W is M D, or 2 M D for a
             bidirectional backbone, which has no state to continue from. `hidden_states` are the input of the first
-            layer (B, T, M D), then the outputs of the layers (B, T, W), both directions and all members side by side;
+            layer (B, T, M E), then the outputs of the layers (B, T, W), both directions and all members side by side;
             the last is `last_hidden_state`, after the final norm. All are undefined at padding.
         """
         check_arguments(self, kwargs, *TO_BACKBONE)
@@ -204,8 +204,8 @@ class LLEModel(LLEPreTrainedModel):
         return self.family.differentiable and not backbone.is_activation_checkpointing
 
     def _scale(self, embedded: Tensor, factors: Tensor) -> Tensor:
-        """Scales embedded tokens (B, T, M D) by a factor per token and member (B, T, M)."""
-        members = embedded.unflatten(-1, (self.config.classifier.members, self.config.hidden_size))
+        """Scales embedded tokens (B, T, M E) by a factor per token and member (B, T, M)."""
+        members = embedded.unflatten(-1, (self.config.classifier.members, self.config.embedding_width))
         return (members * factors[..., None].to(embedded.dtype)).flatten(-2)
 
     def _read_both_ways(self, embedded: Tensor, mask: Tensor | None, seen: Seen) -> Tensor:

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
@@ -23,6 +24,7 @@ from ..backbone.recurrence import variational_dropout
 from ..bank.found import Found
 from ..bank.protocol import Bank
 from ..common.modes import evaluating
+from ..common.packages import raise_missing
 from ..configuration import LLEConfig
 from ..configuration_fields import MAX_FITTED
 from ..history.attachment import Attachment
@@ -37,6 +39,14 @@ from .backbone import LLEModel, refuse_empty_rows, refuse_export, segment_mask
 from .teaching import TeachableModel
 from .wrapping import begin_anew, wrap
 
+# What a classifier has beside pretrained embeddings, if nothing else is said.
+BESIDE_EMBEDDINGS: dict[str, Any] = {
+    "hidden_size": 192,
+    "num_hidden_layers": 1,
+    "stack": "plain",
+    "bidirectional": True,
+    "classifier": {"pooling": ["max", "embeddings"]},
+}
 FITTED = 1024  # neighbours that calibration looks at, so that those of a few labels are among them
 
 
@@ -101,6 +111,41 @@ class _Classifier(TeachableModel):
         begin_anew(model, model.classifier, model.pooling)
         return model
 
+    @classmethod
+    def from_embeddings(
+        cls,
+        name: str | os.PathLike[str],
+        *,
+        lowercase: bool = False,
+        texts: Iterable[str] | None = None,
+        **options: Any,
+    ) -> Any:
+        """A classifier that begins with pretrained embeddings of token types; everything else in it is new.
+
+        Their tokenizer becomes that of the classifier: `backbone_tokenizer`, which is saved with it.
+
+        Args:
+            name: "wordllama" (`pip install modeling_lle[embeddings]`), or the folder or the name on the Hub of a
+                model2vec model or of any model of transformers, whose input embeddings are taken.
+            lowercase: Whether the tokenizer is to read capital letters as small ones.
+            texts: Keeps only the types that occur in them, and what spells anything else; None: all types.
+            options: Fields of `LLEConfig`, such as `id2label`; those that are not given are as in
+                `BESIDE_EMBEDDINGS`, where the mean of the embeddings stands beside the states of one LSTM layer.
+
+        Raises:
+            ImportError: wordllama is not installed.
+            ValueError: There are no such embeddings, or the options do not fit them.
+        """
+        try:  # an absolute import: what only begins a model is not saved with it
+            from modeling_lle.embeddings.sources import load_embeddings
+        except ModuleNotFoundError as error:
+            raise_missing(error)
+        embeddings = load_embeddings(name, lowercase, texts)
+        model = cls(LLEConfig(**{**BESIDE_EMBEDDINGS, **options, **embeddings.sizes(options)})).eval()
+        embeddings.put_into(model)
+        model.backbone_tokenizer = embeddings.tokenizer
+        return model
+
     def _make_pooling(self) -> Pooling | None:
         return None
 
@@ -141,18 +186,17 @@ class _Classifier(TeachableModel):
         if labels is not None:
             self._settle_kind(labels, history)
         attachment = self.recalled_from(history, use_history)
-        outputs = self.model(
-            input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, use_cache=False, **kwargs
-        )
-        states = outputs.last_hidden_state
-        mask = segment_mask(attention_mask, states.shape[1])
-        items = self._items(states, mask)
+        wanted = kwargs.pop("output_hidden_states", None)
+        outputs = self._encode(attention_mask, wanted, input_ids=input_ids, inputs_embeds=inputs_embeds, **kwargs)
+        assert outputs.last_hidden_state is not None
+        mask = segment_mask(attention_mask, outputs.last_hidden_state.shape[1])
+        items = self._items(outputs, mask)
         dropped = self._drop(items)
         real = mask if self.pooling is None else None
         prediction = self._prediction(items, self._say(dropped), real, attachment)
         logits, members = prediction.logits(), None
         if self.training and self.config.classifier.members > 1:
-            members = self.classifier(apart(dropped, self.config.classifier.members, self.config.hidden_size))
+            members = self.classifier(self._apart(dropped))
         scope, features = prediction.scope() if output_out_of_scope else (None, None)
         return LLEClassifierOutput(  # all at once: what is set later would come after the others, in tuples as well
             loss=None if labels is None else self._loss(logits, members, labels, num_items_in_batch),
@@ -161,7 +205,7 @@ class _Classifier(TeachableModel):
             out_of_scope=scope,
             mass=prediction.mass() if output_out_of_scope else None,
             scope_features=features,
-            hidden_states=outputs.hidden_states,
+            hidden_states=outputs.hidden_states if self._wants_states(wanted) else None,
             history=prediction.history() if output_history and prediction.found is not None else None,
             label_names=prediction.space.names,
         )
@@ -184,9 +228,32 @@ class _Classifier(TeachableModel):
             return label_loss(logits, labels, self.kind, number)
         return torch.stack([label_loss(own, labels, self.kind, number) for own in members]).mean()
 
-    def _items(self, states: Tensor, mask: Tensor | None) -> Tensor:
+    def _encode(self, attention_mask: Tensor | None, wanted: Any = None, **given: Any) -> BaseModelOutputWithPast:
+        """Reads whole texts; `hidden_states` has the embedded tokens where the pooling needs them."""
+        if wanted is None:
+            wanted = bool(self.config.output_hidden_states)
+        if self.pooling is not None and self.pooling.reads_embeddings and wanted is not True:
+            own = [] if wanted is False else [wanted] if isinstance(wanted, int) else wanted
+            wanted = [0, *own]
+        return self.model(attention_mask=attention_mask, use_cache=False, output_hidden_states=wanted, **given)
+
+    def _wants_states(self, wanted: Any) -> bool:
+        """Whether hidden states are asked for, by an argument or by the configuration."""
+        return bool(self.config.output_hidden_states if wanted is None else wanted is not False)
+
+    def _items(self, outputs: BaseModelOutputWithPast, mask: Tensor | None) -> Tensor:
         """What is classified: (B, key_size), or (B, T, key_size), floating."""
-        return states if self.pooling is None else self.pooling(states, mask)
+        states, every = outputs.last_hidden_state, outputs.hidden_states
+        assert states is not None
+        if self.pooling is None:
+            return states
+        return self.pooling(states, mask, None if every is None else every[0])
+
+    def _apart(self, items: Tensor) -> Tensor:
+        """Copies what is classified for each member, (M, ..., key_size), without the channels of the others."""
+        if self.pooling is not None:
+            return self.pooling.apart(items)
+        return apart(items, self.config.classifier.members, self.config.hidden_size)
 
     def _say(self, items: Tensor) -> Tensor:
         """The logits (..., C) of items (..., key_size): the mean of those of the members."""
@@ -230,8 +297,15 @@ class _Classifier(TeachableModel):
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """The keys of texts (B, T): normalised states, (B, key_size) or of tokens (B, T, key_size), float32."""
-        items, _ = self._read(input_ids, attention_mask)
-        return nn.functional.normalize(items.float(), dim=-1)
+        return nn.functional.normalize(self.pooled(input_ids, attention_mask).float(), dim=-1)
+
+    def pooled(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """What the output layer reads of texts (B, T): (B, key_size), or of tokens (B, T, key_size), floating."""
+        return self._read(input_ids, attention_mask)[0]
+
+    def predict(self, items: Tensor, history: Attachment | Bank | None = None) -> LabelPrediction:
+        """The prediction from what `pooled` made of texts, (B, key_size); `history` as in `forward`."""
+        return self._prediction(items, self._say(items), None, self.recalled_from(history, True))
 
     def explain(
         self,
@@ -276,10 +350,7 @@ class _Classifier(TeachableModel):
         ids = input_ids.to(self.device)
         own = None if attention_mask is None else attention_mask.to(self.device)
         mask = segment_mask(own, ids.shape[1])
-        states = self.model(input_ids=ids, attention_mask=own, use_cache=False).last_hidden_state
-        return self._items(states, mask), mask
-
-    # Fitting on held-out texts
+        return self._items(self._encode(own, False, input_ids=ids), mask), mask
 
     @torch.no_grad()
     def _answer(self, batches: Iterable[dict[str, Tensor]], attachment: Attachment) -> Answered:
@@ -406,7 +477,8 @@ class LLEForSequenceClassification(_Classifier):
     @property
     def key_size(self) -> int:
         """Width of keys and queries."""
-        return self.config.state_size * len(self.config.classifier.pooling)
+        assert self.pooling is not None
+        return self.pooling.size
 
     def key_weights(self) -> list[tuple[str, Tensor]]:
         """Names and values of the weights that keys depend on, and the ways of pooling."""

@@ -36,7 +36,13 @@ class AdversarialTrainer(Trainer):
         if not model.training or not self.strength:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         embedded: list[Tensor] = []
-        handle = self.embeddings.register_forward_hook(lambda _, __, output: embedded.append(output))
+
+        def note(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+            output = output if output.requires_grad else output.requires_grad_()  # of frozen embeddings
+            embedded.append(output)
+            return output
+
+        handle = self.embeddings.register_forward_hook(note)
         try:
             plain, outputs = super().compute_loss(model, dict(inputs), True, num_items_in_batch)
         finally:

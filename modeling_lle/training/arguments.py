@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
@@ -84,23 +85,52 @@ class ClassificationArguments(_Arguments):
     """transformers' TrainingArguments for classifiers.
 
     Args:
-        pretraining_epochs: Epochs of two-way language modelling on the training texts before training
-            (`TwoWayLanguageModel`); 0: none.
+        pretraining_epochs: Epochs of two-way language modelling on the training texts and on `data.unlabelled` before
+            training (`TwoWayLanguageModel`); 0: none.
+        teacher: Folder or name on the Hub of a sentence encoder of transformers, such as
+            "sentence-transformers/all-MiniLM-L6-v2": before training, the classifier learns its embeddings of the
+            training texts and of `data.unlabelled` (`distil`); None: none.
+        distillation_epochs: Epochs of this.
+        distillation_weight: Weight, beside the loss of the labels, of the distance to the teacher in training
+            (`distance`), so that what was learned from it is kept; 0: none.
         character_ngrams: Characters of the longest n-gram shared by embeddings during training, so that words of
             similar spelling learn together (`CharacterNgrams`); 0: none.
         adversarial: Strength of adversarial training (`AdversarialTrainer`), the relative norm of perturbations;
             doubles the time of a step. 0: none.
         keep_in_scope: Least share of correctly labelled validation texts that "none of these" accepts.
+        embeddings_training: Whether embeddings are "trained" like all weights, "slow", at `SLOW` times the learning
+            rate and without weight decay, or "frozen".
+        output_penalty: Penalty on the output layer, with which it is fitted by logistic regression at the end of
+            training (`fit_output_layer`); 0: it stays as it was trained.
+        refit: Whether to train anew on all examples, those that were held out to fit the rule included, where examples
+            are few; doubles the time. It needs `data.held_out`, and keeps no checkpoints.
     """
 
     pretraining_epochs: float = field(default=0.0, metadata={"help": "Epochs as a language model; 0: none."})
+    teacher: str | None = field(default=None, metadata={"help": "Sentence encoder to learn from; by default none."})
+    distillation_epochs: float = field(default=8.0, metadata={"help": "Epochs of learning from the teacher."})
+    distillation_weight: float = field(default=0.0, metadata={"help": "Weight of the teacher in training; 0: none."})
     character_ngrams: int = field(default=0, metadata={"help": "Characters of the longest n-gram; 0: none."})
     adversarial: float = field(default=0.0, metadata={"help": "Strength of adversarial training; 0: none."})
     keep_in_scope: float = field(default=0.99, metadata={"help": "Least share of correctly labelled texts to accept."})
+    embeddings_training: Literal["trained", "slow", "frozen"] = field(
+        default="trained", metadata={"help": "How embeddings are trained: trained, slow or frozen."}
+    )
+    output_penalty: float = field(default=0.0, metadata={"help": "Penalty of the output layer's regression; 0: none."})
+    refit: bool = field(default=False, metadata={"help": "Whether to train anew on held-out examples too."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("pretraining_epochs", "character_ngrams", "adversarial"):
+        if self.refit and self.save_strategy != "no":
+            raise ValueError('training.refit keeps no checkpoints: set training.save_strategy to "no"')
+        for name in (
+            "pretraining_epochs",
+            "distillation_epochs",
+            "distillation_weight",
+            "character_ngrams",
+            "adversarial",
+            "output_penalty",
+        ):
             if getattr(self, name) < 0:
                 raise ValueError(f"training.{name} is {getattr(self, name)}: give a number of at least 0")
         if 0 < self.character_ngrams < SHORTEST:

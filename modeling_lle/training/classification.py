@@ -1,65 +1,155 @@
 """Training of a classifier by a recipe; its training examples become its first bank."""
 
+import copy
+import dataclasses
+import functools
+import time
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from datasets import Dataset, DatasetDict, Value
+from datasets import Dataset, DatasetDict, Value, concatenate_datasets
 from torch import Tensor
-from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedTokenizerBase, Trainer
+from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_pt_utils import LabelSmoother
 
 from ..bank.files import MANIFEST, Folder
 from ..bank.manifest import HISTORY_FOLDER
 from ..common.precision import in_precision
 from ..configuration import LLEConfig
-from ..data import check_labelled, load_labelled, split_out_of_scope
+from ..data import check_labelled, load_labelled, load_texts, split_out_of_scope
 from ..data.labelled import check_complete
+from ..embeddings.sources import StaticEmbeddings, load_embeddings
 from ..history.label_calibration import CALIBRATED
 from ..history.label_rule import MULTI, SINGLE
 from ..models.backbone import LLEModel
 from ..models.classification import LLEClassifierOutput, LLEForSequenceClassification
-from .adversarial import AdversarialTrainer
 from .arguments import ClassificationArguments
 from .character_ngrams import FoldNgrams, add_ngrams
-from .checkpoints import METRICS, find_checkpoint
+from .checkpoints import METRICS, find_checkpoint, newest_checkpoint
+from .classifier_trainer import ClassifierTrainer, Lessons
+from .distillation import SentenceEncoder, Taught, distil
 from .held_out import at_most, check_shares, hold_out_labelled
+from .output_layer import FitOutputLayer, fit_scale, scale_output_layer
 from .pretraining import pretrain
 from .recipe import DataArguments, Recipe
 from .steps import make_config, make_tokenizer, save, train
+from .used_types import TrainUsedTypes
 
 SOURCE = "training"  # of the entries in the bank of a new classifier
 
 
 def run_classification(recipe: Recipe, rows: dict[str, Any] | None = None, resume: bool = False) -> dict[str, Any]:
     """Trains a classifier of texts, and builds its bank from the training examples; see `run`."""
-    arguments: ClassificationArguments = recipe.training
-    _check_place(Path(str(arguments.output_dir)), resume)
+    _check_place(Path(str(recipe.training.output_dir)), resume)
     splits = labelled_splits(recipe, rows)
+    trainer, metrics = train_classifier(recipe, splits, resume)
+    if trainer.is_world_process_zero():
+        model: Any = trainer.model
+        save(recipe, trainer, metrics, model.history_bank, read=splits["train"]["text"])
+    return metrics
+
+
+def train_classifier(
+    recipe: Recipe, splits: dict[str, Dataset], resume: bool = False
+) -> tuple[Trainer, dict[str, Any]]:
+    """Trains a classifier of texts, teaches it its examples, and fits its rule; saves nothing.
+
+    Args:
+        recipe: Recipe.
+        splits: Result of `labelled_splits`.
+        resume: As in `run`.
+
+    Returns:
+        The trainer, with the model and its tokenizer, and the metrics.
+    """
+    arguments: ClassificationArguments = recipe.training
+    if arguments.refit and not recipe.data.held_out:
+        raise ValueError("training.refit trains on what data.held_out held out: set it to a share, such as 0.2")
     examples, validation = splits["train"], splits["validation"]
-    tokenizer = make_tokenizer(recipe, examples["text"])
     labels = sorted(set(examples["label"]))
-    model = make_classifier(recipe.model, tokenizer, labels)
+    both = concatenate_datasets([examples, validation]) if arguments.refit else examples
+    embeddings = begin_embeddings(recipe, both["text"])
+    tokenizer = make_tokenizer(recipe, examples["text"]) if embeddings is None else embeddings.tokenizer
+    model = make_classifier(recipe.model, tokenizer, labels, embeddings)
     encoded, held_out = (encode(rows, tokenizer, labels) for rows in (examples, validation))
-    trainer = make_trainer(recipe, model, tokenizer, encoded, held_out)
-    minutes, checkpoint = 0.0, find_checkpoint(trainer, resume)
+    unlabelled = _unlabelled(both["text"], splits.get("unlabelled"))
+    begin = time.perf_counter()
+    teacher = _ask_teacher(model, unlabelled["text"], arguments)
+    if teacher is not None and not (resume and newest_checkpoint(str(arguments.output_dir))):
+        _distil(model, teacher, encode(unlabelled, tokenizer), tokenizer, arguments)
+    minutes = (time.perf_counter() - begin) / 60
+    begun = copy.deepcopy(model) if arguments.refit else None
+    trainer = make_trainer(recipe, model, tokenizer, encoded, held_out, _lessons(teacher, examples, arguments))
+    checkpoint = find_checkpoint(trainer, resume)
     if arguments.pretraining_epochs and checkpoint is None:
-        texts = encoded.remove_columns("labels")
-        minutes = pretrain(model.model, texts, tokenizer, arguments, arguments.pretraining_epochs)
+        texts = encode(unlabelled, tokenizer)
+        minutes += pretrain(model.model, texts, tokenizer, arguments, arguments.pretraining_epochs)
     metrics = train(trainer, checkpoint, minutes)
     size = arguments.per_device_eval_batch_size
+    scale = fit_scale(model, batches(held_out, tokenizer, size)) if arguments.output_penalty else 1.0
+    scale_output_layer(model, scale)
     given = [*((recipe.model.get("history") or {}).get("bank") or {}), *(recipe.model.get("classifier") or {})]
     fixed = [name for name in given if name in CALIBRATED]  # values of the recipe are not fitted
-    unlabelled = encode(splits["out_of_scope"], tokenizer)
+    outside = encode(splits["out_of_scope"], tokenizer)
     with in_precision(model, arguments.precision):
         model.learn(examples["text"], examples["label"], tokenizer, source=SOURCE, places=examples)
-        metrics |= fit_history(model, tokenizer, held_out, unlabelled, size, arguments.keep_in_scope, fixed)
+        metrics |= fit_history(model, tokenizer, held_out, outside, size, arguments.keep_in_scope, fixed)
+    if begun is not None:
+        again = begun
+        again.config.classifier, again.config.history = model.config.classifier, model.config.history
+        encoded = encode(both, tokenizer, labels)
+        trainer = make_trainer(recipe, again, tokenizer, encoded, held_out, _lessons(teacher, both, arguments))
+        begin = time.perf_counter()
+        if arguments.pretraining_epochs:
+            texts = encode(unlabelled, tokenizer)
+            pretrain(again.model, texts, tokenizer, arguments, arguments.pretraining_epochs)
+        trainer.train()
+        scale_output_layer(again, scale)
+        metrics["train_minutes"] += (time.perf_counter() - begin) / 60
+        model = again
+    with in_precision(model, arguments.precision):
+        if arguments.refit:
+            model.learn(examples["text"], examples["label"], tokenizer, source=SOURCE, places=examples)
         if recipe.data.held_out:
             model.learn(validation["text"], validation["label"], tokenizer, source=SOURCE, places=validation)
-    if trainer.is_world_process_zero():
-        save(recipe, trainer, metrics, model.history_bank, read=examples["text"])
-    return metrics
+    return trainer, metrics
+
+
+def _unlabelled(texts: Sequence[str], more: Dataset | None) -> Dataset:
+    """Texts without labels, each once: those of the examples, and more."""
+    return Dataset.from_dict({"text": list(dict.fromkeys([*texts, *([] if more is None else more["text"])]))})
+
+
+def _ask_teacher(
+    model: LLEForSequenceClassification, texts: list[str], arguments: ClassificationArguments
+) -> Taught | None:
+    """What the teacher of the recipe says of texts, for a classifier of its width; None: it has none."""
+    if arguments.teacher is None:
+        return None
+    encoder = SentenceEncoder(arguments.teacher)
+    encoder.check(model)
+    return Taught(texts, encoder.encode(texts))
+
+
+def _distil(
+    model: LLEForSequenceClassification,
+    taught: Taught,
+    texts: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    arguments: ClassificationArguments,
+) -> None:
+    """Lets a classifier learn what a teacher says of texts, as made by `encode`."""
+    used = TrainUsedTypes(model.model, [texts], cast(int, tokenizer.pad_token_id))
+    distil(model, texts, taught.embeddings, tokenizer, arguments, arguments.distillation_epochs, [used])
+
+
+def _lessons(taught: Taught | None, texts: Dataset, arguments: ClassificationArguments) -> Lessons | None:
+    """What a teacher says of training texts, if they are to stay near to it."""
+    if taught is None or not arguments.distillation_weight:
+        return None
+    return Lessons(taught.of(texts["text"]), arguments.distillation_weight)
 
 
 def make_trainer(
@@ -68,20 +158,34 @@ def make_trainer(
     tokenizer: PreTrainedTokenizerBase,
     encoded: Dataset,
     held_out: Dataset,
+    lessons: Lessons | None = None,
 ) -> Trainer:
     """Trainer of a classifier by a recipe, on texts encoded by `encode`; gives its embeddings n-grams if wanted."""
     arguments: ClassificationArguments = recipe.training
     members = model.config.classifier.members
-    trainer = AdversarialTrainer(
+    begins_trained = "path" in recipe.model or "embeddings" in recipe.model
+    callbacks: list[TrainerCallback] = []
+    if "embeddings" in recipe.model and not (arguments.character_ngrams or arguments.pretraining_epochs):
+        padding: Any = tokenizer.pad_token_id
+        callbacks.append(TrainUsedTypes(model.model, (encoded, held_out), padding))
+    if arguments.output_penalty:
+        texts = functools.partial(batches, encoded, tokenizer, arguments.per_device_eval_batch_size)
+        callbacks.append(FitOutputLayer(model, texts, arguments.output_penalty))
+    if lessons is not None:
+        encoded = encoded.add_column("rows", list(range(len(encoded))))
+    trainer = ClassifierTrainer(
+        arguments.embeddings_training,
         model.model.embed_tokens,
+        lessons,
         arguments.adversarial,
         members,
         model=model,
-        args=arguments,
+        args=arguments if lessons is None else dataclasses.replace(arguments, remove_unused_columns=False),
         data_collator=DataCollatorWithPadding(tokenizer),
         train_dataset=encoded,
         eval_dataset=held_out,
         processing_class=tokenizer,
+        callbacks=callbacks,
         compute_metrics=_accuracy,
         # The label smoothing of the Trainer sees only `logits`, which join all members.
         compute_loss_func=MemberLoss(arguments.label_smoothing_factor) if members > 1 else None,
@@ -89,7 +193,7 @@ def make_trainer(
     if arguments.character_ngrams:
         embeddings = model.model.embed_tokens
         # Trained embeddings get no n-grams.
-        scale = 0.0 if "path" in recipe.model else model.config.initializer_range
+        scale = 0.0 if begins_trained else model.config.initializer_range
         add_ngrams(embeddings, tokenizer, arguments.character_ngrams, scale)
         trainer.add_callback(FoldNgrams(embeddings))
     return trainer
@@ -112,13 +216,14 @@ def labelled_splits(recipe: Recipe, rows: dict[str, Any] | None = None) -> dict[
     """Labelled texts of a recipe, or rows in memory, by split.
 
     Returns:
-        "train", "validation" and "out_of_scope" texts, the last for "none of these", and "test" with
-        `data.held_out_test`.
+        "train", "validation" and "out_of_scope" texts, the last for "none of these", "test" with
+        `data.held_out_test`, and "unlabelled" with `data.unlabelled` or such rows.
 
     Raises:
         ValueError: A split is unusable.
     """
     data, seed = recipe.data, recipe.training.seed
+    more = _load_unlabelled(data, rows)
     examples, _ = split_out_of_scope(_load(data, "train", rows), data.out_of_scope or "")
     if not len(examples):
         raise ValueError(f"the training split has no in-scope text: all have the label {data.out_of_scope!r}")
@@ -146,7 +251,7 @@ def labelled_splits(recipe: Recipe, rows: dict[str, Any] | None = None) -> dict[
                 f"none of the {len(labels)} labels has two training texts, so none can be held out: give more, or a "
                 "validation split with data.held_out=0 and data.validation"
             )
-        return {"train": examples, "validation": validation, "out_of_scope": validation.select([]), **test}
+        return {"train": examples, "validation": validation, "out_of_scope": validation.select([]), **test, **more}
     validation, strangers = split_out_of_scope(_load(data, "validation", rows), data.out_of_scope or "")
     if not len(validation):
         raise ValueError(f"the validation split has no in-scope text: all have the label {data.out_of_scope!r}")
@@ -154,7 +259,17 @@ def labelled_splits(recipe: Recipe, rows: dict[str, Any] | None = None) -> dict[
     unknown = sorted(set(validation["label"]) - labels)
     if unknown:
         raise ValueError(f"the validation split has labels without training texts: {', '.join(unknown[:10])}")
-    return {"train": examples, "validation": validation, "out_of_scope": strangers, **test}
+    return {"train": examples, "validation": validation, "out_of_scope": strangers, **test, **more}
+
+
+def _load_unlabelled(data: DataArguments, rows: dict[str, Any] | None) -> dict[str, Dataset]:
+    """The split "unlabelled" of a recipe or of rows in memory; empty if there is none."""
+    if rows is not None and "unlabelled" in rows:
+        return {"unlabelled": rows["unlabelled"]}
+    if not data.unlabelled:
+        return {}
+    texts: Any = load_texts(data.unlabelled, split="train", text_column=data.text_column)
+    return {"unlabelled": texts.filter(lambda text: bool(text and text.strip()), input_columns="text")}
 
 
 def fit_history(
@@ -208,16 +323,39 @@ class MemberLoss:
         return torch.stack(losses).mean()
 
 
+def begin_embeddings(recipe: Recipe, texts: Sequence[str]) -> StaticEmbeddings | None:
+    """The pretrained embeddings of a recipe, of the types in these texts with `prune`; None: it has none."""
+    if "embeddings" not in recipe.model:
+        return None
+    if recipe.tokenizer.path or recipe.tokenizer.vocab_size:
+        raise ValueError(
+            f"model.embeddings brings the tokenizer of {recipe.model['embeddings']}: leave tokenizer.path and "
+            "tokenizer.vocab_size out"
+        )
+    kept = texts if recipe.model.get("prune") else None
+    return load_embeddings(recipe.model["embeddings"], recipe.tokenizer.lowercase, kept)
+
+
 def make_classifier(
-    values: dict[str, Any], tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]
+    values: dict[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    labels: Sequence[str],
+    embeddings: StaticEmbeddings | None = None,
 ) -> LLEForSequenceClassification:
     """A classifier with the configuration `values`, initialised from the model at their `path` if given.
+
+    With `embeddings` it begins with these; `tokenizer` is theirs.
 
     A language model reads in one direction; the backward stack of a bidirectional classifier starts with the same
     weights.
     """
     names = {"id2label": dict(enumerate(labels)), "label2id": {name: number for number, name in enumerate(labels)}}
-    config, path = make_config(values, tokenizer, **names, problem_type=SINGLE)
+    more = names if embeddings is None else {**names, **embeddings.sizes(values)}
+    config, path = make_config(values, tokenizer, **more, problem_type=SINGLE)
+    if embeddings is not None:
+        model = LLEForSequenceClassification(config)
+        embeddings.put_into(model)
+        return model
     if path is None:
         return LLEForSequenceClassification(config)
     begin = LLEConfig.from_pretrained(path)
@@ -228,12 +366,26 @@ def make_classifier(
             "leave model.classifier.members out"
         )
     if begin.bidirectional or not config.bidirectional:
-        return LLEForSequenceClassification.from_pretrained(path, config=config)
+        return _begin_with(path, config, begin)
     model, trained = LLEForSequenceClassification(config), LLEModel.from_pretrained(path)
     model.model.embed_tokens.load_state_dict(trained.embed_tokens.state_dict())
     for stack in (model.model.stack, model.model.backward_stack):
         assert stack is not None
         stack.load_state_dict(trained.stack.state_dict())
+    return model
+
+
+def _begin_with(path: str, config: LLEConfig, begin: LLEConfig) -> LLEForSequenceClassification:
+    """A classifier with the weights of the model at a path; its output layer is new if that has other labels."""
+    if begin.id2label == config.id2label:
+        return LLEForSequenceClassification.from_pretrained(path, config=config)
+    own = copy.deepcopy(config)
+    own.id2label, own.label2id = begin.id2label, begin.label2id
+    weights = LLEForSequenceClassification.from_pretrained(path, config=own).state_dict()
+    model = LLEForSequenceClassification(config)
+    model.load_state_dict(
+        {name: own for name, own in weights.items() if not name.startswith("classifier.")}, strict=False
+    )
     return model
 
 

@@ -24,7 +24,8 @@ class TwoWayLanguageModel(nn.Module):
     """A language model on each stack of a backbone (Peters et al. 2018, arXiv:1802.05365, section 3.1).
 
     The forward stack predicts the next token, the backward stack the previous one; both use the embeddings as output
-    layer. Members of an ensemble are independent, each with its slice of the embeddings.
+    layer, behind a linear map where they have another width than the states. Members of an ensemble are independent,
+    each with its slice of the embeddings.
 
     Args:
         backbone: Backbone; with a forward stack only, a plain language model.
@@ -34,6 +35,9 @@ class TwoWayLanguageModel(nn.Module):
         super().__init__()
         self.model = backbone
         self.bias = nn.Parameter(torch.zeros(backbone.config.vocab_size))
+        D, E = backbone.config.hidden_size, backbone.config.embedding_width
+        sides = (1 if backbone.backward_stack is None else 2) * backbone.config.classifier.members
+        self.maps = nn.ModuleList(nn.Identity() if D == E else nn.Linear(D, E, bias=False) for _ in range(sides))
 
     def forward(
         self,
@@ -64,11 +68,15 @@ class TwoWayLanguageModel(nn.Module):
             sides = [(forwards[:, :-1], input_ids[:, 1:]), (backwards[:, 1:], input_ids[:, :-1])]
         members = self.model.config.classifier.members
         matrices = self.model.embed_tokens.weight.chunk(members, dim=-1)
+        own = [
+            (part, matrix, y.masked_fill(~both, IGNORED))
+            for h, y in sides
+            for part, matrix in zip(h.chunk(members, dim=-1), matrices, strict=True)
+        ]
         total = torch.stack(
             [
-                linear_cross_entropy(own, matrix, self.bias, y.masked_fill(~both, IGNORED))
-                for h, y in sides
-                for own, matrix in zip(h.chunk(members, dim=-1), matrices, strict=True)
+                linear_cross_entropy(widen(part), matrix, self.bias, y)
+                for widen, (part, matrix, y) in zip(self.maps, own, strict=True)
             ]
         ).sum()
         number = both.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
@@ -100,16 +108,40 @@ def pretrain(
         epochs: Passes over the texts.
         callbacks: Of the Trainer.
     """
+    collate = functools.partial(with_neighbours, DataCollatorWithPadding(tokenizer))
+    return train_stage(TwoWayLanguageModel(backbone), texts, collate, arguments, epochs, "Pretraining", callbacks)
+
+
+def train_stage(
+    module: nn.Module,
+    texts: Dataset,
+    collate: Callable[[list[Any]], Any],
+    arguments: TrainingArguments,
+    epochs: float,
+    title: str,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> float:
+    """Trains a module on unlabelled texts before its training; returns the minutes taken.
+
+    Args:
+        module: Whose forward takes what `collate` makes, and returns a mapping with the `loss`.
+        texts: Its rows.
+        collate: Makes a batch of rows.
+        arguments: Arguments of the subsequent training; its specific ones are ignored.
+        epochs: Passes over the texts.
+        title: Of the progress bar.
+        callbacks: Of the Trainer.
+    """
     begin = time.perf_counter()
     own: dict[str, Any] = {"num_train_epochs": epochs, "max_steps": -1, "label_smoothing_factor": 0.0}
     own |= {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
     trainer = Trainer(
-        model=TwoWayLanguageModel(backbone),
+        model=module,
         args=dataclasses.replace(arguments, **own),
-        data_collator=functools.partial(with_neighbours, DataCollatorWithPadding(tokenizer)),
+        data_collator=collate,
         train_dataset=texts,
         callbacks=list(callbacks),
     )
-    show_progress(trainer, "Pretraining", 1, "texts")
+    show_progress(trainer, title, 1, "texts")
     trainer.train()
     return (time.perf_counter() - begin) / 60

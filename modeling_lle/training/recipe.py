@@ -24,6 +24,9 @@ ARGUMENTS = {
     TRANSLATION.name: TranslationArguments,
 }
 
+# Keys of the section `model` that are no fields of the configuration.
+BEGINNING = ("path", "embeddings", "prune")
+
 _LOCAL = {"dataloader_pin_memory", "disable_tqdm", "hub_token", "local_rank", "use_cpu"}
 
 
@@ -37,6 +40,9 @@ class DataArguments:
             by language (train.en, train.de).
         name: Configuration of a data set on the Hub.
         text_column: Column of the text.
+        unlabelled: Local file, folder or glob, data set on the Hub, or list of local ones, with texts of the task that
+            have no label, which classifiers learn from before training (`training.teacher`,
+            `training.pretraining_epochs`).
         label_column: Column of the labels, for classifiers; None: the one with a usual name.
         source_language, target_language: Codes of the languages, for translators.
         source_column, target_column: Columns of the sentences, for translators; None: those named like the languages,
@@ -60,6 +66,7 @@ class DataArguments:
     name: str | None = None
     text_column: str = "text"
     label_column: str | None = None
+    unlabelled: str | list[str] = ""
     source_language: str | None = None
     target_language: str | None = None
     source_column: str | None = None
@@ -99,7 +106,9 @@ class Recipe:
     """Sections of a run, and its task: "text-generation", "text-classification" or "translation".
 
     `model` holds fields of `LLEConfig`, and optionally `path`: a pretrained model, a folder or a name on the
-    Hub. The fields then change its configuration, and its tokenizer is the default.
+    Hub. The fields then change its configuration, and its tokenizer is the default. Or, for classifiers, `embeddings`:
+    pretrained ones, as `load_embeddings` takes them, whose tokenizer becomes that of the model; with `prune: true`
+    only the types that the training texts use are kept.
     """
 
     data: DataArguments
@@ -162,7 +171,8 @@ def make_recipe(values: dict[str, Any], where: str = "the recipe") -> Recipe:
         for name in ("data", "tokenizer", "model", "training")
     }
     model = _numbers(sections["model"])
-    LLEConfig(**{key: value for key, value in model.items() if key != "path"})
+    _check_beginning(model, task, where)
+    LLEConfig(**{key: value for key, value in model.items() if key not in BEGINNING})
     training = {"output_dir": f"runs/{Path(where).stem}", **sections["training"]}
     return Recipe(
         data=_section(DataArguments, sections["data"], f"the section data of {where}"),
@@ -171,6 +181,16 @@ def make_recipe(values: dict[str, Any], where: str = "the recipe") -> Recipe:
         training=_section(ARGUMENTS[task], training, f"the section training of {where}"),
         task=task,
     )
+
+
+def _check_beginning(model: dict[str, Any], task: str, where: str) -> None:
+    """Raises a ValueError if what a model begins with is contradictory, or not for models of this task."""
+    if "embeddings" in model and task != CLASSIFICATION.name:
+        raise ValueError(f"model.embeddings in {where} is for classifiers, and its task is {task}: leave it out")
+    if "embeddings" in model and "path" in model:
+        raise ValueError(f"model.embeddings and model.path in {where} exclude each other: leave one of them out")
+    if "prune" in model and "embeddings" not in model:
+        raise ValueError(f"model.prune in {where} is for pretrained embeddings: set model.embeddings, or leave it out")
 
 
 def _parse(text: str, where: str) -> Any:

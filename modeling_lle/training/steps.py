@@ -36,7 +36,7 @@ from ..tokenization import LLETokenizer
 from .checkpoints import METRICS, remove_checkpoints
 from .overlap import save_sketch
 from .progress import show_progress
-from .recipe import Recipe
+from .recipe import BEGINNING, Recipe
 
 RECIPE = "recipe.yaml"
 
@@ -190,17 +190,17 @@ def _merged(saved: dict[str, Any], changes: dict[str, Any] | None) -> dict[str, 
 
 
 def make_config(
-    values: dict[str, Any], tokenizer: PreTrainedTokenizerBase, **more: Any
+    given: dict[str, Any], tokenizer: PreTrainedTokenizerBase, **more: Any
 ) -> tuple[LLEConfig, str | None]:
     """Configuration, and the `path` of the pretrained model whose configuration the values change, if given.
 
     Args:
-        values: Section `model` of a recipe.
+        given: Section `model` of a recipe.
         tokenizer: Tokenizer.
         more: Further fields.
     """
-    values = {**values, **more}
-    path = values.pop("path", None)
+    values = {name: value for name, value in {**given, **more}.items() if name not in BEGINNING}
+    path = given.get("path")
     if path is None:
         ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
         config = LLEConfig(**{"vocab_size": len(tokenizer), **ids, **values})

@@ -11,6 +11,8 @@
     python -m scripts.benchmark history runs/ptb data/ptb      LLE against other methods that learn from text read
     python -m scripts.benchmark overfitting data/ptb           the gap between training and test, by size and dropout
     python -m scripts.benchmark classification data/banking77 --recipe FILE    trains and compares classifiers
+    python -m scripts.benchmark few data/banking77 data/clinc150    classifiers from 5, 10, 20 and all examples a class
+    python -m scripts.benchmark suggest data/banking77         which texts to label next: accuracy by labelled texts
     python -m scripts.benchmark translation DATA TEST --recipe FILE    LLE and a Transformer, equal training time
     python -m scripts.benchmark memory MODEL CATALOGUE         a translator in another domain, with a memory of it
     python -m scripts.benchmark generation FOLDER data/wikitext-2    what recalling its own output does to a text
@@ -36,6 +38,7 @@ from .classification import classification
 from .damage import damage
 from .deployment import deployment
 from .device import device
+from .few import few
 from .generation import generation
 from .history import history
 from .history_time import history_time
@@ -45,6 +48,7 @@ from .overfitting import overfitting
 from .recall import recall
 from .recurrences import recurrences
 from .speed import speed
+from .suggest import suggest
 from .translation import translation
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -61,6 +65,8 @@ for command in (
     history,
     overfitting,
     classification,
+    few,
+    suggest,
     translation,
     memory,
     generation,

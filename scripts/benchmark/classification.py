@@ -233,7 +233,8 @@ def svm(comparison: Comparison) -> Measured:
 
 def embedding(comparison: Comparison) -> Measured:
     """A logistic regression on sentence embeddings."""
-    from .peers.sentence_embedding import PENALTIES, EmbeddingClassifier, SentenceEmbedding
+    from .peers.logistic_regression import PENALTIES, EmbeddingClassifier
+    from .peers.sentence_embedding import SentenceEmbedding
 
     embed = SentenceEmbedding()
     return fitted(comparison, lambda examples, penalty: EmbeddingClassifier.fit(embed, examples, penalty), PENALTIES)

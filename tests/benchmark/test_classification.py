@@ -1,6 +1,5 @@
 """The comparison of classifiers: splits, thresholds, a row a method, and teaching that is taken back exactly."""
 
-import csv
 import doctest
 import importlib
 import json
@@ -25,26 +24,12 @@ from scripts.benchmark import classification
 from scripts.benchmark.__main__ import app
 from scripts.benchmark.classifier import LLEClassifier
 from scripts.benchmark.intents import Answers, Examples, load_intents, old_and_new
-from scripts.benchmark.peers import linear_classifier, rejection, small_encoder
+from scripts.benchmark.peers import linear_classifier, logistic_regression, rejection, small_encoder
 from scripts.benchmark.peers.rejection import choose_threshold
+from tests.factories.intents import NAMES, Pairs, make_examples, make_pairs, write_intents
 from tests.factories.texts import VOCAB, make_word_tokenizer
 
-NAMES = ["one", "two", "three", "four", "five"]
 OLD, NEW = old_and_new(NAMES, 2)
-Pairs = list[tuple[str, str]]
-
-
-def pairs(rows: int, seed: int) -> Pairs:
-    """Queries of three words, of which the first is that of the intent, and no query twice."""
-    generator, words = np.random.default_rng(seed), "abcde"
-    made = [(f"{words[i % 5]} {' '.join(generator.choice(list('fgh'), 2))}", NAMES[i % 5]) for i in range(rows)]
-    return list(dict.fromkeys(made))
-
-
-def examples(rows: int, seed: int) -> Examples:
-    """The same as examples."""
-    texts, labels = zip(*pairs(rows, seed), strict=True)
-    return Examples(list(texts), np.array(labels))
 
 
 @pytest.fixture
@@ -52,14 +37,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A data set in the form of Banking77, and another in that of CLINC150."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    Path("bank-ing").mkdir()
-    for split, rows, seed in (("train", 100, 0), ("test", 30, 1)):
-        with Path("bank-ing", f"{split}.csv").open("w", newline="") as file:
-            csv.writer(file).writerows([("text", "category"), *pairs(rows, seed)])
-    Path("clinc").mkdir()
-    splits = {"train": pairs(100, 0), "val": pairs(30, 1), "test": pairs(30, 2)}
-    outside = {f"oos_{split}": [("h h", "oos"), ("g h h h", "oos")] for split in splits}
-    Path("clinc", "data_full.json").write_text(json.dumps({**splits, **outside}))
+    write_intents(tmp_path)
     return tmp_path
 
 
@@ -97,14 +75,14 @@ def test_splits() -> None:
     banking, clinc = load_intents("bank-ing"), load_intents("clinc")
     for intents in (banking, clinc):
         assert intents.names == sorted(NAMES)
-        assert set(zip(*intents.train, strict=True)) == set(pairs(100, 0))
+        assert set(zip(*intents.train, strict=True)) == set(make_pairs(100, 0))
     held_out = set(zip(*banking.validation, strict=True))
     assert held_out.isdisjoint(zip(*banking.tuning, strict=True))
-    assert held_out.union(zip(*banking.tuning, strict=True)) == set(pairs(100, 0))
+    assert held_out.union(zip(*banking.tuning, strict=True)) == set(make_pairs(100, 0))
     assert set(banking.validation.labels) == set(NAMES)  # a tenth of every intent
     assert banking.outside_test == []
     assert clinc.tuning is clinc.train
-    assert set(zip(*clinc.validation, strict=True)) == set(pairs(30, 1))
+    assert set(zip(*clinc.validation, strict=True)) == set(make_pairs(30, 1))
     assert clinc.outside_validation == clinc.outside_test == ["h h", "g h h h"]
 
 
@@ -215,7 +193,7 @@ def test_what_is_trained_is_not_trained_again(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.usefixtures("folder")
 def test_what_was_taught_is_taken_back_from_a_copy() -> None:
-    lessons = [pair for pair in pairs(100, 0) if pair[1] in OLD]
+    lessons = [pair for pair in make_pairs(100, 0) if pair[1] in OLD]
     old = save_model("old", OLD, lessons)
     manifest = Path("old/history/manifest.json").read_bytes()
     comparison = classification.Comparison(load_intents("bank-ing"), floor=0.5, new=2)
@@ -246,8 +224,8 @@ def test_what_does_not_fit_is_refused() -> None:
 
 @pytest.mark.usefixtures("folder")
 def test_lle_answers_as_the_model_does() -> None:
-    classifier = save_model("all", NAMES, pairs(100, 0))
-    texts = examples(30, 2).texts
+    classifier = save_model("all", NAMES, make_pairs(100, 0))
+    texts = make_examples(30, 2).texts
     answers = classifier.answer(texts)
     assert [classifier.predict(text) for text in texts] == answers.labels.tolist()
     with torch.no_grad():
@@ -293,7 +271,7 @@ def test_rejection_is_counted() -> None:
 
 
 def test_the_linear_classifier_is_scikit_learns() -> None:
-    train, texts = examples(100, 0), examples(30, 2).texts
+    train, texts = make_examples(100, 0), make_examples(30, 2).texts
     peer = linear_classifier.LinearClassifier.fit(train, 1.0)
     machine = linear_classifier.LinearSVC(C=1.0, random_state=0).fit(peer.features(train.texts), train.labels)
     answers = peer.answer(texts)
@@ -320,8 +298,8 @@ def embedding() -> Any:
 
 def test_embeddings(embedding: Any) -> None:
     embed = embedding.SentenceEmbedding()
-    train, test = examples(100, 0), examples(30, 2)
-    classifier = embedding.EmbeddingClassifier.fit(embed, train, 10.0)
+    train, test = make_examples(100, 0), make_examples(30, 2)
+    classifier = logistic_regression.EmbeddingClassifier.fit(embed, train, 10.0)
     answers = classifier.answer(test.texts)
     assert (answers.labels == test.labels).mean() > 0.8
     assert ((answers.confidences > 0.2) & (answers.confidences <= 1)).all()

@@ -265,7 +265,7 @@ FAULTS = [
     (["learn", "M", "a", "--label", "label-7"], "is new (did you mean"),
     (["learn", "M", "F/contradiction.csv"], "'a' has two labels: label-0 (text 0) and label-1 (text 2)"),
     (["learn", "M", "F/gap.csv"], "the text in row 1 of"),
-    (["learn", "M", "F/unlabelled.csv"], "text 1, 'b': the label '' should be a text that is not empty"),
+    (["learn", "M", "F/unlabelled.csv"], "has no label in 'label': fill it in, or give --label"),
     (["learn", "M", "F/late.csv"], "the label 'label-9' of text 2"),
     (["learn", "F/numbers", "a", "--label", "much"], "should be a finite number"),
     (["learn", "M", "a", "--label", "label-0", "--bank", "F/train.csv"], "cannot write to the bank"),
@@ -316,7 +316,7 @@ def test_faults_are_one_line_and_change_nothing(
     (folder / "taken.csv").write_text("text,label,predicted_label\na,b,c\n")
     (folder / "contradiction.csv").write_text("text,label\na,label-0\nb,label-0\na,label-1\n")
     (folder / "gap.csv").write_text('text,label\na,label-0\n"",label-0\n')
-    (folder / "unlabelled.csv").write_text("text,label\na,label-0\nb,\n")
+    (folder / "unlabelled.csv").write_text("text,label\na,\nb, \n")
     (folder / "late.csv").write_text("text,label\na,label-0\nb,label-1\nc,label-9\n")
     before = contents(folder)
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: None)  # the Hub has owner/name

@@ -14,6 +14,7 @@ from tests.factories.classifiers import make_classifier
 IDS = torch.tensor([[3, 4, 5, 6, 7], [8, 9, 1, 1, 1]])
 MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
 ENSEMBLE = {"classifier": {"members": 2, "pooling": ["mean", "max"]}}
+ALL_WAYS = {"pooling": ["last", "max", "embeddings"]}
 
 
 def randomised(model: Any) -> Any:
@@ -41,12 +42,17 @@ def written(model: Any, folder: Path, int8: bool = False) -> Any:
         {"recurrence": "qrnn", "intermediate_size": 10, "classifier": {"members": 3, "pooling": ["attention", "max"]}},
         {"recurrence": "lstm", "stack": "plain", "classifier": {"members": 2, "pooling": ["last"]}},
         {"recurrence": "gru", "bidirectional": False, "classifier": {"pooling": ["last", "mean"]}},
+        {"stack": "plain", "embedding_size": 10, "classifier": {"members": 2, "pooling": ["embeddings", "max"]}},
+        {"classifier": {"pooling": ["last", "max"], "projection": 6}},
+        {"stack": "plain", "embedding_size": 10, "classifier": {**ALL_WAYS, "members": 2, "projection": 6}},
+        {"recurrence": "lstm", "stack": "plain", "num_hidden_layers": 1, "classifier": {"pooling": ["mean", "max"]}},
+        {"recurrence": "gru", "stack": "plain", "num_hidden_layers": 1, "classifier": {"pooling": ["mean"]}},
         {"recurrence": "qrnn", "of_tokens": True, "classifier": {"members": 2}},
         {"recurrence": "lstm", "of_tokens": True},
     ],
 )
 def test_a_graph_says_what_the_classifier_says(values: dict[str, Any], tmp_path: Path) -> None:
-    model = randomised(make_classifier(num_hidden_layers=2, **values))
+    model = randomised(make_classifier(**{"num_hidden_layers": 2, **values}))
     graph = written(model, tmp_path)
     logits, keys = graph.run(["logits", "keys"], {"input_ids": IDS.numpy(), "attention_mask": MASK.numpy()})
     with torch.no_grad():

@@ -11,7 +11,7 @@ from transformers import pipeline
 from modeling_lle.bank.files import BankError
 from modeling_lle.history.attachment import Attachment
 from tests.factories.classifiers import make_classifier, make_taught_classifier
-from tests.factories.texts import WORD_TOKENIZER, encode_texts
+from tests.factories.texts import WORD_TOKENIZER, encode_texts, make_texts
 
 MULTI = "multi_label_classification"
 TEXTS = ["a b c", "d e", "g h"]
@@ -193,6 +193,18 @@ def test_calibration_lowers_the_loss() -> None:
         model.calibrate(held, fixed=["sharpnes"])
     with pytest.raises(ValueError, match="no bank is attached"):
         make_classifier().calibrate(held)
+
+
+@pytest.mark.parametrize(("count", "hides"), [(2, False), (3, True), (4, True), (5, True)])
+def test_calibration_also_predicts_labels_that_are_hidden_from_the_base(count: int, hides: bool) -> None:
+    model, texts = make_classifier(labels=count), list(dict.fromkeys(make_texts(30, 5, seed=3)))
+    numbers = [row % count for row in range(len(texts))]
+    model.learn(texts, [f"label-{number}" for number in numbers], WORD_TOKENIZER)
+    held = [{**encode_texts(f"{text} a"), "labels": torch.tensor([n])} for text, n in zip(texts, numbers, strict=True)]
+    with torch.no_grad():
+        plain = float(torch.stack([model(**batch).loss for batch in held]).mean())
+    measured = model.calibrate(held, steps=1)["before_nats"]
+    assert (abs(measured - plain) > 1e-3) is hides
 
 
 def test_calibration_on_labels_that_only_the_bank_knows() -> None:

@@ -90,6 +90,7 @@ class Classifier(Model):
     def classify(self, texts: Sequence[str], use_history: bool = True, top: int = 3) -> list[Any]:
         """For each text, or each of its tokens, the `label` with its `score`, the `scores` of all labels, the share of
         the base and of the `top` examples, and where it was fitted the score of `out_of_scope`."""
+        _check_listed(texts)
         results: list[Any] = []
         for start in range(0, len(texts), 32):
             logits, keys, mask = self._run(texts[start : start + 32])
@@ -188,6 +189,7 @@ class Classifier(Model):
         kind = self.export["classifier"]["kind"]
         if self.export["task"] == "token-classification":
             raise RunError("words are taught with modeling_lle: use `learn` there, and export the model again")
+        _check_listed(texts)
         given = dict(zip(texts, (outcome(label, kind) for label in labels), strict=True))
         with _writing(self.folder / "bank"):
             self._read_bank()
@@ -213,6 +215,7 @@ class Classifier(Model):
         """Takes back the examples for which all that is given holds, from the disk as well; returns how many."""
         if texts is None and label is None and source is None:
             raise RunError("nothing to forget: give texts, a label (--label) or a source (--source)")
+        _check_listed(texts or ())
         name = None if label is None else outcome(label, self.export["classifier"]["kind"])
         with _writing(self.folder / "bank"):
             self._read_bank()
@@ -265,6 +268,12 @@ class Classifier(Model):
             if path.name not in {"bank.json", "lock", *about["files"].values()}:
                 with contextlib.suppress(OSError):  # Windows keeps files that another program has mapped
                     path.unlink()
+
+
+def _check_listed(texts: Sequence[str]) -> None:
+    """Raises a RunError if texts are a single one, whose characters would be taken for texts."""
+    if isinstance(texts, str):
+        raise RunError(f"texts are a list: give [{texts!r:.60}]")
 
 
 @contextlib.contextmanager

@@ -27,6 +27,7 @@ FORMAT = 1
 CANDIDATES = 1024  # entries whose exact similarity is computed, at least
 HASHED = 1 << 26  # bytes; of larger files only the size is checked when a model is loaded
 SMALL = 1 << 20  # bytes; larger files of a bank are mapped
+KEPT = 1 << 24  # bytes; arrays of a bank up to this size are kept in float32
 TINY = np.finfo(np.float32).tiny
 
 
@@ -185,6 +186,7 @@ class Bank:
 
     def __init__(self, folder: Path, about: dict[str, Any], arrays: dict[str, Any]) -> None:
         self.folder, self.about, self.arrays = folder, about, arrays
+        self._kept: dict[str, np.ndarray] = {}
 
     @classmethod
     def read(cls, folder: Path) -> "Bank | None":
@@ -209,6 +211,15 @@ class Bank:
     def __len__(self) -> int:
         return len(self.arrays["keys"])
 
+    def _floats(self, name: str, converted: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """An array in float32, kept if it is small, as its conversion takes most of the time of a search."""
+        if name in self._kept:
+            return self._kept[name]
+        floats = converted(self.arrays[name])
+        if floats.nbytes <= KEPT:
+            self._kept[name] = floats
+        return floats
+
     def search(self, queries: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
         """Cosines (n, K) and indices (n, K) of the nearest entries of states (n, S), K = min(number, N)."""
         found = [self._nearest(query, min(number, len(self))) for query in self.keys_of(queries)]
@@ -223,7 +234,8 @@ class Bank:
 
     def _nearest(self, query: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
         index = self._candidates(query, max(CANDIDATES, 4 * number))
-        cosines = from_bfloat16(self.arrays["keys"] if index is None else self.arrays["keys"][index]) @ query
+        keys = self._floats("keys", from_bfloat16) if index is None else from_bfloat16(self.arrays["keys"][index])
+        cosines = keys @ query
         best = np.argsort(-cosines, kind="stable")[:number]
         return cosines[best], best if index is None else index[best]
 
@@ -234,7 +246,7 @@ class Bank:
         along, codes = self.arrays["axes"] @ query, self.arrays["codes"]
         weights = along * self.arrays["steps"]
         if "starts" not in self.arrays:
-            return np.sort(_largest(codes.astype(np.float32) @ weights, number))
+            return np.sort(_largest(self._floats("codes", np.float32) @ weights, number))
         starts = self.arrays["starts"]
         lists = np.sort(_largest(self.arrays["centroids"] @ np.append(along, np.float32(1)), self.about["probes"]))
         ranges = list(zip(starts[lists].tolist(), starts[lists + 1].tolist(), strict=True))

@@ -1,7 +1,8 @@
 """Peers of LLE, written from their papers: other methods that learn from text read.
 
 Each reads a text once, as one row with carried state, and predicts each token before reading it. Peer classifiers are
-in linear_classifier, sentence_embedding and small_encoder, which need the extra "benchmark" and are imported on use.
+in linear_classifier, logistic_regression, sentence_embedding, encoders, fine_tuned and small_encoder, which need the
+extra "benchmark" or packages that they name, and are imported on use.
 """
 
 from .dynamic_evaluation import DynamicEvaluation, root_mean_squares

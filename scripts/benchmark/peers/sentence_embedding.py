@@ -1,20 +1,18 @@
-"""Pretrained sentence embeddings of wordllama, with a logistic regression, and with nearest neighbours.
+"""Pretrained sentence embeddings of wordllama, and nearest neighbours among them.
 
 The embedding of a query is the normalised mean of 256-dimensional token embeddings. They were distilled from large
 language models, so this peer has seen far more text than the data set. Nearest neighbours learn later intents by
-storing
-their queries, without gradients:
+storing their queries, without gradients:
 
     p(y | query) ∝ sum over the k nearest (key, label) of [label = y] exp(sharpness cosine(query, key))
 
 Notable: wordllama's wheel includes the model, so nothing is downloaded; version 0.4 finds its tokenizer only if its
-own folder is given as the cache. The out-of-scope score is the negative largest logit, or the negative cosine of the
-nearest neighbour. Shapes: Q queries, N examples, D width, K neighbours, L intents.
+own folder is given as the cache. The out-of-scope score is the negative cosine of the nearest neighbour. Shapes: Q
+queries, N examples, D width, K neighbours, L intents.
 """
 
 import itertools
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,18 +22,14 @@ from ..intents import Answers, Examples
 
 try:
     import wordllama
-    from sklearn.linear_model import LogisticRegression
 except ImportError as error:
-    raise ImportError(
-        "sentence embeddings need wordllama and scikit-learn: pip install modeling_lle[benchmark]"
-    ) from error
+    raise ImportError("sentence embeddings need wordllama: pip install modeling_lle[benchmark]") from error
 
 FOLDER = Path(wordllama.__file__).parent
 FILES = (
     FOLDER / "weights" / "l2_supercat_256.safetensors",
     FOLDER / "tokenizers" / "l2_supercat_tokenizer_config.json",
 )
-PENALTIES = (1.0, 3.0, 10.0, 30.0, 100.0)  # C of scikit-learn: smaller is stronger regularisation
 NEIGHBOURS = (1, 5, 10, 20, 40)
 SHARPNESS = (0.0, 5.0, 10.0, 20.0, 40.0)
 CHUNK = 512  # queries compared with all keys at once
@@ -55,37 +49,6 @@ class SentenceEmbedding:
     def bytes(self) -> int:
         """Bytes of weights and tokenizer."""
         return sum(file.stat().st_size for file in FILES)
-
-
-class EmbeddingClassifier:
-    """A logistic regression on embeddings.
-
-    Args:
-        embed: Embeddings.
-        regression: Fitted `LogisticRegression` of at least three intents.
-    """
-
-    def __init__(self, embed: SentenceEmbedding, regression: Any) -> None:
-        self.embed = embed
-        self.labels = regression.classes_
-        self.weights = regression.coef_.T.astype(np.float32)
-        self.biases = regression.intercept_.astype(np.float32)
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of embeddings, weights and biases."""
-        return self.embed.bytes + self.weights.nbytes + self.biases.nbytes
-
-    def answer(self, texts: list[str]) -> Answers:
-        """Labels of Q queries, with negative largest logits and probabilities."""
-        logits = self.embed(texts) @ self.weights + self.biases
-        largest = logits.max(1)
-        return Answers(self.labels[logits.argmax(1)], -largest, 1 / np.exp(logits - largest[:, None]).sum(1))
-
-    @classmethod
-    def fit(cls, embed: SentenceEmbedding, examples: Examples, penalty: float) -> "EmbeddingClassifier":
-        """Learns from queries and their intents."""
-        return cls(embed, LogisticRegression(C=penalty, max_iter=1000).fit(embed(examples.texts), examples.labels))
 
 
 class EmbeddingNeighbours:

@@ -98,6 +98,9 @@ def test_what_is_forgotten_is_gone_from_the_disk(run: Any) -> None:
         (lambda model: model.forget(label="label-0"), "no example with all"),
         (lambda model: model.forget(), "nothing to forget"),
         (lambda model: model.classify([""]), "no token"),
+        (lambda model: model.classify("c d"), r"texts are a list: give \['c d'\]"),
+        (lambda model: model.learn("c d", ["label-0"]), "texts are a list"),
+        (lambda model: model.forget("c d"), "texts are a list"),
     ],
 )
 def test_what_cannot_be_taught_is_refused_and_changes_nothing(run: Any, call: Any, message: str) -> None:
