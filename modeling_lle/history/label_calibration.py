@@ -76,9 +76,9 @@ def fit_labels(
 ) -> dict[str, float]:
     """Fits the parameters `CALIBRATED` of both sections, without `fixed`, by gradient descent on the mixture's loss.
 
-    With one label a text, half of the loss is that of texts and examples of labels which the base is made not to know,
-    each in its turn, with the examples of the other labels and without: else a bank that adds nothing to what the base
-    knows would learn to keep silent.
+    With one label a text and examples in the bank, half of the loss is that of texts and examples of labels which the
+    base is made not to know, each in its turn, with the examples of the other labels and without: else a bank that adds
+    nothing to what the base knows would learn to keep silent.
 
     Returns:
         `predictions`, and the losses `base_nats` (of the labels that the base knows), `before_nats`, `after_nats`.
@@ -138,7 +138,8 @@ class _Descent:
         recalled = Answered(answered.logits, answered.labels, nearest)
         trials = [(recalled, space)]
         folds = min(FOLDS, space.trained)
-        if kind == SINGLE and space.trained > 2:  # a base that knows one label only says nothing
+        # A base that knows one label only says nothing, and neither does a bank without examples.
+        if kind == SINGLE and space.trained > 2 and bool((recalled.found.counts > 0).any()):
             for fold in range(folds):
                 hidden = torch.arange(space.trained) % folds == fold
                 trials += [_without(recalled, space, hidden, False), _without(answered, space, hidden, True)]
