@@ -77,8 +77,8 @@ def fit_labels(
     """Fits the parameters `CALIBRATED` of both sections, without `fixed`, by gradient descent on the mixture's loss.
 
     With one label a text and examples in the bank, half of the loss is that of texts and examples of labels which the
-    base is made not to know, each in its turn, with the examples of the other labels and without: else a bank that adds
-    nothing to what the base knows would learn to keep silent.
+    base is made not to know, each in its turn, with the examples of the other labels and without: else a bank that
+    adds nothing to what the base knows would learn to keep silent.
 
     Returns:
         `predictions`, and the losses `base_nats` (of the labels that the base knows), `before_nats`, `after_nats`.
