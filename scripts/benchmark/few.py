@@ -9,7 +9,7 @@ examples of each intent of a data set, and has, where it exists,
     out_of_scope_recall            `--keep` of the rightly labelled validation queries are accepted
     seconds_training, ..processor  from texts on with the chosen penalty, by the clock and of the processor, one thread
     seconds_search                 of choosing the penalty
-    minutes_before                 of distillation, once for a data set
+    minutes_before                 of the processor for distillation, once for a data set
     ms, ms_onnxruntime, ms_int8    of the processor for a query, tokens included, one thread, all methods in turn
     times_encoder                  all-MiniLM-L6-v2 in onnxruntime over the method's fastest form but int8
     bytes                          weights, tokenizer and bank on disk

@@ -245,7 +245,7 @@ def lle_distilled(setting: Setting, drawn: Draw) -> Fitted:
 
 
 def _distil(setting: Setting, folder: Path) -> float:
-    """Minutes of distillation into the folder; it is kept for all examples and draws."""
+    """Minutes of the processor for distillation into the folder; it is kept for all examples and draws."""
     file = folder / "minutes.json"
     if not file.is_file():
         from .peers.exported import encoder_folder
@@ -256,7 +256,7 @@ def _distil(setting: Setting, folder: Path) -> float:
         pipeline, cost = costly(lambda: _teach(examples, SEED, **options))
         pipeline.model.save_pretrained(folder)
         pipeline.tokenizer.save_pretrained(folder)
-        file.write_text(json.dumps(cost.wall / 60), encoding="utf-8")
+        file.write_text(json.dumps(cost.processor / 60), encoding="utf-8")
     return float(json.loads(file.read_text(encoding="utf-8")))
 
 
