@@ -18,6 +18,7 @@ Shapes: B texts, T tokens, D width of keys, N entries, K neighbours, C trained l
 import argparse
 import contextlib
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -33,10 +34,8 @@ from .core import (
     RunError,
     features,
     from_bfloat16,
-    gate,
     log_softmax,
     np,
-    recall,
     run_command,
     to_bfloat16,
 )
@@ -76,6 +75,24 @@ def seen_of(logits: np.ndarray, kind: str) -> np.ndarray:
         both = -np.logaddexp(0, np.stack([-logits, logits], -1))
         return features(np.maximum(both, np.log(TINY))).mean(0)
     return np.zeros(2)
+
+
+def recall_one(scores: np.ndarray) -> tuple[np.ndarray, float]:
+    """Weights (K,) and mass of the kernel scores (K,) of one text; `recall` for several of them."""
+    most = float(scores.max(initial=-np.inf))
+    if most == -math.inf:
+        return np.zeros_like(scores), most
+    weights = np.exp(scores - most)
+    total = float(weights.sum())
+    return weights / total, most + math.log(total)
+
+
+def share_of(mass: float, seen: np.ndarray, numbers: Sequence[float]) -> float:
+    """Share of the bank in the prediction of one text; `gate` for several of them."""
+    if mass == -math.inf:
+        return 0.0
+    bias, of_mass, *weights = numbers
+    return float(np.exp(-np.logaddexp(0, -(bias + of_mass * mass + float(seen @ np.asarray(weights))))))
 
 
 class Classifier(Model):
@@ -131,25 +148,29 @@ class Classifier(Model):
         base = base_of(logits, own["kind"])
         names, base_share, examples = own["labels"], 1.0, []
         labels = scope = base
-        mass = -np.inf
+        mass = -math.inf
         if use_history and self.bank:
             names, votes, outcomes = self._space
             cosines, index = (part[0] for part in self.bank.search(key[None], numbers["neighbours"]))
             said, scores = votes[outcomes[index]], numbers["sharpness"] * (cosines - 1)
-            strange = said[:, len(base) :].any(1) & (own["kind"] == SINGLE)
-            seen, seen_mass = recall(np.where(strange, -np.inf, scores)[None])
-            unseen, unseen_mass = recall(np.where(strange, scores, -np.inf)[None])
-            known = np.logaddexp(
-                seen_mass + numbers["sharpness"] * own["margin"], numbers["sharpness"] * (own["background"] - 1)
-            )
-            unseen = unseen[0] * np.exp(-np.logaddexp(0, known - unseen_mass))
-            recalled = (seen[0] + unseen) @ said
-            shares = gate([seen_mass], seen_of(logits, own["kind"])[None], [numbers["gate"]])[0] * (1 - unseen.sum())
-            trained, novel = recalled[: len(base)], recalled[len(base) :]
-            labels = np.concatenate([shares[0] * base + shares[1] * trained, novel])
-            scope = np.concatenate([(1 - unseen.sum()) * base, novel])
-            moved, base_share = seen[0] * shares[1] + unseen, float(shares[0])
-            mass = np.logaddexp(seen_mass, unseen_mass)[0]
+            unseen, taken, unseen_mass = np.zeros_like(scores), 0.0, -math.inf
+            if own["kind"] == SINGLE and len(names) > len(base):
+                strange = said[:, len(base) :].any(1)
+                unseen, unseen_mass = recall_one(np.where(strange, scores, -np.inf))
+                scores = np.where(strange, -np.inf, scores)
+            seen, seen_mass = recall_one(scores)
+            if unseen_mass > -math.inf:
+                known = np.logaddexp(
+                    seen_mass + numbers["sharpness"] * own["margin"], numbers["sharpness"] * (own["background"] - 1)
+                )
+                unseen = unseen * np.exp(-np.logaddexp(0, known - unseen_mass))
+                taken = float(unseen.sum())
+            share = share_of(seen_mass, seen_of(logits, own["kind"]), numbers["gate"]) * (1 - taken)
+            base_share, moved = 1 - taken - share, share * seen + unseen
+            recalled = (seen + unseen) @ said
+            labels = np.concatenate([base_share * base + share * recalled[: len(base)], recalled[len(base) :]])
+            scope = np.concatenate([(1 - taken) * base, recalled[len(base) :]])
+            mass = np.logaddexp(seen_mass, unseen_mass)
             for place in np.argsort(-moved, kind="stable")[:top]:
                 text, label, _ = self.bank.arrays["examples"][index[place]]
                 examples.append({"text": text, "label": label, "share": float(moved[place])})
