@@ -195,6 +195,13 @@ def test_calibration_lowers_the_loss() -> None:
         make_classifier().calibrate(held)
 
 
+def test_a_few_texts_do_not_set_a_gate_without_bounds() -> None:
+    model, texts, labels = make_taught_classifier(40)
+    held = [{**encode_texts(texts[row]), "labels": torch.tensor([int(labels[row][-1])])} for row in range(4)]
+    model.calibrate(held, steps=200)  # the bank is always right
+    assert max(map(abs, model.config.bank.gate)) < 30
+
+
 @pytest.mark.parametrize(("count", "hides"), [(2, False), (3, True), (4, True), (5, True)])
 def test_calibration_also_predicts_labels_that_are_hidden_from_the_base(count: int, hides: bool) -> None:
     model, texts = make_classifier(labels=count), list(dict.fromkeys(make_texts(30, 5, seed=3)))

@@ -51,6 +51,13 @@ def test_members_with_embeddings_beside_them_are_trained_apart(projection: int) 
     assert gradient[:, 10:].any()
 
 
+@pytest.mark.parametrize("members", [1, 2])
+def test_what_each_member_projects_has_the_root_mean_square_1(members: int) -> None:
+    model = make_classifier(**WIDE, classifier={"pooling": ["max"], "members": members, "projection": 4})
+    pooled = model.pooled(make_ids(3, 6)).unflatten(-1, (members, 4))
+    torch.testing.assert_close(pooled.square().mean(-1), torch.ones(3, members))
+
+
 def test_where_embeddings_of_another_width_cannot_be_is_told() -> None:
     with pytest.raises(ValueError, match=r"embedding_size is 10 and hidden_size 6; make them equal, or choose stack="):
         make_classifier(embedding_size=10)
