@@ -384,7 +384,7 @@ def _begin_with(path: str, config: LLEConfig, begin: LLEConfig) -> LLEForSequenc
     weights = LLEForSequenceClassification.from_pretrained(path, config=own).state_dict()
     model = LLEForSequenceClassification(config)
     model.load_state_dict(
-        {name: own for name, own in weights.items() if not name.startswith("classifier.")}, strict=False
+        {name: weight for name, weight in weights.items() if not name.startswith("classifier.")}, strict=False
     )
     return model
 

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from .adversarial import AdversarialTrainer
 from .distillation import distance
 
+SLOW: Final = 0.1  # learning rate of slowly trained embeddings, as a share of that of the other weights
+
 
 class Lessons(NamedTuple):
     """What a teacher says of the training texts.
@@ -19,9 +21,6 @@ class Lessons(NamedTuple):
 
     embeddings: Tensor
     weight: float
-
-
-SLOW: Final = 0.1  # learning rate of slowly trained embeddings, as a share of that of the other weights
 
 
 class ClassifierTrainer(AdversarialTrainer):
@@ -38,7 +37,7 @@ class ClassifierTrainer(AdversarialTrainer):
         self,
         embeddings_training: Literal["trained", "slow", "frozen"],
         embeddings: nn.Module,
-        lessons: "Lessons | None",
+        lessons: Lessons | None,
         *more: Any,
         **arguments: Any,
     ) -> None:

@@ -159,7 +159,7 @@ def distil(
     arguments: TrainingArguments,
     epochs: float,
     callbacks: Sequence[TrainerCallback] = (),
-) -> float:
+) -> None:
     """Trains a classifier in place, all but its output layer, to embed texts as a teacher does.
 
     Args:
@@ -170,10 +170,7 @@ def distil(
         arguments: Arguments of the subsequent training; its specific ones are ignored.
         epochs: Passes over the texts.
         callbacks: Of the Trainer.
-
-    Returns:
-        The minutes taken.
     """
     texts = texts.add_column("rows", list(range(len(texts))))
     student, collate = Student(model, embeddings), DataCollatorWithPadding(tokenizer)
-    return train_stage(student, texts, collate, arguments, epochs, "Distilling", callbacks)
+    train_stage(student, texts, collate, arguments, epochs, "Distilling", callbacks)

@@ -1,10 +1,9 @@
 """Classifiers from a few examples of each label: `teach`, and the recipes behind it.
 
 Notable: a text to classify has words that none of a few examples has, so the classifier begins with pretrained
-embeddings of all words. They stay as they are, and the mean of those of a text is its state: from five examples of
-each label of Banking77, trained embeddings and a trained LSTM were less accurate. What a network can learn, it learns
-from a sentence encoder, on texts without labels. The output layer is a logistic regression. A fifth of the examples
-is held out to fit the rule of the bank; then all are trained on and taught.
+embeddings of all words. They stay as they are, and the mean of those of a text is its state; a network is trained only
+where a sentence encoder teaches it, on texts without labels. The output layer is a logistic regression. A fifth of the
+examples is held out to fit the rule of the bank; then all are trained on and taught.
 """
 
 import copy
@@ -147,7 +146,9 @@ def _recipe(
 ) -> dict[str, Any]:
     """Values of the recipe that suits the arguments of `teach`."""
     if unlabelled and teacher is None:
-        raise ValueError("unlabelled texts are for a teacher: name one, such as teacher='all-MiniLM-L6-v2'")
+        raise ValueError(
+            "unlabelled texts are for a teacher: name one, such as sentence-transformers/all-MiniLM-L6-v2"
+        )
     if encoder is not None:
         if teacher is not None:
             raise ValueError("an encoder has learned from its teacher already: leave teacher and unlabelled out")
