@@ -20,6 +20,13 @@ _PIECES = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
+# Placeholders and markup of software, %(name)s, %1$s, %{n}, {name}, ${name}, <b>, &lt; and the sign before a key that
+# selects an item, _File or Sa&ve.
+_PLACEHOLDERS = (
+    r"[ ]?(?:%\(\w+\)[a-zA-Z]|%<\w+>[a-zA-Z]|%\{[\w.]+\}|%(?:\d+\$)?[-+#0]*[\d*]*(?:\.[\d*]+)?(?:hh?|ll?|[Lqjzt])?[a-zA-Z@%]"
+    r"|%[1-9]|\$?\{[^{}\s]*\}|\{\{[^{}\n]*\}\}|</?[a-zA-Z][^<>\n]*>|&#?\w+;|[_&](?=\p{L}))"
+)
+
 
 class LLETokenizer(PreTrainedTokenizerFast):
     """Tokenizer of LLE models; `train` makes one, `from_pretrained` and `AutoTokenizer` load it.
@@ -45,6 +52,7 @@ class LLETokenizer(PreTrainedTokenizerFast):
         kind: Literal["bpe", "word"] = "bpe",
         lowercase: bool = False,
         ends_texts: bool = False,
+        placeholders: bool = False,
     ) -> "LLETokenizer":
         """Trains a tokenizer.
 
@@ -57,13 +65,20 @@ class LLETokenizer(PreTrainedTokenizerFast):
                 for classifiers, wrong where text is to be written.
             ends_texts: Whether every text gets an `<eos>` at its end, and padding comes after it: right for
                 translators, whose texts have a beginning and an end, wrong where one is to be continued.
+            placeholders: Whether placeholders, markup and the signs of keys (`%s`, `{name}`, `<b>`, the `_` of `_File`)
+                stand apart from the words beside them, for messages of software; needs kind "bpe".
 
         Returns:
             A tokenizer with at most `vocab_size` types, fewer where `texts` do not hold so many.
         """
         if kind not in ("bpe", "word"):
             raise ValueError(f"kind must be 'bpe' or 'word', got {kind!r}")
-        tokenizer = (cls._train_bpe if kind == "bpe" else cls._train_words)(texts, vocab_size, lowercase)
+        if kind == "word" and placeholders:
+            raise ValueError("words are split at blanks only: placeholders=True needs kind='bpe'")
+        if kind == "word":
+            tokenizer = cls._train_words(texts, vocab_size, lowercase)
+        else:
+            tokenizer = cls._train_bpe(texts, vocab_size, lowercase, placeholders)
         if ends_texts:
             end = tokenizer.eos_token
             tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
@@ -73,8 +88,10 @@ class LLETokenizer(PreTrainedTokenizerFast):
         return tokenizer
 
     @classmethod
-    def _train_bpe(cls, texts: Iterable[str], vocab_size: int | None, lowercase: bool) -> "LLETokenizer":
-        template = cls._bpe_template(lowercase)
+    def _train_bpe(
+        cls, texts: Iterable[str], vocab_size: int | None, lowercase: bool, placeholders: bool
+    ) -> "LLETokenizer":
+        template = cls._bpe_template(lowercase, placeholders)
         least = BYTE_VALUES + len(template)
         if vocab_size is None or vocab_size < least:
             raise ValueError(
@@ -86,14 +103,15 @@ class LLETokenizer(PreTrainedTokenizerFast):
         )
 
     @classmethod
-    def _bpe_template(cls, lowercase: bool) -> "LLETokenizer":
+    def _bpe_template(cls, lowercase: bool, placeholders: bool = False) -> "LLETokenizer":
         """The untrained byte-level BPE: special tokens only."""
+        pieces = f"{_PLACEHOLDERS}|{_PIECES}" if placeholders else _PIECES
         backend = Tokenizer(models.BPE())
         if lowercase:
             backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.Prepend(" ")])
         backend.pre_tokenizer = pre_tokenizers.Sequence(
             [
-                pre_tokenizers.Split(Regex(_PIECES), "isolated"),
+                pre_tokenizers.Split(Regex(pieces), "isolated"),
                 pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
             ]
         )

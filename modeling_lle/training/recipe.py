@@ -93,12 +93,14 @@ class TokenizerArguments:
         kind: "bpe", byte-level pieces, or "word", whitespace tokens as in the classic benchmarks.
         vocab_size: V; None, for words only: all types.
         lowercase: Whether to convert text to lower case.
+        placeholders: Whether placeholders and markup of software are pieces of their own.
     """
 
     path: str | None = None
     kind: Literal["bpe", "word"] = "bpe"
     vocab_size: int | None = None
     lowercase: bool = False
+    placeholders: bool = False
 
 
 @dataclasses.dataclass

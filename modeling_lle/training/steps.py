@@ -167,7 +167,9 @@ def make_tokenizer(recipe: Recipe, texts: Iterable[str], ends_texts: bool = Fals
     path = arguments.path or recipe.model.get("path")
     if path:
         return AutoTokenizer.from_pretrained(path)
-    return LLETokenizer.train(texts, arguments.vocab_size, arguments.kind, arguments.lowercase, ends_texts)
+    return LLETokenizer.train(
+        texts, arguments.vocab_size, arguments.kind, arguments.lowercase, ends_texts, arguments.placeholders
+    )
 
 
 @torch.no_grad()
