@@ -92,6 +92,18 @@ def four_numbers(default: Callable[[], list[float]]) -> Any:
     return validated_field(check, default_factory=default)
 
 
+def numbers_or_none(count: int) -> Any:
+    """A dataclass field for a list of `count` numbers, or an empty one."""
+
+    def check(value: Any) -> None:
+        if len(value) not in (0, count):
+            raise ValueError(f"must hold {count} numbers, or none; got {value!r}")
+        for number in value:
+            _check_bounds(number, -MAX_FITTED, MAX_FITTED)
+
+    return validated_field(check, default_factory=list)
+
+
 def poolings() -> Any:
     """A dataclass field for a list of ways of pooling."""
 

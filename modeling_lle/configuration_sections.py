@@ -12,6 +12,7 @@ from .configuration_fields import (
     MAX_WINDOW,
     as_section,
     four_numbers,
+    numbers_or_none,
     poolings,
     probability,
     section,
@@ -129,12 +130,14 @@ class TranslatorConfig:
         share_embeddings: Whether source and target share one embedding matrix; needs `tie_word_embeddings`.
         sentences: Sentence pairs of the memory that a sentence recalls from, those with the most similar sources
             (entries/pairs.py); all of their entries are candidates, whatever `history.bank.neighbours` says.
+        confidence: Bias and weights of the confidence in a translation (pipelines/confidence.py); none until fitted.
     """
 
     num_encoder_layers: int = within(1, 1, MAX_LAYERS)
     num_attention_heads: int = within(4, 1, MAX_WIDTH)
     share_embeddings: bool = True
-    sentences: int = within(4, 1, 1024)
+    sentences: int = within(8, 1, 1024)
+    confidence: list[float | int] = numbers_or_none(5)  # noqa: RUF009
 
 
 @strict

@@ -209,7 +209,8 @@ def test_saving_and_loading(tmp_path: Path) -> None:
         "stream": {"window": 9, "sharpness": 3, "recency": 0, "gate": [1, 2.5, 3, 4], "generated": True},
         "matches": {"window": 99, "longest": 7, "neighbours": 6, "sharpness": 5, "recency": 0.1, "gate": [4, 3, 2, 2]}
         | {"agreement": 0.5, "success": -1},
-        "bank": {"neighbours": 8, "sharpness": 2.5, "gate": [1, 2, 3, 4], "skip_above": 0.5, "search": "fast"},
+        "bank": {"neighbours": 8, "sharpness": 2.5, "gate": [1, 2, 3, 4], "skip_above": 0.5, "search": "fast"}
+        | {"match": 1.5, "continuation": -2, "length": 0.5},
         "bank_matches": {"longest": 9, "neighbours": 5, "sharpness": 4, "gate": [2, 1, 3, 4]},
         "update": {"scope": "low-rank", "every": 7, "rate": 0.5, "decay": 0.1, "momentum": 0.2}
         | {"preconditioning": 1.0, "rank": 5, "generated": True},
@@ -218,6 +219,7 @@ def test_saving_and_loading(tmp_path: Path) -> None:
     classifier = {"members": 2, "pooling": ["last"], "projection": 3, "background": 0.7, "margin": 0.02}
     classifier["out_of_scope"] = {"weights": [1, 2, 3, 4], "threshold": 0.5}
     translator = {"num_encoder_layers": 3, "num_attention_heads": 2, "share_embeddings": False, "sentences": 3}
+    translator["confidence"] = [1, -2, 3, 0.5, 4]
     sections = {"classifier": classifier, "translator": translator, "history": history}
     config = LLEConfig(vocab_size=20, recurrence="qrnn", stack="residual", eos_token_id=[1, 2], **sections)
     config.save_pretrained(tmp_path)

@@ -41,6 +41,7 @@ UPDATE = {"scope": "head", "every": 7, "rate": 0.5, "decay": 0.1, "momentum": 0.
 TRAINING = {"window": 5, "other_rows": False, "warm_up": 0.5, "sharpness": 2.0, "gate": GATE}
 # What they are read as: version 1 had no such field.
 STREAM_NOW, UPDATE_NOW = {**STREAM, "generated": False}, {**UPDATE, "generated": False}
+BANK_NOW = {**BANK, "match": 0.0, "continuation": 0.0, "length": 0.0}
 OTHER = {"vocab_size": 30, "bos_token_id": 1, "eos_token_id": [2, 3], "pad_token_id": 4, "note": "mine"}
 OTHER |= {"tie_word_embeddings": False, "use_cache": False, "use_history": False, "dtype": "float32"}
 
@@ -74,6 +75,7 @@ BACKBONE_NOW = {**BACKBONE, "embedding_size": None}  # that version had none
 CLASSIFIER = {"members": 2, "pooling": ["last", "attention"], "background": 0.6, "margin": 0.01}
 CLASSIFIER |= {"projection": 0, "out_of_scope": OUT_OF_SCOPE}  # likewise
 TRANSLATOR = {"num_encoder_layers": 2, "num_attention_heads": 3, "share_embeddings": False, "sentences": 7}
+TRANSLATOR |= {"confidence": []}
 DEFAULT = LLEConfig().to_dict()
 
 
@@ -88,7 +90,7 @@ def test_the_dictionary_here_covers_every_field() -> None:
     defaults = dataclasses.asdict(BackboneConfig())
     assert not [name for name, value in BACKBONE.items() if value == defaults[name]]
     places = {path.rpartition(".")[2] for path in MOVED}
-    assert places == {*CLASSIFIER, *TRANSLATOR} - {"projection"}
+    assert places == {*CLASSIFIER, *TRANSLATOR} - {"projection", "confidence"}
 
 
 @pytest.mark.parametrize("architecture", [None, "LLEModel", "SomebodysModel"])
@@ -101,7 +103,7 @@ def test_every_field_finds_its_section(tmp_path: Path, architecture: str | None)
     assert values["classifier"] == CLASSIFIER
     assert values["translator"] == TRANSLATOR
     new = {name: DEFAULT["history"][name] for name in ("matches", "bank_matches")}  # that version had none
-    sections = {"stream": STREAM_NOW, **new, "bank": BANK, "update": UPDATE_NOW, "training": TRAINING}
+    sections = {"stream": STREAM_NOW, **new, "bank": BANK_NOW, "update": UPDATE_NOW, "training": TRAINING}
     assert values["history"] == sections
     assert {name: values[name] for name in OTHER} == OTHER
     assert config.config_version == 2
@@ -127,7 +129,7 @@ def test_sections_that_the_model_did_not_read_are_left_out(
     values = read(tmp_path, saved(architecture)).to_dict()
     flat = {**values, **values["history"]}
     default = {**DEFAULT, **DEFAULT["history"]}
-    assert flat["bank"] == BANK
+    assert flat["bank"] == BANK_NOW
     for name in ("classifier", "translator", "stream", "update", "training"):
         assert flat[name] == sections.get(name, default[name])
         assert (f"{name} of the saved configuration: ignored" in caplog.text) == (name not in sections)
