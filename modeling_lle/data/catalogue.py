@@ -32,7 +32,9 @@ _STATEMENT = re.compile(
 _ESCAPE = re.compile(r"(?P<bytes>(?:\\[0-7]{1,3}|\\x[0-9A-Fa-f]+)+)|\\(?P<character>.)")
 _CHARACTERS = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v", "\\": "\\", '"': '"'}
 _FORMS = re.compile(r"^Plural-Forms:.*\bnplurals\s*=\s*([1-9])\b", re.MULTILINE)
-_LANGUAGE = re.compile(r"^Language:[ \t]*([A-Za-z]{2,3}(?:[_-][A-Za-z0-9]+)*)(?:[.@]\S*)?[ \t]*$", re.MULTILINE | re.IGNORECASE)
+_LANGUAGE = re.compile(
+    r"^language:[ \t]*([a-z]{2,3}(?:[_-][a-z0-9]+)*)(?:[.@]\S*)?[ \t]*$", re.MULTILINE | re.IGNORECASE
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -420,6 +422,6 @@ def check_language(header: str, wanted: str, path: str | Path) -> None:
     language = named[1] if named else None
     if language is not None and match_language(wanted, [language]) is None:
         raise ValueError(
-            f"{str(path)!r} is a catalogue of {language!r} by its header, and the target language is {wanted!r}: leave "
-            f"the file out, give {language} as target_language, or mend the line Language of its header"
+            f"{str(path)!r} is a catalogue of {language!r} by its header, and the target language is {wanted!r}: "
+            f"leave it out, give {language} as target_language, or mend the line Language of its header"
         )

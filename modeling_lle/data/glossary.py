@@ -1,8 +1,8 @@
 """Glossaries: terms with the translations that a client wants, found in a source and checked in a translation.
 
-Notable: nothing is known of the grammar of a language. A term of the source may have a usual ending ("files", "entries");
-one of a translation is any word that begins with its stem, that ends with it, or has it within, as compounds do
-("Dateien", "Systemdatei"), accents apart ("Häuser" of "Haus").
+Notable: nothing is known of the grammar of a language. A term of the source may have a usual ending ("files",
+"entries"); one of a translation is any word that has its stem, as inflected words and compounds do ("Dateien",
+"Systemdatei"), accents apart ("Häuser" of "Haus").
 """
 
 import functools
@@ -149,8 +149,8 @@ def load_glossary(
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file has another ending or is unreadable, a side is blank, or a language is missing; the message
-            names the line.
+        ValueError: The file has another ending or is unreadable, a side is blank, or a language is missing; the
+            message names the line.
     """
     path = Path(source)
     check_input(path, ENDINGS)
@@ -253,7 +253,8 @@ def _of_tbx(path: Path, languages: tuple[str | None, str | None]) -> list[tuple[
         terms, targets = (own.get(match_language(language, own) or "", []) for language in languages)
         for term in (*terms, *targets):
             if not words(term):
-                raise ValueError(f"the entry in line {entry.line} of {where} has a blank term: fill it in, or remove it")
+                line = f"line {entry.line} of {where}"
+                raise ValueError(f"the entry in {line} has a blank term: fill it in, or remove the entry")
         pairs += [(term, target) for term in terms for target in targets]
     return pairs
 

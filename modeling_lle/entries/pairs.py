@@ -248,7 +248,7 @@ class Memory:
             the oldest first.
         keys, outcomes, ids: (N, D) bfloat16, (N,) int64 and (N,) int64 ascending, the entries of all pairs.
         first: Index of the first entry of each pair, and N at the end.
-        exact: Index of the pair that counts for a source: the newest in the first of the given namespaces, else of all.
+        exact: Index of the pair that counts for a source: the newest of the first namespace given, else of all.
     """
 
     @classmethod
@@ -358,7 +358,7 @@ class Memory:
         return [Match(score, *(self.pairs[pair][name] for name in names)) for score, pair in best]
 
     def alternatives(self, text: str) -> list[dict[str, Any]]:
-        """The pairs with other translations of a source than the pair that counts, in the order in which they count."""
+        """The pairs with other translations of a source than the one that counts, in the order in which they do."""
         different: dict[str, dict[str, Any]] = {}
         for pair in self._versions.get(text, []):
             different.setdefault(self.pairs[pair]["translation"], self.pairs[pair])

@@ -77,12 +77,12 @@ class Speller:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def word_ranges(self, ids: Sequence[int]) -> list[tuple[int, int]]:
-        """The first token of each word, and the one after its last."""
+        """The first token of each word, perhaps a space, and the one after its last."""
         texts = [self.text(ids[:place]) for place in range(len(ids) + 1)]
         starts = [0]
         for place in range(1, len(ids)):
-            before, after = texts[place], texts[place + 1][len(texts[place]) :]
-            if not (_is_of_word(before[-1:]) and _is_of_word(after[:1])):
+            before, after = texts[place][-1:], texts[place + 1][len(texts[place]) :][:1]
+            if not (before.isspace() or (_is_of_word(before) and _is_of_word(after))):
                 starts.append(place)
         return list(zip(starts, [*starts[1:], len(ids)], strict=True))
 
