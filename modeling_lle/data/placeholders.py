@@ -7,6 +7,7 @@ item, is marked by `&` or `_` before its letter, which may be another one in eac
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 
 _NUMBER = r"(?:\.(?:\*|\d+))?(?:hh?|ll?|[Lqjzt])?"  # precision and length of printf
 _WORD = r"[A-Za-z\u00c0-\u024f\d_]"  # Chinese and Japanese have no spaces around a placeholder
@@ -158,13 +159,15 @@ def without_placeholders(text: str) -> str:
     return _PATTERN.sub(lambda match: " " * len(match[0]), text)
 
 
-def plain_words(text: str) -> tuple[str, list[int]]:
+def plain_words(text: str) -> tuple[str, Sequence[int]]:
     """A text with blanks for its placeholders and without the marks of accelerators, and where its characters stood.
 
     >>> plain_words("Sa&ve {it}")
     ('Save     ', [0, 1, 3, 4, 5, 6, 7, 8, 9])
     """
     blanked = without_placeholders(text)
+    if "&" not in blanked and "_" not in blanked:
+        return blanked, range(len(blanked))
     marks = {match.start("mark") for match in _MARKED.finditer(blanked) if _is_accelerator(match)}
     places = [place for place in range(len(blanked)) if place not in marks]
     return "".join(blanked[place] for place in places), places
