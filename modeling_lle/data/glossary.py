@@ -236,13 +236,15 @@ def _of_table(path: Path, languages: tuple[str | None, str | None]) -> list[tupl
 def _of_tbx(path: Path, languages: tuple[str | None, str | None]) -> list[tuple[str, str]]:
     """Terms and translations of a TBX file; entries without one of the languages have none."""
     where = repr(str(path))
-    if languages[0] is None or languages[1] is None:
+    source_language, target_language = languages
+    if source_language is None or target_language is None:
         raise ValueError(f"the terms of {where} are named by language: give source_language and target_language")
     entries, broken = read_xml_units(path, _TBX)
     if broken:
         raise ValueError(f"{broken[0]}: fix it")
     found = list(dict.fromkeys(text.language for entry in entries for text in entry.texts))
-    for language in languages:
+    sides = (source_language, target_language)
+    for language in sides:
         if match_language(language, found) is None:
             raise ValueError(
                 f"{where} has no term in {language!r}; its languages are: {', '.join(sorted(found)) or 'none'}"
@@ -250,7 +252,7 @@ def _of_tbx(path: Path, languages: tuple[str | None, str | None]) -> list[tuple[
     pairs = []
     for entry in entries:
         own = _wanted_terms(entry)
-        terms, targets = (own.get(match_language(language, own) or "", []) for language in languages)
+        terms, targets = (own.get(match_language(language, own) or "", []) for language in sides)
         for term in (*terms, *targets):
             if not words(term):
                 line = f"line {entry.line} of {where}"

@@ -22,11 +22,13 @@ from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
 from ..data.glossary import Occurrence, Term, check_terms
+from ..data.placeholders import placeholders
 from ..history.rule import Recall, gate, mixed_distribution
 
 BEGIN, CONTINUE = 3.0, 6.0  # strengths in nats, of a term that is not begun and of one that is
 LEAST_ATTENTION = 0.25  # of a word to a term of the source whose place it gives way to
 NEIGHBOUR = 0.7  # of that attention: a word beside it that is replaced with it
+_STOPS = ",.;:!?)]}"  # a space follows
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,13 @@ class Spelling:
         ids: The tokens.
         steps: For each of them the tokens that may stand there: itself, and those that begin with what is left of the
             term, as tokens of its inflected forms do.
-        within: Whether it stands after a space.
+        within, first: Whether it stands after a space, and where none is before it, as at the beginning of a text.
     """
 
     ids: tuple[int, ...]
     steps: tuple[tuple[int, ...], ...]
     within: bool
+    first: bool
 
 
 class Speller:
@@ -60,14 +63,13 @@ class Speller:
         self._known: dict[str, list[Spelling]] = {}
 
     def spellings(self, term: str) -> list[Spelling]:
-        """The spellings of a term after a space and at the beginning of a text; none if a token is unknown."""
+        """The spellings of a term, the one with a capital last; none if a token is unknown."""
         if term not in self._known:
-            forms = {self._encode(f"a {term}")[len(self._before) :]: True}
-            for first in (term, term[0].upper() + term[1:]):
-                forms.setdefault(self._encode(first), False)
+            within = self._encode(f"a {term}")[len(self._before) :]
+            first = [self._encode(own) for own in ((term, term.capitalize()) if term.islower() else (term,))]
             self._known[term] = [
-                Spelling(ids, tuple(self._outcomes(ids[place:]) for place in range(len(ids))), within)
-                for ids, within in forms.items()
+                Spelling(ids, tuple(self._outcomes(ids[at:]) for at in range(len(ids))), ids == within, ids in first)
+                for ids in dict.fromkeys((within, *first))
                 if ids and self.tokenizer.unk_token_id not in ids
             ]
         return self._known[term]
@@ -141,13 +143,13 @@ class TermPreference(LogitsProcessor):
     def _entries(self, target: list[int], terms: Sequence[Term]) -> dict[int, float]:
         """Tokens after a target that begin or continue one of the terms, with their strengths."""
         text = self.speller.text(target)
-        within = _is_of_word(text[-1:])
+        after_space = bool(text) and (_is_of_word(text[-1]) or text[-1] in _STOPS)  # where the next word is
         entries: dict[int, float] = {}
         for name in dict.fromkeys(use.target for use in check_terms(text, terms) if not use.found):
             for spelling in self.speller.spellings(name):
                 for place, outcomes in enumerate(spelling.steps):
                     if place == 0:
-                        goes_on, strength = spelling.within == within, BEGIN
+                        goes_on, strength = spelling.within if after_space else spelling.first, BEGIN
                     else:
                         goes_on, strength = tuple(target[-place:]) == spelling.ids[:place], CONTINUE
                     if goes_on:
@@ -183,7 +185,9 @@ def put_terms(
         if not missing or not places:
             continue
         changed = _put(target, missing[0], speller, look(target)[:, list(places)].sum(-1))
-        if sum(use.found for use in check_terms(speller.text(changed), terms)) > sum(use.found for use in uses):
+        text, before = speller.text(changed), speller.text(target)
+        found = [sum(use.found for use in own) for own in (check_terms(text, terms), uses)]
+        if found[0] > found[1] and placeholders(text) == placeholders(before):
             target = changed
     return target
 
@@ -200,8 +204,10 @@ def _put(target: list[int], name: str, speller: Speller, attention: Tensor) -> l
     while last + 1 < len(ranges) and weights[last + 1] >= NEIGHBOUR * weights[first]:
         last += 1
     start, stop = ranges[first][0], ranges[last][1]
-    within = speller.text(target[:stop])[len(speller.text(target[:start])) :][:1].isspace()
-    spellings = sorted(speller.spellings(name), key=lambda spelling: spelling.within != within)
-    if start == 0:  # with a capital, if there is such a spelling
-        spellings.reverse()
-    return [*target[:start], *spellings[0].ids, *target[stop:]] if spellings else target
+    replaced = speller.text(target[:stop])[len(speller.text(target[:start])) :]
+    within = replaced[:1].isspace() or (start > 0 and speller.text(target[:start])[-1:].isalnum())
+    fitting = [own for own in speller.spellings(name) if (own.within if within else own.first)]
+    if not fitting:
+        return target
+    chosen = fitting[-1 if replaced[:1].isupper() else 0]
+    return [*target[:start], *chosen.ids, *target[stop:]]

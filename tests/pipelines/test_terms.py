@@ -80,6 +80,9 @@ def test_a_term_with_unknown_tokens_is_left_alone() -> None:
         tuple(words("b c", add_special_tokens=False)["input_ids"])
     ]
     scores = torch.zeros(1, len(words))
+    for target in ([], words("a", add_special_tokens=False)["input_ids"]):  # a word is spelled alike everywhere
+        found = TermPreference([[Term("x", ("b",))]], speller)(torch.tensor([[0, *target]]), scores)
+        assert int(found.argmax()) == words.convert_tokens_to_ids("b")
     assert TermPreference([[Term("x", ("unknown",))]], speller)(torch.tensor([[0]]), scores) is scores
 
 
@@ -101,3 +104,9 @@ def test_a_missing_term_takes_the_place_of_what_looked_at_its_source() -> None:
 
     assert put([[1], [3], [4]]) == "die Datei im Ordner, und"  # nothing looks at the second file
     assert put([[], [3], []]) == "die Akte im Datum, und"
+    first, named = ids("Akte und"), [[0]]
+    look_first = lambda own: torch.tensor([[1.0]] * (len(own) - 2) + [[0.0]] * 2)  # noqa: E731
+    lower = Glossary([Term("order", ("ordnung",))]).find("order")
+    assert speller.text(put_terms(first, lower, named, speller, look_first)) == "Ordnung und"
+    kept = ids("{x} und")
+    assert put_terms(kept, lower, named, speller, look_first) == kept  # a placeholder is no place for a term
