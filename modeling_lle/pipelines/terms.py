@@ -176,7 +176,7 @@ def put_terms(
     Returns:
         The tokens with more of the terms, or as they were.
     """
-    terms = [own.term for own in occurrences]
+    terms, attention = [own.term for own in occurrences], None
     for occurrence, places in zip(occurrences, source_places, strict=True):
         uses = check_terms(speller.text(target), terms)
         missing = [
@@ -184,11 +184,12 @@ def put_terms(
         ]
         if not missing or not places:
             continue
-        changed = _put(target, missing[0], speller, look(target)[:, list(places)].sum(-1))
+        attention = look(target) if attention is None else attention
+        changed = _put(target, missing[0], speller, attention[:, list(places)].sum(-1))
         text, before = speller.text(changed), speller.text(target)
         found = [sum(use.found for use in own) for own in (check_terms(text, terms), uses)]
         if found[0] > found[1] and placeholders(text) == placeholders(before):
-            target = changed
+            target, attention = changed, None
     return target
 
 
