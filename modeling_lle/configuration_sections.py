@@ -195,6 +195,9 @@ class BankConfig:
         sharpness, gate: As for the stream.
         skip_above: The bank is not asked where the base gives some token at least this probability; 1 asks always.
         search: "exact", or for banks that are large "balanced" or "fast", which find nearly all of the same entries.
+        match, continuation, length: Of translators only: exponents by which an entry counts for more, the more its
+            pair is like the sentence, if the translation goes on as the pair does, and the longer it has done so
+            (history/candidates.py). 0 until they are fitted.
     """
 
     neighbours: int = within(64, 1, 4096)
@@ -202,6 +205,9 @@ class BankConfig:
     gate: list[float | int] = four_numbers(lambda: [-1.5, 0.3, 0.3, 0.3])  # noqa: RUF009
     skip_above: float | int = within(1.0, 0.0, 1.0)
     search: Literal["exact", "balanced", "fast"] = "balanced"
+    match: float | int = within(0.0, -MAX_FITTED, MAX_FITTED)
+    continuation: float | int = within(0.0, -MAX_FITTED, MAX_FITTED)
+    length: float | int = within(0.0, -MAX_FITTED, MAX_FITTED)
 
 
 @strict

@@ -23,7 +23,8 @@ _PIECES = (
 # Placeholders and markup of software, %(name)s, %1$s, %{n}, {name}, ${name}, <b>, &lt; and the sign before a key that
 # selects an item, _File or Sa&ve.
 _PLACEHOLDERS = (
-    r"[ ]?(?:%\(\w+\)[a-zA-Z]|%<\w+>[a-zA-Z]|%\{[\w.]+\}|%(?:\d+\$)?[-+#0]*[\d*]*(?:\.[\d*]+)?(?:hh?|ll?|[Lqjzt])?[a-zA-Z@%]"
+    r"[ ]?(?:%\(\w+\)[a-zA-Z]|%<\w+>[a-zA-Z]|%\{[\w.]+\}"
+    r"|%(?:\d+\$)?[-+#0]*[\d*]*(?:\.[\d*]+)?(?:hh?|ll?|[Lqjzt])?[a-zA-Z@%]"
     r"|%[1-9]|\$?\{[^{}\s]*\}|\{\{[^{}\n]*\}\}|</?[a-zA-Z][^<>\n]*>|&#?\w+;|[_&](?=\p{L}))"
 )
 
@@ -65,8 +66,8 @@ class LLETokenizer(PreTrainedTokenizerFast):
                 for classifiers, wrong where text is to be written.
             ends_texts: Whether every text gets an `<eos>` at its end, and padding comes after it: right for
                 translators, whose texts have a beginning and an end, wrong where one is to be continued.
-            placeholders: Whether placeholders, markup and the signs of keys (`%s`, `{name}`, `<b>`, the `_` of `_File`)
-                stand apart from the words beside them, for messages of software; needs kind "bpe".
+            placeholders: Whether placeholders, markup and the signs of keys (`%s`, `{name}`, `<b>`, the `_` of
+                `_File`) stand apart from the words beside them, for messages of software; needs kind "bpe".
 
         Returns:
             A tokenizer with at most `vocab_size` types, fewer where `texts` do not hold so many.

@@ -2,11 +2,11 @@
 
     python -m scripts.catalogues FOLDER... --target-language de --held-out pretix --output DATA
 
-Each folder inside FOLDER is a project, such as an unpacked package; its catalogues of the target language are the PO and
-MO files under LANGUAGE/LC_MESSAGES and those called LANGUAGE.po. DATA gets train.jsonl and validation.jsonl, with the
-pairs of all other projects, and test_PROJECT.jsonl for each project held out. `lle train` reads such a folder. A pair
-is there once; a source that a project held out has is in no other file, whatever its case. Of a source, the three most
-frequent translations are kept; what was left untranslated, and what is mostly no words, is not.
+Each folder inside FOLDER is a project, such as an unpacked package; its catalogues of the target language are the PO
+and MO files under LANGUAGE/LC_MESSAGES and those called LANGUAGE.po. DATA gets train.jsonl and validation.jsonl, with
+the pairs of all other projects, and test_PROJECT.jsonl for each project held out. `lle train` reads such a folder. A
+pair is there once; a source that a project held out has is in no other file, whatever its case. Of a source, the three
+most frequent translations are kept; what was left untranslated, and what is mostly no words, is not.
 
 Packages of Debian hold compiled catalogues (`dpkg-deb -x PACKAGE.deb FOLDER/NAME`), wheels of web software PO files.
 """
@@ -36,7 +36,9 @@ Pair = tuple[str, str]
 def make_parser() -> argparse.ArgumentParser:
     """The arguments of this script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="a folder with a folder for each project")
+    parser.add_argument(
+        "folders", nargs="+", type=Path, metavar="FOLDER", help="a folder with a folder for each project"
+    )
     parser.add_argument("--source-language", default="en", help="the language of the messages")
     parser.add_argument("--target-language", required=True, help="such as de")
     parser.add_argument("--held-out", nargs="*", default=[], metavar="PROJECT", help="projects for the test only")
@@ -68,7 +70,9 @@ def collect(folders: Iterable[Path], source_language: str, target_language: str)
     projects: dict[str, list[Pair]] = {}
     for folder in folders:
         if not folder.is_dir():
-            raise FileNotFoundError(f"there is no folder {str(folder)!r}: give one that holds a folder for each project")
+            raise FileNotFoundError(
+                f"there is no folder {str(folder)!r}: give one that holds a folder for each project"
+            )
         for project, file in catalogues(folder, target_language):
             try:
                 rows = load_pairs(
@@ -107,7 +111,9 @@ def is_useful(source: str, target: str) -> bool:
     return len(_LETTER.findall(source)) >= LETTERS * len(source.replace(" ", ""))
 
 
-def split(projects: dict[str, list[Pair]], held_out: Sequence[str], validation: int, seed: int) -> dict[str, list[Pair]]:
+def split(
+    projects: dict[str, list[Pair]], held_out: Sequence[str], validation: int, seed: int
+) -> dict[str, list[Pair]]:
     """Splits pairs into "train", "validation" and "test_PROJECT" for each project held out.
 
     Raises:
@@ -126,7 +132,9 @@ def split(projects: dict[str, list[Pair]], held_out: Sequence[str], validation: 
                     counts[pair[0]][pair] += 1
     sources = list(counts)
     if len(sources) <= validation:
-        raise ValueError(f"{len(sources)} sources remain, of which {validation} are to be held out: lower --validation")
+        raise ValueError(
+            f"{len(sources)} sources remain, of which {validation} are to be held out: lower --validation"
+        )
     drawn = set(np.random.default_rng(seed).choice(len(sources), validation, replace=False).tolist())
     parts: dict[str, list[Pair]] = {"train": [], "validation": []}
     for place, source in enumerate(sources):

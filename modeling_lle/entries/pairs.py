@@ -28,6 +28,7 @@ from ..common.modes import evaluating
 from ..common.precision import outside_autocast
 from ..data.text import encode_sentences
 from ..history.attachment import Attachment
+from ..history.candidates import NOWHERE, Candidates
 from ..history.loss import IGNORED
 
 WRITTEN = 65_536  # pairs that are written together
@@ -305,7 +306,7 @@ class Memory:
 
     def candidates(
         self, input_ids: Tensor, attention_mask: Tensor | None, sentences: int, leave_out: bool = False
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> Candidates:
         """The candidates of source sentences: the entries of the pairs with the most similar source.
 
         Args:
@@ -313,26 +314,34 @@ class Memory:
             attention_mask: (B, T) of 0 and 1, 0 at padding.
             sentences: Number of pairs for each sentence.
             leave_out: Whether to leave out the pairs that have the sentence itself as their source.
-
-        Returns:
-            Keys (B, D, K) float32, outcomes (B, K) int64 and ids (B, K) int64, -1 where there is none.
         """
         rows = (
             input_ids.cpu() if attention_mask is None else input_ids.cpu().masked_fill(attention_mask.cpu() == 0, -1)
         )
         texts = [str(self.tokenizer.decode(row[row >= 0], skip_special_tokens=True)) for row in rows]
-        places = []
+        places, before, match = [], [], []
         nearest, _ = self.index.search(texts, sentences + leave_out * SPARE)
         for text, found in zip(texts, nearest.tolist(), strict=True):
             pairs = [pair for pair in found if pair >= 0 and not (leave_out and self._has_source(pair, text))]
-            entries = [range(self.first[pair], self.first[pair + 1]) for pair in pairs[:sentences]]
+            pairs = pairs[:sentences]
+            sizes = torch.tensor([self.first[pair + 1] - self.first[pair] for pair in pairs], dtype=torch.long)
+            entries = [range(self.first[pair], self.first[pair + 1]) for pair in pairs]
             places.append(torch.tensor([entry for own in entries for entry in own], dtype=torch.long))
-        place = torch.nn.utils.rnn.pad_sequence(places, batch_first=True, padding_value=-1)
+            follows = torch.nn.functional.pad(self.ids[places[-1]].diff() == 1, (1, 0))[: len(places[-1])]
+            follows[sizes.cumsum(0) - sizes] = False  # nor does an entry follow one that is forgotten
+            before.append(torch.arange(-1, len(places[-1]) - 1).where(follows, NOWHERE))
+            scores = torch.tensor([self._fuzzy_match(text, self.pairs[pair]["text"]) for pair in pairs])
+            match.append(scores.float().repeat_interleave(sizes))
+        pad = torch.nn.utils.rnn.pad_sequence
+        place = pad(places, batch_first=True, padding_value=-1)
+        befores = pad(before, batch_first=True, padding_value=NOWHERE)
+        scored = pad(match, batch_first=True)
         if not len(self.keys):
-            return torch.zeros(len(rows), self.keys.shape[1], 0), place, place
+            return Candidates(torch.zeros(len(rows), self.keys.shape[1], 0), place, place, befores, scored)
         safe = place.clamp(min=0)
         keys = self.keys[safe].transpose(1, 2).float().contiguous()
-        return keys, self.outcomes[safe], self.ids[safe].masked_fill(place < 0, -1)
+        ids = self.ids[safe].masked_fill(place < 0, NOWHERE)
+        return Candidates(keys, self.outcomes[safe], ids, befores, scored)
 
     def sample(self, most: int, seed: int) -> Iterator[dict[str, Tensor]]:
         """Draws at most `most` pairs by a seed, and yields them in batches for `forward` of a translator."""

@@ -73,6 +73,7 @@ class LLECache(Cache):
         stream: The ring buffer, or None.
         matches: The tokens among which exact matches are found, or None.
         last: The last tokens of each row, by which exact matches are found in a bank, or None.
+        followed: (B, K) int64, of a translator how far it follows each of its `Candidates`, or None.
         overlay: The changes of the test-time update, an `Overlay` (history/overlay.py), or None.
         unread: (B,) int64, the tokens that `generate` chose last and did not read any more, or None: if the next
             segment begins with them, they are known as the model's own output.
@@ -86,6 +87,7 @@ class LLECache(Cache):
         self._begin_history()
         self.overlay: Any = None
         self.unread: Tensor | None = None
+        self.followed: Tensor | None = None
 
     @classmethod
     def of(cls, history: HistoryConfig) -> "LLECache":
@@ -140,6 +142,7 @@ class LLECache(Cache):
             if part is not None:
                 part.apply(change)
         self.unread = None if self.unread is None else change(self.unread)
+        self.followed = None if self.followed is None else change(self.followed)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Replaces row i by row `beam_idx[i]`."""
@@ -161,8 +164,7 @@ class LLECache(Cache):
     def export(self) -> dict[str, Tensor]:
         """Returns its tensors by name, for `restore`."""
         tensors = named_tensors(self.state, "state")
-        if self.unread is not None:
-            tensors["unread"] = self.unread
+        tensors |= {name: own for name in ("unread", "followed") if (own := getattr(self, name)) is not None}
         if self.stream is not None and self.stream.keys is not None:
             tensors |= {f"stream.{name}": getattr(self.stream, name) for name in Stream.tensors}
         if self.matches is not None and self.matches.tokens is not None:
@@ -175,7 +177,7 @@ class LLECache(Cache):
         """Continues where the cache that exported the tensors was; both must have the same windows."""
         self.reset()
         self.state = from_named_tensors(tensors, "state")
-        self.unread = tensors.get("unread")
+        self.unread, self.followed = tensors.get("unread"), tensors.get("followed")
         if self.stream is not None and "stream.keys" in tensors:
             for name in Stream.tensors:
                 setattr(self.stream, name, tensors[f"stream.{name}"])
@@ -190,7 +192,7 @@ class LLECache(Cache):
         self.layers[0].reset()
         self.seen_tokens = 0
         self._begin_history()
-        self.overlay = self.unread = None
+        self.overlay = self.unread = self.followed = None
 
     def crop(self, tokens_to_remove: int) -> None:
         """A recurrent state cannot go back."""

@@ -15,7 +15,7 @@ from ..common.precision import outside_autocast
 from ..configuration_fields import MAX_FITTED, check_keys
 from .prediction import Prediction
 from .rule import gate, mixed_log_prob
-from .source import Evidence
+from .source import MORE, Evidence
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,8 @@ class _Sample:
         return _Sample(self.base[keep], self.features[keep], [source.select(keep) for source in self.sources])
 
 
-PARAMETERS = {"sharpness": [0], "recency": [1], "gate": [2, 3, 4, 5], "agreement": [6], "success": [7]}  # places
-OF_MATCHES = ("agreement", "success")  # those that only matches have
+PARAMETERS = {"sharpness": [0], "recency": [1], "gate": [2, 3, 4, 5]}  # places
+PARAMETERS |= {name: [place] for place, name in enumerate(MORE, start=6)}
 
 
 class Calibration:
@@ -90,7 +90,7 @@ class Calibration:
 
     Args:
         numbers: The sections of the configuration by the names of their sources ("stream", "bank"), with `sharpness`,
-            `gate`, and `recency`, `agreement` and `success` if the source has them; `fit` writes them.
+            `gate`, and `recency` and those of `MORE` if the source has them; `fit` writes them.
         fixed: What stays as it is: one of `PARAMETERS` of every source, or of one as in "bank.gate".
         max_predictions: Predictions to keep; more are thinned out evenly at random.
         seed: Seed of the thinning.
@@ -149,12 +149,12 @@ class Calibration:
         scaled = (features - mean) / deviation
         numbers = list(self.numbers.values())
         start = torch.stack([to_values(own, mean.cpu(), deviation.cpu()) for own in numbers])
-        more = torch.tensor([[float(getattr(own, name, 0.0)) for name in OF_MATCHES] for own in numbers])
+        more = torch.tensor([[float(getattr(own, name, 0.0)) for name in MORE] for own in numbers])
         start = torch.cat([start, more], dim=1).to(base.device)
 
         def nats(values: Tensor) -> Tensor:
             recalls = [
-                source.recall(value[0].exp(), value[1].square(), *value[6:])
+                source.recall(value[0].exp(), value[1].square(), value[6:])
                 for source, value in zip(sources, values, strict=True)
             ]
             log_shares = gate([mass for mass, _ in recalls], scaled, [value[2:6] for value in values])
@@ -164,7 +164,7 @@ class Calibration:
         for (source, own), value in zip(self.numbers.items(), found.values.cpu(), strict=True):
             fixed = self._fixed_of(source)
             store_values(own, value[:6], mean.cpu(), deviation.cpu(), fixed)
-            for name, number in zip(OF_MATCHES, value[6:], strict=True):
+            for name, number in zip(MORE, value[6:], strict=True):
                 if hasattr(own, name) and name not in fixed:
                     setattr(own, name, float(number.clamp(-MAX_FITTED, MAX_FITTED)))
         return found.metrics(len(base), float(-base.mean()))
@@ -173,8 +173,8 @@ class Calibration:
         return {name for name in PARAMETERS if {name, f"{source}.{name}"} & self.fixed}
 
     def _mask(self) -> Tensor:
-        """Which values (S, 8) bool do not change."""
-        mask = torch.zeros(len(self.numbers), 8, dtype=torch.bool)
+        """Which values (S, 6 + len(MORE)) bool do not change."""
+        mask = torch.zeros(len(self.numbers), 6 + len(MORE), dtype=torch.bool)
         for row, source in zip(mask, self.numbers, strict=True):
             for name in self._fixed_of(source):
                 row[PARAMETERS[name]] = True

@@ -5,7 +5,7 @@ them alike. Shapes: B batch, T time, D width, N entries, n predictions, E source
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from ..bank.found import Found
 from ..common.precision import outside_autocast
 from ..configuration import BankConfig, MatchesConfig, StreamConfig
-from ..kernels.available import fused
 from ..kernels.linear import linear
 from .attachment import Attachment
 from .matches import Matched, Matches
@@ -22,6 +21,7 @@ from .rule import Recall, kernel, log_age, recall_bank, recall_stream
 from .stream import Block, Stream
 
 STREAM, MATCHES, BANK, BANK_MATCHES = "stream", "matches", "bank", "bank_matches"
+MORE = ("agreement", "success", "match", "continuation", "length")  # of matches, and of the pairs of a memory
 
 
 @dataclass
@@ -34,8 +34,7 @@ class Evidence:
         log_count: (n, N) float32, logarithm of how often each entry occurred, or None for once.
         valid: (n, N) bool, whether the position may recall the entry.
         hit: (n, N) bool, whether the entry's outcome is the target.
-        agreement: (n, N) float32, share of the entries that have the same outcome, or None where it does not count.
-        success: (n, N) float32, how often such entries were right before, or None where it does not count.
+        more: What else is known of the entries, by the names of `MORE`, (n, N) float32 each, at most 1.
     """
 
     similarity: Tensor
@@ -43,14 +42,13 @@ class Evidence:
     log_count: Tensor | None
     valid: Tensor
     hit: Tensor
-    agreement: Tensor | None = None
-    success: Tensor | None = None
+    more: dict[str, Tensor] = field(default_factory=dict)
 
-    def recall(self, sharpness: Tensor, recency: Tensor, agreement: Tensor, success: Tensor) -> tuple[Tensor, Tensor]:
-        """Mass and probability of the target, (n,) float32 each."""
+    def recall(self, sharpness: Tensor, recency: Tensor, more: Tensor) -> tuple[Tensor, Tensor]:
+        """Mass and probability of the target, (n,) float32 each; `more` are the numbers of `MORE`."""
         scores = kernel(self.similarity, self.log_age, sharpness, recency)
-        scores = scores if self.agreement is None else scores + agreement * (self.agreement - 1)
-        scores = scores if self.success is None else scores + success * (self.success - 1)
+        for name, number in zip(MORE, more, strict=True):
+            scores = scores + number * (self.more[name] - 1) if name in self.more else scores
         scores = scores if self.log_count is None else scores + self.log_count
         recall = Recall.from_scores(scores[:, None], self.valid[:, None], self.hit.long()[:, None])
         return recall.mass[:, 0], recall.probability(torch.ones_like(recall.mass, dtype=torch.long))[:, 0]
@@ -66,14 +64,17 @@ class Evidence:
         padded = [
             part._map(lambda column: torch.nn.functional.pad(column, (0, width - column.shape[1]))) for part in parts
         ]
-        columns = zip(*([getattr(part, name) for name in cls.__dataclass_fields__] for part in padded), strict=True)
+        columns = zip(*(part._columns() for part in padded), strict=True)
         joined: Any = (None if column[0] is None else torch.cat(column) for column in columns)
-        return cls(*joined)
+        more = {name: torch.cat([part.more[name] for part in padded]) for name in padded[0].more}
+        return cls(*joined, more=more)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Evidence":
-        columns = (getattr(self, name) for name in self.__dataclass_fields__)
-        changed: Any = (None if column is None else change(column) for column in columns)
-        return Evidence(*changed)
+        changed: Any = (None if column is None else change(column) for column in self._columns())
+        return Evidence(*changed, more={name: change(column) for name, column in self.more.items()})
+
+    def _columns(self) -> list[Tensor | None]:
+        return [self.similarity, self.log_age, self.log_count, self.valid, self.hit]
 
 
 class Recalled(Protocol):
@@ -210,11 +211,13 @@ class MatchesRecalled:
         return Evidence(
             similarity=self.similarity[row, column],
             log_age=log_age(self.found.ages[row, column]),
-            agreement=self.agreement[row, column],
-            success=self.found.success[row, column][:, None].expand(-1, self.agreement.shape[-1]),
             log_count=None,
             valid=self.found.lengths[row, column] > 0,
             hit=self.found.outcomes[row, column] == targets[:, None],
+            more={
+                "agreement": self.agreement[row, column],
+                "success": self.found.success[row, column][:, None].expand(-1, self.agreement.shape[-1]),
+            },
         )
 
     def identities(self) -> Tensor:
@@ -297,7 +300,7 @@ class MatchSource:
 
 @dataclass
 class FoundRecalled:
-    """`Recalled` from entries of a bank: its nearest ones, or those of the pairs that suit a sentence."""
+    """`Recalled` from the nearest entries of a bank."""
 
     found: Found
     recall: Recall
@@ -351,42 +354,5 @@ class BankSource:
             placed(nearest.outcomes, 0),
             placed(nearest.counts, 0),
         )
-        recall = recall_bank(found.similarity, found.outcomes, found.counts, numbers.sharpness)
-        return FoundRecalled(found, recall, numbers.gate)
-
-
-class PairSource:
-    """The candidates of sentences: entries of the sentence pairs of a memory that have the most similar sources.
-
-    Args:
-        keys: (E, D, K) float32, normalised.
-        outcomes: (E, K) int64, target tokens.
-        ids: (E, K) int64, ids of the entries, -1 where there is none.
-        numbers: The bank's section of the configuration.
-    """
-
-    name = BANK
-
-    def __init__(self, keys: Tensor, outcomes: Tensor, ids: Tensor, numbers: BankConfig) -> None:
-        self.keys, self.outcomes, self.ids, self.numbers = keys, outcomes, ids, numbers
-        self._counts = (ids >= 0).sum(1)
-
-    @outside_autocast
-    def recall(self, states: Tensor, features: Tensor) -> FoundRecalled:
-        """See `Source.recall`; the B = E * R states of the targets of a sentence lie one after another."""
-        numbers, repeats = self.numbers, len(states) // len(self.keys)
-        queries = nn.functional.normalize(states.float(), dim=-1)
-        ids, outcomes = (part.repeat_interleave(repeats, 0)[:, None] for part in (self.ids, self.outcomes))
-        if states.shape[1] == 1 and fused(queries):
-            from ..kernels.recall_numba import recall_candidates
-
-            parts = recall_candidates(queries[:, 0], self.keys, self._counts, numbers.sharpness)
-            similarity, weights, mass = (part[:, None] for part in parts)
-            found = Found(similarity, ids, outcomes, (ids >= 0).int())
-            return FoundRecalled(found, Recall(weights, outcomes, mass), numbers.gate)
-        together = queries.reshape(len(self.keys), -1, queries.shape[-1])  # the beams of a sentence have the same keys
-        similarity = (together @ self.keys).view(*states.shape[:2], self.keys.shape[2])
-        ids, outcomes = ids.expand(similarity.shape), outcomes.expand(similarity.shape)
-        found = Found(similarity, ids, outcomes, (ids >= 0).int())
         recall = recall_bank(found.similarity, found.outcomes, found.counts, numbers.sharpness)
         return FoundRecalled(found, recall, numbers.gate)

@@ -127,8 +127,9 @@ def recalled_probability(weights: Tensor, outcomes: Tensor, targets: Tensor) -> 
 
 @jit()
 def _recall_candidates(
-    queries: Any, owners: Any, similarity: Any, weights: Any, mass: Any, keys: Any, counts: Any, sharpness: Any
-) -> None:
+    queries: Any, owners: Any, offsets: Any, similarity: Any, weights: Any, mass: Any, keys: Any, counts: Any,
+    sharpness: Any,
+) -> None:  # fmt: skip
     D, one = queries.shape[1], np.float32(1.0)
     for b in range(len(queries)):
         own, count, query = keys[owners[b]], counts[owners[b]], queries[b]
@@ -148,7 +149,7 @@ def _recall_candidates(
             continue
         top = np.float32(-np.inf)
         for k in range(count):
-            scores[k] = (row[k] - one) * sharpness
+            scores[k] = (row[k] - one) * sharpness + offsets[b, k]
             top = max(top, scores[k])
         total = np.float32(0.0)
         for k in range(count):
@@ -160,7 +161,7 @@ def _recall_candidates(
 
 
 def recall_candidates(
-    queries: Tensor, keys: Tensor, counts: Tensor, sharpness: float
+    queries: Tensor, keys: Tensor, counts: Tensor, offsets: Tensor, sharpness: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Computes what each row recalls from the candidates of its source, by the rule in history/rule.py.
 
@@ -168,6 +169,7 @@ def recall_candidates(
         queries: (B, D) float32, normalised.
         keys: (E, D, K) float32.
         counts: (E,) int64, number of candidates of each source, which come first.
+        offsets: (B, K) float32, finite, what is added to the scores of the candidates.
         sharpness: As in `kernel`.
 
     Returns:
@@ -178,6 +180,7 @@ def recall_candidates(
     expect(keys, "keys (E, D, K)", (E, D, K), torch.float32)
     expect(counts, "counts (E,)", (E,), torch.int64)
     expect_places(counts, "counts", K + 1)
+    expect(offsets, "offsets (B, K)", (B, K), torch.float32)
     repeats = B // max(1, E)
     if E * repeats != B:
         raise ValueError(f"queries (B, D) should be as many for each of E sources; got {(B, D)} for {E}")
@@ -188,6 +191,7 @@ def recall_candidates(
         lambda *parts, shared=shared: _recall_candidates(*parts, *shared),
         queries.contiguous(),
         owners,
+        offsets.contiguous(),
         similarity,
         weights,
         mass,

@@ -2,8 +2,7 @@
 
 Notable: the inputs of the decoder from a source are computed once and kept as an `LLESource`, the output of the
 encoder, which all beams of a search share. Shapes: E sources, B = E * G targets, G per source, side by side (1 except
-in a search), S tokens of the source, T of the target, D width, W width of the encoder's states, V vocabulary, H heads,
-K candidates.
+in a search), S tokens of the source, T of the target, D width, W width of the encoder's states, V vocabulary, H heads.
 """
 
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from ..backbone.recurrence import variational_dropout
 from ..backbone.source_attention import SourceAttention
 from ..configuration import LLEConfig, LLESeq2SeqConfig
 from ..history.cache import LLECache
+from ..history.candidates import Candidates
 from .arguments import check_arguments
 from .backbone import LLEModel, refuse_empty_rows, segment_mask
 from .pretrained import LLEPreTrainedModel
@@ -30,8 +30,7 @@ class LLESource(ModelOutput):
         last_hidden_state: (E, S, W) floating, the encoder's states.
         mask: (E, S) bool, False at padding; None for none.
         attention_keys, attention_values: For each decoder layer (E, H, S, D / H) floating.
-        candidate_keys: (E, D, K) float32, keys of the entries that each sentence may recall; None without a memory.
-        candidate_outcomes, candidate_ids: (E, K) int64, target tokens and bank ids of the entries; -1 for none.
+        candidates: The entries that each sentence may recall; None without a memory.
         hidden_states: With `output_hidden_states`, the hidden states of the encoder, as in `LLEModel`.
     """
 
@@ -39,9 +38,7 @@ class LLESource(ModelOutput):
     mask: Tensor | None = None
     attention_keys: tuple[Tensor, ...] | None = None
     attention_values: tuple[Tensor, ...] | None = None
-    candidate_keys: Tensor | None = None
-    candidate_outcomes: Tensor | None = None
-    candidate_ids: Tensor | None = None
+    candidates: Candidates | None = None
     hidden_states: tuple[Tensor, ...] | None = None
 
 

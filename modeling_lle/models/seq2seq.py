@@ -8,6 +8,7 @@ Shapes: E sources, B = E * R targets, R of each source side by side (1 but in a 
 the target, D width, S width of the encoder's states, V vocabulary, L decoder layers, H heads, K candidates.
 """
 
+import functools
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,7 @@ from ..configuration import LLEConfig, LLESeq2SeqConfig
 from ..history.attachment import Attachment
 from ..history.cache import LLECache, check_cache
 from ..history.calibration import Calibration
+from ..history.candidates import PairSource, follow
 from ..history.explanation import Explained, Explanation, explain_targets, explained_targets
 from ..history.loss import (
     IGNORED,
@@ -35,7 +37,6 @@ from ..history.loss import (
     head_smoothing_nats,
 )
 from ..history.prediction import HistoryOutput, Prediction, collect, even_blocks, predict
-from ..history.source import PairSource
 from ..kernels.linear import apply_linear
 from .arguments import check_arguments
 from .backbone import refuse_export
@@ -186,12 +187,16 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
         if use_cache is None:
             use_cache = self.config.use_cache and labels is None
         cache = past_key_values if past_key_values is not None or not use_cache else LLECache()
+        given = inputs if decoder_inputs_embeds is None else decoder_inputs_embeds[..., 0].long().fill_(-1)  # unknown
+        assert given is not None
+        lengths = follow(source.candidates, given, mask, cache) if use_history else None
         outputs = self.model.decode(
             source, inputs, mask, cache, output_attentions, output_hidden_states, decoder_inputs_embeds
         )
         loss, logits, recalled = self._outputs(
             outputs.last_hidden_state,
-            source if use_history and source.candidate_keys is not None else None,
+            source,
+            lengths,
             labels,
             num_items_in_batch,
             logits_to_keep=logits_to_keep,
@@ -227,7 +232,8 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
     def _outputs(
         self,
         states: Tensor,
-        source: LLESource | None,
+        source: LLESource,
+        lengths: Tensor | None,
         labels: Tensor | None,
         items: Tensor | int | None,
         *,
@@ -237,14 +243,18 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
     ) -> tuple[Tensor | None, Tensor | None, HistoryOutput | None]:
         """The loss, the logits and the history after the decoder's states (B, T, D), as far as asked for.
 
-        `source` has the candidates of a memory; None: without a memory.
+        `lengths` is what `_follow` returned.
         """
         whole = labels is not None or output_history  # the loss and the history need every position
-        states = states if whole else slice_logits_to_keep(states, logits_to_keep)
-        if source is None:
+        if not whole:
+            states = slice_logits_to_keep(states, logits_to_keep)
+            lengths = None if lengths is None else slice_logits_to_keep(lengths, logits_to_keep)
+        if lengths is None:
             (loss, logits), recalled = self._base_outputs(states, labels, return_logits), None
         else:
-            loss, logits, recalled = collect(self.predictions(states, source), labels, return_logits, output_history)
+            loss, logits, recalled = collect(
+                self.predictions(states, source, lengths), labels, return_logits, output_history
+            )
         if loss is not None and labels is not None:
             loss = loss / ((labels != IGNORED).sum().clamp(min=1) if items is None else items)
         if whole and logits is not None:
@@ -290,7 +300,7 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
             raise ValueError("give the source as exactly one of input_ids and inputs_embeds, or as encoder_outputs")
         else:
             source = self.model.read(input_ids, attention_mask, inputs_embeds, output_hidden_states)
-        if source.candidate_keys is not None:
+        if source.candidates is not None:
             return source
         attachment = self.recalled_from(history, use_history)
         if attachment is None:
@@ -304,8 +314,7 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
         candidates = _memory_of(attachment).candidates(
             input_ids, attention_mask, self.config.translator.sentences, leave_out
         )
-        keys, outcomes, ids = (part.to(input_ids.device) for part in candidates)
-        return LLESource(**{**source, "candidate_keys": keys, "candidate_outcomes": outcomes, "candidate_ids": ids})
+        return LLESource(**{**source, "candidates": candidates.to(input_ids.device)})
 
     def encode(self, input_ids: Tensor, labels: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """The keys of target positions (B, T, D) float32: the normalised states that the labels (B, T) come after.
@@ -313,13 +322,14 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
         Args:
             input_ids, labels, attention_mask: As in forward.
         """
-        return nn.functional.normalize(
-            self._states(self.model.read(input_ids, attention_mask), labels).float(), dim=-1
-        )
+        states, _ = self._read_target(self.model.read(input_ids, attention_mask), labels)
+        return nn.functional.normalize(states.float(), dim=-1)
 
-    def _states(self, source: LLESource, labels: Tensor) -> Tensor:
+    def _read_target(self, source: LLESource, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The decoder's states (B, T, D) that the labels (B, T) come after, and how far these follow candidates."""
         inputs, mask, _ = self._target(None, None, None, labels)
-        return self.model.decode(source, inputs, mask).last_hidden_state
+        assert inputs is not None
+        return self.model.decode(source, inputs, mask).last_hidden_state, follow(source.candidates, inputs, mask)
 
     def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         """As in transformers, with `use_history` and `history` as in `forward`.
@@ -344,7 +354,7 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
                 output_hidden_states=bool(own.output_hidden_states if hidden is None else hidden),
                 history=kwargs.pop("history", None),
             )
-        if source.candidate_keys is None:
+        if source.candidates is None:
             kwargs["use_history"] = False  # nor with a memory that is attached in the meantime
         given = [kwargs.get(name) or getattr(own, name) for name in ("max_length", "max_new_tokens")]
         if not args and not any(given):
@@ -372,14 +382,20 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
             raise ValueError("a memory finds similar sentences by their words: attach it with tokenizer=tokenizer")
         super().attach_history(bank, namespaces, tokenizer)
 
-    def predictions(self, states: Tensor, source: LLESource) -> Iterator[Prediction]:
-        """Predictions after the decoder's states (B, T, D), block by block, with the candidates of the source."""
-        keys, outcomes, ids = source.candidate_keys, source.candidate_outcomes, source.candidate_ids
-        sources, widest = [], self.config.vocab_size
-        if keys is not None and outcomes is not None and ids is not None:
-            sources, widest = [PairSource(keys, outcomes, ids, self.config.bank)], max(widest, ids.shape[1])
-        blocks = even_blocks(len(states), states.shape[1], widest)
-        return predict(states, lambda block: apply_linear(self.lm_head, block), sources, blocks)
+    def predictions(self, states: Tensor, source: LLESource, lengths: Tensor | None) -> Iterator[Prediction]:
+        """Predictions after the decoder's states (B, T, D), block by block, with the candidates of the source.
+
+        Args:
+            states: (B, T, D) floating.
+            source: The sources, with their candidates.
+            lengths: What `follow` returned; None: without a memory.
+        """
+        head = functools.partial(apply_linear, self.lm_head)
+        if source.candidates is None or lengths is None:
+            return predict(states, head, [], even_blocks(*states.shape[:2], self.config.vocab_size))
+        recalled = PairSource(source.candidates, lengths, self.config.bank)
+        blocks = even_blocks(*states.shape[:2], max(self.config.vocab_size, lengths.shape[2]))
+        return predict(states, head, [recalled], recalled.blocks(blocks))
 
     def explain(
         self,
@@ -422,7 +438,8 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
             source: What `read_source` returned.
             labels: (B, T) int64, the translations, -100 at padding.
         """
-        return explained_targets(self.predictions(self._states(source, labels), source), labels)
+        states, lengths = self._read_target(source, labels)
+        return explained_targets(self.predictions(states, source, lengths), labels)
 
     def calibrate(
         self,
@@ -442,7 +459,7 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
         Args:
             batches: `input_ids`, `attention_mask` and `labels`, as forward takes them, of pairs that are not in the
                 training set; None: `OWN_PAIRS` pairs of the memory itself, or all.
-            fixed: Parameters that stay as they are: "sharpness" or "gate".
+            fixed: Parameters that stay as they are: "sharpness", "match", "continuation", "length" or "gate".
             max_predictions, steps, seed: As in `LLEForCausalLM.calibrate`.
             history: As in `forward`.
 
@@ -459,7 +476,8 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
                 source = self.read_source(
                     own["input_ids"], own.get("attention_mask"), leave_out=True, history=attachment
                 )
-                for prediction in self.predictions(self._states(source, own["labels"]), source):
+                states, lengths = self._read_target(source, own["labels"])
+                for prediction in self.predictions(states, source, lengths):
                     calibration.take(prediction, own["labels"])
         return calibration.fit(steps)
 

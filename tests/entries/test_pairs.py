@@ -10,6 +10,7 @@ import torch
 pytest.importorskip("bm25s")
 pytest.importorskip("rapidfuzz")
 from modeling_lle import Attachment, HistoryBank, LLEForSeq2SeqLM
+from modeling_lle.bank.lexical import fuzzy_match
 from modeling_lle.entries import pairs as pairs_module
 from modeling_lle.entries.pairs import Memory, padded
 from tests.factories.pairs import SUBWORD_PAIRS, SUBWORD_PAIRS_TOKENIZER, encode_pairs, pair_rows
@@ -88,22 +89,28 @@ def test_many_pairs_are_written_in_several_segments(monkeypatch: pytest.MonkeyPa
 def test_candidates_are_the_entries_of_the_pairs_with_the_most_similar_source() -> None:
     model = attach_pairs(make_subword_translator())
     given = encode_pairs([("a cat sat on a mat", "egal"), ("zzz", "egal")])
-    keys, outcomes, ids = memory_of(model).candidates(given["input_ids"], given["attention_mask"], 1)
+    found = memory_of(model).candidates(given["input_ids"], given["attention_mask"], 1)
+    keys, outcomes, ids = found.keys, found.outcomes, found.ids
     target = SUBWORD_PAIRS_TOKENIZER(SUBWORD_PAIRS[0][1])["input_ids"]
     assert outcomes[0].tolist() == target
     assert ids[0].tolist() == list(range(len(target)))
     assert ids[1].tolist() == [-1] * len(target)
     assert keys.shape == (2, 8, len(target))
     assert keys.dtype == torch.float32
-    _, both, _ = memory_of(model).candidates(given["input_ids"], given["attention_mask"], 2)
-    assert both[0].tolist() == target + SUBWORD_PAIRS_TOKENIZER(SUBWORD_PAIRS[3][1])["input_ids"]
+    both = memory_of(model).candidates(given["input_ids"], given["attention_mask"], 2)
+    other = SUBWORD_PAIRS_TOKENIZER(SUBWORD_PAIRS[3][1])["input_ids"]
+    assert both.outcomes[0].tolist() == target + other
+    assert both.before[0].tolist() == [*range(-1, len(target) - 1), -1, *range(len(target), len(both.ids[0]) - 1)]
+    of_first, of_second = both.match[0][: len(target)].unique(), both.match[0][len(target) :].unique()
+    assert of_first.tolist() == [pytest.approx(fuzzy_match("a cat sat on a mat", SUBWORD_PAIRS[0][0]))]
+    assert of_second.tolist() == [pytest.approx(fuzzy_match("a cat sat on a mat", SUBWORD_PAIRS[3][0]))]
 
 
 def test_pairs_of_the_same_source_are_left_out_where_it_is_asked_for() -> None:
     model = attach_pairs(make_subword_translator())
     model.history_bank.add([{"source": SUBWORD_PAIRS[0][0].upper(), "target": "NEIN"}])
     given = encode_pairs([SUBWORD_PAIRS[0]])
-    _, outcomes, _ = memory_of(model).candidates(given["input_ids"], None, 1, leave_out=True)
+    outcomes = memory_of(model).candidates(given["input_ids"], None, 1, leave_out=True).outcomes
     assert outcomes[0].tolist() in [SUBWORD_PAIRS_TOKENIZER(target)["input_ids"] for _, target in SUBWORD_PAIRS[1:]]
 
 
@@ -128,9 +135,10 @@ def test_padding_is_no_part_of_a_sentence() -> None:
     for_all = memory_of(model).candidates(*(encode_pairs()[name] for name in ("input_ids", "attention_mask")), 2)
     for row, pair in enumerate(SUBWORD_PAIRS):
         alone = memory_of(model).candidates(encode_pairs([pair])["input_ids"], None, 2)
-        size = alone[2].shape[1]
-        assert torch.equal(for_all[2][row, :size], alone[2][0])
-        assert bool((for_all[2][row, size:] == -1).all())
+        size = alone.ids.shape[1]
+        for name in ("outcomes", "ids", "before", "match"):
+            assert torch.equal(getattr(for_all, name)[row, :size], getattr(alone, name)[0])
+        assert bool((for_all.ids[row, size:] == -1).all())
 
 
 def test_matches_name_the_pair_and_how_like_it_is() -> None:
@@ -181,9 +189,9 @@ def test_what_is_forgotten_is_no_candidate() -> None:
     one_token = model.history_bank.describe([len(SUBWORD_PAIRS_TOKENIZER(SUBWORD_PAIRS[0][1])["input_ids"])])[0]
     model.history_bank.forget([one_token.id])
     given = encode_pairs([SUBWORD_PAIRS[1]])
-    _, outcomes, ids = memory_of(model).candidates(given["input_ids"], None, 1)
-    assert outcomes[0].tolist() == SUBWORD_PAIRS_TOKENIZER(SUBWORD_PAIRS[1][1])["input_ids"][1:]
-    assert one_token.id not in ids[0].tolist()
+    found = memory_of(model).candidates(given["input_ids"], None, 1)
+    assert found.outcomes[0].tolist() == SUBWORD_PAIRS_TOKENIZER(SUBWORD_PAIRS[1][1])["input_ids"][1:]
+    assert one_token.id not in found.ids[0].tolist()
 
 
 def test_an_empty_memory_changes_nothing() -> None:

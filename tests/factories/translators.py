@@ -20,7 +20,7 @@ from tests.factories.pairs import (
 
 TRUSTED_MEMORY = {"bank": {"sharpness": 60.0, "gate": [20.0, 0.0, 0.0, 0.0]}}  # the memory outweighs the base
 # Every value differs from its default, so that none can be left out unnoticed.
-SUBWORD_MEMORY = {"sharpness": 6.0, "gate": [-0.5, 0.2, 0.1, -0.3]}
+SUBWORD_MEMORY = {"sharpness": 6.0, "gate": [-0.5, 0.2, 0.1, -0.3], "match": 1.5, "continuation": 2.5, "length": 0.8}
 
 
 def make_translator(tokenizer: LLETokenizer, seed: int = 0, **values: Any) -> LLEForSeq2SeqLM:
@@ -69,7 +69,9 @@ def attach_pairs(model: LLEForSeq2SeqLM, pairs: list[tuple[str, str]] = SUBWORD_
 
 def trust_memory(model: LLEForSeq2SeqLM) -> LLEForSeq2SeqLM:
     """The model, whose memory now outweighs the base."""
-    model.config.bank.gate, model.config.bank.sharpness = [20.0, 0.0, 0.0, 0.0], 200.0
+    numbers = model.config.bank
+    numbers.gate, numbers.sharpness = [20.0, 0.0, 0.0, 0.0], 200.0
+    numbers.match = numbers.continuation = numbers.length = 0.0
     return model
 
 

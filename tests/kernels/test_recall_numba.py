@@ -32,12 +32,15 @@ def _recalled_probability(weights: Tensor, outcomes: Tensor, targets: Tensor) ->
     return (weights * (outcomes[:, None] == targets[..., None])).sum(-1)
 
 
-def _recall_candidates(queries: Tensor, keys: Tensor, counts: Tensor, sharpness: float) -> list[Tensor]:
+def _recall_candidates(
+    queries: Tensor, keys: Tensor, counts: Tensor, offsets: Tensor, sharpness: float
+) -> list[Tensor]:
     E, _, K = keys.shape
     repeats = len(queries) // E if E else 0
     real = (torch.arange(K) < counts[:, None]).repeat_interleave(repeats, 0)
     similarity = torch.einsum("bd,bdk->bk", queries, keys.repeat_interleave(repeats, 0)) * real
-    recall = recall_bank(similarity[:, None], torch.zeros_like(real).long()[:, None], real[:, None], sharpness)
+    scores = kernel(similarity, None, sharpness) + offsets
+    recall = Recall.from_scores(scores[:, None], real[:, None], torch.zeros_like(real).long()[:, None])
     return [similarity, recall.weights[:, 0], recall.mass[:, 0]]
 
 
@@ -74,6 +77,7 @@ CASES = {
             "queries": m.unit(m.size("E") * m.size("R"), m.size("D")),
             "keys": m.unit(m.size("E"), m.size("D"), m.size("K")),
             "counts": m.places(0, m.size("K") + 1, m.size("E")),
+            "offsets": m.floats(m.size("E") * m.size("R"), m.size("K")),
             "sharpness": 3.0,
         },
         _recall_candidates,
@@ -105,7 +109,7 @@ def test_candidates_are_recalled_by_the_rule(width: int, repeats: int) -> None:
     counts = torch.tensor([5, 0, 2, 9])
     keys = torch.nn.functional.normalize(torch.randn(4, width, 9), dim=1)
     queries = torch.nn.functional.normalize(torch.randn(4 * repeats, width), dim=-1)
-    similarity, weights, mass = recall_candidates(queries, keys, counts, SHARPNESS)
+    similarity, weights, mass = recall_candidates(queries, keys, counts, torch.zeros(4 * repeats, 9), SHARPNESS)
     real = (torch.arange(9) < counts[:, None]).repeat_interleave(repeats, 0)
     cosines = torch.einsum("bd,bdk->bk", queries, keys.repeat_interleave(repeats, 0))
     torch.testing.assert_close(similarity, cosines * real)
@@ -116,7 +120,8 @@ def test_candidates_are_recalled_by_the_rule(width: int, repeats: int) -> None:
 
 
 def test_no_candidates_at_all() -> None:
-    similarity, weights, mass = recall_candidates(torch.randn(2, 4), torch.zeros(2, 4, 0), torch.zeros(2).long(), 1.0)
+    nothing = torch.zeros(2, 4, 0), torch.zeros(2).long(), torch.zeros(2, 0)
+    similarity, weights, mass = recall_candidates(torch.randn(2, 4), *nothing, 1.0)
     assert similarity.shape == weights.shape == (2, 0)
     assert (mass == -math.inf).all()
 

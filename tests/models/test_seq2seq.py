@@ -21,7 +21,7 @@ from modeling_lle.models.seq2seq import LLESeq2SeqModel, longest_target
 from tests.factories.language_models import make_language_model
 from tests.factories.pairs import SUBWORD_PAIRS, SUBWORD_PAIRS_TOKENIZER, encode_pairs, pair_rows
 from tests.factories.texts import make_word_tokenizer
-from tests.factories.translators import attach_pairs, make_subword_translator, trust_memory
+from tests.factories.translators import SUBWORD_MEMORY, attach_pairs, make_subword_translator, trust_memory
 
 KINDS = [("qrnn", "residual"), ("qrnn", "plain"), ("lstm", "residual"), ("gru", "plain")]
 close = torch.testing.assert_close
@@ -151,7 +151,8 @@ def test_the_memory_changes_the_next_sentence_at_once_and_forgetting_restores_it
         target for _, target in SUBWORD_PAIRS
     ]
     bank.forget(source="later")
-    model.config.bank.gate, model.config.bank.sharpness = [-0.5, 0.2, 0.1, -0.3], 6.0
+    for name, value in SUBWORD_MEMORY.items():
+        setattr(model.config.bank, name, value)
     assert torch.equal(model(**encode_pairs()).logits, with_two)
     bank.forget(where={"text": SUBWORD_PAIRS[0][0]})
     bank.forget(where={"text": SUBWORD_PAIRS[1][0]})
@@ -335,7 +336,8 @@ def test_calibration_lowers_the_perplexity_and_only_changes_the_numbers_of_the_b
     by_batches = model.config.to_dict()["history"]["bank"]
     again = attach_pairs(make_subword_translator(), SUBWORD_PAIRS[:3])
     again.calibrate(steps=20)  # the pairs of the memory itself
-    assert again.config.bank.sharpness == pytest.approx(by_batches["sharpness"], rel=0.05)
+    assert all(again.config.to_dict()["history"]["bank"][name] != 0 for name in ("match", "continuation", "length"))
+    assert again.config.bank.continuation == pytest.approx(by_batches["continuation"], rel=0.05)
     sharpness = again.config.bank.sharpness
     again.calibrate(steps=5, fixed=["sharpness"])
     assert again.config.bank.sharpness == sharpness

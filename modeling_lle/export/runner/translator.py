@@ -25,6 +25,7 @@ from typing import Any
 from .core import HERE, TINY, Bank, Model, from_bfloat16, log_softmax, mixed, np, recall, run_command
 
 CANDIDATE_PAIRS = 16  # pairs whose fuzzy match score is computed
+LONGEST = 6  # tokens of a context that are counted, as in training
 NEVER = -1e9  # score of what cannot be chosen
 _UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]")
@@ -60,11 +61,16 @@ class Memory:
         found = np.flatnonzero(scores > 0)
         return found[np.argsort(-scores[found], kind="stable")][:number].tolist()
 
-    def candidates(self, text: str, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Keys (K, D) and outcomes (K,) of the entries of the `number` most similar pairs."""
-        ranges = [np.arange(self.first[pair], self.first[pair + 1]) for pair in self.similar(text, number)]
+    def candidates(self, text: str, number: int) -> "Candidates":
+        """The entries of the `number` most similar pairs."""
+        pairs = self.similar(text, number)
+        ranges = [np.arange(self.first[pair], self.first[pair + 1]) for pair in pairs]
         places = np.concatenate([np.zeros(0, np.int64), *ranges])
-        return from_bfloat16(self.keys[places]), self.outcomes[places].astype(np.int64)
+        sizes = np.array([len(own) for own in ranges], np.int64)
+        before = np.arange(-1, len(places) - 1)
+        before[(np.cumsum(sizes) - sizes)[sizes > 0]] = -1
+        match = np.repeat([fuzzy_match(text, self.pairs[pair][0]) for pair in pairs], sizes).astype(np.float32)
+        return Candidates(from_bfloat16(self.keys[places]), self.outcomes[places].astype(np.int64), before, match)
 
     def matches(self, text: str, number: int = 1) -> list[dict[str, Any]]:
         """The pairs with the highest fuzzy match score of their source, at most `number`; ties by BM25."""
@@ -74,6 +80,37 @@ class Memory:
         scored = sorted(((fuzzy_match(text, self.pairs[pair][0]), pair) for pair in chosen), key=lambda item: -item[0])
         names = ("text", "translation", "where")
         return [{"score": score, **dict(zip(names, self.pairs[pair], strict=True))} for score, pair in scored[:number]]
+
+
+class Candidates:
+    """The entries that a sentence may recall, and how far its translations follow each of them.
+
+    Attributes:
+        keys, outcomes: (K, D) float32 and (K,) int64.
+        before: (K,) int64, the place of the entry before each one in its pair, -1 for the first of a pair.
+        match: (K,) float32, fuzzy match scores of the pairs.
+        lengths: (B, K) int64, how many tokens a translation and the pair of each entry have in common before it.
+    """
+
+    def __init__(self, keys: np.ndarray, outcomes: np.ndarray, before: np.ndarray, match: np.ndarray) -> None:
+        self.keys, self.outcomes, self.before, self.match = keys, outcomes, before, match
+        self.lengths = np.zeros((0, len(outcomes)), np.int64)
+
+    def follow(self, last: np.ndarray, rows: np.ndarray) -> None:
+        """Takes in the tokens `last` (B,) of translations that go on with those of the `rows` (B,) of before."""
+        first = self.before < 0
+        if not len(self.lengths):
+            self.lengths = np.repeat(first[None].astype(np.int64), len(last), 0)
+            return
+        said = np.where(first, -1, self.outcomes[self.before])
+        self.lengths = (self.lengths[rows][:, self.before] + 1) * (said == last[:, None])
+
+    def scores(self, keys: np.ndarray, numbers: dict[str, Any]) -> np.ndarray:
+        """The kernel (B, K) for the states (B, D) of translations."""
+        scores = (keys @ self.keys.T - 1) * np.float32(numbers["sharpness"])
+        length = np.minimum(self.lengths, LONGEST) / LONGEST - 1
+        more = numbers["continuation"] * ((self.lengths > 0) - 1.0) + numbers["length"] * length
+        return scores + (more + numbers["match"] * (self.match - 1)).astype(np.float32)
 
 
 def fuzzy_match(a: str, b: str) -> float:
@@ -188,11 +225,12 @@ class _Decoder:
             for own in self._graph.get_inputs()
             if own.name.startswith("state.")
         }
-        self._numbers, self._entries = numbers["bank"], None
+        self._numbers: dict[str, Any] = {"match": 0.0, "continuation": 0.0, "length": 0.0, **numbers["bank"]}
+        self._entries: Candidates | None = None
         if memory is not None:
             text = model.tokenizer.decode(ids, skip_special_tokens=True)
-            keys, outcomes = memory.candidates(text, self._numbers["sentences"])
-            self._entries = (keys, outcomes) if len(outcomes) else None
+            found = memory.candidates(text, self._numbers["sentences"])
+            self._entries = found if len(found.outcomes) else None
 
     def __call__(self, last: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """After the tokens `last` (B,) of beams that go on with those of the `rows` (B,) of before."""
@@ -203,9 +241,9 @@ class _Decoder:
         log_p = log_softmax(logits[:, -1])
         if self._entries is None:
             return log_p
-        cosines = keys[:, -1] @ self._entries[0].T
-        weights, mass = recall((cosines - 1) * np.float32(self._numbers["sharpness"]))
-        own = [(weights, self._entries[1], mass)]
+        self._entries.follow(last, rows)
+        weights, mass = recall(self._entries.scores(keys[:, -1], self._numbers))
+        own = [(weights, self._entries.outcomes, mass)]
         return np.log(np.maximum(mixed(log_p, own, [self._numbers["gate"]]), TINY))
 
 
