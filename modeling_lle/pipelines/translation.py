@@ -113,8 +113,9 @@ class LLETranslationPipeline(Pipeline):
                 "history, return_history, return_match and exact_matches need an LLE translator; this is a "
                 f"{type(self.model).__name__}"
             )
-        during = {"history": Attachment.of(history), "return_history": return_history, "history_top": history_top}
-        during |= {"return_match": return_match, "exact_matches": exact_matches, "glossary": glossary}
+        during: dict[str, Any] = {"history": Attachment.of(history), "history_top": history_top}
+        during |= {"return_history": return_history, "return_match": return_match}
+        during |= {"exact_matches": exact_matches, "glossary": glossary}
         return {}, {**generate, **{name: value for name, value in during.items() if value is not None}}, {}
 
     def preprocess(self, inputs: Any) -> dict[str, Any]:  # type: ignore[override]
