@@ -1,15 +1,15 @@
 """Lexical search for similar sentences (BM25), and the fuzzy match score of two sentences; no neural network.
 
-Notable: words are runs of letters and digits in any script. Every other character except white space is a word of its
-own, and so is each Chinese character and each kana, since these scripts do not separate words.
+Notable: words are those of common/words.py, so that every punctuation mark is one.
 Shapes: N sentences, Q queries, K neighbours.
 """
 
 import logging
-import re
 from collections.abc import Sequence
 
 import numpy as np
+
+from ..common.words import words
 
 try:
     import bm25s
@@ -19,8 +19,6 @@ except ImportError as error:
         'the search by words needs bm25s and rapidfuzz: pip install "modeling_lle[translation]"'
     ) from error
 
-_UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]")
 _NEARLY = 0.99  # largest score of texts that are not equal
 
 logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets DEBUG itself, and logs every index
@@ -36,7 +34,7 @@ class SentenceIndex:
     def __init__(self, sentences: Sequence[str]) -> None:
         self._vocabulary: dict[str, int] = {}
         ids = [
-            [self._vocabulary.setdefault(word, len(self._vocabulary)) for word in _words(sentence.lower())]
+            [self._vocabulary.setdefault(word, len(self._vocabulary)) for word in words(sentence.lower())]
             for sentence in sentences
         ]
         self._scorer = bm25s.BM25()
@@ -72,17 +70,13 @@ class SentenceIndex:
         places = np.full((len(queries), number), -1, dtype=np.int64)
         scores = np.zeros((len(queries), number), dtype=np.float32)
         for row, query in enumerate(queries):
-            ids = [self._vocabulary[word] for word in _words(query.lower()) if word in self._vocabulary]
+            ids = [self._vocabulary[word] for word in words(query.lower()) if word in self._vocabulary]
             if ids:
                 all_scores = self._scorer.get_scores_from_ids(ids)
                 best = _largest(all_scores, number)
                 places[row, : len(best)] = best
                 scores[row, : len(best)] = all_scores[best]
         return places, scores
-
-
-def _words(text: str) -> list[str]:
-    return _WORD.findall(text)
 
 
 def _largest(scores: np.ndarray, number: int) -> np.ndarray:
@@ -101,4 +95,4 @@ def fuzzy_match(a: str, b: str) -> float:
     >>> fuzzy_match("Where is my card?", "Where is my new card?")
     0.8333333333333334
     """
-    return 1.0 if a == b else min(_NEARLY, Levenshtein.normalized_similarity(_words(a), _words(b)))
+    return 1.0 if a == b else min(_NEARLY, Levenshtein.normalized_similarity(words(a), words(b)))

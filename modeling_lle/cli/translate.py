@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..common.paths import names_file
+from ..common.remembered import remembered
 from ..common.terminal import counted, printable, printable_lines, progress, say
 from .options import (
     Bank,
@@ -41,7 +42,7 @@ Given = Annotated[
     ),
 ]
 CATALOGUES = (".po", ".pot")
-COLUMNS = ("translation", "exact", "lost", "added", "base_share", "history")  # of a written table
+COLUMNS = ("translation", "exact", "lost", "added", "terms", "base_share", "history")  # of a written table
 SHOWN = 60  # characters of a text of the memory
 BATCH = 32  # pairs of a batch of calibration
 PLACES = 5  # of texts without a translation
@@ -79,16 +80,29 @@ def translate(
     exact_matches: Annotated[
         bool, typer.Option("--exact-matches", help="Use the memory's translation for sources that it holds.")
     ] = False,
+    glossary: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Terms to follow: a .csv or .tsv with a column a language, or a .tbx."),
+    ] = None,
+    source_language: Language = None,
+    target_language: Language = None,
     fuzzy: Annotated[
         bool, typer.Option("--fuzzy/--no-fuzzy", help="Mark translations filled into a catalogue as fuzzy.")
     ] = True,
     precision: InPrecision = Precision.auto,
 ) -> None:
     """Translates a text, or all texts of a file; in a PO catalogue, the untranslated ones."""
-    document = _read(given, output, text_column or "text", fuzzy)
+    needed = glossary is not None or Path(given).suffix.lower() in CATALOGUES
+    trained = remembered(model) if needed else {}
+    sides = source_language or trained.get("source_language"), target_language or trained.get("target_language")
+    document = _read(given, output, text_column or "text", fuzzy, sides[1])
     if history_top and output is not None and output.suffix.lower() in (".txt", *CATALOGUES):
         raise ValueError(f"{str(output)!r} can hold translations only: leave out --history-top, or write a .jsonl")
-    options: dict[str, Any] = {"num_beams": beams, "exact_matches": exact_matches}
+    options: dict[str, Any] = {"num_beams": beams, "exact_matches": exact_matches, "return_match": exact_matches}
+    if glossary is not None:
+        from ..data.glossary import load_glossary
+
+        options["glossary"] = load_glossary(glossary, source_language=sides[0], target_language=sides[1])
     options |= {"return_history": True, "history_top": history_top} if history_top else {}
     begin = time.perf_counter()
     results = _translate(model, document.texts, bank_path, namespace, batch_size, precision.value, options)
@@ -98,13 +112,31 @@ def translate(
             typer.echo(_format(text, result))
     else:
         document.write(output, results)
-    changed = 0
+    faults = _report(document, results)
+    given_texts = sum(bool(text.strip()) for text in document.texts)
+    exact = sum("exact" in result for result in results)
+    said = [f"{counted(given_texts - faults['empty'], 'text')} translated in {seconds:.1f} s"]
+    said += [f"{faults['empty']:,} of {given_texts:,} left empty"] if faults["empty"] else []
+    said += [f"{exact:,} of them from the memory"] if exact_matches else []
+    said += [f"{faults['changed']:,} with other placeholders"] if faults["changed"] else []
+    said += [f"{faults['terms']:,} without a term of the glossary"] if faults["terms"] else []
+    said += [f"in {output}"] if output is not None else []
+    say(", ".join(said) + ".", err=output is None)
+
+
+def _report(document: _Document, results: list[dict[str, Any]]) -> dict[str, int]:
+    """Says what is wrong with translations, with their places; returns the number of translations with each fault."""
+    changed = terms = 0
     for place, result in zip(document.places, results, strict=True):
         wrong = [f"{name} {' '.join(result[name])}" for name in ("lost", "added") if name in result]
-        changed += bool(wrong)
+        missing = [f"{use['target']!r} for {use['source']!r}" for use in result.get("terms", []) if not use["found"]]
+        changed, terms = changed + bool(wrong), terms + bool(missing)
+        wrong += [f"lacks {', '.join(missing)}"] if missing else []
         if wrong:
             say(f"{place}: the translation {' and '.join(wrong)}", err=True)
-    given_texts = sum(bool(text.strip()) for text in document.texts)
+        if "exact" in result and (others := result["match"].get("alternatives")):
+            named = ", ".join(f"{_short(pair['translation'])} ({printable(pair['where'])})" for pair in others)
+            say(f"{place}: the memory has other translations too: {named}", err=True)
     empty = [
         place
         for place, text, result in zip(document.places, document.texts, results, strict=True)
@@ -113,29 +145,28 @@ def translate(
     if empty:
         more = f" and {len(empty) - PLACES:,} more" if len(empty) > PLACES else ""
         say(f"no translation of {', '.join(empty[:PLACES])}{more}", err=True)
-    exact = sum("exact" in result for result in results)
-    said = [f"{counted(given_texts - len(empty), 'text')} translated in {seconds:.1f} s"]
-    said += [f"{len(empty):,} of {given_texts:,} left empty"] if empty else []
-    said += [f"{exact:,} of them from the memory"] if exact_matches else []
-    said += [f"{changed:,} with other placeholders"] if changed else []
-    said += [f"in {output}"] if output is not None else []
-    say(", ".join(said) + ".", err=output is None)
+    return {"changed": changed, "terms": terms, "empty": len(empty)}
 
 
-def _read(given: str, output: Path | None, text_column: str, fuzzy: bool) -> _Document:
-    """Texts of a file, or a single text; raises an error if they cannot be written to `output`."""
+def _read(given: str, output: Path | None, text_column: str, fuzzy: bool, language: str | None) -> _Document:
+    """Texts of a file, or a single text; raises an error if they cannot be written to `output`.
+
+    A catalogue must not be of another target language; None: unknown.
+    """
     path = Path(given)
     if path.suffix.lower() in CATALOGUES and names_file(given):
-        return _read_catalogue(path, output, fuzzy)
+        return _read_catalogue(path, output, fuzzy, language)
     return _read_table(given, output, text_column)
 
 
-def _read_catalogue(path: Path, output: Path | None, fuzzy: bool) -> _Document:
+def _read_catalogue(path: Path, output: Path | None, fuzzy: bool, language: str | None) -> _Document:
     """Untranslated texts of a catalogue."""
-    from ..data.catalogue import read_catalogue, write_catalogue
+    from ..data.catalogue import check_language, read_catalogue, write_catalogue
     from ..data.tables import check_output
 
     catalogue = read_catalogue(path)
+    if language is not None:
+        check_language(catalogue.header, language, path)
     entries = catalogue.untranslated
     if output is not None:
         check_output(output, CATALOGUES)

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..common.temporary import replacing
+from .languages import match_language
 from .tables import check_input, check_output
 
 try:
@@ -31,6 +32,9 @@ _STATEMENT = re.compile(
 _ESCAPE = re.compile(r"(?P<bytes>(?:\\[0-7]{1,3}|\\x[0-9A-Fa-f]+)+)|\\(?P<character>.)")
 _CHARACTERS = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v", "\\": "\\", '"': '"'}
 _FORMS = re.compile(r"^Plural-Forms:.*\bnplurals\s*=\s*([1-9])\b", re.MULTILINE)
+_LANGUAGE = re.compile(
+    r"^language:[ \t]*([a-z]{2,3}(?:[_-][a-z0-9]+)*)(?:[.@]\S*)?[ \t]*$", re.MULTILINE | re.IGNORECASE
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,12 +97,16 @@ class Catalogue:
         """The entries that lack a translation, or one of their plural forms."""
         return [entry for entry in self.entries if entry.in_use and "" in self.forms(entry)]
 
+    @property
+    def header(self) -> str:
+        """The metadata of the file, a line each; "" without."""
+        return next((entry.translations[0] for entry in self.entries if entry.is_header), "")
+
     def forms(self, entry: Entry) -> tuple[str, ...]:
         """Translations of an entry, one for each plural form if the header states their number."""
         if len(entry.texts) == 1:
             return entry.translations
-        header = next((entry.translations[0] for entry in self.entries if entry.is_header), "")
-        named = _FORMS.search(header)
+        named = _FORMS.search(self.header)
         number = int(named[1]) if named else len(entry.translations)
         return (*entry.translations, *[""] * number)[:number]
 
@@ -360,23 +368,60 @@ def _keys_of_translations(texts: dict[str, str], places: dict[str, tuple[int, in
     return keys
 
 
-def read_compiled(path: Path) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
-    """Entries of an MO file without the header: msgid, msgid_plural if any, and the translations.
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """An MO file.
+
+    Attributes:
+        header: Its metadata, as that of a `Catalogue`.
+        entries: msgid, msgid_plural if any, and the translations of each entry.
+    """
+
+    header: str
+    entries: list[tuple[tuple[str, ...], tuple[str, ...]]]
+
+
+def read_compiled(path: Path) -> Compiled:
+    """Reads an MO file.
 
     Raises:
-        ValueError: The file is invalid or truncated.
+        ValueError: The file is invalid or truncated, or has texts in another encoding than its header says.
     """
+    where = repr(str(path))
     try:
         with path.open("rb") as file:
-            gettext.GNUTranslations(file)  # polib would accept a truncated file
+            checked = gettext.GNUTranslations(file)  # polib would accept a truncated file
         entries = polib.mofile(str(path))
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{where} has the text {error.object[:40]!r}, which is not {error.encoding}, the encoding of its header: "
+            "make it again with msgfmt from a PO file in one encoding"
+        ) from error
     except (OSError, ValueError, LookupError, struct.error) as error:
         raise ValueError(
-            f"{str(path)!r} is not a valid MO file, perhaps truncated: make it again with msgfmt ({error})"
+            f"{where} is not a valid MO file, perhaps truncated: make it again with msgfmt ({error})"
         ) from error
-    return [
-        ((entry.msgid, entry.msgid_plural), tuple(text for _, text in sorted(entry.msgstr_plural.items())))
-        if entry.msgid_plural
-        else ((entry.msgid,), (entry.msgstr,))
-        for entry in entries
-    ]
+    header = "".join(f"{name}: {value}\n" for name, value in checked.info().items())
+    return Compiled(
+        header,
+        [
+            ((entry.msgid, entry.msgid_plural), tuple(text for _, text in sorted(entry.msgstr_plural.items())))
+            if entry.msgid_plural
+            else ((entry.msgid,), (entry.msgstr,))
+            for entry in entries
+        ],
+    )
+
+
+def check_language(header: str, wanted: str, path: str | Path) -> None:
+    """Raises a ValueError if the header of a catalogue names another language than the one to translate to.
+
+    A header without a language, or with a word that is no code, says nothing.
+    """
+    named = _LANGUAGE.search(header)
+    language = named[1] if named else None
+    if language is not None and match_language(wanted, [language]) is None:
+        raise ValueError(
+            f"{str(path)!r} is a catalogue of {language!r} by its header, and the target language is {wanted!r}: "
+            f"leave it out, give {language} as target_language, or mend the line Language of its header"
+        )

@@ -17,6 +17,7 @@ from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDa
 
 from ..bank.places import PROVENANCE
 from .gather import TABLES, Taken
+from .languages import match_language
 from .rows import check_column, read_utf8, split_lines
 from .sources import Source, Split, choose, describe, local_files, open_columns
 from .tables import read_table
@@ -99,8 +100,8 @@ def load_pairs(
     Args:
         source: A name on the Hub; a file, folder or glob; a mapping from splits to such paths; or a data set in
             memory. Formats: parallel files of lines named by language (train.en, train.de), tables (.tsv, .csv,
-            .json, .jsonl, .parquet), translation memories (.tmx) and gettext catalogues (.po, .mo, which do not
-            state their languages). Splits are found in names as in `load_texts`.
+            .json, .jsonl, .parquet), translation memories (.tmx) and gettext catalogues (.po, .mo, whose header may
+            state the target language only). Splits are found in names as in `load_texts`.
         source_language: Language to translate from, such as "en".
         target_language: Language to translate to, such as "de".
         name: Configuration of a data set on the Hub.
@@ -120,8 +121,8 @@ def load_pairs(
 
     Raises:
         FileNotFoundError: `source` is neither on this machine nor on the Hub.
-        ValueError: A split, language or column is missing (the message lists those available), a file is unreadable
-            or, unless `skip_broken`, a row lacks a side.
+        ValueError: A split, language or column is missing (the message lists those available), a file is unreadable,
+            a catalogue is of another language by its header or, unless `skip_broken`, a row lacks a side.
     """
     if source_language == target_language:
         raise ValueError(f"both languages are {source_language!r}: name two")
@@ -151,19 +152,6 @@ def load_pairs(
     if not pairs.sources:
         raise ValueError(f"{where} has no pairs with both sides")
     return pairs.dataset()
-
-
-def match_language(wanted: str, found: Iterable[str]) -> str | None:
-    """The wanted language or, if absent, its first variant, such as "en-US" of "en"; None without either."""
-    wanted = _plain(wanted)
-    names = list(found)
-    same = [name for name in names if _plain(name) == wanted]
-    varieties = [name for name in names if _plain(name).startswith(f"{wanted}-")]
-    return next(iter(same + varieties), None)
-
-
-def _plain(language: str) -> str:
-    return language.lower().replace("_", "-")
 
 
 def _read_lines(files: Sequence[Taken], languages: tuple[str, str], pairs: _Pairs) -> None:
@@ -219,9 +207,10 @@ def _read_tmx(file: Taken, naming: _Naming, pairs: _Pairs) -> None:
 
 
 def _read_po(file: Taken, naming: _Naming, pairs: _Pairs) -> None:
-    from .catalogue import read_catalogue
+    from .catalogue import check_language, read_catalogue
 
     catalogue = read_catalogue(file.path, skip_broken=True)
+    check_language(catalogue.header, naming.languages[1], file.path)
     for wrong in catalogue.broken:
         pairs.refuse(wrong)
     for entry in catalogue.entries:
@@ -230,9 +219,11 @@ def _read_po(file: Taken, naming: _Naming, pairs: _Pairs) -> None:
 
 
 def _read_mo(file: Taken, naming: _Naming, pairs: _Pairs) -> None:
-    from .catalogue import read_compiled
+    from .catalogue import check_language, read_compiled
 
-    for texts, translations in read_compiled(file.path):
+    compiled = read_compiled(file.path)
+    check_language(compiled.header, naming.languages[1], file.path)
+    for texts, translations in compiled.entries:
         _add_translated(texts, translations, pairs, {"file": file.name})
 
 

@@ -1,11 +1,13 @@
-"""Placeholders and markup that a translation must keep.
+"""Placeholders, markup and the marks of accelerators that a translation must keep.
 
 Notable: the cases of an ICU message, `{n, plural, one {...} other {...}}`, are texts, and their number depends on the
-language: only the head and the set of placeholders within the cases must stay.
+language: only the head and the set of placeholders within the cases must stay. An accelerator, the key that selects an
+item, is marked by `&` or `_` before its letter, which may be another one in each language: only their number counts.
 """
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 
 _NUMBER = r"(?:\.(?:\*|\d+))?(?:hh?|ll?|[Lqjzt])?"  # precision and length of printf
 _WORD = r"[A-Za-z\u00c0-\u024f\d_]"  # Chinese and Japanese have no spaces around a placeholder
@@ -38,6 +40,9 @@ _PATTERN = re.compile(
 _BRACE = re.compile(r"'[{}]'|[{}]")  # '{' is a quoted one
 _CASE = re.compile(r"\s*(?:offset:\d+\s*)?(?P<key>=\d+|[\w-]+)\s*(?=\{)")
 _END = re.compile(r"\s*\}")
+_MARKED = re.compile(
+    r"(?<![\w&=/?.@#])(?P<before>[^\W\d_]*)(?P<mark>[&_])(?P<after>[^\W_]+)(?![\w&=;])"  # _File, Sa&ve; not &&, a_b_c
+)
 
 
 def placeholders(text: str) -> list[str]:
@@ -128,3 +133,60 @@ def differences(source: str, target: str) -> tuple[list[str], list[str]]:
     """
     before, after = Counter(placeholders(source)), Counter(placeholders(target))
     return list((before - after).elements()), list((after - before).elements())
+
+
+def accelerators(text: str) -> list[str]:
+    """Words with the mark of an accelerator, in order.
+
+    Within a word, a mark stands before a small letter, and an underscore in a word that begins with a capital, so that
+    names such as AT&T and my_file are none.
+
+    >>> accelerators("_File, Sa&ve, E_xit (&Q): AT&T, R&D, my_file, a && b, &amp;")
+    ['_File', 'Sa&ve', 'E_xit', '&Q']
+    """
+    return [match[0] for match in _MARKED.finditer(without_placeholders(text)) if _is_accelerator(match)]
+
+
+def _is_accelerator(match: re.Match[str]) -> bool:
+    before, after = match["before"], match["after"]
+    if not before:
+        return True
+    return after[0].islower() and (match["mark"] == "&" or before[0].isupper())
+
+
+def without_placeholders(text: str) -> str:
+    """A text of the same length with blanks for its placeholders; the cases of messages stay."""
+    return _PATTERN.sub(lambda match: " " * len(match[0]), text)
+
+
+def plain_words(text: str) -> tuple[str, Sequence[int]]:
+    """A text with blanks for its placeholders and without the marks of accelerators, and where its characters stood.
+
+    >>> plain_words("Sa&ve {it}")
+    ('Save     ', [0, 1, 3, 4, 5, 6, 7, 8, 9])
+    """
+    blanked = without_placeholders(text)
+    if "&" not in blanked and "_" not in blanked:
+        return blanked, range(len(blanked))
+    marks = {match.start("mark") for match in _MARKED.finditer(blanked) if _is_accelerator(match)}
+    places = [place for place in range(len(blanked)) if place not in marks]
+    return "".join(blanked[place] for place in places), places
+
+
+def accelerator_differences(source: str, target: str) -> tuple[list[str], list[str]]:
+    """Words whose accelerator a translation lost, and words with one that it added.
+
+    Of each mark only the number counts, since the letter and the word are those of the language.
+
+    >>> accelerator_differences("&File", "&Datei"), accelerator_differences("Sa_ve", "Sichern")
+    (([], []), (['Sa_ve'], []))
+    """
+    lost: list[str] = []
+    added: list[str] = []
+    before, after = accelerators(source), accelerators(target)
+    for mark in "&_":
+        own, new = (Counter(word for word in side if mark in word) for side in (before, after))
+        only_own, only_new = list((own - new).elements()), list((new - own).elements())  # words that both have stay
+        lost += only_own[len(only_new) :]
+        added += only_new[len(only_own) :]
+    return lost, added

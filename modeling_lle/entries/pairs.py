@@ -249,7 +249,7 @@ class Memory:
             the oldest first.
         keys, outcomes, ids: (N, D) bfloat16, (N,) int64 and (N,) int64 ascending, the entries of all pairs.
         first: Index of the first entry of each pair, and N at the end.
-        exact: Index of the newest pair with a source.
+        exact: Index of the pair that counts for a source: the newest of the first namespace given, else of all.
     """
 
     @classmethod
@@ -275,13 +275,16 @@ class Memory:
         from ..bank.lexical import SentenceIndex, fuzzy_match  # here, as nothing else in this file needs the extra
 
         self.tokenizer, self._fuzzy_match = tokenizer, fuzzy_match
+        namespaces = None if namespaces is None else tuple(namespaces)
         self.pairs: list[dict[str, Any]] = []
         sizes: list[int] = []
+        first_choice: list[bool] = []
         for document in state.documents(namespaces):
             _check_pair(document, state)
             where = place_of(document.source, document.row, document.columns)
             self.pairs.append({"source": document.source, "row": document.row, **document.columns, "where": where})
             sizes.append(len(document.ids))
+            first_choice.append(document.namespace in (namespaces or ())[:1])
         keys, outcomes, ids = [torch.zeros(0, state.width, dtype=torch.bfloat16)], [NONE], [NONE]
         for batch in state.entries(namespaces):
             keys.append(batch.keys)
@@ -291,13 +294,15 @@ class Memory:
         if bool((self.ids.diff() < 0).any()):  # joined segments of several namespaces: the oldest pair first again
             oldest = self.ids[torch.tensor([0, *sizes[:-1]]).cumsum(0)].argsort().tolist()
             self.pairs, sizes = [self.pairs[pair] for pair in oldest], [sizes[pair] for pair in oldest]
+            first_choice = [first_choice[pair] for pair in oldest]
             order = self.ids.argsort()
             self.keys, self.outcomes, self.ids = self.keys[order], self.outcomes[order], self.ids[order]
         self.first = torch.tensor([0, *sizes]).cumsum(0).tolist()  # entry of each pair, and the number of all
         self.index = SentenceIndex([pair["text"] for pair in self.pairs])
-        self.exact: dict[str, int] = {}
-        for number, pair in enumerate(self.pairs):
-            self.exact[pair["text"]] = number  # of equal sources the newest counts
+        self._versions: dict[str, list[int]] = {}  # the pairs of each source, the one that counts first
+        for number in sorted(range(len(self.pairs)), key=lambda number: (not first_choice[number], -number)):
+            self._versions.setdefault(self.pairs[number]["text"], []).append(number)
+        self.exact = {text: versions[0] for text, versions in self._versions.items()}
 
     def candidates(
         self, input_ids: Tensor, attention_mask: Tensor | None, sentences: int, leave_out: bool = False
@@ -354,10 +359,16 @@ class Memory:
     def matches(self, text: str, number: int = 1) -> list[Match]:
         """The pairs with the highest fuzzy match score of their source with a text, at most `number`; ties by BM25."""
         found, _ = self.index.search([text], max(number, CANDIDATES))
-        chosen = [pair for pair in found[0].tolist() if pair >= 0]
-        if text in self.exact:
-            chosen = [self.exact[text], *(pair for pair in chosen if pair != self.exact[text])]
+        sources = [text, *(self.pairs[pair]["text"] for pair in found[0].tolist() if pair >= 0)]
+        chosen = dict.fromkeys(pair for source in sources for pair in self._versions.get(source, []))
         scored = [(self._fuzzy_match(text, self.pairs[pair]["text"]), pair) for pair in chosen]
         best = sorted(scored, key=lambda item: -item[0])[:number]
         names = ("text", "translation", "source", "row", "where")
         return [Match(score, *(self.pairs[pair][name] for name in names)) for score, pair in best]
+
+    def alternatives(self, text: str) -> list[dict[str, Any]]:
+        """The pairs with other translations of a source than the one that counts, in the order in which they do."""
+        different: dict[str, dict[str, Any]] = {}
+        for pair in self._versions.get(text, []):
+            different.setdefault(self.pairs[pair]["translation"], self.pairs[pair])
+        return list(different.values())[1:]

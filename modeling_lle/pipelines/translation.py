@@ -6,21 +6,24 @@ Shapes: B texts, R translations of each, T tokens of a translation.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Pipeline, StoppingCriteria, StoppingCriteriaList
+from transformers import LogitsProcessorList, Pipeline, StoppingCriteria, StoppingCriteriaList
 
 from ..bank.protocol import Bank
-from ..data.placeholders import differences
+from ..data.glossary import Glossary, Occurrence, check_terms
+from ..data.placeholders import accelerator_differences, differences
 from ..data.text import encode_sentences
 from ..entries.attribution import attribute
 from ..entries.pairs import Memory, padded
 from ..history.attachment import Attachment
 from ..history.explanation import as_values, explain_targets
 from ..models.seq2seq import longest_target
+from .terms import Speller, TermPreference, put_terms
 
 UNMOVED: dict[str, Any] = {"base_share": 1.0, "history": [], "tokens": []}  # of a translation without a memory
 
@@ -30,10 +33,14 @@ class LLETranslationPipeline(Pipeline):
 
     A text gives a list with a mapping that has the translation under `translation_text`; a list of texts gives such a
     mapping for each, with `num_return_sequences` a list of them. Data sets and generators are read as they are
-    needed, and give a list for each text. Blank texts have an empty translation. Where placeholders or markup of the
-    source are not in the translation they are under `lost`, and what the translation has instead under `added`.
-    All arguments of `generate` may be given. Unless the model or the call says otherwise, a translation has at most
-    16 tokens more than twice those of its source.
+    needed, and give a list for each text. Blank texts have an empty translation. Where placeholders, markup or
+    accelerators (`&File`) of the source are not in the translation they are under `lost`, and what the translation has
+    instead under `added`. All arguments of `generate` may be given. Unless the model or the call says otherwise, a
+    translation has at most 16 tokens more than twice those of its source.
+
+    With a `glossary`, which `load_glossary` reads, its terms are preferred where they stand in the source. Each record
+    has them under `terms`, as mappings of the term `source`, the `target` that the translation has or should have, and
+    whether it was `found`, perhaps inflected. That is said of exact matches too, which stay as they are.
 
     An LLE translator with a memory knows more arguments:
         history: The memory to recall from, as an Attachment or a bank; None: the one that `attach_history` set. All
@@ -45,8 +52,11 @@ class LLETranslationPipeline(Pipeline):
             `Explanation`: its text, its probability by the base and with the memory, and the `history_top` entries of
             the largest effects.
         return_match: Puts under `match` the `text`, `translation` and `score` of the pair with the best fuzzy match
-            score, None without a pair that shares a word.
-        exact_matches: Takes the translation of a source that the memory has as it is, and puts True under `exact`.
+            score, None without a pair that shares a word. If the memory has other translations of that text too, they
+            are under `alternatives`, each with `where` it comes from: those of the attachment's first namespace first,
+            then the newest.
+        exact_matches: Takes the translation of a source that the memory has as it is, and puts True under `exact`; of
+            several translations the one that comes first by the same order.
 
     Example:
         >>> translate = pipeline("translation", model=folder)
@@ -95,6 +105,7 @@ class LLETranslationPipeline(Pipeline):
         history_top: int | None = None,
         return_match: bool | None = None,
         exact_matches: bool | None = None,
+        glossary: Glossary | None = None,
         **generate: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         if (return_history or return_match or exact_matches or history is not None) and not self._is_lle:
@@ -102,8 +113,9 @@ class LLETranslationPipeline(Pipeline):
                 "history, return_history, return_match and exact_matches need an LLE translator; this is a "
                 f"{type(self.model).__name__}"
             )
-        during = {"history": Attachment.of(history), "return_history": return_history, "history_top": history_top}
-        during |= {"return_match": return_match, "exact_matches": exact_matches}
+        during: dict[str, Any] = {"history": Attachment.of(history), "history_top": history_top}
+        during |= {"return_history": return_history, "return_match": return_match}
+        during |= {"exact_matches": exact_matches, "glossary": glossary}
         return {}, {**generate, **{name: value for name, value in during.items() if value is not None}}, {}
 
     def preprocess(self, inputs: Any) -> dict[str, Any]:  # type: ignore[override]
@@ -123,6 +135,7 @@ class LLETranslationPipeline(Pipeline):
         history_top: int = 3,
         return_match: bool = False,
         exact_matches: bool = False,
+        glossary: Glossary | None = None,
         **generate: Any,
     ) -> dict[str, Any]:
         """Texts with their `results`, whose `ids` are those of the translation, or one text likewise."""
@@ -140,10 +153,18 @@ class LLETranslationPipeline(Pipeline):
                 results[row] = [_exact_match(text, return_history, memory)]
             else:
                 rows.append(row)
+        terms = None if glossary is None else [glossary.find(text) for text in texts]
         if rows:
-            sequences = self._generate([encoded[row] for row in rows], attachment, generate)
+            wanted = [terms[row] if terms else [] for row in rows]
+            sequences = self._generate([encoded[row] for row in rows], attachment, wanted, generate)
             owners = [row for row in rows for _ in range(len(sequences) // len(rows))]
             targets = [self._target(sequence) for sequence in sequences.tolist()]
+            if terms:
+                use_history = generate.get("use_history")
+                targets = [
+                    self._with_terms(texts[row], target, terms[row], attachment, use_history)
+                    for row, target in zip(owners, targets, strict=True)
+                ]
             told: list[dict[str, Any]] = [{} for _ in targets]
             if return_history:
                 moved = attachment if self._uses_history(generate.get("use_history")) else None
@@ -156,6 +177,10 @@ class LLETranslationPipeline(Pipeline):
                 match = _best_match(text, memory)
                 for result in own_results:
                     result["match"] = match
+        if terms is not None:
+            for own_terms, own_results in zip(terms, results, strict=True):
+                for result in own_results:
+                    result["terms"] = [own.term for own in own_terms]
         return {"text": texts[0] if alone else texts, "results": results[0] if alone else results}
 
     def postprocess(self, model_outputs: dict[str, Any]) -> list[dict[str, Any]]:  # type: ignore[override]
@@ -164,11 +189,16 @@ class LLETranslationPipeline(Pipeline):
         for result in model_outputs["results"]:
             more = dict(result)
             match = {"match": more.pop("match")} if "match" in more else {}
+            terms = more.pop("terms", None)
             translation = self._tokenizer.decode(more.pop("ids"), skip_special_tokens=True)
             record = {"translation_text": translation, **more}
-            lost, added = differences(text, record["translation_text"])
+            both = [compare(text, record["translation_text"]) for compare in (differences, accelerator_differences)]
+            lost, added = ([item for found in both for item in found[side]] for side in (0, 1))
             record |= {"lost": lost} if lost else {}
             record |= {"added": added} if added else {}
+            if terms is not None:
+                uses = check_terms(record["translation_text"], terms)
+                record["terms"] = [dataclasses.asdict(use) for use in uses]
             records.append({**record, **match})
         return records
 
@@ -183,6 +213,10 @@ class LLETranslationPipeline(Pipeline):
     @property
     def _tokenizer(self) -> Any:
         return self.tokenizer
+
+    @functools.cached_property
+    def _speller(self) -> Speller:
+        return Speller(self._tokenizer)
 
     def _pinned(self, history: Attachment | None) -> Attachment | None:
         """The memory of a call, in the state that it has now; it compares sentences by the pipeline's tokenizer."""
@@ -220,9 +254,19 @@ class LLETranslationPipeline(Pipeline):
             told[row] = {"base_share": found.base_share, "history": pairs, "tokens": tokens}
         return told
 
-    def _generate(self, encoded: list[list[int]], attachment: Attachment | None, options: dict[str, Any]) -> Tensor:
-        """Sequences (B * R, 1 + T) int64 for B sources, from the start token on."""
+    def _generate(
+        self,
+        encoded: list[list[int]],
+        attachment: Attachment | None,
+        terms: list[list[Occurrence]],
+        options: dict[str, Any],
+    ) -> Tensor:
+        """Sequences (B * R, 1 + T) int64 for B sources and the terms in them, from the start token on."""
         model: Any = self.model
+        if any(terms):
+            preference = TermPreference([[own.term for own in found] for found in terms], self._speller)
+            given = options.get("logits_processor") or []
+            options = {**options, "logits_processor": LogitsProcessorList([*given, preference])}
         options = self._prepare_generate_kwargs(options)
         known = {name for name, value in self._get_set_generation_params(options).items() if value is not None}
         if known.isdisjoint({"max_new_tokens", "max_length"}):
@@ -236,6 +280,38 @@ class LLETranslationPipeline(Pipeline):
         history = {} if attachment is None else {"history": attachment}
         generated = model.generate(**batch, **options, **history)
         return getattr(generated, "sequences", generated)
+
+    @torch.no_grad()
+    def _with_terms(
+        self,
+        text: str,
+        target: list[int],
+        occurrences: list[Occurrence],
+        attachment: Attachment | None,
+        use_history: bool | None,
+    ) -> list[int]:
+        """The tokens of a translation, with the terms that it lacks in the place of what looked at their source."""
+        tokenizer, model, before = self._tokenizer, self._translator, len(self.prefix or "")
+        if not occurrences or not self._is_lle or not tokenizer.is_fast:  # where tokens stand, and what looks at them
+            return target
+        options = {"split_special_tokens": True, "return_offsets_mapping": True, "return_tensors": "pt"}
+        source = tokenizer((self.prefix or "") + text, **options, verbose=False)
+        spans = (source.pop("offset_mapping")[0] - before).tolist()
+        places = [
+            [place for place, (start, end) in enumerate(spans) if max(start, own.start) < min(end, own.end)]
+            for own in occurrences
+        ]
+        moved = attachment if self._uses_history(use_history) else None
+        ids, mask = (source[name].to(self.device) for name in ("input_ids", "attention_mask"))
+        read = model.read_source(ids, mask, moved is not None, history=moved)
+
+        def look(ids: list[int]) -> Tensor:
+            labels = torch.tensor([ids], device=self.device)
+            options = {"use_history": moved is not None, "output_attentions": True, "return_logits": False}
+            found = model(encoder_outputs=read, labels=labels, **options).cross_attentions
+            return torch.stack(found).float().mean((0, 2))[0].cpu()
+
+        return put_terms(target, occurrences, places, self._speller, look)
 
     def _target(self, sequence: list[int]) -> list[int]:
         """The tokens of a translation, its end token included, without the start token and padding."""
@@ -261,7 +337,11 @@ def _exact_match(text: str, return_history: bool, memory: Memory) -> dict[str, A
 def _best_match(text: str, memory: Memory | None) -> dict[str, Any] | None:
     """The pair with the best fuzzy match score, if there is one."""
     best = [] if memory is None else memory.matches(text)
-    return {name: getattr(best[0], name) for name in ("score", "text", "translation")} if best else None
+    if memory is None or not best:
+        return None
+    match = {name: getattr(best[0], name) for name in ("score", "text", "translation")}
+    others = [{name: pair[name] for name in ("translation", "where")} for pair in memory.alternatives(best[0].text)]
+    return {**match, "alternatives": others} if others else match
 
 
 class _Limits(StoppingCriteria):

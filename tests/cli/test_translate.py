@@ -69,6 +69,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "pairs.tsv").write_text("\n".join(["en\tde", *rows]))
     (folder / "texts.txt").write_text("\n".join(LINES))
     (folder / "app.po").write_text(CATALOGUE)
+    (folder / "terms.csv").write_text("en,de,note\na,x,\nh,w,\n")
     return folder
 
 
@@ -172,6 +173,31 @@ def test_a_catalogue_is_completed(folder: Path) -> None:
     assert printed.startswith("0 texts translated in ")
 
 
+def test_terms_and_contradictions_are_reported(folder: Path) -> None:
+    glossary = ["--glossary", "F/terms.csv", *LANGUAGES]
+    (folder / "more.jsonl").write_text('{"source": "h", "target": "u u"}')
+    run(folder, "memory", "T", "F/more.jsonl", *LANGUAGES, "--source", "more")
+    options = [*glossary, "--exact-matches", "--output"]
+    printed, said = run(folder, "translate", "T", "F/texts.txt", *options, "F/out.jsonl")
+    assert said.splitlines()[:3] == [
+        f"line 3 of '{folder}/texts.txt': the translation lacks 'w' for 'h'",
+        f"line 3 of '{folder}/texts.txt': the memory has other translations too: 'v u y x' (pairs:4)",
+        f"line 4 of '{folder}/texts.txt': the translation added {{n}}",
+    ]
+    assert ", 2 with other placeholders, 1 without a term of the glossary, in " in printed
+    rows = [json.loads(line) for line in (folder / "out.jsonl").read_text().splitlines()]
+    assert rows[2]["terms"] == [{"source": "h", "target": "w", "found": False}]
+    assert rows[0]["terms"] == [{"source": "a", "target": "x", "found": True}]
+
+
+def test_a_catalogue_of_another_language_is_refused(folder: Path) -> None:
+    content = CATALOGUE.replace('UTF-8\\n"', 'UTF-8\\n"\n"Language: fr\\n"')
+    (folder / "fr.po").write_text(content)
+    result = CliRunner().invoke(cli.app, places(folder, ["translate", "T", "F/fr.po", *LANGUAGES]))
+    assert "fr.po' is a catalogue of 'fr' by its header, and the target language is 'de'" in str(result.exception)
+    assert run(folder, "translate", "T", "F/fr.po", "--target-language", "fr")[0]
+
+
 def test_an_interrupted_command_leaves_the_old_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = contents(folder)
     monkeypatch.setattr("os.replace", lambda *_: 1 / 0)
@@ -265,6 +291,8 @@ FAULTS = [
     (["translate", "T", "F/texts.txt", "--output", "F/texts.txt"], "would be replaced by its translation"),
     (["translate", "T", "a", "--output", "F/out.txt", "--history-top", "1"], "can hold translations only"),
     (["translate", "T", "F/taken.csv", "--output", "F/out.csv"], "'predicted_translation' already"),
+    (["translate", "T", "a", "--glossary", "F/terms.tsv"], "(did you mean 'terms.csv'?)"),
+    (["translate", "T", "a", "--glossary", "F/terms.csv"], "call the column of the source so"),
     (["translate", "T", "a", "--namespace", "none"], "has no namespace 'none'; it has: default"),
     (["translate", "M", "a", "--namespace", "none"], "name one with --bank"),
     (["translate", "M", "a", "--exact-matches"], "has no memory for exact matches: name one with --bank"),

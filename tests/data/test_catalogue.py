@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 pytest.importorskip("polib")
 import polib
 
-from modeling_lle.data.catalogue import Catalogue, read_catalogue, read_compiled, write_catalogue
+from modeling_lle.data.catalogue import Catalogue, check_language, read_catalogue, read_compiled, write_catalogue
 
 HEADER = r"""# Deutsche Fassung.
 #, fuzzy
@@ -425,7 +425,7 @@ def test_a_file_without_entries(path: Path) -> None:
 def test_compiled_files(path: Path) -> None:
     compiled = path.with_suffix(".mo")
     polib.pofile(HEADER + BODY).save_as_mofile(str(compiled))
-    assert sorted(read_compiled(compiled)) == [
+    assert sorted(read_compiled(compiled).entries) == [
         (("%d apple", "%d apples"), ("%d Apfel", "%d Äpfel")),
         (("Two\nlines",), ("Zwei\nZeilen",)),
     ]
@@ -433,3 +433,30 @@ def test_compiled_files(path: Path) -> None:
     for size in range(len(content)):
         with pytest.raises(ValueError, match=r"de.mo' is not a valid MO file, perhaps truncated: make"):
             read_compiled(write(compiled, content[:size]))
+
+
+def test_compiled_files_with_texts_in_another_encoding(path: Path) -> None:
+    compiled = path.with_suffix(".mo")
+    polib.pofile(HEADER + BODY).save_as_mofile(str(compiled))
+    content = compiled.read_bytes()
+    assert "Äpfel".encode() in content
+    write(compiled, content.replace("Äpfel".encode(), "_Äpfel".encode("latin-1")))
+    with pytest.raises(ValueError, match=r"de.mo' has the text b'%d _.*', which is not utf-8, the encoding of its"):
+        read_compiled(compiled)
+
+
+@pytest.mark.parametrize("language", ["de", "DE", "de_AT", "de@formal", "de_DE.UTF-8", "", "German", "LANGUAGE"])
+def test_the_language_of_a_header_may_be_a_variant_or_unknown(language: str) -> None:
+    check_language(f"MIME-Version: 1.0\nLanguage: {language}\nX-Language: fr\n", "de", "de.po")
+    check_language("", "de", "de.po")
+
+
+@pytest.mark.parametrize("language", ["fr", "fr_CA ", "deu", "nds", "sr@latin"])
+def test_a_catalogue_of_another_language_is_named(language: str) -> None:
+    named = language.strip().split("@")[0]
+    with pytest.raises(
+        ValueError,
+        match=f"'de.po' is a catalogue of '{named}' by its header, and the target language is 'de': leave it out, "
+        f"give {named} as target_language, or mend the line Language of its header",
+    ):
+        check_language(f"Language: {language}\n", "de", "de.po")

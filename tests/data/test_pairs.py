@@ -305,6 +305,20 @@ def test_mo(write: Write, tmp_path: Path) -> None:
             load(write("cut.mo", path.read_bytes()[:-9]), **options)
 
 
+def test_catalogues_of_another_language(write: Write, tmp_path: Path) -> None:
+    polib = pytest.importorskip("polib")
+    content = CATALOGUE.replace("\u2028", "").replace('UTF-8\\n"', 'UTF-8\\n"\n"Language: fr\\n"')
+    path = write("fr.po", content)
+    compiled = tmp_path / "fr.mo"
+    polib.pofile(content).save_as_mofile(str(compiled))
+    for own in (path, compiled):
+        assert len(load(own, target_language="fr")) >= 4
+        with pytest.raises(
+            ValueError, match=rf"{own.name}' is a catalogue of 'fr' by its header, .* is 'de': leave it"
+        ):
+            load(own, skip_broken=True)
+
+
 def test_without_polib(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "polib", None)
     monkeypatch.delitem(sys.modules, "modeling_lle.data.catalogue", raising=False)

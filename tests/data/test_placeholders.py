@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modeling_lle.data.placeholders import differences, placeholders
+from modeling_lle.data.placeholders import accelerator_differences, accelerators, differences, placeholders
 
 KNOWN = [
     *("{}", "{0}", "{name}", "{name!r:>10}", "{:.2f}", "{user.name}", "{rows[0]}", "{größe}", "${name}", "${HOME}"),
@@ -112,4 +112,31 @@ def test_what_is_lost_one_way_is_added_the_other(source: str, target: str) -> No
 def test_hostile_texts_take_no_time(part: str) -> None:
     start = time.perf_counter()
     assert not placeholders(part * 4000)
+    assert time.perf_counter() - start < 5
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "lost", "added"),
+    [
+        ("&File", "&Datei", [], []),
+        ("Sa&ve", "_Sichern", ["Sa&ve"], ["_Sichern"]),
+        ("_File", "Datei", ["_File"], []),
+        ("File", "D_atei", [], ["D_atei"]),
+        ("Cu_t {my_name} of %(a_b)s", "_Ausschneiden {my_name} aus %(a_b)s", [], []),
+        ("E&xit (&Q)", "Beenden (&Q)", ["E&xit"], []),
+        ("File", "ファイル(&F)", [], ["&F"]),
+        ("&Save && _close", "&Sichern && schließen", ["_close"], []),
+        ("AT&T, R&D and my_file", "ATT, Forschung und Meine Datei", [], []),
+        ("a &amp; b, __init__, _a_, MAX_SIZE, x?a=1&b=2&c=d", "nichts", [], []),
+    ],
+)
+def test_accelerators(source: str, target: str, lost: list[str], added: list[str]) -> None:
+    assert accelerator_differences(source, target) == (lost, added)
+    assert accelerator_differences(target, source) == (added, lost)
+
+
+def test_accelerators_of_hostile_texts_take_no_time() -> None:
+    start = time.perf_counter()
+    for part in ("&a", "_a", "a_", "A", "A_a ", "&&"):
+        accelerators(part * 10_000)
     assert time.perf_counter() - start < 5

@@ -159,6 +159,28 @@ def test_of_equal_sources_the_newest_is_the_exact_match() -> None:
     assert decoded(SUBWORD_PAIRS_TOKENIZER(SUBWORD_PAIRS[1][0])["input_ids"]) == SUBWORD_PAIRS[1][0]
 
 
+def test_of_contradicting_translations_those_of_the_first_namespace_come_first_then_the_newest() -> None:
+    model = attach_pairs(make_subword_translator())
+    source, target = SUBWORD_PAIRS[1]
+    model.history_bank.add([{"source": source, "target": "Kunde"}], namespace="client")
+    model.history_bank.add([{"source": source, "target": "neu"}])
+    model.history_bank.add(
+        [{"source": source, "target": "Kunde neu"}, {"source": source, "target": "neu"}], namespace="client"
+    )
+    for namespaces, order in (
+        (None, ["neu", "Kunde neu", "Kunde", target]),
+        (("client", "default"), ["neu", "Kunde neu", "Kunde", target]),
+        (("default", "client"), ["neu", target, "Kunde neu", "Kunde"]),
+        (("gone", "default"), ["neu", target]),
+        ((), []),
+    ):
+        memory = Memory.of(Attachment(model.history_bank, namespaces, SUBWORD_PAIRS_TOKENIZER))
+        found = [match.translation for match in memory.matches(source) + memory.matches(f"{source}s")]
+        assert found == order[:1] * 2
+        assert [pair["translation"] for pair in memory.alternatives(source)] == order[1:]
+        assert memory.alternatives("zzz") == []
+
+
 def test_what_is_forgotten_is_no_candidate() -> None:
     model = attach_pairs(make_subword_translator())
     model.history_bank.forget(where={"text": SUBWORD_PAIRS[0][0]})

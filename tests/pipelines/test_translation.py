@@ -12,12 +12,13 @@ from transformers.pipelines.pt_utils import KeyDataset
 
 import modeling_lle
 from modeling_lle import Attachment, LLETokenizer
+from modeling_lle.data import Glossary, Term
 from modeling_lle.data.text import encode_sentences
 from modeling_lle.entries.attribution import attribute
 from modeling_lle.entries.pairs import Memory, padded
 from tests.factories.language_models import make_language_model
 from tests.factories.pairs import WORD_PAIRS, WORD_PAIRS_TOKENIZER
-from tests.factories.translators import make_taught_word_translator, make_word_translator
+from tests.factories.translators import make_taught_word_translator, make_trained_translator, make_word_translator
 
 SOURCES = [pair["source"] for pair in WORD_PAIRS]
 TARGETS = [pair["target"] for pair in WORD_PAIRS]
@@ -110,6 +111,51 @@ def test_placeholders_that_are_lost_or_added() -> None:
     assert pipe("f g {n}") == [{"translation_text": "u {n} v"}]
     assert pipe("f g") == [{"translation_text": "u {n} v", "added": ["{n}"]}]
     assert pipe("a b c %s <b>") == [{"translation_text": "x y", "lost": ["%s", "<b>"]}]
+
+
+def test_accelerators_that_are_lost_or_added() -> None:
+    pipe = make_pipe(make_taught_word_translator())
+    assert pipe("a _b c {n}") == [{"translation_text": "x y", "lost": ["{n}", "_b"]}]
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}], ids=str)
+def test_a_glossary_is_followed_where_its_source_stands(options: dict[str, int]) -> None:
+    model, tokenizer = make_trained_translator()
+    translate: Any = pipeline("translation", model=model, tokenizer=tokenizer, device="cpu", batch_size=3, **options)
+    texts = ["ab cde fgh", "fgh ij cde qr", "ab klm", "", "klm fgh"]
+    plain = translate(texts)
+    assert texts_of(plain) == ["AB CDE FGH", "FGH IJ CDE QR", "AB KLM", "", "KLM FGH"]
+    glossary = Glossary([Term("cde", ("SÜT", "NÖP")), Term("klm", ("KLM", "QR")), Term("fgh", ("unknown",))])
+    records = translate(texts, glossary=glossary)
+    assert texts_of(records) == ["AB SÜT FGH", "FGH IJ SÜT QR", *texts_of(plain)[2:]]
+    found = [[(use["source"], use["target"], use["found"]) for use in record["terms"]] for record in records]
+    cde, klm, fgh = ("cde", "SÜT", True), ("klm", "KLM", True), ("fgh", "unknown", False)
+    assert found == [[cde, fgh], [fgh, cde], [klm], [], [klm, fgh]]
+    assert translate(texts, glossary=Glossary([])) == [{**record, "terms": []} for record in plain]
+
+
+def test_a_glossary_with_a_memory() -> None:
+    pipe = make_pipe(make_taught_word_translator())
+    glossary = Glossary([Term("b", ("y", "z")), Term("h", ("w",))])
+    records = pipe(["a b c", "h", "b"], glossary=glossary, exact_matches=True, return_history=True, history_top=99)
+    assert texts_of(records[:2]) == ["x y", "v u y x"]
+    assert [[use["found"] for use in record["terms"]] for record in records] == [[True], [False], [True]]
+    (record,) = pipe("h", glossary=glossary, use_history=False, num_beams=2)
+    assert [use["target"] for use in record["terms"]] == ["w"]
+
+
+def test_contradicting_translations_of_a_memory_are_told() -> None:
+    pipe = make_pipe(make_taught_word_translator())
+    pipe.model.history_bank.add([{"source": "a b c", "target": "u u", "file": "new.po", "line": 7}], namespace="ann")
+    (record,) = pipe("a b c", exact_matches=True, return_match=True)
+    alternatives = [{"translation": "x y", "where": "pairs:0"}]
+    assert record["translation_text"] == "u u"
+    assert record["match"] == {"score": 1.0, "text": "a b c", "translation": "u u", "alternatives": alternatives}
+    first = Attachment(pipe.model.history_bank, ("default", "ann"))
+    (record,) = pipe("a b c", exact_matches=True, return_match=True, history=first)
+    assert record["translation_text"] == "x y"
+    assert record["match"]["alternatives"] == [{"translation": "u u", "where": "new.po:7"}]
+    assert "alternatives" not in pipe("h", return_match=True)[0]["match"]
 
 
 def test_exact_matches_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
