@@ -23,7 +23,7 @@ from .source import BANK, Evidence
 
 LONGEST = 6  # tokens of a context that are counted
 NOT_BEGUN = -1  # in place of a length
-ANOTHER = -2  # a token that equals none
+UNKNOWN, ANOTHER = -1, -2  # tokens that equal none, nor each other
 NOWHERE = -1  # in place of the entry before the first one of a pair, and of ids where there is no entry
 
 
@@ -76,7 +76,7 @@ class Candidates:
 
 def follow(
     candidates: Candidates | None,
-    tokens: Tensor,
+    tokens: Tensor | None,
     mask: Tensor | None = None,
     cache: LLECache | None = None,
 ) -> Tensor | None:
@@ -84,12 +84,14 @@ def follow(
 
     Args:
         candidates: Those of the sources.
-        tokens: As in `Candidates.lengths`.
+        tokens: (B, T) int64, as in `Candidates.lengths`, or (B, T, D) floating, embedded ones, which equal none.
         mask: (B, T) or longer, of 0 and 1, 0 at padding; None for none.
         cache: The targets so far, before the decoder reads these tokens; what comes after them goes on from here.
     """
-    if candidates is None:
+    if candidates is None or tokens is None:
         return None
+    if tokens.is_floating_point():
+        tokens = tokens[..., 0].long().fill_(UNKNOWN)
     begins = cache is None or cache.seen_tokens == 0
     state = tokens.new_full((len(tokens), candidates.ids.shape[1]), NOT_BEGUN if begins else 0)
     if cache is not None and cache.followed is not None and cache.followed.shape == state.shape:

@@ -65,13 +65,14 @@ class Evidence:
             part._map(lambda column: torch.nn.functional.pad(column, (0, width - column.shape[1]))) for part in parts
         ]
         columns = zip(*(part._columns() for part in padded), strict=True)
-        joined: Any = (None if column[0] is None else torch.cat(column) for column in columns)
-        more = {name: torch.cat([part.more[name] for part in padded]) for name in padded[0].more}
-        return cls(*joined, more=more)
+        joined: list[Any] = [None if column[0] is None else torch.cat(column) for column in columns]
+        joined.append({name: torch.cat([part.more[name] for part in padded]) for name in padded[0].more})
+        return cls(*joined)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Evidence":
-        changed: Any = (None if column is None else change(column) for column in self._columns())
-        return Evidence(*changed, more={name: change(column) for name, column in self.more.items()})
+        changed: list[Any] = [None if column is None else change(column) for column in self._columns()]
+        changed.append({name: change(column) for name, column in self.more.items()})
+        return Evidence(*changed)
 
     def _columns(self) -> list[Tensor | None]:
         return [self.similarity, self.log_age, self.log_count, self.valid, self.hit]

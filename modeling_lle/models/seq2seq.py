@@ -187,22 +187,16 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
         if use_cache is None:
             use_cache = self.config.use_cache and labels is None
         cache = past_key_values if past_key_values is not None or not use_cache else LLECache()
-        given = inputs if decoder_inputs_embeds is None else decoder_inputs_embeds[..., 0].long().fill_(-1)  # unknown
-        assert given is not None
-        lengths = follow(source.candidates, given, mask, cache) if use_history else None
+        read = inputs if decoder_inputs_embeds is None else decoder_inputs_embeds
+        lengths = follow(source.candidates, read, mask, cache) if use_history else None
         outputs = self.model.decode(
             source, inputs, mask, cache, output_attentions, output_hidden_states, decoder_inputs_embeds
         )
-        loss, logits, recalled = self._outputs(
-            outputs.last_hidden_state,
-            source,
-            lengths,
-            labels,
-            num_items_in_batch,
-            logits_to_keep=logits_to_keep,
-            return_logits=labels is None or not self.training if return_logits is None else return_logits,
-            output_history=output_history,
-        )
+        if return_logits is None:
+            return_logits = labels is None or not self.training
+        asked: dict[str, Any] = {"return_logits": return_logits, "output_history": output_history}
+        parts = outputs.last_hidden_state, source, lengths, labels, num_items_in_batch
+        loss, logits, recalled = self._outputs(*parts, logits_to_keep=logits_to_keep, **asked)
         return LLESeq2SeqOutput(
             loss=loss,
             logits=logits,
@@ -328,7 +322,6 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
     def _read_target(self, source: LLESource, labels: Tensor) -> tuple[Tensor, Tensor | None]:
         """The decoder's states (B, T, D) that the labels (B, T) come after, and how far these follow candidates."""
         inputs, mask, _ = self._target(None, None, None, labels)
-        assert inputs is not None
         return self.model.decode(source, inputs, mask).last_hidden_state, follow(source.candidates, inputs, mask)
 
     def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -390,11 +383,12 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
             source: The sources, with their candidates.
             lengths: What `follow` returned; None: without a memory.
         """
+        (rows, time), widest = states.shape[:2], self.config.vocab_size
         head = functools.partial(apply_linear, self.lm_head)
         if source.candidates is None or lengths is None:
-            return predict(states, head, [], even_blocks(*states.shape[:2], self.config.vocab_size))
+            return predict(states, head, [], even_blocks(rows, time, widest))
         recalled = PairSource(source.candidates, lengths, self.config.bank)
-        blocks = even_blocks(*states.shape[:2], max(self.config.vocab_size, lengths.shape[2]))
+        blocks = even_blocks(rows, time, max(widest, lengths.shape[2]))
         return predict(states, head, [recalled], recalled.blocks(blocks))
 
     def explain(

@@ -45,7 +45,7 @@ def features(model: LLEForSeq2SeqLM, source: LLESource, labels: Tensor) -> Tenso
     mean = log_p.masked_fill(~real, 0).sum(1) / number
     least = log_p.masked_fill(~real, 0).amin(1)
     share, match = torch.zeros_like(mean), torch.zeros_like(mean)
-    if known and source.candidates.match.shape[1]:
+    if source.candidates is not None and source.candidates.match.shape[1]:
         share = (1 - output.history.base_share).masked_fill(~real, 0).sum(1) / number
         match = source.candidates.match.amax(1)
     return torch.stack([mean, least, share, match], dim=1).float().cpu()

@@ -229,8 +229,8 @@ class _Decoder:
         self._entries: Candidates | None = None
         if memory is not None:
             text = model.tokenizer.decode(ids, skip_special_tokens=True)
-            found = memory.candidates(text, self._numbers["sentences"])
-            self._entries = found if len(found.outcomes) else None
+            entries = memory.candidates(text, self._numbers["sentences"])
+            self._entries = entries if len(entries.outcomes) else None
 
     def __call__(self, last: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """After the tokens `last` (B,) of beams that go on with those of the `rows` (B,) of before."""
