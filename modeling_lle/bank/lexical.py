@@ -36,7 +36,7 @@ class SentenceIndex:
     def __init__(self, sentences: Sequence[str]) -> None:
         self._vocabulary: dict[str, int] = {}
         ids = [
-            [self._vocabulary.setdefault(word, len(self._vocabulary)) for word in _words(sentence.lower())]
+            [self._vocabulary.setdefault(word, len(self._vocabulary)) for word in words(sentence.lower())]
             for sentence in sentences
         ]
         self._scorer = bm25s.BM25()
@@ -72,7 +72,7 @@ class SentenceIndex:
         places = np.full((len(queries), number), -1, dtype=np.int64)
         scores = np.zeros((len(queries), number), dtype=np.float32)
         for row, query in enumerate(queries):
-            ids = [self._vocabulary[word] for word in _words(query.lower()) if word in self._vocabulary]
+            ids = [self._vocabulary[word] for word in words(query.lower()) if word in self._vocabulary]
             if ids:
                 all_scores = self._scorer.get_scores_from_ids(ids)
                 best = _largest(all_scores, number)
@@ -81,7 +81,12 @@ class SentenceIndex:
         return places, scores
 
 
-def _words(text: str) -> list[str]:
+def words(text: str) -> list[str]:
+    """The words of a text, in which its edit distance to others is counted.
+
+    >>> words("Where's my card? 100%")
+    ['Where', "'", 's', 'my', 'card', '?', '100', '%']
+    """
     return _WORD.findall(text)
 
 
@@ -101,4 +106,4 @@ def fuzzy_match(a: str, b: str) -> float:
     >>> fuzzy_match("Where is my card?", "Where is my new card?")
     0.8333333333333334
     """
-    return 1.0 if a == b else min(_NEARLY, Levenshtein.normalized_similarity(_words(a), _words(b)))
+    return 1.0 if a == b else min(_NEARLY, Levenshtein.normalized_similarity(words(a), words(b)))
