@@ -55,7 +55,7 @@ class Training:
         spent: Seconds of training until it ended.
     """
 
-    weights: dict[str, Tensor]
+    weights: dict[str, Tensor] = dataclasses.field(repr=False)
     right: float
     rate: float
     steps: int
