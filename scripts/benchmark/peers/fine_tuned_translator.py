@@ -35,8 +35,9 @@ HELD_OUT = 0.1  # share of the pairs
 BATCH = 32  # pairs of a step
 TRIAL = 2.0  # minutes
 START = -6  # of the climb, exponent of sqrt(10): 1e-3
-LOOKS = 12  # at the held-out pairs in a training
-PATIENCE = 4  # looks without an improvement after which a training ends
+LOOKS = 6  # at the held-out pairs in a training
+LOOKED_AT = 256  # of these pairs
+PATIENCE = 3  # looks without an improvement after which a training ends
 NOISE = 0.4  # of lengths, so that pairs of similar length share a batch, but not the same ones in each epoch
 SMOOTHING = 0.1  # of labels, as in the recipes
 Batch = dict[str, Tensor]  # input_ids, attention_mask and labels
@@ -132,7 +133,7 @@ class _Data:
         self.pad_token_id = tokenizer.pad_token_id
         self.seed = seed
         self._pairs = self._encode(trained, tokenizer)
-        pairs = self._encode(held_out, tokenizer)
+        pairs = self._encode(held_out.select(range(0, len(held_out), -(-len(held_out) // LOOKED_AT))), tokenizer)
         self.held_out = [self._batch(pairs, rows) for rows in batches([max(map(len, pair)) for pair in pairs])]
 
     @staticmethod
