@@ -161,7 +161,7 @@ def test_fine_tuning_keeps_the_best_weights(domain: Dataset, monkeypatch: pytest
     assert 0 < tuned.best.steps == tuned.best.seconds <= tuned.best.spent <= 30
     assert tuned.search_seconds > 0
     assert not tuned.model.training
-    nothing = tuner._train(model, data, minutes=0.2, rate=0.0)
+    nothing = tuner._train(model, data, minutes=tuner.LOOKS / 60, rate=0.0)
     assert (nothing.steps, nothing.spent) == (0, tuner.PATIENCE)  # those of the base stay
 
 
