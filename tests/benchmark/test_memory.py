@@ -27,7 +27,7 @@ from tests.factories.pairs import CAPITALS_WORDS, make_capitals_tokenizer
 from tests.factories.translators import make_trained_translator
 
 CERTAIN = {"bank": {"sharpness": 30.0, "gate": [4.0, 0.0, 0.0, 0.0]}}
-QUICK = ["--sentences", "2", "--repetitions", "1", "--beams", "2"]
+QUICK = ["--sentences", "2", "--repetitions", "1", "--beams", "1"]
 
 
 @pytest.fixture(autouse=True)
