@@ -6,6 +6,8 @@ between two comments; the first one selects its content:
     <!-- results:ptb,wikitext-2 base_test_ppl stream_test_ppl -->   these metrics of the two files, a column for each
     <!-- results:ptb -->                                            all metrics of ptb.json
     <!-- rows:history method ppl -->                                two columns of the rows of history.json
+    <!-- rows:history dataset=ptb method ppl -->                    the same of the rows with this value
+    <!-- rows:translation-memory method bleu/band -->               the values of bleu, a column for each band
     <!-- end -->                                                    ends each of them
 
 Within a line, `<!-- metric:ptb base_test_ppl -->74.12<!-- end -->` holds one metric of a file.
@@ -220,9 +222,36 @@ def _metrics_table(files: dict[str, dict[str, Any]], keys: list[str]) -> str:
 def _rows_table(files: dict[str, dict[str, Any]], keys: list[str]) -> str:
     rows = [row for results in files.values() for row in results["rows"]]
     known = {key: None for row in rows for key in row}
-    check_keys(keys, known, f"the rows of {', '.join(files)}")
-    columns = keys or list(known)
+    chosen = dict(key.split("=", 1) for key in keys if "=" in key)
+    keys = [key for key in keys if "=" not in key]
+    check_keys([*chosen, *(name for key in keys for name in key.split("/"))], known, f"the rows of {', '.join(files)}")
+    rows = [row for row in rows if all(str(row.get(key)) == value for key, value in chosen.items())]
+    rows, columns = _spread(rows, keys or list(known))
     return markdown_table([_label(key) for key in columns], [[row.get(key) for key in columns] for row in rows])
+
+
+def _spread(rows: list[dict[str, Any]], keys: list[str]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows in which a key "bleu/band" has become a column for each band, and their columns.
+
+    Rows that agree in the keys without a slash become one.
+    """
+    spread = [key.split("/") for key in keys if "/" in key]
+    if not spread:
+        return rows, keys
+    plain = [key for key in keys if "/" not in key]
+    joined: dict[tuple[Any, ...], dict[str, Any]] = {}
+    columns = dict.fromkeys(plain)
+    for row in rows:
+        own = joined.setdefault(tuple(row.get(key) for key in plain), {key: row.get(key) for key in plain})
+        own |= {_column(name, row.get(by), spread): row.get(name) for name, by in spread}
+    for name, by in spread:
+        columns |= dict.fromkeys(_column(name, row.get(by), spread) for row in rows)
+    return list(joined.values()), list(columns)
+
+
+def _column(name: str, value: Any, spread: list[list[str]]) -> str:
+    """Name of a column: the value alone, unless there are several measures."""
+    return str(value) if len(spread) == 1 else f"{name}, {value}"
 
 
 def _label(key: str) -> str:

@@ -14,7 +14,7 @@
     python -m scripts.benchmark few data/banking77 data/clinc150    classifiers from 5, 10, 20 and all examples a class
     python -m scripts.benchmark suggest data/banking77         which texts to label next: accuracy by labelled texts
     python -m scripts.benchmark translation DATA TEST --recipe FILE    LLE and a Transformer, equal training time
-    python -m scripts.benchmark memory MODEL CATALOGUE         a translator in another domain, with a memory of it
+    python -m scripts.benchmark memory MODEL CATALOGUE         a translator in another domain, its memory and its peers
     python -m scripts.benchmark generation FOLDER data/wikitext-2    what recalling its own output does to a text
     python -m scripts.benchmark deployment --language-model FOLDER    every form of the three heads, and their peers
     python -m scripts.benchmark peers data/wikitext-2 FOLDER    LLE and transformers' models of equal size (3 hours)

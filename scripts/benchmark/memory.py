@@ -1,161 +1,263 @@
-"""A translator in an untrained domain, without and with a memory of sentence pairs of the domain.
+"""A translator in an untrained domain with a memory of sentence pairs of the domain, beside what one would do else.
 
 Pairs are from a catalogue, such as the PO file of a program, without repeated sources. A tenth, drawn by seed, is the
-test set, the rest is the memory, so no test source is in it verbatim. The first row is for all test pairs, others are
-for bands of the best fuzzy match in the memory. A row has
+test set, the rest is the memory, so no test source is in it verbatim. Every method drafts the same test pairs:
 
-    sentences                               test pairs
-    bleu_without, bleu_with                 by sacrebleu; prefix `lowercased_`: ignoring case
-    chrf_without, chrf_with                 the same
-    signature                               sacrebleu's for cased BLEU
+    copy, copy_characters       the target of the most similar source of the whole memory: by edit distance in words
+                                (the fuzzy match score of translators), and in characters (rapidfuzz's ratio)
+    base, memory                the translator alone, and with the memory, to whose own pairs its rule is fitted
+    transformer                 of `--transformer`, trained by the benchmark `translation`
+    fine_tuned_short            the base fine-tuned on the pairs of the memory (peers/fine_tuned_translator.py) for as
+                                long as building and calibrating the memory took
+    fine_tuned                  the same for `--minutes`
+    fine_tuned_short_memory,    these with the memory, encoded anew, and fitted to the tenth of its pairs that was held
+    fine_tuned_memory           out from their training
 
-Metrics are those of the first row and
+A row is a method on all test pairs of a project (band "all"), or on those in a band of the best fuzzy match in the
+memory; the same score cuts the bands of every method. It has
 
-    memory_pairs, build_seconds             size of the memory, and time for encoding it
-    sentences_per_second_without, _with     with batches of 32; suffix `_1`: one at a time; both in turn
-    speed_ratio                             second over first, median over repetitions
-    base_ppl, before_ppl, after_ppl         of `--calibrate`, per target token of the memory: without it, and with its
-                                            other pairs before and after
+    sentences, bleu, chrf       by sacrebleu, with case; `signature`: sacrebleu's for BLEU
+    placeholders_right          share of drafts that have the placeholders and the markup of their sources
+    edits                       words to edit in the drafts, by edit distance, for each word of the references
+    edits_saved                 share of the edits of the better copy in the same band that need not be made
+
+and that of all pairs also, where it exists,
+
+    sentences_per_second_1, _32 one at a time, and in batches of 32; all methods in turn
+    speed_ratio_1, _32          its speed over that of the base, median over repetitions
+    build_seconds, calibrate_seconds, memory_pairs, memory_megabytes    of the memory; size on disk
+    base_ppl, before_ppl, after_ppl    of calibration, per target token: without the memory, before and after
+    fine_tune_seconds, search_seconds, learning_rate, numbers    of training up to the weights that were kept; time of
+                                training other ones; what was tried
+    peak_megabytes              largest resident memory of the process up to here
+
+Metrics are those of all pairs: `bleu_without` of the base, `bleu_with` of the memory, `bleu_copy` of the better copy,
+`bleu_fine_tuned` and so on of the others, with the prefix PROJECT_SOURCE_TARGET_ except those of `HEADLINE`. Rows of
+other projects and languages in the results file are kept.
 """
 
 import functools
 import math
+import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from modeling_lle import Attachment, HistoryBank
+from modeling_lle import HistoryBank, LLEForSeq2SeqLM
 from modeling_lle.data import load_pairs
-from modeling_lle.entries.pairs import Memory
-from modeling_lle.evaluation import TranslationMetric, translate, write_results
+from modeling_lle.entries.pairs import pair_batches
+from modeling_lle.evaluation import translate
 from modeling_lle.evaluation.results import this_command
 from modeling_lle.evaluation.translation import TextToText
 from modeling_lle.saved import languages_of, load_translator
+from modeling_lle.training.steps import keep_freed_pages
 
+from .few_methods import slug
 from .history import describe
-from .timing import RESULTS, Row, compare, ratio
+from .memory_scores import (
+    ALL,
+    COPIES,
+    COPY,
+    COPY_CHARACTERS,
+    Tested,
+    add_saved,
+    best_by_characters,
+    best_by_words,
+    split_pairs,
+)
+from .peers.fine_tuned_translator import FineTuned, fine_tune
+from .peers.transformer_translator import load_transformer
+from .timing import RESULTS, Row, compare, ratio, write_rows
 from .translation import chosen
 
-BANDS = {"85-100 %": 0.85, "70-85 %": 0.7, "50-70 %": 0.5, "below 50 %": 0.0}  # up to the previous one
-SIDES = {"without": False, "with": True}
+BASE, MEMORY, TRANSFORMER = "base", "memory", "transformer"
+FINE_TUNED_SHORT, FINE_TUNED = "fine_tuned_short", "fine_tuned"
+HEADLINE = ("pretix", "en-de")  # project and languages of the metrics without a prefix
+SIDES = {BASE: "without", MEMORY: "with", COPY: "copy_words"}  # in names of metrics; others are called as in the rows
+MEASURES = ("bleu", "chrf", "placeholders_right", "edits", "edits_saved")
 BATCH = 32  # sentences
+SIZES = {1: "_1", BATCH: ""}  # sentences of a batch for measuring speed, and suffix of the metrics
+OF_MEMORY = (
+    *("memory_pairs", "memory_megabytes", "build_seconds", "calibrate_seconds"),
+    *("base_ppl", "before_ppl", "after_ppl", "peak_megabytes"),
+)
+Draft = Callable[[Sequence[str], int], list[str]]  # texts, and the size of a batch
 
 
-def split_pairs(pairs: Dataset, test_share: float, seed: int) -> tuple[Dataset, Dataset]:
-    """Splits pairs with distinct sources into memory and test set, by seed.
+class Comparison:
+    """Methods on the test pairs of a project; rows are saved after each.
 
-    Raises:
-        ValueError: One part would be empty.
+    Args:
+        key: `project` and `languages`.
+        tested: The test pairs.
+        save: Saves the rows.
     """
-    first: dict[str, int] = {}
-    for row, text in enumerate(pairs["source"][:]):
-        first.setdefault(text.strip(), row)
-    rows = np.random.default_rng(seed).permutation(list(first.values()))
-    tests = round(test_share * len(rows))
-    if not 0 < tests < len(rows):
-        raise ValueError(f"{len(rows)} distinct sources cannot be split: give more pairs, or another --test-share")
-    return pairs.select(np.sort(rows[tests:])), pairs.select(np.sort(rows[:tests]))
+
+    def __init__(self, key: Row, tested: Tested, save: Callable[[list[Row]], None]) -> None:
+        self.key, self.tested, self.save = key, tested, save
+        self.drafts: dict[str, Draft] = {}
+        self.rows: list[Row] = []
+
+    def add(self, drafts: dict[str, Draft], **values: Any) -> None:
+        """Measures methods; the rows of all pairs get the values."""
+        for method, draft in drafts.items():
+            begin = time.perf_counter()
+            rows = [
+                {**self.key, "method": method, **row} for row in self.tested.rows(draft(self.tested.sources, BATCH))
+            ]
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            rows[0] |= {**values, "peak_megabytes": peak}
+            self.drafts[method] = draft
+            self.rows += rows
+            typer.echo(f"{' '.join(self.key.values())}, {time.perf_counter() - begin:.0f} seconds: {rows[0]}")
+        add_saved(self.rows)
+        self.save(self.rows)
+
+    def time(self, number: int, repetitions: int) -> None:
+        """Adds the speed of every method, in turn, on some of the test sentences."""
+        texts = chosen(self.tested.sources, number)
+        for size in SIZES:
+            calls = {method: functools.partial(draft, texts, size) for method, draft in self.drafts.items()}
+            seconds = compare(calls, repetitions, warmup=1)
+            for row in self.rows:
+                if row["band"] == ALL:
+                    own = seconds[row["method"]]
+                    row[f"sentences_per_second_{size}"] = len(texts) / statistics.median(own)
+                    row[f"speed_ratio_{size}"] = ratio(seconds[BASE], own)
+        self.save(self.rows)
 
 
-def measure(translations: dict[str, list[str]], references: list[str], language: str | None = None) -> Row:
-    """Scores of both sides, cased and lowercased."""
-    row: Row = {"sentences": len(references)}
-    for lowercase in (False, True):
-        for side, found in translations.items():
-            metric = TranslationMetric(keep_in_memory=True)
-            values = metric.compute(predictions=found, references=references, lowercase=lowercase, language=language)
-            prefix = "lowercased_" if lowercase else ""
-            row |= {f"{prefix}{name}_{side}": values[name] for name in ("bleu", "chrf")}
-            if not lowercase:
-                row["signature"] = metric.signatures["bleu"]
-    return row
+def copying(memory: Dataset, find: Callable[[Sequence[str], Sequence[str]], list[int]]) -> Draft:
+    """Drafts that are the target of the source that `find` chooses."""
+    sources, targets = memory["source"][:], memory["target"][:]
+
+    def draft(texts: Sequence[str], size: int) -> list[str]:
+        return [targets[place] for place in find(texts, sources)]
+
+    return draft
 
 
-def by_band(
-    translations: dict[str, list[str]], references: list[str], scores: list[float], language: str | None = None
-) -> list[Row]:
-    """A row for all sentences, and one for each non-empty band of fuzzy match scores."""
-    rows = [{"band": "all", **measure(translations, references, language)}]
-    above = np.inf
-    for band, least in BANDS.items():
-        own = [place for place, score in enumerate(scores) if least <= score < above]
-        above = least
-        if own:
-            parts = {side: [found[place] for place in own] for side, found in translations.items()}
-            rows.append({"band": band, **measure(parts, [references[place] for place in own], language)})
-    return rows
+def drafting(
+    model: TextToText, tokenizer: PreTrainedTokenizerBase, beams: int, use_history: bool | None = None
+) -> Draft:
+    """Drafts of a model."""
+
+    def draft(texts: Sequence[str], size: int) -> list[str]:
+        return translate(model, tokenizer, texts, beams, size, use_history=use_history)
+
+    return draft
 
 
-def speeds(
-    model: TextToText,
+def remember(
+    model: LLEForSeq2SeqLM,
     tokenizer: PreTrainedTokenizerBase,
-    texts: list[str],
-    size: int,
-    beams: int,
-    repetitions: int,
-) -> dict[str, float]:
-    """Sentences a second without and with the memory, and their ratio, in turn."""
-    calls: dict[str, Callable[[], Any]] = {
-        side: functools.partial(translate, model, tokenizer, texts, beams, size, use_history=use_history)
-        for side, use_history in SIDES.items()
+    memory: Dataset,
+    calibrate: bool,
+    fitted_to: Dataset | None = None,
+) -> Row:
+    """Makes and attaches a memory, and fits the rule to `fitted_to` or else to pairs of it; returns what that took."""
+    begin = time.perf_counter()
+    bank = HistoryBank.build(model, tokenizer, memory)
+    model.attach_history(bank, tokenizer=tokenizer)
+    built = time.perf_counter()
+    batches = None if fitted_to is None else pair_batches(fitted_to["source"][:], fitted_to["target"][:], tokenizer)
+    nats = model.calibrate(batches) if calibrate else {}
+    numbers = {"sharpness": model.config.bank.sharpness, "gate": model.config.bank.gate}
+    return {
+        "memory_pairs": len(memory),
+        "memory_megabytes": bank.info()["bytes"] / 1e6,
+        "build_seconds": built - begin,
+        "calibrate_seconds": time.perf_counter() - built,
+        **{f"{name.removesuffix('_nats')}_ppl": math.exp(nats[name]) for name in nats if name.endswith("_nats")},
+        "numbers": describe(numbers),
     }
-    seconds = compare(calls, repetitions, warmup=1)
-    values = {f"sentences_per_second_{side}": len(texts) / statistics.median(own) for side, own in seconds.items()}
-    return {**values, "speed_ratio": ratio(seconds["without"], seconds["with"])}
+
+
+def values_of(tuned: FineTuned) -> Row:
+    """What fine-tuning took."""
+    tried = {f"{rate:.2g}": right for rate, right in tuned.rates.items()}
+    return {
+        "fine_tune_seconds": tuned.best.seconds,
+        "search_seconds": tuned.search_seconds,
+        "learning_rate": tuned.best.rate,
+        "numbers": f"steps {tuned.best.steps}, right tokens {tuned.best.right:.4g}, by rate: {describe(tried)}",
+    }
+
+
+def metrics_of(rows: Sequence[Row]) -> dict[str, float]:
+    """Metrics of the results file."""
+    metrics: dict[str, float | None] = {}
+    for row in (row for row in rows if row["band"] == ALL):
+        prefix = prefix_of(row)
+        method = row["method"]
+        side = SIDES.get(method, method)
+        metrics |= {f"{prefix}{name}_{side}": row[name] for name in MEASURES}
+        for size, suffix in SIZES.items():
+            metrics[f"{prefix}sentences_per_second_{side}{suffix}"] = row.get(f"sentences_per_second_{size}")
+            if method == MEMORY:
+                metrics[f"{prefix}speed_ratio{suffix}"] = row.get(f"speed_ratio_{size}")
+        if method == MEMORY:
+            metrics |= {prefix + name: row.get(name) for name in OF_MEMORY}
+            metrics[f"{prefix}test_pairs"] = row["sentences"]
+        if method == FINE_TUNED:
+            metrics |= {prefix + name: row[name] for name in ("fine_tune_seconds", "search_seconds", "learning_rate")}
+        if method in COPIES:
+            for name in ("bleu", "chrf"):
+                metrics[f"{prefix}{name}_copy"] = max(row[name], metrics.get(f"{prefix}{name}_copy") or 0.0)
+    return {name: value for name, value in metrics.items() if value is not None}
+
+
+def prefix_of(row: Row) -> str:
+    """Prefix of the metrics of a project and its languages."""
+    return (
+        "" if (row["project"], row["languages"]) == HEADLINE else f"{slug(row['project'])}_{slug(row['languages'])}_"
+    )
 
 
 def memory(
     model_path: Annotated[Path, typer.Argument(metavar="MODEL", help="A folder with a trained translator.")],
     catalogue: Annotated[str, typer.Argument(metavar="CATALOGUE", help="Sentence pairs of another domain.")],
+    project: Annotated[
+        str | None, typer.Option(help="Name of the pairs in the results; else that of the file.")
+    ] = None,
     source_language: Annotated[str | None, typer.Option(help="Else that of the model's recipe.")] = None,
     target_language: Annotated[str | None, typer.Option(help="Else that of the model's recipe.")] = None,
-    calibrate: Annotated[bool, typer.Option("--calibrate", help="Fit the rule to pairs of the memory.")] = False,
+    transformer: Annotated[Path | None, typer.Option(help="A Transformer of the benchmark `translation`.")] = None,
+    minutes: Annotated[float, typer.Option(min=0, help="Minutes of fine-tuning; 0: leave fine-tuning out.")] = 10.0,
+    calibrate: Annotated[bool, typer.Option(help="Fit the rule to pairs of the memory.")] = True,
     test_share: Annotated[float, typer.Option(help="Share of pairs for the test set.")] = 0.1,
+    sentences_tested: Annotated[int, typer.Option(min=1, help="Test at most so many pairs.")] = 1000,
     beams: Annotated[int, typer.Option(min=1, help="Beam size.")] = 5,
-    sentences: Annotated[int, typer.Option(min=1, help="Test sentences for measuring speed.")] = 96,
-    repetitions: Annotated[int, typer.Option(min=1, help="Repetitions of the speed measurement.")] = 5,
-    seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
+    sentences: Annotated[int, typer.Option(min=1, help="Test sentences for measuring speed.")] = 32,
+    repetitions: Annotated[int, typer.Option(min=1, help="Repetitions of the speed measurement.")] = 3,
+    seed: Annotated[int, typer.Option(help="Seed of the split and of fine-tuning.")] = 0,
     output: Annotated[Path, typer.Option(help="Results file.")] = RESULTS / "translation-memory.json",
 ) -> None:
-    """Translator in another domain, without and with a memory of nine tenths of a catalogue."""
+    """Translator in another domain with a memory of nine tenths of a catalogue, and its peers."""
+    keep_freed_pages()
     from_language, to_language = languages_of(model_path, source_language, target_language)
     model, tokenizer = load_translator(model_path)
-    model.eval()
     pairs = load_pairs(catalogue, source_language=from_language, target_language=to_language, skip_broken=True)
-    kept, test = split_pairs(pairs, test_share, seed)
-    begin = time.perf_counter()
-    bank = HistoryBank.build(model, tokenizer, kept)
-    seconds = time.perf_counter() - begin
-    model.attach_history(bank, tokenizer=tokenizer)
-    fitted = model.calibrate() if calibrate else {}
-    texts = test["source"][:]
-    translations = {}
-    for side, use_history in SIDES.items():
-        typer.echo(f"{catalogue}: {len(texts)} sentences {side} a memory of {len(kept)}")
-        translations[side] = translate(model, tokenizer, texts, beams, BATCH, use_history=use_history)
-    matches = Memory.of(Attachment(bank, tokenizer=tokenizer)).matches
-    best = [matches(text) for text in texts]
-    scores = [found[0].score if found else 0.0 for found in best]
-    rows = by_band(translations, test["target"][:], scores, to_language)
-    numbers = {"sharpness": model.config.bank.sharpness, "gate": model.config.bank.gate}
-    rows[0]["numbers"] = describe(numbers)
-    for row in rows:
-        typer.echo(row)
-    metrics = {name: value for name, value in rows[0].items() if name not in ("band", "sentences", "signature")}
-    del metrics["numbers"]
-    timed = chosen(texts, sentences)
-    metrics |= speeds(model, tokenizer, timed, BATCH, beams, repetitions)
-    one = speeds(model, tokenizer, timed, 1, beams, repetitions)
-    metrics |= {f"{name}_1": value for name, value in one.items()}
-    metrics |= {
-        f"{name.removesuffix('_nats')}_ppl": math.exp(nats) for name, nats in fitted.items() if name.endswith("_nats")
-    }
-    metrics |= {"memory_pairs": len(kept), "test_pairs": len(test), "build_seconds": seconds}
-    write_results(output, this_command(), metrics, rows)
+    kept, test = split_pairs(pairs, test_share, seed, sentences_tested)
+    key = {"project": project or Path(catalogue).stem, "languages": f"{from_language}-{to_language}"}
+    save = functools.partial(write_rows, output, this_command(), catalogue, metrics=metrics_of, keys=tuple(key))
+    comparison = Comparison(key, Tested.of(test, kept, to_language), save)
+    comparison.add({COPY: copying(kept, best_by_words), COPY_CHARACTERS: copying(kept, best_by_characters)})
+    comparison.add({BASE: drafting(model.eval(), tokenizer, beams, False)})
+    made = remember(model, tokenizer, kept, calibrate)
+    comparison.add({MEMORY: drafting(model, tokenizer, beams, True)}, **made)
+    if transformer:
+        comparison.add({TRANSFORMER: drafting(*load_transformer(transformer), beams)})
+    equal = (made["build_seconds"] + made["calibrate_seconds"]) / 60
+    for method, own in {FINE_TUNED_SHORT: equal, FINE_TUNED: minutes}.items() if minutes else ():
+        tuned = fine_tune(functools.partial(load_translator, model_path), kept, own, seed)
+        comparison.add({method: drafting(tuned.model, tokenizer, beams, False)}, **values_of(tuned))
+        made = remember(tuned.model, tokenizer, kept, calibrate, tuned.held_out)
+        comparison.add({f"{method}_memory": drafting(tuned.model, tokenizer, beams, True)}, **made)
+    comparison.time(sentences, repetitions)

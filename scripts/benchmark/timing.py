@@ -53,7 +53,12 @@ def queries_per_second(
 
 
 def write_rows(
-    output: Path, command: str, source: str, rows: list[Row], metrics: Callable[[list[Row]], dict[str, float]]
+    output: Path,
+    command: str,
+    source: str,
+    rows: list[Row],
+    metrics: Callable[[list[Row]], dict[str, float]],
+    keys: Sequence[str] = ("dataset",),
 ) -> None:
     """Writes the rows of a data set after those of others in the file.
 
@@ -61,12 +66,18 @@ def write_rows(
         output: Results file.
         command: Command that made the rows; replaces earlier ones with the same source.
         source: Source of the data set.
-        rows: At least one row, all with the same `dataset`.
+        rows: At least one row, all with the same values of `keys`.
         metrics: Computes metrics from the rows of all data sets.
+        keys: Columns that name a data set.
+
+    Raises:
+        ValueError: The file has rows without these columns.
     """
     commands = [command]
     if output.exists():
         before = read_results(output)
-        rows = [row for row in before["rows"] if row["dataset"] != rows[0]["dataset"]] + rows
+        if not all(key in row for row in before["rows"] for key in keys):
+            raise ValueError(f"{output} has rows without {' or '.join(keys)}: remove it, or give another --output")
+        rows = [row for row in before["rows"] if any(row[key] != rows[0][key] for key in keys)] + rows
         commands = [old for old in before["command"].split(" && ") if source not in shlex.split(old)] + commands
     write_results(output, " && ".join(commands), metrics(rows), rows)

@@ -1,4 +1,4 @@
-"""The comparison of translators and that of a memory: sizes, the clock, rows, what is reused, and what may be seen."""
+"""The comparison of translators: sizes, the clock, rows, and what is reused."""
 
 import json
 import math
@@ -23,11 +23,10 @@ from modeling_lle.evaluation import TranslationMetric, read_results, translate
 from modeling_lle.training.translation import encode
 
 pytest.importorskip("numba")
-from scripts.benchmark import memory, translation
+from scripts.benchmark import translation
 from scripts.benchmark.__main__ import app
 from scripts.benchmark.peers import transformer_translator as peer
-from tests.factories.pairs import CAPITALS_WORDS, make_capitals_pairs, make_capitals_tokenizer
-from tests.factories.translators import make_trained_translator
+from tests.factories.pairs import make_capitals_pairs, make_capitals_tokenizer
 
 CERTAIN = {"bank": {"sharpness": 30.0, "gate": [4.0, 0.0, 0.0, 0.0]}}
 TOKENIZER = make_capitals_tokenizer()
@@ -238,101 +237,3 @@ def test_another_recipe_is_refused() -> None:
     Path("other.yaml").write_text(yaml.safe_dump({"task": "text-classification"}))
     with pytest.raises(ValueError, match=r"other.yaml is a recipe for text-classification"):
         run("translation", "data", "data", "--recipe", "other.yaml")
-
-
-# The memory
-
-
-@pytest.fixture
-def domain() -> Dataset:
-    """A model in "model" that writes capitals, and a catalogue of another domain, in which all is called the same."""
-    model, tokenizer = make_trained_translator(history=CERTAIN, translator={"sentences": 8})
-    model.save_pretrained("model")
-    tokenizer.save_pretrained("model")
-    Path("model/recipe.yaml").write_text(yaml.safe_dump({"data": {"source_language": "en", "target_language": "de"}}))
-    texts = [
-        f"{one} {two} {three}"
-        for one in CAPITALS_WORDS[:4]
-        for two in CAPITALS_WORDS[2:6]
-        for three in CAPITALS_WORDS[4:8]
-    ]
-    rows = [*((text, "{x} QR ab") for text in texts), (texts[0], "AB"), (texts[5], "AB")]
-    Path("catalogue.tsv").write_text("en\tde\n" + "".join(f"{one}\t{two}\n" for one, two in rows) + "ab\t\n")
-    return Dataset.from_dict({"source": [one for one, _ in rows], "target": [two for _, two in rows]})
-
-
-def test_no_test_source_is_in_the_memory(domain: Dataset) -> None:
-    kept, test = memory.split_pairs(domain, 0.1, seed=0)
-    sources = [set(part["source"]) for part in (kept, test)]
-    assert [len(own) for own in sources] == [len(kept), len(test)] == [58, 6]  # each source once
-    assert not sources[0] & sources[1]
-    assert sources[0] | sources[1] == set(domain["source"])
-    assert (
-        dict(zip(domain["source"][:64], domain["target"][:64], strict=True)).items()
-        >= dict(zip(kept["source"][:], kept["target"][:], strict=True)).items()
-    )  # the first of those with the same source
-    assert memory.split_pairs(domain, 0.1, seed=0)[1]["source"][:] == test["source"][:]
-    assert memory.split_pairs(domain, 0.1, seed=1)[1]["source"][:] != test["source"][:]
-    spaced = Dataset.from_dict({"source": ["ab ", "ab", " ab", "cde"], "target": ["A", "B", "C", "D"]})
-    assert sorted(target for part in memory.split_pairs(spaced, 0.5, 0) for target in part["target"]) == ["A", "D"]
-    for share in (0.0, 1.0):
-        with pytest.raises(ValueError, match="64 distinct sources cannot be split"):
-            memory.split_pairs(domain, share, 0)
-
-
-def test_bands() -> None:
-    references = ["a b c d", "e f g h", "i j k l", "m n o p"]
-    translations = {"without": ["A b c d", "x", "x", "x"], "with": ["a b c d", "e f g h", "x", "m n o p"]}
-    rows = memory.by_band(translations, references, [0.99, 0.85, 0.7, 0.2])
-    assert [(row["band"], row["sentences"]) for row in rows] == [
-        ("all", 4),
-        ("85-100 %", 2),
-        ("70-85 %", 1),
-        ("below 50 %", 1),
-    ]
-    assert rows[1]["bleu_with"] == pytest.approx(100)
-    assert rows[1]["bleu_without"] < rows[1]["lowercased_bleu_without"] < 100
-    assert rows[2]["bleu_with"] == 0
-    assert rows[3]["chrf_with"] == pytest.approx(100)
-    assert "case:mixed" in rows[0]["signature"]
-    assert memory.by_band(translations, references, [0.849, 0.5, 0.499, 1.0])[1:] == [
-        {
-            **memory.measure({side: [own[place]] for side, own in translations.items()}, [references[place]]),
-            "band": band,
-        }
-        for place, band in ((3, "85-100 %"), (0, "70-85 %"), (1, "50-70 %"), (2, "below 50 %"))
-    ]
-
-
-@pytest.mark.usefixtures("domain")
-@pytest.mark.parametrize("options", [[], ["--calibrate"]])
-def test_the_memory_is_measured(options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "this_command", lambda: "measure memory")
-    before = Path("model/config.json").read_bytes()
-    speed = ["--sentences", "2", "--repetitions", "1", "--beams", "2"]
-    results = run("memory", "model", "catalogue.tsv", *speed, *options)
-    metrics, rows = results["metrics"], results["rows"]
-    assert (metrics["memory_pairs"], metrics["test_pairs"]) == (58, 6)
-    assert metrics["bleu_without"] == rows[0]["bleu_without"]
-    assert metrics["chrf_with"] != metrics["chrf_without"]
-    assert metrics["build_seconds"] > 0
-    assert metrics["speed_ratio"] == pytest.approx(
-        metrics["sentences_per_second_with"] / metrics["sentences_per_second_without"]
-    )
-    assert metrics["speed_ratio_1"] > 0
-    assert sum(row["sentences"] for row in rows[1:]) == rows[0]["sentences"] == 6
-    assert ("after_ppl" in metrics) == bool(options)
-    if options:
-        assert metrics["after_ppl"] <= metrics["before_ppl"]
-    else:
-        assert metrics["chrf_with"] > 50 > metrics["chrf_without"]
-    assert ("sharpness 30," in rows[0]["numbers"]) == (not options)
-    assert Path("model/config.json").read_bytes() == before
-    assert not Path("model/history").exists()
-
-
-@pytest.mark.usefixtures("domain")
-def test_a_memory_needs_languages() -> None:
-    Path("model/recipe.yaml").unlink()
-    with pytest.raises(ValueError, match="the languages of model are unknown"):
-        run("memory", "model", "catalogue.tsv", "--source-language", "en")

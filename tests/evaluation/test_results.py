@@ -115,6 +115,43 @@ def test_a_metric_within_a_line_is_filled(folder: Path) -> None:
         fill_tables("<!-- metric:ptb base --><!-- end -->", folder)
 
 
+def test_rows_are_chosen_and_spread(folder: Path) -> None:
+    rows = [
+        {"project": project, "method": method, "band": band, "bleu": bleu, "chrf": bleu + 1}
+        for project, method, band, bleu in (
+            ("p", "copy", "all", 1),
+            ("p", "copy", "85-100 %", 2),
+            ("p", "base", "all", 3),
+            ("q", "base", "all", 4),
+        )
+    ]
+    write_results(folder / "memory.json", "measure", {}, rows)
+
+    def lines(keys: str) -> list[str]:
+        return fill_tables(f"<!-- rows:memory {keys} -->\n<!-- end -->", folder).splitlines()[1:-1]
+
+    assert lines("project=p band=all method bleu") == [
+        "| method | bleu |",
+        "|:--|--:|",
+        "| copy | 1 |",
+        "| base | 3 |",
+    ]
+    assert lines("project=p method bleu/band") == [
+        "| method | all | 85-100 % |",
+        "|:--|--:|--:|",
+        "| copy | 1 | 2 |",
+        "| base | 3 | - |",
+    ]
+    assert lines("project=q method bleu/band chrf/band") == [
+        "| method | bleu, all | chrf, all |",
+        "|:--|--:|--:|",
+        "| base | 4 | 5 |",
+    ]
+    for wrong in ("project=p method bleu/bands", "projects=p method"):
+        with pytest.raises(ValueError, match="unknown key in the rows of memory"):
+            lines(wrong)
+
+
 def test_table_errors(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"'base_tets_ppl' \(did you mean 'base_test_ppl'"):
         fill_tables("<!-- results:ptb base_tets_ppl -->\n<!-- end -->", folder)

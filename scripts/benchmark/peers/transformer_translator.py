@@ -93,6 +93,14 @@ def trainable(model: torch.nn.Module) -> int:
     return sum(weight.numel() for name, weight in model.named_parameters() if "embed_positions" not in name)
 
 
+def rate_by_share(share: float, warm_up: float = 0.05) -> float:
+    """Learning rate as a share of its peak, after a share of the minutes; it rises during the share `warm_up`."""
+    share = min(share, 1.0)
+    if share < warm_up:
+        return share / warm_up
+    return (1 + math.cos(math.pi * (share - warm_up) / (1 - warm_up))) / 2
+
+
 class Minutes(TrainerCallback):
     """Ends training after the given minutes, and sets the learning rate by the clock.
 
@@ -112,10 +120,7 @@ class Minutes(TrainerCallback):
 
     def rate(self, step: int) -> float:
         """Current learning rate as a share of its peak, independent of the step."""
-        share = min(self.gone / self.minutes, 1.0)
-        if share < self.warm_up:
-            return share / self.warm_up
-        return (1 + math.cos(math.pi * (share - self.warm_up) / (1 - self.warm_up))) / 2
+        return rate_by_share(self.gone / self.minutes, self.warm_up)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
