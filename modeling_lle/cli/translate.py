@@ -32,6 +32,7 @@ from .options import (
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from ..bank import protocol
     from ..models.seq2seq import LLEForSeq2SeqLM
 
 Given = Annotated[
@@ -42,7 +43,16 @@ Given = Annotated[
     ),
 ]
 CATALOGUES = (".po", ".pot")
-COLUMNS = ("translation", "exact", "lost", "added", "terms", "base_share", "history")  # of a written table
+COLUMNS = (
+    "translation",
+    "confidence",
+    "exact",
+    "lost",
+    "added",
+    "terms",
+    "base_share",
+    "history",
+)  # of a written table
 SHOWN = 60  # characters of a text of the memory
 BATCH = 32  # pairs of a batch of calibration
 PLACES = 5  # of texts without a translation
@@ -89,13 +99,19 @@ def translate(
     fuzzy: Annotated[
         bool, typer.Option("--fuzzy/--no-fuzzy", help="Mark translations filled into a catalogue as fuzzy.")
     ] = True,
+    confidence: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0, max=1.0, help="Shows how sure each translation is; in a catalogue, those above are not fuzzy."
+        ),
+    ] = None,
     precision: InPrecision = Precision.auto,
 ) -> None:
     """Translates a text, or all texts of a file; in a PO catalogue, the untranslated ones."""
     needed = glossary is not None or Path(given).suffix.lower() in CATALOGUES
     trained = remembered(model) if needed else {}
     sides = source_language or trained.get("source_language"), target_language or trained.get("target_language")
-    document = _read(given, output, text_column or "text", fuzzy, sides[1])
+    document = _read(given, output, text_column or "text", fuzzy, confidence, sides[1])
     if history_top and output is not None and output.suffix.lower() in (".txt", *CATALOGUES):
         raise ValueError(f"{str(output)!r} can hold translations only: leave out --history-top, or write a .jsonl")
     options: dict[str, Any] = {"num_beams": beams, "exact_matches": exact_matches, "return_match": exact_matches}
@@ -104,6 +120,7 @@ def translate(
 
         options["glossary"] = load_glossary(glossary, source_language=sides[0], target_language=sides[1])
     options |= {"return_history": True, "history_top": history_top} if history_top else {}
+    options |= {"return_confidence": True} if confidence is not None else {}
     begin = time.perf_counter()
     results = _translate(model, document.texts, bank_path, namespace, batch_size, precision.value, options)
     seconds = time.perf_counter() - begin
@@ -112,16 +129,25 @@ def translate(
             typer.echo(_format(text, result))
     else:
         document.write(output, results)
+    said = _summary(document, results, seconds, exact_matches, confidence)
+    say(", ".join([*said, *([f"in {output}"] if output is not None else [])]) + ".", err=output is None)
+
+
+def _summary(
+    document: _Document, results: list[dict[str, Any]], seconds: float, exact_matches: bool, confidence: float | None
+) -> list[str]:
+    """Reports what is wrong with translations; returns what to say of all of them."""
     faults = _report(document, results)
     given_texts = sum(bool(text.strip()) for text in document.texts)
     exact = sum("exact" in result for result in results)
     said = [f"{counted(given_texts - faults['empty'], 'text')} translated in {seconds:.1f} s"]
     said += [f"{faults['empty']:,} of {given_texts:,} left empty"] if faults["empty"] else []
     said += [f"{exact:,} of them from the memory"] if exact_matches else []
+    if confidence is not None:
+        sure = sum(result["confidence"] >= confidence for result in results)
+        said.append(f"{sure:,} with a confidence of {confidence:g} or more")
     said += [f"{faults['changed']:,} with other placeholders"] if faults["changed"] else []
-    said += [f"{faults['terms']:,} without a term of the glossary"] if faults["terms"] else []
-    said += [f"in {output}"] if output is not None else []
-    say(", ".join(said) + ".", err=output is None)
+    return said + ([f"{faults['terms']:,} without a term of the glossary"] if faults["terms"] else [])
 
 
 def _report(document: _Document, results: list[dict[str, Any]]) -> dict[str, int]:
@@ -148,18 +174,23 @@ def _report(document: _Document, results: list[dict[str, Any]]) -> dict[str, int
     return {"changed": changed, "terms": terms, "empty": len(empty)}
 
 
-def _read(given: str, output: Path | None, text_column: str, fuzzy: bool, language: str | None) -> _Document:
+def _read(
+    given: str, output: Path | None, text_column: str, fuzzy: bool, least: float | None, language: str | None
+) -> _Document:
     """Texts of a file, or a single text; raises an error if they cannot be written to `output`.
 
-    A catalogue must not be of another target language; None: unknown.
+    What is filled into a catalogue is marked fuzzy unless its confidence is at least `least`. A catalogue must not be
+    of another target language; None: unknown.
     """
     path = Path(given)
     if path.suffix.lower() in CATALOGUES and names_file(given):
-        return _read_catalogue(path, output, fuzzy, language)
+        return _read_catalogue(path, output, fuzzy, least, language)
     return _read_table(given, output, text_column)
 
 
-def _read_catalogue(path: Path, output: Path | None, fuzzy: bool, language: str | None) -> _Document:
+def _read_catalogue(
+    path: Path, output: Path | None, fuzzy: bool, least: float | None, language: str | None
+) -> _Document:
     """Untranslated texts of a catalogue."""
     from ..data.catalogue import check_language, read_catalogue, write_catalogue
     from ..data.tables import check_output
@@ -173,8 +204,13 @@ def _read_catalogue(path: Path, output: Path | None, fuzzy: bool, language: str 
 
     def write(output: Path, results: list[dict[str, Any]]) -> None:
         left = iter(results)
-        translations = [[next(left)["translation_text"] for _ in entry.texts] for entry in entries]
-        write_catalogue(catalogue, translations, None if _is_same(output, path) else output, fuzzy=fuzzy)
+        found = [[next(left) for _ in entry.texts] for entry in entries]
+        translations = [[result["translation_text"] for result in own] for own in found]
+        marks = [
+            fuzzy and (least is None or any(result["confidence"] < least or _is_faulty(result) for result in own))
+            for own in found
+        ]
+        write_catalogue(catalogue, translations, None if _is_same(output, path) else output, fuzzy=marks)
 
     return _Document(
         texts=[text for entry in entries for text in entry.texts],
@@ -215,6 +251,11 @@ def _read_table(given: str, output: Path | None, text_column: str) -> _Document:
         what, first = ("line", 1) if Path(given).suffix.lower() == ".txt" else ("row", 0)
         places = [f"{what} {number} of {table.where}" for number in range(first, first + len(texts))]
     return _Document(texts, places, write)
+
+
+def _is_faulty(result: dict[str, Any]) -> bool:
+    """Whether placeholders or a term are not as they should be."""
+    return bool({"lost", "added"} & result.keys()) or not all(use["found"] for use in result.get("terms", []))
 
 
 def _is_same(output: Path, given: str | Path) -> bool:
@@ -260,7 +301,8 @@ def _format(text: str, result: dict[str, Any]) -> str:
     if not text.strip():
         return ""
     translation = typer.style(printable_lines(result["translation_text"]), bold=True)
-    lines = [f"{printable_lines(text)} -> {translation}"]
+    sure = f"  (confidence {result['confidence']:.2f})" if "confidence" in result else ""
+    lines = [f"{printable_lines(text)} -> {translation}{sure}"]
     if "history" in result:
         lines += [
             f"  {pair['share']:+.4f}  {_short(pair['text'])} -> {_short(pair['translation'])} "
@@ -294,6 +336,9 @@ def memory(
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="Fit the rule to the memory; writes the model's config.json.")
     ] = False,
+    confidence: Annotated[
+        bool, typer.Option("--confidence", help="Fit the confidence in translations too, which takes a minute.")
+    ] = False,
     precision: InPrecision = Precision.auto,
 ) -> None:
     """Builds a translation memory from sentence pairs, or adds to it, without training; effective at once.
@@ -303,10 +348,10 @@ def memory(
     from ..common.precision import in_precision
     from ..common.temporary import TemporaryFolder
     from ..data import load_pairs
-    from ..saved import bank_place, count_pairs, languages_of, load_translator, remember
+    from ..saved import bank_place, languages_of, load_translator, remember
 
-    if calibrate and not Path(model).is_dir():
-        raise ValueError(f"{model} is not a local folder, so --calibrate cannot save there")
+    if (calibrate or confidence) and not Path(model).is_dir():
+        raise ValueError(f"{model} is not a local folder, so --calibrate and --confidence cannot save there")
     path = bank_place(model, place, "BANK")
     sides = languages_of(model, source_language, target_language)
     with TemporaryFolder("lle-texts-") as cache:  # else a copy stays in the cache of `datasets`
@@ -323,33 +368,57 @@ def memory(
         )
     loaded, tokenizer = load_translator(model)
     called = source_name or source
+    fits = [_fit] * calibrate + [_fit_confidence] * confidence
     begin = time.perf_counter()
     with in_precision(loaded, precision.value):
         added = remember(loaded, tokenizer, path, pairs, source=called, namespace=namespace, progress=True)
-    seconds, bank = time.perf_counter() - begin, loaded.history_bank
-    assert bank is not None
-    say(
-        f"{added:,} of {counted(len(pairs), 'pair')} {'is' if added == 1 else 'are'} new, in {seconds:.1f} s; the "
-        f"memory {path} has {counted(count_pairs(bank), 'pair')}, {counted(len(bank), 'entry', 'entries')}."
-    )
-    if calibrate:
-        with in_precision(loaded, precision.value):
-            say("\n".join(_fit(loaded, tokenizer)))
+        say(_of_memory(loaded.history_bank, path, added, len(pairs), time.perf_counter() - begin))
+        for fit in fits:
+            say(fit(loaded, tokenizer))
+    if fits:
         loaded.config.save_pretrained(model)
     if added:
         where = shlex.quote(str(path))
         say(f"The source is {called!r}: lle bank forget {where} --source {shlex.quote(called)} takes it back.")
 
 
-def _fit(model: "LLEForSeq2SeqLM", tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+def _of_memory(bank: "protocol.Bank | None", path: Path, added: int, given: int, seconds: float) -> str:
+    """What to say of a memory that pairs were added to."""
+    from ..saved import count_pairs
+
+    assert bank is not None
+    return (
+        f"{added:,} of {counted(given, 'pair')} {'is' if added == 1 else 'are'} new, in {seconds:.1f} s; the "
+        f"memory {path} has {counted(count_pairs(bank), 'pair')}, {counted(len(bank), 'entry', 'entries')}."
+    )
+
+
+def _fit(model: "LLEForSeq2SeqLM", tokenizer: "PreTrainedTokenizerBase") -> str:
     """Fits the parameters of the rule to the attached memory; returns what to say of it."""
+    from .calibrate import fit_pairs
+
+    outcome, lines = fit_pairs(model, tokenizer, *_own_pairs(model, seed=0), BATCH)
+    return "\n".join([*outcome.lines(), "", *lines])
+
+
+def _own_pairs(model: "LLEForSeq2SeqLM", seed: int) -> tuple[list[str], list[str]]:
+    """Sources and targets of pairs of the attached memory, drawn by a seed."""
     from ..entries.pairs import Memory
     from ..models.seq2seq import OWN_PAIRS
-    from .calibrate import fit_pairs
 
     assert model.history is not None
     pairs = Memory.of(model.history).pairs
-    chosen = random.Random(0).sample(pairs, min(OWN_PAIRS, len(pairs)))
+    chosen = random.Random(seed).sample(pairs, min(OWN_PAIRS, len(pairs)))
     sources, targets = ([str(pair[side]) for pair in chosen] for side in ("text", "translation"))
-    outcome, lines = fit_pairs(model, tokenizer, sources, targets, BATCH)
-    return [*outcome.lines(), "", *lines]
+    return sources, targets
+
+
+def _fit_confidence(model: "LLEForSeq2SeqLM", tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Fits the confidence in translations to pairs that the rule was not fitted to; returns what to say of it."""
+    from ..pipelines.confidence import fit_confidence
+
+    found = fit_confidence(model, tokenizer, *_own_pairs(model, seed=1))
+    return (
+        f"{found['unedited']:.0%} of {found['translations']:,.0f} pairs are translated as they stand, each from other "
+        f"pairs; the confidence takes {found['before_nats']:.3f} nats a translation to {found['after_nats']:.3f}."
+    )

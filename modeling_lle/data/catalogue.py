@@ -144,7 +144,7 @@ def write_catalogue(
     translations: Sequence[Sequence[str] | None],
     path: str | Path | None = None,
     *,
-    fuzzy: bool = True,
+    fuzzy: bool | Sequence[bool] = True,
 ) -> None:
     """Writes a PO file with translations filled in, atomically; nothing else in it changes.
 
@@ -157,7 +157,7 @@ def write_catalogue(
         translations: For each of `catalogue.untranslated`, the translation of each of its `texts`. None or a blank
             translation leaves an entry unchanged.
         path: File to write; None: replace the one that was read.
-        fuzzy: Whether to mark filled-in translations as fuzzy, for review.
+        fuzzy: Whether to mark filled-in translations as fuzzy, for review; or for each entry.
 
     Raises:
         ValueError: The translations do not match the entries, the file's encoding cannot express them, or the file
@@ -176,9 +176,10 @@ def write_catalogue(
     open_ended = bool(lines) and not _line_end(lines[-1])
     if open_ended:
         lines[-1] += end
-    for entry, given in zip(reversed(entries), reversed(translations), strict=True):  # last first: indices stay valid
+    marks = [fuzzy] * len(entries) if isinstance(fuzzy, bool) else list(fuzzy)
+    for entry, given, mark in reversed(list(zip(entries, translations, marks, strict=True))):  # indices stay valid
         if given is not None:
-            _fill(lines, entry, catalogue, given, fuzzy)
+            _fill(lines, entry, catalogue, given, mark)
     content = b"".join(lines)
     if path is None and target.read_bytes() != b"".join(catalogue.lines):
         raise ValueError(f"{str(target)!r} has changed since it was read: read it again")

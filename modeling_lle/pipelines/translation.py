@@ -8,7 +8,7 @@ Shapes: B texts, R translations of each, T tokens of a translation.
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -23,8 +23,10 @@ from ..entries.pairs import Memory, padded
 from ..history.attachment import Attachment
 from ..history.explanation import as_values, explain_targets
 from ..models.seq2seq import longest_target
+from .confidence import confidence, features
 from .terms import Speller, TermPreference, put_terms
 
+_Translated: TypeAlias = tuple[str, list[int], list[int]]  # a text, its tokens, and those of its translation
 UNMOVED: dict[str, Any] = {"base_share": 1.0, "history": [], "tokens": []}  # of a translation without a memory
 
 
@@ -57,6 +59,8 @@ class LLETranslationPipeline(Pipeline):
             then the newest.
         exact_matches: Takes the translation of a source that the memory has as it is, and puts True under `exact`; of
             several translations the one that comes first by the same order.
+        return_confidence: Puts under `confidence` the probability that nobody would edit the translation, which
+            `fit_confidence` of pipelines/confidence.py calibrates.
 
     Example:
         >>> translate = pipeline("translation", model=folder)
@@ -105,17 +109,19 @@ class LLETranslationPipeline(Pipeline):
         history_top: int | None = None,
         return_match: bool | None = None,
         exact_matches: bool | None = None,
+        return_confidence: bool | None = None,
         glossary: Glossary | None = None,
         **generate: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        if (return_history or return_match or exact_matches or history is not None) and not self._is_lle:
+        asked = return_history or return_match or exact_matches or return_confidence
+        if (asked or history is not None) and not self._is_lle:
             raise TypeError(
-                "history, return_history, return_match and exact_matches need an LLE translator; this is a "
-                f"{type(self.model).__name__}"
+                "history, return_history, return_match, exact_matches and return_confidence need an LLE translator; "
+                f"this is a {type(self.model).__name__}"
             )
         during: dict[str, Any] = {"history": Attachment.of(history), "history_top": history_top}
         during |= {"return_history": return_history, "return_match": return_match}
-        during |= {"exact_matches": exact_matches, "glossary": glossary}
+        during |= {"exact_matches": exact_matches, "return_confidence": return_confidence, "glossary": glossary}
         return {}, {**generate, **{name: value for name, value in during.items() if value is not None}}, {}
 
     def preprocess(self, inputs: Any) -> dict[str, Any]:  # type: ignore[override]
@@ -135,6 +141,7 @@ class LLETranslationPipeline(Pipeline):
         history_top: int = 3,
         return_match: bool = False,
         exact_matches: bool = False,
+        return_confidence: bool = False,
         glossary: Glossary | None = None,
         **generate: Any,
     ) -> dict[str, Any]:
@@ -145,12 +152,12 @@ class LLETranslationPipeline(Pipeline):
         asks = attachment is not None and (return_history or return_match or exact_matches)
         memory = Memory.of(attachment) if attachment is not None and asks else None
         results: list[list[dict[str, Any]]] = [[] for _ in texts]
-        rows = []
+        rows, sure = [], {"confidence": 1.0} if return_confidence else {}
         for row, (text, ids) in enumerate(zip(texts, encoded, strict=True)):
             if not ids:
-                results[row] = [{"ids": [], **(UNMOVED if return_history else {})}]
+                results[row] = [{"ids": [], **(UNMOVED if return_history else {}), **sure}]
             elif exact_matches and memory is not None and text in memory.exact:
-                results[row] = [_exact_match(text, return_history, memory)]
+                results[row] = [_exact_match(text, return_history, memory) | sure]
             else:
                 rows.append(row)
         terms = None if glossary is None else [glossary.find(text) for text in texts]
@@ -165,11 +172,9 @@ class LLETranslationPipeline(Pipeline):
                     self._with_terms(texts[row], target, terms[row], attachment, use_history)
                     for row, target in zip(owners, targets, strict=True)
                 ]
-            told: list[dict[str, Any]] = [{} for _ in targets]
-            if return_history:
-                moved = attachment if self._uses_history(generate.get("use_history")) else None
-                own = [(texts[row], encoded[row], target) for row, target in zip(owners, targets, strict=True)]
-                told = self._history(own, moved, history_top)
+            moved = attachment if self._uses_history(generate.get("use_history")) else None
+            own = [(texts[row], encoded[row], target) for row, target in zip(owners, targets, strict=True)]
+            told = self._told(own, moved, history_top if return_history else None, return_confidence)
             for row, target, more in zip(owners, targets, told, strict=True):
                 results[row].append({"ids": target, **more})
         if return_match:
@@ -230,10 +235,30 @@ class LLETranslationPipeline(Pipeline):
     def _uses_history(self, given: bool | None) -> bool:
         return bool(self.model.config.use_history if given is None else given)
 
-    def _history(
-        self, translations: Sequence[tuple[str, list[int], list[int]]], attachment: Attachment | None, top: int
+    def _told(
+        self, translations: Sequence[_Translated], attachment: Attachment | None, top: int | None, confident: bool
     ) -> list[dict[str, Any]]:
-        """What moved each translation; given the text, and the tokens of the source and of the translation."""
+        """What is told of each translation: the `top` pairs that moved it, unless that is None, and the confidence."""
+        told = [{} for _ in translations] if top is None else self._history(translations, attachment, top)
+        if confident:
+            for own, more in zip(translations, told, strict=True):
+                more["confidence"] = self._confidence(own, attachment)
+        return told
+
+    @torch.no_grad()
+    def _confidence(self, translation: _Translated, attachment: Attachment | None) -> float:
+        """The confidence in a translation, 0 in an empty one."""
+        _, source, target = translation
+        if not target:
+            return 0.0
+        ids, labels = (torch.tensor([own], device=self.device) for own in (source, target))
+        read = self._translator.read_source(ids, use_history=attachment is not None, history=attachment)
+        return float(confidence(self._translator, features(self._translator, read, labels)))
+
+    def _history(
+        self, translations: Sequence[_Translated], attachment: Attachment | None, top: int
+    ) -> list[dict[str, Any]]:
+        """What moved each translation."""
         rows = [row for row, (_, _, target) in enumerate(translations) if target]
         told = [dict(UNMOVED) for _ in translations]
         if attachment is None or not rows:

@@ -13,9 +13,9 @@ from modeling_lle import HistoryBank
 from modeling_lle import saved as saved_module
 from modeling_lle.cli import main as cli
 from tests.factories.language_models import make_language_model
-from tests.factories.pairs import WORD_PAIRS, WORD_PAIRS_TOKENIZER
+from tests.factories.pairs import WORD_PAIRS, WORD_PAIRS_TOKENIZER, make_capitals_pairs
 from tests.factories.precisions import record_precisions
-from tests.factories.translators import TRUSTED_MEMORY, make_word_translator
+from tests.factories.translators import TRUSTED_MEMORY, make_trained_translator, make_word_translator
 
 LANGUAGES = ["--source-language", "en", "--target-language", "de"]
 LINES = ["a b c", "", "h", "f g", " ", "a b c", "zz %d"]
@@ -171,6 +171,38 @@ def test_a_catalogue_is_completed(folder: Path) -> None:
     printed, _ = run(folder, "translate", "T", "F/app.po", "--output", "F/again.po")
     assert (folder / "again.po").read_text() == FILLED
     assert printed.startswith("0 texts translated in ")
+
+
+def test_what_is_confident_is_not_fuzzy(folder: Path) -> None:
+    path = folder / "taught" / "config.json"
+    values = json.loads(path.read_text())
+    values["translator"]["confidence"] = [-4, 0, 0, 0, 8]  # by the best match alone
+    path.write_text(json.dumps(values))
+    said, _ = run(folder, "translate", "T", "F/app.po", "--output", "F/new.po", "--confidence", "0.9")
+    assert (folder / "new.po").read_text() == MARKED.replace("#, fuzzy, c-format", "#, c-format")
+    assert " with a confidence of 0.9 or more, " in said
+    run(folder, "translate", "T", "F/app.po", "--output", "F/none.po", "--confidence", "1")
+    assert (folder / "none.po").read_text() == MARKED
+    printed, _ = run(folder, "translate", "T", "a b c", "--confidence", "0")
+    assert printed == "a b c -> x y  (confidence 0.98)\n"
+    result = CliRunner().invoke(cli.app, places(folder, ["translate", "M", "a b c", "--confidence", "0"]))
+    assert "the confidence in translations has not been fitted" in str(result.exception)
+
+
+def test_the_confidence_is_fitted_to_the_memory(tmp_path: Path) -> None:
+    model, tokenizer = make_trained_translator()
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "model")
+    pairs = make_capitals_pairs(90, 2)
+    rows = [
+        f"{source}\t{target if place % 3 else 'Rot'}"
+        for place, (source, target) in enumerate(zip(*pairs[:].values(), strict=True))
+    ]
+    (tmp_path / "pairs.tsv").write_text("\n".join(["en\tde", *rows]))
+    arguments = ["memory", "F/model", "F/pairs.tsv", *LANGUAGES, "--confidence"]
+    printed, said = run(tmp_path, *arguments)
+    assert "% of 90 pairs are translated as they stand, each from other pairs" in printed + said
+    assert len(json.loads((tmp_path / "model" / "config.json").read_text())["translator"]["confidence"]) == 5
 
 
 def test_terms_and_contradictions_are_reported(folder: Path) -> None:
