@@ -165,6 +165,16 @@ def timed(call: Callable[[], Value]) -> tuple[Value, float]:
     return value, time.perf_counter() - begin
 
 
+def taught_later(old: LLEClassifier, comparison: Comparison) -> Row:
+    """Teaches the new intents to a classifier of the others, and makes it forget them."""
+    texts = comparison.intents.test.texts
+    before, _ = old.read(texts)
+    values = comparison.teach(old)
+    old.forget()
+    after, _ = old.read(texts)
+    return {**values, "forget_largest_difference": float((after - before).abs().max())}
+
+
 def lle(comparison: Comparison) -> Measured:
     """Trained LLE classifiers, and teaching of new intents."""
     intents = comparison.intents
@@ -176,11 +186,7 @@ def lle(comparison: Comparison) -> Measured:
         values |= {"seconds_training": 60 * trained["train_minutes"], "parameters": trained["parameters"]}
         if old_folder is not None:
             old = LLEClassifier(old_folder, comparison.old_and_new[0])
-            before, _ = old.read(intents.test.texts)
-            values |= comparison.teach(old)
-            old.forget()
-            after, _ = old.read(intents.test.texts)
-            values["forget_largest_difference"] = float((after - before).abs().max())
+            values |= taught_later(old, comparison)
         seeds.append(values)
         first = first or classifier
     assert first is not None

@@ -7,6 +7,8 @@ examples of each intent of a data set, and has, where it exists,
     accuracies                     of each draw
     in_scope_accuracy,             at the threshold with the highest recall of out-of-scope validation queries at which
     out_of_scope_recall            `--keep` of the rightly labelled validation queries are accepted
+    new_classes_accuracy, ..       of LLE, where 20 intents are taught after the others, from as many examples, without
+                                   training; as in `scripts.benchmark classification`
     seconds_training, ..processor  from texts on with the chosen penalty, by the clock and of the processor, one thread
     seconds_search                 of choosing the penalty
     minutes_before                 of the processor for distillation, once for a data set
@@ -66,6 +68,10 @@ COLUMNS = (
     "accuracies",
     "in_scope_accuracy",
     "out_of_scope_recall",
+    "new_classes_accuracy",
+    "taught_classes_accuracy",
+    "old_classes_drop",
+    "forget_largest_difference",
     "seconds_training",
     "seconds_training_processor",
     "seconds_search",

@@ -19,6 +19,7 @@ from modeling_lle.data import load_labelled
 from modeling_lle.export import export
 from modeling_lle.training import load_recipe, run
 
+from .classification import Comparison, taught_later
 from .classifier import BATCH, LLEClassifier
 from .deployed import FLOAT32, INT8, load_runner
 from .deployment import TORCH
@@ -31,6 +32,7 @@ FEW = 50  # examples of an intent up to which penalties are compared in all fold
 FOLDS_OF_MANY = 3
 MOST_FINE_TUNED = 10  # examples of an intent for SetFit, whose pairs grow with their square
 TEACHER = "sentence-transformers/all-MiniLM-L6-v2"
+NEW = 20  # intents that are taught after the others, without a gradient; a third of all if these are fewer
 TO_DISTIL = 5  # examples of each of two intents, which distillation does not use
 Value = TypeVar("Value")
 Calls = dict[str, Callable[[str], Any]]  # answer one query, by form
@@ -267,11 +269,25 @@ def _teach(examples: Examples, seed: int, **options: Any) -> Any:
 
 
 def _taught(setting: Setting, drawn: Draw, name: str, **options: Any) -> Fitted:
-    pipeline, cost = costly(lambda: _teach(drawn.examples, drawn.seed, **options))
     folder = setting.scratch / slug(f"{setting.name} {name} {len(drawn.examples.texts)} {drawn.seed}")
+    cost = _save(drawn.examples, drawn.seed, folder, options)
+    fitted = _lle(setting, folder, cost)
+    later = Comparison(
+        dataclasses.replace(setting.intents, train=drawn.examples), 0.0, min(NEW, len(setting.intents.names) // 3)
+    )
+    old, _ = later.old_and_new
+    others = folder.with_name(f"{folder.name}-old")
+    _save(drawn.examples.of(old), drawn.seed, others, options)
+    fitted.values |= taught_later(LLEClassifier(others, old), later)
+    return fitted
+
+
+def _save(examples: Examples, seed: int, folder: Path, options: dict[str, Any]) -> Cost:
+    """Saves a classifier taught with examples, its bank with it; returns what teaching cost."""
+    pipeline, cost = costly(lambda: _teach(examples, seed, **options))
     pipeline.model.save_pretrained(folder, save_history=True)
     pipeline.tokenizer.save_pretrained(folder)
-    return _lle(setting, folder, cost)
+    return cost
 
 
 def by_recipe(recipe: Path, setting: Setting, drawn: Draw) -> Fitted:

@@ -237,15 +237,18 @@ def test_distillation_is_done_once(folder: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(few_methods, "_teach", teach)
     monkeypatch.setattr(few_methods, "_lle", lambda setting, folder, cost: Fitted(Guess(intents.train), cost, dict))
+    monkeypatch.setattr(few_methods, "LLEClassifier", lambda folder, intents: set(intents))
+    monkeypatch.setattr(few_methods, "taught_later", lambda old, later: {"old": old, "new": later.old_and_new[1]})
     intents = load_intents("bank-ing")
     setting = Setting("bank-ing", "bank-ing", intents, False, 0.99, folder / "runs", folder / "scratch")
     found = [few_methods.lle_distilled(setting, Draw(intents.train, None, seed)) for seed in range(2)]
     first, *others = calls
     assert first["unlabelled"] == intents.train.texts
     assert len(first["labels"]) == 2
-    assert [call["encoder"] for call in others] == [str(folder / "runs" / "bank-ing-distilled")] * 2
-    assert (
-        found[0].values
-        == found[1].values
-        == {"minutes_before": json.loads((folder / "runs/bank-ing-distilled/minutes.json").read_text())}
-    )
+    assert [call["encoder"] for call in others] == [str(folder / "runs" / "bank-ing-distilled")] * 4
+    minutes = json.loads((folder / "runs/bank-ing-distilled/minutes.json").read_text())
+    for values in (own.values for own in found):
+        assert values.pop("minutes_before") == minutes
+        assert values["old"] | set(values["new"]) == set(intents.names)
+        assert len(values["new"]) == len(intents.names) // 3
+    assert [call["labels"] for call in others] == [set(intents.names), found[0].values["old"]] * 2
