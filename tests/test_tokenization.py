@@ -146,3 +146,24 @@ def test_texts_end_where_it_is_asked_for(kind: Any, size: int | None, tmp_path: 
         padded = found(["the", "the cat sat"], padding=True)
         assert padded["attention_mask"][0][-1] == 0
         assert found("the", "cat")["input_ids"].count(found.eos_token_id) == 2
+
+
+PIECES = ["%(total)s", "{name}", "<b>", "</b>", "%1$s", "%d", "&amp;", "%{n}", "${x}", "{{ a b }}", "%n"]
+
+
+def test_placeholders_are_pieces_of_their_own() -> None:
+    texts = [f"Save {piece}the file{piece}now" for piece in PIECES]
+    texts.append("_File and Sa&ve, my_file")
+    tokenizer = LLETokenizer.train(texts, 400, ends_texts=True, placeholders=True)
+
+    def split(text: str) -> list[str]:
+        found = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)
+        return [piece.replace("\u0120", " ") for piece, _ in found]
+
+    for piece, text in zip(PIECES, texts, strict=False):
+        assert split(text) == ["Save", f" {piece}", "the", " file", piece, "now"]
+    assert split(texts[-1]) == ["_", "File", " and", " Sa", "&", "ve", ",", " my", "_", "file"]
+    for text in texts:
+        assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) == text
+    with pytest.raises(ValueError, match="placeholders=True needs kind='bpe'"):
+        LLETokenizer.train(texts, kind="word", placeholders=True)
