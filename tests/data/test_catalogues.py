@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-polib = pytest.importorskip("polib")
+pytest.importorskip("polib")
+import polib
+
 from modeling_lle.data import load_pairs
 from scripts.catalogues import is_useful, main
 
