@@ -136,7 +136,7 @@ class TranslatorConfig:
     num_encoder_layers: int = within(1, 1, MAX_LAYERS)
     num_attention_heads: int = within(4, 1, MAX_WIDTH)
     share_embeddings: bool = True
-    sentences: int = within(8, 1, 1024)
+    sentences: int = within(4, 1, 1024)
     confidence: list[float | int] = numbers_or_none(5)  # noqa: RUF009
 
 
