@@ -43,8 +43,8 @@ FOLDERS: dict[str, tuple[str, ...]] = {
     "bank": ("fingerprint", "found", "manifest", "places", "projection", "protocol", "segment", "suffixes"),
     "common": ("checks", "modes", "packages", "precision", "temporary"),
     "history": (
-        *("attachment", "bank_matches", "cache", "calibration", "candidates", "explanation", "loss", "matches"),
-        *("overlay", "prediction", "rule", "source", "stream", "training", "updatable", "update_statistics"),
+        *("attachment", "bank_matches", "cache", "calibration", "explanation", "loss", "matches", "overlay"),
+        *("prediction", "rule", "source", "stream", "training", "updatable", "update_statistics"),
     ),
     "kernels": (
         *("available", "linear", "lstm", "lstm_numba", "matches_numba", "mixture_numba"),
