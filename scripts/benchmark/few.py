@@ -113,7 +113,10 @@ class Results:
         """Adds rows in place of those of the same method, data set and number of examples, and writes the file."""
         for row in rows:
             self.rows[self._key(row)] = row
-        write_results(self.file, self.command, metrics_of(self.rows.values()), list(self.rows.values()))
+        ordered = sorted(
+            self.rows.values(), key=lambda row: (row["source"], float(row["examples"].replace(ALL, "inf")))
+        )
+        write_results(self.file, self.command, metrics_of(ordered), ordered)
 
 
 def metrics_of(rows: Iterable[Row]) -> dict[str, float]:
