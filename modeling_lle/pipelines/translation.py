@@ -172,7 +172,7 @@ class LLETranslationPipeline(Pipeline):
                     self._with_terms(texts[row], target, terms[row], attachment, use_history)
                     for row, target in zip(owners, targets, strict=True)
                 ]
-            moved = attachment if self._uses_history(generate.get("use_history")) else None
+            moved = self._moved_by(attachment, generate.get("use_history"))
             own = [(texts[row], encoded[row], target) for row, target in zip(owners, targets, strict=True)]
             told = self._told(own, moved, history_top if return_history else None, return_confidence)
             for row, target, more in zip(owners, targets, told, strict=True):
@@ -232,8 +232,11 @@ class LLETranslationPipeline(Pipeline):
             attachment = dataclasses.replace(attachment, tokenizer=self.tokenizer)
         return attachment.pinned()
 
-    def _uses_history(self, given: bool | None) -> bool:
-        return bool(self.model.config.use_history if given is None else given)
+    def _moved_by(self, attachment: Attachment | None, use_history: bool | None) -> Attachment | None:
+        """The memory, if it takes part."""
+        if attachment is None or use_history is not None:
+            return attachment if use_history else None
+        return attachment if self.model.config.use_history else None
 
     def _told(
         self, translations: Sequence[_Translated], attachment: Attachment | None, top: int | None, confident: bool
@@ -326,7 +329,7 @@ class LLETranslationPipeline(Pipeline):
             [place for place, (start, end) in enumerate(spans) if max(start, own.start) < min(end, own.end)]
             for own in occurrences
         ]
-        moved = attachment if self._uses_history(use_history) else None
+        moved = self._moved_by(attachment, use_history)
         ids, mask = (source[name].to(self.device) for name in ("input_ids", "attention_mask"))
         read = model.read_source(ids, mask, moved is not None, history=moved)
 
