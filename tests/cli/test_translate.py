@@ -174,6 +174,7 @@ def test_a_catalogue_is_completed(folder: Path) -> None:
 
 
 def test_what_is_confident_is_not_fuzzy(folder: Path) -> None:
+    pytest.importorskip("polib")
     path = folder / "taught" / "config.json"
     values = json.loads(path.read_text())
     values["translator"]["confidence"] = [-4, 0, 0, 0, 8]  # by the best match alone
@@ -223,6 +224,7 @@ def test_terms_and_contradictions_are_reported(folder: Path) -> None:
 
 
 def test_a_catalogue_of_another_language_is_refused(folder: Path) -> None:
+    pytest.importorskip("polib")
     content = CATALOGUE.replace('UTF-8\\n"', 'UTF-8\\n"\n"Language: fr\\n"')
     (folder / "fr.po").write_text(content)
     result = CliRunner().invoke(cli.app, places(folder, ["translate", "T", "F/fr.po", *LANGUAGES]))
