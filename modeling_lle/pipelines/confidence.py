@@ -65,8 +65,8 @@ def _numbers(model: LLEForSeq2SeqLM) -> list[float]:
     numbers = model.config.translator.confidence
     if not numbers:
         raise ValueError(
-            "the confidence in translations has not been fitted: run `lle memory` or `lle calibrate` with "
-            "--confidence, or fit_confidence(model, tokenizer, sources, targets)"
+            "the confidence in translations has not been fitted: run `lle memory MODEL PAIRS --confidence`, or "
+            "fit_confidence(model, tokenizer, sources, targets)"
         )
     return [float(number) for number in numbers]
 
