@@ -337,7 +337,8 @@ def memory(
         bool, typer.Option("--calibrate", help="Fit the rule to the memory; writes the model's config.json.")
     ] = False,
     confidence: Annotated[
-        bool, typer.Option("--confidence", help="Fit the confidence in translations too, which takes a minute.")
+        bool,
+        typer.Option("--confidence", help="Fit the confidence in translations, by translating pairs of the memory."),
     ] = False,
     precision: InPrecision = Precision.auto,
 ) -> None:
@@ -414,7 +415,7 @@ def _own_pairs(model: "LLEForSeq2SeqLM", seed: int) -> tuple[list[str], list[str
 
 
 def _fit_confidence(model: "LLEForSeq2SeqLM", tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Fits the confidence in translations to pairs that the rule was not fitted to; returns what to say of it."""
+    """Fits the confidence in translations to pairs of the attached memory, drawn anew; returns what to say of it."""
     from ..pipelines.confidence import fit_confidence
 
     found = fit_confidence(model, tokenizer, *_own_pairs(model, seed=1))

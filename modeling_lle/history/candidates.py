@@ -115,9 +115,8 @@ class PairRecalled:
 
     def evidence(self, row: Tensor, column: Tensor, targets: Tensor) -> Evidence:
         """See `Recalled.evidence`."""
-        similarity = self.similarity[row, column]
         return Evidence(
-            similarity=similarity,
+            similarity=self.similarity[row, column],
             log_age=None,
             log_count=None,
             valid=self.ids[row, 0] >= 0,

@@ -168,7 +168,8 @@ def remember(
     built = time.perf_counter()
     batches = None if fitted_to is None else pair_batches(fitted_to["source"][:], fitted_to["target"][:], tokenizer)
     nats = model.calibrate(batches) if calibrate else {}
-    numbers = {"sharpness": model.config.bank.sharpness, "gate": model.config.bank.gate}
+    names = ("sharpness", "match", "continuation", "length", "gate")
+    numbers = {name: getattr(model.config.bank, name) for name in names}
     return {
         "memory_pairs": len(memory),
         "memory_megabytes": bank.info()["bytes"] / 1e6,

@@ -5,8 +5,8 @@ or fewer if that is all the time, until both neighbours of the best rate do wors
 Of all that was trained, the weights are kept that get most of the held-out tokens right, be it those of the base.
 
 Notable: the rate follows the clock, as for the Transformer. The search and the looks at the held-out pairs are no time
-of training, which favours this peer. Tokens that are right are counted, as the loss of the held-out pairs rises again
-while translations still improve. Shapes: B batch, T time.
+of training, which favours this peer. Tokens that are right are counted, and not the
+loss, which a translator that is too sure of itself has. Shapes: B batch, T time.
 """
 
 import dataclasses
