@@ -209,14 +209,30 @@ def linear_cross_entropy(
     """
     targets, device = check_targets(targets, hidden.shape[:-1], len(weight), "targets"), hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-    parts: tuple[Tensor, ...] = ()
+    rows, targets, parts = _counted(hidden, targets, recalled)
     if recalled is not None:
-        parts = recalled.probability.flatten(0, -2), recalled.mass.flatten(0, -2), recalled.numbers
+        parts = *parts, recalled.numbers
     differentiate = torch.is_grad_enabled() and any(t.requires_grad for t in (hidden, weight, *parts))
     with torch.autocast(device, enabled=False):
-        return _LinearCrossEntropy.apply(
-            hidden.flatten(0, -2), weight, bias, targets.flatten(), dtype, differentiate, *parts
-        )
+        return _LinearCrossEntropy.apply(rows, weight, bias, targets, dtype, differentiate, *parts)
+
+
+def _counted(
+    hidden: Tensor, targets: Tensor, recalled: RecalledTargets | None
+) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    """Flattens states (..., D), targets (...) and the probabilities and masses recalled to the positions that count.
+
+    Padding is often half of a batch of sentences, and the output layer half of a step's time. Where the number of
+    positions would have to be waited for (accelerators) or known in advance (compiled code), all stay.
+    """
+    tensors = [hidden.flatten(0, -2), targets.flatten()]
+    if recalled is not None:
+        tensors += [recalled.probability.flatten(0, -2), recalled.mass.flatten(0, -2)]
+    if hidden.device.type == "cpu" and not torch.compiler.is_compiling():
+        places = (tensors[1] != IGNORED).nonzero()[:, 0]
+        if 0 < len(places) < len(tensors[1]):
+            tensors = [tensor.index_select(0, places) for tensor in tensors]
+    return tensors[0], tensors[1], tuple(tensors[2:])
 
 
 def head_cross_entropy(
@@ -239,8 +255,7 @@ def head_cross_entropy(
     def nats(rows: Tensor, own: Tensor, *parts: Tensor) -> Tensor:
         return _nats(head(rows), own, RecalledTargets(*parts) if parts else None)
 
-    parts = () if recalled is None else (recalled.probability.flatten(0, -2), recalled.mass.flatten(0, -2))
-    return _in_chunks(nats, hidden, targets, parts, () if recalled is None else (recalled.numbers,))
+    return _in_chunks(nats, *_counted(hidden, targets, recalled), () if recalled is None else (recalled.numbers,))
 
 
 def _in_chunks(

@@ -84,6 +84,7 @@ def train_both(recipe: Recipe, folder: Path, minutes: float | None, learning_rat
         learning_rate=learning_rate,
         batch_size=recipe.training.per_device_train_batch_size,
         label_smoothing=recipe.training.label_smoothing_factor,
+        dropout=lle.model.config.output_dropout,
         precision=recipe.training.precision,
         seed=recipe.training.seed,
     )

@@ -40,11 +40,13 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         capability: str = "AVX512",
         mkldnn: bool = True,
         mkldnn_bf16: bool = True,
+        name: str = "AMD EPYC",
         **variables: str,
     ) -> None:
         monkeypatch.setattr("platform.machine", lambda: machine)
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": name}, raising=False)
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
         monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: mkldnn)
         monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: mkldnn_bf16, raising=False)
@@ -65,6 +67,9 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         ({}, None),
         ({"bf16": False, "amx": True}, None),
         ({"machine": "AMD64"}, None),
+        ({"name": "Intel Xeon", "amx": True}, None),
+        ({"name": "Intel Xeon"}, "without AMX"),
+        ({"name": "Intel Xeon", "amx": True, "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}, "without AMX"),
         ({"bf16": False}, "AVX512_BF16 or AMX"),  # AVX512 alone, for which mkldnn's own answer is yes
         ({"bf16": False, "capability": "AVX2", "mkldnn_bf16": False}, "AVX512_BF16 or AMX"),
         ({"bf16": False, "capability": "AVX512", "ATEN_CPU_CAPABILITY": "avx512"}, "AVX512_BF16 or AMX"),

@@ -26,7 +26,6 @@ from transformers import (
     MarianConfig,
     MarianMTModel,
     PreTrainedTokenizerBase,
-    Seq2SeqTrainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -37,19 +36,24 @@ from modeling_lle.common.precision import Precision
 from modeling_lle.history.loss import IGNORED
 from modeling_lle.training.arguments import TranslationArguments
 from modeling_lle.training.steps import keep_freed_pages
+from modeling_lle.training.translation import PairTrainer
 
 WIDTH, LAYERS, HEADS = 256, 3, 4
+DROPOUT = 0.2  # as in LLE's recipes for Multi30k; with more, neither converges in time
 POSITIONS = 1024  # maximum tokens of a text; positions are fixed
 ENDLESS = 1 << 30  # never reached
 
 
-def make_transformer(tokenizer: PreTrainedTokenizerBase, parameters: int, seed: int = 0) -> MarianMTModel:
+def make_transformer(
+    tokenizer: PreTrainedTokenizerBase, parameters: int, seed: int = 0, dropout: float = DROPOUT
+) -> MarianMTModel:
     """Untrained Transformer with a number of trainable parameters as near as possible to `parameters`.
 
     Args:
         tokenizer: Tokenizer for both languages.
         parameters: Target number of parameters.
         seed: Seed of the weights.
+        dropout: Dropout of every layer.
 
     Raises:
         ValueError: Embeddings and attention alone have more.
@@ -57,16 +61,16 @@ def make_transformer(tokenizer: PreTrainedTokenizerBase, parameters: int, seed: 
     sizes = []
     for width in (1, 2):
         with torch.device("meta"):
-            sizes.append(trainable(MarianMTModel(_config(tokenizer, width))))
+            sizes.append(trainable(MarianMTModel(_config(tokenizer, width, dropout))))
     each = sizes[1] - sizes[0]
     width = round((parameters - sizes[0]) / each) + 1
     if width < 1:
         raise ValueError(f"a Transformer with this vocabulary has {sizes[0]:,} parameters or more, not {parameters:,}")
     torch.manual_seed(seed)
-    return MarianMTModel(_config(tokenizer, width))
+    return MarianMTModel(_config(tokenizer, width, dropout))
 
 
-def _config(tokenizer: PreTrainedTokenizerBase, width: int) -> MarianConfig:
+def _config(tokenizer: PreTrainedTokenizerBase, width: int, dropout: float) -> MarianConfig:
     return MarianConfig(
         vocab_size=len(tokenizer),
         d_model=WIDTH,
@@ -78,7 +82,7 @@ def _config(tokenizer: PreTrainedTokenizerBase, width: int) -> MarianConfig:
         decoder_ffn_dim=width,
         max_position_embeddings=POSITIONS,
         activation_function="relu",
-        dropout=0.2,  # as in LLE's recipes; with more, neither converges in time
+        dropout=dropout,
         scale_embedding=True,
         decoder_start_token_id=tokenizer.bos_token_id,
         bos_token_id=tokenizer.bos_token_id,
@@ -158,6 +162,7 @@ def train_transformer(
     learning_rate: float = 1e-3,
     batch_size: int = 64,
     label_smoothing: float = 0.1,
+    dropout: float = DROPOUT,
     precision: Precision = "auto",
     seed: int = 0,
 ) -> None:
@@ -172,13 +177,14 @@ def train_transformer(
         learning_rate: Peak; other parameters of AdamW as in the paper.
         batch_size: Pairs per step.
         label_smoothing: `label_smoothing_factor` of TrainingArguments.
+        dropout: Of every layer.
         precision, seed: As in a recipe.
     """
     keep_freed_pages()  # as for LLE
-    model = make_transformer(tokenizer, parameters, seed)
+    model = make_transformer(tokenizer, parameters, seed, dropout)
     model.set_attn_implementation("eager")
     clock = Minutes(minutes)
-    trainer = Seq2SeqTrainer(
+    trainer = PairTrainer(
         model=model,
         args=TranslationArguments(
             output_dir=str(folder),
