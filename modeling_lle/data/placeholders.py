@@ -190,3 +190,21 @@ def accelerator_differences(source: str, target: str) -> tuple[list[str], list[s
         lost += only_own[len(only_new) :]
         added += only_new[len(only_own) :]
     return lost, added
+
+
+def faults(source: str, target: str) -> tuple[list[str], list[str]]:
+    """Placeholders, markup and words with an accelerator that a translation lost, and those that it added."""
+    both = [compare(source, target) for compare in (differences, accelerator_differences)]
+    lost, added = ([item for found in both for item in found[side]] for side in (0, 1))
+    return lost, added
+
+
+def most_faithful(source: str, targets: Sequence[str]) -> int:
+    """Index of the translation with the fewest faults, the first of equal ones.
+
+    Of the hypotheses of a beam search, which come by their score, it is the best that keeps what must be kept.
+
+    >>> most_faithful("%d files", ["Dateien", "%d Datei", "%d Dateien"])
+    1
+    """
+    return min(range(len(targets)), key=lambda place: sum(map(len, faults(source, targets[place]))))

@@ -16,7 +16,7 @@ from transformers import LogitsProcessorList, Pipeline, StoppingCriteria, Stoppi
 
 from ..bank.protocol import Bank
 from ..data.glossary import Glossary, Occurrence, check_terms
-from ..data.placeholders import accelerator_differences, differences
+from ..data.placeholders import faults, most_faithful
 from ..data.text import encode_sentences
 from ..entries.attribution import attribute
 from ..entries.pairs import Memory, padded
@@ -37,7 +37,8 @@ class LLETranslationPipeline(Pipeline):
     mapping for each, with `num_return_sequences` a list of them. Data sets and generators are read as they are
     needed, and give a list for each text. Blank texts have an empty translation. Where placeholders, markup or
     accelerators (`&File`) of the source are not in the translation they are under `lost`, and what the translation has
-    instead under `added`. All arguments of `generate` may be given. Unless the model or the call says otherwise, a
+    instead under `added`: of the hypotheses of a beam search, the most probable with the fewest such faults is the
+    translation, unless `num_return_sequences` asks for several. All arguments of `generate` may be given. Unless the model or the call says otherwise, a
     translation has at most 16 tokens more than twice those of its source.
 
     With a `glossary`, which `load_glossary` reads, its terms are preferred where they stand in the source. Each record
@@ -163,9 +164,7 @@ class LLETranslationPipeline(Pipeline):
         terms = None if glossary is None else [glossary.find(text) for text in texts]
         if rows:
             wanted = [terms[row] if terms else [] for row in rows]
-            sequences = self._generate([encoded[row] for row in rows], attachment, wanted, generate)
-            owners = [row for row in rows for _ in range(len(sequences) // len(rows))]
-            targets = [self._target(sequence) for sequence in sequences.tolist()]
+            owners, targets = self._hypotheses(rows, texts, encoded, attachment, wanted, generate)
             if terms:
                 use_history = generate.get("use_history")
                 targets = [
@@ -197,8 +196,7 @@ class LLETranslationPipeline(Pipeline):
             terms = more.pop("terms", None)
             translation = self._tokenizer.decode(more.pop("ids"), skip_special_tokens=True)
             record = {"translation_text": translation, **more}
-            both = [compare(text, record["translation_text"]) for compare in (differences, accelerator_differences)]
-            lost, added = ([item for found in both for item in found[side]] for side in (0, 1))
+            lost, added = faults(text, record["translation_text"])
             record |= {"lost": lost} if lost else {}
             record |= {"added": added} if added else {}
             if terms is not None:
@@ -281,6 +279,35 @@ class LLETranslationPipeline(Pipeline):
             tokens = as_values(explain_targets(own, attachment, top), self._tokenizer)
             told[row] = {"base_share": found.base_share, "history": pairs, "tokens": tokens}
         return told
+
+    def _hypotheses(
+        self,
+        rows: list[int],
+        texts: list[str],
+        encoded: list[list[int]],
+        attachment: Attachment | None,
+        terms: list[list[Occurrence]],
+        options: dict[str, Any],
+    ) -> tuple[list[int], list[list[int]]]:
+        """Rows of the translations of some texts, and their tokens: one of each text, or as many as are asked for."""
+        known = self._get_set_generation_params(self._prepare_generate_kwargs(options))
+        beams = known.get("num_beams") or 1
+        choose = beams > 1 and not known.get("do_sample") and known.get("num_return_sequences") in (None, 1)
+        if choose:
+            options = {**options, "num_return_sequences": beams}
+        sequences = self._generate([encoded[row] for row in rows], attachment, terms, options)
+        each = len(sequences) // len(rows)
+        owners = [row for row in rows for _ in range(each)]
+        targets = [self._target(sequence) for sequence in sequences.tolist()]
+        if not choose:
+            return owners, targets
+        translations = self._tokenizer.batch_decode(targets, skip_special_tokens=True)
+        starts = range(0, len(targets), each)
+        best = [
+            start + most_faithful(texts[row], translations[start : start + each])
+            for row, start in zip(rows, starts, strict=True)
+        ]
+        return rows, [targets[place] for place in best]
 
     def _generate(
         self,
