@@ -154,6 +154,12 @@ def test_sentences_come_back_in_their_order(beams: int) -> None:
     assert translate(model, tokenizer, []) == []
 
 
+def test_of_the_beams_the_best_that_keeps_placeholders_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = make_trained_translator()
+    monkeypatch.setattr(tokenizer, "batch_decode", lambda found, **_: ["AB", "AB {x}", "{x} AB"] * (len(found) // 3))
+    assert translate(model, tokenizer, ["ab {x}", "ab"], 3) == ["AB {x}", "AB"]
+
+
 def test_nothing_is_cut_and_an_endless_translation_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = make_capitals_tokenizer()
     model = make_translator(tokenizer)

@@ -290,6 +290,14 @@ def test_the_logits_never_exist_at_once(form: str, sources: int, monkeypatch: py
     assert largest.elements == 100 * V
 
 
+def test_padding_costs_no_logits(form: str) -> None:
+    hidden, weight, bias, targets = make_inputs(n=100, v=1000)
+    targets[10:] = IGNORED
+    with Largest() as largest:
+        linear_cross_entropy(hidden, weight, bias, targets).backward()
+    assert largest.elements <= max(10 * 1000, 1000 * D)
+
+
 def test_smoothing_is_the_difference_to_the_smoothed_cross_entropy() -> None:
     generator = torch.Generator().manual_seed(0)
     draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731

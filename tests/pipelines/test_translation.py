@@ -113,6 +113,27 @@ def test_placeholders_that_are_lost_or_added() -> None:
     assert pipe("a b c %s <b>") == [{"translation_text": "x y", "lost": ["%s", "<b>"]}]
 
 
+def test_of_the_beams_the_best_that_keeps_placeholders_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = make_pipe(make_word_translator())
+    hypotheses = {2: ["u v", "u {n}", "u {n} v"], 1: ["x y", "{n}", "x"]}  # by the words of the source
+    asked = []
+
+    def generate(input_ids: torch.Tensor, num_beams: int, num_return_sequences: int = 1, **_: Any) -> torch.Tensor:
+        asked.append(num_return_sequences)
+        each = [
+            hypotheses[int((ids == WORD_PAIRS_TOKENIZER.convert_tokens_to_ids("{n}")).sum()) + 1] for ids in input_ids
+        ]
+        texts = [text for own in each for text in own[:num_return_sequences]]
+        rows = WORD_PAIRS_TOKENIZER(texts, padding=True, return_tensors="pt", padding_side="right")["input_ids"]
+        return torch.nn.functional.pad(rows, (1, 0), value=WORD_PAIRS_TOKENIZER.pad_token_id)
+
+    monkeypatch.setattr(pipe.model, "generate", generate)
+    assert texts_of(pipe(["f {n}", "f g"], num_beams=3, batch_size=2)) == ["u {n}", "x y"]
+    assert texts_of(pipe("f {n}", num_beams=3, num_return_sequences=2)) == ["u v", "u {n}"]
+    assert texts_of(pipe("f {n}", num_beams=1)) == ["u v"]
+    assert asked == [3, 2, 1]
+
+
 def test_accelerators_that_are_lost_or_added() -> None:
     pipe = make_pipe(make_taught_word_translator())
     assert pipe("a _b c {n}") == [{"translation_text": "x y", "lost": ["{n}", "_b"]}]

@@ -13,8 +13,9 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from modeling_lle.training import Recipe, load_recipe, make_recipe, run
 from modeling_lle.training.model_card import write_model_card
-from modeling_lle.training.translation import encode
+from modeling_lle.training.translation import LengthGroups, encode, make_trainer
 from tests.factories.pairs import SUBWORD_PAIRS, SUBWORD_PAIRS_TOKENIZER
+from tests.factories.translators import make_subword_translator
 
 NAMES = Path(__file__).parents[2] / "configs" / "translation"
 
@@ -112,6 +113,41 @@ def test_every_sentence_ends_and_names_of_special_tokens_are_text() -> None:
     end = SUBWORD_PAIRS_TOKENIZER.eos_token_id
     assert [ids.count(end) for ids in encoded.values()] == [1, 1]
     assert [ids[-1] for ids in encoded.values()] == [end, end]
+
+
+def test_batches_have_rows_of_like_length_in_random_order() -> None:
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(1, 60, (1003,), generator=generator).tolist()
+    groups = LengthGroups(8, lengths=lengths, generator=torch.Generator().manual_seed(1))
+    rows = list(groups)
+    assert sorted(rows) == list(range(1003))
+    batches = [[lengths[row] for row in rows[start : start + 8]] for start in range(0, 1003, 8)]
+    assert max(lengths) in batches[0]
+    assert len(batches[-1]) == 3
+    assert sum(max(own) - min(own) for own in batches) / len(batches) < 5  # 45 in a random order
+    means = torch.tensor([sum(own) / len(own) for own in batches[:-1]])
+    after = torch.corrcoef(torch.stack((means[:-1], means[1:])))[0, 1]
+    assert abs(after) < 0.4  # .9 from the longest to the shortest
+    for few in (1, 7, 8, 9):
+        assert sorted(LengthGroups(8, lengths=lengths[:few])) == list(range(few))
+
+
+def test_pairs_are_grouped_by_their_longer_side(tmp_path: Path) -> None:
+    sides = [("cat", "Katze " * 20), ("cat " * 20, "Katze"), ("cat", "Katze")] * 20
+    encoded = encode(
+        Dataset.from_dict({"source": [s for s, _ in sides], "target": [t for _, t in sides]}), SUBWORD_PAIRS_TOKENIZER
+    )
+    model = make_subword_translator()
+    options = {"per_device_train_batch_size": 4, "train_sampling_strategy": "group_by_length"}
+    trainer = make_trainer(
+        recipe(tmp_path, training=options), model, SUBWORD_PAIRS_TOKENIZER, {"train": encoded, "validation": encoded}
+    )
+    alike = 0
+    for batch in trainer.get_train_dataloader():
+        sides_of = (batch["input_ids"] != SUBWORD_PAIRS_TOKENIZER.pad_token_id).sum(1), (batch["labels"] >= 0).sum(1)
+        longer = torch.maximum(*sides_of)
+        alike += bool(longer.max() < 1.3 * longer.min())
+    assert alike > 10  # of 15; by the source alone 5
 
 
 @pytest.mark.parametrize("language", ["de", "fr"])
