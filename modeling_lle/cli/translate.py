@@ -55,6 +55,7 @@ COLUMNS = (
 )  # of a written table
 SHOWN = 60  # characters of a text of the memory
 BATCH = 32  # pairs of a batch of calibration
+FITTED = 200  # pairs of a memory to which the rule is fitted unasked
 PLACES = 5  # of texts without a translation
 
 
@@ -334,8 +335,12 @@ def memory(
     namespace: Namespace = "default",
     skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Skip pairs that lack a side.")] = False,
     calibrate: Annotated[
-        bool, typer.Option("--calibrate", help="Fit the rule to the memory; writes the model's config.json.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--calibrate/--no-calibrate",
+            help=f"Fit the rule to the memory; writes the model's config.json. By default once, from {FITTED} pairs.",
+        ),
+    ] = None,
     confidence: Annotated[
         bool,
         typer.Option("--confidence", help="Fit the confidence in translations, by translating pairs of the memory."),
@@ -369,11 +374,13 @@ def memory(
         )
     loaded, tokenizer = load_translator(model)
     called = source_name or source
-    fits = [_fit] * calibrate + [_fit_confidence] * confidence
     begin = time.perf_counter()
     with in_precision(loaded, precision.value):
         added = remember(loaded, tokenizer, path, pairs, source=called, namespace=namespace, progress=True)
         say(_of_memory(loaded.history_bank, path, added, len(pairs), time.perf_counter() - begin))
+        if calibrate is None:
+            calibrate = Path(model).is_dir() and _never_fitted(loaded)
+        fits = [_fit] * calibrate + [_fit_confidence] * confidence
         for fit in fits:
             say(fit(loaded, tokenizer))
     if fits:
@@ -391,6 +398,19 @@ def _of_memory(bank: "protocol.Bank | None", path: Path, added: int, given: int,
     return (
         f"{added:,} of {counted(given, 'pair')} {'is' if added == 1 else 'are'} new, in {seconds:.1f} s; the "
         f"memory {path} has {counted(count_pairs(bank), 'pair')}, {counted(len(bank), 'entry', 'entries')}."
+    )
+
+
+def _never_fitted(model: "LLEForSeq2SeqLM") -> bool:
+    """Whether the attached memory is large enough to fit the rule to, which is as it was before any fit."""
+    from ..configuration_sections import BankConfig
+    from ..saved import count_pairs
+
+    assert model.history_bank is not None
+    plain, own = BankConfig(), model.config.bank
+    numbers = ("sharpness", "gate", "match", "continuation", "length")
+    return count_pairs(model.history_bank) >= FITTED and all(
+        getattr(plain, name) == getattr(own, name) for name in numbers
     )
 
 

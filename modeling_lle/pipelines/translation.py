@@ -37,9 +37,10 @@ class LLETranslationPipeline(Pipeline):
     mapping for each, with `num_return_sequences` a list of them. Data sets and generators are read as they are
     needed, and give a list for each text. Blank texts have an empty translation. Where placeholders, markup or
     accelerators (`&File`) of the source are not in the translation they are under `lost`, and what the translation has
-    instead under `added`: of the hypotheses of a beam search, the most probable with the fewest such faults is the
-    translation, unless `num_return_sequences` asks for several. All arguments of `generate` may be given. Unless the model or the call says otherwise, a
-    translation has at most 16 tokens more than twice those of its source.
+    instead under `added`. Of the hypotheses of a beam search, the most probable of those with the fewest such faults
+    is the translation, unless `num_return_sequences` asks for several. All arguments of `generate` may be given.
+    Unless the model or the call says otherwise, a translation has at most 16 tokens more than twice those of its
+    source.
 
     With a `glossary`, which `load_glossary` reads, its terms are preferred where they stand in the source. Each record
     has them under `terms`, as mappings of the term `source`, the `target` that the translation has or should have, and

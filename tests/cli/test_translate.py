@@ -306,6 +306,28 @@ def test_calibrate(folder: Path) -> None:
     assert "that were not fitted on, each predicted from other pairs: " in shown
 
 
+def test_a_memory_of_some_size_is_calibrated_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def numbers() -> Any:
+        return json.loads((folder / "taught" / "config.json").read_text())["history"]["bank"]
+
+    fits = "that were not fitted on"
+    arguments = ["memory", "T", "F/pairs.tsv", *LANGUAGES]
+    untouched = numbers()
+    assert fits not in run(folder, *arguments)[0]
+    monkeypatch.setattr("modeling_lle.cli.translate.FITTED", 4)
+    assert fits not in run(folder, *arguments, "--no-calibrate")[0]
+    assert numbers() == untouched
+    plain = {**untouched, "sharpness": 14.0, "gate": [-1.5, 0.3, 0.3, 0.3]}
+    config = json.loads((folder / "taught" / "config.json").read_text())
+    config["history"]["bank"] = plain
+    (folder / "taught" / "config.json").write_text(json.dumps(config))
+    assert fits in run(folder, *arguments)[0]
+    fitted = numbers()
+    assert fitted != plain
+    assert fits not in run(folder, *arguments)[0]
+    assert numbers() == fitted
+
+
 FAULTS = [
     (["translate", "T", "F/none.txt"], "there is no file"),
     (["translate", "T", "F/texs.txt"], "(did you mean 'texts.txt'?)"),
