@@ -30,6 +30,10 @@ and that of all pairs also, where it exists,
     fine_tune_seconds, search_seconds, learning_rate, numbers    of training up to the weights that were kept; time of
                                 training other ones; what was tried
     peak_megabytes              largest resident memory of the process up to here
+    unedited, calibration_error share of the drafts that are as their references; mean distance of the confidence in
+                                them, fitted to pairs of the memory, from the share that is so, in ten bins
+    confident, confident_unedited   share of the drafts that are more probably right than not, and of these the share
+                                that is as the reference; `copied_unedited`: of as many copies, of the best matches
 
 Metrics are those of all pairs: `bleu_without` of the base, `bleu_with` of the memory, `bleu_copy` of the better copy,
 `bleu_fine_tuned` and so on of the others, with the prefix PROJECT_SOURCE_TARGET_ except those of `HEADLINE`. Rows of
@@ -45,9 +49,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, pipeline
 
 from modeling_lle import HistoryBank, LLEForSeq2SeqLM
 from modeling_lle.data import load_pairs
@@ -55,6 +60,8 @@ from modeling_lle.entries.pairs import pair_batches
 from modeling_lle.evaluation import translate
 from modeling_lle.evaluation.results import this_command
 from modeling_lle.evaluation.translation import TextToText
+from modeling_lle.models.seq2seq import OWN_PAIRS
+from modeling_lle.pipelines.confidence import fit_confidence
 from modeling_lle.saved import languages_of, load_translator
 from modeling_lle.training.steps import keep_freed_pages
 
@@ -69,6 +76,7 @@ from .memory_scores import (
     add_saved,
     best_by_characters,
     best_by_words,
+    calibration_error,
     split_pairs,
 )
 from .peers.fine_tuned_translator import FineTuned, fine_tune
@@ -82,8 +90,11 @@ HEADLINE = ("pretix", "en-de")  # project and languages of the metrics without a
 SIDES = {BASE: "without", MEMORY: "with", COPY: "copy_words"}  # in names of metrics; others are called as in the rows
 MEASURES = ("bleu", "chrf", "placeholders_right", "edits", "edits_saved")
 BATCH = 32  # sentences
+CONFIDENT = 0.5  # probability from which a draft is taken for right
 SIZES = {1: "_1", BATCH: ""}  # sentences of a batch for measuring speed, and suffix of the metrics
+OF_CONFIDENCE = ("unedited", "calibration_error", "confident", "confident_unedited", "copied_unedited")
 OF_MEMORY = (
+    *OF_CONFIDENCE,
     *("memory_pairs", "memory_megabytes", "build_seconds", "calibrate_seconds"),
     *("base_ppl", "before_ppl", "after_ppl", "peak_megabytes"),
 )
@@ -180,6 +191,29 @@ def remember(
     }
 
 
+def trust(
+    model: LLEForSeq2SeqLM, tokenizer: PreTrainedTokenizerBase, memory: Dataset, tested: Tested, beams: int, seed: int
+) -> Row:
+    """Fits the confidence to pairs of the attached memory, and measures it on the test pairs."""
+    rows = np.random.default_rng(seed).permutation(len(memory))[:OWN_PAIRS]
+    own = memory.select(np.sort(rows))
+    fit_confidence(model, tokenizer, own["source"][:], own["target"][:], beams)
+    translate_all = pipeline("translation", model=model, tokenizer=tokenizer, num_beams=beams, batch_size=BATCH)
+    drafts = translate_all(tested.sources, return_confidence=True)
+    probability = np.array([draft["confidence"] for draft in drafts])
+    right = tested.right([draft["translation_text"] for draft in drafts])
+    sure = probability >= CONFIDENT
+    copies = tested.right(copying(memory, best_by_words)(tested.sources, BATCH))
+    best = np.argsort(-np.array(tested.scores), kind="stable")[: int(sure.sum())]
+    return {
+        "unedited": float(right.mean()),
+        "calibration_error": calibration_error(probability, right),
+        "confident": float(sure.mean()),
+        "confident_unedited": float(right[sure].mean()) if sure.any() else None,
+        "copied_unedited": float(copies[best].mean()) if sure.any() else None,
+    }
+
+
 def values_of(tuned: FineTuned) -> Row:
     """What fine-tuning took."""
     tried = {f"{rate:.2g}": right for rate, right in tuned.rates.items()}
@@ -232,6 +266,7 @@ def memory(
     transformer: Annotated[Path | None, typer.Option(help="A Transformer of the benchmark `translation`.")] = None,
     minutes: Annotated[float, typer.Option(min=0, help="Minutes of fine-tuning; 0: leave fine-tuning out.")] = 10.0,
     calibrate: Annotated[bool, typer.Option(help="Fit the rule to pairs of the memory.")] = True,
+    confidence: Annotated[bool, typer.Option(help="Measure the confidence in the drafts with the memory.")] = True,
     test_share: Annotated[float, typer.Option(help="Share of pairs for the test set.")] = 0.1,
     sentences_tested: Annotated[int, typer.Option(min=1, help="Test at most so many pairs.")] = 1000,
     beams: Annotated[int, typer.Option(min=1, help="Beam size.")] = 5,
@@ -252,7 +287,8 @@ def memory(
     comparison.add({COPY: copying(kept, best_by_words), COPY_CHARACTERS: copying(kept, best_by_characters)})
     comparison.add({BASE: drafting(model.eval(), tokenizer, beams, False)})
     made = remember(model, tokenizer, kept, calibrate)
-    comparison.add({MEMORY: drafting(model, tokenizer, beams, True)}, **made)
+    trusted = trust(model, tokenizer, kept, comparison.tested, beams, seed) if confidence else {}
+    comparison.add({MEMORY: drafting(model, tokenizer, beams, True)}, **made, **trusted)
     if transformer:
         comparison.add({TRANSFORMER: drafting(*load_transformer(transformer), beams)})
     equal = (made["build_seconds"] + made["calibrate_seconds"]) / 60

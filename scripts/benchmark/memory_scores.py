@@ -93,6 +93,10 @@ class Tested:
                 rows.append({"band": band, **self._measure(drafts, own)})
         return rows
 
+    def right(self, drafts: Sequence[str]) -> np.ndarray:
+        """Which drafts are as their references, but for white space around them."""
+        return np.array([draft.strip() == own.strip() for draft, own in zip(drafts, self.references, strict=True)])
+
     def _measure(self, drafts: Sequence[str], places: Sequence[int]) -> Row:
         sources, found, references = (
             [side[place] for place in places] for side in (self.sources, drafts, self.references)
@@ -119,6 +123,17 @@ def edits(drafts: Sequence[str], references: Sequence[str]) -> float:
     pairs = [(words(draft), words(reference)) for draft, reference in zip(drafts, references, strict=True)]
     distance = sum(Levenshtein.distance(draft, reference) for draft, reference in pairs)
     return distance / max(1, sum(len(reference) for _, reference in pairs))
+
+
+def calibration_error(probability: np.ndarray, right: np.ndarray, bins: int = 10) -> float:
+    """Expected calibration error (Guo et al. 2017, arXiv:1706.04599, equation 5), in bins of equal width.
+
+    >>> calibration_error(np.array([0.05, 0.95, 0.95, 0.95, 0.95]), np.array([False, True, True, True, False]))
+    0.17
+    """
+    places = np.minimum((probability * bins).astype(int), bins - 1)
+    errors = [abs((probability - right)[places == place].sum()) for place in range(bins)]
+    return float(round(sum(errors) / len(right), 12))
 
 
 def add_saved(rows: Sequence[Row]) -> None:

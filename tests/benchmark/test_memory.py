@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from datasets import Dataset
@@ -27,7 +28,7 @@ from tests.factories.pairs import CAPITALS_WORDS, make_capitals_tokenizer
 from tests.factories.translators import make_trained_translator
 
 CERTAIN = {"bank": {"sharpness": 30.0, "gate": [4.0, 0.0, 0.0, 0.0]}}
-QUICK = ["--sentences", "2", "--repetitions", "1", "--beams", "1"]
+QUICK = ["--sentences", "2", "--repetitions", "1", "--beams", "1", "--no-confidence"]
 
 
 @pytest.fixture(autouse=True)
@@ -130,6 +131,28 @@ def test_bands() -> None:
     ]
     scores.add_saved(rows)
     assert [row["edits_saved"] for row in rows] == [pytest.approx(-0.25), None, 0, None, pytest.approx(0.25), None]
+
+
+def test_the_calibration_error() -> None:
+    probability, right = np.array([0.05, 0.95, 0.95, 0.95, 0.95]), np.array([False, True, True, True, False])
+    assert scores.calibration_error(probability, right) == pytest.approx((0.05 + 0.8) / 5)
+    assert scores.calibration_error(np.array([1.0, 0.0]), np.array([True, False])) == 0
+
+
+def test_the_confidence_in_drafts_beside_that_in_copies(domain: Dataset) -> None:
+    targets = ["{x} QR ab" if place % 7 else "AB" for place in range(len(domain))]
+    pairs = Dataset.from_dict({"source": domain["source"][:], "target": targets})
+    kept, test = scores.split_pairs(pairs, 0.4, seed=0)
+    model, tokenizer = load_translator(Path("model"))
+    memory.remember(model, tokenizer, kept, calibrate=False)
+    tested = scores.Tested.of(test, kept)
+    found = memory.trust(model, tokenizer, kept, tested, beams=1, seed=0)
+    drafts = memory.drafting(model, tokenizer, 1, True)(tested.sources, 4)
+    assert found["unedited"] == tested.right(drafts).mean()
+    assert 0 < found["unedited"] < 1
+    assert 0 <= found["calibration_error"] < 0.5
+    assert 0 < found["confident"] <= 1
+    assert 0 <= found["copied_unedited"] <= 1
 
 
 def test_climbing_asks_each_place_once() -> None:
