@@ -19,11 +19,11 @@ from .errors import ExportError
 FORMAT = 1
 FILE = "export.json"
 SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "max_new_tokens")
-SEARCH = ("num_beams", "length_penalty", "early_stopping", "max_new_tokens")
+SEARCH = ("num_beams", "length_penalty", "early_stopping", "no_repeat_ngram_size", "max_new_tokens")
 # What `generate` takes where neither the call nor the model sets it.
 USUAL = {
     **{"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0},
-    **{"num_beams": 1, "length_penalty": 1.0, "early_stopping": False},
+    **{"num_beams": 1, "length_penalty": 1.0, "early_stopping": False, "no_repeat_ngram_size": 0},
 }
 # What a generation configuration may hold that changes no token.
 WITHOUT_EFFECT = (

@@ -20,6 +20,9 @@ from .recipe import DataArguments, Recipe
 from .steps import begin_at_frequencies, make_config, make_tokenizer, save, train
 
 
+NO_REPEATED = 6  # tokens that a translation has at most once, as small translators begin to repeat themselves
+
+
 class LengthGroups(LengthGroupedSampler):
     """Batches of rows of like length in random order; first the batch with the longest row, last what fills none.
 
@@ -63,6 +66,7 @@ def run_translation(recipe: Recipe, rows: dict[str, Any] | None = None, resume: 
     encoded = _encode(pairs, tokenizer, arguments.max_tokens)
     if path is None:
         begin_at_frequencies(model.lm_head.bias, np.concatenate(encoded["train"]["labels"][:]))
+        model.generation_config.no_repeat_ngram_size = NO_REPEATED
     trainer = make_trainer(recipe, model, tokenizer, encoded)
     metrics = train(trainer, find_checkpoint(trainer, resume))
     model.config.use_cache = True  # the Trainer switches it off

@@ -170,13 +170,16 @@ class Translator(Model):
     def _search(self, ids: list[int], beams: int, most: int, memory: Memory | None) -> list[int]:
         """The tokens of the translation of a source, by beam search as in transformers; with 1 beam the likeliest."""
         step, end = _Decoder(self, ids, beams, memory), self.tokens["eos"]
-        penalty = self.export["generation"].get("length_penalty", 1.0)
+        own = self.export["generation"]
+        penalty, repeated = own.get("length_penalty", 1.0), own.get("no_repeat_ngram_size") or 0
         keep = max(2, 1 + len(end)) * beams
         running: list[tuple[float, list[int]]] = [(0.0, []), *[(NEVER, [])] * (beams - 1)]
         finished: list[tuple[float, list[int]]] = []
         rows, last = np.zeros(beams, np.int64), np.full(beams, self.tokens["bos"])
         for length in range(1, most + 1):
             scores = step(last, rows) + np.array([[score] for score, _ in running])
+            for row, (_, tokens) in enumerate(running):
+                scores[row, _ends_of_ngrams(tokens, repeated)] = -np.inf
             flat = scores.ravel()
             order = np.argsort(-flat, kind="stable")[:keep] if keep >= len(flat) else _best(flat, keep)
             options = [(float(flat[place]), place // scores.shape[1], int(place % scores.shape[1])) for place in order]
@@ -198,6 +201,15 @@ class Translator(Model):
         early, penalty = own.get("early_stopping", False), own.get("length_penalty", 1.0)
         hoped = most if early == "never" and penalty > 0 else length
         return early is not True and best / hoped**penalty > finished[-1][0]
+
+
+def _ends_of_ngrams(tokens: list[int], size: int) -> list[int]:
+    """Tokens with which the last `size` tokens would be what stands in the text already."""
+    if size <= 0:
+        return []
+    begun = tokens[len(tokens) - size + 1 :]
+    places = range(len(tokens) - size + 1)
+    return [tokens[place + size - 1] for place in places if tokens[place : place + size - 1] == begun]
 
 
 def _best(values: np.ndarray, number: int) -> np.ndarray:

@@ -36,7 +36,7 @@ from modeling_lle.common.precision import Precision
 from modeling_lle.history.loss import IGNORED
 from modeling_lle.training.arguments import TranslationArguments
 from modeling_lle.training.steps import keep_freed_pages
-from modeling_lle.training.translation import PairTrainer
+from modeling_lle.training.translation import NO_REPEATED, PairTrainer
 
 WIDTH, LAYERS, HEADS = 256, 3, 4
 DROPOUT = 0.2  # as in LLE's recipes for Multi30k; with more, neither converges in time
@@ -218,6 +218,7 @@ def train_transformer(
     gone = clock.gone
     trainer.compute_loss_func = smoothed_loss(0.0)  # validation loss in nats per token
     model.config.use_cache = True  # the Trainer switches it off
+    model.generation_config.no_repeat_ngram_size = NO_REPEATED  # as for LLE
     loss = trainer.evaluate()["eval_loss"]
     if not math.isfinite(loss):
         raise FloatingPointError(f"the loss of the Transformer is {loss}: lower --learning-rate")
