@@ -1,4 +1,4 @@
-"""`runner_source`: the file run.py of a task, made of the modules of `runner/`."""
+"""`runner_source`: the file run.py of a task, made of the modules of `runner/` and of shared ones."""
 
 import ast
 from pathlib import Path
@@ -6,6 +6,10 @@ from pathlib import Path
 from ..tasks import CLASSIFICATION, LANGUAGE, TOKEN_CLASSIFICATION, TRANSLATION
 
 RUNNER = Path(__file__).parent / "runner"
+# They need the standard library alone.
+SHARED = {
+    TRANSLATION.name: (RUNNER.parent.parent / "data" / "placeholders.py",)
+}
 MODULES = {
     LANGUAGE.name: "language",
     CLASSIFICATION.name: "classifier",
@@ -15,15 +19,17 @@ MODULES = {
 
 
 def runner_source(task: str) -> str:
-    """The text of run.py for a task: runner/core.py and the task's module, as one file that imports neither.
+    """The text of run.py for a task: runner/core.py, shared modules and the task's own, as a file that imports none.
 
     Args:
         task: Name of the task.
     """
-    core, own = (_parts(RUNNER / f"{name}.py") for name in ("core", MODULES[task]))
-    (_, imports, shared), (says, own_imports, specific) = core, own
-    lines = sorted({*imports, *own_imports}, key=lambda line: (line.startswith("from"), line))
-    return "\n".join(["#!/usr/bin/env python3", says, "", *lines, "", shared, "", "", specific, ""])
+    own = RUNNER / f"{MODULES[task]}.py"
+    parts = [_parts(path) for path in (RUNNER / "core.py", *SHARED.get(task, ()), own)]
+    imports = {line for _, lines, _ in parts for line in lines}
+    lines = sorted(imports, key=lambda line: (line.startswith("from"), line))
+    bodies = "\n\n\n".join(body.strip("\n") for _, _, body in parts)
+    return "\n".join(["#!/usr/bin/env python3", parts[-1][0], "", *lines, "", bodies, ""])
 
 
 def _parts(path: Path) -> tuple[str, list[str], str]:

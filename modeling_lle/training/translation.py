@@ -19,7 +19,6 @@ from .held_out import at_most, hold_out_pairs
 from .recipe import DataArguments, Recipe
 from .steps import begin_at_frequencies, make_config, make_tokenizer, save, train
 
-
 NO_REPEATED = 6  # tokens that a translation has at most once, as small translators begin to repeat themselves
 
 

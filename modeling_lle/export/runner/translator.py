@@ -22,13 +22,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ...data.placeholders import most_faithful
 from .core import HERE, TINY, Bank, Model, from_bfloat16, log_softmax, mixed, np, recall, run_command
 
 CANDIDATE_PAIRS = 16  # pairs whose fuzzy match score is computed
 LONGEST = 6  # tokens of a context that are counted, as in training
 NEVER = -1e9  # score of what cannot be chosen
 _UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]")
+_MATCHED = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]")
 
 
 class Memory:
@@ -54,7 +55,7 @@ class Memory:
     def similar(self, text: str, number: int) -> list[int]:
         """At most `number` pairs that share a word with a text, the most similar by BM25 first."""
         scores = np.zeros(len(self.pairs), np.float32)
-        for word in _WORD.findall(text.lower()):
+        for word in _MATCHED.findall(text.lower()):
             if (place := self._words.get(word)) is not None:
                 own = slice(self._starts[place], self._starts[place + 1])
                 scores[self._sentences[own]] += self._scores[own]
@@ -117,7 +118,7 @@ def fuzzy_match(a: str, b: str) -> float:
     """1 - d/n, d the edit distance in words and n the words of the longer text; at most 0.99 unless they are equal."""
     if a == b:
         return 1.0
-    first, second = _WORD.findall(a), _WORD.findall(b)
+    first, second = _MATCHED.findall(a), _MATCHED.findall(b)
     row = list(range(len(second) + 1))
     for i, word in enumerate(first, start=1):
         diagonal, row[0] = row[0], i
@@ -161,14 +162,15 @@ class Translator(Model):
         ids, own = self.encode(text), self.export["generation"]
         most = self.most_new_tokens(max_new_tokens, 2 * len(ids) + 16)
         found = self._search(ids, beams or own.get("num_beams") or 1, most, memory)
-        return str(self.tokenizer.decode(found, skip_special_tokens=True))
+        hypotheses = [str(self.tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in found]
+        return hypotheses[most_faithful(text, hypotheses)]
 
     def matches(self, text: str, number: int = 1) -> list[dict[str, Any]]:
         """The sentence pairs of the memory that are most similar to a text, with their fuzzy match scores."""
         return [] if self.memory is None else self.memory.matches(text, number)
 
-    def _search(self, ids: list[int], beams: int, most: int, memory: Memory | None) -> list[int]:
-        """The tokens of the translation of a source, by beam search as in transformers; with 1 beam the likeliest."""
+    def _search(self, ids: list[int], beams: int, most: int, memory: Memory | None) -> list[list[int]]:
+        """The tokens of up to `beams` translations of a source, the best first, by beam search as in transformers."""
         step, end = _Decoder(self, ids, beams, memory), self.tokens["eos"]
         own = self.export["generation"]
         penalty, repeated = own.get("length_penalty", 1.0), own.get("no_repeat_ngram_size") or 0
@@ -193,7 +195,7 @@ class Translator(Model):
                 break
             rows, last = np.array([row for _, row, _ in going]), np.array([token for _, _, token in going])
             running = [(score, [*running[row][1], token]) for score, row, token in going]
-        return finished[0][1] if finished else running[0][1]
+        return [tokens for _, tokens in finished or running[:1]]
 
     def _may_improve(self, best: float, finished: list[tuple[float, list[int]]], length: int, most: int) -> bool:
         """Whether a beam that goes on may still be better than the worst finished one."""

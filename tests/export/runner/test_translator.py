@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from modeling_lle import HistoryBank
 from modeling_lle.bank.lexical import fuzzy_match
@@ -33,6 +34,26 @@ def test_translations_are_those_of_the_model(exported: Any, beams: int, use_hist
     due = [result["translation_text"] for result in translate(texts, **options)]
     loaded = run.load()
     assert [loaded.translate(text, beams, 12, use_history=use_history) for text in texts] == due
+
+
+def test_faults_and_repetitions_are_avoided_as_by_the_model(tmp_path: Path) -> None:
+    model, tokenizer = make_trained_translator()
+    with torch.no_grad():
+        model.lm_head.weight *= 0.3  # a translator that is unsure makes faults, and repeats itself
+    model.generation_config.no_repeat_ngram_size = 2
+    loaded = load_run(export(model, tokenizer, tmp_path / "unsure")).load()
+    translate = LLETranslationPipeline(model=model, tokenizer=tokenizer)
+    texts = make_capitals_pairs(25, seed=6)["source"][:]
+    for beams in (1, 4):
+        due = [found["translation_text"] for found in translate(texts, num_beams=beams, max_new_tokens=12)]
+        assert [loaded.translate(text, beams, 12) for text in texts] == due
+    best = [
+        found[0]["translation_text"]
+        for found in translate(texts, num_beams=4, num_return_sequences=2, max_new_tokens=12)
+    ]
+    assert due != best
+    model.generation_config.no_repeat_ngram_size = None
+    assert due != [found["translation_text"] for found in translate(texts, num_beams=4, max_new_tokens=12)]
 
 
 def test_the_memory_finds_the_same_pairs_by_the_same_scores(exported: Any) -> None:
