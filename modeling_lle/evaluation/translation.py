@@ -11,7 +11,7 @@ from typing import Any, Protocol, cast
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
 
 from ..common.batches import batches
 from ..common.modes import Trainable, evaluating
@@ -19,11 +19,12 @@ from ..common.precision import in_precision
 from ..common.terminal import counted
 from ..common.terminal import progress as progress_bar
 from ..data import load_pairs
-from ..data.placeholders import differences, most_faithful
+from ..data.placeholders import differences
 from ..data.sources import Split, describe
 from ..data.text import encode_sentences
 from ..entries.pairs import Memory
 from ..models.seq2seq import LLEForSeq2SeqLM, longest_target
+from ..pipelines.faithful import search_faithfully
 from ..saved import attach_bank, languages_of, load_translator
 from ..training.overlap import Seen
 from .metrics import TranslationMetric
@@ -122,9 +123,7 @@ def translate(
     max_new_tokens: int | None = None,
     progress: bool = False,
 ) -> list[str]:
-    """Translates sentences with any encoder-decoder model; of the beams, the best with the fewest faults is taken.
-
-    As in the pipeline, `most_faithful` says which: placeholders, markup and accelerators stay.
+    """Translates sentences with any encoder-decoder model, faithfully (`search_faithfully`) as the pipeline does.
 
     Args:
         model: Model.
@@ -136,25 +135,34 @@ def translate(
         max_new_tokens: Maximum tokens of a translation; None: `longest_target` of the longest source of the batch.
         progress: Whether to show a progress bar on a terminal.
     """
-    options = {} if use_history is None else {"use_history": use_history}
+    options: dict[str, Any] = {} if use_history is None else {"use_history": use_history}
     translations = [""] * len(texts)
     encoded = encode_sentences(list(texts), tokenizer) if texts else []
+
+    def search(rows: list[int], size: int, processor: LogitsProcessor | None) -> list[list[str]]:
+        batch = tokenizer.pad({"input_ids": [encoded[row] for row in rows]}, return_tensors="pt").to(model.device)
+        found = model.generate(
+            **batch,
+            **options,
+            num_beams=size,
+            num_return_sequences=size,
+            do_sample=False,
+            max_new_tokens=max_new_tokens or longest_target(batch["input_ids"].shape[1]),
+            logits_processor=LogitsProcessorList([] if processor is None else [processor]),
+        )
+        hypotheses = tokenizer.batch_decode(found, skip_special_tokens=True)
+        return [hypotheses[place * size : (place + 1) * size] for place in range(len(rows))]
+
+    ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     with evaluating(model), progress_bar(len(texts), "Translating", "sentences", progress) as bar:
         for rows in batches([len(ids) for ids in encoded], batch_size):
-            batch = tokenizer.pad({"input_ids": [encoded[row] for row in rows]}, return_tensors="pt").to(model.device)
-            most = max_new_tokens or longest_target(batch["input_ids"].shape[1])
-            found = model.generate(
-                **batch,
-                **options,
-                num_beams=beams,
-                num_return_sequences=beams,
-                do_sample=False,
-                max_new_tokens=most,
-            )
-            hypotheses = tokenizer.batch_decode(found, skip_special_tokens=True)
-            for place, row in enumerate(rows):
-                own = hypotheses[place * beams : (place + 1) * beams]
-                translations[row] = own[most_faithful(texts[row], own)]
+            own = [texts[row] for row in rows]
+
+            def search_rows(places: list[int], size: int, processor: LogitsProcessor | None, rows: Any = rows) -> Any:
+                return search([rows[place] for place in places], size, processor)
+
+            for row, text in zip(rows, search_faithfully(own, search_rows, beams, str, tokenizer, ends), strict=True):
+                translations[row] = text
             bar.update(len(rows))
     return translations
 

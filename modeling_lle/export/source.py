@@ -7,9 +7,7 @@ from ..tasks import CLASSIFICATION, LANGUAGE, TOKEN_CLASSIFICATION, TRANSLATION
 
 RUNNER = Path(__file__).parent / "runner"
 # They need the standard library alone.
-SHARED = {
-    TRANSLATION.name: (RUNNER.parent.parent / "data" / "placeholders.py",)
-}
+SHARED = {TRANSLATION.name: (RUNNER.parent.parent / "data" / "placeholders.py",)}
 MODULES = {
     LANGUAGE.name: "language",
     CLASSIFICATION.name: "classifier",

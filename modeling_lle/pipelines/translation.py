@@ -12,11 +12,11 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessorList, Pipeline, StoppingCriteria, StoppingCriteriaList
+from transformers import LogitsProcessor, LogitsProcessorList, Pipeline, StoppingCriteria, StoppingCriteriaList
 
 from ..bank.protocol import Bank
 from ..data.glossary import Glossary, Occurrence, check_terms
-from ..data.placeholders import faults, most_faithful
+from ..data.placeholders import faults
 from ..data.text import encode_sentences
 from ..entries.attribution import attribute
 from ..entries.pairs import Memory, padded
@@ -24,6 +24,7 @@ from ..history.attachment import Attachment
 from ..history.explanation import as_values, explain_targets
 from ..models.seq2seq import longest_target
 from .confidence import confidence, features
+from .faithful import search_faithfully
 from .terms import Speller, TermPreference, put_terms
 
 _Translated: TypeAlias = tuple[str, list[int], list[int]]  # a text, its tokens, and those of its translation
@@ -37,8 +38,9 @@ class LLETranslationPipeline(Pipeline):
     mapping for each, with `num_return_sequences` a list of them. Data sets and generators are read as they are
     needed, and give a list for each text. Blank texts have an empty translation. Where placeholders, markup or
     accelerators (`&File`) of the source are not in the translation they are under `lost`, and what the translation has
-    instead under `added`. Of the hypotheses of a beam search, the most probable of those with the fewest such faults
-    is the translation, unless `num_return_sequences` asks for several. All arguments of `generate` may be given.
+    instead under `added`. Unless `num_return_sequences` asks for several or `do_sample` for a random one, the
+    translation is the most probable hypothesis with the fewest such faults (pipelines/faithful.py). All arguments of
+    `generate` may be given.
     Unless the model or the call says otherwise, a translation has at most 16 tokens more than twice those of its
     source.
 
@@ -292,23 +294,28 @@ class LLETranslationPipeline(Pipeline):
     ) -> tuple[list[int], list[list[int]]]:
         """Rows of the translations of some texts, and their tokens: one of each text, or as many as are asked for."""
         known = self._get_set_generation_params(self._prepare_generate_kwargs(options))
+        own = [encoded[row] for row in rows]
+        if known.get("do_sample") or known.get("num_return_sequences") not in (None, 1):
+            sequences = self._generate(own, attachment, terms, options).tolist()
+            each = len(sequences) // len(rows)
+            return [row for row in rows for _ in range(each)], [self._target(sequence) for sequence in sequences]
+
+        def search(
+            places: list[int], beams: int, processor: LogitsProcessor | None
+        ) -> list[list[tuple[str, list[int]]]]:
+            processors = [*(options.get("logits_processor") or []), *([] if processor is None else [processor])]
+            changed = {**options, "num_beams": beams, "num_return_sequences": beams}
+            changed["logits_processor"] = LogitsProcessorList(processors)
+            wanted = [terms[place] for place in places]
+            sequences = self._generate([own[place] for place in places], attachment, wanted, changed)
+            targets = [self._target(sequence) for sequence in sequences.tolist()]
+            both = list(zip(self._tokenizer.batch_decode(targets, skip_special_tokens=True), targets, strict=True))
+            return [both[start : start + beams] for start in range(0, len(both), beams)]
+
+        given, ends = [texts[row] for row in rows], self.model.generation_config.eos_token_id
         beams = known.get("num_beams") or 1
-        choose = beams > 1 and not known.get("do_sample") and known.get("num_return_sequences") in (None, 1)
-        if choose:
-            options = {**options, "num_return_sequences": beams}
-        sequences = self._generate([encoded[row] for row in rows], attachment, terms, options)
-        each = len(sequences) // len(rows)
-        owners = [row for row in rows for _ in range(each)]
-        targets = [self._target(sequence) for sequence in sequences.tolist()]
-        if not choose:
-            return owners, targets
-        translations = self._tokenizer.batch_decode(targets, skip_special_tokens=True)
-        starts = range(0, len(targets), each)
-        best = [
-            start + most_faithful(texts[row], translations[start : start + each])
-            for row, start in zip(rows, starts, strict=True)
-        ]
-        return rows, [targets[place] for place in best]
+        best = search_faithfully(given, search, beams, lambda hypothesis: hypothesis[0], self._tokenizer, ends)
+        return rows, [target for _, target in best]
 
     def _generate(
         self,

@@ -109,8 +109,19 @@ def test_blank_texts_and_odd_ones() -> None:
 def test_placeholders_that_are_lost_or_added() -> None:
     pipe = make_pipe(make_taught_word_translator())
     assert pipe("f g {n}") == [{"translation_text": "u {n} v"}]
-    assert pipe("f g") == [{"translation_text": "u {n} v", "added": ["{n}"]}]
-    assert pipe("a b c %s <b>") == [{"translation_text": "x y", "lost": ["%s", "<b>"]}]
+    several = {"num_beams": 2, "num_return_sequences": 2}  # as they are
+    assert pipe("f g", **several)[0] == {"translation_text": "u {n} v", "added": ["{n}"]}
+    assert pipe("a b c %s <b>", **several)[0] == {"translation_text": "x y", "lost": ["%s", "<b>"]}
+    assert pipe("a b c %s <b>")[0]["lost"] == ["%s", "<b>"]  # the model has no such tokens
+
+
+def test_what_would_lose_or_add_a_placeholder_is_searched_again() -> None:
+    pipe = make_pipe(make_taught_word_translator())
+    assert "added" not in pipe("f g")[0]
+    found = pipe(["f g", "d e {n}", "a b c"], batch_size=3)
+    assert ["{n}" in text for text in texts_of(found)] == [False, True, False]
+    assert found == [pipe(text)[0] for text in ("f g", "d e {n}", "a b c")]
+    assert not any("lost" in record or "added" in record for record in found)
 
 
 def test_of_the_beams_the_best_that_keeps_placeholders_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,8 +141,10 @@ def test_of_the_beams_the_best_that_keeps_placeholders_is_taken(monkeypatch: pyt
     monkeypatch.setattr(pipe.model, "generate", generate)
     assert texts_of(pipe(["f {n}", "f g"], num_beams=3, batch_size=2)) == ["u {n}", "x y"]
     assert texts_of(pipe("f {n}", num_beams=3, num_return_sequences=2)) == ["u v", "u {n}"]
-    assert texts_of(pipe("f {n}", num_beams=1)) == ["u v"]
-    assert asked == [3, 2, 1]
+    assert asked == [3, 2]
+    assert texts_of(pipe("f {n}", num_beams=1)) == ["u {n}"]  # searched again, with beams
+    assert texts_of(pipe("f g", num_beams=1)) == ["x y"]
+    assert asked[2:] == [1, 4, 1]
 
 
 def test_accelerators_that_are_lost_or_added() -> None:

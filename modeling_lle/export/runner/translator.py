@@ -22,10 +22,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ...data.placeholders import most_faithful
+from ...data.placeholders import differences, most_faithful
 from .core import HERE, TINY, Bank, Model, from_bfloat16, log_softmax, mixed, np, recall, run_command
 
 CANDIDATE_PAIRS = 16  # pairs whose fuzzy match score is computed
+LEAST_BEAMS = 4  # of a search for a translation with all placeholders
 LONGEST = 6  # tokens of a context that are counted, as in training
 NEVER = -1e9  # score of what cannot be chosen
 _UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
@@ -161,16 +162,28 @@ class Translator(Model):
             return str(memory.pairs[memory.exact[text]][1])
         ids, own = self.encode(text), self.export["generation"]
         most = self.most_new_tokens(max_new_tokens, 2 * len(ids) + 16)
-        found = self._search(ids, beams or own.get("num_beams") or 1, most, memory)
-        hypotheses = [str(self.tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in found]
-        return hypotheses[most_faithful(text, hypotheses)]
+        beams = beams or own.get("num_beams") or 1
+        found = self._texts(self._search(ids, beams, most, memory))
+        best = found[most_faithful(text, found)]
+        if differences(text, best) == ([], []) or not self.tokens["eos"]:
+            return best
+        found = [best, *self._texts(self._search(ids, max(beams, LEAST_BEAMS), most, memory, text))]
+        return found[most_faithful(text, found)]
+
+    def _texts(self, hypotheses: list[list[int]]) -> list[str]:
+        return [str(self.tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in hypotheses]
 
     def matches(self, text: str, number: int = 1) -> list[dict[str, Any]]:
         """The sentence pairs of the memory that are most similar to a text, with their fuzzy match scores."""
         return [] if self.memory is None else self.memory.matches(text, number)
 
-    def _search(self, ids: list[int], beams: int, most: int, memory: Memory | None) -> list[list[int]]:
-        """The tokens of up to `beams` translations of a source, the best first, by beam search as in transformers."""
+    def _search(
+        self, ids: list[int], beams: int, most: int, memory: Memory | None, source: str | None = None
+    ) -> list[list[int]]:
+        """The tokens of up to `beams` translations of a source, the best first, by beam search as in transformers.
+
+        With the text of the source, none ends without the placeholders of it, or goes on with another one.
+        """
         step, end = _Decoder(self, ids, beams, memory), self.tokens["eos"]
         own = self.export["generation"]
         penalty, repeated = own.get("length_penalty", 1.0), own.get("no_repeat_ngram_size") or 0
@@ -182,6 +195,12 @@ class Translator(Model):
             scores = step(last, rows) + np.array([[score] for score, _ in running])
             for row, (_, tokens) in enumerate(running):
                 scores[row, _ends_of_ngrams(tokens, repeated)] = -np.inf
+                if source is not None:
+                    lost, added = differences(source, self._texts([tokens])[0])
+                    if added:
+                        scores[row] += NEVER
+                    elif lost:
+                        scores[row, end] = NEVER
             flat = scores.ravel()
             order = np.argsort(-flat, kind="stable")[:keep] if keep >= len(flat) else _best(flat, keep)
             options = [(float(flat[place]), place // scores.shape[1], int(place % scores.shape[1])) for place in order]
