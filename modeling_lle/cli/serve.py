@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,47 +14,64 @@ from ..common.terminal import say
 from .options import InPrecision, Precision
 from .places import check_bank, check_model
 
+if TYPE_CHECKING:
+    from ..serving.limits import Limits
+    from ..serving.served import Place
+
 _NEEDED = ("fastapi", "uvicorn", "prometheus_client")
 
 
+Models = Annotated[
+    list[str],
+    typer.Argument(metavar="MODEL...", help="Folders of models, or names on the Hub; NAME=FOLDER names one."),
+]
+Banks = Annotated[
+    list[str] | None,
+    typer.Option("--bank", metavar="NAME=FOLDER", help="Bank that all tenants of a model recall from, repeatable."),
+]
+Shared = Annotated[list[str] | None, typer.Option(help="Namespace of these banks, repeatable; by default all.")]
+Histories = Annotated[Path, typer.Option(metavar="FOLDER", help="Where the histories of the tenants lie.")]
+Languages = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=en-de", help="Languages of a translator; by default those of the training."),
+]
+KeyFile = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="File of lines KEY: TENANT; without it, there is one tenant.")
+]
+Host = Annotated[str, typer.Option(help="Address to listen at; without --keys of this machine only.")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at.")]
+Batch = Annotated[int, typer.Option(min=1, help="Texts that a model reads together.")]
+Queue = Annotated[int, typer.Option(min=1, help="Requests that may wait for a model.")]
+Inputs = Annotated[int, typer.Option(min=1, help="Prompts, texts or rows of a request.")]
+PromptTokens = Annotated[int, typer.Option(min=1, help="Tokens of a prompt or text.")]
+NewTokens = Annotated[int, typer.Option(min=1, help="Tokens that are generated after a prompt.")]
+Body = Annotated[float, typer.Option(min=0.001, help="Megabytes of a request.")]
+Timeout = Annotated[float, typer.Option(min=0.1, help="Seconds until a request must be answered.")]
+Sessions = Annotated[int, typer.Option(min=0, help="Sessions of a tenant with a model.")]
+SessionTimeout = Annotated[float, typer.Option(min=1, help="Seconds until an unused session expires.")]
+Grace = Annotated[float, typer.Option(min=0.0, help="Seconds for running requests when the server ends.")]
+
+
 def serve(
-    models: Annotated[
-        list[str],
-        typer.Argument(metavar="MODEL...", help="Folders of models, or names on the Hub; NAME=FOLDER names one."),
-    ],
-    bank: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--bank", metavar="NAME=FOLDER", help="Bank that all tenants of a model recall from, repeatable."
-        ),
-    ] = None,
-    shared: Annotated[
-        list[str] | None, typer.Option("--shared", help="Namespace of these banks, repeatable; by default all.")
-    ] = None,
-    histories: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the histories of the tenants lie.")] = Path(
-        "histories"
-    ),
-    languages: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=en-de", help="Languages of a translator; by default those of the training."),
-    ] = None,
-    keys: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="File of lines KEY: TENANT; without it, there is one tenant.")
-    ] = None,
-    host: Annotated[
-        str, typer.Option(help="Address to listen at; without --keys of this machine only.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at.")] = 8000,
+    models: Models,
+    bank: Banks = None,
+    shared: Shared = None,
+    histories: Histories = Path("histories"),
+    languages: Languages = None,
+    keys: KeyFile = None,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
     precision: InPrecision = Precision.float32,
-    batch: Annotated[int, typer.Option(min=1, help="Texts that a model reads together.")] = 32,
-    queue: Annotated[int, typer.Option(min=1, help="Requests that may wait for a model.")] = 512,
-    max_prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a prompt or text.")] = 16_384,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens that are generated after a prompt.")] = 4_096,
-    max_body: Annotated[float, typer.Option(min=0.001, help="Megabytes of a request.")] = 4.0,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds until a request must be answered.")] = 120.0,
-    sessions: Annotated[int, typer.Option(min=0, help="Sessions of a tenant with a model.")] = 16,
-    session_timeout: Annotated[float, typer.Option(min=1, help="Seconds until an unused session expires.")] = 3_600.0,
-    grace: Annotated[float, typer.Option(min=0.0, help="Seconds for running requests when the server ends.")] = 10.0,
+    batch: Batch = 32,
+    queue: Queue = 512,
+    max_inputs: Inputs = 1_000,
+    max_prompt_tokens: PromptTokens = 16_384,
+    max_new_tokens: NewTokens = 4_096,
+    max_body: Body = 4.0,
+    timeout: Timeout = 120.0,
+    sessions: Sessions = 16,
+    session_timeout: SessionTimeout = 3_600.0,
+    grace: Grace = 10.0,
 ) -> None:
     """Serves models over HTTP, each tenant with a history of its own (docs/serving.md)."""
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
@@ -64,19 +81,14 @@ def serve(
         raise ValueError(
             f"without --keys everybody is one tenant, so {host} must be of this machine: give --keys FILE"
         )
-    named = _named_models(models)
-    banks, own_languages = _by_name(bank, "--bank", named), _by_name(languages, "--languages", named)
-    if shared and not banks:
+    if shared and not bank:
         raise ValueError("--shared names namespaces of a bank: give one with --bank NAME=FOLDER")
-    from ..serving.app import LOOPBACK, create_app
-    from ..serving.keys import Keys
     from ..serving.limits import Limits
-    from ..serving.served import Models, Place
-    from ..serving.server import serve as run
 
     limits = Limits(
         prompt_tokens=max_prompt_tokens,
         new_tokens=max_new_tokens,
+        inputs=max_inputs,
         queue=queue,
         batch=batch,
         seconds=timeout,
@@ -85,21 +97,46 @@ def serve(
         session_seconds=session_timeout,
         grace_seconds=grace,
     )
-    known = None if keys is None else Keys.read(keys)
-    places = [
+    places = _places(models, bank, shared, languages, histories)
+    _run(places, limits, keys, precision.value, host, port)
+
+
+def _places(
+    models: list[str],
+    bank: list[str] | None,
+    shared: list[str] | None,
+    languages: list[str] | None,
+    histories: Path,
+) -> "list[Place]":
+    """Where each model and what its tenants recall from lie."""
+    from ..serving.served import Place
+
+    named = _named_models(models)
+    banks, own_languages = _by_name(bank, "--bank", named), _by_name(languages, "--languages", named)
+    return [
         Place(
             name,
             folder,
             histories,
-            None if name not in banks else str(check_bank(Path(banks[name]))),
+            str(check_bank(Path(banks[name]))) if name in banks else None,
             tuple(shared) if shared and name in banks else None,
             _pair(own_languages[name]) if name in own_languages else None,
         )
         for name, folder in named.items()
     ]
-    loaded = Models.load(places, limits, precision.value)
+
+
+def _run(places: "list[Place]", limits: "Limits", keys: Path | None, precision: str, host: str, port: int) -> None:
+    """Loads the models, and serves them until a signal ends it."""
+    from ..serving.app import LOOPBACK, create_app
+    from ..serving.keys import Keys
+    from ..serving.served import Models
+    from ..serving.server import serve as run
+
+    known = None if keys is None else Keys.read(keys)
+    loaded = Models.load(places, limits, precision)
     _log_to_stdout()
-    say(f"Serving {', '.join(named)} at http://{host}:{port}")
+    say(f"Serving {', '.join(loaded.of)} at http://{host}:{port}")
     hosts = LOOPBACK | {host.lower()} if known is None else None
     run(create_app(loaded, known, limits, hosts), host.strip("[]"), port)
     sys.stdout.flush()

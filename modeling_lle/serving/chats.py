@@ -44,7 +44,7 @@ async def chat(body: ChatRequest, request: Request, serving: Shared, tenant: Ten
 
 def _prompt(served: Served, body: ChatRequest) -> list[int]:
     """The tokens of the messages."""
-    messages = [
+    messages: list[Any] = [
         {
             "role": own.role,
             "content": own.content
@@ -134,7 +134,7 @@ class _Answer:
         return ChatLogprobs(content=content)
 
     def _chat(self, choices: list[ChatChoice], kind: Any, usage: Any = None) -> dict[str, Any]:
-        about = {"id": self.id, "created": self.created, "model": self.job.served.name, "object": kind}
+        about: dict[str, Any] = {"id": self.id, "created": self.created, "model": self.job.served.name, "object": kind}
         full = Chat(**about, choices=choices, usage=usage).model_dump()
         for choice in full["choices"]:
             for name in ("message", "delta", "history"):

@@ -18,8 +18,8 @@ from .schemas import (
     Choice,
     Completion,
     CompletionRequest,
-    DetokenizeRequest,
     Detokenized,
+    DetokenizeRequest,
     Logprobs,
     ModelInfo,
     ModelList,
@@ -209,7 +209,7 @@ class _Answer:
         return SessionInfo(id=job.wish.session, tokens=tokens)
 
     def _completion(self, choices: list[Choice], usage: Any = None, session: Any = None) -> dict[str, Any]:
-        about = {"id": self.id, "created": self.created, "model": self.job.served.name}
+        about: dict[str, Any] = {"id": self.id, "created": self.created, "model": self.job.served.name}
         full = Completion(**about, choices=choices, usage=usage, session=session).model_dump()
         for choice in full["choices"]:
             if choice["history"] is None:

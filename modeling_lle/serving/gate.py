@@ -12,6 +12,7 @@ import time
 import uuid
 from typing import Any
 
+import anyio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .errors import ServingError, shaped
@@ -29,7 +30,7 @@ class Gate:
     Args:
         app: The routes.
         serving: What they share.
-        hosts: The names by which the server may be reached, against pages that point a name of theirs at it; None: any.
+        hosts: The names by which the server may be reached, against pages that point theirs at it; None: any.
     """
 
     def __init__(self, app: ASGIApp, serving: Serving, hosts: frozenset[str] | None = None) -> None:
@@ -85,7 +86,7 @@ class Gate:
             raise large
         parts, size = [], 0
         try:
-            async with asyncio.timeout(limits.seconds):
+            with anyio.fail_after(limits.seconds):
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":

@@ -18,6 +18,7 @@ from ..bank.bank import HistoryBank
 from ..bank.files import MANIFEST
 from ..bank.found import Document
 from ..bank.manifest import BankError
+from ..bank.protocol import Described
 from ..data.text import encode_texts
 from ..entries.examples import forget as forget_examples
 from ..history.attachment import Attachment
@@ -140,7 +141,7 @@ class Histories:
             if self.task == CLASSIFICATION:
                 held = Attachment(bank, tuple({*bank.namespaces, space}), self.tokenizer)
                 assert isinstance(self.model, TeachableModel)
-                places = {"namespace": space, "source": name, "history": held}
+                places: dict[str, Any] = {"namespace": space, "source": name, "history": held}
                 texts, labels = ([row[column] for row in rows] for column in ("text", "label"))
                 added = self.model.learn(texts, labels, self.tokenizer, **places, **options)
             else:
@@ -247,7 +248,8 @@ class Histories:
                 continue
             columns = dict(document.columns)
             text = columns.pop("text", None) or text_of(document, self.tokenizer)
-            shown = {"text": text, **{name: columns.pop(name) for name in ("label", "translation") if name in columns}}
+            shown = {"text": text}
+            shown |= {name: columns.pop(name) for name in ("label", "translation") if name in columns}
             if search is not None and not any(search.lower() in str(value).lower() for value in shown.values()):
                 continue
             place = {"namespace": _shown(document.namespace, tenant), "source": document.source, "row": document.row}
@@ -280,7 +282,7 @@ def own_namespace(tenant: str, name: str) -> str:
     return f"{tenant}/{name}"
 
 
-def own_namespaces(bank: Any, tenant: str) -> list[str]:
+def own_namespaces(bank: Described, tenant: str) -> list[str]:
     """The namespaces that a tenant has taught."""
     return [name for name in bank.namespaces if name.startswith(f"{tenant}/")]
 

@@ -26,7 +26,7 @@ class Text(Strict):
     """A text, with columns that are kept with it."""
 
     text: Annotated[str, Field(min_length=1)]
-    columns: dict[str, Value] = {}
+    columns: Annotated[dict[str, Value], Field(default_factory=dict)]
 
 
 class Example(Strict):

@@ -1,5 +1,7 @@
 """Metrics of the server for Prometheus; none of them tells of a single tenant."""
 
+from typing import Any
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 
@@ -18,12 +20,12 @@ class Metrics:
 
     def __init__(self, models: Models) -> None:
         self.registry, self.models = CollectorRegistry(), models
-        own = {"registry": self.registry}
+        own: dict[str, Any] = {"registry": self.registry}
         self._seconds = Histogram("lle_request_seconds", "Time to answer.", ["route"], buckets=_SECONDS, **own)
         self._requests = Counter("lle_requests", "Requests.", ["route", "status"], **own)
         self._tokens = Counter("lle_tokens", "Tokens.", ["model", "kind"], **own)
         self.running = Gauge("lle_requests_running", "Requests that are being answered.", **own)
-        self.registry.register(self)  # type: ignore[arg-type]
+        self.registry.register(self)
 
     def request(self, route: str, status: int, seconds: float) -> None:
         """Counts a request."""

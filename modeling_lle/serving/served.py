@@ -149,7 +149,8 @@ class Served:
 
     def close(self, seconds: float) -> bool:
         """Ends the threads; returns whether they ended in time."""
-        return all([worker.close(seconds) for worker in (self.worker, self.teacher)])
+        ended = [worker.close(seconds) for worker in (self.worker, self.teacher)]
+        return all(ended)
 
 
 def _languages(place: Place) -> tuple[str, str]:
@@ -208,4 +209,5 @@ class Models:
 
     def close(self, seconds: float) -> bool:
         """Ends all threads; returns whether they ended in time."""
-        return all([served.close(seconds) for served in self.of.values()])
+        ended = [served.close(seconds) for served in self.of.values()]
+        return all(ended)

@@ -107,7 +107,7 @@ async def done_by(request: Request, worker: Worker, *tasks: Task) -> list[Any]:
 async def called(request: Request, worker: Worker, function: Callable[[], Result]) -> Result:
     """The result of a function, called in the thread of a model."""
     (result,) = await done_by(request, worker, call(function))
-    return result  # type: ignore[no-any-return]
+    return result
 
 
 async def threaded(request: Request, function: Callable[[], Result]) -> Result:
