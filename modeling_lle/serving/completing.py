@@ -82,6 +82,8 @@ class Job:
             raise invalid("a session goes on with one prompt, and n=1")
         if wish.session is not None and wish.sampling.return_history:
             raise invalid("the history of a session's text cannot be told: leave out return_history or session")
+        if wish.session is not None and served.model.config.overlay.scope != "none":
+            raise invalid("a model with the test-time update keeps no sessions: send the whole text")
         size = served.model.config.vocab_size
         for prompt in self.prompts:
             served.check_length(len(prompt))
