@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import re
 import time
 import uuid
 from typing import Any
@@ -15,13 +16,14 @@ from typing import Any
 import anyio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .errors import ServingError, shaped
+from .errors import ServingError, invalid, shaped
 from .state import Serving
 from .worker import STOPPED
 
 access = logging.getLogger("modeling_lle.serving.access")
 _OPEN_WHILE_DRAINING = ("/health", "/metrics")
 SESSIONS = "/v1/sessions/"
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # as JSON writes one
 
 
 class Gate:
@@ -98,9 +100,21 @@ class Gate:
                         raise large
                     parts.append(part)
                     if not message.get("more_body", False):
-                        return b"".join(parts)
+                        break
         except TimeoutError:
             raise ServingError(408, "timeout", "the body has not arrived in time") from None
+        body = b"".join(parts)
+        _check_characters(body)
+        return body
+
+
+def _check_characters(body: bytes) -> None:
+    """Raises a ServingError if JSON has half of a surrogate pair, which is no character and cannot be encoded."""
+    if _SURROGATE.search(body):
+        with contextlib.suppress(ValueError, RecursionError):  # not JSON, which the route refuses
+            text = json.dumps(json.loads(body), ensure_ascii=False)
+            if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+                raise invalid("the body holds half of a surrogate pair (\\ud800 to \\udfff), which is no character")
 
 
 async def _watch(receive: Receive, gone: asyncio.Event) -> None:
