@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from .. import __version__
+from ..tasks import LANGUAGE
 from . import chats, classifying, completions, history_routes, session_routes, translating
 from .errors import ServingError, api_of, shaped
 from .gate import Gate
@@ -147,5 +148,27 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
                 operation["responses"].pop("422", None)
                 for status in _STATUSES[api]:
                     operation["responses"][str(status)] = {"description": "An error.", "content": content}
+        _name_values(schema, app.state.serving.models)
         app.openapi_schema = schema
     return app.openapi_schema
+
+
+def _name_values(schema: dict[str, Any], models: Models) -> None:
+    """Puts the names of the models and the languages of the translators into the description."""
+    texts = [name for name, own in models.of.items() if own.task == LANGUAGE]
+    pairs = [own.languages for own in models.of.values() if own.languages is not None]
+    values = {
+        "model": list(models.of),
+        "source": list(dict.fromkeys(pair[0] for pair in pairs)),
+        "target": list(dict.fromkeys(pair[1] for pair in pairs)),
+    }
+    for path, methods in schema["paths"].items():
+        named = {**values, "model": texts} if path.startswith("/v1/sessions/") else dict(values)
+        named |= {"name": list(models.of)} if path.startswith("/v1/models/") else {}
+        for operation in methods.values():
+            for parameter in operation.get("parameters", []):
+                if parameter["in"] == "path" and named.get(parameter["name"]):
+                    parameter["schema"]["enum"] = named[parameter["name"]]
+    for name in ("CompletionRequest", "ChatRequest"):
+        if texts:
+            schema["components"]["schemas"][name]["properties"]["model"]["enum"] = texts

@@ -20,6 +20,9 @@ from .served import Served
 from .state import Serving, called, count, threaded, waited
 
 
+GREEDY = 1e-3  # a temperature up to which the likeliest token is taken: smaller ones overflow
+
+
 @dataclass(frozen=True)
 class Wish:
     """What is generated after each prompt.
@@ -121,7 +124,7 @@ class Job:
         generator = torch.Generator().manual_seed(seed)
         options: dict[str, Any] = {"do_sample": False}
         temperature = 1.0 if sampling.temperature is None else sampling.temperature
-        if temperature > 0:
+        if temperature > GREEDY:
             options = {"do_sample": True, "temperature": temperature, "top_k": sampling.top_k or 0}
             options["top_p"] = 1.0 if sampling.top_p is None else sampling.top_p
         text = torch.tensor([tokens])

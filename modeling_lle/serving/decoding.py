@@ -255,10 +255,16 @@ class Decoder:
         """Reads the last token of each row, and chooses the next one."""
         last = torch.tensor([[row.last] for row in group.rows])
         logits = self._forward(last, group, 1, 1)[:, -1]
-        ended = [place for place, row in enumerate(group.rows) if self._choose(row, logits[place : place + 1])]
-        for place in ended:
-            row = group.rows[place]
-            self._end(row, "stop" if self._stopped(row) else "length", group.take(place) if row.keeps_cache else None)
+        ended: list[int] = []
+        for place, row in enumerate(group.rows):
+            try:
+                if self._choose(row, logits[place : place + 1]):
+                    cache = group.take(place) if row.keeps_cache else None
+                    self._end(row, "stop" if self._stopped(row) else "length", cache)
+                    ended.append(place)
+            except Exception as error:  # of one row, which takes no other with it
+                row.failed(error)
+                ended.append(place)
         group.leave(ended)
 
     def _choose(self, row: Row, logits: Tensor) -> bool:

@@ -34,6 +34,12 @@ def test_a_greedy_completion_is_what_generate_gives(client: TestClient) -> None:
     assert found["usage"]["prompt_tokens"] == 3
 
 
+@pytest.mark.parametrize("temperature", [1e-190, 1e-5, 0])
+def test_a_tiny_temperature_is_greedy(client: TestClient, temperature: float) -> None:
+    found = complete(client, prompt="a b c", temperature=temperature)["choices"][0]["text"]
+    assert found == complete(client, prompt="a b c", temperature=0)["choices"][0]["text"]
+
+
 def test_a_seed_repeats_a_completion_alone_or_in_a_list(client: TestClient) -> None:
     alone = [complete(client, prompt=text, seed=4)["choices"][0]["text"] for text in ("a b", "c d e f", "g")]
     listed = complete(client, prompt=["a b", "c d e f", "g"], seed=4)["choices"]
@@ -123,7 +129,7 @@ def test_the_history_of_a_completion_is_the_record_of_the_pipeline(client: TestC
 
 def test_without_history_it_is_the_base(client: TestClient) -> None:
     model, ids = make_language_model(), torch.tensor([[3, 4, 5, 3, 4]])
-    logs = model(ids, use_history=False).logits[0].log_softmax(-1)
+    logs = model(ids, use_history=False).logits[0].detach().log_softmax(-1)
     options: dict[str, Any] = {"echo": True, "logprobs": 0, "max_tokens": 0, "use_history": False}
     found = complete(client, prompt=ids[0].tolist(), **options)["choices"][0]["logprobs"]["token_logprobs"]
     expected = [float(logs[place, token]) for place, token in enumerate(ids[0, 1:].tolist())]

@@ -153,6 +153,24 @@ def test_an_error_ends_its_row_and_no_other() -> None:
     assert len(found[1].tokens) == 12
 
 
+def test_a_choice_that_fails_ends_its_row_and_no_other() -> None:
+    model, prompt = make_language_model(), make_ids(1, 4)[0].tolist()
+    rows = [make_row(model, prompt, seed=seed) for seed in (1, 2, 3)]
+    inner, calls = rows[1].choose, iter(range(100))
+
+    def choose(text: torch.Tensor, logits: torch.Tensor) -> int:
+        if next(calls) == 3:
+            raise RuntimeError("no token")
+        return inner(text, logits)
+
+    rows[1].choose = choose  # type: ignore[assignment]
+    choose.reads_text = inner.reads_text  # type: ignore[attr-defined]
+    found = run(Decoder(model), *rows)
+    assert [str(own.error) for own in found] == ["None", "no token", "None"]
+    for place in (0, 2):
+        assert found[place].tokens == run(Decoder(model), make_row(model, prompt, seed=place + 1))[0].tokens
+
+
 def test_a_listener_ends_its_row() -> None:
     model, prompt = make_language_model(), make_ids(1, 4)[0].tolist()
     row = make_row(model, prompt)

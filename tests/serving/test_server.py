@@ -330,8 +330,18 @@ def metrics_of(running: Running) -> str:
 
 
 def test_every_answer_fits_the_description(server: Running) -> None:
-    schemathesis = pytest.importorskip("schemathesis")
-    schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
-    for operation in schema.get_all_operations():
-        case = operation.ok().Case(headers={"Authorization": f"Bearer {ANN}"})
-        assert case.call().status_code < 500
+    program = Path(sys.executable).with_name("schemathesis")
+    if not program.exists():
+        pytest.skip("schemathesis is missing")
+    checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
+    options = ["--header", f"Authorization: Bearer {ANN}", "--checks", checks, "--max-examples", "20", "--seed", "1"]
+    phases = ["--phases", "examples,coverage,fuzzing", "--no-color"]
+    found = subprocess.run(
+        [str(program), "run", f"{server.url}/openapi.json", *options, *phases],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "NO_PROXY": "127.0.0.1"},
+        cwd=server.log.parent,
+        check=False,
+    )
+    assert found.returncode == 0, found.stdout[-10_000:]
