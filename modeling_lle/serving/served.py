@@ -4,6 +4,7 @@ import contextlib
 import copy
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -147,11 +148,6 @@ class Served:
             message = f"{what} has {tokens:,} tokens, and {most:,} are allowed: shorten it"
             raise ServingError(400, "context_length_exceeded", message)
 
-    def close(self, seconds: float) -> bool:
-        """Ends the threads; returns whether they ended in time."""
-        ended = [worker.close(seconds) for worker in (self.worker, self.teacher)]
-        return all(ended)
-
 
 def _languages(place: Place) -> tuple[str, str]:
     """The languages of a translator; raises a ValueError if they are unknown."""
@@ -209,5 +205,9 @@ class Models:
 
     def close(self, seconds: float) -> bool:
         """Ends all threads; returns whether they ended in time."""
-        ended = [served.close(seconds) for served in self.of.values()]
+        workers = [worker for served in self.of.values() for worker in (served.worker, served.teacher)]
+        for worker in workers:
+            worker.stop()
+        until = time.monotonic() + seconds
+        ended = [worker.close(max(0.0, until - time.monotonic())) for worker in workers]
         return all(ended)

@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from .state import Serving
 
 logger = logging.getLogger(__name__)
-JOINED = 5.0  # seconds in which the threads of the models end
+JOINED = 2.0  # seconds in which the threads of the models end
 
 
 class Server(uvicorn.Server):

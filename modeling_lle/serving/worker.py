@@ -124,11 +124,15 @@ class Worker:
             queue.extend(added)
             self._changed.notify()
 
-    def close(self, seconds: float = 5.0) -> bool:
-        """Ends everything that waits or is being generated, and the thread; returns whether it ended in time."""
+    def stop(self) -> None:
+        """Lets everything that waits or is being generated end, and the thread."""
         with self._changed:
             self._closed = True
             self._changed.notify()
+
+    def close(self, seconds: float) -> bool:
+        """As `stop`; returns whether the thread has ended in time."""
+        self.stop()
         self._thread.join(seconds)
         return not self._thread.is_alive()
 

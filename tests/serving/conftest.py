@@ -8,9 +8,9 @@ import pytest
 
 pytest.importorskip("fastapi")
 
-from fastapi.testclient import TestClient  # noqa: E402
+from fastapi.testclient import TestClient
 
-from tests.factories.served import ANN, KEYS, bearer, close, make_client  # noqa: E402
+from tests.factories.served import ANN, KEYS, bearer, close, make_client
 
 
 @pytest.fixture

@@ -81,7 +81,11 @@ def test_tei_and_libretranslate_have_their_own_errors(client: TestClient) -> Non
     assert (answer.status_code, set(answer.json())) == (422, {"error", "error_type"})
     assert answer.json()["error_type"] == "Validation"
     assert client.post("/predict", json={"inputs": " "}).json()["error_type"] == "Validation"
-    for body in ({"q": "a"}, {"q": "a", "source": "en", "target": "xx"}, {"q": "a", "source": "en", "target": "de", "z": 1}):
+    for body in (
+        {"q": "a"},
+        {"q": "a", "source": "en", "target": "xx"},
+        {"q": "a", "source": "en", "target": "de", "z": 1},
+    ):
         answer = client.post("/translate", json=body)
         assert (answer.status_code, list(answer.json())) == (400, ["error"])
     assert client.post("/translate", content="q=a", headers={"Content-Type": "text/plain"}).status_code == 415
@@ -160,7 +164,14 @@ def talk(client: TestClient, path: str, parts: list[bytes], headers: dict[str, s
         sent.append(message)
 
     names = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-    scope = {"type": "http", "method": "POST", "path": path, "headers": names, "query_string": b"", "http_version": "1.1"}
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "headers": names,
+        "query_string": b"",
+        "http_version": "1.1",
+    }
     app: Any = client.app
     asyncio.run(app({**scope, "raw_path": path.encode(), "root_path": "", "scheme": "http"}, receive, send))
     return sent, taken

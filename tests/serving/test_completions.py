@@ -58,7 +58,14 @@ def test_texts_and_token_ids_are_the_same_prompts(client: TestClient) -> None:
 
 def test_echo_with_logprobs_is_what_lm_eval_sums(client: TestClient) -> None:
     prompts = [[3, 4, 5, 6, 3, 4], [7, 3]]
-    body: dict[str, Any] = {"prompt": prompts, "echo": True, "logprobs": 1, "max_tokens": 1, "temperature": 0, "seed": 1}
+    body: dict[str, Any] = {
+        "prompt": prompts,
+        "echo": True,
+        "logprobs": 1,
+        "max_tokens": 1,
+        "temperature": 0,
+        "seed": 1,
+    }
     for choice, prompt in zip(complete(client, **body)["choices"], prompts, strict=True):
         found = choice["logprobs"]
         assert {len(found[name]) for name in found} == {len(prompt) + 1}
@@ -92,9 +99,7 @@ def test_a_stream_adds_up_to_the_answer(client: TestClient, options: dict[str, A
         if "logprobs" in options:
             for name in ("tokens", "token_logprobs", "text_offset"):
                 joined = [value for part in own if part["logprobs"] for value in part["logprobs"][name]]
-                assert joined == (
-                    pytest.approx(expected["logprobs"][name], abs=1e-5) if name[0] != "t" else joined
-                )
+                assert joined == (pytest.approx(expected["logprobs"][name], abs=1e-5) if name[0] != "t" else joined)
 
 
 def test_a_stop_string_ends_the_text_and_is_no_part_of_it(client: TestClient) -> None:

@@ -69,7 +69,9 @@ def run(decoder: Decoder, *rows: Row, between: int = 0) -> list[Heard]:
 
 
 def values(scores: Sequence[Score | None]) -> torch.Tensor:
-    return torch.tensor([[0.0] if own is None else [own.logprob, *(value for _, value in own.top)][:1] for own in scores])
+    return torch.tensor(
+        [[0.0] if own is None else [own.logprob, *(value for _, value in own.top)][:1] for own in scores]
+    )
 
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -85,7 +87,9 @@ MODELS: dict[str, dict[str, Any]] = {
 def test_a_row_in_company_is_the_row_alone(name: str, between: int) -> None:
     model = make_language_model(**MODELS[name])
     prompts = [make_ids(1, length, seed)[0].tolist() for seed, length in enumerate((3, 9, 1, 20, 5))]
-    together = run(Decoder(model), *(make_row(model, own, seed=7 + i) for i, own in enumerate(prompts)), between=between)
+    together = run(
+        Decoder(model), *(make_row(model, own, seed=7 + i) for i, own in enumerate(prompts)), between=between
+    )
     for i, own in enumerate(prompts):
         (alone,) = run(Decoder(model), make_row(model, own, seed=7 + i))
         assert together[i].tokens == alone.tokens
@@ -195,6 +199,9 @@ def test_a_kept_cache_goes_on_as_one_text() -> None:
     cache, text = output.past_key_values, output.sequences[0].tolist()
     assert found.tokens == text[len(first) :]
     whole = torch.tensor([[*text, *second]])
-    assert later.tokens == model.generate(whole, do_sample=False, max_new_tokens=4, past_key_values=cache)[
-        0, whole.shape[1] :
-    ].tolist()
+    assert (
+        later.tokens
+        == model.generate(whole, do_sample=False, max_new_tokens=4, past_key_values=cache)[
+            0, whole.shape[1] :
+        ].tolist()
+    )

@@ -30,7 +30,10 @@ def test_what_is_taught_is_recalled_and_what_is_forgotten_never_was(make: Make) 
     attachment = Attachment(HistoryBank.build(model, WORD_TOKENIZER, ["a b c d", "e f"]), None, WORD_TOKENIZER)
     logs = model(torch.tensor([ASK["prompt"]]), history=attachment).logits[0].detach().log_softmax(-1)
     assert logprobs(client) == pytest.approx([float(logs[0, 4]), float(logs[1, 5])], abs=1e-5)
-    assert client.request("DELETE", "/v1/history/text", json={"source": "notes"}).json() == {"forgotten": 8, "entries": 0}
+    assert client.request("DELETE", "/v1/history/text", json={"source": "notes"}).json() == {
+        "forgotten": 8,
+        "entries": 0,
+    }
     assert logprobs(client) == before
 
 
@@ -59,7 +62,13 @@ def test_texts_are_listed_in_pages_and_searched(make: Make) -> None:
     assert (len(first["data"]), first["next"]) == (4, 4)
     last = client.get("/v1/history/text?limit=4&offset=4").json()
     assert (len(last["data"]), last["next"]) == (2, None)
-    for query, count in (("search=C D", 1), ("source=one", 5), ("namespace=other", 1), ("search=zzz", 0), ("limit=0", 0)):
+    for query, count in (
+        ("search=C D", 1),
+        ("source=one", 5),
+        ("namespace=other", 1),
+        ("search=zzz", 0),
+        ("limit=0", 0),
+    ):
         assert len(client.get(f"/v1/history/text?{query}").json()["data"]) == count
     assert client.get("/v1/history/text?limit=100000").status_code == 400
 

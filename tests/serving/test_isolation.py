@@ -37,9 +37,21 @@ def operation(generator: random.Random) -> tuple[str, str, Any]:
     return generator.choice(
         [
             ("POST", "/v1/history/text", {"texts": [text], "source": f"source-{seed}"}),
-            ("POST", "/v1/completions", {"model": "text", "prompt": text, "max_tokens": 4, "seed": seed, "logprobs": 2}),
-            ("POST", "/v1/completions", {"model": "text", "prompt": text, "max_tokens": 3, "seed": seed, "session": "s"}),
-            ("POST", "/v1/history/label", {"examples": [{"text": text, "label": f"label-{seed % 3}"}], "relabel": True}),
+            (
+                "POST",
+                "/v1/completions",
+                {"model": "text", "prompt": text, "max_tokens": 4, "seed": seed, "logprobs": 2},
+            ),
+            (
+                "POST",
+                "/v1/completions",
+                {"model": "text", "prompt": text, "max_tokens": 3, "seed": seed, "session": "s"},
+            ),
+            (
+                "POST",
+                "/v1/history/label",
+                {"examples": [{"text": text, "label": f"label-{seed % 3}"}], "relabel": True},
+            ),
             ("POST", "/predict", {"inputs": [text, "a b c"]}),
             ("POST", "/v1/explain/label", {"input": text}),
             ("DELETE", "/v1/history/text", {"source": f"source-{seed}"}),
@@ -75,7 +87,11 @@ def test_tenants_in_parallel_get_the_answers_that_each_gets_alone(make: Make, tm
 def test_what_one_teaches_no_other_can_recall_list_explain_or_count(make: Make) -> None:
     client = make("text", "label", "pair", keys=KEYS)
     questions: list[tuple[str, str, Any]] = [
-        ("POST", "/v1/completions", {"model": "text", "prompt": "h h", "seed": 1, "logprobs": 5, "return_history": True}),
+        (
+            "POST",
+            "/v1/completions",
+            {"model": "text", "prompt": "h h", "seed": 1, "logprobs": 5, "return_history": True},
+        ),
         ("GET", "/v1/history/text", None),
         ("GET", "/v1/history/text?search=h", None),
         ("POST", "/v1/explain/text", {"input": SECRET}),
@@ -112,7 +128,14 @@ def test_the_shared_namespace_is_of_all_and_nobody_can_take_it_back(make: Make, 
     bank = HistoryBank.build(make_language_model(), WORD_TOKENIZER, ["a b c d"], tmp_path / "bank", namespace="common")
     bank.add(["g g g g"], namespace="hidden")
     client = make(keys=KEYS, shared=bank, namespaces=("common",), folder=tmp_path / "histories")
-    ask = {"model": "text", "prompt": "a b", "max_tokens": 1, "temperature": 0, "return_history": True, "history_top": 50}
+    ask = {
+        "model": "text",
+        "prompt": "a b",
+        "max_tokens": 1,
+        "temperature": 0,
+        "return_history": True,
+        "history_top": 50,
+    }
 
     def sources(key: str) -> set[str]:
         answer = client.post("/v1/completions", json=ask, headers=bearer(key)).json()

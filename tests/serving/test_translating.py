@@ -26,7 +26,10 @@ def test_a_list_gives_what_each_text_gives_alone(make: Make) -> None:
 
 
 def test_json_and_forms_say_the_same(client: TestClient) -> None:
-    found = [client.post("/translate", json={"q": TEXTS[0], **BODY}), client.post("/translate", data={"q": TEXTS[0], **BODY})]
+    found = [
+        client.post("/translate", json={"q": TEXTS[0], **BODY}),
+        client.post("/translate", data={"q": TEXTS[0], **BODY}),
+    ]
     assert found[0].json() == found[1].json()
     assert client.post("/translate", data={"q": TEXTS[:2], **BODY}).json()["translatedText"]
 
@@ -35,7 +38,7 @@ def test_auto_and_alternatives(client: TestClient) -> None:
     body = {"q": [TEXTS[0], ""], "source": "auto", "target": "de", "alternatives": 2}
     found = client.post("/translate", json=body).json()
     assert found["detectedLanguage"] == [{"confidence": 100.0, "language": "en"}] * 2
-    assert [len(own) for own in found["alternatives"]][0] == 2
+    assert len(found["alternatives"][0]) == 2
     assert found["translatedText"][1] == ""
 
 
