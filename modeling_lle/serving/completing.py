@@ -19,7 +19,6 @@ from .schemas import Sampling, Usage
 from .served import Served
 from .state import Serving, called, count, threaded, waited
 
-
 GREEDY = 1e-3  # a temperature up to which the likeliest token is taken: smaller ones overflow
 
 

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -31,6 +32,24 @@ ANN, BOB = "key-of-ann-0123456789", "key-of-bob-0123456789"
 HEAD = "POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
 HEAD += f"Authorization: Bearer {ANN}\r\n"
 COMMAND = "from modeling_lle.cli.main import main; main()"
+# Imports once, and forks a server for each line of arguments: 200 starts take minutes instead of an hour.
+FORKING = """
+import json, os, signal, sys
+from modeling_lle.cli.main import main
+import modeling_lle.serving.app, modeling_lle.serving.served, modeling_lle.serving.server
+import transformers.pipelines, transformers.generation
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+for line in sys.stdin:
+    arguments, log = json.loads(line)
+    child = os.fork()
+    if not child:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(file, 1), os.dup2(file, 2)
+        sys.argv = ["lle", *arguments]
+        main()
+    print(child, flush=True)
+"""
 
 
 class Running:
@@ -248,39 +267,73 @@ def test_the_log_has_a_line_of_json_for_each_request_without_texts_and_keys(fold
     assert not any(secret in text for secret in (ANN, "a-wrong-key", "a b c d"))
 
 
+class Forked(Running):
+    """A server that a process with everything imported has forked."""
+
+    def __init__(self, folder: Path, forking: "subprocess.Popen[str]") -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.url, self.log = f"http://127.0.0.1:{self.port}", folder / "log"
+        options = ["--histories", str(folder / "histories"), "--keys", str(folder / "keys"), "--port", str(self.port)]
+        assert forking.stdin is not None
+        assert forking.stdout is not None
+        forking.stdin.write(json.dumps([["serve", str(folder / "text"), *options], str(self.log)]) + "\n")
+        forking.stdin.flush()
+        self.child = int(forking.stdout.readline())
+        for _ in range(600):
+            with contextlib.suppress(OSError):
+                self.ask("/ready")
+                return
+            time.sleep(0.05)
+        raise AssertionError(self.log.read_text())
+
+
+def teach_until_it_dies(running: Running, name: str, acknowledged: list[str], enough: threading.Event) -> None:
+    """Teaches and forgets until there is no answer; notes what was acknowledged."""
+    for number in range(10_000):
+        source = f"{name}-{number}"
+        try:
+            running.ask("/v1/history/text", {"texts": ["a b c d"], "source": source})
+            acknowledged.append(source)
+            if number % 4 == 3:
+                gone = f"{name}-{number - 1}"
+                acknowledged.remove(gone)  # whatever becomes of it now
+                running.ask("/v1/history/text", {"source": gone}, method="DELETE")
+        except (OSError, ValueError):
+            return
+        if number >= 2:
+            enough.set()
+
+
 @pytest.mark.parametrize("kills", [3, pytest.param(200, marks=pytest.mark.slow)])
 def test_what_is_acknowledged_survives_kills(tmp_path: Path, kills: int) -> None:
-    folder = make_folders(tmp_path)
-    acknowledged: list[str] = []
-    for kill in range(kills):
-        running = Running(folder)
-        done = threading.Event()
-
-        def teach(worker: int, kill: int = kill, running: Running = running, done: threading.Event = done) -> None:
-            for number in range(10_000):
-                name = f"lesson-{kill}-{worker}-{number}"
-                try:
-                    running.ask("/v1/history/text", {"texts": ["a b c d"], "source": name})
-                except (OSError, ValueError):
-                    return
-                acknowledged.append(name)
-                if number == 1 + (kill * 7) % 11:
-                    done.set()
-
-        threads = [threading.Thread(target=teach, args=(worker,)) for worker in range(3)]
-        for thread in threads:
-            thread.start()
-        assert done.wait(60)
-        running.stop(signal.SIGKILL)
-        for thread in threads:
-            thread.join()
-        bank = HistoryBank.open(folder / "histories" / "text" / "ann")
-        held = {document.source for document in bank.documents()}
-        assert set(acknowledged) <= held
-        assert bank.verify() is not None
-    running = Running(folder)
-    assert len(running.ask("/v1/history/text?limit=0")["sources"]) >= len(acknowledged) > kills
-    running.stop()
+    folder, acknowledged, generator = make_folders(tmp_path), list[str](), random.Random(0)
+    command = [sys.executable, "-c", FORKING]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as forking:
+        for kill in range(kills):
+            running, enough = Forked(folder, forking), threading.Event()
+            threads = [
+                threading.Thread(target=teach_until_it_dies, args=(running, f"{kill}-{worker}", acknowledged, enough))
+                for worker in range(3)
+            ]
+            for thread in threads:
+                thread.start()
+            assert enough.wait(60), running.log.read_text()
+            time.sleep(generator.random() / 5)
+            os.kill(running.child, signal.SIGKILL)
+            for thread in threads:
+                thread.join()
+            bank = HistoryBank.open(folder / "histories" / "text" / "ann")
+            bank.verify()
+            assert set(acknowledged) <= {document.source for document in bank.documents()}
+            assert len(acknowledged) > 2 * kill
+        running = Forked(folder, forking)
+        size = running.ask("/v1/history/text?limit=0")
+        assert {source["source"] for source in size["sources"]} >= set(acknowledged)
+        os.kill(running.child, signal.SIGTERM)
+        assert forking.stdin is not None
+        forking.stdin.close()
 
 
 def test_a_server_ends_at_once_when_nothing_runs(folder: Path) -> None:
