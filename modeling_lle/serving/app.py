@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from .. import __version__
+from ..bank.manifest import BankError
 from ..tasks import LANGUAGE
 from . import chats, classifying, completions, history_routes, session_routes, translating
 from .errors import ServingError, api_of, shaped
@@ -59,6 +60,7 @@ def create_app(
     )
     app.state.serving = serving
     app.add_exception_handler(ServingError, _refuse)  # type: ignore[arg-type]
+    app.add_exception_handler(BankError, _refuse_bank)  # type: ignore[arg-type]
     app.add_exception_handler(RequestValidationError, _refuse_invalid)  # type: ignore[arg-type]
     app.add_exception_handler(HTTPException, _refuse_http)  # type: ignore[arg-type]
     _add_operations(app)
@@ -110,6 +112,12 @@ def _response(request: Request, error: ServingError) -> JSONResponse:
 
 async def _refuse(request: Request, error: ServingError) -> JSONResponse:
     return _response(request, error)
+
+
+async def _refuse_bank(request: Request, error: BankError) -> JSONResponse:
+    logger.error("request %s: %s", request.state.id, error)
+    message = "the history cannot be read, and its files were not changed: see the log of the server"
+    return _response(request, ServingError(500, "history_unavailable", message))
 
 
 async def _refuse_invalid(request: Request, error: RequestValidationError) -> JSONResponse:

@@ -65,7 +65,7 @@ class Histories:
             self._of_all = Attachment(shared, tuple(held), tokenizer)
         self._banks: dict[str, HistoryBank] = {}
         self._looked: dict[str, float] = {}
-        self._opening = threading.Lock()
+        self._opening, self._locks = threading.Lock(), dict[str, threading.Lock]()
 
     def attachment(self, tenant: str) -> Attachment | None:
         """What a tenant recalls from now, pinned; None if there is nothing."""
@@ -82,11 +82,16 @@ class Histories:
         """The bank of a tenant, if there is one, with what other processes have written a moment ago."""
         bank, now = self._banks.get(tenant), time.monotonic()
         if bank is not None:
-            if now - self._looked[tenant] > REFRESHED:
-                self._looked[tenant] = now
+            if now - self._looked[tenant] <= REFRESHED:
+                return bank
+            self._looked[tenant] = now
+            if (self.folder / tenant / MANIFEST).exists():
                 bank.refresh()
-            return bank
+                return bank
+            self._banks.pop(tenant, None)  # somebody has removed it
         with self._opening:
+            opening = self._locks.setdefault(tenant, threading.Lock())
+        with opening:  # a large one of another tenant is not waited for
             path = self.folder / tenant
             if tenant not in self._banks and (path / MANIFEST).exists():
                 opened = HistoryBank.open(path)

@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 STOPPED = ServingError(503, "shutting_down", "the server is shutting down: send the request again", retry=True)
 
+FAILED = ServingError(500, "internal_error", "the server failed: see its log")
+
 
 @dataclass(eq=False)
 class Task:
@@ -138,7 +140,7 @@ class Worker:
 
     def _work(self) -> None:
         with self._around(), torch.no_grad():
-            while self._turn():
+            while self._guarded_turn():
                 pass
         for task in self._tasks:
             task.fail(STOPPED)
@@ -146,6 +148,16 @@ class Worker:
             row.failed(STOPPED)
         if self._decoding is not None:
             self._decoding.stop(STOPPED)
+
+    def _guarded_turn(self) -> bool:
+        """As `_turn`; an error that none of its parts has caught ends what is being generated, and not the thread."""
+        try:
+            return self._turn()
+        except Exception:
+            logger.exception("the model failed")
+            if self._decoding is not None:
+                self._decoding.stop(FAILED)
+            return True
 
     def _turn(self) -> bool:
         """Works on what is due; returns whether the thread goes on."""

@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from fastapi.testclient import TestClient
 
 from modeling_lle.serving.limits import Limits
 from modeling_lle.serving.worker import call
-from tests.factories.served import close
+from tests.factories.served import ANN, BOB, KEYS, bearer, close
 
 Make = Callable[..., TestClient]
 
@@ -265,6 +267,29 @@ def test_other_names_of_this_machine_are_refused(make: Make) -> None:
     assert local.get("/v1/models").status_code == 200
     assert local.get("/v1/models", headers={"Host": "[::1]:8000"}).status_code == 200
     assert local.get("/v1/models", headers={"Host": "evil.example"}).json()["error"]["code"] == "wrong_host"
+
+
+def test_a_damaged_history_is_an_error_of_its_tenant_alone(make: Make, tmp_path: Path) -> None:
+    ask = {"model": "text", "prompt": "a b c"}
+    for tenant in (ANN, BOB):
+        make(keys=KEYS).post("/v1/history/text", json={"texts": ["a b c"]}, headers=bearer(tenant))
+    for path in (tmp_path / "text" / "ann").glob("segment-*"):
+        path.write_bytes(path.read_bytes()[:-1])
+    client = make(keys=KEYS)
+    answer = client.post("/v1/completions", json=ask, headers=bearer(ANN))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "history_unavailable")
+    assert str(tmp_path) not in answer.text
+    assert client.post("/v1/completions", json=ask, headers=bearer(BOB)).status_code == 200
+
+
+def test_a_history_whose_folder_is_removed_is_empty(make: Make, tmp_path: Path) -> None:
+    client = make()
+    client.post("/v1/history/text", json={"texts": ["a b c"]})
+    shutil.rmtree(tmp_path / "text" / "local")
+    app: Any = client.app
+    app.state.serving.models.get("text").histories._looked["local"] = -10.0
+    assert client.get("/v1/history/text").json()["entries"] == 0
+    assert client.post("/v1/history/text", json={"texts": ["a b"]}).json()["entries"] == 3
 
 
 def test_a_history_that_is_rebuilt_while_it_is_read_is_read(make: Make, tmp_path: Any) -> None:

@@ -72,6 +72,28 @@ def test_what_is_dropped_is_not_run_and_a_full_queue_refuses(worker: Worker) -> 
     assert ran == [0, 1, 2, 4, 5, 6, 7]
 
 
+def test_an_error_that_nobody_catches_does_not_end_the_thread() -> None:
+    class Broken:
+        rows, stopped = 1, 0
+
+        def admit(self, row: object) -> None:
+            raise AssertionError
+
+        def turn(self) -> None:
+            raise RuntimeError("broken")
+
+        def stop(self, error: Exception) -> None:
+            self.rows, self.stopped = 0, self.stopped + 1
+
+    broken = Broken()
+    worker = Worker("test", queue=8, batch=4, decoding=broken)
+    answered = call(lambda: 3)
+    worker.submit(answered)
+    assert answered.future.result(20) == [3]
+    assert worker.close(20)
+    assert broken.stopped >= 1
+
+
 def test_what_waits_when_the_worker_closes_is_refused() -> None:
     worker = Worker("test", queue=8, batch=4)
     held, waiting = Held(worker), call(lambda: None)
