@@ -36,10 +36,12 @@ def test_without_the_extra_it_says_which_one_to_install(model: str, monkeypatch:
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.2", "example.org"])
 def test_without_keys_it_listens_to_this_machine_only(model: str, host: str) -> None:
+    pytest.importorskip("fastapi")
     assert "give --keys FILE" in fails(model, "--host", host)
 
 
 def test_models_banks_and_languages_are_named(model: str, tmp_path: Path) -> None:
+    pytest.importorskip("fastapi")
     assert "two models are called" in fails(model, model)
     assert "NAME=..., with one of the models model" in fails(model, "--bank", "other=x")
     assert "there is no bank" in fails(model, "--bank", f"model={tmp_path / 'none'}")
