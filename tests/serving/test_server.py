@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import http.client
 import json
 import os
 import random
@@ -300,7 +301,7 @@ def teach_until_it_dies(running: Running, name: str, acknowledged: list[str], en
                 gone = f"{name}-{number - 1}"
                 acknowledged.remove(gone)  # whatever becomes of it now
                 running.ask("/v1/history/text", {"source": gone}, method="DELETE")
-        except (OSError, ValueError):
+        except (OSError, ValueError, http.client.HTTPException):
             return
         if number >= 2:
             enough.set()
@@ -360,7 +361,7 @@ def test_running_requests_finish_or_are_refused_when_the_server_ends(folder: Pat
 
     thread = threading.Thread(target=ask)
     thread.start()
-    while "lle_rows_running" not in (text := metrics_of(running)) or 'lle_rows_running{model="text"} 1' not in text:
+    while not found and 'lle_rows_running{model="text"} 1' not in metrics_of(running):
         time.sleep(0.02)
     running.process.send_signal(signal.SIGTERM)
     if finishes:
@@ -380,7 +381,7 @@ def refusal_of(running: Running) -> int | None:
             running.ask("/v1/models")
         except urllib.error.HTTPError as error:
             return error.code
-        except OSError:
+        except (OSError, http.client.HTTPException):
             return None
 
 
@@ -395,7 +396,7 @@ def test_every_answer_fits_the_description(server: Running) -> None:
     if not program.exists():
         pytest.skip("schemathesis is missing")
     checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
-    options = ["--header", f"Authorization: Bearer {ANN}", "--checks", checks, "--max-examples", "20", "--seed", "1"]
+    options = ["--header", f"Authorization: Bearer {ANN}", "--checks", checks, "--max-examples", "10", "--seed", "1"]
     phases = ["--phases", "examples,coverage,fuzzing", "--no-color"]
     found = subprocess.run(
         [str(program), "run", f"{server.url}/openapi.json", *options, *phases],
