@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
 
 
 class Strict(BaseModel):
@@ -58,10 +58,27 @@ class Sampling(Strict):
     history_top: Top = 3
 
 
+def _kind_of_prompt(value: Any) -> str:
+    """Which kind of prompt a value is meant to be, so that a long list is compared with no other."""
+    if not isinstance(value, list):
+        return "text"
+    first = value[0] if value else ""
+    return "texts" if isinstance(first, str) else "lists" if isinstance(first, list) else "tokens"
+
+
+Prompt = Annotated[
+    Annotated[str, Tag("text")]
+    | Annotated[list[str], Tag("texts")]
+    | Annotated[list[int], Tag("tokens")]
+    | Annotated[list[list[int]], Tag("lists")],
+    Discriminator(_kind_of_prompt),
+]
+
+
 class CompletionRequest(Sampling):
     """A text, or several, to go on with."""
 
-    prompt: str | list[str] | list[int] | list[list[int]] | None = None
+    prompt: Prompt | None = None
     max_tokens: Annotated[int | None, Field(ge=0)] = 16
     logprobs: Annotated[int | None, Field(ge=0, le=20)] = None
     echo: bool | None = False

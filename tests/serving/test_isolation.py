@@ -77,10 +77,10 @@ def ask(client: TestClient, key: str, seed: int, count: int) -> list[Any]:
 def test_tenants_in_parallel_get_the_answers_that_each_gets_alone(make: Make, tmp_path: Path) -> None:
     client = make("text", "label", keys=TENANTS, folder=tmp_path / "all")
     with ThreadPoolExecutor(len(TENANTS)) as pool:
-        runs = [pool.submit(ask, client, key, seed, 30) for seed, key in enumerate(TENANTS)]
+        runs = [pool.submit(ask, client, key, seed, 20) for seed, key in enumerate(TENANTS)]
         together = [run.result() for run in runs]
     for seed, key in enumerate(TENANTS):
-        alone = ask(make("text", "label", keys=TENANTS, folder=tmp_path / str(seed)), key, seed, 30)
+        alone = ask(make("text", "label", keys=TENANTS, folder=tmp_path / str(seed)), key, seed, 20)
         assert together[seed] == alone
 
 
