@@ -25,7 +25,7 @@ FLOORS = (
     ("models",),
     ("pipelines", "saved", "tokenization"),
     ("export", "training"),
-    ("evaluation",),
+    ("evaluation", "serving"),
     ("cli",),
 )
 STOREY = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -28,6 +28,7 @@ EXTRAS = {
     "embeddings": (("wordllama",), "pretrained embeddings for classifiers"),
     "translation": (("bm25s", "polib", "rapidfuzz", "sacrebleu"), "translation memories, BLEU and chrF"),
     "export": (("onnx", "onnxruntime"), "`lle export`"),
+    "serve": (("fastapi", "uvicorn", "prometheus_client"), "`lle serve`"),
     "eval": (("lm_eval",), "lm-evaluation-harness"),
     "tracking": (("trackio", "tensorboard"), "report_to: trackio and tensorboard"),
     "cuda": (("fla",), "the GPU kernel of the linear recurrence"),

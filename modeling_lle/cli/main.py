@@ -1,5 +1,5 @@
-"""Command line: `lle train | evaluate | calibrate | statistics | generate | explain | card | export |
-doctor | demo`, `lle bank ...`, for classifiers `lle classify | suggest | learn | forget`, and for translators
+"""Command line: `lle train | evaluate | calibrate | statistics | generate | explain | serve | card |
+export | doctor | demo`, `lle bank ...`, for classifiers `lle classify | suggest | learn | forget`, and for translators
 `lle translate | memory`.
 
 Heavy imports are deferred until a command runs, so that `lle --help` answers at once.
@@ -29,6 +29,7 @@ from .export import export
 from .generate import generate
 from .groups import Commands
 from .options import Column, InPrecision, Name, Precision
+from .serve import serve
 from .suggest import suggest
 from .train import train
 from .translate import memory, translate
@@ -72,6 +73,7 @@ app.command(rich_help_panel=TRY, epilog='Example: lle generate runs/mine "Once u
 app.command(rich_help_panel=TRY, epilog='Example: lle explain runs/mine "A text" --output page.html')(explain)
 app.command(rich_help_panel=TRY, epilog='Example: lle classify runs/intents "Where is my card?"')(classify)
 app.command(rich_help_panel=TRY, epilog='Example: lle translate runs/en-de "Delete the file" --bank memory')(translate)
+app.command(rich_help_panel=TRY, epilog="Example: lle serve runs/mine runs/intents --keys keys.txt")(serve)
 app.command(rich_help_panel=TEACH, epilog="Example: lle suggest runs/intents questions.txt --output next.csv")(suggest)
 app.command(rich_help_panel=TEACH, epilog='Example: lle learn runs/intents "Where is my card?" --label card')(learn)
 app.command(rich_help_panel=TEACH, epilog="Example: lle forget runs/intents --source mine")(forget)

@@ -25,8 +25,11 @@ def find_model(context: typer.Context, given: str | None) -> str | None:
         FileNotFoundError: It is neither on this machine nor on the Hub, or the folder holds no model.
         ConnectionError: It may be on the Hub, which cannot be reached.
     """
-    if given is None or context.resilient_parsing:
-        return given
+    return given if given is None or context.resilient_parsing else check_model(given)
+
+
+def check_model(given: str) -> str:
+    """Folder of a model, or its name on the Hub; errors as for `find_model`."""
     path = Path(given).expanduser()
     if path.is_file():
         raise NotADirectoryError(f"{given!r} is a file, and MODEL a folder: the order of the arguments is MODEL first")
@@ -44,8 +47,11 @@ def find_bank(context: typer.Context, given: Path | None) -> Path | None:
         FileNotFoundError: It is neither on this machine nor on the Hub, or the folder holds no bank.
         ConnectionError: It may be on the Hub, which cannot be reached.
     """
-    if given is None or context.resilient_parsing:
-        return given
+    return given if given is None or context.resilient_parsing else check_bank(given)
+
+
+def check_bank(given: Path) -> Path:
+    """Folder of a bank, or of a model with one, or its name on the Hub; errors as for `find_bank`."""
     path = given.expanduser()
     if path.is_dir():
         if not any((place / MANIFEST).is_file() for place in (path, path / HISTORY_FOLDER)):

@@ -378,13 +378,7 @@ def memory(
     with in_precision(loaded, precision.value):
         added = remember(loaded, tokenizer, path, pairs, source=called, namespace=namespace, progress=True)
         say(_of_memory(loaded.history_bank, path, added, len(pairs), time.perf_counter() - begin))
-        if calibrate is None:
-            calibrate = Path(model).is_dir() and _never_fitted(loaded)
-        fits = [_fit] * calibrate + [_fit_confidence] * confidence
-        for fit in fits:
-            say(fit(loaded, tokenizer))
-    if fits:
-        loaded.config.save_pretrained(model)
+        _fit_all(loaded, tokenizer, model, calibrate, confidence)
     if added:
         where = shlex.quote(str(path))
         say(f"The source is {called!r}: lle bank forget {where} --source {shlex.quote(called)} takes it back.")
@@ -399,6 +393,23 @@ def _of_memory(bank: "protocol.Bank | None", path: Path, added: int, given: int,
         f"{added:,} of {counted(given, 'pair')} {'is' if added == 1 else 'are'} new, in {seconds:.1f} s; the "
         f"memory {path} has {counted(count_pairs(bank), 'pair')}, {counted(len(bank), 'entry', 'entries')}."
     )
+
+
+def _fit_all(
+    model: "LLEForSeq2SeqLM",
+    tokenizer: "PreTrainedTokenizerBase",
+    folder: str,
+    calibrate: bool | None,
+    confidence: bool,
+) -> None:
+    """Fits what is asked for to the attached memory, says so, and saves the configuration."""
+    if calibrate is None:
+        calibrate = Path(folder).is_dir() and _never_fitted(model)
+    fits = [_fit] * calibrate + [_fit_confidence] * confidence
+    for fit in fits:
+        say(fit(model, tokenizer))
+    if fits:
+        model.config.save_pretrained(folder)
 
 
 def _never_fitted(model: "LLEForSeq2SeqLM") -> bool:

@@ -3,9 +3,10 @@
 It holds the backbone's opaque state, the stream of recent entries and the overlay of the test-time update.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, LinearAttentionCacheLayerMixin
 
@@ -14,6 +15,7 @@ from ..backbone.state import (
     change_tensors,
     detach,
     from_named_tensors,
+    join,
     named_tensors,
     reorder,
     repeat,
@@ -94,6 +96,24 @@ class LLECache(Cache):
         """The cache of a model that uses its history, with the windows of `config.history`."""
         matches = history.matches
         return cls(history.stream.window, matches.window, matches.longest, history.bank_matches.longest)
+
+    @classmethod
+    def joined(cls, caches: "Sequence[LLECache]") -> "LLECache":
+        """One cache with the rows of several, in order, which stay as they are.
+
+        Args:
+            caches: Caches of one model that have read at least one token each, without an overlay, and of a backbone
+                whose state does not grow with the text. What only one call knows (`unread`, `followed`) is left out.
+        """
+        own = cls(caches[0].window, *caches[0]._sizes_of_matches)
+        own.state = join([cache.state for cache in caches])
+        own.seen_tokens = max(cache.seen_tokens for cache in caches)
+        for name in ("stream", "matches", "last"):
+            part = getattr(own, name)
+            if part is not None and getattr(getattr(caches[0], name), part.tensors[0]) is not None:
+                for tensor in part.tensors:
+                    setattr(part, tensor, _side_by_side([getattr(getattr(cache, name), tensor) for cache in caches]))
+        return own
 
     def _begin_history(self) -> None:
         window, longest, last = self._sizes_of_matches
@@ -197,6 +217,18 @@ class LLECache(Cache):
     def crop(self, tokens_to_remove: int) -> None:
         """A recurrent state cannot go back."""
         raise ValueError("an LLECache cannot be cropped: a recurrent state cannot go back to an earlier token")
+
+
+def _side_by_side(tensors: Sequence[Tensor]) -> Tensor:
+    """The rows of buffers of a stream or of matches, padded with free slots to the longest of them."""
+    slots = max(tensor.shape[1] if tensor.dim() > 1 else 0 for tensor in tensors)
+    grown = [
+        tensor
+        if tensor.dim() == 1 or tensor.shape[1] == slots
+        else torch.nn.functional.pad(tensor, (0, 0) * (tensor.dim() - 2) + (0, slots - tensor.shape[1]))
+        for tensor in tensors
+    ]
+    return torch.cat(grown)
 
 
 def check_cache(cache: Any) -> None:

@@ -66,19 +66,29 @@ class LLEGenerationMixin(GenerationMixin):
         tokens = one_text(input_ids).to(model.device)
         model.model.check_ids(tokens)
         of_forward = {name: options.pop(name, None) for name in OF_FORWARD}
+        if seed is not None:
+            generator = torch.Generator(tokens.device).manual_seed(seed)
+        choose, ends, number = self.choice(tokens, generator, **options)
+        return tokens_of(Reader(model, tokens, choose, **of_forward), number, ends)
+
+    def choice(
+        self, tokens: Tensor, generator: torch.Generator | None = None, **options: Any
+    ) -> tuple[Choice, frozenset[int], int]:
+        """How `stream` chooses the tokens after a text (1, T) int64: the choice, the tokens that end it, and how many.
+
+        Arguments and errors as in `stream`.
+        """
         config, unknown = self._prepare_stream(tokens, options)
         if unknown:
             raise TypeError(f"stream() got an unexpected keyword argument {unknown[0]!r}: see its documentation")
         refused = refusal(config)
         if refused is not None:
             raise ValueError(f"stream() cannot do {refused}: leave it out, or call generate()")
-        if seed is not None:
-            generator = torch.Generator(tokens.device).manual_seed(seed)
+        model: Any = self
         processors = model._get_logits_processor(config, tokens.shape[1], device=tokens.device)
-        choose, ends = Choice(config, processors, generator), getattr(config, "_eos_token_tensor", None)
+        ends = getattr(config, "_eos_token_tensor", None)
         number = config.max_length - tokens.shape[1]
-        reader = Reader(model, tokens, choose, **of_forward)
-        return tokens_of(reader, number, frozenset([] if ends is None else ends.tolist()))
+        return Choice(config, processors, generator), frozenset([] if ends is None else ends.tolist()), number
 
     def can_stream(self, input_ids: Tensor | None, attention_mask: Tensor | None = None, **options: Any) -> bool:
         """Whether `stream` can do what `generate` is asked for: one text without padding, and options that it has."""

@@ -3,11 +3,13 @@
 from typing import Any
 
 import torch
-from transformers import TextGenerationPipeline
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, TextGenerationPipeline
 
 from ..bank.protocol import Bank
 from ..history.attachment import Attachment
 from ..history.explanation import as_values
+from ..models.causal import LLEForCausalLM
 
 
 class LLETextGenerationPipeline(TextGenerationPipeline):
@@ -72,7 +74,20 @@ class LLETextGenerationPipeline(TextGenerationPipeline):
                 prompt = 0 if given is None else given.shape[-1]
                 padding = int((sequence[:prompt] != tokenizer.pad_token_id).long().argmax()) if prompt else 0
                 text = sequence[padding:]
-                explanations = model.explain(text, history_top, history, len(sequence) - prompt)
-                new = [item for item in explanations if item.position >= prompt - padding]
-                record["history"] = as_values(new, tokenizer)
+                record["history"] = generated_history(
+                    model, tokenizer, text, len(sequence) - prompt, history, history_top
+                )
         return records
+
+
+def generated_history(
+    model: LLEForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    text: Tensor,
+    generated: int,
+    history: Attachment | None = None,
+    top: int = 3,
+) -> list[dict[str, Any]]:
+    """An item for each of the last `generated` tokens of a text (T,) int64, which the model made after the others."""
+    explanations = model.explain(text, top, history, generated)
+    return as_values([item for item in explanations if item.position >= len(text) - generated], tokenizer)

@@ -284,3 +284,18 @@ def test_an_exported_cache_goes_on_as_before(window: int) -> None:
     assert torch.equal(got, want)
     restored.restore({})
     assert torch.equal(read(model, ids, restored).logits, read(model, ids, LLECache(window)).logits)
+
+
+@every_recurrence
+def test_joined_caches_go_on_as_each_alone_and_stay_as_they_are(recurrence: str) -> None:
+    matches = {"matches": {"window": 300}, "bank_matches": {"longest": 4}}
+    model = make_language_model(window=90, recurrence=recurrence, history=matches)
+    texts = [make_ids(1, length, seed) for seed, length in enumerate((3, 80, 1))]  # buffers of different sizes
+    caches = [read(model, ids).past_key_values for ids in texts]
+    before = [{name: own.clone() for name, own in cache.export().items()} for cache in caches]
+    following = make_ids(3, 20, 9)
+    together = read(model, following, LLECache.joined(caches)).logits
+    for row, (cache, due) in enumerate(zip(caches, before, strict=True)):
+        assert all(torch.equal(own, due[name]) for name, own in cache.export().items())
+        alone = read(model, following[row : row + 1], cache).logits[0]
+        torch.testing.assert_close(together[row], alone, atol=1e-5, rtol=0)
