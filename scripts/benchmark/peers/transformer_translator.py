@@ -70,7 +70,7 @@ def make_transformer(
     return MarianMTModel(_config(tokenizer, width, dropout))
 
 
-def _config(tokenizer: PreTrainedTokenizerBase, width: int, dropout: float) -> MarianConfig:
+def _config(tokenizer: PreTrainedTokenizerBase, width: int, dropout: float = DROPOUT) -> MarianConfig:
     return MarianConfig(
         vocab_size=len(tokenizer),
         d_model=WIDTH,
