@@ -52,7 +52,7 @@ def domain() -> Dataset:
         for two in CAPITALS_WORDS[2:6]
         for three in CAPITALS_WORDS[4:8]
     ]
-    rows = [*((text, "{x} QR ab") for text in texts), (texts[0], "AB"), (texts[5], "AB")]
+    rows = [*((text, "QR ab ab") for text in texts), (texts[0], "AB"), (texts[5], "AB")]
     Path("catalogue.tsv").write_text("en\tde\n" + "".join(f"{one}\t{two}\n" for one, two in rows) + "ab\t\n")
     return Dataset.from_dict({"source": [one for one, _ in rows], "target": [two for _, two in rows]})
 
@@ -140,7 +140,7 @@ def test_the_calibration_error() -> None:
 
 
 def test_the_confidence_in_drafts_beside_that_in_copies(domain: Dataset) -> None:
-    targets = ["{x} QR ab" if place % 7 else "AB" for place in range(len(domain))]
+    targets = ["QR ab ab" if place % 7 else "AB" for place in range(len(domain))]
     pairs = Dataset.from_dict({"source": domain["source"][:], "target": targets})
     kept, test = scores.split_pairs(pairs, 0.4, seed=0)
     model, tokenizer = load_translator(Path("model"))
