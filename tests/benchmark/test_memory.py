@@ -139,7 +139,8 @@ def test_the_calibration_error() -> None:
     assert scores.calibration_error(np.array([1.0, 0.0]), np.array([True, False])) == 0
 
 
-def test_the_confidence_in_drafts_beside_that_in_copies(domain: Dataset) -> None:
+def test_the_confidence_in_drafts_beside_that_in_copies(domain: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "CONFIDENT", 0.0)  # all drafts
     targets = ["QR ab ab" if place % 7 else "AB" for place in range(len(domain))]
     pairs = Dataset.from_dict({"source": domain["source"][:], "target": targets})
     kept, test = scores.split_pairs(pairs, 0.4, seed=0)
@@ -149,10 +150,10 @@ def test_the_confidence_in_drafts_beside_that_in_copies(domain: Dataset) -> None
     found = memory.trust(model, tokenizer, kept, tested, beams=1, seed=0)
     drafts = memory.drafting(model, tokenizer, 1, True)(tested.sources, 4)
     assert found["unedited"] == tested.right(drafts).mean()
-    assert 0 < found["unedited"] < 1
     assert 0 <= found["calibration_error"] < 0.5
-    assert 0 < found["confident"] <= 1
-    assert 0 <= found["copied_unedited"] <= 1
+    copies = memory.copying(kept, scores.best_by_words)(tested.sources, 4)
+    assert (found["confident"], found["confident_unedited"]) == (1, found["unedited"])
+    assert found["copied_unedited"] == tested.right(copies).mean()
 
 
 def test_climbing_asks_each_place_once() -> None:
