@@ -8,9 +8,10 @@ import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
-from fastapi.responses import PlainTextResponse, RedirectResponse
+from fastapi.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from .page_style import ICON
 from .state import Serving
 
 if TYPE_CHECKING:
@@ -42,6 +43,11 @@ def add_page(app: FastAPI, serving: Serving, wanted: bool) -> None:
             return PlainTextResponse(OFF)
         return RedirectResponse("page/") if has_gradio else PlainTextResponse(MISSING)
 
+    @app.get("/favicon.ico", include_in_schema=False)
+    async def icon() -> Any:
+        """The icon of the page."""
+        return Response(ICON, media_type="image/svg+xml")
+
     if wanted and has_gradio:
         from .page_layout import make_page
 
@@ -53,30 +59,37 @@ def _mount(app: FastAPI, page: "Blocks") -> None:
     import gradio
 
     from .page_layout import make_theme
-    from .page_style import CSS, HEAD
+    from .page_style import CSS
 
-    options: dict[str, Any] = {"theme": make_theme(), "css": CSS, "head": HEAD, "footer_links": []}
+    options: dict[str, Any] = {"theme": make_theme(), "css": CSS, "footer_links": []}
     options |= {"show_error": True, "ssr_mode": False, "enable_monitoring": False, "mcp_server": False, "pwa": False}
+    lifespan = app.router.lifespan_context
     gradio.mount_gradio_app(app, page, PATH, max_file_size=0, **options)
+    app.router.lifespan_context = lifespan  # the server has none: the first request starts the queue
     mounted: Any = app.routes[-1]
-    mounted.app = _Guard(mounted.app)
+    mounted.app = _Guard(mounted.app, page)
 
 
 class _Guard:
-    """Lets through what the page needs.
+    """Lets through what the page needs, and starts its queue when it is first asked for.
 
     Args:
         app: The application of gradio.
+        page: The page.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    def __init__(self, app: ASGIApp, page: "Blocks") -> None:
+        self.app, self.page = app, page
+        self._started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """As ASGI has it."""
         if scope["type"] == "http" and not _is_open(str(scope["path"]).removeprefix(str(scope.get("root_path", "")))):
             await _NOT_FOUND(scope, receive, send)
             return
+        if not self._started:
+            self._started = True
+            self.page.run_startup_events()
         await self.app(scope, receive, send)
 
 

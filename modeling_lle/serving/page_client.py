@@ -35,7 +35,8 @@ class PageClient:
         Raises:
             PageError: The server has refused it.
         """
-        headers = {"Authorization": b"Bearer " + key.strip().encode("utf-8", "replace")} if key.strip() else {}
+        key = key.strip()
+        headers = {"Authorization": b"Bearer " + key.encode("utf-8", "replace")} if key else {}
         client = httpx.AsyncClient(transport=self._transport, base_url="http://localhost", timeout=None)
         async with client:
             answer = await client.request(method, path, headers=headers, **options)
@@ -48,5 +49,5 @@ class PageClient:
         error = values.get("error", "the server failed: see its log")
         message = str(error.get("message") if isinstance(error, dict) else error)
         if answer.status_code == 401:
-            message = "this server needs a key: enter yours above" if not key.strip() else "this key is not known here"
+            message = "this server needs a key: enter yours above" if not key else "this key is not known here"
         raise PageError(message)

@@ -147,7 +147,7 @@ def make_page(app: FastAPI, serving: Serving) -> gr.Blocks:
     with gr.Blocks(title="modeling_lle", analytics_enabled=False) as page:
         gr.HTML(INTRODUCTION)
         needs_key = serving.keys.required
-        key = gr.Textbox(label="Your key", type="password", visible=needs_key, elem_id="key", max_lines=1)
+        key = gr.Textbox("", label="Your key", type="password", visible=needs_key, elem_id="key", max_lines=1)
         choices = [(f"{own.name}, {own.task.noun}", own.name) for own in served]
         model = gr.Radio(choices, value=served[0].name, label="Model", visible=len(served) > 1, elem_id="model")
         with gr.Tabs():
@@ -184,6 +184,7 @@ class _Panel:
         self.curve: gr.HTML | None = None
         with gr.Column(visible=visible) as self.group:
             self.text = gr.Textbox(
+                "",
                 label=label,
                 placeholder=placeholder,
                 lines=3,
@@ -222,10 +223,10 @@ class _Panel:
             self.right = gr.Dropdown([], label="The right label", info="Choose one, or write a new one.", **options)
         elif self.task == TRANSLATION:
             self._teach = "Teach this pair"
-            self.right = gr.Textbox(label="The right translation", lines=2, max_lines=12, elem_id=f"{ids}-right")
+            self.right = gr.Textbox("", label="The right translation", lines=2, max_lines=12, elem_id=f"{ids}-right")
         else:
             self._teach = "Teach this document"
-            self.right = gr.Textbox(label="A document", lines=5, max_lines=14, elem_id=f"{ids}-right")
+            self.right = gr.Textbox("", label="A document", lines=5, max_lines=14, elem_id=f"{ids}-right")
 
     @property
     def cleared(self) -> list[Any]:
@@ -257,7 +258,11 @@ class _History:
 
     def __init__(self, steps: Steps, model: gr.Radio, key: gr.Textbox) -> None:
         self.search = gr.Textbox(
-            label="Search", placeholder="A part of a text, label or translation", max_lines=1, elem_id="search"
+            "",
+            label="Search",
+            placeholder="A part of a text, label or translation",
+            max_lines=1,
+            elem_id="search",
         )
         with gr.Row(equal_height=True):
             self.source = gr.Dropdown([], label="Forget all that was taught as", elem_id="source", scale=3)

@@ -1,6 +1,9 @@
 """How the page looks: one column of calm boxes, two colours that mean something, the fonts of the system."""
 
-HEAD = '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="robots" content="noindex">'
+ICON = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><rect x="1" y="3" width="14" height="4" rx="1" '
+    'fill="#1f6f78"/><rect x="1" y="9" width="8" height="4" rx="1" fill="#b8b4aa"/></svg>'
+)
 CSS = """
 .gradio-container {
   --lle-mixed: #1f6f78; --lle-base: #b8b4aa; --lle-was: #c4793a; --lle-ink: #23282b; --lle-soft: #62696d;
