@@ -16,6 +16,7 @@ _LESSON_TIME = re.compile(re.escape(LESSON) + r"(\d{4}-\d\d-\d\d) (\d\d:\d\d:\d\
 _ENTRY = re.compile(r"(:\d+)? \(entry \d+\)")
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 260, 48, 104, 14, 30
 POINTS = 240
+LEAST = 0.0005  # effect or share of an entry that is told
 
 
 def escaped(text: Any) -> str:
@@ -130,9 +131,10 @@ def _shares(found: Predicted) -> str:
 
 def _moved(found: Predicted) -> str:
     """The entries that moved a prediction."""
-    if not found.moved:
+    moved = [own for own in found.moved if abs(own.share if own.effect is None else own.effect) >= LEAST]
+    if not moved:
         return '<p class="lle-empty">No entry of the history has moved this prediction.</p>'
-    items = "".join(_entry(own, found) for own in found.moved)
+    items = "".join(_entry(own, found) for own in moved)
     named = token_name(found.outcome) if found.bars and found.text is not None else escaped(found.outcome)
     title = f"What moved <q>{named}</q>" if found.bars else "Sentence pairs that moved the translation"
     return f'<section><h3>{title}</h3><ol class="lle-moved">{items}</ol></section>'

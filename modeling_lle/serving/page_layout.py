@@ -192,16 +192,17 @@ class _Panel:
                 elem_id=f"{ids}-text",
                 info="Shift and Enter does what the button does.",
             )
-            predict = gr.Button(verb, variant="primary", elem_id=f"{ids}-predict")
+            with gr.Row(elem_classes="lle-buttons"):
+                predict = gr.Button(verb, variant="primary", elem_id=f"{ids}-predict")
             self._add_lesson(ids)
-            with gr.Row():
+            with gr.Row(elem_classes="lle-buttons"):
                 teach = gr.Button(self._teach, elem_id=f"{ids}-teach")
                 undo = gr.Button("Undo the last lesson", elem_id=f"{ids}-undo")
                 plot = gr.Button("Plot its perplexity", elem_id=f"{ids}-plot", visible=task == LANGUAGE)
             self.note = gr.HTML(elem_id=f"{ids}-note", padding=False)
-            self.result = gr.HTML(elem_id=f"{ids}-result", padding=False)
             if task == LANGUAGE:
                 self.curve = gr.HTML(elem_id=f"{ids}-curve", padding=False)
+            self.result = gr.HTML(elem_id=f"{ids}-result", padding=False)
         asked, told = [model, key, self.text], [self.note, self.result]
         gr.on([predict.click, self.text.submit], steps.predict, asked, told, **_SHOWN)
         done = [
@@ -264,9 +265,9 @@ class _History:
             max_lines=1,
             elem_id="search",
         )
-        with gr.Row(equal_height=True):
-            self.source = gr.Dropdown([], label="Forget all that was taught as", elem_id="source", scale=3)
-            forget = gr.Button("Forget it", elem_id="forget", scale=1)
+        self.source = gr.Dropdown([], label="Forget all that was taught as", elem_id="source")
+        with gr.Row(elem_classes="lle-buttons"):
+            forget = gr.Button("Forget it", elem_id="forget")
         self.done = gr.HTML(elem_id="history-done", padding=False)
         self.note = gr.HTML(elem_id="history-note", padding=False)
         self.list = gr.HTML(elem_id="history-list", padding=False)

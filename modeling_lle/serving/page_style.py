@@ -8,12 +8,18 @@ CSS = """
 .gradio-container {
   --lle-mixed: #1f6f78; --lle-base: #b8b4aa; --lle-was: #c4793a; --lle-ink: #23282b; --lle-soft: #62696d;
   --lle-line: #e3e0d9; --lle-paper: #ffffff; --lle-tint: #eef4f4; --lle-bad: #a33a2c;
-  max-width: 880px !important; margin: 0 auto !important; padding: 20px 16px 56px !important;
+  padding: 24px 16px 56px !important;
 }
 .dark .gradio-container, .gradio-container.dark {
   --lle-mixed: #5db3bb; --lle-base: #6d6f70; --lle-was: #e0a06a; --lle-ink: #e6e6e3; --lle-soft: #a2a8aa;
   --lle-line: #3a3f41; --lle-paper: #202425; --lle-tint: #24312f; --lle-bad: #ec9486;
 }
+.gradio-container main { width: 100% !important; max-width: 800px !important; margin: 0 auto !important; }
+.gradio-container .block.hide-container { padding: 0 !important; }
+.gradio-container .block:has(> .html-container > .prose:empty) { display: none; }
+.gradio-container .html-container { padding: 0 !important; }
+.gradio-container .lle-buttons { flex-wrap: wrap; gap: 10px; }
+.gradio-container .lle-buttons button { flex: 0 1 auto; min-width: 150px; font-weight: 500; }
 .gradio-container footer { display: none !important; }
 .lle-head h1 { font-size: 22px; font-weight: 650; margin: 0 0 4px; color: var(--lle-ink); letter-spacing: -0.01em; }
 .lle-head p { margin: 0; color: var(--lle-soft); max-width: 64ch; }
@@ -47,17 +53,17 @@ b.lle-base { background: var(--lle-base); }
 .lle-amount small { display: block; font-weight: 400; font-size: 12px; color: var(--lle-soft); line-height: 1.3; }
 .lle-more { color: var(--lle-mixed); }
 .lle-less { color: var(--lle-was); }
-.lle-entry p, .lle-held p { margin: 0; overflow-wrap: anywhere; white-space: pre-wrap; font-size: 14px; line-height: 1.5; }
-.gradio-container mark { background: var(--lle-tint); color: var(--lle-mixed); font-weight: 600; padding: 1px 4px; border-radius: 3px; }
-.gradio-container cite { display: block; font-style: normal; font-size: 12px; color: var(--lle-soft); margin-top: 2px; overflow-wrap: anywhere; }
+.lle-entry p, .lle-held p { display: block; margin: 0 0 2px; overflow-wrap: anywhere; white-space: pre-wrap; font-size: 14px; line-height: 1.5; }
+.gradio-container .prose mark { background: var(--lle-tint); color: var(--lle-mixed) !important; font-weight: 600; padding: 1px 4px; border-radius: 3px; }
+.gradio-container .prose cite { display: block; font-style: normal; font-size: 12px; color: var(--lle-soft) !important; margin-top: 2px; overflow-wrap: anywhere; }
 .lle-held li { padding: 10px 0; border-top: 1px solid var(--lle-line); color: var(--lle-ink); }
 .lle-count { margin-bottom: 8px; }
-.lle-cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(220px, 1fr)); gap: 12px; }
-.lle-card { margin: 0; padding: 12px 14px; border: 1px solid var(--lle-line); border-top: 3px solid var(--lle-base); border-radius: 4px; background: var(--lle-paper); }
-.lle-card.lle-mixed { border-top-color: var(--lle-mixed); }
-.lle-card.lle-was { border-top-color: var(--lle-was); }
+.lle-cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); gap: 12px; }
+.gradio-container .lle-card { margin: 0; padding: 10px 14px 12px; border: 1px solid var(--lle-line); border-top: 3px solid var(--lle-base); border-radius: 4px; background: var(--lle-paper); }
+.gradio-container .lle-card.lle-mixed { border-top-color: var(--lle-mixed); }
+.gradio-container .lle-card.lle-was { border-top-color: var(--lle-was); }
 .lle-card figcaption { font-size: 12px; color: var(--lle-soft); margin-bottom: 4px; }
-.lle-card blockquote { margin: 0; padding: 0; border: 0; font-style: normal; font-size: 15px; line-height: 1.5; white-space: pre-wrap; overflow-wrap: anywhere; color: var(--lle-ink); }
+.gradio-container .lle-card blockquote { margin: 0 !important; padding: 0 !important; border: 0 !important; font-style: normal; font-size: 15px; line-height: 1.5; white-space: pre-wrap; overflow-wrap: anywhere; color: var(--lle-ink); }
 .lle-note { margin: 0; padding: 9px 12px; border-radius: 4px; font-size: 14px; border-left: 3px solid var(--lle-mixed); background: var(--lle-tint); color: var(--lle-ink); }
 .lle-note.lle-error { border-left-color: var(--lle-bad); background: color-mix(in srgb, var(--lle-bad) 9%, transparent); }
 .lle-curve { margin: 0; color: var(--lle-ink); }
@@ -78,10 +84,11 @@ b.lle-base { background: var(--lle-base); }
 }
 @media (max-width: 560px) {
   .gradio-container { padding: 14px 10px 40px !important; }
-  .lle-bars li { grid-template-columns: 1fr auto; gap: 3px 10px; padding: 7px 0; }
+  .lle-bars li { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 3px 10px; padding: 7px 0; }
   .lle-name { text-align: left; }
-  .lle-tracks { grid-column: 1 / -1; grid-row: 2; }
-  .lle-value { text-align: right; }
+  .lle-tracks { flex: 0 0 100%; order: 3; }
+  .lle-value { text-align: right; margin-left: auto; }
+  .gradio-container .lle-buttons button { flex: 1 1 100%; }
   .lle-value em { display: inline; margin-left: 8px; }
   .lle-moved li { grid-template-columns: 58px 1fr; gap: 10px; }
   .lle-curve .lle-tick, .lle-end tspan { font-size: 19px; }
