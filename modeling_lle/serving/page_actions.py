@@ -67,6 +67,7 @@ class Predicted:
         moved: Entries that moved it.
         base_share: The share of the base in it.
         text, base_text: What a language model or translator writes, and what its base writes alone.
+        least: What the probabilities that are None do not reach, with history and by the base.
     """
 
     outcome: str
@@ -75,6 +76,7 @@ class Predicted:
     base_share: float
     text: str | None = None
     base_text: str | None = None
+    least: tuple[float, float] = (0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,9 @@ class Actions:
         why = told["history"][0] if told["history"] else {"causes": [], "base_share": 1.0}
         first = max(mixed, key=lambda token: mixed[token], default="")
         moved = [_token(cause) for cause in why["causes"]]
-        return Predicted(first, _chosen(bars), moved, why["base_share"], told["text"], alone["choices"][0]["text"])
+        least = min(mixed.values(), default=0.0), min(base.values(), default=0.0)
+        texts = told["text"], alone["choices"][0]["text"]
+        return Predicted(first, _chosen(bars), moved, why["base_share"], *texts, least)
 
     async def _translated(self, served: Served, key: str, text: str) -> Predicted:
         assert served.languages is not None

@@ -8,13 +8,13 @@ import html
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from .page_actions import LESSON, Bar, Curve, Held, Moved, Predicted, replaced_by
 
 _LESSON_TIME = re.compile(re.escape(LESSON) + r"(\d{4}-\d\d-\d\d) (\d\d:\d\d:\d\d)\.\d+\+*(?: \{.*?\}\}?)?")
 _ENTRY = re.compile(r"(:\d+)? \(entry \d+\)")
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 260, 48, 104, 14, 30
 POINTS = 240
 LEAST = 0.0005  # effect or share of an entry that is told
 
@@ -32,10 +32,10 @@ def token_name(token: str) -> str:
     return f'<span class="lle-sign" title="white space">{signs or "(end of the text)"}</span>'
 
 
-def percent(value: float | None) -> str:
-    """A probability in percent."""
+def percent(value: float | None, least: float = 0.0) -> str:
+    """A probability in percent; None: it does not reach `least`."""
     if value is None:
-        return "-"
+        return f"under {percent(max(least, 0.001))}"
     shown = 100 * value
     return f"{shown:.0f}&#8239;%" if shown >= 9.95 else f"{shown:.1f}&#8239;%" if shown >= 0.05 else "0&#8239;%"
 
@@ -84,9 +84,8 @@ def _texts(found: Predicted, before: Predicted | None) -> str:
 
 def _bars(found: Predicted, before: Predicted | None) -> str:
     """Outcomes with two bars each."""
-    was = {} if before is None else {bar.name: bar for bar in before.bars}
     is_token = found.text is not None
-    rows = "".join(_row(bar, was.get(bar.name), before is not None, is_token) for bar in found.bars)
+    rows = "".join(_row(bar, found, before) for bar in found.bars)
     title = "The next word or part of one" if is_token else "Labels"
     keys = '<span class="lle-key lle-mixed">with history</span><span class="lle-key lle-base">base model alone</span>'
     keys += '<span class="lle-key lle-was">before</span>' if before is not None else ""
@@ -96,21 +95,21 @@ def _bars(found: Predicted, before: Predicted | None) -> str:
     )
 
 
-def _row(bar: Bar, was: Bar | None, has_before: bool, is_token: bool) -> str:
-    name = token_name(bar.name) if is_token else escaped(bar.name)
-    earlier = was.mixed if was is not None else None
-    mark, change = "", ""
-    if has_before and earlier is None and not is_token:
-        earlier = 0.0
-    if has_before and earlier is not None:
-        mark = f'<i class="lle-mark" style="left:{_width(earlier)}%"></i>'
-        if abs((bar.mixed or 0.0) - earlier) >= 0.0005:
-            change = f' <small>was {percent(earlier)}</small>'
+def _row(bar: Bar, found: Predicted, before: Predicted | None) -> str:
+    is_token = found.text is not None
+    name, mark, change = token_name(bar.name) if is_token else escaped(bar.name), "", ""
+    if before is not None:
+        same = next((own for own in before.bars if own.name == bar.name), None)
+        was = (None if is_token else 0.0) if same is None else same.mixed
+        mark = f'<i class="lle-mark" style="left:{_width(was)}%"></i>'
+        if abs((bar.mixed or 0.0) - (was or 0.0)) >= LEAST:
+            change = f" <small>was {percent(was, before.bars[-1].mixed or before.least[0])}</small>"
     return (
         f'<li><span class="lle-name">{name}</span><span class="lle-tracks" aria-hidden="true">'
         f'<span class="lle-track"><b class="lle-mixed" style="width:{_width(bar.mixed)}%"></b>{mark}</span>'
         f'<span class="lle-track lle-thin"><b class="lle-base" style="width:{_width(bar.base)}%"></b></span></span>'
-        f'<span class="lle-value">{percent(bar.mixed)}{change}<em>base {percent(bar.base)}</em></span></li>'
+        f'<span class="lle-value">{percent(bar.mixed, found.least[0])}{change}'
+        f"<em>base {percent(bar.base, found.least[1])}</em></span></li>"
     )
 
 
@@ -147,7 +146,8 @@ def _entry(own: Moved, found: Predicted) -> str:
     else:
         is_token = found.text is not None
         if is_token:
-            text = f"<p>{escaped(own.before)}<mark>{escaped(own.outcome) or '⏎'}</mark>{escaped(own.after)}</p>"
+            token = escaped(own.outcome) if own.outcome.strip() else token_name(own.outcome)
+            text = f'<p>{escaped(own.before.lstrip())}<mark class="lle-token">{token}</mark>{escaped(own.after)}</p>'
         else:
             text = f"<p>{escaped(own.before)}</p><p><mark>{escaped(own.outcome)}</mark></p>"
         effect = 100 * (own.effect or 0.0)
@@ -190,55 +190,96 @@ def source_name(source: str) -> str:
     return shown if was is None else f"{shown}, instead of {was['was']}"
 
 
+@dataclass(frozen=True)
+class Frame:
+    """The sizes of a plot: its own, and those of its margins."""
+
+    kind: str
+    width: int
+    height: int
+    left: int = 48
+    right: int = 104
+    top: int = 14
+    bottom: int = 30
+
+
+FRAMES = Frame("wide", 800, 290), Frame("narrow", 360, 220, 44, 84)  # for wide and for narrow screens
+
+
 def curve(found: Curve) -> str:
     """The running perplexity of a document, with history and by the base alone."""
-    mixed, base = found.mixed, found.base
-    skip = min(len(mixed) // 20, 20)  # the first tokens say little, and would set the scale
-    values = [*mixed[skip:], *base[skip:]]
-    low, high = math.log10(max(min(values), 1e-9)) - 0.03, math.log10(max(values)) + 0.03
-    low, high = (low, high) if high - low > 0.15 else (low - 0.1, high + 0.1)
-
-    def across(place: float) -> float:
-        return LEFT + place / max(len(mixed) - 1, 1) * (WIDTH - LEFT - RIGHT)
-
-    def down(value: float) -> float:
-        return TOP + (high - math.log10(max(value, 1e-9))) / (high - low) * (HEIGHT - TOP - BOTTOM)
-
-    lines = "".join(_line(own, skip, across, down, kind) for own, kind in ((base, "base"), (mixed, "mixed")))
-    ends = [down(mixed[-1]), down(base[-1])]
-    if abs(ends[0] - ends[1]) < 34:
-        middle, sign = sum(ends) / 2, 1 if mixed[-1] <= base[-1] else -1
-        ends = [middle + 17 * sign, middle - 17 * sign]
-    names = "".join(
-        f'<text class="lle-end lle-{kind}" x="{WIDTH - RIGHT + 8}" y="{end:.1f}">{own[-1]:,.1f}'
-        f'<tspan x="{WIDTH - RIGHT + 8}" dy="1.15em">{name}</tspan></text>'
-        for own, end, kind, name in ((mixed, ends[0], "mixed", "with history"), (base, ends[1], "base", "base alone"))
-    )
-    less = 100 * (1 - mixed[-1] / base[-1])
-    said = f"{abs(less):.0f} % {'lower' if less >= 0 else 'higher'} with history, over {len(mixed):,} tokens"
+    less = 100 * (1 - found.mixed[-1] / found.base[-1])
+    change = f"{abs(less):.0f} % {'lower' if less >= 0 else 'higher'}"
+    said = f"{change} with history than by the base model alone, over {len(found.mixed):,} tokens"
+    plots = "".join(_Plot(found, frame).svg(said) for frame in FRAMES)
     return (
-        f'<figure class="lle-curve"><figcaption><h3>Perplexity as the document is read</h3><p>Lower is better: {said}.'
-        f'</p></figcaption><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="Running perplexity: {said}">'
-        f"{_axes(low, high, down)}{lines}{names}"
-        f'<text class="lle-tick" x="{LEFT}" y="{HEIGHT - 8}">first token</text><text class="lle-tick lle-right" '
-        f'x="{WIDTH - RIGHT}" y="{HEIGHT - 8}">token {len(mixed):,}</text></svg></figure>'
+        '<figure class="lle-curve"><figcaption><h3>Perplexity as the document is read</h3>'
+        f"<p>Lower is better: {said}.</p></figcaption>{plots}</figure>"
     )
 
 
-def _line(values: Sequence[float], skip: int, across: Any, down: Any, kind: str) -> str:
-    step = max(1, len(values) // POINTS)
-    places = [*range(skip, len(values) - 1, step), len(values) - 1]
-    points = " ".join(f"{across(place):.1f},{down(values[place]):.1f}" for place in places)
-    return f'<polyline class="lle-{kind}" points="{points}"/>'
+class _Plot:
+    """Two lines on a logarithmic scale.
 
+    Args:
+        found: The values of the lines.
+        frame: The sizes.
+    """
 
-def _axes(low: float, high: float, down: Any) -> str:
-    """Lines at a few round values of a logarithmic axis."""
-    every = [factor * 10.0**power for power in range(-1, 9) for factor in (1, 1.5, 2, 3, 5, 7)]
-    shown = [value for value in every if low <= math.log10(value) <= high]
-    kept = shown[:: max(1, math.ceil(len(shown) / 5))]
-    return "".join(
-        f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{down(value):.1f}" y2="{down(value):.1f}"/>'
-        f'<text class="lle-tick lle-right" x="{LEFT - 8}" y="{down(value) + 4:.1f}">{value:,g}</text>'
-        for value in kept
-    )
+    def __init__(self, found: Curve, frame: Frame) -> None:
+        self.found, self.frame = found, frame
+        self.skip = min(len(found.mixed) // 20, 20)  # the first tokens say little, and would set the scale
+        values = [math.log10(max(value, 1e-9)) for own in (found.mixed, found.base) for value in own[self.skip :]]
+        low, high = min(values) - 0.03, max(values) + 0.03
+        self.low, self.high = (low, high) if high - low > 0.15 else (low - 0.1, high + 0.1)
+
+    def svg(self, said: str) -> str:
+        """The plot; `said` tells what it shows."""
+        frame, found = self.frame, self.found
+        end = frame.width - frame.right
+        lines = "".join(self._line(own, kind) for own, kind in ((found.base, "base"), (found.mixed, "mixed")))
+        low = frame.height - 8
+        return (
+            f'<svg class="lle-{frame.kind}" viewBox="0 0 {frame.width} {frame.height}" role="img" '
+            f'aria-label="Running perplexity: {said}">{self._axes()}{lines}{self._names()}'
+            f'<text class="lle-tick" x="{frame.left}" y="{low}">first token</text>'
+            f'<text class="lle-tick lle-right" x="{end}" y="{low}">token {len(found.mixed):,}</text></svg>'
+        )
+
+    def _down(self, value: float) -> float:
+        inside = self.frame.height - self.frame.top - self.frame.bottom
+        return self.frame.top + (self.high - math.log10(max(value, 1e-9))) / (self.high - self.low) * inside
+
+    def _across(self, place: int) -> float:
+        inside = self.frame.width - self.frame.left - self.frame.right
+        return self.frame.left + place / max(len(self.found.mixed) - 1, 1) * inside
+
+    def _line(self, values: Sequence[float], kind: str) -> str:
+        step = max(1, len(values) // POINTS)
+        places = [*range(self.skip, len(values) - 1, step), len(values) - 1]
+        points = " ".join(f"{self._across(place):.1f},{self._down(values[place]):.1f}" for place in places)
+        return f'<polyline class="lle-{kind}" points="{points}"/>'
+
+    def _names(self) -> str:
+        """The last values of the lines, apart from each other."""
+        mixed, base, x = self.found.mixed[-1], self.found.base[-1], self.frame.width - self.frame.right + 8
+        ends = [self._down(mixed), self._down(base)]
+        if abs(ends[0] - ends[1]) < 36:
+            middle, sign = sum(ends) / 2, 1 if mixed <= base else -1
+            ends = [middle + 18 * sign, middle - 18 * sign]
+        return "".join(
+            f'<text class="lle-end lle-{kind}" x="{x}" y="{end:.1f}">{value:,.1f}'
+            f'<tspan x="{x}" dy="1.15em">{name}</tspan></text>'
+            for value, end, kind, name in ((mixed, ends[0], "mixed", "with history"), (base, ends[1], "base", "base"))
+        )
+
+    def _axes(self) -> str:
+        """Lines at a few round values."""
+        every = [factor * 10.0**power for power in range(-1, 9) for factor in (1, 1.5, 2, 3, 5, 7)]
+        shown = [value for value in every if self.low <= math.log10(value) <= self.high]
+        left, end = self.frame.left, self.frame.width - self.frame.right
+        return "".join(
+            f'<line x1="{left}" x2="{end}" y1="{self._down(value):.1f}" y2="{self._down(value):.1f}"/>'
+            f'<text class="lle-tick lle-right" x="{left - 8}" y="{self._down(value) + 4:.1f}">{value:,g}</text>'
+            for value in shown[:: max(1, math.ceil(len(shown) / 5))]
+        )

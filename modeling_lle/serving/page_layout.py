@@ -26,7 +26,7 @@ _HUE = gr.themes.Color("#f1f7f7", "#e0eeee", "#c3dede", "#9cc8ca", "#6aa9ad", "#
 _PROMPTS = {
     CLASSIFICATION.name: ("Text", "A text to classify", "Classify"),
     TRANSLATION.name: ("Text", "A text to translate", "Translate"),
-    LANGUAGE.name: ("Text", "The beginning of a text, which the model goes on with", "Go on with it"),
+    LANGUAGE.name: ("Text", "The beginning of a text, which the model goes on with", "Continue"),
 }
 
 
@@ -97,6 +97,10 @@ class Steps:
             return "", page_html.curve(await self.actions.perplexity(model, key, document))
 
         return await _told(run())
+
+    async def plot_again(self, model: str, key: str, document: str, shown: str | None) -> Any:
+        """The plot after a lesson, if there was one before."""
+        return (await self.plot(model, key, document))[1] if shown and document.strip() else gr.skip()
 
     async def labels(self, model: str, key: str) -> Any:
         """The labels to choose from; none for other models, and without a valid key."""
@@ -196,9 +200,9 @@ class _Panel:
                 predict = gr.Button(verb, variant="primary", elem_id=f"{ids}-predict")
             self._add_lesson(ids)
             with gr.Row(elem_classes="lle-buttons"):
+                plot = gr.Button("Plot its perplexity", elem_id=f"{ids}-plot", visible=task == LANGUAGE)
                 teach = gr.Button(self._teach, elem_id=f"{ids}-teach")
                 undo = gr.Button("Undo the last lesson", elem_id=f"{ids}-undo")
-                plot = gr.Button("Plot its perplexity", elem_id=f"{ids}-plot", visible=task == LANGUAGE)
             self.note = gr.HTML(elem_id=f"{ids}-note", padding=False)
             if task == LANGUAGE:
                 self.curve = gr.HTML(elem_id=f"{ids}-curve", padding=False)
@@ -210,7 +214,10 @@ class _Panel:
             undo.click(steps.undo, asked, told, **_SHOWN),
         ]
         if self.curve is not None:
-            plot.click(steps.plot, [model, key, self.right], [self.note, self.curve], **_SHOWN)
+            read = [model, key, self.right]
+            plot.click(steps.plot, read, [self.note, self.curve], **_SHOWN)
+            for event in done:
+                event.then(steps.plot_again, [*read, self.curve], self.curve, **_SHOWN)
         if task == CLASSIFICATION:
             for event in done:
                 event.then(steps.labels, [model, key], self.right, **_QUIET)

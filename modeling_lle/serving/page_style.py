@@ -8,12 +8,13 @@ CSS = """
 .gradio-container {
   --lle-mixed: #1f6f78; --lle-base: #b8b4aa; --lle-was: #c4793a; --lle-ink: #23282b; --lle-soft: #62696d;
   --lle-line: #e3e0d9; --lle-paper: #ffffff; --lle-tint: #eef4f4; --lle-bad: #a33a2c;
-  padding: 24px 16px 56px !important;
+  padding: 0 !important; overflow-x: clip;
 }
 .dark .gradio-container, .gradio-container.dark {
   --lle-mixed: #5db3bb; --lle-base: #6d6f70; --lle-was: #e0a06a; --lle-ink: #e6e6e3; --lle-soft: #a2a8aa;
   --lle-line: #3a3f41; --lle-paper: #202425; --lle-tint: #24312f; --lle-bad: #ec9486;
 }
+.gradio-container .app { padding: 24px 16px 56px !important; }
 .gradio-container main { width: 100% !important; max-width: 800px !important; margin: 0 auto !important; }
 .gradio-container .block.hide-container { padding: 0 !important; }
 .gradio-container .block:has(> .html-container > .prose:empty) { display: none; }
@@ -56,6 +57,7 @@ b.lle-base { background: var(--lle-base); }
 .lle-entry p, .lle-held p { display: block; margin: 0 0 2px; overflow-wrap: anywhere; white-space: pre-wrap; font-size: 14px; line-height: 1.5; }
 .gradio-container .prose mark { background: var(--lle-tint); color: var(--lle-mixed) !important; font-weight: 600; padding: 1px 4px; border-radius: 3px; }
 .gradio-container .prose cite { display: block; font-style: normal; font-size: 12px; color: var(--lle-soft) !important; margin-top: 2px; overflow-wrap: anywhere; }
+.gradio-container .prose mark.lle-token { padding: 1px 0; }
 .lle-held li { padding: 10px 0; border-top: 1px solid var(--lle-line); color: var(--lle-ink); }
 .lle-count { margin-bottom: 8px; }
 .lle-cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); gap: 12px; }
@@ -66,9 +68,10 @@ b.lle-base { background: var(--lle-base); }
 .gradio-container .lle-card blockquote { margin: 0 !important; padding: 0 !important; border: 0 !important; font-style: normal; font-size: 15px; line-height: 1.5; white-space: pre-wrap; overflow-wrap: anywhere; color: var(--lle-ink); }
 .lle-note { margin: 0; padding: 9px 12px; border-radius: 4px; font-size: 14px; border-left: 3px solid var(--lle-mixed); background: var(--lle-tint); color: var(--lle-ink); }
 .lle-note.lle-error { border-left-color: var(--lle-bad); background: color-mix(in srgb, var(--lle-bad) 9%, transparent); }
-.lle-curve { margin: 0; color: var(--lle-ink); }
+.gradio-container .lle-curve { margin: 0 0 14px; color: var(--lle-ink); }
 .lle-curve figcaption p { margin: -4px 0 8px; font-size: 13px; color: var(--lle-soft); }
 .lle-curve svg { width: 100%; height: auto; display: block; font-family: inherit; }
+.lle-curve svg.lle-narrow { display: none; }
 .lle-curve line { stroke: var(--lle-line); stroke-width: 1; }
 .lle-curve polyline { fill: none; stroke-width: 2.2; stroke-linejoin: round; }
 .lle-curve polyline.lle-mixed { stroke: var(--lle-mixed); }
@@ -83,7 +86,7 @@ b.lle-base { background: var(--lle-base); }
   outline: 2px solid var(--lle-mixed) !important; outline-offset: 2px;
 }
 @media (max-width: 560px) {
-  .gradio-container { padding: 14px 10px 40px !important; }
+  .gradio-container .app { padding: 16px 14px 40px !important; }
   .lle-bars li { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 3px 10px; padding: 7px 0; }
   .lle-name { text-align: left; }
   .lle-tracks { flex: 0 0 100%; order: 3; }
@@ -91,8 +94,8 @@ b.lle-base { background: var(--lle-base); }
   .gradio-container .lle-buttons button { flex: 1 1 100%; }
   .lle-value em { display: inline; margin-left: 8px; }
   .lle-moved li { grid-template-columns: 58px 1fr; gap: 10px; }
-  .lle-curve .lle-tick, .lle-end tspan { font-size: 19px; }
-  .lle-end { font-size: 21px; }
+  .lle-curve svg.lle-wide { display: none; }
+  .lle-curve svg.lle-narrow { display: block; }
 }
 @media (prefers-reduced-motion: reduce) { .lle-track b { transition: none; } }
 """
