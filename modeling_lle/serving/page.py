@@ -5,13 +5,13 @@ can be uploaded, no file is read, and no function is called but through its queu
 """
 
 import importlib.util
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from fastapi.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from .page_style import ICON
 from .state import Serving
 
 if TYPE_CHECKING:
@@ -20,9 +20,14 @@ if TYPE_CHECKING:
 PATH = "/page"
 MISSING = 'The page needs gradio: pip install "modeling_lle[serve]". The API works without it: see /openapi.json.\n'
 OFF = "This server has no page. Its API is described in /openapi.json.\n"
+STYLE = Path(__file__).with_name("page.css")
+ICON = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><rect x="1" y="3" width="14" height="4" rx="1" '
+    'fill="#1f6f78"/><rect x="1" y="9" width="8" height="4" rx="1" fill="#b8b4aa"/></svg>'
+)
 _API = "gradio_api"
 _OPEN = frozenset({"queue", "heartbeat", "startup-events", "cancel", "reset", "theme.css"})  # after /gradio_api/
-_SHOWN = frozenset({"", "assets", "static", "svelte", "config", "theme.css", "manifest.json", "favicon.ico", "pwa_icon"})
+_SHOWN = frozenset({"", "assets", "static", "svelte", "config", "theme.css", "manifest.json"})
 _NOT_FOUND = PlainTextResponse("there is no such file\n", 404)
 
 
@@ -59,9 +64,8 @@ def _mount(app: FastAPI, page: "Blocks") -> None:
     import gradio
 
     from .page_layout import make_theme
-    from .page_style import CSS
 
-    options: dict[str, Any] = {"theme": make_theme(), "css": CSS, "footer_links": []}
+    options: dict[str, Any] = {"theme": make_theme(), "css": STYLE.read_text(encoding="utf-8"), "footer_links": []}
     options |= {"show_error": True, "ssr_mode": False, "enable_monitoring": False, "mcp_server": False, "pwa": False}
     lifespan = app.router.lifespan_context
     gradio.mount_gradio_app(app, page, PATH, max_file_size=0, **options)

@@ -21,7 +21,6 @@ from .served import Models, Served
 
 LESSON = "page "  # begins the sources of what is taught here
 LONGEST_SOURCE = 256
-SHOWN = 8  # rows of bars
 CAUSES = 6
 NEW_TOKENS = 32
 LISTED = 50
@@ -63,7 +62,7 @@ class Predicted:
 
     Attributes:
         outcome: The label, next token or translation.
-        bars: Outcomes, the most probable ones first; none of a translation.
+        bars: Outcomes, the most probable ones with history first; none of a translation.
         moved: Entries that moved it.
         base_share: The share of the base in it.
         text, base_text: What a language model or translator writes, and what its base writes alone.
@@ -132,7 +131,7 @@ class Actions:
         first = told["labels"][0]["label"]
         bars = [Bar(label, score, base.get(label, 0.0)) for label, score in mixed.items()]
         why = told["history"][0]
-        return Predicted(first, _chosen(bars), [_example(cause) for cause in why["causes"]], why["base_share"])
+        return Predicted(first, bars, [_example(cause) for cause in why["causes"]], why["base_share"])
 
     async def _completed(self, served: Served, key: str, text: str) -> Predicted:
         body = {"model": served.name, "prompt": text, "temperature": 0, "max_tokens": NEW_TOKENS, "logprobs": 20}
@@ -141,12 +140,13 @@ class Actions:
         alone = await self.client.ask("POST", "/v1/completions", key, json={**body, "use_history": False})
         mixed, base = (_first_place(choice) for choice in (told, alone["choices"][0]))
         bars = [Bar(token, mixed.get(token), base.get(token)) for token in {**mixed, **base}]
-        why = told["history"][0] if told["history"] else {"causes": [], "base_share": 1.0}
-        first = max(mixed, key=lambda token: mixed[token], default="")
+        bars.sort(key=lambda bar: -(bar.mixed or 0.0))
+        why: dict[str, Any] = told["history"][0] if told["history"] else {"causes": [], "base_share": 1.0}
+        first = bars[0].name if bars else ""
         moved = [_token(cause) for cause in why["causes"]]
         least = min(mixed.values(), default=0.0), min(base.values(), default=0.0)
         texts = told["text"], alone["choices"][0]["text"]
-        return Predicted(first, _chosen(bars), moved, why["base_share"], *texts, least)
+        return Predicted(first, bars, moved, why["base_share"], *texts, least)
 
     async def _translated(self, served: Served, key: str, text: str) -> Predicted:
         assert served.languages is not None
@@ -231,7 +231,7 @@ class Actions:
             served = self.models.get(name)
             names = json.loads(was["was"]) if served.model.kind == MULTI else was["was"]
             label = float(names) if served.model.kind == REGRESSION else names
-            again = {"examples": [{"text": found["data"][0]["text"], "label": label}], "source": was["in"]}
+            again: dict[str, Any] = {"examples": [{"text": found["data"][0]["text"], "label": label}], "source": was["in"]}
             again |= {} if served.model.kind == REGRESSION else {"new_labels": True}
             await self.client.ask("POST", path, key, json=again)
             return f"Taken back: the text has its earlier label {was['was']} again."
@@ -285,14 +285,6 @@ def _first_place(choice: dict[str, Any]) -> dict[str, float]:
     """The most probable tokens at the first place of a completion, with their probabilities."""
     places = choice["logprobs"]["top_logprobs"]
     return {token: math.exp(value) for token, value in places[0].items()} if places else {}
-
-
-def _chosen(bars: Sequence[Bar]) -> list[Bar]:
-    """The most probable outcomes, and the first one of the base if it is not among them."""
-    by_mixed = sorted(bars, key=lambda bar: -(bar.mixed or 0.0))
-    best = max(by_mixed, key=lambda bar: bar.base or 0.0, default=None)
-    shown = by_mixed[:SHOWN]
-    return shown if best is None or best in shown else [*shown[:-1], best]
 
 
 def _example(cause: dict[str, Any]) -> Moved:

@@ -36,7 +36,7 @@ class PageClient:
             PageError: The server has refused it.
         """
         key = key.strip()
-        headers = {"Authorization": b"Bearer " + key.encode("utf-8", "replace")} if key else {}
+        headers = {b"Authorization": b"Bearer " + key.encode("utf-8", "replace")} if key else {}
         client = httpx.AsyncClient(transport=self._transport, base_url="http://localhost", timeout=None)
         async with client:
             answer = await client.request(method, path, headers=headers, **options)

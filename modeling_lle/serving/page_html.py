@@ -1,7 +1,7 @@
 """What the page shows, as HTML and SVG: bars, entries, texts side by side, a list, a curve.
 
 Notable: every text is escaped; no script, no font and no picture comes from elsewhere. Colours and sizes are those of
-page_style.py.
+page.css.
 """
 
 import html
@@ -15,6 +15,7 @@ from .page_actions import LESSON, Bar, Curve, Held, Moved, Predicted, replaced_b
 
 _LESSON_TIME = re.compile(re.escape(LESSON) + r"(\d{4}-\d\d-\d\d) (\d\d:\d\d:\d\d)\.\d+\+*(?: \{.*?\}\}?)?")
 _ENTRY = re.compile(r"(:\d+)? \(entry \d+\)")
+SHOWN = 8  # rows of bars
 POINTS = 240
 LEAST = 0.0005  # effect or share of an entry that is told
 
@@ -85,7 +86,7 @@ def _texts(found: Predicted, before: Predicted | None) -> str:
 def _bars(found: Predicted, before: Predicted | None) -> str:
     """Outcomes with two bars each."""
     is_token = found.text is not None
-    rows = "".join(_row(bar, found, before) for bar in found.bars)
+    rows = "".join(_row(bar, found, before) for bar in _chosen(found.bars))
     title = "The next word or part of one" if is_token else "Labels"
     keys = '<span class="lle-key lle-mixed">with history</span><span class="lle-key lle-base">base model alone</span>'
     keys += '<span class="lle-key lle-was">before</span>' if before is not None else ""
@@ -93,6 +94,12 @@ def _bars(found: Predicted, before: Predicted | None) -> str:
         f'<section><h3>{title}</h3><p class="lle-keys">{keys}</p><ul class="lle-bars" aria-label="{title}">{rows}</ul>'
         "</section>"
     )
+
+
+def _chosen(bars: Sequence[Bar]) -> list[Bar]:
+    """The most probable outcomes, and the first one of the base if it is not among them."""
+    shown, best = list(bars[:SHOWN]), max(bars, key=lambda bar: bar.base or 0.0)
+    return shown if best in shown else [*shown[:-1], best]
 
 
 def _row(bar: Bar, found: Predicted, before: Predicted | None) -> str:
@@ -103,7 +110,7 @@ def _row(bar: Bar, found: Predicted, before: Predicted | None) -> str:
         was = (None if is_token else 0.0) if same is None else same.mixed
         mark = f'<i class="lle-mark" style="left:{_width(was)}%"></i>'
         if abs((bar.mixed or 0.0) - (was or 0.0)) >= LEAST:
-            change = f" <small>was {percent(was, before.bars[-1].mixed or before.least[0])}</small>"
+            change = f" <small>was {percent(was, before.least[0])}</small>"
     return (
         f'<li><span class="lle-name">{name}</span><span class="lle-tracks" aria-hidden="true">'
         f'<span class="lle-track"><b class="lle-mixed" style="width:{_width(bar.mixed)}%"></b>{mark}</span>'
@@ -151,7 +158,7 @@ def _entry(own: Moved, found: Predicted) -> str:
         else:
             text = f"<p>{escaped(own.before)}</p><p><mark>{escaped(own.outcome)}</mark></p>"
         effect = 100 * (own.effect or 0.0)
-        sign = "+" if effect >= 0 else "−"
+        sign = "+" if effect >= 0 else "\u2212"
         amount, about = f"{sign}{abs(effect):.1f}", "points"
     kind = "lle-less" if own.effect is not None and own.effect < 0 else "lle-more"
     return (
@@ -164,8 +171,10 @@ def held(found: Held, search: str = "") -> str:
     """A list of what was taught."""
     count = f"{found.entries:,} {'entry' if found.entries == 1 else 'entries'}"
     if not found.rows:
-        empty = f"Nothing that was taught contains “{escaped(search)}”." if search.strip() else "Nothing was taught yet."
-        return f'<p class="lle-empty">{empty}</p>'
+        said = (
+            f"Nothing that was taught contains “{escaped(search)}”." if search.strip() else "Nothing was taught yet."
+        )
+        return f'<p class="lle-empty">{said}</p>'
     items = "".join(
         f"<li><p>{escaped(_short(row['text']))}</p>{_right(row)}<cite>{where(row['source'])}</cite></li>"
         for row in found.rows

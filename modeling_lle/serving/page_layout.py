@@ -35,8 +35,8 @@ def make_theme() -> gr.themes.Base:
     theme = gr.themes.Base(
         primary_hue=_HUE,
         neutral_hue="stone",
-        font=_FONTS,  # type: ignore[arg-type]
-        font_mono=("ui-monospace", "monospace"),  # type: ignore[arg-type]
+        font=_FONTS,
+        font_mono=("ui-monospace", "monospace"),
         radius_size="sm",
     )
     return theme.set(
@@ -75,9 +75,7 @@ class Steps:
         """Takes back the last lesson; the prediction before and after."""
         return await self._changed(model, key, text, lambda: self.actions.undo(model, key))
 
-    async def _changed(
-        self, model: str, key: str, text: str, change: Callable[[], Awaitable[str]]
-    ) -> tuple[str, Any]:
+    async def _changed(self, model: str, key: str, text: str, change: Callable[[], Awaitable[str]]) -> tuple[str, Any]:
         async def run() -> tuple[str, Any]:
             before = await self._prediction(model, key, text)
             said = await change()

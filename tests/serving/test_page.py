@@ -13,16 +13,16 @@ from fastapi.testclient import TestClient
 
 pytest.importorskip("gradio")
 
-from modeling_lle.serving import page_html  # noqa: E402
-from modeling_lle.serving.app import create_app  # noqa: E402
-from modeling_lle.serving.keys import Keys  # noqa: E402
-from modeling_lle.serving.limits import Limits  # noqa: E402
-from modeling_lle.serving.page import MISSING, OFF  # noqa: E402
-from modeling_lle.serving.page_actions import Actions, Curve, replaced_by  # noqa: E402
-from modeling_lle.serving.page_client import PageClient, PageError  # noqa: E402
-from modeling_lle.serving.page_layout import Steps  # noqa: E402
-from modeling_lle.serving.served import Models  # noqa: E402
-from tests.factories.served import ANN, BOB, KEYS, READER, bearer, make_served  # noqa: E402
+from modeling_lle.serving import page_html
+from modeling_lle.serving.app import create_app
+from modeling_lle.serving.keys import Keys
+from modeling_lle.serving.limits import Limits
+from modeling_lle.serving.page import MISSING, OFF
+from modeling_lle.serving.page_actions import Actions, Curve, replaced_by
+from modeling_lle.serving.page_client import PageClient, PageError
+from modeling_lle.serving.page_layout import Steps
+from modeling_lle.serving.served import Models
+from tests.factories.served import ANN, BOB, KEYS, READER, bearer, make_served
 
 Make = Callable[..., TestClient]
 TEXT = "a b c d"
@@ -177,7 +177,12 @@ def test_a_key_shows_its_tenant_only(make: Make) -> None:
     assert run(actions.history("label", BOB)).entries == 0
     assert "of ann" not in run(actions.labels("label", BOB))
     assert run(actions.predict("label", BOB, TEXT)).moved == []
-    for key, said in (("", "needs a key"), ("wrong\nkey", "not known"), (READER, "metrics only"), ("ключ", "not known")):
+    for key, said in (
+        ("", "needs a key"),
+        ("wrong\nkey", "not known"),
+        (READER, "metrics only"),
+        ("ключ", "not known"),
+    ):
         assert said in plain(run(steps.predict("label", key, TEXT))[0])
         assert said in plain(run(steps.history("label", key, ""))[0])
         assert run(steps.labels("label", key))["choices"] == []
@@ -194,7 +199,10 @@ def test_texts_are_escaped_and_lessons_are_told_in_words() -> None:
     assert page_html.percent(0.12345) == "12&#8239;%"
 
 
-@pytest.mark.parametrize("values", [([10.0, 9.0], [10.0, 9.0]), ([1e30, 2.0, 3.0], [5.0, 4.0, 1e30]), ([1.0] * 900,) * 2])
+CURVES = [([10.0, 9.0], [10.0, 9.0]), ([1e30, 2.0, 3.0], [5.0, 4.0, 1e30]), ([1.0] * 900, [1.0] * 900)]
+
+
+@pytest.mark.parametrize("values", CURVES)
 def test_curves_stay_inside_of_their_frames(values: tuple[list[float], list[float]]) -> None:
     shown = page_html.curve(Curve(*values))
     for frame, svg in zip(page_html.FRAMES, shown.split("<svg")[1:], strict=True):
