@@ -100,14 +100,18 @@ class Steps:
         """The plot after a lesson, if there was one before."""
         return (await self.plot(model, key, document))[1] if shown and document.strip() else gr.skip()
 
-    async def labels(self, model: str, key: str) -> Any:
-        """The labels to choose from; none for other models, and without a valid key."""
+    async def labels(self, model: str, key: str, chosen: str | None = None) -> Any:
+        """The labels to choose from; none for other models, and without a valid key.
+
+        One that is no longer known is not left chosen: the list of gradio would look for its place.
+        """
         if self.actions.models.get(model).task != CLASSIFICATION:
             return gr.skip()
         try:
-            return gr.update(choices=await self.actions.labels(model, key))
+            known = await self.actions.labels(model, key)
         except (PageError, ServingError):
-            return gr.update(choices=[])
+            known = []
+        return gr.update(choices=known, value=chosen if chosen in known else None)
 
     async def history(self, model: str, key: str, search: str) -> tuple[str, str, Any]:
         """A note, what was taught, and the sources of it to choose from."""
@@ -149,7 +153,8 @@ def make_page(app: FastAPI, serving: Serving) -> gr.Blocks:
     with gr.Blocks(title="modeling_lle", analytics_enabled=False) as page:
         gr.HTML(INTRODUCTION)
         needs_key = serving.keys.required
-        key = gr.Textbox("", label="Your key", type="password", visible=needs_key, elem_id="key", max_lines=1)
+        about: dict[str, Any] = {"info": "Press Enter after it.", "visible": needs_key, "elem_id": "key"}
+        key = gr.Textbox("", label="Your key", type="password", max_lines=1, **about)
         choices = [(f"{own.name}, {own.task.noun}", own.name) for own in served]
         model = gr.Radio(choices, value=served[0].name, label="Model", visible=len(served) > 1, elem_id="model")
         with gr.Tabs():
@@ -159,7 +164,9 @@ def make_page(app: FastAPI, serving: Serving) -> gr.Blocks:
                 history = _History(steps, model, key)
         for panel in panels:
             model.change(panel.shown(serving.models.get), model, [panel.group, *panel.cleared], **_QUIET)
-            panel.refresh(model.change, key.submit, key.blur, page.load)
+            empty = ["" for _ in panel.cleared]
+            key.change(None, None, panel.cleared, js=f"() => {empty}", **_QUIET)  # what one tenant sees goes with it
+            panel.refresh(model.change, key.submit, page.load)
         history.refresh(model.change, tab.select, key.submit)
     page.queue(max_size=serving.limits.queue, default_concurrency_limit=serving.limits.batch, api_open=False)
     return page
@@ -218,7 +225,7 @@ class _Panel:
                 event.then(steps.plot_again, [*read, self.curve], self.curve, **_SHOWN)
         if task == CLASSIFICATION:
             for event in done:
-                event.then(steps.labels, [model, key], self.right, **_QUIET)
+                event.then(steps.labels, [model, key, self.right], self.right, **_QUIET)
 
     def _add_lesson(self, ids: str) -> None:
         """Adds what is taught."""
@@ -251,7 +258,7 @@ class _Panel:
         """Reads the labels of a classifier again after some events."""
         if self.task == CLASSIFICATION:
             for event in events:
-                event(self.steps.labels, [self.model, self.key], self.right, **_QUIET)
+                event(self.steps.labels, [self.model, self.key, self.right], self.right, **_QUIET)
 
 
 class _History:
@@ -282,7 +289,7 @@ class _History:
             [self.note, self.list, self.source],
         )
         self.search.submit(*self._read, **_QUIET)
-        self.search.input(*self._read, trigger_mode="always_last", **_QUIET)
+        self.search.change(*self._read, trigger_mode="always_last", **_QUIET)
         forget.click(steps.forget, [model, key, self.source], self.done, **_SHOWN).then(*self._read, **_QUIET)
 
     def refresh(self, *events: Any) -> None:

@@ -70,7 +70,7 @@ def page(request: pytest.FixtureRequest, browser: Any, server: str) -> Iterator[
     expect.set_options(timeout=SECONDS)
     problems: list[str] = []
     page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("pageerror", lambda error: problems.append(f"{error}\n{error.stack}"))
     page.on("request", lambda own: None if own.url.startswith((server, "data:")) else problems.append(own.url))
     page.goto(server)
     page.get_by_label("Your key").fill(ANN)
@@ -92,7 +92,7 @@ def keep(page: Page, name: str) -> None:
 
 
 def choose(page: Page, name: str) -> None:
-    page.get_by_role("radio", name=name).check()
+    page.get_by_role("radio", name=f"{name}, ").check()
 
 
 def test_a_label_is_taught_changes_the_prediction_and_is_undone(page: Page) -> None:
