@@ -228,14 +228,17 @@ class Actions:
         done = await self.client.ask("DELETE", path, key, json={"source": last})
         was = replaced_by(last)
         if was and found["data"]:
-            served = self.models.get(name)
-            names = json.loads(was["was"]) if served.model.kind == MULTI else was["was"]
-            label = float(names) if served.model.kind == REGRESSION else names
-            again: dict[str, Any] = {"examples": [{"text": found["data"][0]["text"], "label": label}], "source": was["in"]}
-            again |= {} if served.model.kind == REGRESSION else {"new_labels": True}
-            await self.client.ask("POST", path, key, json=again)
+            await self._restore(name, key, found["data"][0]["text"], was)
             return f"Taken back: the text has its earlier label {was['was']} again."
         return f"Taken back, exactly. The history has {_entries(done['entries'])} now."
+
+    async def _restore(self, name: str, key: str, text: str, was: dict[str, str]) -> None:
+        """Teaches the label that a lesson had replaced, as it was taught before."""
+        served = self.models.get(name)
+        label = json.loads(was["was"]) if served.model.kind == MULTI else _label(served, was["was"])
+        lesson: dict[str, Any] = {"examples": [{"text": text, "label": label}], "source": was["in"]}
+        lesson |= {} if served.model.kind == REGRESSION else {"new_labels": True}
+        await self.client.ask("POST", f"/v1/history/{quote(name)}", key, json=lesson)
 
     async def history(self, name: str, key: str, search: str = "") -> Held:
         """What was taught, the newest first where all of it is listed."""
