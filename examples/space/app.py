@@ -2,8 +2,8 @@
 
 It serves the models that the variable LLE_MODELS names, such as `intents=me/intents en-de=me/en-de`, with the banks
 of LLE_BANKS, such as `intents=me/intents`; without it, a small classifier and a small translator that it trains when
-it starts, in a minute. Who has a key of LLE_KEYS, a secret with a line `KEY: TENANT` for each, has a history of their own;
-without LLE_KEYS all visitors share one.
+it starts, in a minute. Who has a key of LLE_KEYS, a secret with a line `KEY: TENANT` for each, has a history of their
+own; without LLE_KEYS all visitors share one.
 
 python app.py    http://localhost:7860
 """

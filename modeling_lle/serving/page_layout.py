@@ -111,7 +111,7 @@ class Steps:
             known = await self.actions.labels(model, key)
         except (PageError, ServingError):
             known = []
-        return gr.update(choices=known, value=chosen if chosen in known else None)
+        return gr.update(choices=known) if chosen in known else gr.update(choices=known, value=None)
 
     async def history(self, model: str, key: str, search: str) -> tuple[str, str, Any]:
         """A note, what was taught, and the sources of it to choose from."""
