@@ -4,6 +4,7 @@ Notable: gradio is optional and loaded only here. Of its application only what t
 can be uploaded, no file is read, and no function is called but through its queue.
 """
 
+import asyncio
 import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,10 +57,10 @@ def add_page(app: FastAPI, serving: Serving, wanted: bool) -> None:
     if wanted and has_gradio:
         from .page_layout import make_page
 
-        _mount(app, make_page(app, serving))
+        _mount(app, make_page(app, serving), serving)
 
 
-def _mount(app: FastAPI, page: "Blocks") -> None:
+def _mount(app: FastAPI, page: "Blocks", serving: Serving) -> None:
     """Mounts a page."""
     import gradio
 
@@ -71,7 +72,7 @@ def _mount(app: FastAPI, page: "Blocks") -> None:
     gradio.mount_gradio_app(app, page, PATH, max_file_size=0, **options)
     app.router.lifespan_context = lifespan  # the server has none: the first request starts the queue
     mounted: Any = app.routes[-1]
-    mounted.app = _Guard(mounted.app, page)
+    mounted.app = _Guard(mounted.app, page, serving)
 
 
 class _Guard:
@@ -80,10 +81,11 @@ class _Guard:
     Args:
         app: The application of gradio.
         page: The page.
+        serving: Tells when the server ends, and with it what a page in a browser holds open.
     """
 
-    def __init__(self, app: ASGIApp, page: "Blocks") -> None:
-        self.app, self.page = app, page
+    def __init__(self, app: ASGIApp, page: "Blocks", serving: Serving) -> None:
+        self.app, self.page, self.serving = app, page, serving
         self._started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -94,7 +96,11 @@ class _Guard:
         if not self._started:
             self._started = True
             self.page.run_startup_events()
-        await self.app(scope, receive, send)
+        try:
+            await self.app(scope, receive, send)
+        except asyncio.CancelledError:
+            if not self.serving.draining:
+                raise
 
 
 def _is_open(path: str) -> bool:
