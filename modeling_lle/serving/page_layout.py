@@ -100,18 +100,21 @@ class Steps:
         """The plot after a lesson, if there was one before."""
         return (await self.plot(model, key, document))[1] if shown and document.strip() else gr.skip()
 
-    async def labels(self, model: str, key: str, chosen: str | None = None) -> Any:
-        """The labels to choose from; none for other models, and without a valid key.
+    async def labels(self, model: str, key: str) -> Any:
+        """The labels to choose from; none for other models, and without a valid key."""
+        return gr.update(choices=await self._labels(model, key))
 
-        One that is no longer known is not left chosen: the list of gradio would look for its place.
-        """
+    async def still_known(self, model: str, key: str, chosen: str | None) -> Any:
+        """Leaves a label chosen if it is still known: gradio's list would look for its place."""
+        return gr.skip() if not chosen or chosen in await self._labels(model, key) else gr.update(value=None)
+
+    async def _labels(self, model: str, key: str) -> list[str]:
         if self.actions.models.get(model).task != CLASSIFICATION:
-            return gr.skip()
+            return []
         try:
-            known = await self.actions.labels(model, key)
+            return await self.actions.labels(model, key)
         except (PageError, ServingError):
-            known = []
-        return gr.update(choices=known) if chosen in known else gr.update(choices=known, value=None)
+            return []
 
     async def history(self, model: str, key: str, search: str) -> tuple[str, str, Any]:
         """A note, what was taught, and the sources of it to choose from."""
@@ -224,8 +227,10 @@ class _Panel:
             for event in done:
                 event.then(steps.plot_again, [*read, self.curve], self.curve, **_SHOWN)
         if task == CLASSIFICATION:
-            for event in done:
-                event.then(steps.labels, [model, key, self.right], self.right, **_QUIET)
+            teaching, undoing = done
+            teaching.then(steps.labels, [model, key], self.right, **_QUIET)
+            known = undoing.then(steps.still_known, [model, key, self.right], self.right, **_QUIET)
+            known.then(steps.labels, [model, key], self.right, **_QUIET)
 
     def _add_lesson(self, ids: str) -> None:
         """Adds what is taught."""
@@ -258,7 +263,8 @@ class _Panel:
         """Reads the labels of a classifier again after some events."""
         if self.task == CLASSIFICATION:
             for event in events:
-                event(self.steps.labels, [self.model, self.key, self.right], self.right, **_QUIET)
+                cleared = event(None, None, self.right, js="() => null", **_QUIET)
+                cleared.then(self.steps.labels, [self.model, self.key], self.right, **_QUIET)
 
 
 class _History:

@@ -95,6 +95,14 @@ def choose(page: Page, name: str) -> None:
     page.get_by_role("radio", name=f"{name}, ").check()
 
 
+def write_label(page: Page, label: str) -> None:
+    """Writes a label that the list does not have, once the list is there."""
+    page.locator("#text-classification-right input").click()
+    expect(page.get_by_role("option").first).to_be_visible()
+    page.locator("#text-classification-right input").fill(label)
+    page.keyboard.press("Enter")
+
+
 def test_a_label_is_taught_changes_the_prediction_and_is_undone(page: Page) -> None:
     choose(page, "label")
     page.locator("#text-classification-text textarea").fill("a b c d")
@@ -103,8 +111,7 @@ def test_a_label_is_taught_changes_the_prediction_and_is_undone(page: Page) -> N
     expect(result).to_contain_text("100 % from the base model")
     before = result.inner_text()
     keep(page, "label-before")
-    page.locator("#text-classification-right input").fill("of ann")
-    page.keyboard.press("Enter")
+    write_label(page, "of ann")
     page.get_by_role("button", name="Teach this label").click()
     expect(page.locator("#text-classification-note")).to_contain_text("Taught.")
     expect(result.locator(".lle-bars li").first).to_contain_text("of ann")
@@ -167,6 +174,7 @@ def test_the_keyboard_alone_does_it(page: Page) -> None:
     expect(page.locator("#text-classification-result .lle-bars")).to_be_visible()
     for _ in range(2):
         page.keyboard.press("Tab")
+    expect(page.get_by_role("option").first).to_be_visible()
     page.keyboard.type("by keyboard")
     page.keyboard.press("Enter")
     page.keyboard.press("Tab")
@@ -180,8 +188,7 @@ def test_the_keyboard_alone_does_it(page: Page) -> None:
 def test_another_key_shows_nothing_of_it_and_a_wrong_one_says_so(page: Page) -> None:
     choose(page, "label")
     page.locator("#text-classification-text textarea").fill("e e e")
-    page.locator("#text-classification-right input").fill("secret of ann")
-    page.keyboard.press("Enter")
+    write_label(page, "secret of ann")
     page.get_by_role("button", name="Teach this label").click()
     expect(page.locator("#text-classification-note")).to_contain_text("Taught.")
     page.get_by_label("Your key").fill(BOB)
