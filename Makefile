@@ -12,7 +12,7 @@ BY_PROCESSOR := tests/conformance tests/training/test_arguments.py tests/trainin
 	tests/kernels/test_recall_numba.py tests/bank/test_nearest.py tests/history/test_loss.py \
 	tests/history/test_overlay.py tests/cli/test_demo.py
 
-.PHONY: demo test test-older test-bare matrix lint wheel benchmark clean
+.PHONY: demo serve test test-older test-bare matrix lint wheel benchmark clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -24,6 +24,14 @@ $(READY): pyproject.toml constraints.txt
 # Other data: make demo ARGS="--dataset Salesforce/wikitext"
 demo: $(READY)
 	$(BIN)/lle demo $(ARGS)
+
+# Trains a language model, a classifier and a translator if they are not there, and serves them with a page to teach them:
+# http://127.0.0.1:8000. Other options of lle serve: make serve ARGS="--port 9000"
+serve: $(READY)
+	test -e runs/demo/bank || $(BIN)/lle demo --minutes 2
+	$(BIN)/python -m modeling_lle.serving.page_demo runs
+	$(BIN)/lle serve writer=runs/demo intents=runs/intents en-de=runs/en-de --bank writer=runs/demo/bank \
+		--bank intents=runs/intents --histories runs/histories $(ARGS)
 
 # ARGS="-m slow" runs the slow tests, ARGS="-m server" those of servers, ARGS="-m hub" those that need the real Hub.
 test: $(READY)

@@ -49,6 +49,7 @@ Body = Annotated[float, typer.Option(min=0.001, help="Megabytes of a request.")]
 Timeout = Annotated[float, typer.Option(min=0.1, help="Seconds until a request must be answered.")]
 Sessions = Annotated[int, typer.Option(min=0, help="Sessions of a tenant with a model.")]
 SessionTimeout = Annotated[float, typer.Option(min=1, help="Seconds until an unused session expires.")]
+Page = Annotated[bool, typer.Option("--page/--no-page", help="Whether there is a page at / to teach the models.")]
 Grace = Annotated[float, typer.Option(min=0.0, help="Seconds for running requests when the server ends.")]
 
 
@@ -72,6 +73,7 @@ def serve(
     sessions: Sessions = 16,
     session_timeout: SessionTimeout = 3_600.0,
     grace: Grace = 10.0,
+    page: Page = True,
 ) -> None:
     """Serves models over HTTP, each tenant with a history of its own (docs/serving.md)."""
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
@@ -98,7 +100,7 @@ def serve(
         grace_seconds=grace,
     )
     places = _places(models, bank, shared, languages, histories)
-    _run(places, limits, keys, precision.value, host, port)
+    _run(places, limits, keys, precision.value, host, port, page)
 
 
 def _places(
@@ -126,7 +128,9 @@ def _places(
     ]
 
 
-def _run(places: "list[Place]", limits: "Limits", keys: Path | None, precision: str, host: str, port: int) -> None:
+def _run(
+    places: "list[Place]", limits: "Limits", keys: Path | None, precision: str, host: str, port: int, page: bool
+) -> None:
     """Loads the models, and serves them until a signal ends it."""
     from ..serving.app import LOOPBACK, create_app
     from ..serving.keys import Keys
@@ -138,7 +142,7 @@ def _run(places: "list[Place]", limits: "Limits", keys: Path | None, precision: 
     _log_to_stdout()
     say(f"Serving {', '.join(loaded.of)} at http://{host}:{port}")
     hosts = LOOPBACK | {host.lower()} if known is None else None
-    run(create_app(loaded, known, limits, hosts), host.strip("[]"), port)
+    run(create_app(loaded, known, limits, hosts, page), host.strip("[]"), port)
     sys.stdout.flush()
     os._exit(0)  # a thread that teaches may still run, and what it has not acknowledged does not count
 

@@ -19,6 +19,7 @@ from .gate import Gate
 from .keys import METRICS, Keys
 from .limits import Limits
 from .metrics import CONTENT_TYPE, Metrics
+from .page import add_page
 from .schemas import LibreError, OpenAIError, TEIError
 from .served import Models
 from .state import NO_KEY, Serving, Shared, bearer
@@ -40,7 +41,11 @@ class Health(BaseModel):
 
 
 def create_app(
-    models: Models, keys: Keys | None = None, limits: Limits | None = None, hosts: frozenset[str] | None = None
+    models: Models,
+    keys: Keys | None = None,
+    limits: Limits | None = None,
+    hosts: frozenset[str] | None = None,
+    page: bool = False,
 ) -> FastAPI:
     """The application for some models.
 
@@ -49,6 +54,7 @@ def create_app(
         keys: The keys of the tenants; None: one tenant, without a key.
         limits: The limits; None: the usual ones.
         hosts: The names by which the server may be reached; None: any.
+        page: Whether it shows its page at `/`.
     """
     serving = Serving(models, keys or Keys(), limits or Limits(), Metrics(models))
     app = FastAPI(
@@ -66,6 +72,7 @@ def create_app(
     _add_operations(app)
     for part in (completions, chats, session_routes, history_routes, classifying, translating):
         app.include_router(part.router)
+    add_page(app, serving, page)
     app.add_middleware(Gate, serving=serving, hosts=hosts)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app

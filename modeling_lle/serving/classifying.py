@@ -9,7 +9,7 @@ from .. import __version__
 from ..history.attachment import Attachment
 from ..tasks import CLASSIFICATION
 from .errors import ServingError, invalid
-from .schemas import Model, ReturnHistory, Strict, Top
+from .schemas import Model, ReturnHistory, Strict, Top, UseHistory
 from .served import Served
 from .state import Shared, Tenant, count, done_by, threaded
 from .worker import Task, chunks
@@ -25,6 +25,7 @@ class PredictRequest(Strict):
     truncate: Annotated[bool, Field(description="Not supported: long texts are refused.")] = False
     truncation_direction: str | None = None
     model: Annotated[Model | None, Field(description="The classifier; without it the first one.")] = None
+    use_history: UseHistory = None
     return_history: ReturnHistory = False
     history_top: Top = 3
 
@@ -88,7 +89,8 @@ async def predict(body: PredictRequest, request: Request, serving: Shared, tenan
     if not texts:
         return []
     lengths = await threaded(request, lambda: _lengths(served, texts))
-    attachment = await threaded(request, lambda: served.histories.attachment(tenant))
+    uses = body.use_history is not False
+    attachment = await threaded(request, lambda: served.histories.attachment(tenant)) if uses else None
     run = _Predict(served, attachment, body.raw_scores, body.return_history, body.history_top)
     state = None if attachment is None else id(attachment.snapshot())
     key = (state, body.raw_scores, body.return_history, body.history_top)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, ValidationError
 from ..entries.pairs import Memory
 from ..history.attachment import Attachment
 from .errors import ServingError, invalid
-from .schemas import ReturnHistory, Strict, Top
+from .schemas import ReturnHistory, Strict, Top, UseHistory
 from .served import Served
 from .state import Shared, Tenant, bearer, called, count, done_by, owner, threaded
 from .worker import Task, chunks
@@ -35,6 +35,7 @@ class TranslateRequest(Strict):
     format: Literal["text"] = "text"
     alternatives: Annotated[int, Field(ge=0, le=10)] = 0
     api_key: Key = None
+    use_history: UseHistory = None
     return_history: ReturnHistory = False
     history_top: Top = 3
 
@@ -161,7 +162,8 @@ async def translate(
     if len(texts) > served.limits.inputs:
         raise invalid(f"at most {served.limits.inputs} texts can be sent at a time: send several requests")
     lengths = await threaded(request, lambda: _lengths(served, texts))
-    attachment = await threaded(request, lambda: served.histories.attachment(tenant))
+    uses = body.use_history is not False
+    attachment = await threaded(request, lambda: served.histories.attachment(tenant)) if uses else None
     run = _Translate(served, attachment, body.alternatives + 1, body.return_history, body.history_top)
     state = None if attachment is None else id(attachment.snapshot())
     key = (state, body.alternatives, body.return_history, body.history_top)
