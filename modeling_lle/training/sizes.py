@@ -1,8 +1,9 @@
 """Sizes of models, vocabularies and runs by the amount of text; the tables behind `plan`.
 
 Notable: the settings of classifiers and translators are those of configs/classification/banking77.yaml and
-configs/translation/multi30k-en-de.yaml, those of language models those of `lle demo`; only what depends on the amount
-of text and on the time is chosen here.
+configs/translation/multi30k-en-de.yaml, with the tokenizer and the memory of software-en-de.yaml, whatever the texts
+are; those of language models are those of `lle demo`; only what depends on the amount of text and on the time is
+chosen here.
 """
 
 from dataclasses import dataclass
@@ -48,7 +49,7 @@ CLASSIFICATION_SETTINGS: dict[str, dict[str, Any]] = {
     },
 }
 TRANSLATION_SETTINGS: dict[str, dict[str, Any]] = {
-    "tokenizer": {},
+    "tokenizer": {"placeholders": True},
     "model": {
         "num_hidden_layers": 2,
         "recurrence": "qrnn",
@@ -56,7 +57,7 @@ TRANSLATION_SETTINGS: dict[str, dict[str, Any]] = {
         "input_dropout": 0.2,
         "hidden_dropout": 0.2,
         "output_dropout": 0.2,
-        "translator": {"num_encoder_layers": 2, "num_attention_heads": 4},
+        "translator": {"num_encoder_layers": 2, "num_attention_heads": 4, "sentences": 16},
     },
     "training": {
         "per_device_eval_batch_size": 128,
