@@ -23,6 +23,7 @@
     python -m scripts.benchmark device data/wikitext-2         a GPU: kernels, heads, training (12 minutes)
     python -m scripts.benchmark recall data/wikitext-2         copies, pairs and a phone book: what the history recalls
     python -m scripts.benchmark budget                         a training step: operations, floor, where time goes
+    python -m scripts.benchmark serving MODEL TEXTS            requests of many clients, beside transformers serve
     python -m scripts.benchmark damage                         200 kills, and 500 corruptions of each kind of file
 
 Close other programs first: the benchmarks use all cores.
@@ -47,6 +48,7 @@ from .memory import memory
 from .overfitting import overfitting
 from .recall import recall
 from .recurrences import recurrences
+from .serving import serving
 from .speed import speed
 from .suggest import suggest
 from .translation import translation
@@ -77,6 +79,7 @@ for command in (
     device,
     budget,
     recall,
+    serving,
 ):
     app.command()(command)
 
