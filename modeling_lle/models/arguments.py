@@ -18,8 +18,8 @@ from .pretrained import LLEPreTrainedModel
 
 PACKED = ("position_ids", "seq_idx", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
 TO_BACKBONE = ("output_hidden_states", *PACKED)  # what a head may leave to its backbone
-# Of transformers' own decorators and trainer: they change no prediction.
-HARMLESS = ("return_dict", "cache_position", "skip_logits", "debug_io", "debug_io_dir", "prune_layers")
+# Of transformers' own decorators, trainer and `generate`, which hands on its tokenizer: they change no prediction.
+HARMLESS = ("return_dict", "cache_position", "skip_logits", "debug_io", "debug_io_dir", "prune_layers", "tokenizer")
 
 
 def check_arguments(model: LLEPreTrainedModel, options: dict[str, Any], *used: str) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from modeling_lle import LLECache, LLEForCausalLM
 from tests.factories.language_models import make_language_model
-from tests.factories.texts import make_ids
+from tests.factories.texts import WORD_TOKENIZER, make_ids
 
 NEW = 6
 PROMPTS = {"alone": [5], "padded": [5, 2]}
@@ -122,3 +122,13 @@ def test_score_and_explain_know_own_output() -> None:
 def test_a_mask_that_does_not_cover_the_segment_is_refused() -> None:
     with pytest.raises(ValueError, match=r"generated is \(1, 3\) for a segment of \(1, 5\)"):
         make_language_model()(make_ids(1, 5), generated=torch.zeros(1, 3, dtype=torch.bool))
+
+
+def test_generate_takes_a_tokenizer_as_transformers_serve_gives_it() -> None:
+    model, ids = (
+        make_language_model(),
+        WORD_TOKENIZER("a b c", return_tensors="pt", add_special_tokens=False)["input_ids"],
+    )
+    options = {"max_new_tokens": 4, "do_sample": False}
+    plain = model.generate(ids, **options)
+    assert model.generate(ids, tokenizer=WORD_TOKENIZER, **options).equal(plain)
