@@ -52,7 +52,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase, pipeline
+from transformers import PreTrainedTokenizerBase
 
 from modeling_lle import HistoryBank, LLEForSeq2SeqLM
 from modeling_lle.data import load_pairs
@@ -62,6 +62,7 @@ from modeling_lle.evaluation.results import this_command
 from modeling_lle.evaluation.translation import TextToText
 from modeling_lle.models.seq2seq import OWN_PAIRS
 from modeling_lle.pipelines.confidence import fit_confidence
+from modeling_lle.pipelines.translation import LLETranslationPipeline
 from modeling_lle.saved import languages_of, load_translator
 from modeling_lle.training.steps import keep_freed_pages
 
@@ -198,7 +199,7 @@ def trust(
     rows = np.random.default_rng(seed).permutation(len(memory))[:OWN_PAIRS]
     own = memory.select(np.sort(rows))
     fit_confidence(model, tokenizer, own["source"][:], own["target"][:], beams)
-    translate_all = pipeline("translation", model=model, tokenizer=tokenizer, num_beams=beams, batch_size=BATCH)
+    translate_all = LLETranslationPipeline(model=model, tokenizer=tokenizer, num_beams=beams, batch_size=BATCH)
     drafts = translate_all(tested.sources, return_confidence=True)
     probability = np.array([draft["confidence"] for draft in drafts])
     right = tested.right([draft["translation_text"] for draft in drafts])

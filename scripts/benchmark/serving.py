@@ -155,7 +155,7 @@ def measure(targets: Sequence[Target], clients: Sequence[int], requests: int, re
 
 def metrics_of(rows: Sequence[Row]) -> dict[str, float]:
     """Metrics of `lle serve`."""
-    found = {}
+    found: dict[str, float] = {}
     for row in (row for row in rows if row["server"] == LLE):
         head = row["head"].replace(" ", "_")
         found |= {f"{head}_{name}_{row['clients']}": row[name] for name in ("requests_per_second", "p99_ms")}
