@@ -2,9 +2,9 @@
 
 Notable: every choice of precision is made here. On processors without bfloat16 instructions torch emulates them, up
 to 20 times slower than float32 (measured on AVX2), and oneDNN has no LSTM. Intel's with AVX512_BF16 alone multiply
-bfloat16 at .55 to .8 of the speed of float32 (measured on a Sapphire Rapids whose host hides AMX), AMD's faster. The
-choice depends on the kernels that torch selects, so the variables that lower its instruction set, ONEDNN_MAX_CPU_ISA
-and ATEN_CPU_CAPABILITY, are read.
+bfloat16 more slowly than float32 (seen on a Sapphire Rapids whose host hides AMX), AMD's faster. The choice depends on
+the kernels that torch selects, so the variables that lower its instruction set, ONEDNN_MAX_CPU_ISA and
+ATEN_CPU_CAPABILITY, are read.
 """
 
 import contextlib
@@ -67,7 +67,7 @@ def _lack_of_cpu() -> str | None:
     if capability in _CAPABILITY_WITHOUT:
         return f"torch is limited to {capability} (ATEN_CPU_CAPABILITY), without bfloat16 instructions"
     if not has_amx and str(_capabilities().get("cpu_name", "")).startswith("Intel"):
-        return "an Intel processor without AMX, as in many virtual machines, multiplies bfloat16 at half the speed"
+        return "an Intel processor without AMX, as in many virtual machines, multiplies bfloat16 more slowly"
     return None
 
 

@@ -24,7 +24,7 @@ from ..data.sources import Split, describe
 from ..data.text import encode_sentences
 from ..entries.pairs import Memory
 from ..models.seq2seq import LLEForSeq2SeqLM, longest_target
-from ..pipelines.faithful import search_faithfully
+from ..pipelines.faithful import Search, search_faithfully
 from ..saved import attach_bank, languages_of, load_translator
 from ..training.overlap import Seen
 from .metrics import TranslationMetric
@@ -139,32 +139,41 @@ def translate(
     translations = [""] * len(texts)
     encoded = encode_sentences(list(texts), tokenizer) if texts else []
 
-    def search(rows: list[int], size: int, processor: LogitsProcessor | None) -> list[list[str]]:
+    ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    with evaluating(model), progress_bar(len(texts), "Translating", "sentences", progress) as bar:
+        for rows in batches([len(ids) for ids in encoded], batch_size):
+            search = _searcher(model, tokenizer, [encoded[row] for row in rows], max_new_tokens, options)
+            own = search_faithfully([texts[row] for row in rows], search, beams, str, tokenizer, ends)
+            for row, text in zip(rows, own, strict=True):
+                translations[row] = text
+            bar.update(len(rows))
+    return translations
+
+
+def _searcher(
+    model: TextToText,
+    tokenizer: PreTrainedTokenizerBase,
+    encoded: list[list[int]],
+    max_new_tokens: int | None,
+    options: dict[str, Any],
+) -> Search[str]:
+    """Searches for translations of encoded sentences, for `search_faithfully`."""
+
+    def search(rows: list[int], beams: int, processor: LogitsProcessor | None) -> list[list[str]]:
         batch = tokenizer.pad({"input_ids": [encoded[row] for row in rows]}, return_tensors="pt").to(model.device)
         found = model.generate(
             **batch,
             **options,
-            num_beams=size,
-            num_return_sequences=size,
+            num_beams=beams,
+            num_return_sequences=beams,
             do_sample=False,
             max_new_tokens=max_new_tokens or longest_target(batch["input_ids"].shape[1]),
             logits_processor=LogitsProcessorList([] if processor is None else [processor]),
         )
         hypotheses = tokenizer.batch_decode(found, skip_special_tokens=True)
-        return [hypotheses[place * size : (place + 1) * size] for place in range(len(rows))]
+        return [hypotheses[start : start + beams] for start in range(0, len(hypotheses), beams)]
 
-    ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    with evaluating(model), progress_bar(len(texts), "Translating", "sentences", progress) as bar:
-        for rows in batches([len(ids) for ids in encoded], batch_size):
-            own = [texts[row] for row in rows]
-
-            def search_rows(places: list[int], size: int, processor: LogitsProcessor | None, rows: Any = rows) -> Any:
-                return search([rows[place] for place in places], size, processor)
-
-            for row, text in zip(rows, search_faithfully(own, search_rows, beams, str, tokenizer, ends), strict=True):
-                translations[row] = text
-            bar.update(len(rows))
-    return translations
+    return search
 
 
 def evaluate_translator(

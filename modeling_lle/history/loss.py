@@ -222,8 +222,8 @@ def _counted(
 ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
     """Flattens states (..., D), targets (...) and the probabilities and masses recalled to the positions that count.
 
-    Padding is often half of a batch of sentences, and the output layer half of a step's time. Where the number of
-    positions would have to be waited for (accelerators) or known in advance (compiled code), all stay.
+    So padding costs no product with the output layer, which is large. Where the number of positions would have to be
+    waited for (accelerators) or known in advance (compiled code), all stay.
     """
     tensors = [hidden.flatten(0, -2), targets.flatten()]
     if recalled is not None:

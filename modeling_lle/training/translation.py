@@ -40,8 +40,7 @@ class LengthGroups(LengthGroupedSampler):
 class PairTrainer(Seq2SeqTrainer):
     """Seq2SeqTrainer whose `train_sampling_strategy="group_by_length"` groups pairs by their longer side.
 
-    By the source alone, as transformers groups them, half of the targets of a batch is padding (measured on messages
-    of software in batches of 128); by the longer side, a sixth.
+    By the source alone, as transformers groups them, short sources with long targets fill a batch with padding.
     """
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
