@@ -130,6 +130,8 @@ class TranslatorConfig:
         share_embeddings: Whether source and target share one embedding matrix; needs `tie_word_embeddings`.
         sentences: Sentence pairs of the memory that a sentence recalls from, those with the most similar sources
             (entries/pairs.py); all of their entries are candidates, whatever `history.bank.neighbours` says.
+        neighbours: Entries of all pairs that each position recalls beside them, those nearest to its state
+            (history/candidates.py); 0 for none.
         confidence: Bias and weights of the confidence in a translation (pipelines/confidence.py); none until fitted.
     """
 
@@ -137,6 +139,7 @@ class TranslatorConfig:
     num_attention_heads: int = within(4, 1, MAX_WIDTH)
     share_embeddings: bool = True
     sentences: int = within(4, 1, 1024)
+    neighbours: int = within(0, 0, 4096)
     confidence: list[float | int] = numbers_or_none(5)  # noqa: RUF009
 
 

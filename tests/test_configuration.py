@@ -219,7 +219,7 @@ def test_saving_and_loading(tmp_path: Path) -> None:
     classifier = {"members": 2, "pooling": ["last"], "projection": 3, "background": 0.7, "margin": 0.02}
     classifier["out_of_scope"] = {"weights": [1, 2, 3, 4], "threshold": 0.5}
     translator = {"num_encoder_layers": 3, "num_attention_heads": 2, "share_embeddings": False, "sentences": 3}
-    translator["confidence"] = [1, -2, 3, 0.5, 4]
+    translator |= {"neighbours": 5, "confidence": [1, -2, 3, 0.5, 4]}
     sections = {"classifier": classifier, "translator": translator, "history": history}
     config = LLEConfig(vocab_size=20, recurrence="qrnn", stack="residual", eos_token_id=[1, 2], **sections)
     config.save_pretrained(tmp_path)

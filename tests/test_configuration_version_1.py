@@ -75,7 +75,7 @@ BACKBONE_NOW = {**BACKBONE, "embedding_size": None}  # that version had none
 CLASSIFIER = {"members": 2, "pooling": ["last", "attention"], "background": 0.6, "margin": 0.01}
 CLASSIFIER |= {"projection": 0, "out_of_scope": OUT_OF_SCOPE}  # likewise
 TRANSLATOR = {"num_encoder_layers": 2, "num_attention_heads": 3, "share_embeddings": False, "sentences": 7}
-TRANSLATOR |= {"confidence": []}
+TRANSLATOR |= {"neighbours": 0, "confidence": []}  # likewise
 DEFAULT = LLEConfig().to_dict()
 
 
@@ -90,7 +90,7 @@ def test_the_dictionary_here_covers_every_field() -> None:
     defaults = dataclasses.asdict(BackboneConfig())
     assert not [name for name, value in BACKBONE.items() if value == defaults[name]]
     places = {path.rpartition(".")[2] for path in MOVED}
-    assert places == {*CLASSIFIER, *TRANSLATOR} - {"projection", "confidence"}
+    assert places == {*CLASSIFIER, *TRANSLATOR} - {"projection", "neighbours", "confidence"}
 
 
 @pytest.mark.parametrize("architecture", [None, "LLEModel", "SomebodysModel"])

@@ -37,9 +37,9 @@ def attribute(history: HistoryOutput, memory: Memory) -> Attribution:
     assert history.base_share is not None
     assert history.bank_shares is not None
     assert history.bank_ids is not None
-    ids, tokens = history.bank_ids[0], len(history.base_share)  # every token has the same candidates
+    ids, tokens = history.bank_ids, len(history.base_share)
     pairs, places = memory.owners(ids[ids >= 0]).unique(return_inverse=True)
-    shares = history.bank_shares.sum(0)[ids >= 0] / tokens
+    shares = history.bank_shares[ids >= 0] / tokens
     by_pair = torch.zeros(len(pairs)).index_add(0, places, shares)
     order = by_pair.argsort(descending=True, stable=True)
     return Attribution(

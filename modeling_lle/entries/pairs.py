@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from ..bank.found import Document
 from ..bank.manifest import Added, BankError, check_names
 from ..bank.places import place_of, provenance
-from ..bank.protocol import DEFAULT, Bank, Encoder, Snapshot
+from ..bank.protocol import DEFAULT, Bank, Encoder, Search, Snapshot
 from ..bank.segment import Segment
 from ..common.batches import batches
 from ..common.checks import check_unicode
@@ -28,7 +28,7 @@ from ..common.modes import evaluating
 from ..common.precision import outside_autocast
 from ..data.text import encode_sentences
 from ..history.attachment import Attachment
-from ..history.candidates import NOWHERE, Candidates
+from ..history.candidates import NOWHERE, Candidates, Others
 from ..history.loss import IGNORED
 
 WRITTEN = 65_536  # pairs that are written together
@@ -276,6 +276,7 @@ class Memory:
 
         self.tokenizer, self._fuzzy_match = tokenizer, fuzzy_match
         namespaces = None if namespaces is None else tuple(namespaces)
+        self._state, self._namespaces = state, namespaces
         self.pairs: list[dict[str, Any]] = []
         sizes: list[int] = []
         first_choice: list[bool] = []
@@ -302,10 +303,19 @@ class Memory:
         self._versions: dict[str, list[int]] = {}  # the pairs of each source, the one that counts first
         for number in sorted(range(len(self.pairs)), key=lambda number: (not first_choice[number], -number)):
             self._versions.setdefault(self.pairs[number]["text"], []).append(number)
+        self._sources: dict[str, list[int]] = {}  # the pairs of each source, whatever its case
+        for number, pair in enumerate(self.pairs):
+            self._sources.setdefault(_plain(pair["text"]), []).append(number)
         self.exact = {text: versions[0] for text, versions in self._versions.items()}
 
     def candidates(
-        self, input_ids: Tensor, attention_mask: Tensor | None, sentences: int, leave_out: bool = False
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        sentences: int,
+        leave_out: bool = False,
+        neighbours: int = 0,
+        search: Search = "balanced",
     ) -> Candidates:
         """The candidates of source sentences: the entries of the pairs with the most similar source.
 
@@ -314,15 +324,18 @@ class Memory:
             attention_mask: (B, T) of 0 and 1, 0 at padding.
             sentences: Number of pairs for each sentence.
             leave_out: Whether to leave out the pairs that have the sentence itself as their source.
+            neighbours, search: As in `Others`; 0 for none.
         """
         rows = (
             input_ids.cpu() if attention_mask is None else input_ids.cpu().masked_fill(attention_mask.cpu() == 0, -1)
         )
         texts = [str(self.tokenizer.decode(row[row >= 0], skip_special_tokens=True)) for row in rows]
-        places, before, match = [], [], []
+        places, before, match, left_out = [], [], [], []
         nearest, _ = self.index.search(texts, sentences + leave_out * SPARE)
         for text, found in zip(texts, nearest.tolist(), strict=True):
-            pairs = [pair for pair in found if pair >= 0 and not (leave_out and self._has_source(pair, text))]
+            own = self._sources.get(_plain(text), []) if leave_out else []
+            left_out.append(torch.cat([NONE, *(self.ids[self.first[pair] : self.first[pair + 1]] for pair in own)]))
+            pairs = [pair for pair in found if pair >= 0 and pair not in own]
             pairs = pairs[:sentences]
             sizes = torch.tensor([self.first[pair + 1] - self.first[pair] for pair in pairs], dtype=torch.long)
             entries = [range(self.first[pair], self.first[pair + 1]) for pair in pairs]
@@ -336,21 +349,22 @@ class Memory:
         place = pad(places, batch_first=True, padding_value=-1)
         befores = pad(before, batch_first=True, padding_value=NOWHERE)
         scored = pad(match, batch_first=True)
+        others = None
+        if neighbours:
+            unknown = pad(left_out, batch_first=True, padding_value=NOWHERE)
+            others = Others(self._state, self._namespaces, neighbours, search, unknown)
         if not len(self.keys):
-            return Candidates(torch.zeros(len(rows), self.keys.shape[1], 0), place, place, befores, scored)
+            return Candidates(torch.zeros(len(rows), self.keys.shape[1], 0), place, place, befores, scored, others)
         safe = place.clamp(min=0)
         keys = self.keys[safe].transpose(1, 2).float().contiguous()
         ids = self.ids[safe].masked_fill(place < 0, NOWHERE)
-        return Candidates(keys, self.outcomes[safe], ids, befores, scored)
+        return Candidates(keys, self.outcomes[safe], ids, befores, scored, others)
 
     def sample(self, most: int, seed: int) -> Iterator[dict[str, Tensor]]:
         """Draws at most `most` pairs by a seed, and yields them in batches for `forward` of a translator."""
         chosen = random.Random(seed).sample(self.pairs, min(most, len(self.pairs)))
         sources, targets = ([pair[side] for pair in chosen] for side in ("text", "translation"))
         yield from pair_batches(sources, targets, self.tokenizer)
-
-    def _has_source(self, pair: int, text: str) -> bool:
-        return self.pairs[pair]["text"].strip().lower() == text.strip().lower()
 
     def owners(self, ids: Tensor) -> Tensor:
         """Indices (n,) int64 into `pairs` of the pairs that the entries with the ids (n,) int64 belong to."""
@@ -372,3 +386,8 @@ class Memory:
         for pair in self._versions.get(text, []):
             different.setdefault(self.pairs[pair]["translation"], self.pairs[pair])
         return list(different.values())[1:]
+
+
+def _plain(text: str) -> str:
+    """A source without its case and the space around it."""
+    return text.strip().lower()

@@ -89,10 +89,12 @@ def _examples(keys: Tensor, attachment: Attachment) -> Arrays:
 
 
 def _pairs(attachment: Attachment) -> tuple[Tensor, Arrays]:
-    """Keys, and the pairs with their entries and the words by which they are found."""
+    """Keys, and the pairs with their entries and the words by which they are found, and codes of many keys."""
     memory = Memory.of(attachment)
     words, starts, sentences, scores = memory.index.postings()
+    index, _ = make_index(memory.keys, listed=False)
     return memory.keys, {
+        **index,
         "outcomes": memory.outcomes.int().numpy(),
         "first": np.array(memory.first, np.int64),
         "pairs": [(pair["text"], pair["translation"], pair["where"]) for pair in memory.pairs],

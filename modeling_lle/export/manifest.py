@@ -46,7 +46,7 @@ def describe(model: LLEPreTrainedModel, tokenizer: PreTrainedTokenizerBase, task
     for name in {"stream", "matches"} & history.keys() if not config.use_history else ():
         history[name]["window"] = 0
     if task == TRANSLATION:
-        history["bank"]["sentences"] = config.translator.sentences
+        history["bank"] |= {name: getattr(config.translator, name) for name in ("sentences", "neighbours")}
     return {
         "format": FORMAT,
         "task": task.name,

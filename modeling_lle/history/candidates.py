@@ -5,15 +5,20 @@
 where f_i is the fuzzy match score of the pair of entry i, n_i how many of the last tokens of the translation stand
 before the entry in its pair too, as a share of `LONGEST`, and c_i whether any does. A pair that has been followed so
 far is followed further, so that a similar translation is copied, until its keys or the base say something else.
-Shapes: E sources, B = E * R targets, R of each source side by side, T time, D width, K candidates.
+
+Beside them each position recalls the entries of all pairs that are nearest to its state, as in kNN-MT (Khandelwal et
+al. 2021, arXiv:2010.00710), with f_i = c_i = n_i = 0 unless they are candidates: for a sentence without a similar pair
+the memory still knows the words. Shapes: E sources, B = E * R targets, R of each source side by side, T time, D width,
+K candidates, n nearest entries.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from ..bank.protocol import Search, Snapshot
 from ..common.precision import outside_autocast
 from ..configuration import BankConfig
 from ..kernels.available import fused
@@ -28,6 +33,45 @@ NOWHERE = -1  # in place of the entry before the first one of a pair, and of ids
 
 
 @dataclass
+class Others:
+    """The entries of the whole memory, of which each position recalls the nearest.
+
+    Attributes:
+        state: The state of the bank that is searched.
+        namespaces: Where; None: everywhere.
+        neighbours: Number of entries that are recalled, n.
+        search: How they are found, as in `Bank.search`.
+        left_out: (E, X) int64, ids of entries that a sentence may not recall, -1 for none.
+    """
+
+    state: Snapshot
+    namespaces: tuple[str, ...] | None
+    neighbours: int
+    search: Search
+    left_out: Tensor
+
+    def find(self, queries: Tensor, known: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The entries nearest to normalised queries (B, T, D), without those that are candidates already.
+
+        Args:
+            queries: Those of the targets of a sentence lie one after another.
+            known: (E, K) int64, ids of the candidates of each sentence, -1 for none.
+
+        Returns:
+            Cosines float32, ids and outcomes int64, (B, T, n) each; an id is -1 where there is no entry.
+        """
+        found = self.state.search(queries.flatten(0, 1), self.neighbours, self.namespaces, self.search)
+        parts = (part.to(queries.device) for part in (found.similarity, found.ids, found.outcomes))
+        similarity, ids, outcomes = (part.view(*queries.shape[:2], self.neighbours) for part in parts)
+        taken = torch.cat([known, self.left_out.to(known.device)], dim=1).sort(dim=1).values
+        if taken.shape[1]:
+            own = ids.reshape(len(known), -1)  # all of a sentence
+            place = torch.searchsorted(taken, own).clamp(max=taken.shape[1] - 1)
+            ids = own.masked_fill(taken.gather(1, place) == own, NOWHERE).view_as(ids)
+        return similarity, ids, outcomes
+
+
+@dataclass
 class Candidates:
     """The entries that each sentence may recall.
 
@@ -37,6 +81,7 @@ class Candidates:
         ids: (E, K) int64, ids of the entries, -1 where there is none; entries come first.
         before: (E, K) int64, the place of the entry before each one in its pair, -1 for the first of a pair.
         match: (E, K) float32, fuzzy match scores of the pairs with the sentence.
+        others: The entries of all pairs; None where only candidates are recalled.
     """
 
     keys: Tensor
@@ -44,10 +89,12 @@ class Candidates:
     ids: Tensor
     before: Tensor
     match: Tensor
+    others: Others | None = None
 
     def to(self, device: torch.device) -> "Candidates":
         """The same on a device."""
-        return Candidates(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+        names = ("keys", "outcomes", "ids", "before", "match")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
     def lengths(self, tokens: Tensor, mask: Tensor | None, state: Tensor) -> Tensor:
         """How many tokens a translation and the pair of each entry have in common before it, without a gap.
@@ -119,8 +166,8 @@ class PairRecalled:
             similarity=self.similarity[row, column],
             log_age=None,
             log_count=None,
-            valid=self.ids[row, 0] >= 0,
-            hit=self.recall.outcomes[row, 0] == targets[:, None],
+            valid=self.identities()[row, column] >= 0,
+            hit=self.recall.outcomes.expand(self.similarity.shape)[row, column] == targets[:, None],
             more={name: value.expand_as(self.similarity)[row, column] for name, value in self.more.items()},
         )
 
@@ -179,4 +226,17 @@ class PairSource:
             similarity = (together @ own.keys).view(*states.shape[:2], own.keys.shape[2])
             scores = kernel(similarity, None, numbers.sharpness) + offsets
             recall = Recall.from_scores(scores, ids >= 0, outcomes.expand(scores.shape))
-        return PairRecalled(similarity, more, ids, recall, numbers.gate)
+        recalled = PairRecalled(similarity, more, ids, recall, numbers.gate)
+        return recalled if own.others is None else self._with_others(recalled, own.others, queries)
+
+    def _with_others(self, candidates: PairRecalled, others: Others, queries: Tensor) -> PairRecalled:
+        """What candidates and the entries nearest to the normalised queries (B, T, D) recall together."""
+        numbers, own = self.numbers, candidates.recall
+        similarity, ids, outcomes = others.find(queries, self.candidates.ids)
+        scores = kernel(similarity, None, numbers.sharpness) - (numbers.match + numbers.continuation + numbers.length)
+        recall = own.joined(Recall.from_scores(scores, ids >= 0, outcomes))
+        shape = *queries.shape[:2], -1
+        nothing = torch.zeros_like(similarity)
+        more = {name: torch.cat([value.expand(shape), nothing], -1) for name, value in candidates.more.items()}
+        similarity = torch.cat([candidates.similarity, similarity], -1)
+        return PairRecalled(similarity, more, torch.cat([candidates.ids.expand(shape), ids], -1), recall, numbers.gate)

@@ -75,6 +75,14 @@ class Recall:
         weights = (scores - mass.clamp(min=torch.finfo(mass.dtype).min)[..., None]).exp()
         return cls(weights, outcomes, mass)
 
+    def joined(self, other: "Recall") -> "Recall":
+        """What the entries of both recall as one source."""
+        mass = torch.logaddexp(self.mass, other.mass)
+        known = mass.clamp(min=torch.finfo(mass.dtype).min)  # -inf - -inf is no number
+        parts = [own.weights * (own.mass - known).exp()[..., None] for own in (self, other)]
+        outcomes = [own.outcomes.expand(own.weights.shape) for own in (self, other)]
+        return Recall(torch.cat(parts, -1), torch.cat(outcomes, -1), mass)
+
     def probability(self, targets: Tensor) -> Tensor:
         """p_s of the targets (B, T) int64, as (B, T) float32."""
         if self.outcomes.shape[1] == 1 and fused(self.weights):

@@ -305,8 +305,9 @@ class LLEForSeq2SeqLM(LLEPreTrainedModel, GenerationMixin):
                 "leave the memory out with use_history=False"
             )
         refuse_export("what a memory recalls", "export with use_history=False")
+        own = self.config.translator
         candidates = _memory_of(attachment).candidates(
-            input_ids, attention_mask, self.config.translator.sentences, leave_out
+            input_ids, attention_mask, own.sentences, leave_out, own.neighbours, self.config.bank.search
         )
         return LLESource(**{**source, "candidates": candidates.to(input_ids.device)})
 

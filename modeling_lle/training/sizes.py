@@ -57,7 +57,7 @@ TRANSLATION_SETTINGS: dict[str, dict[str, Any]] = {
         "input_dropout": 0.2,
         "hidden_dropout": 0.2,
         "output_dropout": 0.2,
-        "translator": {"num_encoder_layers": 2, "num_attention_heads": 4, "sentences": 16},
+        "translator": {"num_encoder_layers": 2, "num_attention_heads": 4, "sentences": 16, "neighbours": 64},
     },
     "training": {
         "per_device_eval_batch_size": 128,

@@ -27,6 +27,9 @@ def test_shares_are_summed_by_pair_and_add_up_to_one() -> None:
     assert found.base_share == pytest.approx(0.3)
     assert found.shares == pytest.approx({0: 0.5, 1: 0.2})
     assert list(found.shares) == [0, 1]  # the largest first
+    assert history.bank_ids is not None
+    history.bank_ids[1] = torch.tensor([12, 12, 13, -1])  # another position may recall others
+    assert attribute(history, memory).shares == pytest.approx({0: 0.1, 1: 0.3, 2: 0.3})
 
 
 def test_without_a_candidate_the_base_has_all() -> None:

@@ -5,6 +5,7 @@ import torch
 
 pytest.importorskip("bm25s")
 from modeling_lle import LLEForSeq2SeqLM
+from modeling_lle.entries.pairs import Memory
 from modeling_lle.history.cache import LLECache
 from modeling_lle.history.candidates import LONGEST, Candidates, follow
 from tests.factories.pairs import SUBWORD_PAIRS, encode_pairs
@@ -25,9 +26,9 @@ def candidates(pairs: list[list[int]]) -> Candidates:
     )
 
 
-def following() -> LLEForSeq2SeqLM:
+def following(neighbours: int = 0) -> LLEForSeq2SeqLM:
     """A translator with a memory that counts what a translation follows."""
-    model = attach_pairs(make_subword_translator())
+    model = attach_pairs(make_subword_translator(translator={"neighbours": neighbours}))
     model.config.bank.match, model.config.bank.continuation, model.config.bank.length = 1.5, 3.0, 2.0
     model.config.bank.gate = [1.0, 0.2, 0.1, 0.1]
     return model.eval()
@@ -111,8 +112,82 @@ def test_the_prediction_is_the_rule_and_sums_to_one() -> None:
     close(output.history.base_share[real], (1 - share)[real], atol=1e-5, rtol=1e-4)
 
 
-def test_no_token_sees_itself_or_those_after_it() -> None:
-    model, batch = following(), encode_pairs(SUBWORD_PAIRS[:1])
+@pytest.mark.parametrize("leave_out", [False, True])
+def test_with_neighbours_the_prediction_is_the_rule_over_candidates_and_the_nearest_entries(leave_out: bool) -> None:
+    model, batch = following(neighbours=9), encode_pairs(SUBWORD_PAIRS[:3])
+    history, numbers = model.history, model.config.bank
+    assert history is not None
+    memory = Memory.of(history)
+    with torch.no_grad():
+        source = model.read_source(batch["input_ids"], batch["attention_mask"], leave_out=leave_out)
+        output = model(**batch, encoder_outputs=source, output_history=True)
+        base = model(**batch, use_history=False).logits.log_softmax(-1)
+        keys = model.encode(**batch)
+    close(output.logits.logsumexp(-1), torch.zeros(output.logits.shape[:2]), atol=1e-5, rtol=0)
+    inputs = model.prepare_decoder_input_ids_from_labels(batch["labels"])
+    lengths, match = follow(source.candidates, inputs).clamp(max=LONGEST) / LONGEST, source.candidates.match - 1
+    entries, places = memory.keys.float(), {entry: place for place, entry in enumerate(memory.ids.tolist())}
+    owners, added = memory.owners(memory.ids), 0
+    shares = {name: output.history[name] for name in ("bank_ids", "bank_shares")}
+    for row, column in (batch["labels"] != -100).nonzero().tolist():
+        scores = numbers.sharpness * (entries @ keys[row, column] - 1)
+        ids, own = source.candidates.ids[row], {}
+        for place, entry in enumerate(ids[ids >= 0].tolist()):
+            length = lengths[row, column, place]
+            followed = numbers.continuation * (float(length > 0) - 1) + numbers.length * (length - 1)
+            own[entry] = numbers.match * match[row, place] + followed
+        for place in scores.argsort(descending=True)[:9].tolist():
+            entry = int(memory.ids[place])
+            if entry not in own and not (leave_out and int(owners[place]) == row):
+                own[entry] = torch.tensor(-numbers.match - numbers.continuation - numbers.length)
+        where = torch.tensor([places[entry] for entry in own])
+        recalled = scores[where] + torch.stack(list(own.values()))
+        p = base[row, column].exp()
+        features = torch.stack([recalled.logsumexp(0), -(p * p.log()).sum(), p.log().max()])
+        share = (numbers.gate[0] + features @ torch.tensor(numbers.gate[1:])).sigmoid()
+        due = ((1 - share) * p).index_add(0, memory.outcomes[where], share * recalled.softmax(0))
+        close(output.logits[row, column].exp(), due, atol=1e-5, rtol=1e-4)
+        shown = dict(zip(*(shares[name][row, column].tolist() for name in shares), strict=True))
+        close(torch.tensor([shown[entry] for entry in own]), share * recalled.softmax(0), atol=1e-5, rtol=1e-4)
+        assert set(shown) - {-1} == set(own)
+        added += len(own) - int((ids >= 0).sum())
+    assert added
+
+
+def test_without_a_similar_pair_the_nearest_entries_are_recalled_and_forgotten_ones_are_not() -> None:
+    model, batch = following(neighbours=64), encode_pairs([("⌘ ⌘", SUBWORD_PAIRS[0][1])])
+    assert model.history is not None
+    with torch.no_grad():
+        before = model(**batch, output_history=True)
+        base = model(**batch, use_history=False).logits.log_softmax(-1)
+    assert not follow(model.read_source(batch["input_ids"]).candidates, batch["labels"]).numel()
+    assert not torch.allclose(before.logits, base, atol=1e-3)
+    ids = before.history.bank_ids
+    gone = int(ids[0, 0, before.history.bank_shares[0, 0].argmax()])
+    model.history.bank.forget([gone])
+    with torch.no_grad():
+        assert gone not in model(**batch, output_history=True).history.bank_ids
+    model.history.bank.forget(namespace="default")
+    with torch.no_grad():
+        close(model(**batch).logits.log_softmax(-1), base)
+
+
+def test_calibration_fits_the_neighbours_too() -> None:
+    found = {}
+    for neighbours in (0, 20):
+        model = following(neighbours)
+        found[neighbours] = model.calibrate([encode_pairs(SUBWORD_PAIRS)], steps=5)
+        with torch.no_grad():
+            batch = encode_pairs(SUBWORD_PAIRS)
+            source = model.read_source(batch["input_ids"], batch["attention_mask"], leave_out=True)
+            loss = model(**batch, encoder_outputs=source).loss.item()
+        assert loss == pytest.approx(found[neighbours]["after_nats"], rel=1e-3)
+    assert found[0]["before_nats"] != found[20]["before_nats"]
+
+
+@pytest.mark.parametrize("neighbours", [0, 9])
+def test_no_token_sees_itself_or_those_after_it(neighbours: int) -> None:
+    model, batch = following(neighbours), encode_pairs(SUBWORD_PAIRS[:1])
     changed = {**batch, "labels": batch["labels"].clone()}
     changed["labels"][0, 2] = (changed["labels"][0, 2] + 1) % 200 + 20
     with torch.no_grad():
@@ -120,9 +195,9 @@ def test_no_token_sees_itself_or_those_after_it() -> None:
         assert not torch.allclose(model(**batch).logits[:, 3:], model(**changed).logits[:, 3:])
 
 
-@pytest.mark.parametrize("beams", [1, 3])
-def test_a_search_goes_by_the_probabilities_of_the_whole_target(beams: int) -> None:
-    model, batch = following(), encode_pairs(SUBWORD_PAIRS)
+@pytest.mark.parametrize(("beams", "neighbours"), [(1, 0), (3, 0), (1, 9), (3, 9)])
+def test_a_search_goes_by_the_probabilities_of_the_whole_target(beams: int, neighbours: int) -> None:
+    model, batch = following(neighbours), encode_pairs(SUBWORD_PAIRS)
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     options = {"num_beams": beams, "do_sample": False, "max_new_tokens": 6, "length_penalty": 0.0}
     found = model.generate(**inputs, **options, return_dict_in_generate=True, output_scores=True)

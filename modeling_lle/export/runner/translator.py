@@ -10,8 +10,9 @@ It needs no torch: `pip install onnxruntime numpy tokenizers`. The sentence pair
     >>> model = run.load()  # the folder of run.py; int8=True takes the smaller graphs, if they were exported
     >>> model.translate("A man sleeps.", beams=5)
 
-Of the memory, the pairs with the most similar sources are chosen first, by BM25; the entries of their targets are what
-each position recalls. Shapes: B beams, S tokens of the source, T of the target, V vocabulary, K candidates, P pairs.
+Of the memory, the pairs with the most similar sources are chosen first, by BM25; each position recalls the entries of
+their targets, and those of all pairs that are nearest to it. Shapes: B beams, S tokens of the source, T of the target,
+V vocabulary, K candidates, P pairs, n nearest entries.
 """
 
 import argparse
@@ -42,7 +43,7 @@ class Memory:
     """
 
     def __init__(self, bank: Bank) -> None:
-        arrays = bank.arrays
+        self.bank, arrays = bank, bank.arrays
         self.pairs, self.first = arrays["pairs"], arrays["first"]
         self.keys, self.outcomes = arrays["keys"], arrays["outcomes"]
         self._words = {word: place for place, word in enumerate(arrays["words"])}
@@ -72,7 +73,12 @@ class Memory:
         before = np.arange(-1, len(places) - 1)
         before[(np.cumsum(sizes) - sizes)[sizes > 0]] = -1
         match = np.repeat([fuzzy_match(text, self.pairs[pair][0]) for pair in pairs], sizes).astype(np.float32)
-        return Candidates(from_bfloat16(self.keys[places]), self.outcomes[places].astype(np.int64), before, match)
+        return Candidates(self, places, before, match)
+
+    def nearest(self, keys: np.ndarray, number: int, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Cosines and outcomes (B, n) of the entries nearest to states (B, D); -inf at the places `known`."""
+        cosines, places = self.bank.search(keys, number)
+        return np.where(np.isin(places, known), -np.inf, cosines), self.outcomes[places].astype(np.int64)
 
     def matches(self, text: str, number: int = 1) -> list[dict[str, Any]]:
         """The pairs with the highest fuzzy match score of their source, at most `number`; ties by BM25."""
@@ -88,15 +94,17 @@ class Candidates:
     """The entries that a sentence may recall, and how far its translations follow each of them.
 
     Attributes:
+        places: (K,) int64, the entries in the memory.
         keys, outcomes: (K, D) float32 and (K,) int64.
         before: (K,) int64, the place of the entry before each one in its pair, -1 for the first of a pair.
         match: (K,) float32, fuzzy match scores of the pairs.
         lengths: (B, K) int64, how many tokens a translation and the pair of each entry have in common before it.
     """
 
-    def __init__(self, keys: np.ndarray, outcomes: np.ndarray, before: np.ndarray, match: np.ndarray) -> None:
-        self.keys, self.outcomes, self.before, self.match = keys, outcomes, before, match
-        self.lengths = np.zeros((0, len(outcomes)), np.int64)
+    def __init__(self, memory: Memory, places: np.ndarray, before: np.ndarray, match: np.ndarray) -> None:
+        self.memory, self.places, self.before, self.match = memory, places, before, match
+        self.keys, self.outcomes = from_bfloat16(memory.keys[places]), memory.outcomes[places].astype(np.int64)
+        self.lengths = np.zeros((0, len(places)), np.int64)
 
     def follow(self, last: np.ndarray, rows: np.ndarray) -> None:
         """Takes in the tokens `last` (B,) of translations that go on with those of the `rows` (B,) of before."""
@@ -107,12 +115,20 @@ class Candidates:
         said = np.where(first, -1, self.outcomes[self.before])
         self.lengths = (self.lengths[rows][:, self.before] + 1) * (said == last[:, None])
 
-    def scores(self, keys: np.ndarray, numbers: dict[str, Any]) -> np.ndarray:
-        """The kernel (B, K) for the states (B, D) of translations."""
-        scores = (keys @ self.keys.T - 1) * np.float32(numbers["sharpness"])
+    def recalled(self, keys: np.ndarray, numbers: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What the states (B, D) of translations recall: weights (B, N), outcomes (B, N) and mass (B,)."""
+        sharpness = np.float32(numbers["sharpness"])
         length = np.minimum(self.lengths, LONGEST) / LONGEST - 1
         more = numbers["continuation"] * ((self.lengths > 0) - 1.0) + numbers["length"] * length
-        return scores + (more + numbers["match"] * (self.match - 1)).astype(np.float32)
+        scores = (keys @ self.keys.T - 1) * sharpness + (more + numbers["match"] * (self.match - 1)).astype(np.float32)
+        outcomes = np.broadcast_to(self.outcomes, scores.shape)
+        if numbers["neighbours"]:
+            cosines, others = self.memory.nearest(keys, numbers["neighbours"], self.places)
+            least = numbers["match"] + numbers["continuation"] + numbers["length"]
+            scores = np.concatenate([scores, ((cosines - 1) * sharpness - least).astype(np.float32)], 1)
+            outcomes = np.concatenate([outcomes, others], 1)
+        weights, mass = recall(scores)
+        return weights, outcomes, mass
 
 
 def fuzzy_match(a: str, b: str) -> float:
@@ -263,7 +279,7 @@ class _Decoder:
         if memory is not None:
             text = model.tokenizer.decode(ids, skip_special_tokens=True)
             entries = memory.candidates(text, self._numbers["sentences"])
-            self._entries = entries if len(entries.outcomes) else None
+            self._entries = entries if len(entries.places) or self._numbers["neighbours"] else None
 
     def __call__(self, last: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """After the tokens `last` (B,) of beams that go on with those of the `rows` (B,) of before."""
@@ -275,9 +291,8 @@ class _Decoder:
         if self._entries is None:
             return log_p
         self._entries.follow(last, rows)
-        weights, mass = recall(self._entries.scores(keys[:, -1], self._numbers))
-        own = [(weights, self._entries.outcomes, mass)]
-        return np.log(np.maximum(mixed(log_p, own, [self._numbers["gate"]]), TINY))
+        own = self._entries.recalled(keys[:, -1], self._numbers)
+        return np.log(np.maximum(mixed(log_p, [own], [self._numbers["gate"]]), TINY))
 
 
 def load(folder: str | Path = HERE, int8: bool = False, threads: int = 1) -> Translator:

@@ -16,10 +16,11 @@ from tests.factories.pairs import make_capitals_pairs
 from tests.factories.translators import SUBWORD_MEMORY, make_trained_translator
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+@pytest.fixture(scope="module", params=[0, 12], ids=["candidates", "neighbours"])
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     """The pipeline of a translator with a memory, and the module run.py."""
-    model, tokenizer = make_trained_translator(history={"bank": SUBWORD_MEMORY})
+    translator = {"neighbours": request.param}
+    model, tokenizer = make_trained_translator(history={"bank": SUBWORD_MEMORY}, translator=translator)
     bank = HistoryBank.build(model, tokenizer, make_capitals_pairs(60, seed=9))
     model.attach_history(bank, tokenizer=tokenizer)
     folder = export(model, tokenizer, tmp_path_factory.mktemp("translator") / "exported", bank=bank)
