@@ -39,6 +39,7 @@ from .segment import (
 )
 
 LOCK, INDEX = ".lock", "index"
+PARTS = "parts"  # the usual folder of bank/parts.py
 _PARTIAL = re.compile(r"\.partial-[0-9a-f]{16}")  # an unfinished file, or a folder with an unfinished bank
 _UNNAMED = re.compile(r"\.tmp[0-9A-Za-z]{6}")  # an unfinished file of safetensors
 INDEX_FILE = re.compile(r"[0-9a-f]{16}(-[0-9a-f]{64}\.faiss|\.json)|\.partial-[0-9a-f]+")

@@ -61,7 +61,7 @@ def test_a_bank_is_built_with_projected_keys(folder: Path) -> None:
     assert "0 entries added" in run(folder, "bank add M F/train.json B --source first --resume")
     run(folder, "bank build M F/more.txt B --source more --key-width 3")
     arguments = ["bank", "build", str(folder / "model"), str(folder / "more.txt"), str(folder / "bank")]
-    with pytest.raises(ValueError, match="was begun with keys of the width 3: leave --key-width out"):
+    with pytest.raises(ValueError, match="was begun with keys of the width 3: leave key_width out"):
         CliRunner().invoke(cli.app, [*arguments, "--key-width", "4"], catch_exceptions=False)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from modeling_lle import HistoryBank
 from modeling_lle.bank.files import BankError, Folder
+from modeling_lle.common.ahead import ahead
 from modeling_lle.entries import texts as texts_module
 from tests.factories.language_models import make_language_model
 from tests.factories.texts import WORD_TOKENIZER, make_texts
@@ -105,11 +106,11 @@ def test_work_ahead_keeps_the_order_and_the_error() -> None:
         yield from range(5)
         raise RuntimeError("the sixth")
 
-    ahead = texts_module._ahead(items())
-    assert [next(ahead) for _ in range(5)] == [0, 1, 2, 3, 4]
+    coming = ahead(items())
+    assert [next(coming) for _ in range(5)] == [0, 1, 2, 3, 4]
     with pytest.raises(RuntimeError, match="the sixth"):
-        next(ahead)
-    assert list(texts_module._ahead(iter([]))) == []
+        next(coming)
+    assert list(ahead(iter([]))) == []
 
 
 def test_resuming_an_interrupted_add(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
