@@ -1,10 +1,10 @@
 """Builds a bank: `lle bank build` as a script, for `accelerate launch` and `torchrun`, whose ranks build it together.
 
-    accelerate launch --num_processes 2 -m scripts.bank_build runs/mine texts/ bank
     torchrun --nproc-per-node 2 -m scripts.bank_build runs/mine texts/ bank
+    accelerate launch --multi_gpu --num_processes 2 -m scripts.bank_build runs/mine texts/ bank
     python -m scripts.bank_build runs/mine texts/ bank
 
-Interrupted, the same command goes on, with any number of ranks. Two ranks on two cores take about half the time of one.
+Interrupted, the same command goes on, with any number of ranks. On CPUs use torchrun: accelerate starts one process.
 """
 
 import typer

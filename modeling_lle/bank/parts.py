@@ -1,11 +1,11 @@
 """Parts: segments of one source that several processes encode together, and append in the order of its rows.
 
-Notable: the bank becomes the one that a single process makes, entry for entry. All processes read the same rows and cut
-them alike; each encodes the next segment that nobody has, which a lock in a folder that all of them see decides. The
-segment that follows the bank's progress is appended at once, others wait in the folder. So the bank holds a beginning
-of the source at any time, a process that is killed costs the segments it was encoding, and any number of processes
-can go on. A digest of the rows beside each segment tells processes that read other data. No pickle: segments are
-safetensors with their SHA-256.
+Notable: the bank becomes the one that a single process makes, entry for entry. All processes read the same rows and
+cut them alike; each encodes the next segment that nobody has, which a lock in a folder that all of them see decides.
+The segment that follows the bank's progress is appended at once, others wait in the folder. So the bank holds a
+beginning of the source at any time, a process that is killed costs the segments it was encoding, and any number of
+processes can go on. A digest of the rows beside each segment tells processes that read other data. No pickle: segments
+are safetensors with their SHA-256.
 """
 
 import contextlib
@@ -136,11 +136,11 @@ class Parts:
         """
         total = 0
         self._bank.refresh()
-        begin = self._bank.snapshot().added(self._namespace, self._source)
-        for unit, lock, segment in ahead(self._encoded(units(begin), encode, digest)):
+        before = self._bank.snapshot().added(self._namespace, self._source)
+        for begin, end, lock, segment in ahead(self._encoded(units(before), encode, digest)):
             if lock is not None and segment is not None:
                 try:
-                    total += self._keep(unit, segment)
+                    total += self._keep(begin, end, segment)
                 finally:
                     lock.release()
             with contextlib.suppress(TimeoutError):  # another process is appending, and what is left is for later
@@ -157,13 +157,19 @@ class Parts:
 
     def _encoded(
         self, units: Iterator[Unit[Content]], encode: Callable[[Content], Segment], digest: Callable[[Content], str]
-    ) -> Iterator[tuple[Unit[None], FileLock | None, Segment | None]]:
+    ) -> Iterator[tuple[Place, Added, FileLock | None, Segment | None]]:
         """Yields every segment that is read, with a lock and the entries if it is for this process to encode."""
         for unit in ahead(units):
-            begin, end = _place(unit.begin), _place(unit.end)
-            self._own[begin] = end, digest(unit.content)
+            begin = _place(unit.begin)
+            self._own[begin] = _place(unit.end), digest(unit.content)
             lock = self._claim(begin)
-            yield dataclasses.replace(unit, content=None), lock, encode(unit.content) if lock else None
+            try:
+                segment = encode(unit.content) if lock is not None else None
+            except BaseException:
+                assert lock is not None
+                lock.release()
+                raise
+            yield begin, unit.end, lock, segment
 
     def _claim(self, begin: Place) -> FileLock | None:
         """Takes the lock of a segment; None if it was made already, or another process is making it."""
@@ -190,18 +196,17 @@ class Parts:
             raise self._disagreement(begin)
         return progress >= end or (record is not None and record.info is not None)
 
-    def _keep(self, unit: Unit[None], segment: Segment) -> int:
+    def _keep(self, begin: Place, end: Added, segment: Segment) -> int:
         """Appends a segment if it is the next one, and puts it into the folder if not; returns what was appended."""
-        begin = _place(unit.begin)
         with contextlib.suppress(TimeoutError), self._bank.writing() as state:
             if _place(state.added(self._namespace, self._source)) == begin:
                 self._write(begin, None)
-                return self._bank.append([(segment, [unit.end])], self._namespace)
+                return self._bank.append([(segment, [end])], self._namespace)
         self._write(begin, self._folder.write_segment(segment, self._namespace))
         return 0
 
     def _append_ready(self) -> int:
-        """Appends the segments in the folder that come next, as far as this process has read; returns their entries."""
+        """Appends the segments that come next, as far as this process has read; returns the number of entries."""
         total = 0
         while (progress := self._progress()) in self._own:
             with self._bank.writing() as state:

@@ -81,6 +81,16 @@ def _load(model: str) -> tuple[Any, Any]:
     return load_language_model(model)
 
 
+def _load_encoder(model: str) -> tuple[Any, Any]:
+    """As `_load`; the model is on the GPU of this process, if there is one."""
+    import torch
+
+    loaded, tokenizer = _load(model)
+    if torch.cuda.is_available():
+        loaded.to(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+    return loaded, tokenizer
+
+
 def _rows_as_trained(model: str, text_column: str | None, sample_by: Row | None) -> tuple[str, str]:
     """Text column and unit of a row."""
     unit = Row(as_trained(model, "sample_by", sample_by, Row.line))
@@ -91,8 +101,8 @@ def _together(path: Path, parts: Path | None) -> dict[str, Any]:
     """Options of `add` for this process, which may be one of several ranks; the first one shows its progress."""
     from ..bank.files import PARTS
 
-    ranks, rank = (int(os.environ.get(name, usual)) for name, usual in (("WORLD_SIZE", "1"), ("RANK", "0")))
-    return {"parts": path / PARTS if parts is None and ranks > 1 else parts, "progress": rank == 0}
+    parts = path / PARTS if parts is None and int(os.environ.get("WORLD_SIZE", "1")) > 1 else parts
+    return {"parts": parts, "progress": os.environ.get("RANK", "0") == "0"}
 
 
 def _say_size(opened: Any) -> None:
@@ -130,7 +140,7 @@ def build(
     from ..bank.files import MANIFEST
     from ..common.precision import in_precision
 
-    loaded, tokenizer = _load(model)
+    loaded, tokenizer = _load_encoder(model)
     column, unit = _rows_as_trained(model, text_column, sample_by)
     options: dict[str, Any] = {
         "source": source_name or source,
@@ -178,7 +188,7 @@ def add(
     from ..common.precision import in_precision
 
     opened = HistoryBank.open(path)
-    loaded, tokenizer = _load(model)
+    loaded, tokenizer = _load_encoder(model)
     column, unit = _rows_as_trained(model, text_column, sample_by)
     with _rows(source, name, split, column, unit, streaming) as rows, in_precision(loaded, precision.value):
         added = opened.add(

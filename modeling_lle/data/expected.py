@@ -25,7 +25,7 @@ class Expected:
         self._size = None if self.known is not None else _size(rows)
 
     def count(self, texts: Collection[str]) -> int | None:
-        """Takes in the texts of rows that were read; returns the number of all rows, skipped ones included, or None."""
+        """Takes in the texts of rows that were read; returns the number of all rows, with those skipped, or None."""
         self._read += len(texts)
         self._bytes += sum(len(text.encode()) + 1 for text in texts) if self._size is not None else 0
         if self.known is not None or not self._read:

@@ -113,10 +113,10 @@ class TextEntries:
             merge: Whether to merge entries of one row with the same outcome and the same 16 tokens before it.
             resume: Whether to continue an interrupted import of this source; the rows must come in the same order.
             progress: Whether to show a progress bar.
-            parts: Folder that several processes share which add this source together, each with the same rows and
-                options, as ranks do (`bank.parts.Parts`). The bank becomes the one that a single process makes. Implies
-                `resume`, and needs a `source`. A process returns when nothing is left for it to encode: others may be at
-                work still, and `refresh` takes in what they append. None: this process adds alone.
+            parts: Folder through which several processes, such as ranks, add this source together, each with the
+                same rows and options (bank/parts.py). The bank becomes the one that a single process makes. Implies
+                `resume`, and needs a `source`. A process returns when nothing is left for it to encode: others may
+                be at work still, and `refresh` takes in what they append. None: this process adds alone.
 
         Raises:
             ValueError: There is no text, a row lacks a column, a value cannot be written as JSON, or the source is in
