@@ -249,6 +249,8 @@ def _parts(
                 tokens = np.array([start, *ids], dtype=np.int32)
                 begin = before.tokens if row == before.rows else 0
                 yield _Part(row, columns, tokens, begin, len(ids))
+        bar.total = bar.n
+        bar.refresh()
     if number < 0:
         raise ValueError("there is no text to add: the data set has no rows")
 
