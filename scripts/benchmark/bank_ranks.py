@@ -23,35 +23,31 @@ from modeling_lle.data import collect, load_texts, tokenize
 from modeling_lle.evaluation import write_results
 from modeling_lle.evaluation.results import this_command
 
-from .inputs import Model, Source, load_model
+from .inputs import OwnModel, OwnSource, given_or_made, load_model
 from .timing import RESULTS, Row
 
 
 def bank_ranks(
-    model: Model,
-    source: Source,
+    model: OwnModel = None,
+    source: OwnSource = None,
     tokens: Annotated[int, typer.Option(help="Training tokens of the bank, about: whole rows.")] = 1_500_000,
     ranks: Annotated[list[int] | None, typer.Option(help="Ranks, repeatable; by default 2 and 4.")] = None,
     repeats: Annotated[int, typer.Option(help="Times that each is measured, in turn.")] = 3,
     output: Annotated[Path, typer.Option(help="Results file.")] = RESULTS / "bank-ranks.json",
 ) -> None:
     """A bank that ranks build together, beside one process: seconds, ratio, entries that differ."""
-    rows = count_rows(model, source, tokens)
     kinds = [(1, 1), *([(1, cores())] if cores() > 1 else []), *((number, 1) for number in ranks or [2, 4])]
     seconds: dict[tuple[int, int], list[float]] = {kind: [] for kind in kinds}
     processor: dict[tuple[int, int], list[float]] = {kind: [] for kind in kinds}
-    differ = dict.fromkeys(kinds, 0)
-    with tempfile.TemporaryDirectory() as folder:
+    with given_or_made(model, source) as (name, text), tempfile.TemporaryDirectory() as folder:
+        rows = count_rows(name, text, tokens)
         for repeat, kind in itertools.product(range(repeats), kinds):
-            path = Path(folder) / f"bank-{kind[0]}-{kind[1]}"
-            for values, measured in zip(
-                (seconds, processor), _build(path / str(repeat), model, source, rows, *kind), strict=True
-            ):
-                values[kind].append(measured)
-            typer.echo({"ranks": kind[0], "threads": kind[1], "seconds": seconds[kind][-1]})
-        alone = HistoryBank.open(Path(folder) / "bank-1-1" / "0")
-        for kind in kinds:
-            differ[kind] = _different(HistoryBank.open(Path(folder) / f"bank-{kind[0]}-{kind[1]}" / "0"), alone)
+            wall, busy = _build(_path(folder, kind, repeat), name, text, rows, *kind)
+            seconds[kind].append(wall)
+            processor[kind].append(busy)
+            typer.echo({"ranks": kind[0], "threads": kind[1], "seconds": wall, "processor_seconds": busy})
+        alone = HistoryBank.open(_path(folder, (1, 1), 0))
+        differ = {kind: _different(HistoryBank.open(_path(folder, kind, 0)), alone) for kind in kinds}
         entries = len(alone)
     median = {kind: statistics.median(values) for kind, values in seconds.items()}
     table: list[Row] = [
@@ -66,13 +62,17 @@ def bank_ranks(
         }
         for number, threads in kinds
     ]
-    metrics = {"entries": entries, "cores": cores()}
+    metrics: dict[str, float] = {"entries": entries, "cores": cores()}
     metrics |= {f"build_ratio_{number}_ranks": median[number, 1] / median[1, 1] for number, _ in kinds if number != 1}
     if (1, cores()) in median and (2, 1) in median:
         metrics["build_ratio_2_ranks_to_all_threads"] = median[2, 1] / median[1, cores()]
     for row in table:
         typer.echo(row)
     write_results(output, this_command(), metrics, table)
+
+
+def _path(folder: str, kind: tuple[int, int], repeat: int) -> Path:
+    return Path(folder) / f"bank-{kind[0]}-{kind[1]}-{repeat}"
 
 
 def count_rows(model: str, source: str, tokens: int) -> int:
