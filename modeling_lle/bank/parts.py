@@ -19,13 +19,14 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import torch
 from filelock import FileLock, Timeout
 
 from ..common.ahead import ahead
 from ..common.temporary import replacing
 from .files import Folder
 from .manifest import Added, BankError, File, SegmentInfo
-from .protocol import Bank
+from .protocol import Bank, Encoder
 from .segment import Segment
 
 logger = logging.getLogger(__name__)
@@ -281,6 +282,20 @@ class Parts:
             f"another process has read other rows of the source {self._source!r} from row {begin[0]} on: give all "
             f"processes the same data in the same order; then forget the source, and remove {self.path}"
         )
+
+
+def common_source(source: str | None) -> str:
+    """The name of a source that processes add together; raises a ValueError if there is none."""
+    if source is None:
+        raise ValueError("processes that add together need a common name of the source: give source=...")
+    return source
+
+
+def precision_of(model: Encoder) -> str:
+    """The precision in which a model encodes, for the settings of `Parts`."""
+    device = model.device.type
+    products = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    return f"{getattr(model, 'dtype', None)}, products in {products}"
 
 
 def in_use(path: Path) -> bool:

@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..bank.changes import plain
 from ..bank.manifest import Added, BankError, check_names
-from ..bank.parts import Parts, Unit
+from ..bank.parts import Parts, Unit, common_source, precision_of
 from ..bank.places import LINE, PROVENANCE, LineBreaks
 from ..bank.protocol import DEFAULT, Bank, Encoder, Snapshot
 from ..bank.segment import Segment
@@ -126,8 +126,7 @@ class TextEntries:
         if keep_below is not None and not 0 < keep_below <= 1:
             raise ValueError(f"keep_below is a probability above 0, got {keep_below}")
         check_names([("namespace", namespace)] if source is None else [("namespace", namespace), ("source", source)])
-        if parts is not None and source is None:
-            raise ValueError("processes that add together need a common name of the source: give source=...")
+        shared_source = None if parts is None else common_source(source)
         wanted = None if columns is None else list(columns)
         device = model.device.type
         # Autocast is per thread: the segments are encoded in another thread, with the caller's setting.
@@ -141,18 +140,18 @@ class TextEntries:
             return in_precision(model, unit, keep_below, merge, source, breaks)
 
         with evaluating(model):
-            if parts is None or source is None:
+            if parts is None or shared_source is None:
                 return _add_alone(bank, namespace, source, resume, units, encode)
             settings = {
                 "text_column": text_column,
                 "columns": wanted,
                 "keep_below": keep_below,
                 "merge": merge,
-                "precision": _precision(model),
+                "precision": precision_of(model),
                 "rows": getattr(rows, "num_rows", None),
             }
-            with Parts(parts, bank, namespace, source, settings) as shared:
-                return shared.add(units, functools.partial(encode, source=source), _digest)
+            with Parts(parts, bank, namespace, shared_source, settings) as shared:
+                return shared.add(units, functools.partial(encode, source=shared_source), _digest)
 
 
 def _add_alone(
@@ -174,13 +173,6 @@ def _add_alone(
             )
         segments = ((encode(unit.content, name), [unit.end]) for unit in ahead(units(before)))
         return bank.append(ahead(segments), namespace)
-
-
-def _precision(model: TextEncoder) -> str:
-    """Precision in which a model encodes."""
-    device = model.device.type
-    products = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    return f"{getattr(model, 'dtype', None)}, products in {products}"
 
 
 def _rows(

@@ -1,10 +1,11 @@
 """What a bank of 10^6 to 10^10 entries takes: bytes, seconds and money, from what is measured and a stated model.
 
-Measured: encoding, opening, and the bytes of an entry, on a text; the index and search, on random points as wide as the
-model's states, at several sizes. The model: bytes, encoding and memory grow as the number of entries N; the index is
-made in time N^1.5, as there are about N^0.5 cells and each key is compared with all of them; a search reads a fixed
+Measured: encoding, opening, and the bytes of an entry, on a text; the index and search, on random points as wide as
+the model's states, at several sizes. The model: bytes, encoding and memory grow as the number of entries N; the index
+is made in time N^1.5, as there are about N^0.5 cells and each key is compared with all of them; a search reads a fixed
 share of the entries, and so takes time N beside a constant. Prices are assumptions of whoever runs it, given as
-options, and no offer of anybody. Only processor time is counted, which other programs change less than that of a clock.
+options, and no offer of anybody. Only processor time is counted, which other programs change less than that of a
+clock.
 """
 
 import multiprocessing
@@ -150,7 +151,7 @@ def _plan(encoded: dict[str, float], measured: list[Row], entries: int, method: 
     """What a bank of this many entries takes, by the model of this module."""
     largest, has_index = measured[-1], method != "folder, exact"
     index_bytes, key_bytes = largest["index_bytes"] if has_index else 0.0, 2 * largest["width"]
-    index_seconds = largest["index_seconds"] * (entries / largest["entries"]) ** 1.5 if has_index else 0.0
+    index_seconds = _continued(measured, "index_seconds", entries, 1.5) if has_index else 0.0
     in_memory = COLUMNS + encoded["text_memory_bytes"] + (index_bytes if has_index else key_bytes)
     return {
         "entries": entries,
@@ -166,8 +167,9 @@ def _plan(encoded: dict[str, float], measured: list[Row], entries: int, method: 
     }
 
 
-def _continued(measured: list[Row], name: str, entries: int) -> float:
-    """A value that grows in line with the number of entries, as it does between the two largest measured sizes."""
+def _continued(measured: list[Row], name: str, entries: int, power: float = 1.0) -> float:
+    """A value that grows in line with a power of the number of entries, as between the two largest measured sizes."""
     largest, before = measured[-1], (measured[-2] if len(measured) > 1 else {"entries": 0, name: 0.0})
-    slope = max(0.0, (largest[name] - before[name]) / (largest["entries"] - before["entries"]))
-    return max(0.0, float(largest[name] + slope * (entries - largest["entries"])))
+    steps = largest["entries"] ** power - before["entries"] ** power
+    slope = max(0.0, (largest[name] - before[name]) / steps)
+    return max(0.0, float(largest[name] + slope * (entries**power - largest["entries"] ** power)))

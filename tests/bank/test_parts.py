@@ -17,9 +17,12 @@ from modeling_lle import HistoryBank
 from modeling_lle.bank.files import PARTS, BankError
 from modeling_lle.bank.fingerprint import fingerprint
 from modeling_lle.bank.parts import IMPORT, Parts
+from modeling_lle.entries import pairs as pairs_module
 from modeling_lle.entries import texts as texts_module
 from tests.factories.language_models import make_language_model
+from tests.factories.pairs import SUBWORD_PAIRS_TOKENIZER, pair_rows
 from tests.factories.texts import WORD_TOKENIZER, make_texts
+from tests.factories.translators import make_subword_translator
 
 MODEL = make_language_model()
 TEXTS = make_texts(40, 9)
@@ -75,6 +78,30 @@ def test_together_they_make_what_one_makes(tmp_path: Path, processes: int, optio
     assert_same(together, alone)
     assert not (tmp_path / "together" / PARTS).exists()
     assert together.verify() == []
+
+
+@pytest.mark.parametrize("before", [0, 3])
+def test_sentence_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: int) -> None:
+    monkeypatch.setattr(pairs_module, "WRITTEN", 2)
+    model, rows = make_subword_translator(), [*pair_rows(), *pair_rows()[:2]]
+
+    def add(name: str, parts: Path | None) -> None:
+        bank = HistoryBank.open(tmp_path / name)
+        bank.add(rows, model=model, tokenizer=SUBWORD_PAIRS_TOKENIZER, source="texts", parts=parts)
+
+    for name in ("alone", "together"):
+        size = fingerprint(model), model.key_size, model.config.vocab_size
+        bank = HistoryBank.create(tmp_path / name, *size)
+        if before:
+            bank.add(rows[:before], model=model, tokenizer=SUBWORD_PAIRS_TOKENIZER, source="first")
+    add("alone", None)
+    parts = tmp_path / "together" / PARTS
+    assert at_once(*[lambda: add("together", parts)] * 3) == []
+    assert_same(HistoryBank.open(tmp_path / "together"), HistoryBank.open(tmp_path / "alone"))
+    generation = HistoryBank.open(tmp_path / "together").generation
+    add("together", parts)
+    assert HistoryBank.open(tmp_path / "together").generation == generation
+    assert not parts.exists()
 
 
 class Encode:
