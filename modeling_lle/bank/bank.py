@@ -34,7 +34,7 @@ from .files import MANIFEST, PARTS, Added, BankError, File, Folder, Manifest, Se
 from .fingerprint import fingerprint
 from .index_files import remove_stale_indexes, stale_indexes
 from .manifest import HISTORY_FOLDER, Projected
-from .parts import remove_abandoned
+from .parts import abandoned, remove
 from .projection import Projection
 from .protocol import Encoder, Where
 from .state import ATTEMPTS, NO_IDS, BankState
@@ -385,7 +385,8 @@ class HistoryBank(BaseBank):
             if any(getattr(state.manifest, name) != value for name, value in changes.items()):
                 self._commit(NO_IDS, **changes)
             remove_stale_indexes(self.folder, {info.file.name for info in infos})
-            remove_abandoned(self.folder.path / PARTS)
+            for path in abandoned(self.folder.path / PARTS):
+                remove(path)
             return sum(file.bytes for file in state.manifest.files) - sum(file.bytes for file in self.manifest.files)
 
     def verify(self) -> list[str]:
@@ -404,6 +405,7 @@ class HistoryBank(BaseBank):
                 if attempt == ATTEMPTS - 1 or self.folder.read_manifest() == manifest:
                     raise  # no writer replaced the file meanwhile
         stale = stale_indexes(self.folder, {info.file.name for info in manifest.segments})
+        stale += abandoned(self.folder.path / PARTS)
         known = {file.name for file in manifest.files}
         return [*self.folder.leftovers(known), *(f"{path.parent.name}/{path.name}" for path in stale)]
 

@@ -273,6 +273,10 @@ class Folder:
             return
         with self.writing():
             self.remove_index()
+            for path in (self.path / PARTS).glob("[0-9a-f]" * 16):
+                shutil.rmtree(path, ignore_errors=True)
+            with contextlib.suppress(OSError):  # there is none, or it holds other files
+                (self.path / PARTS).rmdir()
             (self.path / f".partial-{uuid.uuid4().hex[:16]}").mkdir()  # marks the rest as leftovers until all is gone
             (self.path / MANIFEST).unlink()
             self.remove_leftovers()

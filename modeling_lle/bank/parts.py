@@ -14,6 +14,7 @@ import hashlib
 import json
 import logging
 import shutil
+import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -80,6 +81,7 @@ class Parts:
         self._settings = {"model": bank.fingerprint, "namespace": namespace, "source": source, **(settings or {})}
         self._own: dict[Place, tuple[Place, str]] = {}  # of each segment that this process read: its end and digest
         self._presence: FileLock | None = None
+        self._using = threading.RLock()  # one thread at a time reads or changes the bank
 
     def __enter__(self) -> "Parts":
         while True:
@@ -188,9 +190,10 @@ class Parts:
 
     def _is_made(self, begin: Place) -> bool:
         """Whether a segment is in the bank or in the folder; raises a BankError if it was made of other rows."""
-        record = self._record(begin)
-        self._bank.refresh()
-        progress, (end, _) = self._progress(), self._own[begin]
+        record, (end, _) = self._record(begin), self._own[begin]
+        with self._using:
+            self._bank.refresh()
+            progress = self._progress()
         if record is not None:
             self._check(begin, record)
         if begin < progress < end:
@@ -199,7 +202,7 @@ class Parts:
 
     def _keep(self, begin: Place, end: Added, segment: Segment) -> int:
         """Appends a segment if it is the next one, and puts it into the folder if not; returns what was appended."""
-        with contextlib.suppress(TimeoutError), self._bank.writing() as state:
+        with contextlib.suppress(TimeoutError), self._using, self._bank.writing() as state:
             if _place(state.added(self._namespace, self._source)) == begin:
                 self._write(begin, None)
                 return self._bank.append([(segment, [end])], self._namespace)
@@ -210,7 +213,7 @@ class Parts:
         """Appends the segments that come next, as far as this process has read; returns the number of entries."""
         total = 0
         while (progress := self._progress()) in self._own:
-            with self._bank.writing() as state:
+            with self._using, self._bank.writing() as state:
                 record = self._record(progress)
                 if _place(state.added(self._namespace, self._source)) == progress:
                     if record is None or record.info is None:
@@ -316,11 +319,11 @@ def remove(path: Path) -> None:
         path.parent.rmdir()
 
 
-def remove_abandoned(path: Path) -> None:
-    """Removes the folders of the imports in a folder in which no process takes part any more."""
-    for own in path.glob("[0-9a-f]*") if path.is_dir() and not path.is_symlink() else ():
-        if (own / IMPORT).exists() and not in_use(own):
-            remove(own)
+def abandoned(path: Path) -> list[Path]:
+    """The folders of the imports in a folder in which no process takes part any more."""
+    if not path.is_dir() or path.is_symlink():
+        return []
+    return [own for own in sorted(path.iterdir()) if (own / IMPORT).is_file() and not in_use(own)]
 
 
 def _lock(path: Path, timeout: float) -> FileLock:

@@ -3,7 +3,7 @@
 Measured: encoding, opening, and the bytes of an entry, on a text; the index and search, on random points as wide as
 the model's states, at several sizes. The model: bytes, encoding and memory grow as the number of entries N; the index
 is made in time N^1.5, as there are about N^0.5 cells and each key is compared with all of them; a search reads a fixed
-share of the entries, and so takes time N beside a constant. Prices are assumptions of whoever runs it, given as
+share of the entries, and so takes time N; both beside a constant. Prices are assumptions of whoever runs it, given as
 options, and no offer of anybody. Only processor time is counted, which other programs change less than that of a
 clock.
 """

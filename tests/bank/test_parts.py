@@ -19,6 +19,7 @@ from modeling_lle.bank.fingerprint import fingerprint
 from modeling_lle.bank.parts import IMPORT, Parts
 from modeling_lle.entries import pairs as pairs_module
 from modeling_lle.entries import texts as texts_module
+from tests.bank.memory_bank import MemoryBank
 from tests.factories.language_models import make_language_model
 from tests.factories.pairs import SUBWORD_PAIRS_TOKENIZER, pair_rows
 from tests.factories.texts import WORD_TOKENIZER, make_texts
@@ -31,7 +32,7 @@ ROWS = Dataset.from_list([{"text": text, "user": f"user {n}"} for n, text in enu
 
 @pytest.fixture(autouse=True)
 def _short_segments(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(texts_module, "SEGMENT_ENTRIES", 10)
+    monkeypatch.setattr(texts_module, "SEGMENT_ENTRIES", 20)
     monkeypatch.setattr(texts_module, "TEXTS", 3)
 
 
@@ -215,8 +216,33 @@ def test_what_was_left_aside_can_be_removed(tmp_path: Path, monkeypatch: pytest.
         bank.compact()
         assert (running.path / IMPORT).exists()
         running._own[0, 0] = (40, 0), ""  # not complete
+    assert bank.verify() == [f"{PARTS}/{running.path.name}"]
     bank.compact()
+    assert bank.verify() == []
     assert not (path / PARTS).exists()
+
+
+def test_a_bank_that_is_removed_takes_its_parts_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, encode = tmp_path / "bank", Encode(monkeypatch, fatal=20)
+    encode.now.set()
+    with pytest.raises(RuntimeError, match="killed"):
+        build(path)
+    HistoryBank.open(path).folder.remove()
+    assert not path.exists()
+
+
+def test_a_bank_that_is_a_service(tmp_path: Path) -> None:
+    alone, bank = build(tmp_path / "alone", parts=None), MemoryBank.create(*size())
+    options = {"model": MODEL, "tokenizer": WORD_TOKENIZER, "source": "texts", "parts": tmp_path / "parts"}
+    assert at_once(*[lambda: MemoryBank(bank.store).add(ROWS, **options)] * 3) == []
+    bank.refresh()
+    assert list(bank.documents()) == list(alone.documents())
+    keys, expected = (
+        torch.cat([batch.keys for batch in held.snapshot().entries()]).bfloat16() for held in (bank, alone)
+    )
+    assert torch.equal(keys, expected)
+    assert bank.snapshot().added("default", "texts").rows == len(ROWS)
+    assert not (tmp_path / "parts").exists()
 
 
 def test_a_damaged_part_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
