@@ -42,21 +42,23 @@ def bank_ranks(
     with given_or_made(model, source) as (name, text), tempfile.TemporaryDirectory() as folder:
         rows = count_rows(name, text, tokens)
         for repeat, kind in itertools.product(range(repeats), kinds):
-            wall, busy = _build(_path(folder, kind, repeat), name, text, rows, *kind)
+            wall, used = _build(_path(folder, kind, repeat), name, text, rows, *kind)
             seconds[kind].append(wall)
-            processor[kind].append(busy)
-            typer.echo({"ranks": kind[0], "threads": kind[1], "seconds": wall, "processor_seconds": busy})
+            processor[kind].append(used)
+            typer.echo({"ranks": kind[0], "threads": kind[1], "seconds": wall, "processor_seconds": used})
         alone = HistoryBank.open(_path(folder, (1, 1), 0))
         differ = {kind: _different(HistoryBank.open(_path(folder, kind, 0)), alone) for kind in kinds}
         entries = len(alone)
     median = {kind: statistics.median(values) for kind, values in seconds.items()}
+    busy = {kind: statistics.median(values) for kind, values in processor.items()}
     table: list[Row] = [
         {
             "ranks": number,
             "threads_of_each": threads,
             "seconds": median[number, threads],
             "entries_per_second": entries / median[number, threads],
-            "processor_seconds": statistics.median(processor[number, threads]),
+            "processor_seconds": busy[number, threads],
+            "processor_ratio_of_a_rank": busy[number, threads] / number / busy[1, 1],
             "time_ratio_to_one": median[number, threads] / median[1, 1],
             "entries_that_differ": differ[number, threads],
         }
