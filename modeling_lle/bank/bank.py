@@ -30,10 +30,11 @@ from .changes import (
     sources_left,
     to_join,
 )
-from .files import MANIFEST, Added, BankError, File, Folder, Manifest, Segment, SegmentInfo
+from .files import MANIFEST, PARTS, Added, BankError, File, Folder, Manifest, Segment, SegmentInfo
 from .fingerprint import fingerprint
 from .index_files import remove_stale_indexes, stale_indexes
 from .manifest import HISTORY_FOLDER, Projected
+from .parts import abandoned, remove
 from .projection import Projection
 from .protocol import Encoder, Where
 from .state import ATTEMPTS, NO_IDS, BankState
@@ -113,16 +114,24 @@ class HistoryBank(BaseBank):
                 translator mappings with the columns `source` and `target`, for a classifier with `text` and `label`.
             path: The folder; None: a temporary one, which lasts as long as the bank. Save it with `save_pretrained`.
             key_width: As in `create`.
-            options: As in `add`.
+            options: As in `add`. Of processes that share `parts`, the first makes the bank, and the others open it.
 
         Raises:
+            BankError: Another process has made the bank with another model, or keys of another width.
             FileExistsError: `path` holds a bank or other files.
             ValueError: The width of the keys is too large.
         """
         kind, labels = model.entry_kind, () if model.outcome == "label" else None
         check_projects(model, key_width is not None, "key_width")
         size = fingerprint(model), model.key_size, model.config.vocab_size, labels, key_width
-        bank = cls.temporary(*size) if path is None else cls.create(path, *size)
+        try:
+            bank = cls.temporary(*size) if path is None else cls.create(path, *size)
+        except FileExistsError:
+            if options.get("parts") is None or not (Path(str(path)) / MANIFEST).exists():
+                raise
+            bank = cls.open(str(path))
+            bank.check_model(model)
+            bank.check_key_width(key_width)
         bank.encoder = (model, tokenizer)
         kind.add(bank, dataset, model, tokenizer, **options)
         return bank
@@ -177,6 +186,11 @@ class HistoryBank(BaseBank):
         bank = cls.create(folder.path / "bank", *args, **kwargs)
         weakref.finalize(bank, folder.remove)
         return bank
+
+    def check_key_width(self, key_width: int | None) -> None:
+        """Raises a BankError if a width of the keys is given, and those of this bank have another."""
+        if key_width not in (None, None if self.snapshot().projection is None else self.width):
+            raise BankError(f"{self.name} was begun with keys of the width {self.width}: leave key_width out")
 
     # The state
 
@@ -340,6 +354,8 @@ class HistoryBank(BaseBank):
     def compact(self) -> int:
         """Removes forgotten entries from the disk: keys, texts, names of sources and labels, and search indexes.
 
+        Segments that an interrupted build by several processes has left aside go, too.
+
         Segments are rewritten without them, and small neighbours joined.
 
         Returns:
@@ -369,6 +385,8 @@ class HistoryBank(BaseBank):
             if any(getattr(state.manifest, name) != value for name, value in changes.items()):
                 self._commit(NO_IDS, **changes)
             remove_stale_indexes(self.folder, {info.file.name for info in infos})
+            for path in abandoned(self.folder.path / PARTS):
+                remove(path)
             return sum(file.bytes for file in state.manifest.files) - sum(file.bytes for file in self.manifest.files)
 
     def verify(self) -> list[str]:
@@ -387,6 +405,7 @@ class HistoryBank(BaseBank):
                 if attempt == ATTEMPTS - 1 or self.folder.read_manifest() == manifest:
                     raise  # no writer replaced the file meanwhile
         stale = stale_indexes(self.folder, {info.file.name for info in manifest.segments})
+        stale += abandoned(self.folder.path / PARTS)
         known = {file.name for file in manifest.files}
         return [*self.folder.leftovers(known), *(f"{path.parent.name}/{path.name}" for path in stale)]
 

@@ -39,6 +39,7 @@ from .segment import (
 )
 
 LOCK, INDEX = ".lock", "index"
+PARTS = "parts"  # the usual folder of bank/parts.py
 _PARTIAL = re.compile(r"\.partial-[0-9a-f]{16}")  # an unfinished file, or a folder with an unfinished bank
 _UNNAMED = re.compile(r"\.tmp[0-9A-Za-z]{6}")  # an unfinished file of safetensors
 INDEX_FILE = re.compile(r"[0-9a-f]{16}(-[0-9a-f]{64}\.faiss|\.json)|\.partial-[0-9a-f]+")
@@ -272,6 +273,10 @@ class Folder:
             return
         with self.writing():
             self.remove_index()
+            for path in (self.path / PARTS).glob("[0-9a-f]" * 16):
+                shutil.rmtree(path, ignore_errors=True)
+            with contextlib.suppress(OSError):  # there is none, or it holds other files
+                (self.path / PARTS).rmdir()
             (self.path / f".partial-{uuid.uuid4().hex[:16]}").mkdir()  # marks the rest as leftovers until all is gone
             (self.path / MANIFEST).unlink()
             self.remove_leftovers()

@@ -5,6 +5,7 @@ Heavy imports wait until a command runs.
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -43,6 +44,15 @@ Merge = Annotated[bool, typer.Option(help="Merge duplicates within a row into on
 KeyWidth = Annotated[
     int | None, typer.Option(min=2, help="Project keys to this width, for wide models; by default none.")
 ]
+Streaming = Annotated[bool, typer.Option(help="Read a data set that does not fit on disk.")]
+Parts = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="Folder through which several processes add one source together, all started with this command; by "
+        "default none, and under torchrun or accelerate launch one in BANK.",
+    ),
+]
 LONGEST = 8192  # tokens of a text that are read before a search; earlier ones have left the state
 SHOWN = 20  # sources of a bank that `lle bank info` lists
 _EXAMPLE = "Example: lle bank "
@@ -71,10 +81,28 @@ def _load(model: str) -> tuple[Any, Any]:
     return load_language_model(model)
 
 
+def _load_encoder(model: str) -> tuple[Any, Any]:
+    """As `_load`; the model is on the GPU of this process, if there is one."""
+    import torch
+
+    loaded, tokenizer = _load(model)
+    if torch.cuda.is_available():
+        loaded.to(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+    return loaded, tokenizer
+
+
 def _rows_as_trained(model: str, text_column: str | None, sample_by: Row | None) -> tuple[str, str]:
     """Text column and unit of a row."""
     unit = Row(as_trained(model, "sample_by", sample_by, Row.line))
     return as_trained(model, "text_column", text_column, "text"), unit.value
+
+
+def _together(path: Path, parts: Path | None) -> dict[str, Any]:
+    """Options of `add` for this process, which may be one of several ranks; the first one shows its progress."""
+    from ..bank.files import PARTS
+
+    parts = path / PARTS if parts is None and int(os.environ.get("WORLD_SIZE", "1")) > 1 else parts
+    return {"parts": parts, "progress": os.environ.get("RANK", "0") == "0"}
 
 
 def _say_size(opened: Any) -> None:
@@ -101,14 +129,18 @@ def build(
     key_width: KeyWidth = None,
     precision: InPrecision = Precision.auto,
     keep: Keep = None,
-    streaming: Annotated[bool, typer.Option(help="Read a data set that does not fit on disk.")] = False,
+    streaming: Streaming = False,
+    parts: Parts = None,
 ) -> None:
-    """Builds a bank from a data set; repeat an interrupted command to resume it."""
+    """Builds a bank from a data set; repeat an interrupted command to resume it.
+
+    Several processes build one bank together: torchrun --nproc-per-node 2 --no-python lle bank build ...
+    """
     from ..bank.bank import HistoryBank
     from ..bank.files import MANIFEST
     from ..common.precision import in_precision
 
-    loaded, tokenizer = _load(model)
+    loaded, tokenizer = _load_encoder(model)
     column, unit = _rows_as_trained(model, text_column, sample_by)
     options: dict[str, Any] = {
         "source": source_name or source,
@@ -117,7 +149,7 @@ def build(
         "keep_below": keep_below,
         "merge": merge,
         "columns": keep or None,
-        "progress": True,
+        **_together(path, parts),
     }
     with (
         _rows(source, name, split, column, unit, streaming) as rows,
@@ -125,8 +157,7 @@ def build(
     ):
         if (path / MANIFEST).exists():
             opened = HistoryBank.open(path)
-            if key_width not in (None, opened.width if opened.info()["is_projected"] else None):
-                raise ValueError(f"{path} was begun with keys of the width {opened.width}: leave --key-width out")
+            opened.check_key_width(key_width)
             opened.add(rows, model=loaded, tokenizer=tokenizer, resume=True, **options)
         else:
             opened = HistoryBank.build(loaded, tokenizer, rows, path, key_width=key_width, **options)
@@ -149,15 +180,17 @@ def add(
     precision: InPrecision = Precision.auto,
     keep: Keep = None,
     resume: Annotated[bool, typer.Option(help="Resume adding this source.")] = False,
+    streaming: Streaming = False,
+    parts: Parts = None,
 ) -> None:
     """Adds a data set to a bank."""
     from ..bank.bank import HistoryBank
     from ..common.precision import in_precision
 
     opened = HistoryBank.open(path)
-    loaded, tokenizer = _load(model)
+    loaded, tokenizer = _load_encoder(model)
     column, unit = _rows_as_trained(model, text_column, sample_by)
-    with _rows(source, name, split, column, unit) as rows, in_precision(loaded, precision.value):
+    with _rows(source, name, split, column, unit, streaming) as rows, in_precision(loaded, precision.value):
         added = opened.add(
             rows,
             model=loaded,
@@ -169,7 +202,7 @@ def add(
             merge=merge,
             columns=keep or None,
             resume=resume,
-            progress=True,
+            **_together(path, parts),
         )
     say(f"{counted(added, 'entry', 'entries')} added.")
     _say_size(opened)

@@ -4,6 +4,7 @@ import re
 
 _ARGUMENTS = {
     "columns=[...]": "--keep",
+    "key_width": "--key-width",
     "namespace=": "--namespace",
     "namespace=...": "--namespace",
     "new_labels=True": "--new-labels",

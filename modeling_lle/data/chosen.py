@@ -3,6 +3,7 @@
 Notable: text stays on the disk and tables in memory. A table that has a column `file` or `line` keeps its own.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -85,13 +86,24 @@ class Chosen:
                 raise ValueError(f"streamed rows cannot be sliced: leave out {self.part} or streaming")
             only = text_column if len(self.kinds) > 1 else None
             given = {"files": [_plain(file) for file in self.files], "sample_by": sample_by, "only": only}
-            return IterableDataset.from_generator(_read, gen_kwargs=given)
+            streamed = IterableDataset.from_generator(_read, gen_kwargs=given)
+            self._describe(streamed.info)
+            return streamed
         parts = [self._load(kind, text_column, sample_by, cache_dir) for kind in self.kinds]
         if len(parts) > 1:
             parts = [_alike(part, text_column, self.where) for part in parts]
         loaded = datasets.concatenate_datasets(parts) if len(parts) > 1 else parts[0]
         ranges = self.ranges(len(loaded))
         return datasets.concatenate_datasets([loaded.select(part) for part in ranges]) if self.part else loaded
+
+    def _describe(self, info: datasets.DatasetInfo) -> None:
+        """Notes the number of rows if files of Parquet know it, else the bytes, by which a reader can estimate it."""
+        if self.kinds == ["parquet"]:
+            with contextlib.suppress(pa.ArrowException):  # a damaged file is named when it is read
+                rows = sum(pq.read_metadata(file.path).num_rows for file in self.files)
+                info.splits = datasets.SplitDict({"train": datasets.SplitInfo("train", num_examples=rows)})
+        else:
+            info.dataset_size = sum(file.path.stat().st_size for file in self.files)
 
     def _load(self, kind: str, text_column: str, sample_by: str, cache_dir: str | Path | None) -> Dataset:
         """The rows of the files of a kind."""

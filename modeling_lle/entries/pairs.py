@@ -7,9 +7,12 @@ namespace has each pair once.
 Shapes: B batch, T time, N entries, K candidates, D width.
 """
 
+import hashlib
+import json
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Final, Protocol
 
 import torch
@@ -19,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..bank.found import Document
 from ..bank.manifest import Added, BankError, check_names
+from ..bank.parts import Parts, Unit, common_source, precision_of
 from ..bank.places import place_of, provenance
 from ..bank.protocol import DEFAULT, Bank, Encoder, Search, Snapshot
 from ..bank.segment import Segment
@@ -96,6 +100,7 @@ class PairEntries:
         source: str | None = None,
         namespace: str = DEFAULT,
         progress: bool = False,
+        parts: str | Path | None = None,
     ) -> int:
         """Encodes sentence pairs and adds them to a bank; returns the number of new entries, target tokens.
 
@@ -108,6 +113,8 @@ class PairEntries:
             source: Name of the source, by which it can be forgotten; None: the next of "added-1", "added-2", ...
             namespace: The namespace to add to: a client, a domain.
             progress: Whether to show a progress bar.
+            parts: As in `TextEntries.add`: a folder through which several processes add this source together. What is
+                in the bank of this source is then taken for the beginning of `rows`.
 
         Raises:
             ValueError: There is no pair, a row lacks a column, or one is blank or no text.
@@ -115,16 +122,57 @@ class PairEntries:
         pairs = _pairs(rows, source_column, target_column)
         check_names([("namespace", namespace)] if source is None else [("namespace", namespace), ("source", source)])
         bar = tqdm(desc="Encoding", unit=" pairs", disable=not progress)
+        if parts is not None:
+            with evaluating(model), bar:
+                return _add_together(bank, pairs, model, tokenizer, common_source(source), namespace, parts, bar)
         with evaluating(model), bank.writing() as state, bar:
             name = source or state.free_source("added")
             new = _new_pairs(state, pairs, namespace, state.added(namespace, name).rows)
             bar.reset(total=len(new))
-            parts = (new[start : start + WRITTEN] for start in range(0, len(new), WRITTEN))
             segments = (
-                (_segment(model, tokenizer, part, name, bar), [Added(namespace, name, part[-1].row + 1)])
-                for part in parts
+                (_segment(model, tokenizer, unit.content, name, bar), [unit.end])
+                for unit in _units(new, Added(namespace, name, 0))
             )
             return bank.append(segments, namespace)
+
+
+def _add_together(
+    bank: Bank,
+    pairs: Sequence[tuple[str, str, Mapping[str, Any]]],
+    model: PairEncoder,
+    tokenizer: PreTrainedTokenizerBase,
+    source: str,
+    namespace: str,
+    parts: str | Path,
+    bar: tqdm,
+) -> int:
+    """Adds pairs with other processes: those that the namespace has from other sources are left out."""
+    settings = {"rows": len(pairs), "precision": precision_of(model)}
+    with Parts(parts, bank, namespace, source, settings) as shared:
+        bank.refresh()
+        new = _new_pairs(bank.snapshot(), pairs, namespace, 0, but=source)
+        bar.reset(total=len(new))
+        units = _units(new, Added(namespace, source, 0))
+        return shared.add(
+            lambda before: (unit for unit in units if unit.end.rows > before.rows),
+            lambda unit: _segment(model, tokenizer, unit, source, bar),
+            _digest,
+        )
+
+
+def _units(pairs: Sequence["_Pair"], before: Added) -> Iterator[Unit[Sequence["_Pair"]]]:
+    """Yields the pairs of one segment each."""
+    for start in range(0, len(pairs), WRITTEN):
+        part = pairs[start : start + WRITTEN]
+        end = replace(before, rows=part[-1].row + 1)
+        yield Unit(before, end, part)
+        before = end
+
+
+def _digest(pairs: Sequence["_Pair"]) -> str:
+    """Digest of the pairs of a segment."""
+    values = [[pair.row, pair.text, pair.translation, dict(pair.columns)] for pair in pairs]
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
 def _check_pair(document: Document, bank: Bank | Snapshot) -> None:
@@ -147,13 +195,18 @@ class _Pair:
 
 
 def _new_pairs(
-    state: Snapshot, pairs: Iterable[tuple[str, str, Mapping[str, Any]]], namespace: str, first: int
+    state: Snapshot,
+    pairs: Iterable[tuple[str, str, Mapping[str, Any]]],
+    namespace: str,
+    first: int,
+    but: str | None = None,
 ) -> list[_Pair]:
-    """The pairs that a namespace does not have, each once; their rows are counted from `first`."""
+    """The pairs that no source of a namespace has, `but` one, each once; their rows are counted from `first`."""
     seen = set()
     for document in state.documents([namespace]):
         _check_pair(document, state)
-        seen.add((document.columns["text"], document.columns["translation"]))
+        if document.source != but:
+            seen.add((document.columns["text"], document.columns["translation"]))
     new: list[_Pair] = []
     for row, (text, translation, columns) in enumerate(pairs, start=first):
         if (text, translation) not in seen:

@@ -7,29 +7,34 @@ Shapes: N entries, D width, B batch, T time.
 """
 
 import dataclasses
+import functools
+import hashlib
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Final, Protocol, TypeVar
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final, Protocol
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from ..bank.changes import plain
 from ..bank.manifest import Added, BankError, check_names
+from ..bank.parts import Parts, Unit, common_source, precision_of
 from ..bank.places import LINE, PROVENANCE, LineBreaks
 from ..bank.protocol import DEFAULT, Bank, Encoder, Snapshot
 from ..bank.segment import Segment
+from ..common.ahead import ahead
 from ..common.checks import check_unicode
+from ..common.modes import evaluating
+from ..data.expected import Expected
 from ..data.text import encode_texts
 from ..history.cache import LLECache
 from ..kernels.available import takes_numba
-
-Item = TypeVar("Item")
 
 SEGMENT_ENTRIES = 131_072  # entries of a segment, before any is dropped
 PIECE = 4096  # tokens of a piece of a long text
@@ -90,6 +95,7 @@ class TextEntries:
         merge: bool = False,
         resume: bool = False,
         progress: bool = False,
+        parts: str | Path | None = None,
     ) -> int:
         """Encodes texts and adds them to a bank; returns the number of new entries.
 
@@ -107,6 +113,10 @@ class TextEntries:
             merge: Whether to merge entries of one row with the same outcome and the same 16 tokens before it.
             resume: Whether to continue an interrupted import of this source; the rows must come in the same order.
             progress: Whether to show a progress bar.
+            parts: Folder through which several processes, such as ranks, add this source together, each with the
+                same rows and options (bank/parts.py). The bank becomes the one that a single process makes. Implies
+                `resume`, and needs a `source`. A process returns when nothing is left for it to encode: others may
+                be at work still, and `refresh` takes in what they append. None: this process adds alone.
 
         Raises:
             ValueError: There is no text, a row lacks a column, a value cannot be written as JSON, or the source is in
@@ -116,51 +126,60 @@ class TextEntries:
         if keep_below is not None and not 0 < keep_below <= 1:
             raise ValueError(f"keep_below is a probability above 0, got {keep_below}")
         check_names([("namespace", namespace)] if source is None else [("namespace", namespace), ("source", source)])
-        texts = _rows(rows, text_column, columns)
-        training, device = model.training, model.device.type
+        shared_source = None if parts is None else common_source(source)
+        wanted = None if columns is None else list(columns)
+        device = model.device.type
         # Autocast is per thread: the segments are encoded in another thread, with the caller's setting.
         autocast = torch.autocast(device, torch.get_autocast_dtype(device), enabled=torch.is_autocast_enabled(device))
-        encode, breaks = autocast(_encode), LineBreaks(tokenizer)
-        model.eval()
-        try:
-            with bank.writing() as state:  # nobody else can take the name of the source from here on
-                source = state.free_source("added") if source is None else source
-                before = state.added(namespace, source)
-                if (before.rows or before.tokens) and not resume:
-                    raise ValueError(
-                        f"the source {source!r} is in the namespace {namespace!r} already: go on with resume=True, "
-                        "give another name, or forget it first"
-                    )
-                parts = _parts(texts, tokenizer, before, getattr(rows, "num_rows", None), progress)
-                segments = (
-                    (
-                        encode(model, buffer, keep_below, merge, source, breaks),
-                        [Added(namespace, source, done, tokens)],
-                    )
-                    for buffer, done, tokens in _ahead(_buffers(parts, before))
-                )
-                return bank.append(_ahead(segments), namespace)
-        finally:
-            model.train(training)
+        in_precision, breaks = autocast(_encode), LineBreaks(tokenizer)
+
+        def units(before: Added) -> Iterator[Unit[list[_Part]]]:
+            return _units(_parts(rows, text_column, wanted, tokenizer, before, progress), before)
+
+        def encode(unit: list[_Part], source: str) -> Segment:
+            return in_precision(model, unit, keep_below, merge, source, breaks)
+
+        with evaluating(model):
+            if parts is None or shared_source is None:
+                return _add_alone(bank, namespace, source, resume, units, encode)
+            settings = {
+                "text_column": text_column,
+                "columns": wanted,
+                "keep_below": keep_below,
+                "merge": merge,
+                "precision": precision_of(model),
+                "rows": getattr(rows, "num_rows", None),
+            }
+            with Parts(parts, bank, namespace, shared_source, settings) as shared:
+                return shared.add(units, functools.partial(encode, source=shared_source), _digest)
 
 
-def _ahead(items: Iterator[Item]) -> Iterator[Item]:
-    """Yields the items; a thread makes the next one while the caller uses the one before it."""
-    none = object()
-    pool = ThreadPoolExecutor(1, thread_name_prefix="lle-bank")
-    try:
-        coming: Future[Any] = pool.submit(next, items, none)
-        while (item := coming.result()) is not none:
-            coming = pool.submit(next, items, none)
-            yield item
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+def _add_alone(
+    bank: Bank,
+    namespace: str,
+    source: str | None,
+    resume: bool,
+    units: Callable[[Added], Iterator[Unit[list[_Part]]]],
+    encode: Callable[[list[_Part], str], Segment],
+) -> int:
+    """Adds the segments that follow the progress of a source, while other writers wait."""
+    with bank.writing() as state:  # nobody else can take the name of the source from here on
+        name = state.free_source("added") if source is None else source
+        before = state.added(namespace, name)
+        if (before.rows or before.tokens) and not resume:
+            raise ValueError(
+                f"the source {name!r} is in the namespace {namespace!r} already: go on with resume=True, give another "
+                "name, or forget it first"
+            )
+        segments = ((encode(unit.content, name), [unit.end]) for unit in ahead(units(before)))
+        return bank.append(ahead(segments), namespace)
 
 
-def _rows(dataset: Iterable[Any], text_column: str, columns: Iterable[str] | None) -> Iterator[tuple[str, dict]]:
-    """Yields the text of each row, and the columns to keep with it."""
-    wanted = None if columns is None else list(columns)
-    for number, row in enumerate(_batched(dataset) if isinstance(dataset, Dataset) else dataset):
+def _rows(
+    dataset: Iterable[Any], text_column: str, wanted: list[str] | None, first: int
+) -> Iterator[tuple[str, dict]]:
+    """Yields the text of each row from the number `first` on, and the columns to keep with it."""
+    for number, row in enumerate(_batched(dataset) if isinstance(dataset, Dataset) else dataset, start=first):
         values = {text_column: row} if isinstance(row, str) else row
         if not isinstance(values, Mapping):
             raise ValueError(
@@ -200,44 +219,70 @@ def _batched(dataset: Dataset) -> Iterator[dict[str, Any]]:
 
 
 def _parts(
-    rows: Iterable[tuple[str, dict]],
+    dataset: Iterable[Any],
+    text_column: str,
+    wanted: list[str] | None,
     tokenizer: PreTrainedTokenizerBase,
     before: Added,
-    total: int | None,
     progress: bool,
 ) -> Iterator[_Part]:
     """Yields tokenised rows from where `before` ends; raises a ValueError if the data set is empty."""
-    number, start = -1, tokenizer.eos_token_id
-    with tqdm(total=total, unit=" rows", disable=not progress, desc="Encoding") as bar:
-        numbered = iter(enumerate(rows))
+    number, start = before.rows - 1, tokenizer.eos_token_id
+    rest = _skip(dataset, before.rows)
+    numbered = enumerate(_rows(rest, text_column, wanted, before.rows), start=before.rows)
+    expected = Expected(rest, before.rows)
+    with tqdm(total=expected.known, initial=before.rows, unit=" rows", disable=not progress, desc="Encoding") as bar:
         while batch := list(itertools.islice(numbered, TEXTS)):
             number = batch[-1][0]
+            texts = [text for _, (text, _) in batch]
+            bar.total = expected.count(texts)
             bar.update(len(batch))
-            batch = [item for item in batch if item[0] >= before.rows]
-            encoded = encode_texts([text for _, (text, _) in batch], tokenizer) if batch else []
-            for (row, (_, columns)), ids in zip(batch, encoded, strict=True):
+            for (row, (_, columns)), ids in zip(batch, encode_texts(texts, tokenizer), strict=True):
                 tokens = np.array([start, *ids], dtype=np.int32)
                 begin = before.tokens if row == before.rows else 0
                 yield _Part(row, columns, tokens, begin, len(ids))
+        bar.total = bar.n
+        bar.refresh()
     if number < 0:
         raise ValueError("there is no text to add: the data set has no rows")
 
 
-def _buffers(parts: Iterable[_Part], before: Added) -> Iterator[tuple[list[_Part], int, int]]:
-    """Yields the parts of one segment each, with the progress after them: complete rows, tokens of the next row."""
+def _skip(dataset: Iterable[Any], rows: int) -> Iterable[Any]:
+    """The rows of a data set after the first `rows`."""
+    if not rows:
+        return dataset
+    if isinstance(dataset, Dataset):
+        return dataset.skip(rows) if rows < dataset.num_rows else []
+    if isinstance(dataset, IterableDataset):
+        return dataset.skip(rows)
+    return itertools.islice(dataset, rows, None)
+
+
+def _units(parts: Iterable[_Part], before: Added) -> Iterator[Unit[list[_Part]]]:
+    """Yields the parts of one segment each."""
     buffer: list[_Part] = []
-    room, rows = SEGMENT_ENTRIES, before.rows
+    room, begin, rows = SEGMENT_ENTRIES, before, before.rows
     for part in parts:
         while part.end - part.begin > room:
             cut = part.begin + room
-            yield [*buffer, dataclasses.replace(part, end=cut)], part.row, cut
-            buffer, room = [], SEGMENT_ENTRIES
+            end = dataclasses.replace(before, rows=part.row, tokens=cut)
+            yield Unit(begin, end, [*buffer, dataclasses.replace(part, end=cut)])
+            buffer, room, begin = [], SEGMENT_ENTRIES, end
             part = dataclasses.replace(part, begin=cut)
         buffer.append(part)
         room -= part.end - part.begin
         rows = part.row + 1
     if buffer:
-        yield buffer, rows, 0
+        yield Unit(begin, dataclasses.replace(before, rows=rows, tokens=0), buffer)
+
+
+def _digest(parts: list[_Part]) -> str:
+    """Digest of the rows of a segment."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(json.dumps([part.row, part.begin, part.end, part.columns]).encode())
+        digest.update(part.tokens[part.begin : part.end + 1].tobytes())
+    return digest.hexdigest()
 
 
 @torch.no_grad()

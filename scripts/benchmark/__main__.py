@@ -7,6 +7,8 @@
     python -m scripts.benchmark selection runs/ptb data/ptb    size of a bank against perplexity; asking less often
     python -m scripts.benchmark domain runs/wikitext-2-subwords data/ptb    a model reads text of another domain
     python -m scripts.benchmark bank-keys MODEL... --source data/ptb    width of keys against perplexity and size
+    python -m scripts.benchmark bank-ranks                     building by 2 and 4 ranks, beside one process
+    python -m scripts.benchmark bank-scale                     what an entry costs, and banks of 10^6 to 10^10 of them
     python -m scripts.benchmark bank                           gathers the figures of banks
     python -m scripts.benchmark history runs/ptb data/ptb      LLE against other methods that learn from text read
     python -m scripts.benchmark overfitting data/ptb           the gap between training and test, by size and dropout
@@ -34,6 +36,8 @@ import typer
 from .backbones import backbones
 from .bank import bank, domain, search, selection, synthetic
 from .bank_keys import bank_keys
+from .bank_ranks import bank_ranks
+from .bank_scale import bank_scale
 from .budget import budget
 from .classification import classification
 from .damage import damage
@@ -62,6 +66,8 @@ for command in (
     selection,
     domain,
     bank_keys,
+    bank_ranks,
+    bank_scale,
     damage,
     bank,
     history,

@@ -1,6 +1,9 @@
 """Inputs of the benchmarks: a trained model, the text of a split, and the model's states. Shapes: T time, D width."""
 
+import contextlib
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -9,11 +12,22 @@ import typer
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from modeling_lle import LLECache, LLEConfig, LLEForCausalLM
+from modeling_lle import LLECache, LLEConfig, LLEForCausalLM, LLETokenizer
 from modeling_lle.data import TextTokens, collect, load_texts, tokenize
+from modeling_lle.training.recipe import load_recipe
 
 Model = Annotated[str, typer.Argument(help="Folder written by `lle train`.")]
 Source = Annotated[str, typer.Argument(help="Text with train, validation and test splits.")]
+OwnModel = Annotated[
+    str | None,
+    typer.Option("--model", help="Folder of `lle train`; by default an untrained model as large as PTB's."),
+]
+OwnSource = Annotated[
+    str | None,
+    typer.Option("--source", help="Text with a train split; by default random words."),
+]
+WORDS, LINES = 10_000, 100_000  # of a text that is made
+RECIPE = Path(__file__).resolve().parents[2] / "configs" / "lm" / "ptb.yaml"
 SEGMENT = 256  # positions read at once
 CONTEXT = 2048  # tokens after which a model with attention begins anew
 SHORT_TRAINING: dict[str, Any] = {  # for models trained for a comparison
@@ -25,6 +39,28 @@ SHORT_TRAINING: dict[str, Any] = {  # for models trained for a comparison
     "save_strategy": "no",
     "disable_tqdm": True,
 }
+
+
+@contextlib.contextmanager
+def given_or_made(model: str | None, source: str | None) -> Iterator[tuple[str, str]]:
+    """The model and the text that are given; else, where only their sizes matter, an untrained model and random words.
+
+    The words have frequencies by Zipf's law, and the lines the mean length of Penn Treebank's.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        random = np.random.default_rng(0)
+        ranks = 1 / np.arange(2, WORDS + 2)
+        lengths = random.integers(5, 38, LINES)
+        words = iter(random.choice(WORDS, int(lengths.sum()), p=ranks / ranks.sum()).tolist())
+        lines = [" ".join(f"w{next(words):x}" for _ in range(length)) for length in lengths.tolist()]
+        made = Path(folder) / "train.txt"
+        made.write_text("\n".join(lines) + "\n")
+        if model is None:
+            tokenizer = LLETokenizer.train(lines, kind="word")
+            sizes = load_recipe(RECIPE).model
+            LLEForCausalLM(LLEConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(Path(folder) / "model")
+            tokenizer.save_pretrained(Path(folder) / "model")
+        yield model or str(Path(folder) / "model"), source or str(made)
 
 
 def load_model(model: str) -> tuple[Any, Any]:

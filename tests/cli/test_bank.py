@@ -61,8 +61,36 @@ def test_a_bank_is_built_with_projected_keys(folder: Path) -> None:
     assert "0 entries added" in run(folder, "bank add M F/train.json B --source first --resume")
     run(folder, "bank build M F/more.txt B --source more --key-width 3")
     arguments = ["bank", "build", str(folder / "model"), str(folder / "more.txt"), str(folder / "bank")]
-    with pytest.raises(ValueError, match="was begun with keys of the width 3: leave --key-width out"):
+    with pytest.raises(ValueError, match="was begun with keys of the width 3: leave key_width out"):
         CliRunner().invoke(cli.app, [*arguments, "--key-width", "4"], catch_exceptions=False)
+
+
+def test_ranks_share_the_parts_of_a_bank(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(texts_module, "SEGMENT_ENTRIES", 20)
+    run(folder, "bank build M F/train.json F/alone --source first")
+    encode, seen = texts_module._encode, []
+
+    def killed(*arguments: object) -> object:
+        seen.append(arguments)
+        if len(seen) == 3:
+            raise OSError("killed")
+        return encode(*arguments)
+
+    monkeypatch.setattr(texts_module, "_encode", killed)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(OSError, match="killed"):
+        run(folder, "bank build M F/train.json B --source first")
+    assert (folder / "bank" / "parts").is_dir()
+    for rank in "01":
+        monkeypatch.setenv("RANK", rank)
+        run(folder, "bank build M F/train.json B --source first")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    for _ in range(2):
+        run(folder, "bank add M F/more.txt B --source more --parts F/parts --streaming")
+    run(folder, "bank add M F/more.txt F/alone --source more")
+    assert list(HistoryBank.open(folder / "bank").documents()) == list(HistoryBank.open(folder / "alone").documents())
+    assert not (folder / "bank" / "parts").exists()
+    assert not (folder / "parts").exists()
 
 
 def test_the_precision_is_passed_on_to_the_thread_that_encodes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

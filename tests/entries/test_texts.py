@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset, load_dataset
 from torch import Tensor
 
 from modeling_lle import HistoryBank
 from modeling_lle.bank.files import BankError, Folder
+from modeling_lle.common.ahead import ahead
 from modeling_lle.entries import texts as texts_module
 from tests.factories.language_models import make_language_model
 from tests.factories.texts import WORD_TOKENIZER, make_texts
@@ -105,11 +106,57 @@ def test_work_ahead_keeps_the_order_and_the_error() -> None:
         yield from range(5)
         raise RuntimeError("the sixth")
 
-    ahead = texts_module._ahead(items())
-    assert [next(ahead) for _ in range(5)] == [0, 1, 2, 3, 4]
+    coming = ahead(items())
+    assert [next(coming) for _ in range(5)] == [0, 1, 2, 3, 4]
     with pytest.raises(RuntimeError, match="the sixth"):
-        next(ahead)
-    assert list(texts_module._ahead(iter([]))) == []
+        next(coming)
+    assert list(ahead(iter([]))) == []
+
+
+def stream(kind: str, folder: Path) -> IterableDataset:
+    """The texts, in files that are read while iterating."""
+    rows = Dataset.from_list([{"text": text, "user": number} for number, text in enumerate(TEXTS)])
+    for shard in range(3):
+        part = rows.select(range(4 * shard, 4 * shard + 4))
+        (part.to_parquet if kind == "parquet" else part.to_json)(folder / f"{shard}.{kind}")
+    files = {"train": str(folder / f"*.{kind}")}
+    name = {"jsonl": "json"}.get(kind, kind)
+    return load_dataset(name, data_files=files, split="train", streaming=True, cache_dir=str(folder / "cache"))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_a_stream_is_added_and_resumed_like_rows_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    monkeypatch.setattr(texts_module, "SEGMENT_ENTRIES", 10)
+    monkeypatch.setattr(texts_module, "TEXTS", 2)
+    rows = stream(kind, tmp_path)
+    whole, encode = build(rows, source="texts"), texts_module._encode
+    in_memory = build(Dataset.from_list(list(rows)), source="texts")
+    calls, asked = [], []
+
+    def killed(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return encode(*arguments)
+
+    monkeypatch.setattr(texts_module, "_encode", killed)
+    with pytest.raises(KeyboardInterrupt):
+        build(rows, path=tmp_path / "bank", source="texts")
+    begun = HistoryBank.open(tmp_path / "bank").manifest.added[0]
+    assert 0 < begun.rows < 12
+    tokenise = texts_module.encode_texts
+    monkeypatch.setattr(
+        texts_module, "encode_texts", lambda texts, *rest: asked.extend(texts) or tokenise(texts, *rest)
+    )
+    bank = HistoryBank.open(tmp_path / "bank")
+    bank.add(rows, model=MODEL, tokenizer=WORD_TOKENIZER, source="texts", resume=True, progress=True)
+    assert asked == TEXTS[begun.rows :]
+    assert "| 12/12 [" in capsys.readouterr().err
+    for other in (whole, in_memory):
+        assert list(bank.documents()) == list(other.documents())
+        assert all(map(torch.equal, content(bank), content(other)))
 
 
 def test_resuming_an_interrupted_add(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
