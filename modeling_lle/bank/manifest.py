@@ -180,12 +180,9 @@ class Manifest:
         numbers = {"generation": self.generation, "next_id": self.next_id}
         texts = {"fingerprint": self.fingerprint, "identity": self.identity}
         for file in self.files:
-            if not isinstance(file.name, str) or not FILE_NAME.fullmatch(file.name):
-                raise BankError(f"names {file.name!r:.80}, which is no file of a bank: do not use it")
-            texts["sha256"], numbers["bytes"] = file.sha256, file.bytes
-            _check_values(texts, numbers, sizes)
+            _check_file(file)
         for info in self.segments:
-            _check_values({"namespace": info.namespace}, {n: getattr(info, n) for n in _COUNTS}, {})
+            check_segment(info)
         for item in self.added:  # there may be very many
             if not (_is_text(item.namespace) and _is_text(item.source) and _is_count(item.rows, item.tokens)):
                 given = {"rows": item.rows, "tokens": item.tokens}
@@ -207,7 +204,17 @@ class Manifest:
             raise BankError("has more entries than ids were given: build the bank again")
 
 
-_COUNTS = ("entries", "tokens", "documents")
+def check_segment(info: SegmentInfo) -> None:
+    """Raises a BankError that names the first invalid value of a segment's item in a manifest."""
+    _check_file(info.file)
+    numbers = {"entries": info.entries, "tokens": info.tokens, "documents": info.documents}
+    _check_values({"namespace": info.namespace}, numbers, {})
+
+
+def _check_file(file: File) -> None:
+    if not isinstance(file.name, str) or not FILE_NAME.fullmatch(file.name):
+        raise BankError(f"names {file.name!r:.80}, which is no file of a bank: do not use it")
+    _check_values({"sha256": file.sha256}, {"bytes": file.bytes}, {})
 
 
 def _is_text(value: Any) -> bool:

@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 from ..common.ahead import ahead
 from ..common.temporary import replacing
 from .files import Folder
-from .manifest import Added, BankError, File, SegmentInfo
+from .manifest import Added, BankError, File, SegmentInfo, check_segment
 from .protocol import Bank, Encoder
 from .segment import Segment
 
@@ -269,11 +269,12 @@ class Parts:
             info = values["info"]
             if info is not None:
                 info = SegmentInfo(**{**info, "file": File(**info["file"])})
+                check_segment(info)
             rows, tokens = values["end"]
             return _Record((int(rows), int(tokens)), str(values["digest"]), info)
         except FileNotFoundError:
             return None
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise BankError(f"{path} is damaged: remove {self.path} to begin again where the bank ends") from error
 
     def _check(self, begin: Place, record: _Record) -> None:

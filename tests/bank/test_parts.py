@@ -3,6 +3,7 @@
 Threads with banks of their own stand for processes; tests/scripts/test_bank_build.py starts real ones.
 """
 
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -252,9 +253,11 @@ def test_a_damaged_part_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         build(path)
     (folder,) = (path / PARTS).iterdir()
     record = min(folder.glob("part-*.json"))
-    for damage in ("{", "[]", "{}"):
+    whole = {"end": [1, 0], "digest": "", "info": {"namespace": "default", "entries": 1, "tokens": 1, "documents": 1}}
+    elsewhere = {**whole["info"], "file": {"name": "../other.safetensors", "bytes": 1, "sha256": ""}}
+    for number, damage in enumerate(("{", "[]", "{}", json.dumps(whole), json.dumps({**whole, "info": elsewhere}))):
         record.write_text(damage)
         with pytest.raises(BankError, match=f"{record.name} is damaged: remove {folder}"):
-            HistoryBank.create(tmp_path / f"fresh {damage}", *size()).add(
+            HistoryBank.create(tmp_path / f"fresh {number}", *size()).add(
                 ROWS, model=MODEL, tokenizer=WORD_TOKENIZER, source="texts", parts=path / PARTS
             )
