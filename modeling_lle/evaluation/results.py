@@ -142,13 +142,18 @@ def this_command() -> str:
 
 
 def commit() -> str | None:
-    """Commit of this package, with "-dirty" if files differ; None outside of its repository."""
+    """Commit of this package, with "-dirty" if files other than results differ; None outside of its repository."""
     folder = Path(__file__).parent
     if "site-packages" in folder.parts:
         return None
-    describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+
+    def git(*arguments: str) -> str:
+        asked = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True)
+        return asked.stdout.strip()
+
     try:
-        return subprocess.run(describe, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+        changed = git("diff", "--name-only", "HEAD", "--", ":(top)", ":(top,exclude)model_cards/results")
+        return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 

@@ -1,11 +1,13 @@
 import json
 import math
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from modeling_lle.evaluation import results as results_module
 from modeling_lle.evaluation.results import fill_tables, format_value, read_results, this_command, write_results
 from scripts import tables
 
@@ -30,6 +32,25 @@ def test_round_trip(folder: Path) -> None:
     assert results["environment"]["cores"] >= 1
     assert {"python", "torch", "transformers", "modeling_lle"} <= set(results["environment"])
     assert results["commit"] is None or len(results["commit"].removesuffix("-dirty")) == 40
+
+
+def test_the_commit_is_dirty_by_code_and_not_by_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, result = tmp_path / "modeling_lle" / "results.py", tmp_path / "model_cards" / "results" / "ptb.json"
+    monkeypatch.setattr(results_module, "__file__", str(module))
+    for file in (module, result):
+        file.parent.mkdir(parents=True)
+        file.write_text("")
+    assert results_module.commit() is None
+    git = ("git", "-c", "user.name=me", "-c", "user.email=me@example.org", "-C", str(tmp_path))
+    for arguments in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "first"]):
+        subprocess.run([*git, *arguments], check=True)
+    clean = results_module.commit()
+    assert clean is not None
+    assert len(clean) == 40
+    result.write_text("{}")
+    assert results_module.commit() == clean
+    module.write_text("x = 1")
+    assert results_module.commit() == f"{clean}-dirty"
 
 
 def test_an_interrupted_write_leaves_the_old_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
