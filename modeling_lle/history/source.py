@@ -152,9 +152,11 @@ class StreamSource:
         self.stream, self.numbers = stream, numbers
         self._block: Block | None = None
 
-    def blocks(self, states: Tensor, outcomes: Tensor | None, mask: Tensor | None, size: int) -> Iterator[slice]:
+    def blocks(
+        self, states: Tensor, outcomes: Tensor | None, mask: Tensor | None, size: int, first: int = 0
+    ) -> Iterator[slice]:
         """The positions of each block of a segment, which `recall` is for; see `Stream.read`."""
-        for block in self.stream.read(states, outcomes, mask, size):
+        for block in self.stream.read(states, outcomes, mask, size, first):
             self._block = block
             yield block.positions
 
