@@ -132,7 +132,8 @@ class Job:
             choose, ends, _ = served.language_model.choice(text, generator, max_new_tokens=number_of, **options)
         except ValueError as error:
             raise invalid(str(error)) from None
-        generation = Generation(self._mailbox, number, served.tokenizer, tokens, wish.stops, ends)
+        given = (self._mailbox, number, served.tokenizer, tokens, wish.stops, ends)
+        generation = Generation(*given, is_streamed=bool(sampling.stream))
         self.generations.append(generation)
         return Row(
             tokens,
@@ -152,9 +153,11 @@ class Job:
         """Yields what is generated, with the number of its text."""
         left = len(self.generations)
         while left:
-            number, delta = await waited(request, self._mailbox.get())
-            left -= delta.reason is not None
-            yield number, delta
+            for number, part in await waited(request, self._mailbox.get()):
+                if isinstance(part, Exception):
+                    raise part
+                left -= part.reason is not None
+                yield number, part
 
     def end(self, finished: bool) -> None:
         """Ends the request; the session takes in what was read and generated if it is finished."""

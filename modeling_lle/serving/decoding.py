@@ -145,7 +145,12 @@ class Decoder:
     @property
     def rows(self) -> int:
         """Rows whose prompts are being read, or which are being generated."""
-        return sum(len(own.rows) for own in (*self._prompts, *self._groups.values()))
+        return len(self._all)
+
+    @property
+    def _all(self) -> list[Row]:
+        waiting = [row for prompt in self._prompts for row in prompt.rows]
+        return waiting + [row for group in self._groups.values() for row in group.rows]
 
     def admit(self, row: Row) -> None:
         """Takes a row in."""
@@ -161,9 +166,8 @@ class Decoder:
 
     def stop(self, error: Exception) -> None:
         """Ends all rows with an error."""
-        for own in (*self._prompts, *self._groups.values()):
-            for row in own.rows:
-                row.failed(error)
+        for row in self._all:
+            row.failed(error)
         self._prompts.clear()
         self._groups.clear()
 
@@ -208,10 +212,10 @@ class Decoder:
         kept = self._go_on([row for row, _ in begun], places, logits[:, -1], cache)
         if kept:
             first = begun[kept[0]][0]
-            key = self._key(first)
+            key, own = self._key(first), cache.selected(torch.tensor([places[number] for number in kept]))
             if key not in self._groups:
                 self._groups[key] = _Group(self.model, first)
-            self._groups[key].join([begun[n][0] for n in kept], cache.selected(torch.tensor([places[n] for n in kept])))
+            self._groups[key].join([begun[number][0] for number in kept], own)
 
     def _score(self, prompt: Prompt, logits: Tensor) -> None:
         """Scores the tokens after each of the positions (T, V) that have just been read, but the last one's."""
