@@ -6,6 +6,7 @@ hooked around them; else, and with a bank or the test-time update, it calls the 
 Shapes: B batch, T time, D width, V vocabulary.
 """
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -164,6 +165,12 @@ class Choice:
         self.processors = [TopP(own) if type(own) is TopPLogitsWarper else own for own in processors]
         self.reads_text = any(type(own) not in BLIND for own in processors)
         self.is_greedy = not (self.sampled or self.processors)  # takes the likeliest token, whatever the text
+
+    def again(self, generator: torch.Generator | None) -> "Choice":
+        """The same choice, with draws of its own; for any text, unless it `reads_text`."""
+        own = copy.copy(self)
+        own.generator = generator
+        return own
 
     def __call__(self, text: Tensor, logits: Tensor) -> int:
         """Returns the token after a text (1, T) int64, given the logits (1, V); they may be overwritten."""

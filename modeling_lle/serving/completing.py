@@ -126,10 +126,8 @@ class Job:
         if temperature > GREEDY:
             options = {"do_sample": True, "temperature": temperature, "top_k": sampling.top_k or 0}
             options["top_p"] = 1.0 if sampling.top_p is None else sampling.top_p
-        text = torch.tensor([tokens])
         try:
-            number_of = max(wish.new_tokens, 1)
-            choose, ends, _ = served.language_model.choice(text, generator, max_new_tokens=number_of, **options)
+            choose, ends = served.choice(tokens, max(wish.new_tokens, 1), generator, **options)
         except ValueError as error:
             raise invalid(str(error)) from None
         given = (self._mailbox, number, served.tokenizer, tokens, wish.stops, ends)

@@ -21,6 +21,8 @@ from ..models.causal import LLEForCausalLM
 from ..models.streaming import Choice, Steps
 from .prompts import Prompt, add, read, take
 
+PACE = 8  # positions of a segment that take about as long to read as a token of each row
+UNREAD = torch.zeros(1, 0, dtype=torch.long)  # stands for the text of a row whose choice does not look at it
 LOWEST = -9999.0  # stands for minus infinity, which JSON cannot say
 
 
@@ -96,7 +98,7 @@ class Row:
     made: int = 0
     last: int = -1
     finished: bool = False
-    text: Tensor | None = None
+    text: Tensor = UNREAD
 
     def failed(self, error: Exception) -> None:
         """Ends the row with an error."""
@@ -140,6 +142,7 @@ class Decoder:
         # The test-time update has weights of its own for each text, and caches of attention grow with it.
         self._joins = config.wrapped is None and config.overlay.scope == "none"
         self._prompts: deque[Prompt] = deque()
+        self._pause = 0  # tokens of each row until the next segment
         self._groups: dict[Hashable, _Group] = {}
 
     @property
@@ -172,12 +175,18 @@ class Decoder:
         self._groups.clear()
 
     def turn(self) -> None:
-        """Reads a segment of the first prompts, and generates a token of each row whose prompt has been read."""
+        """Reads a segment of the first prompts, and generates a token of each row whose prompt has been read.
+
+        Where rows are being generated they get half of the time, while prompts gather to be read together.
+        """
         for prompt in self._prompts:
             prompt.rows = [row for row in prompt.rows if not row.listener.dropped]
         self._prompts = deque(prompt for prompt in self._prompts if prompt.rows)
-        if self._prompts:
-            self._read(take(self._prompts, self.model.config.vocab_size))
+        self._pause -= 1
+        if self._prompts and (self._pause < 0 or not self._groups):
+            batch = take(self._prompts, self.model.config.vocab_size)
+            self._pause = max(len(prompt.segment) for prompt in batch) // PACE
+            self._read(batch)
         for key, group in list(self._groups.items()):
             group.keep([place for place, row in enumerate(group.rows) if not row.listener.dropped])
             if group.rows:
@@ -265,11 +274,8 @@ class Decoder:
         chosen: dict[int, int] = {}
         for number, (row, place) in enumerate(zip(rows, places, strict=True)):
             with _alone(row):
-                given = logits.new_zeros(1, 0).long() if row.text is None else row.text
-                is_greedy = row.choose.is_greedy
-                chosen[number] = (
-                    likeliest[place] if is_greedy else row.choose(given, logits[place : place + 1].clone())
-                )
+                own = logits[place : place + 1]
+                chosen[number] = likeliest[place] if row.choose.is_greedy else row.choose(row.text, own.clone())
         scored = [number for number in chosen if rows[number].top is not None]
         tops = [rows[number].top or 0 for number in scored]
         found = self._scores(
@@ -301,7 +307,7 @@ class Decoder:
 
     def _take(self, row: Row, token: int, score: Score | None) -> bool:
         """Gives a row its next token; returns whether it is the last one."""
-        if row.text is not None:
+        if row.choose.reads_text:
             row.text = torch.cat([row.text, torch.tensor([[token]])], dim=1)
         row.last, row.made = token, row.made + 1
         row.finished = row.listener.token(token, score)
