@@ -183,7 +183,7 @@ class Decoder:
             prompt.rows = [row for row in prompt.rows if not row.listener.dropped]
         self._prompts = deque(prompt for prompt in self._prompts if prompt.rows)
         self._pause -= 1
-        if self._prompts and (self._pause < 0 or not self._groups):
+        if self._prompts and (self._pause <= 0 or not self._groups):
             batch = take(self._prompts, self.model.config.vocab_size)
             self._pause = max(len(prompt.segment) for prompt in batch) // PACE
             self._read(batch)
