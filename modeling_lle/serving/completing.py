@@ -12,9 +12,9 @@ from fastapi import Request
 from ..history.attachment import Attachment
 from ..history.cache import LLECache
 from ..pipelines.text_generation import generated_history
-from .decoding import Row
 from .errors import invalid
 from .generation import Delta, Generation, Mailbox
+from .rows import Row
 from .schemas import Sampling, Usage
 from .served import Served
 from .state import Serving, called, count, threaded, waited

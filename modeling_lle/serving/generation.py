@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from transformers import PreTrainedTokenizerBase
 
 from ..history.cache import LLECache
-from .decoding import Score
+from .rows import Score
 from .writer import Writer
 
 
@@ -64,7 +64,7 @@ class Mailbox:
 
 
 class Generation:
-    """Takes what a row generates, in the thread of the model; the `Listener` of decoding.py.
+    """Takes what a row generates, in the thread of the model; the `Listener` of rows.py.
 
     Args:
         mailbox, number: Where the parts go, and under which number.

@@ -8,7 +8,6 @@ Shapes: B prompts, T tokens, V vocabulary.
 import dataclasses
 from collections import deque
 from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,9 +15,7 @@ from torch import Tensor
 from ..history.cache import LLECache
 from ..history.prediction import BLOCK_ELEMENTS
 from ..models.causal import LLEForCausalLM
-
-if TYPE_CHECKING:
-    from .decoding import Row, Score
+from .rows import Row, Score
 
 SEGMENT = 256  # tokens of a prompt that are read at once
 TOGETHER = 4096  # tokens of all prompts that are, padding included
@@ -37,11 +34,11 @@ class Prompt:
         scores: Those of the tokens so far, if they are wanted.
     """
 
-    rows: "list[Row]"
+    rows: list[Row]
     key: Hashable
     cache: LLECache | None = None
     read: int = 0
-    scores: "list[Score | None]" = dataclasses.field(default_factory=list)
+    scores: list[Score | None] = dataclasses.field(default_factory=list)
 
     @property
     def tokens(self) -> list[int]:

@@ -9,8 +9,9 @@ import torch
 from modeling_lle import Attachment, HistoryBank
 from modeling_lle.history.cache import LLECache
 from modeling_lle.models.causal import LLEForCausalLM
-from modeling_lle.serving.decoding import Decoder, Row, Score
+from modeling_lle.serving.decoding import Decoder
 from modeling_lle.serving.prompts import SEGMENT
+from modeling_lle.serving.rows import Row, Score
 from tests.factories.language_models import make_language_model
 from tests.factories.texts import WORD_TOKENIZER, make_ids, make_texts
 

@@ -3,8 +3,8 @@
 import asyncio
 import threading
 
-from modeling_lle.serving.decoding import Score
 from modeling_lle.serving.generation import Delta, Generation, Mailbox
+from modeling_lle.serving.rows import Score
 from tests.factories.texts import WORD_TOKENIZER
 
 TOKENS = WORD_TOKENIZER("a b c d")["input_ids"]

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from modeling_lle import Attachment, HistoryBank
-from modeling_lle.serving.decoding import PACE, Decoder, Row
+from modeling_lle.serving.decoding import PACE, Decoder
 from modeling_lle.serving.prompts import SEGMENT, TOGETHER, Prompt, add, take
+from modeling_lle.serving.rows import Row
 from tests.factories.language_models import make_language_model
 from tests.factories.texts import WORD_TOKENIZER, make_ids, make_texts
 from tests.serving.test_decoding import MODELS, Heard, heard, make_row, run, values
