@@ -37,7 +37,7 @@ from ..data.sources import Source, describe
 _PACKAGES = ("torch", "transformers", "modeling_lle", "numba", "flash-linear-attention")
 _SHOWN = 3  # names of files in a message
 _KEYS = ("command", "commit", "environment", "metrics", "rows")
-_TABLE = re.compile(r"(<!-- (results|rows):(\S+)((?: \S+)*) -->\n).*?(<!-- end -->)", re.DOTALL)
+_TABLE = re.compile(r"(<!-- (results|rows):(\S+)((?: \S+)*) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 _METRIC = re.compile(r"(<!-- metric:(\S+) (\S+) -->)[^<\n]*(<!-- end -->)")
 
 
@@ -200,10 +200,15 @@ def format_value(value: Any) -> str:
 
 
 def fill_tables(text: str, folder: str | Path) -> str:
-    """Fills the tables of a Markdown text from the results files in `folder`."""
+    """Fills the tables of a Markdown text from the results files in `folder`.
+
+    A table without a line waits for its first results.
+    """
 
     def fill(match: re.Match[str]) -> str:
-        begin, kind, names, keys, end = match.groups()
+        begin, kind, names, keys, old, end = match.groups()
+        if not old and not any((Path(folder) / f"{name}.json").exists() for name in names.split(",")):
+            return match[0]
         files = {name: read_results(Path(folder) / f"{name}.json") for name in names.split(",")}
         table = _metrics_table if kind == "results" else _rows_table
         return f"{begin}{table(files, keys.split())}\n{end}"

@@ -3,6 +3,7 @@
 It holds the backbone's opaque state, the stream of recent entries and the overlay of the test-time update.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -113,6 +114,17 @@ class LLECache(Cache):
             if part is not None and getattr(getattr(caches[0], name), part.tensors[0]) is not None:
                 for tensor in part.tensors:
                     setattr(part, tensor, _side_by_side([getattr(getattr(cache, name), tensor) for cache in caches]))
+        return own
+
+    def selected(self, indices: Tensor) -> "LLECache":
+        """A cache with the rows `indices` (rows,) int64 of this one, which stays as it is; otherwise as `joined`."""
+        own = type(self)(self.window, *self._sizes_of_matches)
+        own.state, own.seen_tokens = select(self.state, indices), self.seen_tokens
+        for name in ("stream", "matches", "last"):
+            part = getattr(self, name)
+            if part is not None:
+                setattr(own, name, copy.copy(part))
+                getattr(own, name).apply(lambda tensor: select(tensor, indices))
         return own
 
     def _begin_history(self) -> None:

@@ -15,6 +15,7 @@ from .cache import LLECache
 from .loss import IGNORED
 from .rule import base_prediction, gate, mixed_distribution, mixed_log_prob
 from .source import STREAM, Evidence, MatchesRecalled, Recalled, Source
+from .stream import blocks_of
 
 BLOCK = 256  # positions that are predicted together
 BLOCK_ELEMENTS = 1 << 24  # at most so many scores or log probabilities at once
@@ -213,11 +214,10 @@ def predict(
         yield Prediction(positions, base, features, [source.recall(own, features) for source in sources])
 
 
-def even_blocks(rows: int, length: int, widest: int) -> Iterator[slice]:
-    """The positions of a segment in blocks of `block_size`."""
+def even_blocks(rows: int, length: int, widest: int, first: int = 0) -> Iterator[slice]:
+    """The positions of a segment in blocks of `block_size`, one of which begins at `first`."""
     size = block_size(rows, widest)  # in the generator: torch.export traces no size that nobody asks for
-    for start in range(0, length, size):
-        yield slice(start, min(start + size, length))
+    yield from blocks_of(length, size, first)
 
 
 def collect(

@@ -152,9 +152,11 @@ class StreamSource:
         self.stream, self.numbers = stream, numbers
         self._block: Block | None = None
 
-    def blocks(self, states: Tensor, outcomes: Tensor | None, mask: Tensor | None, size: int) -> Iterator[slice]:
+    def blocks(
+        self, states: Tensor, outcomes: Tensor | None, mask: Tensor | None, size: int, first: int = 0
+    ) -> Iterator[slice]:
         """The positions of each block of a segment, which `recall` is for; see `Stream.read`."""
-        for block in self.stream.read(states, outcomes, mask, size):
+        for block in self.stream.read(states, outcomes, mask, size, first):
             self._block = block
             yield block.positions
 
@@ -190,8 +192,9 @@ class StreamSource:
                 outcomes = None  # for the stream, which makes no entry of them, in less time
         queries, stream, numbers = self.stream.step(states, outcomes), self.stream, self.numbers
         assert stream.keys is not None
-        rows = [linear(query, own) for query, own in zip(queries[:, None], stream.keys, strict=True)]
-        similarity = (rows[0] if len(rows) == 1 else torch.cat(rows)).float()
+        similarity = torch.zeros(stream.keys.shape[:2])
+        for row, used in enumerate(stream.count.clamp(max=similarity.shape[1]).tolist()):
+            similarity[row, :used] = linear(queries[row], stream.keys[row, :used])
         parts = logits.float().contiguous()[:, 0], similarity, stream.outcomes, stream.count, stream.window
         return mix_step(*parts, numbers.sharpness, numbers.recency, numbers.gate, found, of_matches)[:, None]
 

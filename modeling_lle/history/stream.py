@@ -15,6 +15,13 @@ from torch import Tensor
 from ..kernels.linear import linear
 
 
+def blocks_of(length: int, size: int, first: int = 0) -> Iterator[slice]:
+    """The positions of a segment in blocks of at most `size`, one of which begins at `first`."""
+    for begin, end in ((0, first), (first, length)):
+        for start in range(begin, end, size):
+            yield slice(start, min(start + size, end))
+
+
 @dataclass
 class Block:
     """Consecutive positions of a segment, and the entries of the stream that each may recall.
@@ -105,7 +112,9 @@ class Stream:
         self.pending = keys.new_zeros(rows, width)
         self.has_pending = torch.zeros(rows, dtype=torch.bool, device=keys.device)
 
-    def read(self, states: Tensor, outcomes: Tensor | None, mask: Tensor | None, block: int) -> Iterator[Block]:
+    def read(
+        self, states: Tensor, outcomes: Tensor | None, mask: Tensor | None, block: int, first: int = 0
+    ) -> Iterator[Block]:
         """Yields the blocks of a segment, and records each block after it was processed.
 
         The iterator must be exhausted, else the rest is not recorded.
@@ -115,11 +124,10 @@ class Stream:
             outcomes: (B, T) int64, the tokens of the segment, -100 for one that makes no entry; None if none does.
             mask: (B, T) bool, False at padding; None for none.
             block: Positions in a block.
+            first: A position at which a block begins.
         """
         queries = self._queries(states.detach())
-        block = min(block, self.window)
-        for start in range(0, states.shape[1], block):
-            part = slice(start, min(start + block, states.shape[1]))
+        for part in blocks_of(states.shape[1], min(block, self.window), first):
             own = None if outcomes is None else outcomes[:, part]
             yield from self._advance(part, queries[:, part], own, None if mask is None else mask[:, part])
 

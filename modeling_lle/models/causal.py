@@ -302,7 +302,7 @@ class LLEForCausalLM(LLEPreTrainedModel, LLEGenerationMixin):
             first: The first position that is wanted.
             output: Makes logits of states in place of the output layer.
         """
-        sources, blocks = sources_of(self.config, states, entries, mask, cache, attachment)
+        sources, blocks = sources_of(self.config, states, entries, mask, cache, attachment, first)
 
         def logits(block: Tensor) -> Tensor:
             return output(self, block) if output else apply_linear(self.lm_head, block)

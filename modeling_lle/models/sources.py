@@ -23,8 +23,9 @@ def sources_of(
     mask: Tensor | None,
     cache: LLECache | None,
     attachment: Attachment | None,
+    first: int = 0,
 ) -> tuple[list[Source], Iterator[slice]]:
-    """The sources for a segment, in the order of `calibrated`, and the positions of its blocks.
+    """The sources for a segment, in the order of `calibrated`, and the positions of its blocks; one begins at `first`.
 
     They take the segment in when the first block is asked for; arguments are as in `LLEForCausalLM.predictions`.
     """
@@ -32,10 +33,10 @@ def sources_of(
     stream = None if cache is None else cache.stream
     widest = max(config.vocab_size, 0 if stream is None else stream.window)
     sources: list[Source] = []
-    blocks = even_blocks(rows, length, widest)
+    blocks = even_blocks(rows, length, widest, first)
     if stream is not None:
         own = StreamSource(stream, config.stream)
-        blocks = own.blocks(states, entries, mask, block_size(rows, widest))
+        blocks = own.blocks(states, entries, mask, block_size(rows, widest), first)
         sources.append(own)
     if cache is not None and cache.matches is not None:
         matches = MatchSource(cache.matches, config.matches)

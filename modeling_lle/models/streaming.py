@@ -6,6 +6,7 @@ hooked around them; else, and with a bank or the test-time update, it calls the 
 Shapes: B batch, T time, D width, V vocabulary.
 """
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -163,6 +164,13 @@ class Choice:
         self.sampled, self.generator = bool(config.do_sample), generator
         self.processors = [TopP(own) if type(own) is TopPLogitsWarper else own for own in processors]
         self.reads_text = any(type(own) not in BLIND for own in processors)
+        self.is_greedy = not (self.sampled or self.processors)  # takes the likeliest token, whatever the text
+
+    def again(self, generator: torch.Generator | None) -> "Choice":
+        """The same choice, with draws of its own; for any text, unless it `reads_text`."""
+        own = copy.copy(self)
+        own.generator = generator
+        return own
 
     def __call__(self, text: Tensor, logits: Tensor) -> int:
         """Returns the token after a text (1, T) int64, given the logits (1, V); they may be overwritten."""
@@ -197,13 +205,16 @@ class Reader:
         self.model, self.text, self.choose, self.cache = model, text, choose, past_key_values
         self.use_history, self.history = use_history, history
         self.last: Tensor | None = None  # (1, 1) int64, chosen and not read
-        self.is_direct = False
-        self._step: SingleStep | None = None
+        self._steps: Steps | None = None
 
     @torch.no_grad()
     def next_token(self) -> int:
         """Reads what is not read yet, and chooses the next token."""
-        token = self.choose(self.text, self._read_text() if self.last is None else self._read(self.last))
+        if self._steps is None or self.cache is None or self.last is None:
+            logits = self._read_text()
+        else:
+            logits = self._steps.read(self.last, self.cache)
+        token = self.choose(self.text, logits)
         self.last = torch.tensor([[token]], device=self.text.device)
         if self.choose.reads_text:
             self.text = torch.cat([self.text, self.last], dim=1)
@@ -213,24 +224,34 @@ class Reader:
 
     def _read_text(self) -> Tensor:
         """Reads the text that the cache has not read; returns the logits (1, V)."""
-        model, cache = self.model, self.cache
-        logits = self._forward(self.text if cache is None else self.text[:, cache.seen_tokens :], 0)
-        assert self.cache is not None
-        attachment = model.recalled_from(self.history, self.use_history)
-        self.is_direct = attachment is None and self.cache.overlay is None and _is_direct(model)
-        return logits
-
-    def _forward(self, ids: Tensor, generated: int) -> Tensor:
+        ids = self.text if self.cache is None else self.text[:, self.cache.seen_tokens :]
         options = {"use_history": self.use_history, "history": self.history, "logits_to_keep": 1}
-        output = self.model(ids, past_key_values=self.cache, use_cache=True, generated=generated, **options)
+        output = self.model(ids, past_key_values=self.cache, use_cache=True, **options)
         self.cache = output.past_key_values
+        self._steps = Steps(self.model, self.use_history, self.history)
         return output.logits[:, -1]
 
-    def _read(self, ids: Tensor) -> Tensor:
-        """Reads a token (1, 1) that was generated; returns the logits (1, V)."""
-        model, cache = self.model, self.cache
-        if not self.is_direct or cache is None:
-            return self._forward(ids, 1)
+
+class Steps:
+    """Reads tokens that were generated, one of each row at a time.
+
+    Args:
+        model: The model, in which nothing is wrapped or hooked later on.
+        use_history, history: As in `LLEForCausalLM.forward`.
+    """
+
+    def __init__(self, model: Streamed, use_history: bool | None, history: Attachment | Bank | None) -> None:
+        self.model, self.use_history, self.history = model, use_history, history
+        self._is_direct = model.recalled_from(history, use_history) is None and _is_direct(model)
+        self._single: SingleStep | None = None
+
+    def read(self, ids: Tensor, cache: LLECache) -> Tensor:
+        """Logits (B, V) after a token of each row (B, 1) int64, which the cache takes in."""
+        model = self.model
+        if not self._is_direct or cache.overlay is not None:
+            options = {"use_history": self.use_history, "history": self.history, "logits_to_keep": 1}
+            logits: Tensor = model(ids, past_key_values=cache, use_cache=True, generated=1, **options).logits
+            return logits[:, -1]
         states = self._advance(model.model.embed_tokens(ids), cache)
         cache.seen_tokens += 1
         cache.unread = None
@@ -240,18 +261,19 @@ class Reader:
         if not use_history or cache.stream is None:
             model.record(states, entries, None, cache)
             return apply_linear(model.lm_head, states)[:, -1]
-        logits = model.step(states, entries, cache, None)
-        if logits is None:
-            _, logits, _ = collect(model.predictions(states, entries, None, cache, None), None, True, False)
-            assert logits is not None
-        return logits[:, -1]
+        stepped = model.step(states, entries, cache, None)
+        if stepped is None:
+            _, stepped, _ = collect(model.predictions(states, entries, None, cache, None), None, True, False)
+            assert stepped is not None
+        return stepped[:, -1]
 
     def _advance(self, embedded: Tensor, cache: LLECache) -> Tensor:
-        """Moves the cache's state on by a token, embedded as (1, 1, D); returns the state (1, 1, D) at it."""
+        """Moves the cache's state on by a token of each row, embedded as (B, 1, D); returns the states at them."""
         stack = self.model.model.stack
-        if self._step is None and can_step(stack, embedded, cache.state):
-            self._step = SingleStep(stack)
-        states, cache.state = (self._step or stack)(embedded, cache.state)
+        if self._single is None and can_step(stack, embedded, cache.state):
+            self._single = SingleStep(stack)
+        single = self._single if len(embedded) == 1 else None
+        states, cache.state = (single or stack)(embedded, cache.state)
         return states
 
 

@@ -11,8 +11,8 @@ from fastapi.responses import JSONResponse
 from ..tasks import LANGUAGE
 from .completing import Job, Wish, started
 from .completions import STREAMED, streamed
-from .decoding import Score
 from .errors import ServingError, invalid
+from .rows import Score
 from .schemas import Answer, Chat, ChatChoice, ChatLogprobs, ChatRequest, ContentLogprob, TokenLogprob
 from .served import Served
 from .state import Serving, Shared, Tenant, threaded

@@ -12,9 +12,9 @@ from fastapi import Request
 from ..history.attachment import Attachment
 from ..history.cache import LLECache
 from ..pipelines.text_generation import generated_history
-from .decoding import Row
 from .errors import invalid
 from .generation import Delta, Generation, Mailbox
+from .rows import Row
 from .schemas import Sampling, Usage
 from .served import Served
 from .state import Serving, called, count, threaded, waited
@@ -126,13 +126,12 @@ class Job:
         if temperature > GREEDY:
             options = {"do_sample": True, "temperature": temperature, "top_k": sampling.top_k or 0}
             options["top_p"] = 1.0 if sampling.top_p is None else sampling.top_p
-        text = torch.tensor([tokens])
         try:
-            number_of = max(wish.new_tokens, 1)
-            choose, ends, _ = served.language_model.choice(text, generator, max_new_tokens=number_of, **options)
+            choose, ends = served.choice(tokens, max(wish.new_tokens, 1), generator, **options)
         except ValueError as error:
             raise invalid(str(error)) from None
-        generation = Generation(self._mailbox, number, served.tokenizer, tokens, wish.stops, ends)
+        given = (self._mailbox, number, served.tokenizer, tokens, wish.stops, ends)
+        generation = Generation(*given, is_streamed=bool(sampling.stream))
         self.generations.append(generation)
         return Row(
             tokens,
@@ -152,9 +151,11 @@ class Job:
         """Yields what is generated, with the number of its text."""
         left = len(self.generations)
         while left:
-            number, delta = await waited(request, self._mailbox.get())
-            left -= delta.reason is not None
-            yield number, delta
+            for number, part in await waited(request, self._mailbox.get()):
+                if isinstance(part, Exception):
+                    raise part
+                left -= part.reason is not None
+                yield number, part
 
     def end(self, finished: bool) -> None:
         """Ends the request; the session takes in what was read and generated if it is finished."""

@@ -11,9 +11,9 @@ from fastapi.responses import JSONResponse, StreamingResponse
 
 from ..tasks import LANGUAGE
 from .completing import Job, Wish, started
-from .decoding import Score
 from .errors import ServingError, invalid, shaped
 from .generation import Delta
+from .rows import Score
 from .schemas import (
     Choice,
     Completion,

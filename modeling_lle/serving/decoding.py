@@ -1,138 +1,50 @@
 """Decoding: a language model generates many rows at a time, each of which comes and goes when it likes.
 
-Notable: a row is read alone, in segments, and joins the others for the tokens that follow; the rows of one step share
-an attachment, so that nothing of one tenant is recalled for another. A row's tokens do not depend on its company: the
-numbers differ by rounding only, and each row has its own draws.
+Notable: prompts are read in batches, in segments (prompts.py); their rows join the others for the tokens that follow.
+The rows of a batch share an attachment, so that nothing of one tenant is recalled for another. A row's tokens do not
+depend on its company: the numbers differ by rounding only, and each row has its own draws.
 Shapes: B rows, T tokens, V vocabulary.
 """
 
-import dataclasses
-import logging
+import contextlib
 from collections import deque
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Hashable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from ..history.attachment import Attachment
 from ..history.cache import LLECache
 from ..models.causal import LLEForCausalLM
-from ..models.streaming import Choice
+from ..models.streaming import Steps
+from .prompts import Prompt, add, read, take
+from .rows import Row, Score
 
-logger = logging.getLogger(__name__)
-
-SEGMENT = 256  # tokens of a prompt that are read at once
+PACE = 8  # positions of a segment that take about as long to read as a token of each row
 LOWEST = -9999.0  # stands for minus infinity, which JSON cannot say
-
-
-@dataclasses.dataclass(frozen=True)
-class Score:
-    """The log probability of a token, and of the most probable ones at its place.
-
-    Attributes:
-        logprob: Its log probability.
-        top: The ids of the most probable tokens, and their log probabilities, descending.
-    """
-
-    logprob: float
-    top: tuple[tuple[int, float], ...] = ()
-
-
-class Listener(Protocol):
-    """Who takes what is generated; called in the thread of the model."""
-
-    @property
-    def dropped(self) -> bool:
-        """Whether nobody waits for it."""
-        ...
-
-    def prompt(self, scores: Sequence[Score | None]) -> None:
-        """Takes the scores of the tokens of the prompt, None for the first of a text."""
-        ...
-
-    def token(self, token: int, score: Score | None) -> bool:
-        """Takes a token; returns whether it was the last one that is wanted."""
-        ...
-
-    def done(self, reason: str, cache: LLECache | None) -> None:
-        """Takes why it ended, "stop" or "length", and the cache if the row keeps it."""
-        ...
-
-    def failed(self, error: Exception) -> None:
-        """Takes an error, the end of the row."""
-        ...
-
-
-@dataclasses.dataclass(eq=False)
-class Row:
-    """A text to go on with.
-
-    Attributes:
-        tokens: Tokens to read first, at least one.
-        choose, ends, number: How and how many tokens are chosen, and which end the row, as `model.choice` gives them.
-        listener: Who takes what is generated.
-        attachment: The bank to recall from, pinned, or None.
-        use_history: As in `LLEForCausalLM.forward`.
-        cache: The cache of the text before the tokens, which is changed; None: they begin a text.
-        keeps_cache: Whether the cache is handed over at the end.
-        top: How many of the most probable tokens are told at each place; None: no scores.
-        scores_prompt: Whether the tokens that are read first are scored, too.
-    """
-
-    tokens: list[int]
-    choose: Choice
-    ends: frozenset[int]
-    number: int
-    listener: Listener
-    attachment: Attachment | None = None
-    use_history: bool | None = None
-    cache: LLECache | None = None
-    keeps_cache: bool = False
-    top: int | None = None
-    scores_prompt: bool = False
-    read: int = 0
-    made: int = 0
-    last: int = -1
-    finished: bool = False
-    text: Tensor | None = None
-    scores: list[Score | None] = dataclasses.field(default_factory=list)
-
-    def failed(self, error: Exception) -> None:
-        """Ends the row with an error."""
-        self.listener.failed(error)
 
 
 class _Group:
     """Rows that recall from one state of one bank; `cache` holds those of them that have joined."""
 
-    def __init__(self, attachment: Attachment | None, use_history: bool | None) -> None:
-        self.attachment, self.use_history = attachment, use_history
+    def __init__(self, model: LLEForCausalLM, row: Row) -> None:
         self.rows: list[Row] = []
         self.cache: LLECache | None = None
+        self.steps = Steps(model, row.use_history, row.attachment)
 
-    def join(self, row: Row) -> None:
-        assert row.cache is not None
-        self.cache = row.cache if self.cache is None else LLECache.joined([self.cache, row.cache])
-        row.cache = None
-        self.rows.append(row)
+    def join(self, rows: Sequence[Row], cache: LLECache) -> None:
+        """Takes rows in, whose cache is from now on that of the group."""
+        self.cache = cache if self.cache is None else LLECache.joined([self.cache, cache])
+        self.rows += rows
 
-    def leave(self, places: Sequence[int]) -> None:
-        """Removes the rows at some places."""
-        kept = [place for place in range(len(self.rows)) if place not in places]
-        self.rows = [self.rows[place] for place in kept]
-        if not kept:
+    def keep(self, places: Sequence[int]) -> None:
+        """Removes the rows that are not at these places."""
+        if len(places) == len(self.rows):
+            return
+        self.rows = [self.rows[place] for place in places]
+        if not places:
             self.cache = None
-        elif len(places):
-            assert self.cache is not None
-            self.cache.batch_select_indices(torch.tensor(kept))
-
-    def take(self, place: int) -> LLECache:
-        """A copy of the cache of a row."""
-        assert self.cache is not None
-        own = LLECache.joined([self.cache])
-        own.batch_select_indices(torch.tensor([place]))
-        return own
+        elif self.cache is not None:
+            self.cache.batch_select_indices(torch.tensor(places))
 
 
 class Decoder:
@@ -147,95 +59,155 @@ class Decoder:
         config = model.config
         # The test-time update has weights of its own for each text, and caches of attention grow with it.
         self._joins = config.wrapped is None and config.overlay.scope == "none"
-        self._reading: deque[Row] = deque()
-        self._groups: dict[Any, _Group] = {}
+        self._prompts: deque[Prompt] = deque()
+        self._pause = 0  # tokens of each row until the next segment
+        self._groups: dict[Hashable, _Group] = {}
 
     @property
     def rows(self) -> int:
-        """Rows that are being read or generated."""
-        return len(self._reading) + sum(len(group.rows) for group in self._groups.values())
+        """Rows whose prompts are being read, or which are being generated."""
+        return len(self._all)
+
+    @property
+    def _all(self) -> list[Row]:
+        waiting = [row for prompt in self._prompts for row in prompt.rows]
+        return waiting + [row for group in self._groups.values() for row in group.rows]
 
     def admit(self, row: Row) -> None:
         """Takes a row in."""
-        self._reading.append(row)
+        scores = (row.scores_prompt, row.top if row.scores_prompt else None)
+        add(Prompt([row], (self._key(row), *scores), row.cache), self._prompts)
+
+    def _key(self, row: Row) -> Hashable:
+        """Rows with the same key are generated together."""
+        if not self._joins:
+            return row
+        state = None if row.attachment is None else (id(row.attachment.snapshot()), row.attachment.namespaces)
+        return state, row.use_history
 
     def stop(self, error: Exception) -> None:
         """Ends all rows with an error."""
-        for row in [*self._reading, *(row for group in self._groups.values() for row in group.rows)]:
+        for row in self._all:
             row.failed(error)
-        self._reading.clear()
+        self._prompts.clear()
         self._groups.clear()
 
     def turn(self) -> None:
-        """Reads a segment of one row, and generates a token of each row that has been read."""
-        if self._reading:
-            row = self._reading.popleft()
-            self._guarded([row], self._read, row)
+        """Reads a segment of the first prompts, and generates a token of each row whose prompt has been read.
+
+        Where rows are being generated they get half of the time, while prompts gather to be read together.
+        """
+        for prompt in self._prompts:
+            prompt.rows = [row for row in prompt.rows if not row.listener.dropped]
+        self._prompts = deque(prompt for prompt in self._prompts if prompt.rows)
+        self._pause -= 1
+        if self._prompts and (self._pause <= 0 or not self._groups):
+            batch = take(self._prompts, self.model.config.vocab_size)
+            self._pause = max(len(prompt.segment) for prompt in batch) // PACE
+            self._read(batch)
         for key, group in list(self._groups.items()):
-            group.leave([place for place, row in enumerate(group.rows) if row.listener.dropped])
+            group.keep([place for place, row in enumerate(group.rows) if not row.listener.dropped])
             if group.rows:
-                self._guarded(group.rows, self._step, group)
+                self._step(group)
             if not group.rows:
                 del self._groups[key]
 
-    def _guarded(self, rows: list[Row], work: Any, argument: Any) -> None:
-        """Runs a part of the work; if it fails, its rows do."""
+    def _read(self, batch: list[Prompt]) -> None:
+        """Reads a segment of each prompt; after the last one the first token of its rows is chosen."""
         try:
-            work(argument)
+            logits, cache = read(self.model, batch)
         except Exception as error:
-            for row in list(rows):
+            if len(batch) > 1:  # one of them may be to blame
+                for prompt in batch:
+                    self._read([prompt])
+                return
+            for row in batch[0].rows:
                 row.failed(error)
-            rows.clear()
-
-    def _forward(self, ids: Tensor, row: "Row | _Group", generated: int, keep: int) -> Tensor:
-        """Reads tokens (B, T); returns the logits of the last `keep` positions, of all for 0."""
-        output = self.model(
-            ids.to(self.model.device),
-            past_key_values=row.cache,
-            use_cache=True,
-            use_history=row.use_history,
-            history=row.attachment,
-            generated=generated,
-            logits_to_keep=keep,
-        )
-        row.cache = output.past_key_values
-        return output.logits
-
-    def _read(self, row: Row) -> None:
-        """Reads a segment; after the last one the first token is chosen."""
-        if row.listener.dropped:
             return
-        part = row.tokens[row.read : row.read + SEGMENT]
-        logits = self._forward(torch.tensor([part]), row, 0, 0 if row.scores_prompt else 1)
-        row.read += len(part)
-        if row.scores_prompt:
-            self._score_prompt(row, logits[0])
-        if row.read < len(row.tokens):
-            self._reading.append(row)
-            return
-        if row.scores_prompt:
-            row.listener.prompt(row.scores)
-        if row.choose.reads_text:
-            row.text = torch.tensor([row.tokens])
-        if row.number == 0:
-            self._end(row, "length", row.cache)
-            return
-        if self._choose(row, logits[:, -1]):
-            self._end(row, "stop" if self._stopped(row) else "length", row.cache)
-            return
-        key: Any = row if not self._joins else (self._state_of(row.attachment), row.use_history)
-        group = self._groups.setdefault(key, _Group(row.attachment, row.use_history))
-        group.join(row)
+        begun: list[tuple[Row, int]] = []
+        for place, prompt in enumerate(batch):
+            length = len(prompt.segment)
+            prompt.read += length
+            if prompt.rows[0].scores_prompt:
+                self._score(prompt, logits[place, -length:])
+            if prompt.is_read:
+                begun += [(row, place) for row in prompt.rows if self._begin(row, prompt, cache, place)]
+            else:
+                prompt.cache = cache if len(batch) == 1 else cache.selected(torch.tensor([place]))
+                self._prompts.append(prompt)
+        places = [place for _, place in begun]
+        kept = self._go_on([row for row, _ in begun], places, logits[:, -1], cache)
+        if kept:
+            first = begun[kept[0]][0]
+            key, own = self._key(first), cache.selected(torch.tensor([places[number] for number in kept]))
+            if key not in self._groups:
+                self._groups[key] = _Group(self.model, first)
+            self._groups[key].join([begun[number][0] for number in kept], own)
 
-    def _state_of(self, attachment: Attachment | None) -> Any:
-        return None if attachment is None else (id(attachment.snapshot()), attachment.namespaces)
-
-    def _score_prompt(self, row: Row, logits: Tensor) -> None:
+    def _score(self, prompt: Prompt, logits: Tensor) -> None:
         """Scores the tokens after each of the positions (T, V) that have just been read, but the last one's."""
-        if not row.scores:
-            row.scores.append(None)
-        following = row.tokens[len(row.scores) : row.read + 1]
-        row.scores += self._scores(logits[: len(following)], following, row.top or 0)
+        if not prompt.scores:
+            prompt.scores.append(None)
+        following = prompt.tokens[len(prompt.scores) : prompt.read + 1]
+        prompt.scores += self._scores(logits[: len(following)], following, prompt.rows[0].top or 0)
+
+    def _begin(self, row: Row, prompt: Prompt, cache: LLECache, place: int) -> bool:
+        """Tells a row that its prompt has been read; returns whether tokens follow."""
+        with _alone(row):
+            if row.scores_prompt:
+                row.listener.prompt(prompt.scores)
+            if row.choose.reads_text:
+                row.text = torch.tensor([row.tokens])
+            if row.number:
+                return True
+            self._end(row, cache, place)
+        return False
+
+    def _step(self, group: _Group) -> None:
+        """Reads the last token of each row, and chooses the next one."""
+        assert group.cache is not None
+        try:
+            last = torch.tensor([[row.last] for row in group.rows], device=self.model.device)
+            logits = group.steps.read(last, group.cache)
+        except Exception as error:
+            for row in group.rows:
+                row.failed(error)
+            group.keep([])
+            return
+        group.keep(self._go_on(group.rows, range(len(group.rows)), logits, group.cache))
+
+    def _go_on(self, rows: Sequence[Row], places: Sequence[int], logits: Tensor, cache: LLECache) -> list[int]:
+        """Chooses the next token of some rows.
+
+        Args:
+            rows: The rows.
+            places: The place of each in the logits and in the cache.
+            logits: (B, V), after the last token of each row; `cache` likewise.
+            cache: See `logits`.
+
+        Returns:
+            The numbers of the rows that go on; the others have ended.
+        """
+        likeliest = logits.argmax(-1).tolist() if any(row.choose.is_greedy for row in rows) else []
+        chosen: dict[int, int] = {}
+        for number, (row, place) in enumerate(zip(rows, places, strict=True)):
+            with _alone(row):
+                own = logits[place : place + 1]
+                chosen[number] = likeliest[place] if row.choose.is_greedy else row.choose(row.text, own.clone())
+        scored = [number for number in chosen if rows[number].top is not None]
+        tops = [rows[number].top or 0 for number in scored]
+        found = self._scores(
+            logits[[places[number] for number in scored]], [chosen[number] for number in scored], max(tops, default=0)
+        )
+        scores = {number: own.first(top) for number, own, top in zip(scored, found, tops, strict=True)}
+        kept = []
+        for number, token in chosen.items():
+            with _alone(rows[number]):
+                if self._take(rows[number], token, scores.get(number)):
+                    self._end(rows[number], cache, places[number])
+                else:
+                    kept.append(number)
+        return kept
 
     def _scores(self, logits: Tensor, tokens: list[int], top: int) -> list[Score]:
         """The scores of tokens by logits (T, V)."""
@@ -251,37 +223,26 @@ class Decoder:
             Score(value, tuple(zip(ids, values, strict=True))) for value, (ids, values) in zip(own, pairs, strict=True)
         ]
 
-    def _step(self, group: _Group) -> None:
-        """Reads the last token of each row, and chooses the next one."""
-        last = torch.tensor([[row.last] for row in group.rows])
-        logits = self._forward(last, group, 1, 1)[:, -1]
-        ended: list[int] = []
-        for place, row in enumerate(group.rows):
-            try:
-                if self._choose(row, logits[place : place + 1]):
-                    cache = group.take(place) if row.keeps_cache else None
-                    self._end(row, "stop" if self._stopped(row) else "length", cache)
-                    ended.append(place)
-            except Exception as error:  # of one row, which takes no other with it
-                row.failed(error)
-                ended.append(place)
-        group.leave(ended)
-
-    def _choose(self, row: Row, logits: Tensor) -> bool:
-        """Chooses the next token by logits (1, V); returns whether it is the last one."""
-        token = row.choose(row.text if row.text is not None else logits.new_zeros(1, 0).long(), logits.clone())
-        score = None if row.top is None else self._scores(logits, [token], row.top)[0]
-        if row.text is not None:
+    def _take(self, row: Row, token: int, score: Score | None) -> bool:
+        """Gives a row its next token; returns whether it is the last one."""
+        if row.choose.reads_text:
             row.text = torch.cat([row.text, torch.tensor([[token]])], dim=1)
         row.last, row.made = token, row.made + 1
         row.finished = row.listener.token(token, score)
         return row.finished or token in row.ends or row.made >= row.number
 
-    def _stopped(self, row: Row) -> bool:
-        return row.finished or row.last in row.ends
+    def _end(self, row: Row, cache: LLECache, place: int) -> None:
+        """Hands over the end of a row; the cache that it keeps knows its last token as its own, and not read."""
+        own = cache.selected(torch.tensor([place])) if row.keeps_cache else None
+        if own is not None and row.made:
+            own.unread = torch.tensor([row.last])
+        row.listener.done("stop" if row.finished or row.last in row.ends else "length", own)
 
-    def _end(self, row: Row, reason: str, cache: LLECache | None) -> None:
-        """Hands over the end of a row; the cache knows its last token as its own, and not read."""
-        if cache is not None and row.made:
-            cache.unread = torch.tensor([row.last])
-        row.listener.done(reason, cache if row.keeps_cache else None)
+
+@contextlib.contextmanager
+def _alone(row: Row) -> Iterator[None]:
+    """An error in this context ends the row, and no other."""
+    try:
+        yield
+    except Exception as error:
+        row.failed(error)

@@ -5,11 +5,12 @@ import copy
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from ..bank.bank import HistoryBank
@@ -18,6 +19,7 @@ from ..common.precision import in_precision
 from ..common.remembered import remembered
 from ..models.causal import LLEForCausalLM
 from ..models.pretrained import LLEPreTrainedModel
+from ..models.streaming import Choice
 from ..pipelines.text_classification import LLETextClassificationPipeline
 from ..pipelines.translation import LLETranslationPipeline
 from ..saved import load_classifier, load_language_model, load_translator, task_in
@@ -30,6 +32,7 @@ from .sessions import Sessions
 from .worker import Worker
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+PREPARED = 256  # options with which tokens are chosen, for which the choice is kept
 _LOADERS: dict[str, Callable[[str], Any]] = {
     LANGUAGE.name: load_language_model,
     CLASSIFICATION.name: load_classifier,
@@ -100,6 +103,7 @@ class Served:
             self.pipeline = LLETextClassificationPipeline(model=model, tokenizer=tokenizer)
         elif task == TRANSLATION:
             self.pipeline = LLETranslationPipeline(model=model, tokenizer=tokenizer)
+        self._choices: dict[Hashable, tuple[Choice, frozenset[int]]] = {}
         self._own = copy.deepcopy(tokenizer)  # for the threads of requests, one at a time
         self._encoding = threading.Lock()
 
@@ -129,6 +133,26 @@ class Served:
         """The model, if it is a language model."""
         assert isinstance(self.model, LLEForCausalLM)
         return self.model
+
+    def choice(
+        self, tokens: list[int], number: int, generator: torch.Generator, **options: Any
+    ) -> tuple[Choice, frozenset[int]]:
+        """How `number` tokens after some are chosen, and which end them, as `LLEForCausalLM.choice` says.
+
+        It is prepared once for the same options, unless it looks at the text.
+        """
+        key = tuple(sorted(options.items()))
+        found = self._choices.get(key)
+        if found is None:
+            text, model = torch.tensor([tokens]), self.language_model
+            choose, ends, _ = model.choice(text, generator, max_new_tokens=number, **options)
+            found = choose, ends
+            if choose.reads_text:
+                return found
+            if len(self._choices) >= PREPARED:
+                self._choices.clear()
+            self._choices[key] = found
+        return found[0].again(generator), found[1]
 
     def encode(self, text: str, special: bool = True) -> list[int]:
         """Token ids of a text, as the pipelines make them."""

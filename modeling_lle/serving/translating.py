@@ -129,7 +129,7 @@ def _tenant(request: Request, given: HTTPAuthorizationCredentials | None, key: s
 
 
 @router.get("/languages", response_model=list[Language])
-async def languages(serving: Shared, tenant: Tenant) -> Any:
+async def languages(serving: Shared) -> Any:
     """The languages that can be translated."""
     targets: dict[str, list[str]] = {}
     for served in serving.models.of.values():

@@ -27,9 +27,12 @@ class Writer:
         self._start, self._end = 0, len(self._tokens)  # of the tokens with which the next ones are decoded
         self._held = ""
 
-    def push(self, token: int) -> str:
-        """Takes a token; returns the text that is sure."""
+    def take(self, token: int) -> None:
+        """Takes a token."""
         self._tokens.append(token)
+
+    def sure(self) -> str:
+        """Returns the text that is sure, and was not returned before."""
         return self._release(self._decoded(final=False), final=False)
 
     def finish(self) -> str:
@@ -38,6 +41,8 @@ class Writer:
 
     def _decoded(self, final: bool) -> str:
         """The text of the tokens that have not been decoded yet."""
+        if self._end == len(self._tokens):
+            return ""
         before, whole = (
             str(self.tokenizer.decode(self._tokens[self._start : stop], skip_special_tokens=True))
             for stop in (self._end, None)

@@ -9,7 +9,7 @@ clients, and has
     p50_ms, p99_ms              latency, over all requests
     ratio                       requests per second over those of `transformers serve`, median of the pairwise ratios
 
-and the metrics are `HEAD_requests_per_second_CLIENTS`, `HEAD_p99_ms_CLIENTS` and `ratio_CLIENTS`.
+and the metrics are `HEAD_requests_per_second_CLIENTS`, `HEAD_p99_ms_CLIENTS` and `requests_ratio_CLIENTS`.
 """
 
 import asyncio
@@ -160,7 +160,7 @@ def metrics_of(rows: Sequence[Row]) -> dict[str, float]:
         head = row["head"].replace(" ", "_")
         found |= {f"{head}_{name}_{row['clients']}": row[name] for name in ("requests_per_second", "p99_ms")}
         if row["ratio"] is not None:
-            found[f"ratio_{row['clients']}"] = row["ratio"]
+            found[f"requests_ratio_{row['clients']}"] = row["ratio"]
     return found
 
 

@@ -81,7 +81,7 @@ def test_rows_have_the_ratio_to_the_peer_of_the_same_head(answering: Any) -> Non
     assert rows[1]["ratio"] == 1
     assert all(0 < row["p50_ms"] <= row["p99_ms"] for row in rows)
     metrics = serving.metrics_of(rows)
-    assert metrics["ratio_3"] == rows[3]["ratio"]
+    assert metrics["requests_ratio_3"] == rows[3]["ratio"]
     assert metrics["classifier_p99_ms_1"] == rows[2]["p99_ms"]
 
 
@@ -104,5 +104,5 @@ def test_both_servers_answer(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, [*arguments, *options], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     found = read_results(tmp_path / "serving.json")
-    assert found["metrics"]["ratio_2"] > 0
+    assert found["metrics"]["requests_ratio_2"] > 0
     assert {row["server"] for row in found["rows"]} == {serving.LLE, serving.TRANSFORMERS}

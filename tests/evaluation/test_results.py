@@ -177,7 +177,12 @@ def test_table_errors(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"'base_tets_ppl' \(did you mean 'base_test_ppl'"):
         fill_tables("<!-- results:ptb base_tets_ppl -->\n<!-- end -->", folder)
     with pytest.raises(FileNotFoundError, match=r"tpb\.json"):
-        fill_tables("<!-- results:tpb -->\n<!-- end -->", folder)
+        fill_tables("<!-- results:tpb -->\nold\n<!-- end -->", folder)
+
+
+def test_a_table_that_was_never_filled_waits_for_its_results(folder: Path) -> None:
+    text = "<!-- results:later -->\n<!-- end -->"
+    assert fill_tables(text, folder) == text
 
 
 def test_script(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,15 +49,18 @@ def make_client(
     limits: Limits | None = None,
     **options: Any,
 ) -> TestClient:
-    """A client of a server with some models; close its models with `close`."""
+    """A client of a server with some models, in one event loop; end them with `close`."""
     limits = limits or Limits()
     models = Models({name: make_served(folder, name, limits, **options) for name in names or ("text",)})
     app = create_app(models, None if keys is None else Keys(keys), limits)
-    return TestClient(app, raise_server_exceptions=False)
+    client = TestClient(app, raise_server_exceptions=False)
+    client.__enter__()
+    return client
 
 
 def close(client: TestClient) -> None:
-    """Ends the threads of the models of a client."""
+    """Ends the threads of the models of a client, and its event loop."""
+    client.__exit__()
     app: Any = client.app
     assert app.state.serving.models.close(20)
 

@@ -299,3 +299,14 @@ def test_joined_caches_go_on_as_each_alone_and_stay_as_they_are(recurrence: str)
         assert all(torch.equal(own, due[name]) for name, own in cache.export().items())
         alone = read(model, following[row : row + 1], cache).logits[0]
         torch.testing.assert_close(together[row], alone, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("window", [0, 90])
+def test_a_selected_cache_goes_on_as_its_rows_and_shares_nothing_with_the_first(window: int) -> None:
+    model = make_language_model(window=window, history={"matches": {"window": 30}, "bank_matches": {"longest": 4}})
+    cache = read(model, make_ids(3, 9)).past_key_values
+    before = {name: own.clone() for name, own in cache.export().items()}
+    following, chosen = make_ids(3, 20, 9), torch.tensor([2, 0, 2])
+    found = read(model, following[chosen], cache.selected(chosen)).logits
+    assert all(torch.equal(own, before[name]) for name, own in cache.export().items())
+    torch.testing.assert_close(found, read(model, following, cache).logits[chosen], atol=1e-5, rtol=0)

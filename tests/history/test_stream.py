@@ -20,17 +20,22 @@ def test_a_stream_needs_a_window() -> None:
     window=st.integers(1, 6),
     steps=st.lists(st.integers(1, 9), min_size=1, max_size=5),
     block=st.integers(1, 9),
+    first=st.integers(0, 8),
     seed=st.integers(0, 999),
 )
 @settings(deadline=None, max_examples=60)
-def test_the_ring_buffer_holds_the_newest_entries(window: int, steps: list[int], block: int, seed: int) -> None:
+def test_the_ring_buffer_holds_the_newest_entries(
+    window: int, steps: list[int], block: int, first: int, seed: int
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     stream, entries, pending = Stream(window), [[], []], [None, None]
     for length in steps:
         states, tokens = torch.randn(2, length, 3, generator=generator), make_ids(2, length, seed)
         mask = torch.rand(2, length, generator=generator) < 0.7
         unit = torch.nn.functional.normalize(states, dim=-1)
-        for part in stream.read(states, tokens, mask, block):
+        starts = set()
+        for part in stream.read(states, tokens, mask, block, min(first, length - 1)):
+            starts.add(part.positions.start)
             for b in range(2):
                 for t, place in enumerate(range(part.positions.start, min(part.positions.stop, length))):
                     if not mask[b, place]:
@@ -45,6 +50,7 @@ def test_the_ring_buffer_holds_the_newest_entries(window: int, steps: list[int],
                     assert part.outcomes[b][valid][order].tolist() == [outcome for _, outcome in usable]
                     want = torch.tensor([float(unit[b, place] @ key) for key, _ in usable])
                     torch.testing.assert_close(part.similarity()[b, t][valid][order], want, atol=1e-5, rtol=0.0)
+        assert min(first, length - 1) in starts
     assert stream.count.tolist() == [len(row) for row in entries]
 
 

@@ -137,6 +137,20 @@ def test_logits_to_keep(history: bool, block: int) -> None:
         close(model(ids, labels=ids, use_history=history, logits_to_keep=2).logits, full.logits[:, -2:])
 
 
+def test_a_prompt_is_predicted_at_its_end_only() -> None:
+    model, seen = make_language_model(), list[int]()
+    predictions = model.predictions
+
+    def counted(*args: Any, **options: Any) -> Any:
+        for prediction in predictions(*args, **options):
+            seen.append(prediction.positions.stop - prediction.positions.start)
+            yield prediction
+
+    with torch.no_grad(), mock.patch.object(model, "predictions", counted):
+        model(make_ids(2, 10), logits_to_keep=1)
+    assert seen == [1]
+
+
 def test_embeddings_instead_of_tokens() -> None:
     model, ids = make_language_model(), make_ids(2, 6)
     with torch.no_grad():

@@ -10,6 +10,8 @@ import pytest
 if TYPE_CHECKING:
     from fastapi.testclient import TestClient
 
+    from tests.factories.running import Running
+
 
 def _is_installed(name: str) -> bool:
     try:
@@ -48,3 +50,21 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[TestClient]":
     client.headers.update(bearer(ANN))
     yield client
     close(client)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The models and the keys of servers."""
+    from tests.factories.running import make_folders
+
+    return make_folders(tmp_path_factory.mktemp("served"))
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> "Iterator[Running]":
+    """A server with three models; the tests of a module share it."""
+    from tests.factories.running import Running
+
+    running = Running(folder, models=("text", "label", "pair"))
+    yield running
+    running.stop()

@@ -1,6 +1,7 @@
 """Completions, as OpenAI's clients and lm-evaluation-harness read them."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -109,6 +110,20 @@ def test_a_stop_string_ends_the_text_and_is_no_part_of_it(client: TestClient) ->
     assert (choice["text"], choice["finish_reason"]) == (whole[: whole.index(stop)], "stop")
     streamed = events(client, prompt="a b c", seed=2, max_tokens=20, stop=stop)
     assert "".join(part["choices"][0]["text"] for part in streamed) == choice["text"]
+
+
+def test_options_are_prepared_once_unless_they_look_at_the_text(make: Callable[..., TestClient]) -> None:
+    client = make("text")
+    served: Any = client.app.state.serving.models.get("text")  # type: ignore[attr-defined]
+    for temperature in (0, 0, 0.5, 0.5):
+        complete(client, prompt="a b c", temperature=temperature)
+    assert len(served._choices) == 2
+    before = complete(client, prompt="a b c d", temperature=0)["choices"][0]["text"]
+    served._choices.clear()
+    served.model.generation_config.repetition_penalty = 100.0
+    after = [complete(client, prompt="a b c d", temperature=0)["choices"][0]["text"] for _ in range(2)]
+    assert after[0] == after[1] != before
+    assert not served._choices
 
 
 def test_an_empty_prompt_begins_a_text(client: TestClient) -> None:

@@ -9,7 +9,9 @@ import torch
 from modeling_lle import Attachment, HistoryBank
 from modeling_lle.history.cache import LLECache
 from modeling_lle.models.causal import LLEForCausalLM
-from modeling_lle.serving.decoding import SEGMENT, Decoder, Row, Score
+from modeling_lle.serving.decoding import Decoder
+from modeling_lle.serving.prompts import SEGMENT
+from modeling_lle.serving.rows import Row, Score
 from tests.factories.language_models import make_language_model
 from tests.factories.texts import WORD_TOKENIZER, make_ids, make_texts
 
@@ -168,7 +170,7 @@ def test_a_choice_that_fails_ends_its_row_and_no_other() -> None:
         return inner(text, logits)
 
     rows[1].choose = choose  # type: ignore[assignment]
-    choose.reads_text = inner.reads_text  # type: ignore[attr-defined]
+    choose.reads_text, choose.is_greedy = inner.reads_text, False  # type: ignore[attr-defined]
     found = run(Decoder(model), *rows)
     assert [str(own.error) for own in found] == ["None", "no token", "None"]
     for place in (0, 2):

@@ -1,6 +1,5 @@
-"""A real server and real clients, over the loopback: openai, lm-evaluation-harness, forms, slow and broken clients."""
+"""A real server, over the loopback: slow and broken clients, its log, kills, its end, and its description."""
 
-import asyncio
 import contextlib
 import http.client
 import json
@@ -14,25 +13,19 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from modeling_lle import HistoryBank
-from tests.factories.classifiers import make_classifier
-from tests.factories.language_models import make_language_model
-from tests.factories.pairs import WORD_PAIRS_TOKENIZER
-from tests.factories.texts import WORD_TOKENIZER
-from tests.factories.translators import TRUSTED_MEMORY, make_word_translator
+from tests.factories.running import Running, make_folders
+from tests.factories.served import ANN, BOB
 
 pytestmark = pytest.mark.server
 
-ANN, BOB = "key-of-ann-0123456789", "key-of-bob-0123456789"
 HEAD = "POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
 HEAD += f"Authorization: Bearer {ANN}\r\n"
-COMMAND = "from modeling_lle.cli.main import main; main()"
 # Imports once, and forks a server for each line of arguments: 200 starts take minutes instead of an hour.
 FORKING = """
 import json, os, signal, sys
@@ -51,160 +44,6 @@ for line in sys.stdin:
         main()
     print(child, flush=True)
 """
-
-
-class Running:
-    """A server that runs in a process of its own."""
-
-    def __init__(self, folder: Path, *options: str, keys: bool = True, models: tuple[str, ...] = ("text",)) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.url, self.log = f"http://127.0.0.1:{self.port}", folder / f"log-{self.port}"
-        given = ["--keys", str(folder / "keys")] if keys else []
-        places = [str(folder / name) for name in models]
-        languages = ["--languages", "pair=en-de"] if "pair" in models else []
-        command = [sys.executable, "-c", COMMAND, "serve", *places, "--histories", str(folder / "histories"), *given]
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                [*command, *languages, "--port", str(self.port), *options],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"},
-            )
-        for _ in range(1200):
-            with contextlib.suppress(OSError):
-                self.ask("/ready")
-                return
-            if self.process.poll() is not None:
-                break
-            time.sleep(0.1)
-        raise AssertionError(self.log.read_text())
-
-    def ask(self, path: str, body: Any = None, key: str = ANN, method: str | None = None) -> Any:
-        """The answer to a request; errors as urllib raises them."""
-        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data, headers, method=method)
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(request, timeout=60) as answer:
-            return json.load(answer)
-
-    def stop(self, sign: int = signal.SIGTERM) -> tuple[int, float]:
-        """Ends it; returns its exit status and the seconds that it took."""
-        started = time.monotonic()
-        self.process.send_signal(sign)
-        return self.process.wait(60), time.monotonic() - started
-
-
-def make_folders(folder: Path) -> Path:
-    """Folders of the three models, and a file of keys."""
-    for name, model, tokenizer in (
-        ("text", make_language_model(vocab_size=len(WORD_TOKENIZER)), WORD_TOKENIZER),
-        ("label", make_classifier(), WORD_TOKENIZER),
-        ("pair", make_word_translator(history=TRUSTED_MEMORY), WORD_PAIRS_TOKENIZER),
-    ):
-        model.save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
-    config = folder / "text" / "tokenizer_config.json"
-    values = json.loads(config.read_text())
-    values["chat_template"] = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
-    config.write_text(json.dumps(values))
-    (folder / "keys").write_text(f"{ANN}: ann\n{BOB}: bob\n{ANN}-metrics: metrics\n")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_folders(tmp_path_factory.mktemp("served"))
-
-
-@pytest.fixture(scope="module")
-def server(folder: Path) -> Iterator[Running]:
-    running = Running(folder, models=("text", "label", "pair"))
-    yield running
-    running.stop()
-
-
-def test_the_openai_client_completes_streams_and_chats(server: Running) -> None:
-    openai = pytest.importorskip("openai")
-    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key=ANN, max_retries=0)
-    assert [model.id for model in client.models.list()] == ["text", "label", "pair"]
-    options: dict[str, Any] = {"model": "text", "prompt": "a b c", "max_tokens": 8, "seed": 3}
-    whole = client.completions.create(**options, logprobs=2)
-    assert len(whole.choices[0].logprobs.tokens) == whole.usage.completion_tokens
-    parts = list(client.completions.create(**options, stream=True))
-    assert "".join(part.choices[0].text for part in parts) == whole.choices[0].text
-    messages = [{"role": "user", "content": "a b c"}]
-    chat = client.chat.completions.create(model="text", messages=messages, max_tokens=8, seed=3)
-    assert chat.choices[0].message.content == whole.choices[0].text
-    streamed = client.chat.completions.create(model="text", messages=messages, max_tokens=8, seed=3, stream=True)
-    assert "".join(part.choices[0].delta.content or "" for part in streamed) == whole.choices[0].text
-    with pytest.raises(openai.AuthenticationError):
-        openai.OpenAI(base_url=f"{server.url}/v1", api_key="wrong", max_retries=0).models.list()
-    with pytest.raises(openai.BadRequestError, match="unknown field"):
-        client.completions.create(**options, extra_body={"nonsense": 1})
-    with pytest.raises(openai.NotFoundError, match="no model"):
-        client.completions.create(model="other", prompt="a")
-
-
-def test_the_async_openai_client_gets_what_each_request_gets_alone(server: Running) -> None:
-    openai = pytest.importorskip("openai")
-
-    async def ask() -> list[str]:
-        client = openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key=ANN, max_retries=0)
-
-        async def one(seed: int) -> str:
-            answer = await client.completions.create(model="text", prompt="a b c", max_tokens=8, seed=seed)
-            return str(answer.choices[0].text)
-
-        return list(await asyncio.gather(*(one(seed) for seed in range(16))))
-
-    alone = [
-        server.ask("/v1/completions", {"model": "text", "prompt": "a b c", "max_tokens": 8, "seed": seed})
-        for seed in range(16)
-    ]
-    assert asyncio.run(ask()) == [answer["choices"][0]["text"] for answer in alone]
-
-
-def test_lm_evaluation_harness_gets_what_it_gets_in_process(
-    server: Running, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("tenacity")
-    pytest.importorskip("lm_eval")
-    from lm_eval.api.instance import Instance
-    from lm_eval.models.huggingface import HFLM
-    from lm_eval.models.openai_completions import LocalCompletionsAPI
-
-    monkeypatch.setenv("OPENAI_API_KEY", ANN)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    remote = LocalCompletionsAPI(
-        base_url=f"{server.url}/v1/completions",
-        model="text",
-        tokenizer_backend="remote",
-        auth_token=ANN,
-        batch_size=2,
-        max_length=64,
-    )
-    local = HFLM(pretrained=str(folder / "text"), device="cpu", batch_size=1, max_length=64, dtype="float32")
-    choices = [("a b c a b", " c"), ("a b c a b", " d"), ("c d", " d a"), ("h", " a b c")]
-
-    def instances() -> list[Any]:
-        return [Instance("loglikelihood", {}, given, place) for place, given in enumerate(choices)]
-
-    found, expected = (model.loglikelihood(instances(), disable_tqdm=True) for model in (remote, local))
-    assert [nats for nats, _ in found] == pytest.approx([nats for nats, _ in expected], abs=1e-4)
-    assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
-
-
-def test_a_form_translates_and_a_suggestion_is_recalled(server: Running) -> None:
-    data = b"q=a+cat&source=en&target=de&api_key=" + BOB.encode()
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(f"{server.url}/translate", data, timeout=60) as answer:
-        assert "translatedText" in json.load(answer)
-    server.ask("/suggest", {"q": "a cat", "s": "eine Katze", "source": "en", "target": "de"})
-    assert server.ask("/en/de/unit/a%20cat")[0]["quality"] == 100.0
-    assert server.ask("/en/de/unit/a%20cat", key=BOB) == []
 
 
 def receive(connection: socket.socket) -> bytes:

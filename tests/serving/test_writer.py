@@ -14,7 +14,8 @@ TOKENIZER = LLETokenizer.train(["ab ba abc"], kind="bpe", vocab_size=300)
 def written(tokens: list[int], stops: tuple[str, ...] = (), prompt: int = 0) -> tuple[list[str], bool]:
     writer, parts = Writer(TOKENIZER, tokens[:prompt], stops), []
     for token in tokens[prompt:]:
-        parts.append(writer.push(token))
+        writer.take(token)
+        parts.append(writer.sure())
         if writer.stopped:
             break
     return [*parts, writer.finish()], writer.stopped
