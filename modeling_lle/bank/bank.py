@@ -25,6 +25,7 @@ from .changes import (
     groups_to_compact,
     kept_sources,
     live_labels,
+    lost_sources,
     named,
     renumbered,
     sources_left,
@@ -199,7 +200,7 @@ class HistoryBank(BaseBank):
         state = self._state
         return f"HistoryBank({str(self.folder.path)!r}, {len(state):,} entries, namespaces: {state.namespaces})"
 
-    def segments(self) -> Iterator[tuple[SegmentInfo, Segment]]:
+    def segments(self) -> Iterator[tuple[str, Segment]]:
         """As `BankState.segments`."""
         return self._state.segments()
 
@@ -220,8 +221,7 @@ class HistoryBank(BaseBank):
         """As `Bank.append`; the segments are changed in place. They have projected keys already if `are_keys`."""
         total, gone = 0, torch.tensor(sorted(set(replaced)), dtype=torch.long)
         with self.writing():
-            for number in gone.tolist():
-                self._state.locate(number)
+            self._state.check_ids(gone)
             for segment, added in segments:
                 if not are_keys:
                     self._project(segment)
@@ -255,7 +255,9 @@ class HistoryBank(BaseBank):
         parts = [part.without(torch.isin(part.ids, forgotten)) for part in parts]
         names = state.manifest.labels
         if names is not None:
-            names = named(segment, labels, names, [*(state.files[info.file] for info in infos), *parts])
+            others = [*(state.files[info.file] for info in infos), *parts]
+            used = max((int(other.outcomes.max()) + 1 for other in others if len(other)), default=0)
+            names = named(segment, labels, names[:used])
         if size:
             infos.append(self.folder.write_segment(Segment.join([*parts, segment]) if parts else segment, namespace))
         replaced = torch.cat([NO_IDS, *(state.files[info.file].ids for info in joined)])
@@ -327,14 +329,11 @@ class HistoryBank(BaseBank):
             if not missing_ok:
                 condition.check(state)
             gone = condition.entries(state)
-            kept = kept_sources(state, condition, gone)
+            kept = kept_sources(state.manifest.added, condition, lambda: lost_sources(state, gone))
             if len(gone) or kept != state.manifest.added:
                 self._commit(torch.cat([state.forgotten, gone]).sort().values, added=kept)
             elif not missing_ok:
-                raise BankError(
-                    f"the bank {self.folder.path} has no entry for which all of this holds: {condition}. Nothing was "
-                    "forgotten; pass missing_ok=True if that is fine"
-                )
+                raise condition.nothing_fits(self.name)
         return len(gone)
 
     def compact(self) -> int:

@@ -98,8 +98,8 @@ def _projected(bank: HistoryBank, kind: str, width: int) -> HistoryBank:
     states = torch.cat([segment.keys for _, segment in bank.segments()])
     if kind == COMPONENTS:
         _use(made, _components(states, width))
-    for (info, segment), added in zip(bank.segments(), itertools.repeat(list(manifest.added)), strict=False):
-        made.append([(dataclasses.replace(segment), added)], info.namespace)
+    for (namespace, segment), added in zip(bank.segments(), itertools.repeat(list(manifest.added)), strict=False):
+        made.append([(dataclasses.replace(segment), added)], namespace)
     return made
 
 
