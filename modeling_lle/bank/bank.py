@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..common.packages import raise_missing
 from ..common.temporary import TemporaryFolder
+from .address import is_address
 from .base import BaseBank, check_projects
 from .changes import (
     Condition,
@@ -69,20 +71,24 @@ class HistoryBank(BaseBank):
         """Opens a bank.
 
         Args:
-            path: Its folder.
+            path: Its folder, or an address in Milvus (bank/address.py), for which the result is a `MilvusBank`.
             verify: Whether to test the checksum of every file, which reads each of them once.
 
         Raises:
             FileNotFoundError: There is no bank at `path`.
             BankError: A file is missing, damaged, swapped, or of a newer version.
         """
+        if is_address(path):
+            return _in_milvus().open(path)
         return cls(Folder(path), verify)
 
     @classmethod
     def from_pretrained(
         cls, name_or_path: str | Path, *, revision: str | None = None, token: str | bool | None = None
     ) -> "HistoryBank":
-        """Opens a bank in a folder, in the `history` folder of a saved model, or of a repository on the Hub."""
+        """Opens a bank in a folder, in the `history` folder of a saved model, of a repository on the Hub, or in Milvus."""
+        if is_address(name_or_path):
+            return _in_milvus().open(name_or_path)
         path = Path(name_or_path)
         if not path.is_dir():
             from huggingface_hub import snapshot_download
@@ -112,7 +118,7 @@ class HistoryBank(BaseBank):
             tokenizer: Its tokenizer.
             dataset: Texts: a `datasets.Dataset` or `IterableDataset`, or an iterable of mappings or of texts; for a
                 translator mappings with the columns `source` and `target`, for a classifier with `text` and `label`.
-            path: The folder; None: a temporary one, which lasts as long as the bank. Save it with `save_pretrained`.
+            path: The folder, or an address in Milvus; None: a temporary one, which lasts as long as the bank. Save it with `save_pretrained`.
             key_width: As in `create`.
             options: As in `add`.
 
@@ -141,7 +147,7 @@ class HistoryBank(BaseBank):
         """Makes a bank without entries.
 
         Args:
-            path: The folder.
+            path: The folder, or an address in Milvus.
             fingerprint: Fingerprint of the model that makes the keys.
             width: Width of the model's states, D.
             vocab_size: Vocabulary of the model.
@@ -156,6 +162,8 @@ class HistoryBank(BaseBank):
         """
         if key_width is not None and not 2 <= key_width <= width:
             raise ValueError(f"keys have a width between 2 and that of the model's states, {width}; got {key_width}")
+        if is_address(path):
+            return _in_milvus().create(path, fingerprint, width, vocab_size, labels, key_width)
         folder = Folder(path)
         folder.check_free()  # before the lock file is written
         with folder.writing():
@@ -451,3 +459,12 @@ class HistoryBank(BaseBank):
             allow_patterns=patterns,
             **{"commit_message": "Upload history", **options},
         )
+
+
+def _in_milvus() -> Any:
+    """`MilvusBank` of bank/milvus, which is not saved with models."""
+    try:
+        from modeling_lle.bank.milvus.bank import MilvusBank
+    except ModuleNotFoundError as error:
+        raise_missing(error)
+    return MilvusBank

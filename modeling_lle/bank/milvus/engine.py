@@ -113,7 +113,7 @@ class Engine:
         params = MilvusClient.prepare_index_params()
         params.add_index(**index)
         self.call("create_collection", collection, schema=schema, consistency_level="Strong")
-        self.call("create_index", collection, params)
+        self.call("create_index", collection, params, sync=False)  # there is nothing to index yet
         self.call("load_collection", collection)
 
     def load(self, collection: str) -> None:
