@@ -20,13 +20,7 @@ SCHEMES = ("milvus", "milvuss", "milvus+file")
 TOKENS = ("LLE_MILVUS_TOKEN", "MILVUS_TOKEN")
 FORM = "write milvus://HOST:PORT/COLLECTION, milvuss://HOST:PORT/COLLECTION or milvus+file:PATH.db?collection=NAME"
 PORT, TIMEOUT, LONGEST = 19530, 30.0, 200
-_SCHEME = re.compile(r"(milvus|milvuss|milvus\+file):")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-
-
-def is_address(place: str | Path) -> bool:
-    """Whether the place of a bank is an address, and not a folder or the name of a repository on the Hub."""
-    return _SCHEME.match(str(place)) is not None
 
 
 @dataclass(frozen=True)
@@ -62,16 +56,16 @@ class Address:
             raise BankError(f"{text!r} is no address of a bank: {FORM}")
         if "@" in parts.netloc or (parts.scheme != "milvus+file" and "@" in parts.path):
             raise BankError(
-                f"credentials do not belong in the address of a bank, which logs and histories keep: put user:password "
-                f"or a token into the environment variable {TOKENS[0]}, and {FORM}"
+                f"credentials do not belong in the address of a bank, which logs and histories keep: put "
+                f"user:password or a token into the environment variable {TOKENS[0]}, and {FORM}"
             )
         options = dict(parse_qsl(parts.query))
         of_file = parts.scheme == "milvus+file"
         name = options.pop("collection", "bank") if of_file else parts.path.strip("/")
         if not _NAME.fullmatch(name) or len(name) > LONGEST:
             raise BankError(
-                f"{name!r} in {text!r} is no name of a collection, which has up to {LONGEST} letters, digits and _ and "
-                f"does not begin with a digit: {FORM}"
+                f"{name!r} in {text!r} is no name of a collection, which has up to {LONGEST} letters, digits and _ "
+                f"and does not begin with a digit: {FORM}"
             )
         known = {"timeout"} | (set() if of_file else {"database"}) | ({"ca"} if parts.scheme == "milvuss" else set())
         for option in options:

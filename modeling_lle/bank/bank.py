@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from ..common.packages import raise_missing
+from ..common.paths import is_address
 from ..common.temporary import TemporaryFolder
-from .address import is_address
-from .base import BaseBank, check_projects
+from .base import BaseBank, check_projects, upload
 from .changes import (
     Condition,
     groups_to_compact,
@@ -86,7 +86,7 @@ class HistoryBank(BaseBank):
     def from_pretrained(
         cls, name_or_path: str | Path, *, revision: str | None = None, token: str | bool | None = None
     ) -> "HistoryBank":
-        """Opens a bank in a folder, in the `history` folder of a saved model, of a repository on the Hub, or in Milvus."""
+        """Opens a bank: in a folder, in `history` of a saved model or of a repository on the Hub, or in Milvus."""
         if is_address(name_or_path):
             return _in_milvus().open(name_or_path)
         path = Path(name_or_path)
@@ -118,7 +118,8 @@ class HistoryBank(BaseBank):
             tokenizer: Its tokenizer.
             dataset: Texts: a `datasets.Dataset` or `IterableDataset`, or an iterable of mappings or of texts; for a
                 translator mappings with the columns `source` and `target`, for a classifier with `text` and `label`.
-            path: The folder, or an address in Milvus; None: a temporary one, which lasts as long as the bank. Save it with `save_pretrained`.
+            path: The folder, or an address in Milvus; None: a temporary folder, which lasts as long as the bank. Save
+                it with `save_pretrained`.
             key_width: As in `create`.
             options: As in `add`.
 
@@ -447,18 +448,7 @@ class HistoryBank(BaseBank):
             options: As in `huggingface_hub.HfApi.upload_folder` (`token`, `commit_message`, ...); `private` as in
                 `create_repo`.
         """
-        from huggingface_hub import HfApi
-
-        api = HfApi(token=options.pop("token", None))
-        api.create_repo(repo_id, private=options.pop("private", None), exist_ok=True)
-        patterns = [MANIFEST, *(file.name for file in self.manifest.files)]
-        return api.upload_folder(
-            repo_id=repo_id,
-            folder_path=self.folder.path,
-            path_in_repo=HISTORY_FOLDER,
-            allow_patterns=patterns,
-            **{"commit_message": "Upload history", **options},
-        )
+        return upload(self.folder.path, self.manifest, repo_id, **options)
 
 
 def _in_milvus() -> Any:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .fingerprint import same_backbone
 from .found import Document, EntryText, Found
-from .manifest import BankError
+from .manifest import HISTORY_FOLDER, MANIFEST, BankError, Manifest
 from .protocol import Bank, Encoder, Search
 
 if TYPE_CHECKING:
@@ -22,6 +22,22 @@ def check_projects(model: Encoder, is_projected: bool, name: str) -> None:
             f"{name}: a translation memory compares few candidates for a sentence and cannot project their keys: make "
             "it without a width of its keys"
         )
+
+
+def upload(folder: Path, manifest: Manifest, repo_id: str, **options: Any) -> Any:
+    """Uploads a folder of a bank; other arguments as in `HistoryBank.push_to_hub`."""
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=options.pop("token", None))
+    api.create_repo(repo_id, private=options.pop("private", None), exist_ok=True)
+    patterns = [MANIFEST, *(file.name for file in manifest.files)]
+    return api.upload_folder(
+        repo_id=repo_id,
+        folder_path=folder,
+        path_in_repo=HISTORY_FOLDER,
+        allow_patterns=patterns,
+        **{"commit_message": "Upload history", **options},
+    )
 
 
 class BaseBank(Bank):

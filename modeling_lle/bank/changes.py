@@ -109,9 +109,7 @@ class Condition:
         sources = sorted({added.source for added in state.manifest.added})
         if self.source is not None and self.source not in sources:
             near = _nearest(self.source, sources)
-            raise BankError(
-                f"the bank {state.name} has no source {self.source!r}{near}; it has: {_list(sources)}"
-            )
+            raise BankError(f"the bank {state.name} has no source {self.source!r}{near}; it has: {_list(sources)}")
         if isinstance(self.where, dict):
             check_columns(state, self.where)
 

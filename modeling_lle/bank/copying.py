@@ -14,11 +14,11 @@ from typing import Any, Protocol
 
 import torch
 
-from .address import is_address
+from ..common.paths import is_address
 from .bank import HistoryBank
-from .manifest import MANIFEST, Added, BankError, Manifest
+from .manifest import MANIFEST, BankError, Manifest
 from .projection import Projection
-from .protocol import Snapshot
+from .protocol import Bank, Snapshot
 from .rows import rows_of
 from .segment import Segment
 
@@ -38,11 +38,11 @@ class Copied(Snapshot, Protocol):
         ...
 
 
-def copy_to(source: str | Path, target: str | Path, progress: Callable[[int], Any] = lambda entries: None) -> HistoryBank:
-    """Copies the bank at one place to another place, a folder or an address; repeated, it goes on where it was.
+def copy_to(source: Bank, target: str | Path, progress: Callable[[int], Any] = lambda entries: None) -> HistoryBank:
+    """Copies a bank to a folder or an address; repeated, it goes on where it was.
 
     Args:
-        source: The bank.
+        source: A bank in a folder or in Milvus.
         target: Where the copy is, or is to be.
         progress: Called with the number of entries that have been copied since the last call.
 
@@ -52,17 +52,10 @@ def copy_to(source: str | Path, target: str | Path, progress: Callable[[int], An
     Raises:
         BankError: The target holds something else than the beginning of the source, or either was changed meanwhile.
     """
-    state: Any = HistoryBank.open(source).snapshot()
-    if not exists(target):
-        width = None if state.projection is None else state.width
-        projection = None if width is None else Projection.random(state.state_width, width)
-        if projection is not None and not torch.equal(projection.axes, state.projection.axes):
-            raise BankError(f"{state.name} has axes of a development version: build it again, and copy that")
-        labels = None if state.labels is None else ()
-        HistoryBank.create(target, state.fingerprint, state.state_width, state.vocab_size, labels, width)
-    bank = HistoryBank.open(target)
+    state: Any = source.snapshot()
+    bank = HistoryBank.open(target) if bank_exists(target) else create_like(state, target)
     copy_bank(state, bank, progress)
-    if len(bank) != len(state) or digest(bank.snapshot()) != digest(state):  # type: ignore[arg-type]
+    if len(bank) != len(state) or digest(bank.snapshot()) != digest(state):
         raise BankError(
             f"{bank.name} is no copy of {state.name}: it held something else before, or was changed meanwhile; remove "
             "it and copy again"
@@ -70,7 +63,31 @@ def copy_to(source: str | Path, target: str | Path, progress: Callable[[int], An
     return bank
 
 
-def exists(place: str | Path) -> bool:
+def keep(bank: Bank, place: str | Path) -> None:
+    """Writes a copy of a bank to a place without one: into a folder as a whole or not at all, in Milvus in parts.
+
+    Raises:
+        FileExistsError: There is one.
+    """
+    if is_address(place):
+        state: Any = bank.snapshot()
+        copy_bank(state, create_like(state, place))
+    else:
+        bank.save_pretrained(place)
+
+
+def create_like(state: Copied, place: str | Path) -> HistoryBank:
+    """Makes a bank without entries for the same model; raises a BankError if keys are projected in another way."""
+    width = None if state.projection is None else state.width
+    if state.projection is not None:
+        due = Projection.random(state.state_width, state.width)
+        if not torch.equal(due.axes, state.projection.axes):
+            raise BankError(f"{state.name} has axes of a development version: build it again, and copy that")
+    labels = None if state.labels is None else ()
+    return HistoryBank.create(place, state.fingerprint, state.state_width, state.vocab_size, labels, width)
+
+
+def bank_exists(place: str | Path) -> bool:
     """Whether there is a bank at a folder or an address."""
     if not is_address(place):
         return (Path(place) / MANIFEST).exists()
@@ -91,7 +108,7 @@ def copy_bank(state: Copied, bank: HistoryBank, progress: Callable[[int], Any] =
     if own != (state.fingerprint, state.width, state.state_width, state.vocab_size, state.labels is None):
         raise BankError(f"{bank.name} is of another model than {state.name}: give another place")
     for namespace in state.namespaces:
-        there = sum(len(segment.documents) for _, segment in bank.snapshot().segments([namespace]))  # type: ignore[attr-defined]
+        there = sum(len(segment.documents) for _, segment in bank.snapshot().segments([namespace]))
         for part in _parts(state, namespace, there):
             bank.append([(part, [])], namespace, state.labels or (), are_keys=True)
             progress(len(part))

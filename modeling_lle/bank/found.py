@@ -54,7 +54,13 @@ class EntryText:
 
     @classmethod
     def of(
-        cls, number: int, namespace: str, document: Mapping[str, Any], tokens: Tensor, position: int, sides: tuple[int, int]
+        cls,
+        number: int,
+        namespace: str,
+        document: Mapping[str, Any],
+        tokens: Tensor,
+        position: int,
+        sides: tuple[int, int],
     ) -> "EntryText":
         """The text around an entry.
 

@@ -10,21 +10,18 @@ import dataclasses
 import hashlib
 import json
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from ..common.temporary import replacing
 from .bank import HistoryBank
 from .changes import live_labels, renumbered
-from .files import FORMAT, Added, BankError, Folder, Manifest, Segment
+from .files import FORMAT, Added, BankError, Folder, Manifest
 from .manifest import Projected
 from .projection import Projection
 from .rows import rows_of, segment_of

@@ -1,4 +1,5 @@
-"""The command line of banks: `lle bank build | add | forget | search | info | verify | compact | export | import`.
+"""The command line of banks: `lle bank build | add | forget | search | info | verify | compact | copy |
+export | import`.
 
 Heavy imports wait until a command runs.
 """
@@ -11,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..common.terminal import counted, printable, say
+from ..common.terminal import counted, printable, progress, say
 from ..tasks import LANGUAGE, TRANSLATION
 from .groups import Commands
 from .options import (
@@ -35,7 +36,7 @@ bank = typer.Typer(
     no_args_is_help=True,
 )
 
-Path_ = Annotated[Path, typer.Argument(metavar="BANK", help="The folder of the bank.")]
+Path_ = Annotated[Path, typer.Argument(metavar="BANK", help="The folder of the bank, or its address in Milvus.")]
 Split = Annotated[str | None, typer.Option(help="Split to read; by default train, else the whole text.")]
 KeepBelow = Annotated[float | None, typer.Option(help="Keep only tokens below this probability.")]
 Keep = Annotated[list[str] | None, typer.Option(help="Column to keep with each text, repeatable; by default all.")]
@@ -105,7 +106,7 @@ def build(
 ) -> None:
     """Builds a bank from a data set; repeat an interrupted command to resume it."""
     from ..bank.bank import HistoryBank
-    from ..bank.files import MANIFEST
+    from ..bank.copying import bank_exists
     from ..common.precision import in_precision
 
     loaded, tokenizer = _load(model)
@@ -123,7 +124,7 @@ def build(
         _rows(source, name, split, column, unit, streaming) as rows,
         in_precision(loaded, precision.value),
     ):
-        if (path / MANIFEST).exists():
+        if bank_exists(path):
             opened = HistoryBank.open(path)
             if key_width not in (None, opened.width if opened.info()["is_projected"] else None):
                 raise ValueError(f"{path} was begun with keys of the width {opened.width}: leave --key-width out")
@@ -294,8 +295,8 @@ def verify(path: Path_) -> None:
 
     opened = HistoryBank.open(path)
     leftovers = opened.verify()
-    files = counted(len(opened.manifest.files), "file")
-    say(f"{opened.folder.path} is whole: {counted(len(opened), 'entry', 'entries')} in {files}.")
+    files = f" in {counted(len(opened.manifest.files), 'file')}" if isinstance(opened, HistoryBank) else ""
+    say(f"{opened.name} is whole: {counted(len(opened), 'entry', 'entries')}{files}.")
     if leftovers:
         say(f"Left over from earlier changes: {', '.join(leftovers)}. `lle bank compact {path}` removes it.")
 
@@ -308,6 +309,22 @@ def compact(path: Path_) -> None:
     opened = HistoryBank.open(path)
     say(f"{opened.compact() / 2**20:,.1f} MiB freed.")
     _say_size(opened)
+
+
+@bank.command("copy", epilog=_EXAMPLE + "copy bank milvus://localhost:19530/mine")
+def copy_(
+    path: Path_,
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="Folder or address of the copy, made if missing.")],
+) -> None:
+    """Copies a bank between folders and Milvus, and compares the copy; repeat an interrupted command to resume it."""
+    from ..bank.bank import HistoryBank
+    from ..bank.copying import copy_to
+
+    opened = HistoryBank.open(path)
+    with progress(len(opened), "Copying", "entries") as bar:
+        copied = copy_to(opened, target, bar.update)
+    say("The copy holds the same, by its digest.")
+    _say_size(copied)
 
 
 @bank.command("export", epilog=_EXAMPLE + "export bank bank.parquet")

@@ -1,7 +1,7 @@
 """MilvusBank: a bank in Milvus, for entries beyond one machine, or many processes that write.
 
-Notable: a change writes its rows first, where no state sees them, and then one row that puts the next generation in force,
-so that every client sees a change as a whole or not at all. `snapshot` asks for that row each time: what one
+Notable: a change writes its rows first, where no state sees them, and then one row that puts the next generation in
+force, so that every client sees a change as a whole or not at all. `snapshot` asks for that row each time: what one
 client has forgotten, a search of another that begins afterwards does not find. Writers take turns (lease.py), and who
 takes over from one that died sweeps its rows.
 Shapes: D width, N entries.
@@ -18,15 +18,29 @@ from typing import Any
 
 import torch
 
+from ...common.temporary import TemporaryFolder
 from ..address import Address
-from ..base import BaseBank
+from ..base import BaseBank, upload
 from ..changes import Condition, kept_sources, named
-from ..manifest import Added, BankError, Manifest, check_names
+from ..files import Folder
+from ..manifest import Added, BankError, Manifest, Projected, check_names
 from ..protocol import Where
 from ..segment import Segment, check_values
 from . import lease
 from .engine import Engine
-from .layout import ALIVE, ENTRY, NAMES, PARTS, Collections, Head, Stored, entry_rows, part_names, stored_of
+from .layout import (
+    ALIVE,
+    ENTRY,
+    PARTS,
+    Collections,
+    Head,
+    check_sizes,
+    entry_rows,
+    outcome_counters,
+    outcome_lists,
+    part_names,
+    stored_of,
+)
 from .lease import Lease
 from .state import MilvusState, read_head, source_condition
 
@@ -270,8 +284,8 @@ class MilvusBank(BaseBank):
         state = self._state
         if len(segment) and segment.keys.shape[1] != state.state_width:
             raise BankError(
-                f"the bank {self.name} takes states of the width {state.state_width}, got {segment.keys.shape[1]}: add "
-                "with the model that built it"
+                f"the bank {self.name} takes states of the width {state.state_width}, got {segment.keys.shape[1]}: "
+                "add with the model that built it"
             )
         if state.projection is not None and len(segment):
             segment.keys = state.projection(segment.keys).bfloat16()
@@ -283,7 +297,7 @@ class MilvusBank(BaseBank):
         state, size = self._state, len(segment)
         head, manifest, names = state.head, state.manifest, state.labels
         check_sizes([("namespace", namespace), *(("source", item.source) for item in added)])
-        counts, outcomes = Counter(head.counts), _counters(head.outcomes)
+        counts, outcomes = Counter(head.counts), outcome_counters(head.outcomes)
         self._forget(gone, counts, outcomes)
         if names is not None:
             used = max((label + 1 for own in outcomes.values() for label, n in own.items() if n > 0), default=0)
@@ -307,26 +321,25 @@ class MilvusBank(BaseBank):
                 next_document=head.next_document + len(documents),
                 forgotten=head.forgotten + len(gone),
                 counts=+counts,
-                outcomes=_lists(outcomes),
+                outcomes=outcome_lists(outcomes),
             )
         )
         self._unsettled += size
         return size
 
-    def _forget(self, ids: Sequence[int], counts: "Counter[tuple[str, str]]", outcomes: dict[str, Counter[int]]) -> None:
+    def _forget(
+        self, ids: Sequence[int], counts: "Counter[tuple[str, str]]", outcomes: dict[str, Counter[int]]
+    ) -> None:
         """Marks entries as forgotten by the change that is under way, and takes them from the counts."""
         rows = self._state.live_entries(ids, (*ENTRY, "namespace"))
-        sources = {n: item.source for n, item in self._first_parts({row["document"] for row in rows.values()}).items()}
+        documents = self._state.read_documents(sorted({row["document"] for row in rows.values()}))
         for row in rows.values():
-            counts[row["namespace"], sources[row["document"]]] -= 1
+            counts[row["namespace"], documents[row["document"]].source] -= 1
             outcomes[row["namespace"]][row["outcome"]] -= 1
         died = self._state.generation + 1
         marks = [{"id": number, "namespace": row["namespace"], "died": died} for number, row in rows.items()]
         if marks:
             self._write(self.names.entries, marks, 64, partial=True)
-
-    def _first_parts(self, numbers: Iterable[int]) -> dict[int, Stored]:
-        return self._state.read_documents(sorted(numbers))
 
     def forget(
         self,
@@ -343,7 +356,7 @@ class MilvusBank(BaseBank):
             if not missing_ok:
                 condition.check(state)
             gone = self._selected(state, condition)
-            counts, outcomes = Counter(state.head.counts), _counters(state.head.outcomes)
+            counts, outcomes = Counter(state.head.counts), outcome_counters(state.head.outcomes)
             if gone:
                 self._forget(gone, counts, outcomes)
             lost = {place for place, count in counts.items() if count <= 0}
@@ -354,7 +367,7 @@ class MilvusBank(BaseBank):
                     manifest=dataclasses.replace(state.manifest, added=added),
                     forgotten=state.head.forgotten + len(gone),
                     counts=+counts,
-                    outcomes=_lists(outcomes),
+                    outcomes=outcome_lists(outcomes),
                 )
                 self._commit(head)
             elif not missing_ok:
@@ -435,7 +448,9 @@ class MilvusBank(BaseBank):
         state = self.snapshot()
         found = sum(len(segment) for _, segment in state.segments())
         if found != len(state):
-            raise BankError(f"{self.name} has {found:,} entries, and its head says {len(state):,}: copy the bank again")
+            raise BankError(
+                f"{self.name} has {found:,} entries, and its head says {len(state):,}: copy the bank again"
+            )
         rows = self.engine.query(self.names.entries, f"id >= {state.manifest.next_id}", ["id"])
         return [f"{len(rows):,} entries"] if rows else []
 
@@ -451,43 +466,32 @@ class MilvusBank(BaseBank):
 
     @contextlib.contextmanager
     def saving(self, path: str | Path) -> Iterator[None]:
-        """As `Bank.saving`; the copy is made in a temporary folder first."""
-        with self._as_folder().saving(path):
-            yield
+        """As `HistoryBank.saving`."""
+        target, state = Folder(path), self.snapshot()
+        if not target.holds_older_copy(state.manifest):
+            target.check_free()  # before the lock file is written
+        with target.writing():
+            if not target.holds_older_copy(state.manifest):
+                target.check_free()
+            with target.making() as made:
+                made.write_manifest(_as_folder(state, made))
+                yield
 
     def push_to_hub(self, repo_id: str, **options: Any) -> Any:
         """As `HistoryBank.push_to_hub`."""
-        return self._as_folder().push_to_hub(repo_id, **options)
-
-    def _as_folder(self) -> Any:
-        from ..bank import HistoryBank
-        from ..copying import copy_bank
-
-        state = self.snapshot()
-        width = None if state.projection is None else state.width
-        folder = HistoryBank.temporary(state.fingerprint, state.state_width, state.vocab_size, state.labels, width)
-        copy_bank(state, folder)
-        return folder
+        with TemporaryFolder("lle-upload-") as path:
+            self.save_pretrained(path / "bank")
+            return upload(path / "bank", Folder(path / "bank").read_manifest(), repo_id, **options)
 
 
-def check_sizes(names: Iterable[tuple[str, str]]) -> None:
-    """Raises a BankError if the name of a namespace or a source is too long for Milvus."""
-    for what, name in names:
-        if len(name.encode()) > NAMES:
-            raise BankError(f"the name of the {what} {name[:40]!r}... has more than {NAMES:,} bytes: shorten it")
-
-
-def _counters(outcomes: Mapping[str, Sequence[int]]) -> dict[str, Counter[int]]:
-    found: dict[str, Counter[int]] = defaultdict(Counter)
-    for namespace, counts in outcomes.items():
-        found[namespace] = Counter(dict(enumerate(counts)))
-    return found
-
-
-def _lists(outcomes: Mapping[str, Counter[int]]) -> dict[str, list[int]]:
-    """Counts by number, without namespaces where nothing is left."""
-    kept = {namespace: +counts for namespace, counts in outcomes.items()}
-    return {name: [counts[n] for n in range(max(counts) + 1)] for name, counts in kept.items() if counts}
+def _as_folder(state: MilvusState, made: Folder) -> Manifest:
+    """Writes the files of a state into a folder, with the same ids; returns their manifest."""
+    infos = tuple(made.write_segment(segment, namespace) for namespace, segment in state.segments())
+    manifest = dataclasses.replace(state.manifest, segments=infos, identity=uuid.uuid4().hex)
+    if state.projection is not None:
+        own = Projected(state.state_width, made.write_projection(state.projection))
+        manifest = dataclasses.replace(manifest, projection=own)
+    return dataclasses.replace(manifest, copy_of=(state.manifest.identity, state.generation))
 
 
 def _live_names(labels: tuple[str, ...], live: Sequence[bool]) -> tuple[str, ...]:

@@ -182,7 +182,7 @@ class Engine:
         )
 
     def settle(self, collection: str) -> None:
-        """Asks for what was written to be indexed, and for the space of deleted rows to be freed, in the background."""
+        """Asks for what was written to be indexed, and for deleted rows to be removed, in the background."""
         self.call("flush", collection)
         self.call("compact", collection)
 

@@ -6,8 +6,8 @@
     NAME_log         the head, which names the generation that is in force, and the parts of the manifest
     NAME_tickets     the clients that write or wait to (lease.py)
 
-Notable: keys have the precision that a bank's folder has, bfloat16; milvus-lite keeps them as float32, which changes no
-value. `died` is the change that forgot an entry. Milvus wants a vector in each collection: `blank`.
+Notable: keys have the precision that a bank's folder has, bfloat16; milvus-lite keeps them as float32, which changes
+no value. `died` is the change that forgot an entry. Milvus wants a vector in each collection: `blank`.
 Shapes: N entries, D width.
 """
 
@@ -15,6 +15,7 @@ import base64
 import dataclasses
 import json
 import zlib
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -203,7 +204,9 @@ class Stored:
             raise BankError(f"row {self.row} of {self.source!r} is too long for Milvus: split it")
         common = {"namespace": self.namespace, "source": self.source, "row": self.row, "blank": [0.0, 0.0]}
         common |= {"first": self.first, "entries": self.entries, "parts": len(parts)}
-        return [{**common, "id": self.number * PARTS + part, "part": part, "text": text} for part, text in enumerate(parts)]
+        return [
+            {**common, "id": self.number * PARTS + part, "part": part, "text": text} for part, text in enumerate(parts)
+        ]
 
     @classmethod
     def from_rows(cls, rows: Sequence[Mapping[str, Any]]) -> "Stored":
@@ -274,3 +277,27 @@ def as_keys(vectors: Sequence[Any], width: int) -> Tensor:
 def key_bytes(keys: Tensor) -> bytes:
     """The bytes of keys (N, D) bfloat16."""
     return keys.contiguous().view(torch.uint8).numpy().tobytes()
+
+
+# Numbers
+
+
+def check_sizes(names: Iterable[tuple[str, str]]) -> None:
+    """Raises a BankError if the name of a namespace or a source is too long for Milvus."""
+    for what, name in names:
+        if len(name.encode()) > NAMES:
+            raise BankError(f"the name of the {what} {name[:40]!r}... has more than {NAMES:,} bytes: shorten it")
+
+
+def outcome_counters(outcomes: Mapping[str, Sequence[int]]) -> dict[str, Counter[int]]:
+    """Number of entries of each namespace and label, to be changed."""
+    found: dict[str, Counter[int]] = defaultdict(Counter)
+    for namespace, counts in outcomes.items():
+        found[namespace] = Counter(dict(enumerate(counts)))
+    return found
+
+
+def outcome_lists(outcomes: Mapping[str, Counter[int]]) -> dict[str, list[int]]:
+    """The opposite of `outcome_counters`, without namespaces where nothing is left."""
+    kept = {namespace: +counts for namespace, counts in outcomes.items()}
+    return {name: [counts[n] for n in range(max(counts) + 1)] for name, counts in kept.items() if counts}

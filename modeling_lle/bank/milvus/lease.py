@@ -1,8 +1,8 @@
 """Lease: one writer at a time among all clients of a bank in Milvus, which has no locks and no compare-and-set.
 
-Notable: Lamport's bakery (1974), on a collection with a row for each client that writes or waits. A client draws a number
-above all that it sees, and its turn is when no other has a lower one; it needs no more than reads that see every
-finished write. A ticket whose owner has not moved it for `SECONDS`, by the clock of who waits, belongs to a dead
+Notable: Lamport's bakery (1974), on a collection with a row for each client that writes or waits. A client draws a
+number above all that it sees, and its turn is when no other has a lower one; it needs no more than reads that see
+every finished write. A ticket whose owner has not moved it for `SECONDS`, by the clock of who waits, belongs to a dead
 client and is passed over; whoever takes over sweeps what that client left. The owner confirms its ticket before each
 request that writes.
 """
@@ -72,8 +72,8 @@ class Lease:
         """Raises a BankError if this client was taken for dead, so that it must not write."""
         if self._is_lost or not self.engine.get(self.collection, [self._own], FIELDS):
             raise BankError(
-                f"{self.engine.address}: this writer gave no sign of life for {self.seconds:g} seconds, and others may "
-                "write now: repeat the change; a source that was being added resumes"
+                f"{self.engine.address}: this writer gave no sign of life for {self.seconds:g} seconds, and others "
+                "may write now: repeat the change; a source that was being added resumes"
             )
 
     def _write(self, number: int) -> None:

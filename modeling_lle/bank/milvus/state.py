@@ -1,8 +1,8 @@
 """MilvusState: the snapshot of a bank in Milvus, which is searched, described and listed.
 
-Notable: a state is a head (layout.py). Its entries are those with ids below `next_id` that no change up to its generation
-forgot, so that one condition in every request selects them; what an unfinished change has written has larger ids, or
-is forgotten by a later change. Numbers of entries, sources and labels are in the head and need no request.
+Notable: a state is a head (layout.py). Its entries are those with ids below `next_id` that no change up to its
+generation forgot, so that one condition in every request selects them; what an unfinished change has written has
+larger ids, or is forgotten by a later change. Numbers of entries, sources and labels need no request.
 Shapes: D width, Q queries, N entries, K neighbours, L labels.
 """
 
@@ -27,7 +27,19 @@ from ..rows import documents_of, segment_of
 from ..segment import Segment
 from ..suffixes import Texts
 from .engine import MOST_ROWS, Engine
-from .layout import CELLS, DOCUMENT, ENTRY, PARTS, Collections, Head, Stored, as_keys, as_vectors, key_bytes, part_names
+from .layout import (
+    CELLS,
+    DOCUMENT,
+    ENTRY,
+    PARTS,
+    Collections,
+    Head,
+    Stored,
+    as_keys,
+    as_vectors,
+    key_bytes,
+    part_names,
+)
 
 PROBES: dict[Search, int] = {"exact": CELLS, "balanced": CELLS // 16, "fast": CELLS // 64}  # cells that are read
 QUERIES, HITS = 1_024, 65_536  # of one request
@@ -213,7 +225,7 @@ class MilvusState:
             self._score(found, begin, queries)
 
     def _score(self, found: Found, begin: int, queries: Tensor) -> None:
-        """Replaces scores of queries that were rounded to bfloat16 by the exact ones, in a fixed order of operations."""
+        """Replaces scores of queries that were rounded to bfloat16 by exact ones, in a fixed order of operations."""
         own = slice(begin, begin + len(queries))
         ids, columns = found.ids[own], (found.ids, found.outcomes, found.counts)
         known = ids[ids >= 0].unique()
@@ -233,7 +245,9 @@ class MilvusState:
 
     def live_entries(self, ids: Sequence[int], fields: Sequence[str] = ENTRY) -> dict[int, dict[str, Any]]:
         """Those of the entries that belong to this state, by id, with `died` among their fields."""
-        rows = self.engine.get(self.names.entries, [number for number in ids if number < self.manifest.next_id], fields)
+        rows = self.engine.get(
+            self.names.entries, [number for number in ids if number < self.manifest.next_id], fields
+        )
         return {row["id"]: row for row in rows if row["died"] > self.generation}
 
     def check_ids(self, ids: Iterable[int]) -> None:
@@ -280,9 +294,7 @@ class MilvusState:
             document = documents[row["document"]]
             columns = {"source": document.source, "row": document.row, **document.columns}
             tokens = torch.tensor(document.tokens, dtype=torch.int32)
-            texts.append(
-                EntryText.of(number, document.namespace, columns, tokens, row["position"], (before, after))
-            )
+            texts.append(EntryText.of(number, document.namespace, columns, tokens, row["position"], (before, after)))
         return texts
 
     def found_documents(self, condition: str = "") -> Iterator[list[dict[str, Any]]]:
@@ -299,7 +311,8 @@ class MilvusState:
                 rows = self.engine.query(self.names.documents, within, fields)
             else:
                 rows = self.engine.get(self.names.documents, [n * PARTS for n in range(begin, end)], fields)
-            group, size = [], 0
+            group: list[dict[str, Any]] = []
+            size = 0
             for row in sorted(rows, key=lambda row: row["id"]):
                 if group and size + row["entries"] > ENTRIES:
                     yield group
@@ -386,7 +399,7 @@ def _any_of(field: str, names: Iterable[str]) -> str:
 
 def source_condition(source: str | None, namespace: str | None) -> str:
     """The condition on documents of a source and a namespace; "" if neither is given."""
-    given = [_any_of(field, [name]) for field, name in (("source", source), ("namespace", namespace)) if name is not None]
+    given = [
+        _any_of(field, [name]) for field, name in (("source", source), ("namespace", namespace)) if name is not None
+    ]
     return " and ".join(given)
-
-
