@@ -16,7 +16,11 @@ def test_a_server_has_a_host_a_port_and_a_collection() -> None:
     assert Address.parse("milvus://box/mine").uri == "http://box:19530"
     assert Address.parse("milvus://[::1]:7000/mine").uri == "http://[::1]:7000"
     over_tls = Address.parse("milvuss://box/mine?ca=own.pem")
-    assert (over_tls.uri, over_tls.certificates, str(over_tls)) == ("https://box:19530", "own.pem", "milvuss://box:19530/mine")
+    assert (over_tls.uri, over_tls.certificates, str(over_tls)) == (
+        "https://box:19530",
+        "own.pem",
+        "milvuss://box:19530/mine",
+    )
 
 
 def test_a_file_has_a_collection_of_a_default_name() -> None:

@@ -1,4 +1,4 @@
-"""Banks in milvus-lite: in this process, and behind a server of its own process that can be killed and started again."""
+"""Banks in milvus-lite: in this process, and behind a server that can be killed and started again."""
 
 import itertools
 import os
@@ -14,6 +14,9 @@ import torch
 
 from modeling_lle.bank.milvus.bank import MilvusBank
 from tests.bank.conformance import Subject
+from tests.factories.milvus_places import in_file
+
+__all__ = ["MilvusBank", "Server", "address_of", "in_file", "make_bank", "make_subject", "normalised"]
 
 _numbers = itertools.count()
 
@@ -39,11 +42,6 @@ def address_of(bank: MilvusBank) -> str:
     """The address of a bank, with its timeout."""
     address = bank.engine.address
     return str(address) if address.is_file else f"{address}?timeout={address.timeout}"
-
-
-def in_file(folder: Path) -> str:
-    """Address of collections of a file, which this process opens."""
-    return f"milvus+file:{folder}/lite.db?collection={{}}"
 
 
 class Server:

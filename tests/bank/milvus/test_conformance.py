@@ -41,9 +41,7 @@ def test_a_compacted_bank_in_a_file_does_too(
 
 @pytest.mark.server
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_a_bank_on_a_server_does_too(
-    check: Callable[[Subject, Path], None], server: Server, tmp_path: Path
-) -> None:
+def test_a_bank_on_a_server_does_too(check: Callable[[Subject, Path], None], server: Server, tmp_path: Path) -> None:
     check(make_subject(server.place), tmp_path)
 
 
