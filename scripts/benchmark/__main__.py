@@ -7,6 +7,7 @@
     python -m scripts.benchmark selection runs/ptb data/ptb    size of a bank against perplexity; asking less often
     python -m scripts.benchmark domain runs/wikitext-2-subwords data/ptb    a model reads text of another domain
     python -m scripts.benchmark bank-keys MODEL... --source data/ptb    width of keys against perplexity and size
+    python -m scripts.benchmark bank-milvus runs/ptb data/ptb  a bank in Milvus beside its folder: recall, speed, ppl
     python -m scripts.benchmark bank                           gathers the figures of banks
     python -m scripts.benchmark history runs/ptb data/ptb      LLE against other methods that learn from text read
     python -m scripts.benchmark overfitting data/ptb           the gap between training and test, by size and dropout
@@ -34,6 +35,7 @@ import typer
 from .backbones import backbones
 from .bank import bank, domain, search, selection, synthetic
 from .bank_keys import bank_keys
+from .bank_milvus import bank_milvus
 from .budget import budget
 from .classification import classification
 from .damage import damage
@@ -62,6 +64,7 @@ for command in (
     selection,
     domain,
     bank_keys,
+    bank_milvus,
     damage,
     bank,
     history,

@@ -16,6 +16,8 @@ from ..manifest import BankError
 MOST_ROWS = 16_384  # that Milvus returns to one query
 ROWS_AT_ONCE = 2_048  # of a request that names rows
 BYTES_AT_ONCE = 8 << 20  # of a request that writes; Milvus takes 64 MiB
+# Requests have time limits, and milvus-lite ends the connection of a client that asks more often whether it is there.
+_PINGS = {"grpc.keepalive_time_ms": 600_000, "grpc.keepalive_permit_without_calls": 0}
 _AWAY = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "connect", "Retry timeout", "timed out")
 _REFUSED = ("UNAUTHENTICATED", "PERMISSION_DENIED", "auth check failure", "unauthenticated")
 
@@ -42,11 +44,12 @@ class Engine:
             raise ImportError('banks in Milvus need the extra milvus: `pip install "modeling_lle[milvus]"`') from error
         # Errors reach the caller as a BankError; pymilvus would print each of them beside it, with a traceback.
         logging.getLogger("pymilvus.decorators").setLevel(logging.CRITICAL)
-        address, options = self.address, {}
+        address = self.address
+        options: dict[str, Any] = {"grpc_options": _PINGS}
         if address.is_file:
             os.makedirs(os.path.dirname(os.path.abspath(address.uri)), exist_ok=True)
         else:
-            options = {"token": token(), "db_name": address.database}
+            options |= {"token": token(), "db_name": address.database}
             if address.certificates:
                 options["server_pem_path"] = address.certificates
         try:

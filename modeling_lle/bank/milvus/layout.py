@@ -85,7 +85,8 @@ class Collections:
         fields = [*whole(*numbers), space, text("source", NAMES), text("text", 65_535), blank]
         engine.create(self.documents, fields, _BLANK)
         fields = [*whole(*ENTRY), {"field_name": "key", "datatype": key, "dim": width}, space]
-        index = {"index_type": "IVF_FLAT", "metric_type": "IP", "params": {"nlist": CELLS}}
+        cells = {"nlist": CELLS}  # pymilvus sends them one by one, and milvus-lite reads those in "params"
+        index = {"index_type": "IVF_FLAT", "metric_type": "IP", "params": {**cells, "params": cells}}
         engine.create(self.entries, fields, {"field_name": "key", **index})
 
     def drop(self, engine: Engine) -> None:

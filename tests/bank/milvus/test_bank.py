@@ -14,6 +14,7 @@ pytest.importorskip("milvus_lite")
 
 from modeling_lle import HistoryBank
 from modeling_lle.bank.address import Address
+from modeling_lle.bank.copying import copy_to
 from modeling_lle.bank.manifest import BankError
 from modeling_lle.bank.milvus.engine import Engine
 from modeling_lle.bank.milvus.layout import Collections
@@ -234,6 +235,37 @@ def test_what_one_client_forgot_no_other_finds_and_compacting_takes_it_from_the_
     names = {row["id"] for row in bank.engine.query(bank.names.log, 'id != ""', ["id"])}
     assert names == {"head", f"{bank.generation}-0"}
     assert bank.verify() == []
+
+
+def files_with(folder: Path, word: str) -> list[str]:
+    """Names of the files of milvus-lite that hold a word."""
+    import pyarrow.parquet
+
+    found = []
+    for file in (path for path in folder.rglob("*") if path.is_file()):
+        is_table = file.suffix == ".parquet"
+        text = (
+            str(pyarrow.parquet.read_table(file).to_pylist())
+            if is_table
+            else file.read_bytes().decode(errors="replace")
+        )
+        found += [file.name] if word in text else []
+    return found
+
+
+def test_the_bytes_of_what_was_forgotten_are_gone_with_the_collection_that_held_them(tmp_path: Path) -> None:
+    bank = make_bank(in_file(tmp_path), FINGERPRINT, WIDTH, VOCABULARY, None)
+    bank.append([segment([[3, 4]], "zebra", seed=1)], "ann")
+    bank.append([segment([[3, 4]], "horse", seed=2)], "ann")
+    bank.settle()
+    bank.forget(source="zebra")
+    bank.compact()
+    assert files_with(tmp_path, "horse")
+    copy = copy_to(bank, in_file(tmp_path).format("fresh"))
+    bank.drop()
+    assert rows(copy) == [("ann", "horse", 0, [3, 4])]
+    assert files_with(tmp_path, "horse")
+    assert not files_with(tmp_path, "zebra")
 
 
 def test_labels_that_no_entry_has_leave_the_storage(place: str) -> None:

@@ -39,7 +39,9 @@ def write(address: str, number: int, folder: Path, ready: Any) -> None:
     ready.wait()
     end = time.time() + SECONDS
     while row < LEAST or time.time() < end:
-        made = segment([[number, row % 40], [row % 40, number]], f"change-{row}", namespace, 1000 * number + row, 2 * row)
+        made = segment(
+            [[number, row % 40], [row % 40, number]], f"change-{row}", namespace, 1000 * number + row, 2 * row
+        )
         bank.append([made], namespace)
         note(folder / f"added-{number}", [row])
         if row % 3 == 2:
