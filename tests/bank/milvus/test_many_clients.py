@@ -1,7 +1,8 @@
 """Eight processes that write and eight that read one bank on a server: nothing is lost, and nobody sees half a change.
 
-Each writer adds documents of two rows, as one change, and forgets some of its own; it notes what the bank has acknowledged. A
-reader that sees one row of a change must see the other, and must not find what was forgotten before its search began.
+Each writer adds documents of two rows, as one change, and forgets some of its own; it notes what the bank has
+acknowledged. A reader that sees one row of a change must see the other, and must not find what was forgotten before its
+search began.
 `LLE_MILVUS_SECONDS=300` runs it for five minutes.
 """
 
@@ -39,10 +40,8 @@ def write(address: str, number: int, folder: Path, ready: Any) -> None:
     ready.wait()
     end = time.time() + SECONDS
     while row < LEAST or time.time() < end:
-        made = segment(
-            [[number, row % 40], [row % 40, number]], f"change-{row}", namespace, 1000 * number + row, 2 * row
-        )
-        bank.append([made], namespace)
+        outcomes, seed = [[number, row % 40], [row % 40, number]], 1000 * number + row
+        bank.append([segment(outcomes, f"change-{row}", namespace, seed, 2 * row)], namespace)
         note(folder / f"added-{number}", [row])
         if row % 3 == 2:
             bank.forget(source=f"change-{row - 1}", namespace=namespace)
