@@ -62,7 +62,8 @@ class Engine:
         said = " ".join(str(getattr(error, "message", error)).split())
         secret = token()
         said = (said.replace(secret, "...") if secret else said)[:300]
-        if any(sign in said or sign in str(getattr(error, "code", "")) for sign in _REFUSED):
+        signs = " ".join(_signs(error))
+        if any(sign in signs for sign in _REFUSED):
             return BankError(
                 f"{self.address} does not take the credentials: set {TOKENS[0]} to user:password or a token ({said})"
             )
@@ -71,7 +72,7 @@ class Engine:
                 f"{self.address} cannot be used ({what}: {said}): one process at a time can open a file of "
                 "milvus-lite; for several, start `milvus-lite server` and give its address, milvus://HOST:PORT/NAME"
             )
-        if any(sign in said or sign in str(getattr(error, "code", "")) for sign in _AWAY):
+        if any(sign in signs for sign in _AWAY):
             return BankError(
                 f"{self.address} does not answer within {self.address.timeout:g} seconds: see that the server runs "
                 f"and the address is right, or give it longer with ?timeout=SECONDS ({what}: {said})"
@@ -188,6 +189,16 @@ class Engine:
         """Asks for what was written to be indexed, and for deleted rows to be removed, in the background."""
         self.call("flush", collection)
         self.call("compact", collection)
+
+
+def _signs(error: BaseException | None) -> Iterator[str]:
+    """What an error of pymilvus and those that led to it say of themselves."""
+    seen: list[BaseException] = []  # pymilvus raises errors from themselves
+    while error is not None and not any(error is other for other in seen):
+        seen.append(error)
+        code = getattr(error, "code", "")
+        yield f"{error} {code() if callable(code) else code}"
+        error = error.__cause__ or error.__context__
 
 
 def parts(values: Sequence[Any] | Iterable[Any], size: int) -> Iterator[list[Any]]:

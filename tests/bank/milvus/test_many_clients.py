@@ -1,8 +1,8 @@
 """Eight processes that write and eight that read one bank on a server: nothing is lost, and nobody sees half a change.
 
 Each writer adds documents of two rows, as one change, and forgets some of its own; it notes what the bank has
-acknowledged. A reader that sees one row of a change must see the other, and must not find what was forgotten before its
-search began.
+acknowledged. A reader that sees one row of a change must see the other, and must not find what was forgotten before
+its search began.
 `LLE_MILVUS_SECONDS=300` runs it for five minutes.
 """
 
