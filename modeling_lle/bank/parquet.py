@@ -54,10 +54,10 @@ def to_parquet(bank: HistoryBank, path: str | Path) -> int:
     labels = None if manifest.labels is None else live_labels(state)
     described = {
         "format": FORMAT,
-        "version": 1 if manifest.projection is None else VERSION,
+        "version": 1 if state.projection is None else VERSION,
         "fingerprint": manifest.fingerprint,
         "width": manifest.width,
-        **({} if manifest.projection is None else {"state_width": manifest.state_width}),
+        **({} if state.projection is None else {"state_width": state.state_width}),
         "vocab_size": manifest.vocab_size,
         "labels": None if labels is None else labels[0],
     }

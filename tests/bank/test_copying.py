@@ -11,6 +11,7 @@ from modeling_lle import HistoryBank
 from modeling_lle.bank import copying
 from modeling_lle.bank.copying import bank_exists, copy_to, digest
 from modeling_lle.bank.manifest import BankError
+from modeling_lle.bank.parquet import from_parquet, to_parquet
 from tests.bank.conformance import FINGERPRINT, VOCABULARY, WIDTH, queries, rows, segment
 from tests.factories.milvus_places import in_file
 
@@ -118,6 +119,22 @@ def test_projected_keys_are_copied_as_they_are(place: str, tmp_path: Path) -> No
     copy = copy_to(bank, place)
     assert (copy.width, copy.state_width) == (WIDTH, 2 * WIDTH)
     assert torch.equal(next(copy.segments())[1].keys, next(bank.segments())[1].keys)
+
+
+def test_where_a_folder_is_needed_an_address_is_refused(bank: HistoryBank, tmp_path: Path) -> None:
+    place = in_file(tmp_path).format("mine")
+    to_parquet(bank, tmp_path / "bank.parquet")
+    for write in (bank.save_pretrained, lambda place: from_parquet(tmp_path / "bank.parquet", place)):
+        with pytest.raises(
+            BankError, match="is an address, and a folder is needed here: take one, and `lle bank copy`"
+        ):
+            write(place)
+    assert {path.name for path in tmp_path.iterdir()} == {"bank", "bank.parquet"}
+
+
+def test_the_parquet_file_of_a_copy_holds_the_same(bank: HistoryBank, place: str, tmp_path: Path) -> None:
+    assert to_parquet(copy_to(bank, place), tmp_path / "copy.parquet") == len(bank)
+    assert rows(from_parquet(tmp_path / "copy.parquet", tmp_path / "again")) == rows(bank)
 
 
 def test_a_place_is_asked_for_a_bank(bank: HistoryBank, tmp_path: Path) -> None:
