@@ -26,7 +26,6 @@ from ..files import Folder
 from ..manifest import Added, BankError, Manifest, Projected, check_names
 from ..protocol import Where
 from ..segment import Segment, check_values
-from . import lease
 from .engine import Engine
 from .layout import (
     ALIVE,
@@ -56,15 +55,14 @@ class MilvusBank(BaseBank):
 
     Args:
         engine: The engine.
-        seconds: Seconds without a sign of life after which a writer is dead.
-        wait: Seconds to wait for other writers.
+        seconds, wait: As of `Lease`.
 
     Raises:
         FileNotFoundError: There is no bank.
         BankError: The collection is of something else, damaged, or of a newer version; or there is no answer.
     """
 
-    def __init__(self, engine: Engine, seconds: float = lease.SECONDS, wait: float = lease.WAIT) -> None:
+    def __init__(self, engine: Engine, seconds: float | None = None, wait: float | None = None) -> None:
         self.engine, self.names = engine, Collections(engine.address.collection)
         if not engine.has(self.names.log):
             if engine.has(self.names.entries):
@@ -191,7 +189,7 @@ class MilvusBank(BaseBank):
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[MilvusState]:
-        """As `Bank.writing`; it waits for other writers up to a minute."""
+        """As `Bank.writing`; it waits for other writers for a minute or two."""
         if self._writer == threading.get_ident():
             yield self._state
             return

@@ -2,9 +2,9 @@
 
 Notable: Lamport's bakery (1974), on a collection with a row for each client that writes or waits. A client draws a
 number above all that it sees, and its turn is when no other has a lower one; it needs no more than reads that see
-every finished write. A ticket whose owner has not moved it for `SECONDS`, by the clock of who waits, belongs to a dead
-client and is passed over; whoever takes over sweeps what that client left. The owner confirms its ticket before each
-request that writes.
+every finished write. A ticket whose owner has not moved it for twice the time limit of a request, by the clock of who
+waits, belongs to a dead client and is passed over; whoever takes over sweeps what that client left. The owner confirms
+its ticket before each request that writes.
 """
 
 import contextlib
@@ -16,9 +16,8 @@ from collections.abc import Iterator
 from ..manifest import BankError
 from .engine import Engine
 
-SECONDS = 30.0  # without a sign of life after which a client is dead
-BEATS = 6  # signs of life in this time
-WAIT = 60.0  # seconds to wait for one's turn
+BEATS = 8  # signs of life in the time after which a client without one is dead
+WAIT = 60.0  # seconds to wait for one's turn, at least
 PAUSES = 0.005, 0.25  # seconds between two looks, the first and the longest
 FIELDS = ("id", "number", "beat")
 
@@ -29,12 +28,17 @@ class Lease:
     Args:
         engine: The engine.
         collection: Name of the collection of tickets.
-        seconds: As `SECONDS`.
-        wait: As `WAIT`.
+        seconds: Seconds without a sign of life after which a client is dead; None: twice the time limit of a request,
+            so that none of its requests is under way then.
+        wait: Seconds to wait for one's turn; None: twice as many, at least `WAIT`.
     """
 
-    def __init__(self, engine: Engine, collection: str, seconds: float = SECONDS, wait: float = WAIT) -> None:
-        self.engine, self.collection, self.seconds, self.wait = engine, collection, seconds, wait
+    def __init__(
+        self, engine: Engine, collection: str, seconds: float | None = None, wait: float | None = None
+    ) -> None:
+        self.engine, self.collection = engine, collection
+        self.seconds = 2 * engine.address.timeout if seconds is None else seconds
+        self.wait = max(WAIT, 2 * self.seconds) if wait is None else wait
         self._own, self._number, self._beat, self._is_lost = "", 0, 0, False
 
     @contextlib.contextmanager

@@ -183,7 +183,7 @@ def test_a_writer_that_was_taken_for_dead_writes_no_more(bank: MilvusBank) -> No
         bank.engine.delete(bank.names.tickets, [bank._lease._own])  # by another client
         yield segment([[4]], "third", seed=6, first=1)
 
-    with pytest.raises(BankError, match="gave no sign of life for 30 seconds"):
+    with pytest.raises(BankError, match="gave no sign of life for 60 seconds"):
         bank.append(segments(), "ann")
     assert rows(bank) == sorted([*before, ("ann", "third", 0, [3])])
 
