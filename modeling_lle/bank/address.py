@@ -12,7 +12,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from .manifest import BankError
 
@@ -87,16 +87,15 @@ class Address:
         return f"{'milvuss' if scheme == 'https' else 'milvus'}://{host}/{self.collection}"
 
 
-def _server(parts: "object", text: str) -> str:
-    host, port = getattr(parts, "hostname", None), None
+def _server(parts: SplitResult, text: str) -> str:
     try:
-        port = getattr(parts, "port", None) or PORT
+        host, port = parts.hostname, parts.port or PORT
     except ValueError:
         host = None
     if not host:
         raise BankError(f"{text!r} names no host and port: {FORM}")
     shown = f"[{host}]" if ":" in host else host
-    return f"{'https' if getattr(parts, 'scheme', '') == 'milvuss' else 'http'}://{shown}:{port}"
+    return f"{'https' if parts.scheme == 'milvuss' else 'http'}://{shown}:{port}"
 
 
 def _file(path: str, text: str) -> str:
