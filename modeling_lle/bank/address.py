@@ -17,6 +17,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 from .manifest import BankError
 
 SCHEMES = ("milvus", "milvuss", "milvus+file")
+SECRETS = {"token", "user", "username", "password"}  # options that no address may have
 TOKENS = ("LLE_MILVUS_TOKEN", "MILVUS_TOKEN")
 FORM = "write milvus://HOST:PORT/COLLECTION, milvuss://HOST:PORT/COLLECTION or milvus+file:PATH.db?collection=NAME"
 PORT, TIMEOUT, LONGEST = 19530, 30.0, 200
@@ -52,15 +53,15 @@ class Address:
         if isinstance(place, Path) or "://" not in text:  # a path has one slash where an address has two
             text = re.sub(r"^(milvuss?):/+", r"\1://", text)
         parts = urlsplit(text)
-        if parts.scheme not in SCHEMES:
-            raise BankError(f"{text!r} is no address of a bank: {FORM}")
-        if "@" in parts.netloc or (parts.scheme != "milvus+file" and "@" in parts.path):
+        options, text = dict(parse_qsl(parts.query)), text.partition("?")[0]
+        of_file = parts.scheme == "milvus+file"
+        if (not of_file and "@" in text) or options.keys() & SECRETS:
             raise BankError(
                 f"credentials do not belong in the address of a bank, which logs and histories keep: put "
                 f"user:password or a token into the environment variable {TOKENS[0]}, and {FORM}"
             )
-        options = dict(parse_qsl(parts.query))
-        of_file = parts.scheme == "milvus+file"
+        if parts.scheme not in SCHEMES:
+            raise BankError(f"{text!r} is no address of a bank: {FORM}")
         name = options.pop("collection", "bank") if of_file else parts.path.strip("/")
         if not _NAME.fullmatch(name) or len(name) > LONGEST:
             raise BankError(

@@ -40,7 +40,9 @@ def test_an_address_that_went_through_a_path_is_the_same() -> None:
         assert not is_address(text)
 
 
-@pytest.mark.parametrize("text", ["milvus://ann:secret@box/mine", "milvuss://token@box/mine"])
+@pytest.mark.parametrize(
+    "text", ["milvus://ann:secret@box/mine", "milvuss://secret@box/mine", "milvus://box/mine?token=secret"]
+)
 def test_credentials_are_refused_and_not_repeated(text: str) -> None:
     for place in (text, Path(text)):
         with pytest.raises(BankError, match="environment variable LLE_MILVUS_TOKEN") as caught:

@@ -227,19 +227,22 @@ class MilvusState:
     def _score(self, found: Found, begin: int, queries: Tensor) -> None:
         """Replaces scores of queries that were rounded to bfloat16 by exact ones, in a fixed order of operations."""
         own = slice(begin, begin + len(queries))
-        ids, columns = found.ids[own], (found.ids, found.outcomes, found.counts)
-        known = ids[ids >= 0].unique()
-        rows = sorted(self.engine.get(self.names.entries, known.tolist(), ("id", "key")), key=lambda row: row["id"])
+        ids, columns = found.ids[own], ((found.ids, -1), (found.outcomes, 0), (found.counts, 0))
+        asked = ids[ids >= 0].unique().tolist()
+        rows = sorted(self.engine.get(self.names.entries, asked, ("id", "key")), key=lambda row: row["id"])
+        if not rows:
+            for column, missing in columns:
+                column[own] = missing
+            return
         known, keys = torch.tensor([row["id"] for row in rows]), as_keys([row["key"] for row in rows], self.width)
-        place = torch.searchsorted(known, ids.clamp(min=0)).clamp(max=len(known) - 1)
+        place = torch.searchsorted(known, ids).clamp(max=len(known) - 1)
         place = place.masked_fill(known[place] != ids, -1)  # none, or compacted meanwhile
-        place, order = place.sort(dim=1)
-        scores, index = best(similarities(queries, place, [(0, keys)]), torch.arange(place.shape[1]).expand_as(place).
-                             masked_fill(place < 0, -1), place.shape[1])  # fmt: skip
-        found.similarity[own] = scores
-        for column, missing in zip(columns, (-1, 0, 0), strict=True):
-            moved = column[own].gather(1, order).gather(1, index.clamp(min=0))
-            column[own] = moved.masked_fill(index < 0, missing)
+        place, order = place.sort(dim=1)  # of equal scores the first entry wins
+        chosen = torch.arange(place.shape[1]).expand_as(place).masked_fill(place < 0, -1)
+        found.similarity[own], chosen = best(similarities(queries, place, [(0, keys)]), chosen, place.shape[1])
+        for column, missing in columns:
+            moved = column[own].gather(1, order).gather(1, chosen.clamp(min=0))
+            column[own] = moved.masked_fill(chosen < 0, missing)
 
     # Reading entries and documents
 
