@@ -46,8 +46,7 @@ def test_a_bank_on_a_server_does_too(check: Callable[[Subject, Path], None], ser
 
 
 @pytest.mark.server
-def test_a_server_that_was_killed_has_everything_when_it_is_started_again(tmp_path: Path) -> None:
-    server = Server(tmp_path / "data").start()
+def test_a_server_that_was_killed_has_everything_when_it_is_started_again(server: Server) -> None:
     bank = make_subject(server.place).filled()
     bank.forget([1, 3])
     expected, address = rows(bank), address_of(bank)
@@ -60,4 +59,3 @@ def test_a_server_that_was_killed_has_everything_when_it_is_started_again(tmp_pa
         check_search(one)
     assert again.forget([0]) == 1
     assert len(bank) == len(again) == 8
-    server.kill()

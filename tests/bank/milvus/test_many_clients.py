@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +72,15 @@ def read(address: str, number: int, folder: Path, ready: Any) -> None:
         note(folder / f"read-{number}", [len(sizes)])
 
 
-@pytest.mark.server
-def test_eight_writers_and_eight_readers_lose_nothing(tmp_path: Path) -> None:
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
     server = Server(tmp_path / "data").start()
+    yield server
+    server.kill()
+
+
+@pytest.mark.server
+def test_eight_writers_and_eight_readers_lose_nothing(server: Server, tmp_path: Path) -> None:
     bank = make_bank(server.place, FINGERPRINT, WIDTH, VOCABULARY, None)
     address, own = address_of(bank), multiprocessing.get_context("forkserver")
     own.set_forkserver_preload(["pymilvus", __name__])  # else each process imports everything
@@ -105,4 +112,3 @@ def test_eight_writers_and_eight_readers_lose_nothing(tmp_path: Path) -> None:
     server.kill()
     server.start()
     assert {(document.namespace, document.source) for document in MilvusBank.open(address).documents()} == due
-    server.kill()
