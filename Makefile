@@ -44,7 +44,7 @@ test-older: $(READY)
 
 # Without the optional packages: what needs one says which extra to install, everything else works.
 test-bare: $(READY)
-	LLE_HIDE=numba,faiss,matplotlib,sklearn,sacrebleu,bm25s,polib,rapidfuzz,fastapi $(PYTEST) $(ARGS)
+	LLE_HIDE=numba,faiss,pymilvus,milvus_lite,matplotlib,sklearn,sacrebleu,bm25s,polib,rapidfuzz,fastapi $(PYTEST) $(ARGS)
 
 # Installs and tests with Python 3.10, 3.12 and 3.13, those that this machine has.
 matrix:

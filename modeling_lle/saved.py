@@ -18,9 +18,11 @@ from transformers import (
 from transformers.utils import cached_file
 
 from .bank.bank import TEMPORARY, HistoryBank
+from .bank.copying import bank_exists, keep
 from .bank.files import MANIFEST
 from .bank.manifest import HISTORY_FOLDER
 from .bank.protocol import Bank
+from .common.paths import is_address
 from .common.remembered import remembered
 from .common.temporary import sweep
 from .data.rows import class_name
@@ -98,7 +100,7 @@ def languages_of(
 
 
 def bank_place(model_path: str | Path, bank: str | Path | None = None, option: str = "--bank") -> Path:
-    """Folder of a bank, or of the one saved with a model; it need not exist.
+    """Folder or address of a bank, or of the one saved with a model; it need not exist.
 
     Args:
         model_path: Folder, or name on the Hub.
@@ -111,6 +113,8 @@ def bank_place(model_path: str | Path, bank: str | Path | None = None, option: s
     if bank is None and not Path(model_path).is_dir():
         raise ValueError(f"{model_path} is not a local folder: give the folder of its bank with {option}")
     path = Path(model_path) if bank is None else Path(bank)
+    if is_address(path):
+        return path
     inner = path / HISTORY_FOLDER
     return inner if bank is None or (inner / MANIFEST).exists() else path
 
@@ -158,19 +162,19 @@ def teach(
 
     Args:
         model, tokenizer: Result of `load_classifier`.
-        path: Folder of the bank, which is attached to the model afterwards.
+        path: Folder or address of the bank, which is attached to the model afterwards.
         texts, labels, options: As in `learn`.
 
     Returns:
         Number of new examples.
     """
     sweep(TEMPORARY)  # what a killed process left
-    if (path / MANIFEST).exists():
+    if bank_exists(path):
         model.attach_history(HistoryBank.open(path), tokenizer=tokenizer)
         return model.learn(texts, labels, tokenizer, **options)
     added = model.learn(texts, labels, tokenizer, **options)  # into a temporary bank
     assert model.history_bank is not None
-    model.history_bank.save_pretrained(path)
+    keep(model.history_bank, path)
     model.attach_history(HistoryBank.open(path), tokenizer=tokenizer)
     return added
 
@@ -184,7 +188,7 @@ def remember(
 
     Args:
         model, tokenizer: Result of `load_translator`.
-        path: Folder of the memory, which is attached to the model afterwards.
+        path: Folder or address of the memory, which is attached to the model afterwards.
         pairs, options: As in `PairEntries.add`.
 
     Returns:
@@ -192,12 +196,12 @@ def remember(
     """
     before = 0
     sweep(TEMPORARY)  # what a killed process left
-    if (path / MANIFEST).exists():
+    if bank_exists(path):
         bank = HistoryBank.open(path)
         before = count_pairs(bank)
         bank.add(pairs, model=model, tokenizer=tokenizer, **options)
     else:
-        HistoryBank.build(model, tokenizer, pairs, **options).save_pretrained(path)  # from a temporary bank
+        keep(HistoryBank.build(model, tokenizer, pairs, **options), path)  # from a temporary bank
         bank = HistoryBank.open(path)
     model.attach_history(bank, tokenizer=tokenizer)
     return count_pairs(bank) - before

@@ -16,15 +16,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from filelock import FileLock
 from torch import Tensor
 
+from ..common.packages import raise_missing
+from ..common.paths import is_address
 from ..common.temporary import TemporaryFolder
-from .base import BaseBank, check_projects
+from .base import BaseBank, check_projects, upload
 from .changes import (
     Condition,
     groups_to_compact,
     kept_sources,
     live_labels,
+    lost_sources,
     named,
     renumbered,
     sources_left,
@@ -69,20 +73,24 @@ class HistoryBank(BaseBank):
         """Opens a bank.
 
         Args:
-            path: Its folder.
+            path: Its folder, or an address in Milvus (bank/address.py), for which the result is a `MilvusBank`.
             verify: Whether to test the checksum of every file, which reads each of them once.
 
         Raises:
             FileNotFoundError: There is no bank at `path`.
             BankError: A file is missing, damaged, swapped, or of a newer version.
         """
+        if is_address(path):
+            return _in_milvus().open(path)
         return cls(Folder(path), verify)
 
     @classmethod
     def from_pretrained(
         cls, name_or_path: str | Path, *, revision: str | None = None, token: str | bool | None = None
     ) -> "HistoryBank":
-        """Opens a bank in a folder, in the `history` folder of a saved model, or of a repository on the Hub."""
+        """Opens a bank: in a folder, in `history` of a saved model or of a repository on the Hub, or in Milvus."""
+        if is_address(name_or_path):
+            return _in_milvus().open(name_or_path)
         path = Path(name_or_path)
         if not path.is_dir():
             from huggingface_hub import snapshot_download
@@ -112,7 +120,8 @@ class HistoryBank(BaseBank):
             tokenizer: Its tokenizer.
             dataset: Texts: a `datasets.Dataset` or `IterableDataset`, or an iterable of mappings or of texts; for a
                 translator mappings with the columns `source` and `target`, for a classifier with `text` and `label`.
-            path: The folder; None: a temporary one, which lasts as long as the bank. Save it with `save_pretrained`.
+            path: The folder, or an address in Milvus; None: a temporary folder, which lasts as long as the bank. Save
+                it with `save_pretrained`.
             key_width: As in `create`.
             options: As in `add`. Of processes that share `parts`, the first makes the bank, and the others open it.
 
@@ -124,17 +133,28 @@ class HistoryBank(BaseBank):
         kind, labels = model.entry_kind, () if model.outcome == "label" else None
         check_projects(model, key_width is not None, "key_width")
         size = fingerprint(model), model.key_size, model.config.vocab_size, labels, key_width
-        try:
-            bank = cls.temporary(*size) if path is None else cls.create(path, *size)
-        except FileExistsError:
-            if options.get("parts") is None or not (Path(str(path)) / MANIFEST).exists():
-                raise
-            bank = cls.open(str(path))
-            bank.check_model(model)
-            bank.check_key_width(key_width)
+        bank = cls.temporary(*size) if path is None else cls._first_or_open(path, size, options.get("parts"))
+        bank.check_model(model)
+        bank.check_key_width(key_width)
         bank.encoder = (model, tokenizer)
         kind.add(bank, dataset, model, tokenizer, **options)
         return bank
+
+    @classmethod
+    def _first_or_open(cls, path: str | Path, size: tuple[Any, ...], parts: str | Path | None) -> "HistoryBank":
+        """Makes a bank, or opens the one that another process with the same `parts` has made."""
+        if parts is None:
+            return cls.create(path, *size)
+        in_milvus = is_address(path)  # where nothing else keeps two processes from making it at the same time
+        if in_milvus:
+            Path(parts).mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(Path(parts) / "making.lock") if in_milvus else contextlib.nullcontext():
+                return cls.create(path, *size)
+        except FileExistsError:
+            if not in_milvus and not (Path(path) / MANIFEST).exists():
+                raise
+            return cls.open(path)
 
     @classmethod
     def create(
@@ -149,7 +169,7 @@ class HistoryBank(BaseBank):
         """Makes a bank without entries.
 
         Args:
-            path: The folder.
+            path: The folder, or an address in Milvus.
             fingerprint: Fingerprint of the model that makes the keys.
             width: Width of the model's states, D.
             vocab_size: Vocabulary of the model.
@@ -164,6 +184,8 @@ class HistoryBank(BaseBank):
         """
         if key_width is not None and not 2 <= key_width <= width:
             raise ValueError(f"keys have a width between 2 and that of the model's states, {width}; got {key_width}")
+        if is_address(path):
+            return _in_milvus().create(path, fingerprint, width, vocab_size, labels, key_width)
         folder = Folder(path)
         folder.check_free()  # before the lock file is written
         with folder.writing():
@@ -187,11 +209,6 @@ class HistoryBank(BaseBank):
         weakref.finalize(bank, folder.remove)
         return bank
 
-    def check_key_width(self, key_width: int | None) -> None:
-        """Raises a BankError if a width of the keys is given, and those of this bank have another."""
-        if key_width not in (None, None if self.snapshot().projection is None else self.width):
-            raise BankError(f"{self.name} was begun with keys of the width {self.width}: leave key_width out")
-
     # The state
 
     def snapshot(self) -> BankState:
@@ -213,7 +230,7 @@ class HistoryBank(BaseBank):
         state = self._state
         return f"HistoryBank({str(self.folder.path)!r}, {len(state):,} entries, namespaces: {state.namespaces})"
 
-    def segments(self) -> Iterator[tuple[SegmentInfo, Segment]]:
+    def segments(self) -> Iterator[tuple[str, Segment]]:
         """As `BankState.segments`."""
         return self._state.segments()
 
@@ -234,8 +251,7 @@ class HistoryBank(BaseBank):
         """As `Bank.append`; the segments are changed in place. They have projected keys already if `are_keys`."""
         total, gone = 0, torch.tensor(sorted(set(replaced)), dtype=torch.long)
         with self.writing():
-            for number in gone.tolist():
-                self._state.locate(number)
+            self._state.check_ids(gone)
             for segment, added in segments:
                 if not are_keys:
                     self._project(segment)
@@ -269,7 +285,9 @@ class HistoryBank(BaseBank):
         parts = [part.without(torch.isin(part.ids, forgotten)) for part in parts]
         names = state.manifest.labels
         if names is not None:
-            names = named(segment, labels, names, [*(state.files[info.file] for info in infos), *parts])
+            others = [*(state.files[info.file] for info in infos), *parts]
+            used = max((int(other.outcomes.max()) + 1 for other in others if len(other)), default=0)
+            names = named(segment, labels, names[:used])
         if size:
             infos.append(self.folder.write_segment(Segment.join([*parts, segment]) if parts else segment, namespace))
         replaced = torch.cat([NO_IDS, *(state.files[info.file].ids for info in joined)])
@@ -341,14 +359,11 @@ class HistoryBank(BaseBank):
             if not missing_ok:
                 condition.check(state)
             gone = condition.entries(state)
-            kept = kept_sources(state, condition, gone)
+            kept = kept_sources(state.manifest.added, condition, lambda: lost_sources(state, gone))
             if len(gone) or kept != state.manifest.added:
                 self._commit(torch.cat([state.forgotten, gone]).sort().values, added=kept)
             elif not missing_ok:
-                raise BankError(
-                    f"the bank {self.folder.path} has no entry for which all of this holds: {condition}. Nothing was "
-                    "forgotten; pass missing_ok=True if that is fine"
-                )
+                raise condition.nothing_fits(self.name)
         return len(gone)
 
     def compact(self) -> int:
@@ -459,15 +474,13 @@ class HistoryBank(BaseBank):
             options: As in `huggingface_hub.HfApi.upload_folder` (`token`, `commit_message`, ...); `private` as in
                 `create_repo`.
         """
-        from huggingface_hub import HfApi
+        return upload(self.folder.path, self.manifest, repo_id, **options)
 
-        api = HfApi(token=options.pop("token", None))
-        api.create_repo(repo_id, private=options.pop("private", None), exist_ok=True)
-        patterns = [MANIFEST, *(file.name for file in self.manifest.files)]
-        return api.upload_folder(
-            repo_id=repo_id,
-            folder_path=self.folder.path,
-            path_in_repo=HISTORY_FOLDER,
-            allow_patterns=patterns,
-            **{"commit_message": "Upload history", **options},
-        )
+
+def _in_milvus() -> Any:
+    """`MilvusBank` of bank/milvus, which is not saved with models."""
+    try:
+        from modeling_lle.bank.milvus.bank import MilvusBank
+    except ModuleNotFoundError as error:
+        raise_missing(error)
+    return MilvusBank

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .fingerprint import same_backbone
 from .found import Document, EntryText, Found
-from .manifest import BankError
+from .manifest import HISTORY_FOLDER, MANIFEST, BankError, Manifest
 from .protocol import Bank, Encoder, Search
 
 if TYPE_CHECKING:
@@ -22,6 +22,22 @@ def check_projects(model: Encoder, is_projected: bool, name: str) -> None:
             f"{name}: a translation memory compares few candidates for a sentence and cannot project their keys: make "
             "it without a width of its keys"
         )
+
+
+def upload(folder: Path, manifest: Manifest, repo_id: str, **options: Any) -> Any:
+    """Uploads a folder of a bank; other arguments as in `HistoryBank.push_to_hub`."""
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=options.pop("token", None))
+    api.create_repo(repo_id, private=options.pop("private", None), exist_ok=True)
+    patterns = [MANIFEST, *(file.name for file in manifest.files)]
+    return api.upload_folder(
+        repo_id=repo_id,
+        folder_path=folder,
+        path_in_repo=HISTORY_FOLDER,
+        allow_patterns=patterns,
+        **{"commit_message": "Upload history", **options},
+    )
 
 
 class BaseBank(Bank):
@@ -111,6 +127,11 @@ class BaseBank(Bank):
                 f"{self.vocab_size}) than this model's (width {model.key_size}, vocabulary "
                 f"{model.config.vocab_size}): load the model that built it, or build a bank with this one"
             )
+
+    def check_key_width(self, key_width: int | None) -> None:
+        """Raises a BankError if a width of the keys is given, and those of this bank have another."""
+        if key_width not in (None, None if self.snapshot().projection is None else self.width):
+            raise BankError(f"{self.name} was begun with keys of the width {self.width}: leave key_width out")
 
     def add(
         self,

@@ -10,14 +10,14 @@ import difflib
 import json
 import math
 import operator
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from .files import Added, BankError, Segment, SegmentInfo
-from .protocol import Where
+from .files import Added, BankError, Manifest, Segment, SegmentInfo
+from .protocol import Snapshot, Where
 from .state import NO_IDS, BankState
 from .view import LARGE
 
@@ -53,6 +53,23 @@ def is_same(held: Any, given: Any) -> bool:
     return isinstance(held, bool) == isinstance(given, bool) and bool(held == given)
 
 
+class Listed(Snapshot, Protocol):
+    """A snapshot whose entries a condition can select."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """The sources, and all that is common to the entries."""
+        ...
+
+    def check_ids(self, ids: Iterable[int]) -> None:
+        """Raises a BankError if one of the entries does not exist."""
+        ...
+
+    def columns(self) -> set[str]:
+        """Names of all columns of the documents, `source` and `row` included."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Condition:
     """Condition of `HistoryBank.forget`: everything that is given must hold.
@@ -85,17 +102,14 @@ class Condition:
         """Whether it selects whole sources."""
         return self.ids is None and self.where is None
 
-    def check(self, state: BankState) -> None:
+    def check(self, state: "Listed") -> None:
         """Raises a BankError if an id, the source, the namespace or a column does not exist."""
-        for number in [] if self.ids is None else self.ids:
-            state.locate(int(number))
+        state.check_ids([] if self.ids is None else self.ids)
         state.check_namespaces([] if self.namespace is None else [self.namespace])
         sources = sorted({added.source for added in state.manifest.added})
         if self.source is not None and self.source not in sources:
             near = _nearest(self.source, sources)
-            raise BankError(
-                f"the bank {state.folder.path} has no source {self.source!r}{near}; it has: {_list(sources)}"
-            )
+            raise BankError(f"the bank {state.name} has no source {self.source!r}{near}; it has: {_list(sources)}")
         if isinstance(self.where, dict):
             check_columns(state, self.where)
 
@@ -105,14 +119,15 @@ class Condition:
         for info in state.manifest.segments:
             if self.namespace in (None, info.namespace):
                 segment = state.files[info.file]
-                usable = torch.tensor([self._selects(document) for document in segment.documents], dtype=torch.bool)
+                usable = torch.tensor([self.selects(document) for document in segment.documents], dtype=torch.bool)
                 own = usable[segment.owners] & ~state.is_forgotten(segment)
                 if self.ids is not None:
                     own &= torch.isin(segment.ids, torch.as_tensor(self.ids))
                 chosen.append(segment.ids[own])
         return torch.cat(chosen).sort().values
 
-    def _selects(self, document: dict[str, Any]) -> bool:
+    def selects(self, document: Mapping[str, Any]) -> bool:
+        """Whether a document, with `source`, `row` and its other columns, fits, ids and namespace aside."""
         if self.source not in (None, document["source"]):
             return False
         if isinstance(self.where, dict):
@@ -121,6 +136,13 @@ class Condition:
             return True
         columns = {name: value for name, value in document.items() if name not in ("source", "row")}
         return bool(self.where(columns))  # type: ignore[operator]
+
+    def nothing_fits(self, name: str) -> BankError:
+        """The error to raise if nothing in the bank `name` is selected."""
+        return BankError(
+            f"the bank {name} has no entry for which all of this holds: {self}. Nothing was forgotten; pass "
+            "missing_ok=True if that is fine"
+        )
 
     def __str__(self) -> str:
         parts = [f"{name}={value!r}" for name in ("source", "namespace") if (value := getattr(self, name)) is not None]
@@ -131,16 +153,15 @@ class Condition:
         return ", ".join(parts)
 
 
-def check_columns(state: BankState, names: Iterable[str]) -> None:
+def check_columns(state: "Listed", names: Iterable[str]) -> None:
     """Raises a BankError unless the documents of a bank have columns of these names."""
-    held = {name for _, segment in state.segments() for document in segment.documents for name in document}
-    columns = sorted(held - {"source"})
+    columns = sorted(state.columns() - {"source"})
     for name in names:
         if name in columns:
             continue
         if name == "source":
             raise BankError(_NO_SOURCE)
-        where = f"the bank {state.folder.path} has no column {name!r}"
+        where = f"the bank {state.name} has no column {name!r}"
         if name == "namespace":
             raise BankError(f"{where}: give namespace=... beside the columns")
         raise BankError(f"{where}{_nearest(name, columns)}; its columns are: {_list(columns)}")
@@ -204,26 +225,38 @@ def sources_left(state: BankState, without: Tensor = NO_IDS) -> set[tuple[str, s
     return left
 
 
-def kept_sources(state: BankState, condition: Condition, gone: Tensor) -> tuple[Added, ...]:
-    """Import progress of the sources that stay when the ids `gone` (1-D int64), which a condition selects, go."""
+def lost_sources(state: BankState, gone: Tensor) -> set[tuple[str, str]]:
+    """Namespace and source where the ids `gone` (1-D int64) are all the entries that there are."""
+    return sources_left(state) - sources_left(state, gone)
+
+
+def kept_sources(
+    added: Iterable[Added], condition: Condition, lost: Callable[[], set[tuple[str, str]]]
+) -> tuple[Added, ...]:
+    """Import progress of the sources that stay when the entries go that a condition selects.
+
+    Args:
+        added: That of all sources.
+        condition: The condition.
+        lost: Finds namespace and source where no other entry is left.
+    """
     if condition.names_sources:
 
         def stays(item: Added) -> bool:
             return condition.source not in (None, item.source) or condition.namespace not in (None, item.namespace)
 
-        return tuple(item for item in state.manifest.added if stays(item))
-    left = sources_left(state, gone)
-    lost = sources_left(state) - left
-    return tuple(item for item in state.manifest.added if (item.namespace, item.source) not in lost)
+        return tuple(item for item in added if stays(item))
+    gone = lost()
+    return tuple(item for item in added if (item.namespace, item.source) not in gone)
 
 
 # Names of labels
 
 
-def live_labels(state: BankState) -> tuple[tuple[str, ...], Tensor]:
+def live_labels(state: Snapshot) -> tuple[tuple[str, ...], Tensor]:
     """Names of the labels that live entries have, and the new number of each of the bank's L labels, -1 for none."""
     live = state.live_outcomes()
-    names = tuple(name for name, is_live in zip(state.manifest.labels or (), live.tolist(), strict=True) if is_live)
+    names = tuple(name for name, is_live in zip(state.labels or (), live.tolist(), strict=True) if is_live)
     return names, (live.long().cumsum(0) - 1).masked_fill(~live, -1)
 
 
@@ -237,22 +270,18 @@ def renumbered(segment: Segment, numbers: Tensor) -> Segment:
     return dataclasses.replace(segment, tokens=tokens)
 
 
-def named(
-    segment: Segment, labels: tuple[str, ...], held: tuple[str, ...], files: Iterable[Segment]
-) -> tuple[str, ...]:
+def named(segment: Segment, labels: tuple[str, ...], held: tuple[str, ...]) -> tuple[str, ...]:
     """Changes the outcomes of a segment in place from numbers in `labels` to numbers in the bank.
 
     Args:
         segment: The new segment.
         labels: Names of its outcomes.
-        held: Labels of the bank. Those at the end that no entry in `files` has are dropped.
-        files: The bank's other segments.
+        held: Labels of the bank, up to the last one that another entry has.
 
     Returns:
         The new labels of the bank.
     """
-    used = max((int(other.outcomes.max()) + 1 for other in files if len(other)), default=0)
-    names = tuple(dict.fromkeys([*held[:used], *labels]))
+    names = tuple(dict.fromkeys([*held, *labels]))
     numbers = torch.tensor([names.index(name) for name in labels], dtype=segment.tokens.dtype)
     places = torch.cat([segment.positions, segment.copies[:, 1]])
     segment.tokens[places] = numbers[segment.tokens[places].long()]

@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..common.paths import is_address
 from .manifest import FILE_NAME as FILE_NAME
 from .manifest import FORMAT as FORMAT
 from .manifest import LARGEST, MANIFEST, BankError, File, Manifest, SegmentInfo
@@ -51,9 +52,16 @@ class Folder:
 
     Args:
         path: The folder; the first change makes it.
+
+    Raises:
+        BankError: It is an address.
     """
 
     def __init__(self, path: str | Path) -> None:
+        if is_address(path):
+            raise BankError(
+                f"{path} is an address, and a folder is needed here: take one, and `lle bank copy` it there"
+            )
         self.path = Path(path)
 
     def read_manifest(self) -> Manifest:

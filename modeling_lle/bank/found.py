@@ -3,6 +3,7 @@
 Shapes: Q queries, K neighbours, N entries, T tokens of a document, D width.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,6 +51,39 @@ class EntryText:
     outcome: int
     after: list[int]
     since: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int32), compare=False, repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        number: int,
+        namespace: str,
+        document: Mapping[str, Any],
+        tokens: Tensor,
+        position: int,
+        sides: tuple[int, int],
+    ) -> "EntryText":
+        """The text around an entry.
+
+        Args:
+            number: Id of the entry.
+            namespace: Its namespace.
+            document: Its document: `source`, `row` and the other columns.
+            tokens: (T,) int32, the document's tokens.
+            position: Index of the outcome in `tokens`.
+            sides: Numbers of tokens before the entry and after it.
+        """
+        columns, (before, after) = dict(document), sides
+        return cls(
+            id=number,
+            namespace=namespace,
+            source=columns.pop("source"),
+            row=columns.pop("row"),
+            columns=columns,
+            before=tokens[max(0, position - before) : position].tolist(),
+            outcome=int(tokens[position]),
+            after=tokens[position + 1 : position + 1 + after].tolist(),
+            since=tokens[1:position],
+        )
 
 
 @dataclass(slots=True)

@@ -132,7 +132,7 @@ class Manifest:
         return _canonical({**values, "sha256": hashlib.sha256(_canonical(values)).hexdigest()})
 
     @classmethod
-    def from_bytes(cls, data: bytes, where: Path) -> "Manifest":
+    def from_bytes(cls, data: bytes, where: Path | str) -> "Manifest":
         """Reads a manifest; raises a BankError if a byte was changed, or a value is invalid."""
         if len(data) > LARGEST:
             raise BankError(f"{where} has {len(data):,} bytes, and {LARGEST:,} at most are read: build the bank again")

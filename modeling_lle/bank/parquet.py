@@ -10,23 +10,21 @@ import dataclasses
 import hashlib
 import json
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from ..common.temporary import replacing
 from .bank import HistoryBank
 from .changes import live_labels, renumbered
-from .files import FORMAT, Added, BankError, Folder, Manifest, Segment
+from .files import FORMAT, Added, BankError, Folder, Manifest
 from .manifest import Projected
 from .projection import Projection
+from .rows import rows_of, segment_of
 from .segment import check_documents, check_values
 
 VERSION = 2  # with projected keys, else 1
@@ -56,10 +54,10 @@ def to_parquet(bank: HistoryBank, path: str | Path) -> int:
     labels = None if manifest.labels is None else live_labels(state)
     described = {
         "format": FORMAT,
-        "version": 1 if manifest.projection is None else VERSION,
+        "version": 1 if state.projection is None else VERSION,
         "fingerprint": manifest.fingerprint,
         "width": manifest.width,
-        **({} if manifest.projection is None else {"state_width": manifest.state_width}),
+        **({} if state.projection is None else {"state_width": state.state_width}),
         "vocab_size": manifest.vocab_size,
         "labels": None if labels is None else labels[0],
     }
@@ -69,9 +67,9 @@ def to_parquet(bank: HistoryBank, path: str | Path) -> int:
         digest.update(about[PROJECTION])
     schema = SCHEMA.with_metadata(about)
     with replacing(path) as partial, pq.ParquetWriter(partial, schema) as writer:
-        for info, segment in state.segments():
+        for namespace, segment in state.segments():
             segment = segment if labels is None else renumbered(segment, labels[1])
-            rows = [{"namespace": info.namespace, **row} for row in _rows(segment)]
+            rows = [{"namespace": namespace, **row} for row in rows_of(segment)]
             if rows:
                 table = pa.Table.from_pylist(rows, schema=schema)
                 _take_in(digest, table.to_pylist())
@@ -85,26 +83,6 @@ def _take_in(digest: Any, rows: list[dict[str, Any]]) -> None:
     for row in rows:
         digest.update(json.dumps([row[name] for name in SCHEMA.names if name != "keys"]).encode())
         digest.update(row["keys"])
-
-
-def _rows(segment: Segment) -> Iterator[dict[str, Any]]:
-    owners = segment.owners.numpy()
-    first = np.searchsorted(owners, np.arange(len(segment.documents) + 1))
-    copy_owners = segment.owners[segment.copies[:, 0]].numpy()
-    for number, document in enumerate(segment.documents):
-        own = slice(first[number], first[number + 1])
-        start, end = segment.starts[number : number + 2].tolist()
-        copies = segment.copies[torch.from_numpy(copy_owners == number)] - torch.tensor([first[number], start])
-        yield {
-            "source": document["source"],
-            "row": document["row"],
-            "columns": json.dumps({k: v for k, v in document.items() if k not in ("source", "row")}),
-            "tokens": segment.tokens[start:end].numpy(),
-            "positions": (segment.positions[own] - start).int().numpy(),
-            "counts": segment.counts[own].numpy(),
-            "copies": copies.flatten().int().numpy(),
-            "keys": segment.keys[own].contiguous().view(torch.uint8).numpy().tobytes(),
-        }
 
 
 def from_parquet(path: str | Path, bank_path: str | Path) -> HistoryBank:
@@ -169,38 +147,10 @@ def _read_into(bank: HistoryBank, file: pq.ParquetFile, digest: Any) -> str:
         _take_in(digest, rows)
         for namespace in sorted({row["namespace"] for row in rows}):
             own = [row for row in rows if row["namespace"] == namespace]
-            segment = _segment(own, bank.manifest.width)
+            segment = segment_of(own, bank.manifest.width)
             check_documents(segment.documents, bank.manifest.labels is not None)
             check_values(segment, dataclasses.replace(bank.manifest, next_id=len(segment)))
             sources = {row["source"]: Added(namespace, row["source"], row["row"] + 1) for row in own}
             added = list(sources.values())
             bank.append([(segment, added)], namespace, bank.manifest.labels or (), are_keys=True)
     return digest.hexdigest()
-
-
-def _segment(rows: list[dict[str, Any]], width: int) -> Segment:
-    """Makes one segment of documents."""
-
-    def joined(name: str, offsets: np.ndarray | None = None) -> torch.Tensor:
-        parts = [np.array(row[name], dtype=np.int64) for row in rows]
-        if offsets is not None:
-            parts = [part + offset for part, offset in zip(parts, offsets, strict=True)]
-        return torch.from_numpy(np.concatenate(parts))
-
-    starts = np.cumsum([0, *(len(row["tokens"]) for row in rows)])
-    entries = np.cumsum([0, *(len(row["positions"]) for row in rows)])
-    copies = [
-        np.array(row["copies"], dtype=np.int64).reshape(-1, 2) + np.array([entry, start])
-        for row, entry, start in zip(rows, entries[:-1], starts[:-1], strict=True)
-    ]
-    keys = torch.frombuffer(bytearray(b"".join(row["keys"] for row in rows)), dtype=torch.bfloat16)
-    return Segment(
-        keys=keys.view(-1, width),
-        ids=torch.arange(int(entries[-1])),
-        positions=joined("positions", starts[:-1]),
-        counts=joined("counts").int(),
-        copies=torch.from_numpy(np.concatenate(copies)),
-        tokens=joined("tokens").int(),
-        starts=torch.from_numpy(starts),
-        documents=[{"source": row["source"], "row": row["row"], **json.loads(row["columns"])} for row in rows],
-    )

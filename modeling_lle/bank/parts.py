@@ -84,15 +84,19 @@ class Parts:
         self._using = threading.RLock()  # one thread at a time reads or changes the bank
 
     def __enter__(self) -> "Parts":
-        while True:
-            self.path.mkdir(parents=True, exist_ok=True)
-            with _lock(self.path / GUARD, 10):
-                if not (self.path / GUARD).exists():
-                    continue  # the last process has just left, and removed the folder
-                self._check_settings()
-                self._presence = _lock(self.path / f"process-{uuid.uuid4().hex[:16]}.lock", 0)
-                self._presence.acquire()
-                return self
+        while True:  # a process that leaves may remove the folder at any time before this one is present
+            guard = _lock(self.path / GUARD, 10)
+            with contextlib.suppress(FileNotFoundError):
+                self.path.mkdir(parents=True, exist_ok=True)
+                guard.acquire()
+            try:
+                if guard.is_locked and (self.path / GUARD).exists():
+                    self._check_settings()
+                    self._presence = _lock(self.path / f"process-{uuid.uuid4().hex[:16]}.lock", 0)
+                    self._presence.acquire()
+                    return self
+            finally:
+                guard.release()
 
     def __exit__(self, kind: Any, *error: Any) -> None:
         assert self._presence is not None

@@ -22,6 +22,7 @@ from .files import Added, BankError, File, Folder, Manifest, Segment, SegmentInf
 from .found import Document, Entries, EntryText, Found
 from .projection import Projection
 from .protocol import Made, Search
+from .rows import documents_of
 from .suffixes import Texts
 from .view import View
 
@@ -184,31 +185,15 @@ class BankState:
         """Mask of the forgotten entries of a segment, (N,) bool."""
         return torch.isin(segment.ids, self.forgotten)
 
-    def segments(self) -> Iterator[tuple[SegmentInfo, Segment]]:
-        """The segments without forgotten entries, whose tokens are -1."""
-        for info in self.manifest.segments:
-            segment = self.files[info.file]
-            forgotten = self.is_forgotten(segment)
-            yield info, segment.without(forgotten) if forgotten.any() else segment
+    def segments(self, namespaces: Iterable[str] | None = None) -> Iterator[tuple[str, Segment]]:
+        """Namespace and entries of each segment, without forgotten ones, whose tokens are -1."""
+        for info, segment, kept in self._kept(namespaces):
+            yield info.namespace, segment if kept.all() else segment.without(~kept)
 
     def documents(self, namespaces: Iterable[str] | None = None) -> Iterator[Document]:
         """As `Snapshot.documents`."""
         for info, segment, kept in self._kept(namespaces):
-            tokens, positions = self._tokens(segment).tolist(), segment.positions[kept]
-            ids, outcomes = segment.ids[kept].tolist(), segment.tokens[positions].tolist()
-            starts, first = segment.starts.tolist(), torch.searchsorted(positions, segment.starts).tolist()
-            for number, (begin, end) in enumerate(itertools.pairwise(first)):
-                if begin < end:  # else none of its entries is left
-                    columns = dict(segment.documents[number])
-                    yield Document(
-                        namespace=info.namespace,
-                        source=columns.pop("source"),
-                        row=columns.pop("row"),
-                        columns=columns,
-                        tokens=tokens[starts[number] : starts[number + 1]],
-                        ids=ids[begin:end],
-                        outcomes=outcomes[begin:end],
-                    )
+            yield from documents_of(info.namespace, segment, self._tokens(segment), kept)
 
     def entries(self, namespaces: Iterable[str] | None = None) -> Iterator[Entries]:
         """As `Snapshot.entries`."""
@@ -313,21 +298,10 @@ class BankState:
             tokens = self.once((info.file, "tokens"), lambda segment=segment: self._tokens(segment))  # type: ignore[misc]
             position = int(segment.positions[index])
             owner = int(torch.searchsorted(segment.starts, position, right=True)) - 1
-            document = dict(segment.documents[owner])
             begin, end = int(segment.starts[owner]), int(segment.starts[owner + 1])
-            texts.append(
-                EntryText(
-                    id=int(number),
-                    namespace=info.namespace,
-                    source=document.pop("source"),
-                    row=document.pop("row"),
-                    columns=document,
-                    before=tokens[max(begin, position - before) : position].tolist(),
-                    outcome=int(tokens[position]),
-                    after=tokens[position + 1 : min(end, position + 1 + after)].tolist(),
-                    since=tokens[begin + 1 : position],
-                )
-            )
+            own, place = tokens[begin:end], position - begin
+            document = segment.documents[owner]
+            texts.append(EntryText.of(int(number), info.namespace, document, own, place, (before, after)))
         return texts
 
     def _tokens(self, segment: Segment) -> Tensor:
@@ -346,6 +320,15 @@ class BankState:
                     break
                 return info, segment, index
         raise BankError(f"the bank {self.folder.path} has no entry {number}: it was never made, or was forgotten")
+
+    def columns(self) -> set[str]:
+        """Names of all columns of the documents, `source` and `row` included."""
+        return {name for _, segment in self.segments() for document in segment.documents for name in document}
+
+    def check_ids(self, ids: Iterable[int]) -> None:
+        """Raises a BankError if one of the entries does not exist."""
+        for number in ids:
+            self.locate(int(number))
 
     def info(self) -> dict[str, Any]:
         """Size and content as plain values, for `lle bank info`."""

@@ -1,4 +1,5 @@
-"""The command line of banks: `lle bank build | add | forget | search | info | verify | compact | export | import`.
+"""The command line of banks: `lle bank build | add | forget | search | info | verify | compact | copy |
+export | import`.
 
 Heavy imports wait until a command runs.
 """
@@ -12,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..common.terminal import counted, printable, say
+from ..common.terminal import counted, printable, progress, say
 from ..tasks import LANGUAGE, TRANSLATION
 from .groups import Commands
 from .options import (
@@ -36,7 +37,7 @@ bank = typer.Typer(
     no_args_is_help=True,
 )
 
-Path_ = Annotated[Path, typer.Argument(metavar="BANK", help="The folder of the bank.")]
+Path_ = Annotated[Path, typer.Argument(metavar="BANK", help="The folder of the bank, or its address in Milvus.")]
 Split = Annotated[str | None, typer.Option(help="Split to read; by default train, else the whole text.")]
 KeepBelow = Annotated[float | None, typer.Option(help="Keep only tokens below this probability.")]
 Keep = Annotated[list[str] | None, typer.Option(help="Column to keep with each text, repeatable; by default all.")]
@@ -100,8 +101,12 @@ def _rows_as_trained(model: str, text_column: str | None, sample_by: Row | None)
 def _together(path: Path, parts: Path | None) -> dict[str, Any]:
     """Options of `add` for this process, which may be one of several ranks; the first one shows its progress."""
     from ..bank.files import PARTS
+    from ..common.paths import is_address
 
-    parts = path / PARTS if parts is None and int(os.environ.get("WORLD_SIZE", "1")) > 1 else parts
+    if parts is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if is_address(path):
+            raise ValueError("processes that add to a bank in Milvus need a folder in common: give --parts FOLDER")
+        parts = path / PARTS
     return {"parts": parts, "progress": os.environ.get("RANK", "0") == "0"}
 
 
@@ -137,7 +142,7 @@ def build(
     Several processes build one bank together: torchrun --nproc-per-node 2 --no-python lle bank build ...
     """
     from ..bank.bank import HistoryBank
-    from ..bank.files import MANIFEST
+    from ..bank.copying import bank_exists
     from ..common.precision import in_precision
 
     loaded, tokenizer = _load_encoder(model)
@@ -155,7 +160,7 @@ def build(
         _rows(source, name, split, column, unit, streaming) as rows,
         in_precision(loaded, precision.value),
     ):
-        if (path / MANIFEST).exists():
+        if options["parts"] is None and bank_exists(path):
             opened = HistoryBank.open(path)
             opened.check_key_width(key_width)
             opened.add(rows, model=loaded, tokenizer=tokenizer, resume=True, **options)
@@ -327,8 +332,8 @@ def verify(path: Path_) -> None:
 
     opened = HistoryBank.open(path)
     leftovers = opened.verify()
-    files = counted(len(opened.manifest.files), "file")
-    say(f"{opened.folder.path} is whole: {counted(len(opened), 'entry', 'entries')} in {files}.")
+    files = f" in {counted(len(opened.manifest.files), 'file')}" if isinstance(opened, HistoryBank) else ""
+    say(f"{opened.name} is whole: {counted(len(opened), 'entry', 'entries')}{files}.")
     if leftovers:
         say(f"Left over from earlier changes: {', '.join(leftovers)}. `lle bank compact {path}` removes it.")
 
@@ -341,6 +346,22 @@ def compact(path: Path_) -> None:
     opened = HistoryBank.open(path)
     say(f"{opened.compact() / 2**20:,.1f} MiB freed.")
     _say_size(opened)
+
+
+@bank.command("copy", epilog=_EXAMPLE + "copy bank milvus://localhost:19530/mine")
+def copy_(
+    path: Path_,
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="Folder or address of the copy, made if missing.")],
+) -> None:
+    """Copies a bank between folders and Milvus, and compares the copy; repeat an interrupted command to resume it."""
+    from ..bank.bank import HistoryBank
+    from ..bank.copying import copy_to
+
+    opened = HistoryBank.open(path)
+    with progress(len(opened), "Copying", "entries") as bar:
+        copied = copy_to(opened, target, bar.update)
+    say("The copy holds the same, by its digest.")
+    _say_size(copied)
 
 
 @bank.command("export", epilog=_EXAMPLE + "export bank bank.parquet")

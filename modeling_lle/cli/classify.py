@@ -31,7 +31,10 @@ Given = Annotated[
     str, typer.Argument(metavar="TEXT", help="A text, or a text file, or a .csv, .tsv, .json or .jsonl file.")
 ]
 NewBank = Annotated[
-    Path | None, typer.Option("--bank", metavar="FOLDER", help="Bank, made if missing; by default that in MODEL.")
+    Path | None,
+    typer.Option(
+        "--bank", metavar="FOLDER", help="Bank, a folder or an address, made if missing; by default that in MODEL."
+    ),
 ]
 SHOWN = 60  # characters of a text
 
@@ -248,4 +251,4 @@ def forget(
     loaded.attach_history(bank, tokenizer=tokenizer)
     wanted = None if label is None else read_label(label, loaded.kind)
     gone = loaded.forget(texts, label=wanted, source=source, namespace=namespace)
-    say(f"{counted(gone, 'example')} taken back; the bank {bank.folder.path} has {len(bank):,}.")
+    say(f"{counted(gone, 'example')} taken back; the bank {bank.name} has {len(bank):,}.")

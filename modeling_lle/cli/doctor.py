@@ -23,6 +23,7 @@ PACKAGES = (
 EXTRAS = {
     "fast": (("numba",), "the kernels for a CPU"),
     "faiss": (("faiss",), "the search index of banks of more than 50,000 entries"),
+    "milvus": (("pymilvus", "milvus_lite"), "banks in Milvus"),
     "plots": (("matplotlib",), "the pictures of `lle evaluate` and `lle demo`"),
     "classification": (("sklearn",), "macro F1 in evaluation"),
     "embeddings": (("wordllama",), "pretrained embeddings for classifiers"),

@@ -22,12 +22,20 @@ Name = Annotated[str | None, typer.Option(help="Configuration of a data set on t
 Bank = Annotated[
     Path | None,
     typer.Option(
-        "--bank", metavar="FOLDER", help="Bank to recall from; by default that in MODEL.", callback=find_bank
+        "--bank",
+        metavar="FOLDER",
+        help="Bank to recall from, a folder or an address; by default that in MODEL.",
+        callback=find_bank,
     ),
 ]
 LooseBank = Annotated[
     Path | None,
-    typer.Option("--bank", metavar="FOLDER", help="Bank to recall from; by default none.", callback=find_bank),
+    typer.Option(
+        "--bank",
+        metavar="FOLDER",
+        help="Bank to recall from, a folder or an address; by default none.",
+        callback=find_bank,
+    ),
 ]
 Namespaces = Annotated[
     list[str] | None, typer.Option("--namespace", help="Namespace of the bank, repeatable; by default all.")

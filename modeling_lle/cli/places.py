@@ -9,7 +9,7 @@ from pathlib import Path
 
 import typer
 
-from ..common.paths import may_be_on_hub, not_found
+from ..common.paths import is_address, may_be_on_hub, not_found
 
 CONFIG, MANIFEST, HISTORY_FOLDER = "config.json", "manifest.json", "history"
 SECONDS = 5.0  # until the Hub has answered
@@ -41,17 +41,23 @@ def check_model(given: str) -> str:
 
 
 def find_bank(context: typer.Context, given: Path | None) -> Path | None:
-    """Folder of a bank, or of a model with one, or its name on the Hub; a callback of the option.
+    """Folder of a bank, or of a model with one, its name on the Hub, or its address; a callback of the option.
 
     Raises:
         FileNotFoundError: It is neither on this machine nor on the Hub, or the folder holds no bank.
+        BankError: It is no proper address.
         ConnectionError: It may be on the Hub, which cannot be reached.
     """
     return given if given is None or context.resilient_parsing else check_bank(given)
 
 
 def check_bank(given: Path) -> Path:
-    """Folder of a bank, or of a model with one, or its name on the Hub; errors as for `find_bank`."""
+    """Folder of a bank, or of a model with one, its name on the Hub, or its address; errors as for `find_bank`."""
+    if is_address(given):
+        from ..bank.address import Address
+
+        Address.parse(given)
+        return given
     path = given.expanduser()
     if path.is_dir():
         if not any((place / MANIFEST).is_file() for place in (path, path / HISTORY_FOLDER)):

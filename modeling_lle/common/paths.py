@@ -16,7 +16,13 @@ _TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow", ".tmx", ".po
 _OTHERS = (".pdf", ".doc", ".docx", ".odt", ".xls", ".xlsx", ".gz", ".bz2", ".xz", ".zip", ".zst", ".tar")
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".onnx")
 FILE_ENDINGS = frozenset((*_TEXT, *_CODE, *_TABLES, *_OTHERS, *_WEIGHTS))
+_ADDRESS = re.compile(r"(milvus|milvuss|milvus\+file):")
 _REPOSITORY = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+
+
+def is_address(place: str | Path) -> bool:
+    """Whether the place of a bank is an address (bank/address.py), and not a folder or a repository of the Hub."""
+    return _ADDRESS.match(str(place)) is not None
 
 
 def looks_like_file(text: str, endings: Collection[str] = ()) -> bool:

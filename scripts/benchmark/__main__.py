@@ -9,6 +9,7 @@
     python -m scripts.benchmark bank-keys MODEL... --source data/ptb    width of keys against perplexity and size
     python -m scripts.benchmark bank-ranks                     building by 2 and 4 ranks, beside one process
     python -m scripts.benchmark bank-scale                     what an entry costs, and banks of 10^6 to 10^10 of them
+    python -m scripts.benchmark bank-milvus runs/ptb data/ptb  a bank in Milvus beside its folder: recall, speed, ppl
     python -m scripts.benchmark bank                           gathers the figures of banks
     python -m scripts.benchmark history runs/ptb data/ptb      LLE against other methods that learn from text read
     python -m scripts.benchmark overfitting data/ptb           the gap between training and test, by size and dropout
@@ -36,6 +37,7 @@ import typer
 from .backbones import backbones
 from .bank import bank, domain, search, selection, synthetic
 from .bank_keys import bank_keys
+from .bank_milvus import bank_milvus
 from .bank_ranks import bank_ranks
 from .bank_scale import bank_scale
 from .budget import budget
@@ -68,6 +70,7 @@ for command in (
     bank_keys,
     bank_ranks,
     bank_scale,
+    bank_milvus,
     damage,
     bank,
     history,

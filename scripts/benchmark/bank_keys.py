@@ -60,31 +60,31 @@ def _rows(name: str, source: str, widths: list[int], sizes: tuple[int, int, int]
     """The rows of a model and a text, with these numbers of training, validation and test tokens."""
     model, tokenizer = load_model(name)
     train = load_texts(source, split="train")
-    bank = HistoryBank.build(model, tokenizer, _beginning(train, tokenizer, sizes[0]))
+    bank = HistoryBank.build(model, tokenizer, beginning(train, tokenizer, sizes[0]))
     fit, read = (
-        list(read_states(model, _ids(load_texts(source, split=split), tokenizer, size)))
+        list(read_states(model, token_ids(load_texts(source, split=split), tokenizer, size)))
         for split, size in zip(("validation", "test"), sizes[1:], strict=True)
     )
-    base = _perplexity(model, read, None)
+    base = perplexity_of(model, read, None)
     for kind, width in [(STATES, model.key_size), *itertools.product((PROJECTED, COMPONENTS), widths)]:
         own = bank if kind == STATES else _projected(bank, kind, width)
         model.config.history.bank = BankConfig(search="exact")
         attachment = Attachment(own).pinned()
-        _calibrate(model, fit, attachment)
+        fit_rule(model, fit, attachment)
         row = {"keys": kind, "width": width, "base_ppl": base}
-        row |= {"bank_ppl": _perplexity(model, read, attachment), "bytes_per_entry": own.info()["bytes_per_entry"]}
+        row |= {"bank_ppl": perplexity_of(model, read, attachment), "bytes_per_entry": own.info()["bytes_per_entry"]}
         row["queries_per_second"] = _speed(own, read)
         typer.echo(row)
         yield row
 
 
-def _beginning(texts: Any, tokenizer: Any, tokens: int) -> Any:
+def beginning(texts: Any, tokenizer: Any, tokens: int) -> Any:
     """The first texts, about so many tokens of them."""
-    share = tokens / len(_ids(texts.select(range(min(1000, len(texts)))), tokenizer, None))
+    share = tokens / len(token_ids(texts.select(range(min(1000, len(texts)))), tokenizer, None))
     return texts.select(range(min(len(texts), round(share * 1000))))
 
 
-def _ids(texts: Any, tokenizer: Any, limit: int | None) -> np.ndarray:
+def token_ids(texts: Any, tokenizer: Any, limit: int | None) -> np.ndarray:
     """The first token ids of texts, one more than the limit."""
     rows = texts if limit is None else texts.select(range(min(len(texts), limit // 4)))
     ids = collect(tokenize(rows, tokenizer), start=tokenizer.eos_token_id).ids
@@ -98,8 +98,8 @@ def _projected(bank: HistoryBank, kind: str, width: int) -> HistoryBank:
     states = torch.cat([segment.keys for _, segment in bank.segments()])
     if kind == COMPONENTS:
         _use(made, _components(states, width))
-    for (info, segment), added in zip(bank.segments(), itertools.repeat(list(manifest.added)), strict=False):
-        made.append([(dataclasses.replace(segment), added)], info.namespace)
+    for (namespace, segment), added in zip(bank.segments(), itertools.repeat(list(manifest.added)), strict=False):
+        made.append([(dataclasses.replace(segment), added)], namespace)
     return made
 
 
@@ -120,7 +120,8 @@ def _use(bank: HistoryBank, projection: Projection) -> None:
 
 
 @torch.no_grad()
-def _calibrate(model: LLEForCausalLM, parts: list[Part], attachment: Attachment) -> None:
+def fit_rule(model: LLEForCausalLM, parts: list[Part], attachment: Attachment) -> None:
+    """Fits the parameters of the bank on a text."""
     calibration = Calibration({"bank": model.config.bank}, max_predictions=6000)
     for states, targets in parts:
         for prediction in model.predictions(states[None], None, None, None, attachment):
@@ -129,7 +130,7 @@ def _calibrate(model: LLEForCausalLM, parts: list[Part], attachment: Attachment)
 
 
 @torch.no_grad()
-def _perplexity(model: LLEForCausalLM, parts: list[Part], attachment: Attachment | None) -> float:
+def perplexity_of(model: LLEForCausalLM, parts: list[Part], attachment: Attachment | None) -> float:
     """Perplexity of a token, of the base or with the bank."""
     nats, count = 0.0, 0
     for states, targets in parts:
