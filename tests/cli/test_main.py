@@ -138,7 +138,7 @@ def test_every_command_that_computes_takes_a_precision() -> None:
     found = {**app.commands, **{f"bank {name}": command for name, command in app.commands["bank"].commands.items()}}
     computing = {name for name, command in found.items() if "precision" in {part.name for part in command.params}}
     others = {"train", "card", "export", "doctor", "forget", "bank"} | {
-        f"bank {name}" for name in ("forget", "info", "verify", "compact")
+        f"bank {name}" for name in ("forget", "info", "verify", "compact", "copy")
     }
     assert set(found) - computing == others | {"bank export", "bank import"}  # a recipe says it for lle train
     assert [precision.value for precision in Precision] == list(PRECISIONS)
