@@ -41,6 +41,10 @@ KeyFile = Annotated[
 Host = Annotated[str, typer.Option(help="Address to listen at; without --keys of this machine only.")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at.")]
 Batch = Annotated[int, typer.Option(min=1, help="Texts that a model reads together.")]
+Threads = Annotated[
+    int | None,
+    typer.Option(min=1, help="Threads of a model's products; by default the cores but one, which answers requests."),
+]
 Queue = Annotated[int, typer.Option(min=1, help="Requests that may wait for a model.")]
 Inputs = Annotated[int, typer.Option(min=1, help="Prompts, texts or rows of a request.")]
 PromptTokens = Annotated[int, typer.Option(min=1, help="Tokens of a prompt or text.")]
@@ -63,6 +67,7 @@ def serve(
     host: Host = "127.0.0.1",
     port: Port = 8000,
     precision: InPrecision = Precision.float32,
+    threads: Threads = None,
     batch: Batch = 32,
     queue: Queue = 512,
     max_inputs: Inputs = 1_000,
@@ -85,8 +90,12 @@ def serve(
         )
     if shared and not bank:
         raise ValueError("--shared names namespaces of a bank: give one with --bank NAME=FOLDER")
+    import torch
+
+    from ..common.machine import cores
     from ..serving.limits import Limits
 
+    torch.set_num_threads(threads or max(1, cores() - 1))  # before the threads of the models begin
     limits = Limits(
         prompt_tokens=max_prompt_tokens,
         new_tokens=max_new_tokens,

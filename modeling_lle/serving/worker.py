@@ -139,6 +139,7 @@ class Worker:
         return not self._thread.is_alive()
 
     def _work(self) -> None:
+        torch.set_num_threads(torch.get_num_threads())  # OpenMP's number is one of each thread
         with self._around(), torch.no_grad():
             while self._guarded_turn():
                 pass

@@ -101,17 +101,19 @@ def _wait(process: "subprocess.Popen[bytes]", address: str, server: str) -> None
 async def _ask(target: Target, clients: int, requests: int) -> tuple[float, list[float]]:
     places, latencies = iter(range(requests)), []
 
-    async def client() -> None:
-        async with httpx.AsyncClient(timeout=STARTED, trust_env=False) as session:
-            for place in places:
-                begin = time.perf_counter()
-                answer = await session.post(target.url, json=target.bodies[place % len(target.bodies)])
-                answer.raise_for_status()
-                latencies.append(time.perf_counter() - begin)
+    async def client(session: httpx.AsyncClient) -> None:
+        for place in places:
+            begin = time.perf_counter()
+            answer = await session.post(target.url, json=target.bodies[place % len(target.bodies)])
+            answer.raise_for_status()
+            latencies.append(time.perf_counter() - begin)
 
-    begin = time.perf_counter()
-    await asyncio.gather(*(client() for _ in range(clients)))
-    return time.perf_counter() - begin, latencies
+    async with contextlib.AsyncExitStack() as stack:
+        made = [httpx.AsyncClient(timeout=STARTED, trust_env=False) for _ in range(clients)]  # which takes a while
+        sessions = [await stack.enter_async_context(session) for session in made]
+        begin = time.perf_counter()
+        await asyncio.gather(*(client(session) for session in sessions))
+        return time.perf_counter() - begin, latencies
 
 
 def ask(target: Target, clients: int, requests: int) -> tuple[float, list[float]]:
