@@ -95,7 +95,6 @@ def serve(
     from ..common.machine import cores
     from ..serving.limits import Limits
 
-    torch.set_num_threads(threads or max(1, cores() - 1))  # before the threads of the models begin
     limits = Limits(
         prompt_tokens=max_prompt_tokens,
         new_tokens=max_new_tokens,
@@ -109,6 +108,7 @@ def serve(
         grace_seconds=grace,
     )
     places = _places(models, bank, shared, languages, histories)
+    torch.set_num_threads(threads or max(1, cores() - 1))  # before the threads of the models begin
     _run(places, limits, keys, precision.value, host, port, page)
 
 

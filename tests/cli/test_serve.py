@@ -50,6 +50,20 @@ def test_models_banks_and_languages_are_named(model: str, tmp_path: Path) -> Non
     assert "none" in fails(f"name={tmp_path / 'none'}")
 
 
+@pytest.mark.parametrize(("given", "due"), [([], 2), (["--threads", "5"], 5)])
+def test_a_core_is_left_to_the_requests(
+    model: str, monkeypatch: pytest.MonkeyPatch, given: list[str], due: int
+) -> None:
+    pytest.importorskip("fastapi")
+    called: list[Any] = []
+    monkeypatch.setattr("modeling_lle.common.machine.cores", lambda: 3)
+    monkeypatch.setattr("torch.set_num_threads", called.append)
+    monkeypatch.setattr("modeling_lle.cli.serve._run", lambda *_: called.append("run"))
+    result = CliRunner().invoke(cli.app, ["serve", model, *given])
+    assert not result.exit_code, result.output
+    assert called == [due, "run"]
+
+
 def test_neither_the_package_nor_the_help_imports_fastapi() -> None:
     for code in ("import modeling_lle", "from modeling_lle.cli.main import app"):
         check = (
