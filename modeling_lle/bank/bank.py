@@ -39,7 +39,7 @@ from .fingerprint import fingerprint
 from .index_files import remove_stale_indexes, stale_indexes
 from .manifest import HISTORY_FOLDER, Projected
 from .parts import abandoned, remove
-from .projection import Projection
+from .projection import Projection, check_key_width
 from .protocol import Encoder, Where
 from .state import ATTEMPTS, NO_IDS, BankState
 
@@ -182,8 +182,7 @@ class HistoryBank(BaseBank):
             FileExistsError: `path` holds a bank or other files.
             ValueError: The width of the keys is too large.
         """
-        if key_width is not None and not 2 <= key_width <= width:
-            raise ValueError(f"keys have a width between 2 and that of the model's states, {width}; got {key_width}")
+        check_key_width(key_width, width)
         if is_address(path):
             return _in_milvus().create(path, fingerprint, width, vocab_size, labels, key_width)
         folder = Folder(path)

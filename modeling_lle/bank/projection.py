@@ -18,6 +18,12 @@ from .manifest import BankError
 CHUNK = 8192  # states that are projected at once
 
 
+def check_key_width(key_width: int | None, width: int) -> None:
+    """Raises a ValueError unless states of a width can be projected to keys of another one; None: they are not."""
+    if key_width is not None and not 2 <= key_width <= width:
+        raise ValueError(f"keys have a width between 2 and that of the model's states, {width}; got {key_width}")
+
+
 @dataclass(frozen=True)
 class Projection:
     """The map x -> x axes / |x axes|.

@@ -1,16 +1,13 @@
 """BankState: the immutable snapshot of a bank folder, which is searched, described and listed.
 
-Notable: everything derived from a state (views, indexes, label spaces) is cached in it, so that nothing derived from
-an older state can pass for that of a newer one. A bank swaps its state once for each change.
+Notable: a bank swaps its state once for each change.
 Shapes: D width, Q queries, N entries, K neighbours, L labels.
 """
 
 import dataclasses
 import functools
-import itertools
 import logging
-import threading
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -18,10 +15,11 @@ from torch import Tensor
 
 from ..common.packages import raise_missing
 from ..common.precision import outside_autocast
-from .files import Added, BankError, File, Folder, Manifest, Segment, SegmentInfo
+from .base_state import BaseState
+from .files import BankError, File, Folder, Manifest, Segment, SegmentInfo
 from .found import Document, Entries, EntryText, Found
 from .projection import Projection
-from .protocol import Made, Search
+from .protocol import Search
 from .rows import documents_of
 from .suffixes import Texts
 from .view import View
@@ -33,7 +31,7 @@ ATTEMPTS = 5  # readings of a manifest whose files a writer is replacing
 NO_IDS = torch.zeros(0, dtype=torch.long)
 
 
-class BankState:
+class BankState(BaseState):
     """State of a bank, which `HistoryBank.snapshot` returns; any number of threads may use it.
 
     Args:
@@ -52,10 +50,9 @@ class BankState:
         forgotten: Tensor,
         projection: Projection | None = None,
     ) -> None:
-        self.folder, self.manifest, self.files, self.forgotten = folder, manifest, files, forgotten
+        super().__init__(manifest)
+        self.folder, self.files, self.forgotten = folder, files, forgotten
         self.projection = projection
-        self._made: dict[Hashable, Any] = {}
-        self._locks: dict[Hashable, threading.Lock] = {}
         self._texts: dict[File, Texts] = {}  # of this state, or of an older one until they are asked for
 
     @classmethod
@@ -106,14 +103,6 @@ class BankState:
             state._texts = {file: texts for file, texts in dict(before._texts).items() if file in files}
         return state
 
-    def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
-        """As `Snapshot.once`; of threads that ask at the same time, one calls `make` and the others wait."""
-        if key not in self._made:
-            with self._locks.setdefault(key, threading.Lock()):
-                if key not in self._made:
-                    self._made[key] = make()
-        return self._made[key]
-
     def __len__(self) -> int:
         """Number of entries that can be recalled."""
         return sum(info.entries for info in self.manifest.segments) - len(self.forgotten)
@@ -124,62 +113,14 @@ class BankState:
         return str(self.folder.path)
 
     @property
-    def fingerprint(self) -> str:
-        """Fingerprint of the model that made the keys."""
-        return self.manifest.fingerprint
-
-    @property
-    def width(self) -> int:
-        """Width of the keys, D."""
-        return self.manifest.width
-
-    @property
     def state_width(self) -> int:
         """Width of the states that keys are made of: D, unless keys are projected."""
         return self.manifest.state_width
 
     @property
-    def vocab_size(self) -> int:
-        """Vocabulary of the model that made the keys."""
-        return self.manifest.vocab_size
-
-    @property
-    def labels(self) -> tuple[str, ...] | None:
-        """Names of the outcomes in a bank of labels; None in one of tokens."""
-        return self.manifest.labels
-
-    @property
-    def generation(self) -> int:
-        """Number of changes so far."""
-        return self.manifest.generation
-
-    @property
     def namespaces(self) -> list[str]:
         """The namespaces that hold entries."""
         return sorted({info.namespace for info in self.manifest.segments})
-
-    def check_namespaces(self, namespaces: Iterable[str] | str) -> tuple[str, ...]:
-        """As `Snapshot.check_namespaces`."""
-        chosen = sorted({namespaces} if isinstance(namespaces, str) else set(namespaces))
-        unknown = [name for name in chosen if name not in self.namespaces]
-        if unknown:
-            held = ", ".join(self.namespaces) or "none"
-            raise BankError(f"the bank {self.folder.path} has no namespace {unknown[0]!r}; it has: {held}")
-        return tuple(chosen)
-
-    def added(self, namespace: str, source: str) -> Added:
-        """As `Snapshot.added`."""
-        own = [item for item in self.manifest.added if (item.namespace, item.source) == (namespace, source)]
-        return own[0] if own else Added(namespace, source, 0)
-
-    def free_source(self, kind: str) -> str:
-        """As `Snapshot.free_source`."""
-        taken = {item.source for item in self.manifest.added}
-        return next(name for name in (f"{kind}-{number}" for number in itertools.count(1)) if name not in taken)
-
-    def held(self, namespaces: Iterable[str] | None) -> tuple[str, ...] | None:
-        """As `Snapshot.held`."""
-        return None if namespaces is None else tuple(name for name in namespaces if name in self.namespaces)
 
     def is_forgotten(self, segment: Segment) -> Tensor:
         """Mask of the forgotten entries of a segment, (N,) bool."""

@@ -34,7 +34,7 @@ OF_CLASSIFIERS = {
 }
 OF_TRANSLATORS = {"backbone_source_attention.py", "models_encoder_decoder.py"}
 OF_BANKS = {f"bank_{name}.py" for name in ("bank", "base", "changes", "files", "index_files", "nearest", "seal")}
-OF_BANKS |= {"bank_sketch.py", "bank_state.py", "bank_view.py", "kernels_nearest_numba.py"}
+OF_BANKS |= {"bank_base_state.py", "bank_sketch.py", "bank_state.py", "bank_view.py", "kernels_nearest_numba.py"}
 FOLDERS: dict[str, tuple[str, ...]] = {
     "backbone": (
         *("batched_stacks", "cells", "hub", "hub_cache", "hub_families", "protocol", "recurrence", "single_step"),

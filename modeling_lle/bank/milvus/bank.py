@@ -24,6 +24,7 @@ from ..base import BaseBank, upload
 from ..changes import Condition, kept_sources, named
 from ..files import Folder
 from ..manifest import Added, BankError, Manifest, Projected, check_names
+from ..projection import check_key_width
 from ..protocol import Where
 from ..segment import Segment, check_values
 from .engine import Engine
@@ -100,8 +101,7 @@ class MilvusBank(BaseBank):
         Raises:
             FileExistsError: There is a collection of the name.
         """
-        if key_width is not None and not 2 <= key_width <= width:
-            raise ValueError(f"keys have a width between 2 and that of the model's states, {width}; got {key_width}")
+        check_key_width(key_width, width)
         engine = Engine(Address.parse(place))
         names = Collections(engine.address.collection)
         if engine.has(names.log) and not engine.get(names.log, ["head"], ["id"]):

@@ -6,11 +6,9 @@ larger ids, or is forgotten by a later change. Numbers of entries, sources and l
 Shapes: D width, Q queries, N entries, K neighbours, L labels.
 """
 
-import itertools
 import json
-import threading
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,11 +16,12 @@ from torch import Tensor
 
 from ...common.checks import check_neighbours
 from ...common.precision import outside_autocast
+from ..base_state import BaseState
 from ..found import Document, Entries, EntryText, Found
-from ..manifest import Added, BankError, Manifest
+from ..manifest import BankError
 from ..nearest import best, similarities
 from ..projection import Projection
-from ..protocol import Made, Search
+from ..protocol import Search
 from ..rows import documents_of, segment_of
 from ..segment import Segment
 from ..suffixes import Texts
@@ -68,7 +67,7 @@ def read_head(engine: Engine, names: Collections, before: Head | None = None) ->
     raise BankError(f"{where} has no head: it was being made or removed; see that nobody does, and build it again")
 
 
-class MilvusState:
+class MilvusState(BaseState):
     """State of a bank, which `MilvusBank.snapshot` returns; any number of threads may use it.
 
     What was forgotten after it, it still finds until `compact` takes that from the storage.
@@ -81,13 +80,11 @@ class MilvusState:
     """
 
     def __init__(self, engine: Engine, names: Collections, head: Head, of_floats: bool) -> None:
+        super().__init__(head.manifest)
         self.engine, self.names, self.head, self.of_floats = engine, names, head, of_floats
-        self.manifest: Manifest = head.manifest
         self.projection: Projection | None = None
         if head.state_width != self.manifest.width:
             self.projection = Projection.random(head.state_width, self.manifest.width)
-        self._made: dict[Hashable, Any] = {}
-        self._locks: dict[Hashable, threading.Lock] = {}
 
     @property
     def name(self) -> str:
@@ -95,34 +92,9 @@ class MilvusState:
         return str(self.engine.address)
 
     @property
-    def fingerprint(self) -> str:
-        """Fingerprint of the model that made the keys."""
-        return self.manifest.fingerprint
-
-    @property
-    def width(self) -> int:
-        """Width of the keys, D."""
-        return self.manifest.width
-
-    @property
     def state_width(self) -> int:
         """Width of the states that keys are made of: D, unless keys are projected."""
         return self.head.state_width
-
-    @property
-    def vocab_size(self) -> int:
-        """Vocabulary of the model that made the keys."""
-        return self.manifest.vocab_size
-
-    @property
-    def labels(self) -> tuple[str, ...] | None:
-        """Names of the outcomes in a bank of labels; None in one of tokens."""
-        return self.manifest.labels
-
-    @property
-    def generation(self) -> int:
-        """Number of changes so far."""
-        return self.manifest.generation
 
     @property
     def entries_by_namespace(self) -> dict[str, int]:
@@ -140,37 +112,6 @@ class MilvusState:
     def __len__(self) -> int:
         """Number of entries that can be recalled."""
         return sum(self.head.counts.values())
-
-    def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
-        """As `Snapshot.once`; of threads that ask at the same time, one calls `make` and the others wait."""
-        if key not in self._made:
-            with self._locks.setdefault(key, threading.Lock()):
-                if key not in self._made:
-                    self._made[key] = make()
-        return self._made[key]
-
-    def check_namespaces(self, namespaces: Iterable[str] | str) -> tuple[str, ...]:
-        """As `Snapshot.check_namespaces`."""
-        chosen = sorted({namespaces} if isinstance(namespaces, str) else set(namespaces))
-        for name in chosen:
-            if name not in self.namespaces:
-                held = ", ".join(self.namespaces[:20]) or "none"
-                raise BankError(f"the bank {self.name} has no namespace {name!r}; it has: {held}")
-        return tuple(chosen)
-
-    def held(self, namespaces: Iterable[str] | None) -> tuple[str, ...] | None:
-        """As `Snapshot.held`."""
-        return None if namespaces is None else tuple(name for name in namespaces if name in self.namespaces)
-
-    def added(self, namespace: str, source: str) -> Added:
-        """As `Snapshot.added`."""
-        own = [item for item in self.manifest.added if (item.namespace, item.source) == (namespace, source)]
-        return own[0] if own else Added(namespace, source, 0)
-
-    def free_source(self, kind: str) -> str:
-        """As `Snapshot.free_source`."""
-        taken = {item.source for item in self.manifest.added}
-        return next(name for name in (f"{kind}-{number}" for number in itertools.count(1)) if name not in taken)
 
     def live_outcomes(self, namespaces: Iterable[str] | None = None) -> Tensor:
         """As `Snapshot.live_outcomes`."""
